@@ -1,0 +1,21 @@
+//! Declarative, cached experiment graphs for GFlowNet and RLHF training of language models.
+//!
+//! Layers, dependencies pointing down only:
+//!
+//! ```text
+//! main.rs -> cli/        one file per command, the only code that prints
+//!              |
+//! engine/                spec -> plan -> execute; knows nothing of machine learning
+//! registry.rs            one line per stage kind
+//! stages/                one file per stage kind: typed params, typed ports, glue
+//! artifacts/             one file per artifact type, device-free
+//! ml/                    models, adapters, objectives, generation, optimiser, kernels
+//! stats/                 numbers on slices
+//! sources/               where bytes from outside come from
+//! random.rs              seeded counter streams, used by every layer above
+//! ```
+
+pub mod ml;
+pub mod random;
+pub mod sources;
+pub mod stats;

@@ -1,0 +1,18 @@
+//! Language models and their training: pure functions of tensors and configurations.
+//!
+//! Nothing here knows of stages, files of a store or the command line.
+
+pub mod adapter;
+pub mod bert;
+pub mod config;
+pub mod formats;
+pub mod generate;
+pub mod head;
+pub mod kernels;
+pub mod llama;
+pub mod objectives;
+pub mod optimizer;
+pub mod parameters;
+pub mod replay_buffer;
+pub mod schedule;
+pub mod tokenizer;

@@ -1,0 +1,1 @@
+//! Where bytes from outside come from.
