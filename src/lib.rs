@@ -15,6 +15,7 @@
 //! random.rs              seeded counter streams, used by every layer above
 //! ```
 
+pub mod engine;
 pub mod ml;
 pub mod random;
 pub mod sources;

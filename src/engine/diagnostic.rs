@@ -1,0 +1,156 @@
+//! What is wrong with a pipeline, where, and what to do about it.
+
+use std::fmt;
+
+/// One step into the pipeline document.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Segment {
+    /// A key of a map.
+    Key(String),
+    /// A position in a list.
+    Index(usize),
+}
+
+/// A place in the pipeline document, such as `stages.sft.params.lr`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Path(pub Vec<Segment>);
+
+impl Path {
+    /// Makes a path of keys.
+    pub fn of<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(
+            keys.into_iter()
+                .map(|key| Segment::Key(key.to_owned()))
+                .collect(),
+        )
+    }
+
+    /// Returns the path of a key below this one.
+    pub fn key(&self, key: &str) -> Self {
+        let mut path = self.clone();
+        path.0.push(Segment::Key(key.to_owned()));
+        path
+    }
+
+    /// Returns the path of a list item below this one.
+    pub fn index(&self, index: usize) -> Self {
+        let mut path = self.clone();
+        path.0.push(Segment::Index(index));
+        path
+    }
+
+    /// Returns this path continued by `rest`.
+    pub fn join(&self, rest: &Path) -> Self {
+        Self(self.0.iter().chain(&rest.0).cloned().collect())
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, segment) in self.0.iter().enumerate() {
+            match segment {
+                Segment::Key(key) if position == 0 => write!(f, "{key}")?,
+                Segment::Key(key) => write!(f, ".{key}")?,
+                Segment::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How grave a diagnostic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The pipeline cannot run.
+    Error,
+    /// The pipeline can run; something in it has no effect.
+    Warning,
+}
+
+/// Whether a diagnostic points at a key or at its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The key itself (an unknown key, say).
+    Key,
+    /// The value.
+    Value,
+}
+
+/// One thing that is wrong with a pipeline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Diagnostic {
+    /// How grave it is.
+    pub severity: Severity,
+    /// Where it is.
+    pub path: Path,
+    /// What of that place is meant.
+    pub target: Target,
+    /// What is wrong: what was found, what was expected.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Diagnostic {
+    /// Makes an error about the value at `path`.
+    pub fn error(path: Path, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            path,
+            target: Target::Value,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Makes a warning about the key at `path`.
+    pub fn warning(path: Path, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Warning,
+            target: Target::Key,
+            ..Self::error(path, message)
+        }
+    }
+
+    /// Points at the key instead of its value.
+    #[must_use]
+    pub fn at_key(mut self) -> Self {
+        self.target = Target::Key;
+        self
+    }
+
+    /// Adds a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds a hint, if there is one.
+    #[must_use]
+    pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint.or(self.hint);
+        self
+    }
+}
+
+/// Says which of `candidates` was probably meant, or lists them when they are few.
+pub fn did_you_mean<'a>(
+    found: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let nearest = candidates
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(found, candidate), *candidate))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)));
+    match nearest {
+        Some((_, candidate)) => Some(format!("did you mean `{candidate}`?")),
+        None if candidates.is_empty() => None,
+        None if candidates.len() <= 12 => {
+            Some(format!("expected one of: {}", candidates.join(", ")))
+        }
+        None => None,
+    }
+}

@@ -1,0 +1,335 @@
+//! The pipeline file as text: reading it, and finding places in it when something is wrong.
+//!
+//! serde_yaml gives the values; it knows no positions. Only when there are diagnostics does a second,
+//! marker-carrying parser walk the text and map document paths to lines and columns.
+
+use std::collections::BTreeMap;
+use std::path::{Path as FilePath, PathBuf};
+
+use saphyr_parser::{Event, Parser, Span as ParserSpan};
+
+use super::diagnostic::{Diagnostic, Path, Segment, Severity, Target};
+use super::value::Value;
+
+/// A pipeline file that was read.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+/// A stretch of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column in characters, counted from 1.
+    pub column: usize,
+}
+
+/// A diagnostic with its place in the text.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// What is wrong.
+    pub diagnostic: Diagnostic,
+    /// Where; absent for what no line of the file says (a `--set`, say).
+    pub span: Option<Span>,
+}
+
+/// Diagnostics of one document, in the order of its lines.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{} is not a valid pipeline: {}", document.file.display(), summary(diagnostics))]
+pub struct Invalid {
+    /// The document they are about.
+    pub document: Document,
+    /// What is wrong with it.
+    pub diagnostics: Vec<Located>,
+}
+
+fn summary(diagnostics: &[Located]) -> String {
+    diagnostics
+        .iter()
+        .map(|located| located.diagnostic.message.as_str())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+impl Document {
+    /// Reads a pipeline file.
+    pub fn read(file: &FilePath) -> std::io::Result<Self> {
+        Ok(Self {
+            file: file.to_owned(),
+            text: fs_err::read_to_string(file)?,
+        })
+    }
+
+    /// Parses the text.
+    pub fn parse(&self) -> Result<Value, Invalid> {
+        let error = match serde_yaml::from_str::<Value>(&self.text) {
+            Ok(value @ Value::Map(_)) => return Ok(value),
+            Ok(other) => {
+                return Err(self.invalid(vec![Diagnostic::error(
+                    Path::default(),
+                    format!(
+                        "expected a map with `name` and `stages`, found {}",
+                        other.type_name()
+                    ),
+                )]));
+            }
+            Err(error) => error,
+        };
+        let duplicates = self
+            .places()
+            .map(|places| places.duplicates)
+            .unwrap_or_default();
+        let diagnostics = if duplicates.is_empty() {
+            let span = error.location().map(|at| Span {
+                start: at.index(),
+                end: at.index() + 1,
+                line: at.line(),
+                column: at.column(),
+            });
+            let message = error.to_string();
+            // serde_yaml repeats the position at the end of its message.
+            let message = message
+                .rsplit_once(" at line ")
+                .map_or(message.as_str(), |(text, _)| text);
+            vec![Located {
+                diagnostic: Diagnostic::error(Path::default(), message.to_owned()),
+                span,
+            }]
+        } else {
+            duplicates
+                .into_iter()
+                .map(|(path, span)| Located {
+                    diagnostic: Diagnostic::error(path.clone(), format!("duplicate key `{path}`"))
+                        .hint("a key may be given once; remove or rename one of them"),
+                    span: Some(span),
+                })
+                .collect()
+        };
+        Err(Invalid {
+            document: self.clone(),
+            diagnostics,
+        })
+    }
+
+    /// Attaches places to diagnostics and sorts them by place.
+    pub fn locate(&self, diagnostics: Vec<Diagnostic>) -> Vec<Located> {
+        let places = self.places().unwrap_or_default();
+        let mut located: Vec<Located> = diagnostics
+            .into_iter()
+            .map(|diagnostic| Located {
+                span: places.find(&diagnostic.path, diagnostic.target),
+                diagnostic,
+            })
+            .collect();
+        located.sort_by_key(|located| {
+            let warning = located.diagnostic.severity == Severity::Warning;
+            (warning, located.span.map_or(usize::MAX, |span| span.start))
+        });
+        located.dedup_by(|a, b| a.span == b.span && a.diagnostic.message == b.diagnostic.message);
+        located
+    }
+
+    /// Makes the error that carries `diagnostics`.
+    pub fn invalid(&self, diagnostics: Vec<Diagnostic>) -> Invalid {
+        Invalid {
+            document: self.clone(),
+            diagnostics: self.locate(diagnostics),
+        }
+    }
+
+    fn places(&self) -> Option<Places> {
+        let mut walk = Walk {
+            parser: Parser::new_from_str(&self.text),
+            line_starts: std::iter::once(0)
+                .chain(self.text.match_indices('\n').map(|(at, _)| at + 1))
+                .collect(),
+            text: &self.text,
+            places: Places::default(),
+        };
+        // Stream start, document start, the root node.
+        walk.next()?;
+        walk.next()?;
+        let (event, span) = walk.next()?;
+        walk.node(&Path::default(), &event, span)?;
+        Some(walk.places)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    keys: BTreeMap<Path, Span>,
+    values: BTreeMap<Path, Span>,
+    duplicates: Vec<(Path, Span)>,
+}
+
+impl Places {
+    /// Finds the place of `path`, or of its nearest ancestor in the file.
+    fn find(&self, path: &Path, target: Target) -> Option<Span> {
+        let mut path = path.clone();
+        let first = match target {
+            Target::Key => self.keys.get(&path),
+            Target::Value => self.values.get(&path),
+        };
+        let mut found = first.or_else(|| self.values.get(&path));
+        while found.is_none() && !path.0.is_empty() {
+            path.0.pop();
+            found = self.keys.get(&path).or_else(|| self.values.get(&path));
+        }
+        found.copied().filter(|_| !path.0.is_empty())
+    }
+}
+
+struct Walk<'a> {
+    parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    line_starts: Vec<usize>,
+    text: &'a str,
+    places: Places,
+}
+
+impl<'a> Walk<'a> {
+    fn next(&mut self) -> Option<(Event<'a>, ParserSpan)> {
+        self.parser.next()?.ok()
+    }
+
+    fn span(&self, span: ParserSpan) -> Span {
+        let byte = |line: usize, column: usize| {
+            let start = self
+                .line_starts
+                .get(line.saturating_sub(1))
+                .copied()
+                .unwrap_or(0);
+            let rest = &self.text[start..];
+            start
+                + rest
+                    .char_indices()
+                    .nth(column)
+                    .map_or(rest.len(), |(at, _)| at)
+        };
+        let start = byte(span.start.line(), span.start.col());
+        let end = byte(span.end.line(), span.end.col())
+            .max(start + 1)
+            .min(self.text.len());
+        // A block's span reaches to the next token: its first line says enough.
+        let line_end = self.text[start..]
+            .find('\n')
+            .map_or(self.text.len(), |at| start + at);
+        Span {
+            start,
+            end: end.min(line_end).max(start),
+            line: span.start.line(),
+            column: span.start.col() + 1,
+        }
+    }
+
+    fn node(&mut self, path: &Path, event: &Event<'a>, span: ParserSpan) -> Option<()> {
+        let place = self.span(span);
+        self.places.values.insert(path.clone(), place);
+        match event {
+            Event::SequenceStart(..) => {
+                for index in 0.. {
+                    let (event, span) = self.next()?;
+                    if matches!(event, Event::SequenceEnd) {
+                        break;
+                    }
+                    self.node(&path.index(index), &event, span)?;
+                }
+            }
+            Event::MappingStart(..) => loop {
+                let (event, span) = self.next()?;
+                let key = match &event {
+                    Event::MappingEnd => break,
+                    Event::Scalar(text, ..) => text.to_string(),
+                    _ => return None,
+                };
+                let path = path.key(&key);
+                let place = self.span(span);
+                if self.places.keys.insert(path.clone(), place).is_some() {
+                    self.places.duplicates.push((path.clone(), place));
+                }
+                let (event, span) = self.next()?;
+                self.node(&path, &event, span)?;
+            },
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// Returns the path without its last segment, if that is a list index.
+pub fn without_index(path: &Path) -> Path {
+    let mut path = path.clone();
+    if matches!(path.0.last(), Some(Segment::Index(_))) {
+        path.0.pop();
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(text: &str) -> Document {
+        Document {
+            file: "p.yaml".into(),
+            text: text.to_owned(),
+        }
+    }
+
+    #[test]
+    fn paths_are_found_by_line_and_column() {
+        let document = document("name: x\nstages:\n  sft:\n    params: { lr: 1, steps: [1, 2] }\n");
+        let places = document.places().unwrap();
+        let lr = places
+            .find(&Path::of(["stages", "sft", "params", "lr"]), Target::Value)
+            .unwrap();
+        assert_eq!((lr.line, lr.column), (4, 19));
+        let key = places
+            .find(&Path::of(["stages", "sft", "params", "lr"]), Target::Key)
+            .unwrap();
+        assert_eq!((key.line, key.column), (4, 15));
+        let item = Path::of(["stages", "sft", "params", "steps"]).index(1);
+        assert_eq!(places.find(&item, Target::Value).unwrap().column, 33);
+        // A missing key is shown at its parent.
+        let missing = places
+            .find(&Path::of(["stages", "sft", "kind"]), Target::Value)
+            .unwrap();
+        assert_eq!((missing.line, missing.column), (3, 3));
+    }
+
+    #[test]
+    fn every_duplicate_key_is_named_with_its_place() {
+        let invalid = document("a: 1\nb: {c: 1, c: 2}\na: 3\n")
+            .parse()
+            .unwrap_err();
+        let found: Vec<_> = invalid
+            .diagnostics
+            .iter()
+            .map(|d| (d.diagnostic.message.as_str(), d.span.unwrap().line))
+            .collect();
+        assert_eq!(
+            found,
+            [("duplicate key `b.c`", 2), ("duplicate key `a`", 3)]
+        );
+    }
+
+    #[test]
+    fn columns_count_characters_not_bytes() {
+        let document = document("a: {\"ü\": 1, b: 2}\n");
+        let span = document
+            .places()
+            .unwrap()
+            .find(&Path::of(["a", "b"]), Target::Key)
+            .unwrap();
+        assert_eq!(span.column, 13);
+        assert_eq!(&document.text[span.start..span.end], "b");
+    }
+}

@@ -1,0 +1,230 @@
+//! Matrices: one stage template, one instance for each combination of axis values.
+
+use indexmap::IndexMap;
+
+use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::reference::is_name;
+use super::value::{Map, Value};
+
+/// The axis values of one instance, in axis order.
+pub type AxisValues = IndexMap<String, Value>;
+
+/// Expands a `matrix:` whose `${}` are resolved; `None` stands for a stage without one.
+///
+/// The last axis varies fastest. `exclude` removes the combinations that agree with one of its maps,
+/// `include` adds combinations, each giving every axis.
+pub fn expand(
+    matrix: Option<&Value>,
+    path: &Path,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<AxisValues> {
+    let Some(matrix) = matrix else {
+        return vec![AxisValues::new()];
+    };
+    let Some(map) = matrix.as_map() else {
+        errors.push(Diagnostic::error(
+            path.clone(),
+            format!(
+                "`matrix` must be a map of axes, found {}",
+                matrix.type_name()
+            ),
+        ));
+        return Vec::new();
+    };
+    let mut combinations = vec![AxisValues::new()];
+    let mut axes = Vec::new();
+    for (axis, values) in map {
+        if axis == "include" || axis == "exclude" {
+            continue;
+        }
+        let path = path.key(axis);
+        if !is_name(axis) {
+            errors.push(
+                Diagnostic::error(path.clone(), format!("`{axis}` cannot name an axis"))
+                    .at_key()
+                    .hint("names match [a-z][a-z0-9_]*"),
+            );
+        }
+        let Value::List(values) = values else {
+            errors.push(Diagnostic::error(
+                path,
+                format!(
+                    "axis `{axis}` must be a list of values, found {}",
+                    values.type_name()
+                ),
+            ));
+            continue;
+        };
+        if values.is_empty() {
+            errors.push(Diagnostic::error(
+                path.clone(),
+                format!("axis `{axis}` has no values"),
+            ));
+        }
+        for (index, value) in values.iter().enumerate() {
+            if matches!(value, Value::List(_) | Value::Map(_) | Value::Null) {
+                errors.push(Diagnostic::error(
+                    path.index(index),
+                    format!(
+                        "values of axis `{axis}` must be text, numbers or booleans, found {}",
+                        value.type_name()
+                    ),
+                ));
+            } else if values[..index].contains(value) {
+                errors.push(Diagnostic::error(
+                    path.index(index),
+                    format!("axis `{axis}` has the value `{value}` twice"),
+                ));
+            }
+        }
+        axes.push(axis.clone());
+        combinations = combinations
+            .iter()
+            .flat_map(|combination| {
+                values.iter().map(|value| {
+                    let mut combination = combination.clone();
+                    combination.insert(axis.clone(), value.clone());
+                    combination
+                })
+            })
+            .collect();
+    }
+    for (index, exclude) in entries(map, "exclude", path, errors) {
+        let path = path.key("exclude").index(index);
+        check_axes(exclude, &axes, &path, errors);
+        let before = combinations.len();
+        combinations.retain(|combination| {
+            !exclude
+                .iter()
+                .all(|(axis, value)| combination.get(axis) == Some(value))
+        });
+        if combinations.len() == before {
+            errors.push(
+                Diagnostic::error(path, "this `exclude` matches no combination")
+                    .hint("values must be spelled as in the axes"),
+            );
+        }
+    }
+    for (index, include) in entries(map, "include", path, errors) {
+        let path = path.key("include").index(index);
+        check_axes(include, &axes, &path, errors);
+        let combination: AxisValues = axes
+            .iter()
+            .filter_map(|axis| Some((axis.clone(), include.get(axis)?.clone())))
+            .collect();
+        if combination.len() < axes.len() {
+            errors.push(Diagnostic::error(
+                path,
+                format!("an `include` gives every axis: {}", axes.join(", ")),
+            ));
+        } else if combinations.contains(&combination) {
+            errors.push(Diagnostic::error(
+                path,
+                "this `include` is already a combination of the axes",
+            ));
+        } else {
+            combinations.push(combination);
+        }
+    }
+    if combinations.is_empty() && errors.is_empty() {
+        errors.push(Diagnostic::error(
+            path.clone(),
+            "the matrix has no combination left",
+        ));
+    }
+    combinations
+}
+
+fn entries<'a>(
+    matrix: &'a Map,
+    key: &str,
+    path: &Path,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<(usize, &'a Map)> {
+    let list = match matrix.get(key) {
+        None => return Vec::new(),
+        Some(Value::List(list)) => list.as_slice(),
+        Some(other) => {
+            errors.push(Diagnostic::error(
+                path.key(key),
+                format!(
+                    "`{key}` must be a list of maps, found {}",
+                    other.type_name()
+                ),
+            ));
+            return Vec::new();
+        }
+    };
+    let mut maps = Vec::new();
+    for (index, entry) in list.iter().enumerate() {
+        match entry {
+            Value::Map(map) => maps.push((index, map)),
+            other => errors.push(Diagnostic::error(
+                path.key(key).index(index),
+                format!("expected a map of axis values, found {}", other.type_name()),
+            )),
+        }
+    }
+    maps
+}
+
+fn check_axes(entry: &Map, axes: &[String], path: &Path, errors: &mut Vec<Diagnostic>) {
+    for axis in entry.keys().filter(|axis| !axes.contains(axis)) {
+        errors.push(
+            Diagnostic::error(path.key(axis), format!("the matrix has no axis `{axis}`"))
+                .at_key()
+                .maybe_hint(did_you_mean(axis, axes.iter().map(String::as_str))),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(text: &str) -> (Vec<String>, Vec<String>) {
+        let matrix: Value = serde_yaml::from_str(text).unwrap();
+        let mut errors = Vec::new();
+        let combinations = expand(Some(&matrix), &Path::default(), &mut errors)
+            .iter()
+            .map(|combination| {
+                combination
+                    .values()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect();
+        (
+            combinations,
+            errors.into_iter().map(|error| error.message).collect(),
+        )
+    }
+
+    #[test]
+    fn the_last_axis_varies_fastest_and_include_and_exclude_apply() {
+        let (combinations, errors) = expanded(
+            "policy: [a, b]\nseed: [1, 2]\nexclude: [{policy: a, seed: 2}]\ninclude: [{policy: c, seed: 9}]\n",
+        );
+        assert_eq!(combinations, ["a 1", "b 1", "b 2", "c 9"]);
+        assert_eq!(errors, Vec::<String>::new());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let (_, errors) =
+            expanded("seed: [1, 1]\nA: 3\nexclude: [{sead: 1}, {seed: 5}]\ninclude: [{}]\n");
+        assert_eq!(
+            errors,
+            [
+                "axis `seed` has the value `1` twice",
+                "`A` cannot name an axis",
+                "axis `A` must be a list of values, found a whole number",
+                "the matrix has no axis `sead`",
+                "this `exclude` matches no combination",
+                "this `exclude` matches no combination",
+                "an `include` gives every axis: seed",
+            ]
+        );
+    }
+}

@@ -1,0 +1,20 @@
+//! The graph engine: spec -> plan -> execute. It knows nothing of machine learning.
+//!
+//! - [`spec`] turns a pipeline file into a checked graph of stage instances ([`document`], [`overrides`],
+//!   [`interpolate`], [`matrix`], [`reference`], [`wiring`], [`graph`]);
+//! - [`plan`] decides for each stage whether a stored result can be used ([`fingerprint`], [`store`]);
+//! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]).
+
+pub mod artifact;
+pub mod context;
+pub mod diagnostic;
+pub mod document;
+pub mod graph;
+mod interpolate;
+mod matrix;
+pub mod overrides;
+pub mod reference;
+pub mod spec;
+pub mod stage;
+mod value;
+mod wiring;

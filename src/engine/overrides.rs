@@ -1,0 +1,283 @@
+//! Profiles and `--set`: what changes a pipeline file before it is read.
+
+use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::value::{Map, Value};
+
+/// What the command line changes in a pipeline.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Profiles to apply, later ones winning.
+    pub profiles: Vec<String>,
+    /// `KEY=VALUE` settings, later ones winning.
+    pub set: Vec<String>,
+}
+
+/// Applies profiles and settings to the root of a pipeline.
+pub fn apply(root: &mut Map, overrides: &Overrides, errors: &mut Vec<Diagnostic>) {
+    let profiles = match root.get("profiles") {
+        Some(Value::Map(profiles)) => profiles.clone(),
+        Some(other) => {
+            errors.push(Diagnostic::error(
+                Path::of(["profiles"]),
+                format!(
+                    "`profiles` must be a map of patches, found {}",
+                    other.type_name()
+                ),
+            ));
+            return;
+        }
+        None => Map::new(),
+    };
+    for (name, patch) in &profiles {
+        check_patch(name, patch, errors);
+    }
+    for name in &overrides.profiles {
+        match profiles.get(name) {
+            Some(Value::Map(patch)) => apply_patch(root, patch),
+            Some(_) => {}
+            None => errors.push(
+                Diagnostic::error(Path::default(), format!("unknown profile `{name}`")).hint(
+                    did_you_mean(name, profiles.keys().map(String::as_str))
+                        .unwrap_or_else(|| "this pipeline has no profiles".to_owned()),
+                ),
+            ),
+        }
+    }
+    for setting in &overrides.set {
+        if let Err(diagnostic) = apply_setting(root, setting) {
+            errors.push(diagnostic);
+        }
+    }
+}
+
+fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
+    let path = Path::of(["profiles", name]);
+    let Value::Map(patch) = patch else {
+        if *patch != Value::Null {
+            errors.push(
+                Diagnostic::error(
+                    path,
+                    format!(
+                        "profile `{name}` must be a map, found {}",
+                        patch.type_name()
+                    ),
+                )
+                .hint("a profile may hold `params` and `stages`"),
+            );
+        }
+        return;
+    };
+    for (key, value) in patch {
+        if !["params", "stages", "description"].contains(&key.as_str()) {
+            errors.push(
+                Diagnostic::error(
+                    path.key(key),
+                    format!("unknown key `{key}` in profile `{name}`"),
+                )
+                .at_key()
+                .hint("a profile may hold `params`, `stages` and `description`"),
+            );
+        } else if key != "description" && value.as_map().is_none() {
+            errors.push(Diagnostic::error(
+                path.key(key),
+                format!(
+                    "`{key}` of profile `{name}` must be a map, found {}",
+                    value.type_name()
+                ),
+            ));
+        }
+    }
+}
+
+fn apply_patch(root: &mut Map, patch: &Map) {
+    if let Some(params) = patch.get("params") {
+        root.entry("params".to_owned())
+            .or_insert_with(|| Value::Map(Map::new()))
+            .merge(params);
+    }
+    let Some(Value::Map(patches)) = patch.get("stages") else {
+        return;
+    };
+    let stages = root
+        .entry("stages".to_owned())
+        .or_insert_with(|| Value::Map(Map::new()));
+    let Value::Map(stages) = stages else { return };
+    for (name, patch) in patches {
+        let kind = patch.get(["kind"]);
+        match stages.get_mut(name) {
+            _ if *patch == Value::Null => {
+                stages.shift_remove(name);
+            }
+            // Another kind has other params and ports: the patch is the whole stage.
+            Some(stage) if kind.is_none_or(|kind| stage.get(["kind"]) == Some(kind)) => {
+                stage.merge(patch);
+            }
+            _ => {
+                stages.insert(name.clone(), patch.clone());
+            }
+        }
+    }
+}
+
+fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
+    let fail = |message: String| Diagnostic::error(Path::default(), message);
+    let Some((key, text)) = setting.split_once('=') else {
+        return Err(fail(format!("`--set {setting}`: expected KEY=VALUE"))
+            .hint("for example `--set ppo.lr=2e-5` or `--set stages.sft.params.steps=10`"));
+    };
+    let value: Value = serde_yaml::from_str(text)
+        .map_err(|error| fail(format!("`--set {setting}`: the value is not YAML: {error}")))?;
+    let mut keys: Vec<&str> = key.trim().split('.').collect();
+    let in_params = |name: &str| root.get("params").and_then(|p| p.get([name])).is_some();
+    let stage_names: Vec<String> = root
+        .get("stages")
+        .and_then(Value::as_map)
+        .map(|stages| stages.keys().cloned().collect())
+        .unwrap_or_default();
+    let explicit = matches!(keys[0], "params" | "stages");
+    if !explicit && in_params(keys[0]) {
+        keys.insert(0, "params");
+    } else if !explicit && keys.len() > 1 && stage_names.iter().any(|name| name == keys[0]) {
+        // `ppo.lr` of a stage `ppo` whose settings are not params of the pipeline.
+        keys.splice(0..1, ["stages", keys[0], "params"]);
+    } else if !explicit {
+        let params = root.get("params").and_then(Value::as_map);
+        let known = params
+            .into_iter()
+            .flat_map(|p| p.keys())
+            .chain(&stage_names);
+        return Err(fail(format!(
+            "`--set {setting}`: no param or stage `{}`",
+            keys[0]
+        ))
+        .maybe_hint(did_you_mean(keys[0], known.map(String::as_str))));
+    }
+    if keys[0] == "params" && keys.len() > 1 {
+        // New params would have no effect: a typing error must not pass silently.
+        let present = root
+            .get("params")
+            .and_then(|p| p.get(keys[1..].iter().copied()));
+        if present.is_none() {
+            let parent = root
+                .get("params")
+                .and_then(|p| p.get(keys[1..keys.len() - 1].iter().copied()));
+            let known = parent
+                .and_then(Value::as_map)
+                .into_iter()
+                .flat_map(|map| map.keys());
+            let last = keys[keys.len() - 1];
+            return Err(fail(format!(
+                "`--set {setting}`: the pipeline has no param `{}`",
+                keys[1..].join(".")
+            ))
+            .maybe_hint(did_you_mean(last, known.map(String::as_str))));
+        }
+    } else if keys[0] == "stages"
+        && !stage_names
+            .iter()
+            .any(|name| keys.get(1) == Some(&name.as_str()))
+    {
+        let found = keys.get(1).copied().unwrap_or_default();
+        return Err(fail(format!("`--set {setting}`: no stage `{found}`"))
+            .maybe_hint(did_you_mean(found, stage_names.iter().map(String::as_str))));
+    }
+    let mut target = root;
+    for key in &keys[..keys.len() - 1] {
+        let next = target
+            .entry((*key).to_owned())
+            .or_insert_with(|| Value::Map(Map::new()));
+        let type_name = next.type_name();
+        let Value::Map(map) = next else {
+            return Err(fail(format!(
+                "`--set {setting}`: `{key}` is {type_name}, not a map"
+            )));
+        };
+        target = map;
+    }
+    target.insert(keys[keys.len() - 1].to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIPELINE: &str = "
+params: { lr: 1, data: { source: a, n: 2 } }
+profiles:
+  big:
+    params: { data: { n: 9 } }
+    stages:
+      a: { kind: other, params: { z: 1 } }
+      b: { params: { y: 3 } }
+      c: null
+stages:
+  a: { kind: one, params: { x: 1 } }
+  b: { kind: two, params: { x: 1 } }
+  c: { kind: three }
+";
+
+    fn with(profiles: &[&str], set: &[&str]) -> (Value, Vec<Diagnostic>) {
+        let Value::Map(mut root) = serde_yaml::from_str(PIPELINE).unwrap() else {
+            panic!()
+        };
+        let overrides = Overrides {
+            profiles: profiles.iter().map(ToString::to_string).collect(),
+            set: set.iter().map(ToString::to_string).collect(),
+        };
+        let mut errors = Vec::new();
+        apply(&mut root, &overrides, &mut errors);
+        (Value::Map(root), errors)
+    }
+
+    #[test]
+    fn profiles_merge_replace_on_another_kind_and_remove_on_null() {
+        let (root, errors) = with(&["big"], &[]);
+        assert_eq!(errors, []);
+        let stages: Value = serde_yaml::from_str(
+            "a: {kind: other, params: {z: 1}}\nb: {kind: two, params: {x: 1, y: 3}}",
+        )
+        .unwrap();
+        assert_eq!(root.get(["stages"]), Some(&stages));
+        assert_eq!(root.get(["params", "data", "n"]), Some(&Value::Integer(9)));
+        assert_eq!(
+            root.get(["params", "data", "source"]),
+            Some(&Value::String("a".into()))
+        );
+    }
+
+    #[test]
+    fn settings_reach_params_and_stages_and_win_over_profiles() {
+        let (root, errors) = with(&["big"], &["data.n=5", "stages.b.params.x=1e-3", "b.y=[1]"]);
+        assert_eq!(errors, []);
+        assert_eq!(root.get(["params", "data", "n"]), Some(&Value::Integer(5)));
+        assert_eq!(
+            root.get(["stages", "b", "params", "x"]),
+            Some(&Value::Float(1e-3))
+        );
+        assert_eq!(
+            root.get(["stages", "b", "params", "y"]),
+            Some(&Value::List(vec![Value::Integer(1)]))
+        );
+    }
+
+    #[test]
+    fn misspelled_profiles_and_settings_are_errors_with_hints() {
+        let (_, errors) = with(
+            &["bigg"],
+            &["data.m=5", "lrr=1", "stages.d.params.x=1", "lr"],
+        );
+        let found: Vec<_> = errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(
+            found,
+            [
+                "unknown profile `bigg`",
+                "`--set data.m=5`: the pipeline has no param `data.m`",
+                "`--set lrr=1`: no param or stage `lrr`",
+                "`--set stages.d.params.x=1`: no stage `d`",
+                "`--set lr`: expected KEY=VALUE",
+            ]
+        );
+        assert_eq!(errors[2].hint.as_deref(), Some("did you mean `lr`?"));
+    }
+}

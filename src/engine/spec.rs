@@ -1,0 +1,698 @@
+//! From a pipeline file to a checked graph of stage instances.
+//!
+//! Everything that can be known to be wrong before running is found here, all of it at once.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path as FilePath, PathBuf};
+
+use indexmap::IndexMap;
+use serde_json::Value as Json;
+
+use super::context::Labels;
+use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
+use super::document::{Document, Invalid, Located};
+use super::graph::Graph;
+use super::interpolate::Scope;
+use super::matrix;
+use super::overrides::{self, Overrides};
+use super::reference::is_name;
+use super::stage::{Registry, Resources, Stage, StageKind, find_kind};
+use super::value::{Map, Value};
+use super::wiring;
+
+/// A pipeline whose every stage is typed, wired and checked.
+pub struct Pipeline {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// The file it came from.
+    pub document: Document,
+    /// One entry for each combination of a stage's matrix, in file order.
+    pub stages: Vec<Instance>,
+    /// Which needs which.
+    pub graph: Graph,
+    /// Positions of `stages`, each after what it needs.
+    pub order: Vec<usize>,
+    /// What has no effect.
+    pub warnings: Vec<Located>,
+}
+
+/// One stage to run.
+pub struct Instance {
+    /// Name with axis values: `samples[policy=ppo,seed=1]`.
+    pub name: String,
+    /// Name of the stage in the file.
+    pub template: String,
+    /// Axis values as text, in axis order.
+    pub axes: Labels,
+    /// Its kind.
+    pub kind: StageKind,
+    /// Its params as written, `${}` replaced: what a worker parses again.
+    pub raw_params: Json,
+    /// Its params, typed.
+    pub stage: Box<dyn Stage>,
+    /// What it reads.
+    pub inputs: Vec<PortInput>,
+    /// What it needs while running.
+    pub resources: Resources,
+    /// How often a failed run is tried again.
+    pub retries: u32,
+    /// Seconds after which a run is ended.
+    pub timeout: Option<f64>,
+    /// What it is for.
+    pub description: String,
+}
+
+/// The artifacts wired to one port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortInput {
+    /// The port's name.
+    pub port: String,
+    /// Whether labels count.
+    pub labelled: bool,
+    /// In order.
+    pub items: Vec<InputItem>,
+}
+
+/// One artifact wired to a port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputItem {
+    /// Position of the producer in [`Pipeline::stages`].
+    pub producer: usize,
+    /// The producer's output.
+    pub output: String,
+    /// Axis values and stage name.
+    pub labels: Labels,
+}
+
+/// Why a pipeline could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file could not be read.
+    #[error("cannot read the pipeline: {0}")]
+    Read(#[from] std::io::Error),
+    /// The file is not a valid pipeline.
+    #[error(transparent)]
+    Invalid(#[from] Box<Invalid>),
+}
+
+/// A stage of the file before its matrix is expanded into instances.
+pub(super) struct Template {
+    pub(super) path: Path,
+    pub(super) axes: IndexMap<String, Vec<String>>,
+    /// Positions of its instances in the pipeline, with their axis values.
+    pub(super) instances: Vec<(Labels, usize)>,
+}
+
+/// An instance whose references are still text.
+pub(super) struct Draft {
+    pub(super) instance: Instance,
+    pub(super) path: Path,
+    pub(super) inputs: Map,
+}
+
+const ROOT_KEYS: [&str; 5] = ["name", "description", "params", "profiles", "stages"];
+const STAGE_KEYS: [&str; 8] = [
+    "kind",
+    "inputs",
+    "params",
+    "matrix",
+    "resources",
+    "retries",
+    "timeout",
+    "description",
+];
+
+impl Pipeline {
+    /// Reads, expands and checks a pipeline file.
+    pub fn load(
+        file: &FilePath,
+        overrides: &Overrides,
+        registry: &Registry,
+    ) -> Result<Self, LoadError> {
+        let document = Document::read(file)?;
+        Ok(Self::from_document(document, overrides, registry)?)
+    }
+
+    /// Expands and checks a pipeline that was read.
+    pub fn from_document(
+        document: Document,
+        overrides: &Overrides,
+        registry: &Registry,
+    ) -> Result<Self, Box<Invalid>> {
+        let Value::Map(mut root) = document.parse().map_err(Box::new)? else {
+            unreachable!("`parse` returns maps only");
+        };
+        let mut errors = Vec::new();
+        overrides::apply(&mut root, overrides, &mut errors);
+        let mut builder = Builder {
+            registry,
+            errors,
+            warnings: Vec::new(),
+        };
+        let pipeline = builder.build(&document, &root);
+        let located = relocate_to_profiles(&document, &overrides.profiles, builder.errors);
+        match pipeline {
+            Some(mut pipeline) if located.is_empty() => {
+                pipeline.warnings = document.locate(builder.warnings);
+                Ok(pipeline)
+            }
+            _ => Err(Box::new(document.invalid(located))),
+        }
+    }
+
+    /// Names of the profiles of a pipeline file.
+    pub fn profiles(document: &Document) -> Vec<String> {
+        match document.parse() {
+            Ok(root) => root
+                .get(["profiles"])
+                .and_then(Value::as_map)
+                .map(|profiles| profiles.keys().cloned().collect())
+                .unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Finds a stage instance by its full name, or by its template's name if that has one instance.
+    ///
+    /// # Errors
+    /// A message with a hint, if there is no such stage or more than one.
+    pub fn find(&self, name: &str) -> Result<usize, String> {
+        if let Some(found) = self.stages.iter().position(|stage| stage.name == name) {
+            return Ok(found);
+        }
+        let instances: Vec<usize> = (0..self.stages.len())
+            .filter(|stage| self.stages[*stage].template == name)
+            .collect();
+        match instances.as_slice() {
+            [one] => Ok(*one),
+            [] => {
+                let known = self.stages.iter().map(|stage| stage.name.as_str());
+                let hint = did_you_mean(name, known)
+                    .map(|hint| format!("; {hint}"))
+                    .unwrap_or_default();
+                Err(format!("the pipeline has no stage `{name}`{hint}"))
+            }
+            [first, ..] => Err(format!(
+                "stage `{name}` has {} instances; name one of them, such as `{}`",
+                instances.len(),
+                self.stages[*first].name
+            )),
+        }
+    }
+
+    /// Returns the folder that relative paths of the pipeline start from.
+    pub fn base_folder(&self) -> PathBuf {
+        let folder = self.document.file.parent().unwrap_or(FilePath::new(""));
+        if folder.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            folder.to_owned()
+        }
+    }
+}
+
+/// A value that a profile gives is shown where the profile gives it.
+fn relocate_to_profiles(
+    document: &Document,
+    profiles: &[String],
+    errors: Vec<Diagnostic>,
+) -> Vec<Diagnostic> {
+    if profiles.is_empty() || errors.is_empty() {
+        return errors;
+    }
+    let Ok(root) = document.parse() else {
+        return errors;
+    };
+    errors
+        .into_iter()
+        .map(|mut error| {
+            for profile in profiles.iter().rev() {
+                let path = Path::of(["profiles", profile]).join(&error.path);
+                if !error.path.0.is_empty() && exists(&root, &path) {
+                    error.path = path;
+                    break;
+                }
+            }
+            error
+        })
+        .collect()
+}
+
+fn exists(root: &Value, path: &Path) -> bool {
+    use super::diagnostic::Segment;
+    path.0
+        .iter()
+        .try_fold(root, |value, segment| match (value, segment) {
+            (Value::Map(map), Segment::Key(key)) => map.get(key),
+            (Value::List(list), Segment::Index(index)) => list.get(*index),
+            _ => None,
+        })
+        .is_some()
+}
+
+struct Builder<'a> {
+    registry: &'a Registry,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+}
+
+impl Builder<'_> {
+    fn build(&mut self, document: &Document, root: &Map) -> Option<Pipeline> {
+        for key in root.keys().filter(|key| !ROOT_KEYS.contains(&key.as_str())) {
+            self.errors.push(
+                Diagnostic::error(Path::of([key.as_str()]), format!("unknown key `{key}`"))
+                    .at_key()
+                    .maybe_hint(did_you_mean(key, ROOT_KEYS)),
+            );
+        }
+        let empty = Map::new();
+        let params = self
+            .map(root.get("params"), &Path::of(["params"]), "params")
+            .unwrap_or(&empty);
+        let used = RefCell::new(BTreeSet::new());
+        let scope = Scope::new(params, &used);
+        let text = |builder: &mut Self, key: &str| match root.get(key) {
+            None => String::new(),
+            Some(value) => builder.text(value, &Path::of([key]), key),
+        };
+        let name = text(self, "name");
+        if name.is_empty() && !root.contains_key("name") {
+            self.errors.push(
+                Diagnostic::error(Path::default(), "missing key `name`")
+                    .hint("give the pipeline a name"),
+            );
+        }
+        let description = text(self, "description");
+        let Some(stages) = root.get("stages") else {
+            self.errors.push(
+                Diagnostic::error(Path::default(), "missing key `stages`")
+                    .hint("a pipeline without stages does nothing"),
+            );
+            return None;
+        };
+        let stages = self.map(Some(stages), &Path::of(["stages"]), "stages")?;
+        let mut templates = IndexMap::new();
+        let mut drafts = Vec::new();
+        for (name, body) in stages {
+            let path = Path::of(["stages", name]);
+            if let Some(template) = self.template(name, body, path, &scope, &mut drafts) {
+                templates.insert(name.clone(), template);
+            }
+        }
+        self.unused_params(params, &scope, &used);
+        let all_read = templates.len() == stages.len();
+        let stages = wiring::wire(drafts, &templates, all_read, &mut self.errors);
+        let edges: Vec<(usize, usize)> = stages
+            .iter()
+            .enumerate()
+            .flat_map(|(consumer, stage)| {
+                let items = stage.inputs.iter().flat_map(|input| &input.items);
+                items.map(move |item| (item.producer, consumer))
+            })
+            .collect();
+        let graph = Graph::new(stages.len(), edges);
+        let order = match graph.order() {
+            Ok(order) => order,
+            Err(ring) => {
+                self.errors.push(ring_error(&ring, &stages));
+                return None;
+            }
+        };
+        Some(Pipeline {
+            name,
+            description,
+            document: document.clone(),
+            stages,
+            graph,
+            order,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn template(
+        &mut self,
+        name: &str,
+        body: &Value,
+        path: Path,
+        scope: &Scope<'_>,
+        drafts: &mut Vec<Draft>,
+    ) -> Option<Template> {
+        if !is_name(name) {
+            self.errors.push(
+                Diagnostic::error(path.clone(), format!("`{name}` cannot name a stage"))
+                    .at_key()
+                    .hint("names match [a-z][a-z0-9_]*"),
+            );
+        }
+        let body = self.map(Some(body), &path, "a stage")?;
+        for key in body
+            .keys()
+            .filter(|key| !STAGE_KEYS.contains(&key.as_str()))
+        {
+            self.errors.push(
+                Diagnostic::error(
+                    path.key(key),
+                    format!("unknown key `{key}` of stage `{name}`"),
+                )
+                .at_key()
+                .maybe_hint(did_you_mean(key, STAGE_KEYS)),
+            );
+        }
+        let known = self.errors.len();
+        let kind = self.kind(name, body, &path);
+        let matrix_path = path.key("matrix");
+        let matrix = body
+            .get("matrix")
+            .map(|matrix| scope.resolve(matrix, &matrix_path, &mut self.errors));
+        let combinations = matrix::expand(matrix.as_ref(), &matrix_path, &mut self.errors);
+        let mut template = Template {
+            path: path.clone(),
+            axes: IndexMap::new(),
+            instances: Vec::new(),
+        };
+        for axis_values in combinations {
+            let axes: Labels = axis_values
+                .iter()
+                .map(|(axis, value)| (axis.clone(), value.to_string()))
+                .collect();
+            for (axis, value) in &axes {
+                let values = template.axes.entry(axis.clone()).or_insert_with(Vec::new);
+                if !values.contains(value) {
+                    values.push(value.clone());
+                }
+            }
+            let scope = scope.with_matrix(&axis_values);
+            let Some(kind) = kind else { continue };
+            if let Some(draft) = self.draft(name, kind, &axes, body, &path, &scope) {
+                template.instances.push((axes, drafts.len()));
+                drafts.push(draft);
+            }
+        }
+        (self.errors.len() == known).then_some(template)
+    }
+
+    fn kind(&mut self, name: &str, body: &Map, path: &Path) -> Option<StageKind> {
+        let Some(kind) = body.get("kind") else {
+            self.errors.push(
+                Diagnostic::error(path.clone(), format!("stage `{name}` has no `kind`"))
+                    .at_key()
+                    .hint("`flowgraph kinds` lists the kinds"),
+            );
+            return None;
+        };
+        let text = self.text(kind, &path.key("kind"), "kind");
+        if text.is_empty() {
+            return None;
+        }
+        let found = find_kind(self.registry, &text);
+        if found.is_none() {
+            let known = self.registry.iter().map(|kind| kind.name);
+            self.errors.push(
+                Diagnostic::error(path.key("kind"), format!("unknown stage kind `{text}`")).hint(
+                    did_you_mean(&text, known)
+                        .unwrap_or_else(|| "`flowgraph kinds` lists the kinds".to_owned()),
+                ),
+            );
+        }
+        found.copied()
+    }
+
+    fn draft(
+        &mut self,
+        template: &str,
+        kind: StageKind,
+        axes: &Labels,
+        body: &Map,
+        path: &Path,
+        scope: &Scope<'_>,
+    ) -> Option<Draft> {
+        let known = self.errors.len();
+        let resolved = |builder: &mut Self, key: &str| {
+            body.get(key)
+                .map(|value| scope.resolve(value, &path.key(key), &mut builder.errors))
+        };
+        let params = resolved(self, "params").unwrap_or(Value::Map(Map::new()));
+        let params = if params == Value::Null {
+            Value::Map(Map::new())
+        } else {
+            params
+        };
+        let inputs = match resolved(self, "inputs") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Map(map)) => map,
+            Some(other) => {
+                self.errors.push(
+                    Diagnostic::error(
+                        path.key("inputs"),
+                        format!("`inputs` must be a map, found {}", other.type_name()),
+                    )
+                    .hint("for example `inputs: { model: sft }`"),
+                );
+                Map::new()
+            }
+        };
+        let retries = resolved(self, "retries");
+        let retries = self.number(
+            retries,
+            &path.key("retries"),
+            "retries",
+            0.0,
+        )?;
+        let timeout = match resolved(self, "timeout") {
+            None => None,
+            some => Some(self.number(some, &path.key("timeout"), "timeout", 0.0)?),
+        };
+        let description = match body.get("description") {
+            None => String::new(),
+            Some(value) => self.text(value, &path.key("description"), "description"),
+        };
+        if self.errors.len() > known {
+            return None;
+        }
+        let raw_params = params.to_json();
+        let stage = match (kind.parse)(&raw_params) {
+            Ok(stage) => stage,
+            Err(problems) => {
+                for problem in problems {
+                    let path = path.key("params").join(&problem.path);
+                    let error =
+                        Diagnostic::error(path, format!("stage `{template}`: {}", problem.message));
+                    let error = if problem.at_key {
+                        error.at_key()
+                    } else {
+                        error
+                    };
+                    self.errors.push(error.maybe_hint(problem.hint));
+                }
+                return None;
+            }
+        };
+        let resources = resolved(self, "resources");
+        let resources = self.resources(
+            resources,
+            stage.resources(),
+            &path.key("resources"),
+        );
+        let name = if axes.is_empty() {
+            template.to_owned()
+        } else {
+            let values: Vec<String> = axes
+                .iter()
+                .map(|(axis, value)| format!("{axis}={value}"))
+                .collect();
+            format!("{template}[{}]", values.join(","))
+        };
+        Some(Draft {
+            path: path.clone(),
+            inputs,
+            instance: Instance {
+                name,
+                template: template.to_owned(),
+                axes: axes.clone(),
+                kind,
+                raw_params,
+                stage,
+                inputs: Vec::new(),
+                resources,
+                retries: retries as u32,
+                timeout,
+                description,
+            },
+        })
+    }
+
+    fn resources(&mut self, value: Option<Value>, default: Resources, path: &Path) -> Resources {
+        let mut resources = default;
+        let Some(value) = value else { return resources };
+        let Some(map) = value.as_map() else {
+            self.errors.push(
+                Diagnostic::error(
+                    path.clone(),
+                    format!("`resources` must be a map, found {}", value.type_name()),
+                )
+                .hint("for example `resources: { cpus: 2, memory: 4GB, gpus: 1 }`"),
+            );
+            return resources;
+        };
+        for (key, value) in map {
+            let path = path.key(key);
+            let count = match value {
+                Value::Integer(count) => usize::try_from(*count).ok(),
+                _ => None,
+            };
+            match (key.as_str(), count) {
+                ("cpus", Some(count)) if count > 0 => resources.cpus = count,
+                ("gpus", Some(count)) => resources.gpus = count,
+                ("memory", _) => match parse_bytes(value) {
+                    Some(bytes) => resources.memory = bytes,
+                    None => self.errors.push(Diagnostic::error(
+                        path,
+                        format!(
+                            "expected an amount of memory such as `4GB` or `512MB`, found `{value}`"
+                        ),
+                    )),
+                },
+                ("cpus" | "gpus", _) => self.errors.push(Diagnostic::error(
+                    path,
+                    format!("`{key}` must be a whole number, found `{value}`"),
+                )),
+                _ => self.errors.push(
+                    Diagnostic::error(path, format!("unknown resource `{key}`"))
+                        .at_key()
+                        .maybe_hint(did_you_mean(key, ["cpus", "memory", "gpus"])),
+                ),
+            }
+        }
+        resources
+    }
+
+    fn number(
+        &mut self,
+        value: Option<Value>,
+        path: &Path,
+        what: &str,
+        default: f64,
+    ) -> Option<f64> {
+        let number = match &value {
+            None | Some(Value::Null) => return Some(default),
+            Some(Value::Integer(number)) => *number as f64,
+            Some(Value::Float(number)) => *number,
+            Some(_) => -1.0,
+        };
+        if number < 0.0 {
+            let found = value.map(|value| value.to_string()).unwrap_or_default();
+            self.errors.push(Diagnostic::error(
+                path.clone(),
+                format!("`{what}` must be a number that is not negative, found `{found}`"),
+            ));
+            return None;
+        }
+        Some(number)
+    }
+
+    fn map<'a>(&mut self, value: Option<&'a Value>, path: &Path, what: &str) -> Option<&'a Map> {
+        match value? {
+            Value::Map(map) => Some(map),
+            Value::Null if what == "params" => None,
+            other => {
+                self.errors.push(Diagnostic::error(
+                    path.clone(),
+                    format!("{what} must be a map, found {}", other.type_name()),
+                ));
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, value: &Value, path: &Path, what: &str) -> String {
+        value.as_str().map_or_else(
+            || {
+                self.errors.push(Diagnostic::error(
+                    path.clone(),
+                    format!("`{what}` must be text, found {}", value.type_name()),
+                ));
+                String::new()
+            },
+            str::to_owned,
+        )
+    }
+
+    /// Warns of params that nothing refers to, not even a param that is itself in use.
+    fn unused_params(&mut self, params: &Map, scope: &Scope<'_>, used: &RefCell<BTreeSet<String>>) {
+        let seen = used.borrow().clone();
+        let mut ignored = Vec::new();
+        for (name, value) in params {
+            // Resolving checks `${}` inside params that no stage uses, too.
+            scope.resolve(value, &Path::of(["params", name]), &mut ignored);
+            if !seen.contains(name) {
+                self.warnings.push(
+                    Diagnostic::warning(
+                        Path::of(["params", name]),
+                        format!("param `{name}` is not used by any stage"),
+                    )
+                    .hint(format!("refer to it as `${{{name}}}`, or remove it")),
+                );
+            }
+        }
+        self.errors.extend(ignored);
+    }
+}
+
+fn ring_error(ring: &[usize], stages: &[Instance]) -> Diagnostic {
+    let names: Vec<&str> = ring
+        .iter()
+        .map(|stage| stages[*stage].name.as_str())
+        .collect();
+    let first = names.first().copied().unwrap_or_default();
+    let message = if names.len() == 1 {
+        format!("stage `{first}` needs itself")
+    } else {
+        format!(
+            "stages need each other in a ring: {} -> {first}",
+            names.join(" -> ")
+        )
+    };
+    let template = ring
+        .first()
+        .map_or("", |stage| stages[*stage].template.as_str());
+    Diagnostic::error(Path::of(["stages", template, "inputs"]), message)
+        .hint("an arrow points from a stage to one that reads its output; remove one of them")
+}
+
+/// Reads an amount of memory: a number of bytes, or a number with KB, MB, GB or TB (powers of 1000) or KiB, MiB,
+/// GiB, TiB (powers of 1024).
+fn parse_bytes(value: &Value) -> Option<u64> {
+    let text = match value {
+        Value::Integer(bytes) => return u64::try_from(*bytes).ok(),
+        Value::String(text) => text.trim(),
+        _ => return None,
+    };
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.trim().parse().ok()?;
+    let factor: f64 = match unit {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        "TiB" => 1_099_511_627_776.0,
+        _ => return None,
+    };
+    (number >= 0.0 && number.is_finite()).then_some((number * factor) as u64)
+}
+
+/// Whether any of `diagnostics` is an error.
+pub fn has_errors(diagnostics: &[Located]) -> bool {
+    diagnostics
+        .iter()
+        .any(|located| located.diagnostic.severity == Severity::Error)
+}

@@ -1,0 +1,579 @@
+//! What a stage kind is: typed params, typed ports and outputs, and a function that runs it.
+//!
+//! A kind is one struct: its fields are its params. Help, JSON schema, completions and did-you-mean all
+//! derive from that struct and from the table of kinds ([`StageKind`]) that the engine is given.
+
+use std::borrow::Cow;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::context::RunContext;
+use super::diagnostic::{Path, Segment, did_you_mean};
+
+/// How many artifacts a port takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arity {
+    /// Exactly one.
+    One,
+    /// None or one.
+    Optional,
+    /// A list of at least one.
+    Many,
+}
+
+/// A named, typed input of a kind.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// The name in `inputs`.
+    pub name: Cow<'static, str>,
+    /// Artifact kinds that fit; empty means any.
+    pub accepts: &'static [&'static str],
+    /// How many artifacts it takes.
+    pub arity: Arity,
+    /// Whether axis values and stage names of the items are part of the result (a table prints them).
+    pub labelled: bool,
+    /// One line for people.
+    pub about: &'static str,
+}
+
+impl Port {
+    /// A port that takes exactly one artifact.
+    pub fn one(name: &'static str, accepts: &'static [&'static str], about: &'static str) -> Self {
+        Self {
+            name: Cow::Borrowed(name),
+            accepts,
+            arity: Arity::One,
+            labelled: false,
+            about,
+        }
+    }
+
+    /// A port that may be left out.
+    pub fn optional(
+        name: &'static str,
+        accepts: &'static [&'static str],
+        about: &'static str,
+    ) -> Self {
+        Self {
+            arity: Arity::Optional,
+            ..Self::one(name, accepts, about)
+        }
+    }
+
+    /// A port that takes a list.
+    pub fn many(name: &'static str, accepts: &'static [&'static str], about: &'static str) -> Self {
+        Self {
+            arity: Arity::Many,
+            ..Self::one(name, accepts, about)
+        }
+    }
+
+    /// Makes labels part of what the stage depends on.
+    #[must_use]
+    pub fn labelled(mut self) -> Self {
+        self.labelled = true;
+        self
+    }
+}
+
+/// A named, typed output of a stage. The first output of a stage is its default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The name after the dot of a reference.
+    pub name: String,
+    /// The artifact kind.
+    pub kind: Cow<'static, str>,
+}
+
+impl Output {
+    /// Makes an output.
+    pub fn new(name: impl Into<String>, kind: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            name: name.into(),
+            kind: kind.into(),
+        }
+    }
+}
+
+/// Bytes from outside the graph that a stage reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceParam {
+    /// Its name within the stage, and the key of the param that gives it.
+    pub key: String,
+    /// Where the bytes come from: `file:`, `https:`, `pypi:`, `hf:` or a plain path.
+    pub location: String,
+    /// The SHA-256 of the bytes, if the pipeline pins it.
+    pub sha256: Option<String>,
+}
+
+/// What a stage needs while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Worker threads.
+    pub cpus: usize,
+    /// Bytes of memory; 0 if unstated.
+    pub memory: u64,
+    /// GPUs; 0 for a stage that runs on CPU even when a GPU is there.
+    pub gpus: usize,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: 0,
+            gpus: 0,
+        }
+    }
+}
+
+/// What a stage will cost, as far as its params tell.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Wall-clock seconds.
+    pub seconds: Option<f64>,
+    /// Peak memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Floating-point operations.
+    pub flops: Option<f64>,
+}
+
+/// A param that has the right type but not a possible value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// Where in the params.
+    pub path: Path,
+    /// Whether the key itself is meant.
+    pub at_key: bool,
+    /// What was found and what was expected.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// Makes a problem with the value of a top-level param.
+    pub fn new(key: &str, message: impl Into<String>) -> Self {
+        Self {
+            path: Path::of(key.split('.')),
+            at_key: false,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Why a stage failed.
+///
+/// It converts from every error type, with its chain of causes, so that `?` works in stages.
+#[derive(Debug)]
+pub enum StageError {
+    /// The stage could not do its work.
+    Failed {
+        /// What went wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The stage was asked to stop and did, with a checkpoint if it keeps any.
+    Interrupted,
+}
+
+impl StageError {
+    /// Makes a failure.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::Failed {
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds a hint.
+    #[must_use]
+    pub fn hint(self, text: impl Into<String>) -> Self {
+        match self {
+            Self::Failed { message, .. } => Self::Failed {
+                message,
+                hint: Some(text.into()),
+            },
+            Self::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for StageError {
+    fn from(error: E) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            let text = inner.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = inner.source();
+        }
+        Self::new(message)
+    }
+}
+
+/// A stage kind; the implementing struct holds its params.
+///
+/// Params that cannot change the result are marked `#[serde(skip_serializing)]`, which keeps them out of
+/// the fingerprint; a test must show that the bytes are equal.
+pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    /// The name in `kind:`, verb_object.
+    const NAME: &'static str;
+    /// Raised whenever the same params and inputs give other bytes than before.
+    const VERSION: u32;
+    /// Params of a typical use, as YAML; shown by `flowgraph kinds` and tested.
+    const EXAMPLE: &'static str;
+
+    /// Returns the inputs, which may depend on the params.
+    fn ports(&self) -> Vec<Port>;
+    /// Returns the outputs, which may depend on the params; the first is the default.
+    fn outputs(&self) -> Vec<Output>;
+    /// Whether `inputs` may name further ports of any kind (a command's).
+    fn has_free_ports(&self) -> bool {
+        false
+    }
+    /// Returns what the stage reads from outside the graph.
+    fn sources(&self) -> Vec<SourceParam> {
+        Vec::new()
+    }
+    /// Returns what the environment adds to the manifest (a command's `env`), as digests.
+    fn environment(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Checks values that types alone cannot check.
+    fn validate(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+    /// Returns what the stage needs unless the pipeline says otherwise.
+    fn resources(&self) -> Resources {
+        Resources::default()
+    }
+    /// Estimates the cost from the params alone.
+    fn estimate(&self) -> Estimate {
+        Estimate::default()
+    }
+    /// Does the work.
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError>;
+}
+
+/// A [`Kind`] behind a pointer: one stage of a pipeline, its params typed and checked.
+pub trait Stage: Send + Sync {
+    /// Returns the params with defaults filled in, as they enter the fingerprint.
+    fn params(&self) -> Json;
+    /// See [`Kind::ports`].
+    fn ports(&self) -> Vec<Port>;
+    /// See [`Kind::outputs`].
+    fn outputs(&self) -> Vec<Output>;
+    /// See [`Kind::has_free_ports`].
+    fn has_free_ports(&self) -> bool;
+    /// See [`Kind::sources`].
+    fn sources(&self) -> Vec<SourceParam>;
+    /// See [`Kind::environment`].
+    fn environment(&self) -> Vec<String>;
+    /// See [`Kind::resources`].
+    fn resources(&self) -> Resources;
+    /// See [`Kind::estimate`].
+    fn estimate(&self) -> Estimate;
+    /// See [`Kind::run`].
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError>;
+}
+
+impl<K: Kind> Stage for K {
+    fn params(&self) -> Json {
+        // A map with text keys and finite numbers: parsing refused anything else.
+        serde_json::to_value(self).unwrap_or(Json::Null)
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        Kind::ports(self)
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        Kind::outputs(self)
+    }
+
+    fn has_free_ports(&self) -> bool {
+        Kind::has_free_ports(self)
+    }
+
+    fn sources(&self) -> Vec<SourceParam> {
+        Kind::sources(self)
+    }
+
+    fn environment(&self) -> Vec<String> {
+        Kind::environment(self)
+    }
+
+    fn resources(&self) -> Resources {
+        Kind::resources(self)
+    }
+
+    fn estimate(&self) -> Estimate {
+        Kind::estimate(self)
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        Kind::run(self, ctx)
+    }
+}
+
+/// One row of the table of kinds.
+#[derive(Debug, Clone, Copy)]
+pub struct StageKind {
+    /// See [`Kind::NAME`].
+    pub name: &'static str,
+    /// See [`Kind::VERSION`].
+    pub version: u32,
+    /// See [`Kind::EXAMPLE`].
+    pub example: &'static str,
+    /// Types and checks params; all problems at once.
+    pub parse: fn(&Json) -> Result<Box<dyn Stage>, Vec<Problem>>,
+    /// The JSON schema of the params.
+    pub schema: fn() -> schemars::Schema,
+}
+
+impl StageKind {
+    /// Makes the row of a kind.
+    pub const fn of<K: Kind>() -> Self {
+        Self {
+            name: K::NAME,
+            version: K::VERSION,
+            example: K::EXAMPLE,
+            parse: parse::<K>,
+            schema: schema::<K>,
+        }
+    }
+
+    /// Returns the first paragraph of the kind's documentation.
+    pub fn about(&self) -> String {
+        let schema = (self.schema)();
+        let text = schema
+            .get("description")
+            .and_then(Json::as_str)
+            .unwrap_or_default();
+        text.split("\n\n")
+            .next()
+            .unwrap_or_default()
+            .replace('\n', " ")
+    }
+}
+
+/// The kinds that a pipeline can use.
+pub type Registry = [StageKind];
+
+/// Finds a kind by name.
+pub fn find_kind<'a>(registry: &'a Registry, name: &str) -> Option<&'a StageKind> {
+    registry.iter().find(|kind| kind.name == name)
+}
+
+fn schema<K: Kind>() -> schemars::Schema {
+    schemars::schema_for!(K)
+}
+
+fn parse<K: Kind>(params: &Json) -> Result<Box<dyn Stage>, Vec<Problem>> {
+    match serde_json::from_value::<K>(params.clone()) {
+        Ok(kind) => {
+            let problems = kind.validate();
+            if problems.is_empty() {
+                return Ok(Box::new(kind));
+            }
+            Err(problems)
+        }
+        Err(_) => Err(explain::<K>(params)),
+    }
+}
+
+/// Finds every problem of params that do not parse: serde stops at the first.
+fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut params = match params {
+        Json::Object(map) => map.clone(),
+        other => {
+            return vec![Problem {
+                path: Path::default(),
+                at_key: false,
+                message: format!("expected a map of params, found {other}"),
+                hint: None,
+            }];
+        }
+    };
+    let schema = schema::<K>();
+    let empty = serde_json::Map::new();
+    let properties = schema
+        .get("properties")
+        .and_then(Json::as_object)
+        .unwrap_or(&empty);
+    let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+    let unknown: Vec<String> = params
+        .keys()
+        .filter(|key| !known.contains(&key.as_str()))
+        .cloned()
+        .collect();
+    for key in unknown {
+        params.remove(&key);
+        problems.push(Problem {
+            path: Path::of([key.as_str()]),
+            at_key: true,
+            message: format!("unknown param `{key}` of `{}`", K::NAME),
+            hint: did_you_mean(&key, known.iter().copied())
+                .or_else(|| Some(format!("`flowgraph kinds {}` lists its params", K::NAME))),
+        });
+    }
+    let required = schema
+        .get("required")
+        .and_then(Json::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let missing: Vec<String> = required
+        .iter()
+        .filter_map(Json::as_str)
+        .filter(|key| !params.contains_key(*key))
+        .map(str::to_owned)
+        .collect();
+    for key in &missing {
+        problems.push(Problem {
+            path: Path::default(),
+            at_key: false,
+            message: format!("missing param `{key}` of `{}`", K::NAME),
+            hint: properties
+                .get(key)
+                .and_then(|schema| schema.get("description"))
+                .and_then(Json::as_str)
+                .map(|about| format!("`{key}`: {}", about.lines().next().unwrap_or_default())),
+        });
+    }
+    // Each round removes the value that serde stopped at, so that it goes on to the next.
+    let mut trial = params.clone();
+    for _ in 0..params.len() {
+        let Err(error) = serde_path_to_error::deserialize::<_, K>(Json::Object(trial.clone()))
+        else {
+            break;
+        };
+        let path = json_path(error.path());
+        let Some(Segment::Key(top)) = path.0.first().cloned() else {
+            if problems.is_empty() {
+                problems.push(Problem {
+                    path: Path::default(),
+                    at_key: false,
+                    message: error.into_inner().to_string(),
+                    hint: None,
+                });
+            }
+            break;
+        };
+        problems.push(Problem {
+            message: format!("`{path}`: {}", error.into_inner()),
+            path,
+            at_key: false,
+            hint: None,
+        });
+        if trial.remove(&top).is_none() {
+            break;
+        }
+    }
+    problems
+}
+
+fn json_path(path: &serde_path_to_error::Path) -> Path {
+    use serde_path_to_error::Segment as Step;
+    Path(
+        path.iter()
+            .filter_map(|step| match step {
+                Step::Seq { index } => Some(Segment::Index(*index)),
+                Step::Map { key } => Some(Segment::Key(key.clone())),
+                Step::Enum { .. } | Step::Unknown => None,
+            })
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Doubles a number.
+    #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Double {
+        /// Learning rate.
+        lr: f64,
+        #[serde(default)]
+        steps: u32,
+        #[serde(default)]
+        note: String,
+    }
+
+    impl Kind for Double {
+        const NAME: &'static str = "double";
+        const VERSION: u32 = 1;
+        const EXAMPLE: &'static str = "{ lr: 1e-4 }";
+
+        fn ports(&self) -> Vec<Port> {
+            Vec::new()
+        }
+
+        fn outputs(&self) -> Vec<Output> {
+            Vec::new()
+        }
+
+        fn validate(&self) -> Vec<Problem> {
+            if self.lr > 0.0 {
+                Vec::new()
+            } else {
+                vec![Problem::new("lr", "must be above 0")]
+            }
+        }
+
+        fn run(&self, _: &mut RunContext) -> Result<(), StageError> {
+            Ok(())
+        }
+    }
+
+    fn messages(params: Json) -> Vec<String> {
+        (StageKind::of::<Double>().parse)(&params)
+            .err()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|problem| problem.message)
+            .collect()
+    }
+
+    #[test]
+    fn all_problems_of_the_params_are_found_at_once() {
+        let found = messages(json!({ "stepz": 1, "steps": "x", "note": 3 }));
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[0], "unknown param `stepz` of `double`");
+        assert_eq!(found[1], "missing param `lr` of `double`");
+        assert!(found[2].starts_with("`note`: invalid type"), "{found:?}");
+        assert!(found[3].starts_with("`steps`: invalid type"), "{found:?}");
+        assert_eq!(messages(json!({ "lr": 0 })), ["must be above 0"]);
+    }
+
+    #[test]
+    fn respelled_numbers_and_spelled_out_defaults_are_the_same_params() {
+        let parse = |params| {
+            (StageKind::of::<Double>().parse)(&params)
+                .unwrap()
+                .params()
+                .to_string()
+        };
+        let plain = parse(json!({ "lr": 0.0001 }));
+        assert_eq!(parse(json!({ "lr": 1e-4, "steps": 0, "note": "" })), plain);
+        assert_ne!(parse(json!({ "lr": 2e-4 })), plain);
+    }
+}

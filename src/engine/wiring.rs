@@ -1,0 +1,421 @@
+//! Resolving references to the instances and outputs they mean.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+
+use super::context::Labels;
+use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::reference::{Reference, Selection, is_name};
+use super::spec::{Draft, InputItem, Instance, PortInput, Template};
+use super::stage::{Arity, Output, Port};
+use super::value::Value;
+
+/// Resolves the inputs of every draft.
+///
+/// `complete` says that every stage of the file could be read; if not, references to unknown stages are
+/// not reported, since the stage may be there but broken.
+pub(super) fn wire(
+    drafts: Vec<Draft>,
+    templates: &IndexMap<String, Template>,
+    complete: bool,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Instance> {
+    let outputs: Vec<Vec<Output>> = drafts
+        .iter()
+        .map(|draft| draft.instance.stage.outputs())
+        .collect();
+    let lookup: BTreeMap<&str, BTreeMap<Vec<&str>, usize>> = templates
+        .iter()
+        .map(|(name, template)| {
+            let instances = template
+                .instances
+                .iter()
+                .map(|(axes, at)| (axes.values().map(String::as_str).collect(), *at));
+            (name.as_str(), instances.collect())
+        })
+        .collect();
+    let wiring = Wiring {
+        templates,
+        outputs: &outputs,
+        lookup: &lookup,
+        complete,
+    };
+    drafts
+        .into_iter()
+        .map(|draft| {
+            let inputs = wiring.inputs(&draft, errors);
+            let mut instance = draft.instance;
+            instance.inputs = inputs;
+            instance
+        })
+        .collect()
+}
+
+struct Wiring<'a> {
+    templates: &'a IndexMap<String, Template>,
+    outputs: &'a [Vec<Output>],
+    lookup: &'a BTreeMap<&'a str, BTreeMap<Vec<&'a str>, usize>>,
+    complete: bool,
+}
+
+/// The consumer of a reference, for messages.
+struct Consumer<'a> {
+    instance: &'a Instance,
+    port: &'a Port,
+    path: Path,
+}
+
+impl Wiring<'_> {
+    fn inputs(&self, draft: &Draft, errors: &mut Vec<Diagnostic>) -> Vec<PortInput> {
+        let instance = &draft.instance;
+        let mut ports = instance.stage.ports();
+        let inputs_path = draft.path.key("inputs");
+        if instance.stage.has_free_ports() {
+            for name in draft.inputs.keys() {
+                if ports.iter().all(|port| port.name != name.as_str()) {
+                    ports.push(Port {
+                        name: name.clone().into(),
+                        ..Port::many("", &[], "")
+                    });
+                }
+            }
+        }
+        for name in draft.inputs.keys() {
+            let known = ports.iter().any(|port| port.name == name.as_str());
+            if !known {
+                errors.push(
+                    Diagnostic::error(
+                        inputs_path.key(name),
+                        format!(
+                            "stage `{}`: `{}` has no port `{name}`",
+                            instance.template, instance.kind.name
+                        ),
+                    )
+                    .at_key()
+                    .hint(
+                        did_you_mean(name, ports.iter().map(|port| port.name.as_ref()))
+                            .unwrap_or_else(|| format!("`{}` takes no inputs", instance.kind.name)),
+                    ),
+                );
+            } else if !is_name(name) {
+                errors.push(
+                    Diagnostic::error(
+                        inputs_path.key(name),
+                        format!("`{name}` cannot name a port"),
+                    )
+                    .at_key()
+                    .hint("names match [a-z][a-z0-9_]*"),
+                );
+            }
+        }
+        let mut wired = Vec::new();
+        for port in &ports {
+            let given = draft.inputs.get(port.name.as_ref());
+            let given = given.filter(|value| **value != Value::Null);
+            let Some(value) = given else {
+                if port.arity != Arity::Optional {
+                    errors.push(
+                        Diagnostic::error(
+                            inputs_path.clone(),
+                            format!(
+                                "stage `{}`: port `{}` of `{}` has no input",
+                                instance.template, port.name, instance.kind.name
+                            ),
+                        )
+                        .hint(format!(
+                            "add `{}: STAGE` to its `inputs`: {}",
+                            port.name, port.about
+                        )),
+                    );
+                }
+                continue;
+            };
+            let consumer = Consumer {
+                instance,
+                port,
+                path: inputs_path.key(&port.name),
+            };
+            let mut items = self.port(&consumer, value, errors);
+            if !port.labelled {
+                items.iter_mut().for_each(|item| item.labels.clear());
+            }
+            wired.push(PortInput {
+                port: port.name.to_string(),
+                labelled: port.labelled,
+                items,
+            });
+        }
+        wired.sort_by(|a, b| a.port.cmp(&b.port));
+        wired
+    }
+
+    fn port(
+        &self,
+        consumer: &Consumer<'_>,
+        value: &Value,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<InputItem> {
+        let port = consumer.port;
+        let references: Vec<(Path, &Value)> = match value {
+            Value::List(list) => list
+                .iter()
+                .enumerate()
+                .map(|(index, item)| (consumer.path.index(index), item))
+                .collect(),
+            one => vec![(consumer.path.clone(), one)],
+        };
+        let known = errors.len();
+        let mut items = Vec::new();
+        for (path, reference) in references {
+            match reference.as_str().map(Reference::parse) {
+                Some(Ok(reference)) => {
+                    let consumer = Consumer { path, ..*consumer };
+                    items.extend(self.reference(&consumer, &reference, errors));
+                }
+                Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
+                None => errors.push(
+                    Diagnostic::error(path, format!("expected a reference, found {}", reference.type_name()))
+                        .hint("a reference looks like `stage`, `stage.output` or `stage[axis=value].output`"),
+                ),
+            }
+        }
+        let count = items.len();
+        if errors.len() == known && port.arity != Arity::Many && count != 1 {
+            errors.push(
+                Diagnostic::error(
+                    consumer.path.clone(),
+                    format!(
+                        "stage `{}`: port `{}` takes one artifact, found {count}",
+                        consumer.instance.template, port.name
+                    ),
+                )
+                .hint("select the axes that this stage lacks, as in `stage[seed=1]`"),
+            );
+        } else if errors.len() == known && count == 0 {
+            errors.push(Diagnostic::error(
+                consumer.path.clone(),
+                format!(
+                    "stage `{}`: port `{}` needs at least one artifact",
+                    consumer.instance.template, port.name
+                ),
+            ));
+        }
+        items
+    }
+
+    fn reference(
+        &self,
+        consumer: &Consumer<'_>,
+        reference: &Reference,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<InputItem> {
+        let Some(template) = self.templates.get(&reference.stage) else {
+            if self.complete {
+                errors.push(
+                    Diagnostic::error(
+                        consumer.path.clone(),
+                        format!("no stage `{}`", reference.stage),
+                    )
+                    .maybe_hint(did_you_mean(
+                        &reference.stage,
+                        self.templates.keys().map(String::as_str),
+                    )),
+                );
+            }
+            return Vec::new();
+        };
+        let Some(choices) = choices(consumer, reference, template, errors) else {
+            return Vec::new();
+        };
+        let instances = &self.lookup[reference.stage.as_str()];
+        let mut combinations: Vec<Vec<&str>> = vec![Vec::new()];
+        for values in choices.values() {
+            combinations = combinations
+                .iter()
+                .flat_map(|combination| {
+                    values
+                        .iter()
+                        .map(|value| [combination.as_slice(), &[value.as_str()]].concat())
+                })
+                .collect();
+        }
+        let single = combinations.len() == 1;
+        let mut items = Vec::new();
+        for combination in combinations {
+            // `exclude` may have removed a combination of a list; a single one must be there.
+            let Some(producer) = instances.get(&combination).copied() else {
+                if single {
+                    errors.push(Diagnostic::error(
+                        consumer.path.clone(),
+                        format!(
+                            "`{}` has no instance [{}]",
+                            reference.stage,
+                            combination.join(", ")
+                        ),
+                    ));
+                }
+                continue;
+            };
+            let Some(output) = self.output(consumer, reference, producer, errors) else {
+                return Vec::new();
+            };
+            let mut labels: Labels = template
+                .axes
+                .keys()
+                .cloned()
+                .zip(combination.iter().map(ToString::to_string))
+                .collect();
+            let stage = reference.output.as_ref().map_or_else(
+                || reference.stage.clone(),
+                |output| format!("{}.{output}", reference.stage),
+            );
+            labels.insert("stage".to_owned(), stage);
+            items.push(InputItem {
+                producer,
+                output,
+                labels,
+            });
+        }
+        items
+    }
+
+    fn output(
+        &self,
+        consumer: &Consumer<'_>,
+        reference: &Reference,
+        producer: usize,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Option<String> {
+        let outputs = &self.outputs[producer];
+        let found = match &reference.output {
+            Some(name) => outputs.iter().find(|output| output.name == *name),
+            None => outputs.first(),
+        };
+        let Some(output) = found else {
+            let wanted = reference.output.as_deref().unwrap_or_default();
+            errors.push(
+                Diagnostic::error(
+                    consumer.path.clone(),
+                    format!("stage `{}` has no output `{wanted}`", reference.stage),
+                )
+                .maybe_hint(did_you_mean(
+                    wanted,
+                    outputs.iter().map(|output| output.name.as_str()),
+                )),
+            );
+            return None;
+        };
+        let accepts = consumer.port.accepts;
+        if !accepts.is_empty() && !accepts.contains(&output.kind.as_ref()) {
+            let mut fitting: Vec<String> = self
+                .templates
+                .iter()
+                .filter_map(|(name, template)| Some((name, template.instances.first()?.1)))
+                .flat_map(|(name, at)| {
+                    let fits = self.outputs[at].iter().enumerate();
+                    fits.filter(|(_, output)| accepts.contains(&output.kind.as_ref()))
+                        .map(move |(index, output)| {
+                            if index == 0 {
+                                name.clone()
+                            } else {
+                                format!("{name}.{}", output.name)
+                            }
+                        })
+                })
+                .collect();
+            fitting.truncate(8);
+            errors.push(
+                Diagnostic::error(
+                    consumer.path.clone(),
+                    format!(
+                        "stage `{}`: port `{}` expects {}, but `{reference}` is a {}",
+                        consumer.instance.template,
+                        consumer.port.name,
+                        accepts.join(" or "),
+                        output.kind
+                    ),
+                )
+                .hint(if fitting.is_empty() {
+                    format!("no stage of this pipeline makes a {}", accepts.join(" or "))
+                } else {
+                    format!("these would fit: {}", fitting.join(", "))
+                }),
+            );
+            return None;
+        }
+        Some(output.name.clone())
+    }
+}
+
+/// Returns the values that each axis of the referenced stage takes.
+fn choices(
+    consumer: &Consumer<'_>,
+    reference: &Reference,
+    template: &Template,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<IndexMap<String, Vec<String>>> {
+    let known = errors.len();
+    for axis in reference
+        .axes
+        .keys()
+        .filter(|axis| !template.axes.contains_key(*axis))
+    {
+        errors.push(
+            Diagnostic::error(
+                consumer.path.clone(),
+                format!("`{}` has no axis `{axis}`", reference.stage),
+            )
+            .hint(
+                did_you_mean(axis, template.axes.keys().map(String::as_str))
+                    .unwrap_or_else(|| format!("`{}` has no matrix", reference.stage)),
+            ),
+        );
+    }
+    let mut choices = IndexMap::new();
+    for (axis, values) in &template.axes {
+        let chosen = match reference.axes.get(axis) {
+            Some(Selection::All) => values.clone(),
+            Some(Selection::Value(value)) => vec![value.clone()],
+            None => {
+                match consumer.instance.axes.get(axis) {
+                    Some(value) => vec![value.clone()],
+                    None if reference.all => values.clone(),
+                    None => {
+                        errors.push(
+                        Diagnostic::error(
+                            consumer.path.clone(),
+                            format!(
+                                "`{}` has an axis `{axis}` that stage `{}` lacks",
+                                reference.stage, consumer.instance.template
+                            ),
+                        )
+                        .hint(if consumer.port.arity == Arity::Many {
+                            format!("select one as `{0}[{axis}={1}]`, or take all with `{0}[*]`", reference.stage, values[0])
+                        } else {
+                            format!("select one, as `{}[{axis}={}]`", reference.stage, values[0])
+                        }),
+                    );
+                        continue;
+                    }
+                }
+            }
+        };
+        for value in &chosen {
+            if !values.contains(value) {
+                errors.push(
+                    Diagnostic::error(
+                        consumer.path.clone(),
+                        format!(
+                            "axis `{axis}` of `{}` has no value `{value}`",
+                            reference.stage
+                        ),
+                    )
+                    .maybe_hint(did_you_mean(value, values.iter().map(String::as_str))),
+                );
+            }
+        }
+        choices.insert(axis.clone(), chosen);
+    }
+    (errors.len() == known).then_some(choices)
+}
