@@ -15,8 +15,12 @@
 //! random.rs              seeded counter streams, used by every layer above
 //! ```
 
+pub mod artifacts;
+pub mod cli;
 pub mod engine;
 pub mod ml;
 pub mod random;
+pub mod registry;
 pub mod sources;
+pub mod stages;
 pub mod stats;

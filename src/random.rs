@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(format!("{seen:?}"), GOLDEN);
     }
 
-    const GOLDEN: &str = "?";
+    const GOLDEN: &str = "(0.5526538194946672, 213, -1.841098783893564)";
 
     #[test]
     fn weighted_draws_follow_their_weights() {

@@ -1,7 +1,8 @@
 //! The graph engine: spec -> plan -> execute. It knows nothing of machine learning.
 //!
-//! - [`spec`] turns a pipeline file into a checked graph of stage instances ([`document`], [`overrides`],
-//!   [`interpolate`], [`matrix`], [`reference`], [`wiring`], [`graph`]);
+//! - [`spec`] turns a pipeline file into a checked graph of stage instances: [`document`] is the file's text,
+//!   [`overrides`] applies profiles and `--set`, `interpolate` replaces `${}`, `matrix` multiplies stages,
+//!   `wiring` resolves each [`reference`];
 //! - [`plan`] decides for each stage whether a stored result can be used ([`fingerprint`], [`store`]);
 //! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]).
 
@@ -9,12 +10,18 @@ pub mod artifact;
 pub mod context;
 pub mod diagnostic;
 pub mod document;
+pub mod event;
+pub mod executor;
+pub mod fingerprint;
 pub mod graph;
 mod interpolate;
 mod matrix;
 pub mod overrides;
+pub mod plan;
 pub mod reference;
 pub mod spec;
 pub mod stage;
+pub mod store;
 mod value;
 mod wiring;
+pub mod worker;

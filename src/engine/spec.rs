@@ -455,12 +455,7 @@ impl Builder<'_> {
             }
         };
         let retries = resolved(self, "retries");
-        let retries = self.number(
-            retries,
-            &path.key("retries"),
-            "retries",
-            0.0,
-        )?;
+        let retries = self.number(retries, &path.key("retries"), "retries", 0.0)?;
         let timeout = match resolved(self, "timeout") {
             None => None,
             some => Some(self.number(some, &path.key("timeout"), "timeout", 0.0)?),
@@ -491,11 +486,7 @@ impl Builder<'_> {
             }
         };
         let resources = resolved(self, "resources");
-        let resources = self.resources(
-            resources,
-            stage.resources(),
-            &path.key("resources"),
-        );
+        let resources = self.resources(resources, stage.resources(), &path.key("resources"));
         let name = if axes.is_empty() {
             template.to_owned()
         } else {

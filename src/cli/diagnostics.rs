@@ -1,0 +1,102 @@
+//! Showing what is wrong with a pipeline, with the lines it is about.
+
+use std::fmt;
+
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+use serde_json::json;
+
+use super::output::{Output, counted};
+use crate::engine::diagnostic::Severity;
+use crate::engine::document::{Document, Located};
+
+#[derive(Debug)]
+struct Shown<'a> {
+    located: &'a Located,
+    source: NamedSource<String>,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.located.diagnostic.message)
+    }
+}
+
+impl std::error::Error for Shown<'_> {}
+
+impl miette::Diagnostic for Shown<'_> {
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.located.diagnostic.severity {
+            Severity::Error => miette::Severity::Error,
+            Severity::Warning => miette::Severity::Warning,
+        })
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.located.diagnostic.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.located.span.map(|_| &self.source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.located.span?;
+        let label = LabeledSpan::new(None, span.start, span.end.saturating_sub(span.start));
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
+/// Writes diagnostics: as JSON to standard output, or with snippets to standard error.
+pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Output) {
+    let file = document.file.display().to_string();
+    if output.json {
+        let rows: Vec<_> = diagnostics
+            .iter()
+            .map(|located| {
+                json!({
+                    "severity": match located.diagnostic.severity {
+                        Severity::Error => "error",
+                        Severity::Warning => "warning",
+                    },
+                    "file": file,
+                    "line": located.span.map(|span| span.line),
+                    "column": located.span.map(|span| span.column),
+                    "path": located.diagnostic.path.to_string(),
+                    "message": located.diagnostic.message,
+                    "hint": located.diagnostic.hint,
+                })
+            })
+            .collect();
+        output.json(&json!({ "diagnostics": rows }));
+        return;
+    }
+    let theme = match anstream::AutoStream::choice(&std::io::stderr()) {
+        anstream::ColorChoice::Never => GraphicalTheme::unicode_nocolor(),
+        _ => GraphicalTheme::unicode(),
+    };
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
+    for located in diagnostics {
+        let shown = Shown {
+            located,
+            source: NamedSource::new(&file, document.text.clone()).with_language("yaml"),
+        };
+        let mut text = String::new();
+        if handler.render_report(&mut text, &shown).is_ok() {
+            let severity = match located.diagnostic.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            };
+            let place = located
+                .span
+                .map_or_else(|| file.clone(), |span| format!("{file}:{}:{}", span.line, span.column));
+            output.line(&format!("{severity}: {place}"));
+            output.line(text.trim_end());
+            output.line("");
+        }
+    }
+    let errors = diagnostics.iter().filter(|d| d.diagnostic.severity == Severity::Error).count();
+    let warnings = diagnostics.len() - errors;
+    if errors > 0 {
+        output.line(&format!("{file}: {}, {}", counted(errors, "error"), counted(warnings, "warning")));
+    }
+}

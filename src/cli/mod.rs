@@ -1,0 +1,237 @@
+//! The command line: one file per command. Only this layer prints.
+
+mod check;
+mod completions;
+mod diagnostics;
+mod export;
+mod graph;
+mod kinds;
+mod output;
+mod plan;
+mod progress;
+mod run;
+mod schema;
+mod show;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::engine::overrides::Overrides;
+use crate::engine::spec::{LoadError, Pipeline};
+use crate::engine::stage::{Registry, StageError};
+use crate::engine::store::Store;
+use crate::engine::worker;
+use output::Output;
+
+/// Exit codes, stable for scripts.
+pub mod exit_code {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// A stage failed.
+    pub const STAGE_FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// The pipeline is invalid.
+    pub const INVALID_PIPELINE: u8 = 3;
+    /// The store is damaged.
+    pub const STORE_DAMAGED: u8 = 4;
+    /// `plan --exit-code`, and something would run.
+    pub const WOULD_RUN: u8 = 10;
+    /// Interrupted by a signal.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// Declarative, cached experiment graphs for GFlowNet and RLHF training of language models.
+#[derive(Debug, Parser)]
+#[command(name = "flowgraph", version, max_term_width = 100, after_help = "\
+Start with `flowgraph run pipelines/flowhf.yaml`; see what would happen first with `flowgraph plan`.\n\
+Exit codes: 0 done, 1 a stage failed, 2 usage, 3 invalid pipeline, 4 store damaged, 5 audit found a difference,\n\
+10 `plan --exit-code` and something would run, 130 interrupted.")]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct GlobalOptions {
+    /// Folder that holds results
+    #[arg(long, global = true, env = "FLOWGRAPH_STORE", default_value = ".flowgraph", value_name = "DIR")]
+    store: PathBuf,
+    /// Print JSON for programs
+    #[arg(long, global = true)]
+    json: bool,
+    /// Use colour
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    color: ColorChoice,
+    /// Say less
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ColorChoice {
+    Auto,
+    Always,
+    Never,
+}
+
+/// A pipeline and what changes it.
+#[derive(Debug, Args)]
+struct PipelineOptions {
+    /// Pipeline file
+    pipeline: PathBuf,
+    /// Apply a profile of the pipeline; may be given several times, later ones win
+    #[arg(long = "profile", short = 'p', value_name = "NAME")]
+    profiles: Vec<String>,
+    /// Set a param, as in `--set ppo.lr=2e-5`, or part of a stage, as in `--set stages.sft.params.steps=10`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl PipelineOptions {
+    fn load(&self, registry: &Registry) -> Result<Pipeline, Failure> {
+        let overrides = Overrides {
+            profiles: self.profiles.clone(),
+            set: self.set.clone(),
+        };
+        Ok(Pipeline::load(&self.pipeline, &overrides, registry)?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Execute what is not cached, and print the tables
+    Run(run::RunArgs),
+    /// Say what `run` would do, and why
+    Plan(plan::PlanArgs),
+    /// Validate a pipeline with each of its profiles
+    Check(check::CheckArgs),
+    /// Print a result: a table, metrics, text, or where it is
+    Show(show::ShowArgs),
+    /// Copy a result out of the store
+    Export(export::ExportArgs),
+    /// Draw the graph
+    Graph(graph::GraphArgs),
+    /// List the stage kinds, or describe one
+    Kinds(kinds::KindsArgs),
+    /// Print the JSON schema of pipeline files, for editors
+    Schema,
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Re-hash the store and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Run one stage; started by `run`
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Why a command could not do its work.
+enum Failure {
+    /// The pipeline file.
+    Load(LoadError),
+    /// Anything else, with an exit code.
+    Other {
+        message: String,
+        hint: Option<String>,
+        code: u8,
+    },
+}
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Self::Other {
+            message: message.into(),
+            hint: None,
+            code: exit_code::USAGE,
+        }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Self::Load(error)
+    }
+}
+
+impl From<StageError> for Failure {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Failed { message, hint } => Self::Other {
+                message,
+                hint,
+                code: exit_code::STAGE_FAILED,
+            },
+            StageError::Interrupted => Self::Other {
+                message: "interrupted".to_owned(),
+                hint: None,
+                code: exit_code::INTERRUPTED,
+            },
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        StageError::from(error).into()
+    }
+}
+
+/// Runs the command line with the stage kinds of `registry`.
+///
+/// A program with kinds of its own calls this with its own table and has the whole command line.
+pub fn main(registry: &Registry) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
+        }
+    };
+    match cli.global.color {
+        ColorChoice::Auto => {}
+        ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    let store = Store::new(&cli.global.store);
+    let output = Output {
+        json: cli.global.json,
+        quiet: cli.global.quiet,
+        verbose: cli.global.verbose,
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args, registry, &store, &output),
+        Command::Plan(args) => plan::run(&args, registry, &store, &output),
+        Command::Check(args) => check::run(&args, registry, &output),
+        Command::Show(args) => show::run(&args, registry, &store, &output),
+        Command::Export(args) => export::run(&args, registry, &store, &output),
+        Command::Graph(args) => graph::run(&args, registry, &output),
+        Command::Kinds(args) => kinds::run(&args, registry, &output),
+        Command::Schema => schema::run(registry, &output),
+        Command::Completions(args) => completions::run(&args, &output),
+        Command::Verify(args) => verify::run(&args, &store, &output),
+        Command::Worker => Ok(worker::main(registry)),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure::Load(LoadError::Invalid(invalid))) => {
+            diagnostics::report(&invalid.document, &invalid.diagnostics, &output);
+            ExitCode::from(exit_code::INVALID_PIPELINE)
+        }
+        Err(Failure::Load(error @ LoadError::Read(_))) => {
+            output.error(&error.to_string(), None);
+            ExitCode::from(exit_code::USAGE)
+        }
+        Err(Failure::Other { message, hint, code }) => {
+            output.error(&message, hint.as_deref());
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `flowgraph plan`: what `run` would do, and why.
+
+use clap::Args;
+use owo_colors::OwoColorize;
+use serde_json::{Value as Json, json};
+
+use super::output::{Output, bytes, counted, duration};
+use super::{Failure, PipelineOptions, exit_code};
+use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner};
+use crate::engine::stage::Registry;
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    options: PipelineOptions,
+    /// Exit with 10 if something would run
+    #[arg(long)]
+    exit_code: bool,
+    /// Hash every object instead of trusting file times
+    #[arg(long)]
+    paranoid: bool,
+    /// Treat results of another kind of processor as missing
+    #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
+    numerics: String,
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        use crate::engine::stage::StageError;
+        let mut messages = Vec::new();
+        let mut hints = Vec::new();
+        for (stage, failure) in error.failures {
+            match failure {
+                StageError::Failed { message, hint } => {
+                    messages.push(format!("stage `{stage}`: {message}"));
+                    hints.extend(hint.filter(|hint| !hints.contains(hint)));
+                }
+                StageError::Interrupted => messages.push(format!("stage `{stage}`: interrupted")),
+            }
+        }
+        Self::Other {
+            message: messages.join("\n       "),
+            hint: (!hints.is_empty()).then(|| hints.join("\n      ")),
+            code: exit_code::STAGE_FAILED,
+        }
+    }
+}
+
+pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let pipeline = args.options.load(registry)?;
+    let options = PlanOptions {
+        paranoid: args.paranoid,
+        exact_numerics: args.numerics == "exact",
+        ..PlanOptions::default()
+    };
+    let planner = Planner::new(&pipeline, store, options);
+    let plans = planner.plan()?;
+    let runs = plans.iter().filter(|plan| plan.decision != Decision::Cached).count();
+    if output.json {
+        let rows: Vec<Json> = pipeline
+            .stages
+            .iter()
+            .zip(&plans)
+            .map(|(stage, plan)| {
+                json!({
+                    "name": stage.name,
+                    "kind": stage.kind.name,
+                    "decision": plan.decision,
+                    "fingerprint": plan.fingerprint,
+                    "causes": plan.causes,
+                    "notes": plan.notes,
+                    "estimate": plan.estimate,
+                })
+            })
+            .collect();
+        output.json(&json!({ "stages": rows }));
+    } else {
+        let mut text = String::new();
+        for &stage in &pipeline.order {
+            let (instance, plan) = (&pipeline.stages[stage], &plans[stage]);
+            if plan.decision == Decision::Cached && output.quiet {
+                continue;
+            }
+            let word = match plan.decision {
+                Decision::Cached => format!("{:>12}", "CACHED").green().to_string(),
+                Decision::Run => format!("{:>12}", "RUN").yellow().to_string(),
+                Decision::RunIf => format!("{:>12}", "RUN IF").cyan().to_string(),
+            };
+            text.push_str(&format!("{word} {}", instance.name));
+            if plan.decision != Decision::Cached {
+                text.push_str(&format!("  {}", causes(&plan.causes, &instance.name)));
+                let estimate = plan.estimate;
+                let parts: Vec<String> = [
+                    estimate.seconds.map(|seconds| format!("about {}", duration(seconds))),
+                    estimate.memory_bytes.map(bytes),
+                    estimate.flops.map(|flops| format!("{flops:.1e} FLOPs")),
+                ]
+                .into_iter()
+                .flatten()
+                .collect();
+                if !parts.is_empty() {
+                    text.push_str(&format!(" ({})", parts.join(", ")));
+                }
+            }
+            text.push('\n');
+            for note in &plan.notes {
+                text.push_str(&format!("{:>12} {note}\n", ""));
+            }
+        }
+        let would = plans.iter().filter(|plan| plan.decision == Decision::Run).count();
+        text.push_str(&format!(
+            "{:>12} {}: {} cached, {would} to run, {} to run if an input changes\n",
+            "Plan",
+            counted(plans.len(), "stage"),
+            plans.len() - runs,
+            runs - would
+        ));
+        output.data(&text);
+    }
+    Ok(if args.exit_code && runs > 0 { exit_code::WOULD_RUN } else { exit_code::OK })
+}
+
+/// Writes causes in one line: `lr 1e-5 -> 2e-5`, or `needs ppo (lr 1e-5 -> 2e-5)`.
+pub(super) fn causes(causes: &[Cause], stage: &str) -> String {
+    const SHOWN: usize = 3;
+    let mut parts: Vec<String> = causes
+        .iter()
+        .take(SHOWN)
+        .map(|cause| {
+            let key = cause.key.strip_prefix("params.").unwrap_or(&cause.key);
+            let text = match (&cause.old, &cause.new) {
+                (None, None) => key.to_owned(),
+                (old, new) => format!("{key} {} -> {}", value(old.as_ref()), value(new.as_ref())),
+            };
+            if cause.stage == stage { text } else { format!("{}: {text}", cause.stage) }
+        })
+        .collect();
+    if causes.len() > SHOWN {
+        parts.push(format!("and {} more", causes.len() - SHOWN));
+    }
+    parts.join("; ")
+}
+
+fn value(value: Option<&Json>) -> String {
+    match value {
+        None => "(none)".to_owned(),
+        Some(Json::String(text)) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text[..12].to_owned(),
+        Some(Json::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}

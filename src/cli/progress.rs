@@ -1,0 +1,259 @@
+//! What people see of a run: bars on a terminal, lines elsewhere, JSON for programs.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use owo_colors::OwoColorize;
+
+use super::output::{Output, counted, duration};
+use super::plan;
+use crate::engine::context::Progress;
+use crate::engine::event::{Observer, RunEvent};
+use crate::engine::spec::Pipeline;
+
+/// Chooses the observer for where the output goes.
+pub(super) fn observer(output: &Output, pipeline: &Pipeline) -> Box<dyn Observer> {
+    if output.json {
+        return Box::new(JsonLines { output: *output });
+    }
+    let lines = Lines {
+        output: *output,
+        total: pipeline.stages.len(),
+        settled: 0,
+        cached: 0,
+        last_progress: BTreeMap::new(),
+    };
+    if std::io::stderr().is_terminal() && !output.quiet {
+        let bars = MultiProgress::new();
+        let overall = bars.add(ProgressBar::new(pipeline.stages.len() as u64));
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos}/{len} stages {msg} [{elapsed}]") {
+            overall.set_style(style.progress_chars("=> "));
+        }
+        overall.set_prefix("Run");
+        overall.enable_steady_tick(Duration::from_millis(500));
+        Box::new(Bars {
+            lines,
+            bars,
+            overall,
+            stages: BTreeMap::new(),
+        })
+    } else {
+        Box::new(lines)
+    }
+}
+
+struct JsonLines {
+    output: Output,
+}
+
+impl Observer for JsonLines {
+    fn event(&mut self, event: &RunEvent) {
+        self.output.json(event);
+    }
+}
+
+/// One line for each thing that happens; progress every few seconds.
+struct Lines {
+    output: Output,
+    total: usize,
+    settled: usize,
+    cached: usize,
+    last_progress: BTreeMap<String, Instant>,
+}
+
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+impl Lines {
+    /// Returns the line for an event, if it has one.
+    fn text(&mut self, event: &RunEvent) -> Option<String> {
+        let verbose = self.output.verbose;
+        let counter = |settled: usize, total: usize| format!("({settled}/{total})");
+        match event {
+            RunEvent::RunStarted { stages, .. } => {
+                self.total = *stages;
+                None
+            }
+            RunEvent::StageCached { stage, notes } => {
+                self.settled += 1;
+                self.cached += 1;
+                let notes = if notes.is_empty() { String::new() } else { format!("  {}", notes.join("; ")) };
+                (verbose || !notes.is_empty())
+                    .then(|| format!("{} {} {stage}{notes}", word("CACHED").green(), counter(self.settled, self.total)))
+            }
+            RunEvent::StageStarted {
+                stage,
+                causes,
+                device,
+                notes,
+                ..
+            } => {
+                if self.output.quiet {
+                    return None;
+                }
+                let mut line = format!("{} {stage}  {}", word("RUN").cyan(), plan::causes(causes, stage));
+                if device != "cpu" {
+                    line.push_str(&format!("  on {device}"));
+                }
+                for note in notes {
+                    line.push_str(&format!("\n{:>12} {note}", ""));
+                }
+                Some(line)
+            }
+            RunEvent::StageWaiting { stage, holder } => {
+                Some(format!("{} {stage}  waits for {holder}", word("WAITING").yellow()))
+            }
+            RunEvent::StageProgress { stage, progress } => {
+                let now = Instant::now();
+                let due = self.last_progress.get(stage).is_none_or(|last| now - *last >= PROGRESS_EVERY);
+                if !due || self.output.quiet {
+                    return None;
+                }
+                // The first report only starts the clock: short stages stay silent.
+                let first = self.last_progress.insert(stage.clone(), now).is_none();
+                (!first).then(|| format!("{:>12} {stage}  {}", "", progress_text(progress)))
+            }
+            RunEvent::StageNote { stage, text } => {
+                let important = text.contains("not reproducible") || text.starts_with("warning");
+                (verbose || important || !self.output.quiet).then(|| format!("{:>12} {stage}: {text}", "note"))
+            }
+            RunEvent::StageRetried { stage, next_try, message } => {
+                Some(format!("{} {stage}  try {next_try} follows: {message}", word("RETRY").yellow()))
+            }
+            RunEvent::StageDone {
+                stage,
+                seconds,
+                elsewhere,
+                peak_memory_bytes,
+            } => {
+                self.settled += 1;
+                if self.output.quiet {
+                    return None;
+                }
+                let suffix = if *elsewhere { "  (by another process)" } else { "" };
+                let memory = if verbose { format!("  {}", super::output::bytes(*peak_memory_bytes)) } else { String::new() };
+                Some(format!(
+                    "{} {} {stage}  {}{memory}{suffix}",
+                    word("DONE").green(),
+                    counter(self.settled, self.total),
+                    duration(*seconds)
+                ))
+            }
+            RunEvent::StageFailed { stage, message, .. } => {
+                self.settled += 1;
+                Some(format!("{} {} {stage}  {message}", word("FAILED").red(), counter(self.settled, self.total)))
+            }
+            RunEvent::StageSkipped { stage, needs } => {
+                self.settled += 1;
+                Some(format!("{} {stage}  needs `{needs}`", word("SKIPPED").yellow()))
+            }
+            RunEvent::StageInterrupted { stage } => {
+                self.settled += 1;
+                Some(format!("{} {stage}", word("INTERRUPTED").yellow()))
+            }
+            RunEvent::StageDamaged { stage, message } => {
+                self.settled = self.settled.saturating_sub(1);
+                Some(format!("{} {stage}  {message}; it runs again", word("DAMAGED").red()))
+            }
+            RunEvent::RunFinished { seconds, outcomes } => {
+                let count = |key: &str| outcomes[key].as_u64().unwrap_or(0) as usize;
+                let parts: Vec<String> = ["done", "failed", "skipped", "interrupted"]
+                    .into_iter()
+                    .filter(|key| count(key) > 0)
+                    .map(|key| format!(", {} {key}", count(key)))
+                    .collect();
+                Some(format!(
+                    "{} [{}] {}: {} cached{}",
+                    word("Summary").bold(),
+                    duration(*seconds),
+                    counted(self.total, "stage"),
+                    count("cached"),
+                    parts.concat()
+                ))
+            }
+        }
+    }
+}
+
+fn word(text: &str) -> String {
+    format!("{text:>12}")
+}
+
+fn progress_text(progress: &Progress) -> String {
+    let mut parts = Vec::new();
+    if progress.unit == "bytes" {
+        parts.push(format!(
+            "{} of {}",
+            super::output::bytes(progress.step),
+            super::output::bytes(progress.total)
+        ));
+    } else if progress.total > 0 {
+        parts.push(format!("{}/{} {}", progress.step, progress.total, progress.unit));
+    } else {
+        parts.push(format!("{} {}", progress.step, progress.unit));
+    }
+    parts.extend(progress.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")));
+    parts.join("  ")
+}
+
+impl Observer for Lines {
+    fn event(&mut self, event: &RunEvent) {
+        if let Some(line) = self.text(event) {
+            self.output.line(&line);
+        }
+    }
+}
+
+/// A bar for the run and one for each stage that reports progress.
+struct Bars {
+    lines: Lines,
+    bars: MultiProgress,
+    overall: ProgressBar,
+    stages: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn finish(&mut self, stage: &str) {
+        if let Some(bar) = self.stages.remove(stage) {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Observer for Bars {
+    fn event(&mut self, event: &RunEvent) {
+        match event {
+            RunEvent::StageProgress { stage, progress } => {
+                let bar = self.stages.entry(stage.clone()).or_insert_with(|| {
+                    let bar = self.bars.insert_before(&self.overall, ProgressBar::new(progress.total));
+                    let template = "{prefix:>12} [{bar:30}] {percent:>3}% {msg} eta {eta}";
+                    if let Ok(style) = ProgressStyle::with_template(template) {
+                        bar.set_style(style.progress_chars("=> "));
+                    }
+                    bar.set_prefix(stage.clone());
+                    bar
+                });
+                bar.set_length(progress.total);
+                bar.set_position(progress.step);
+                bar.set_message(progress_text(progress));
+                return;
+            }
+            RunEvent::StageDone { stage, .. }
+            | RunEvent::StageFailed { stage, .. }
+            | RunEvent::StageInterrupted { stage }
+            | RunEvent::StageRetried { stage, .. } => self.finish(stage),
+            _ => {}
+        }
+        let text = self.lines.text(event);
+        self.overall.set_length(self.lines.total as u64);
+        self.overall.set_position(self.lines.settled as u64);
+        if matches!(event, RunEvent::RunFinished { .. }) {
+            self.overall.finish_and_clear();
+        }
+        if let Some(line) = text {
+            let output = self.lines.output;
+            self.bars.suspend(|| output.line(&line));
+        }
+    }
+}

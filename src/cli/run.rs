@@ -1,0 +1,251 @@
+//! `flowgraph run`: execute what is not cached, then print the tables.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use clap::Args;
+use globset::Glob;
+use owo_colors::OwoColorize;
+use serde_json::{Value as Json, json};
+
+use super::output::{Output, counted};
+use super::{Failure, PipelineOptions, diagnostics, exit_code, progress, show};
+use crate::engine::event::Outcome;
+use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
+use crate::engine::plan::PlanOptions;
+use crate::engine::spec::Pipeline;
+use crate::engine::stage::Registry;
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    options: PipelineOptions,
+    /// Run only stages whose name matches, and what they need
+    #[arg(long, value_name = "GLOB")]
+    only: Vec<String>,
+    /// Run this stage and everything after it again, whatever the store holds
+    #[arg(long, value_name = "STAGE")]
+    from: Vec<String>,
+    /// Run this stage again, whatever the store holds
+    #[arg(long, value_name = "STAGE")]
+    rerun: Vec<String>,
+    /// Stages at once (default: one for each core)
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+    /// Device for stages that can use one: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Stop at the first failure
+    #[arg(long)]
+    fail_fast: bool,
+    /// Look again at sources that no sha256 pins
+    #[arg(long)]
+    refresh: bool,
+    /// Hash every object instead of trusting file times
+    #[arg(long)]
+    paranoid: bool,
+    /// Treat results of another kind of processor as missing
+    #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
+    numerics: String,
+}
+
+pub(super) fn run(args: &RunArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let pipeline = args.options.load(registry)?;
+    if !output.quiet && !output.json {
+        diagnostics::report(&pipeline.document, &pipeline.warnings, output);
+    }
+    let options = RunOptions {
+        plan: PlanOptions {
+            paranoid: args.paranoid,
+            rerun: forced(args, &pipeline)?,
+            exact_numerics: args.numerics == "exact",
+            refresh: args.refresh,
+        },
+        wanted: wanted(args, &pipeline)?,
+        capacity: capacity(args)?,
+        fail_fast: args.fail_fast,
+        interrupts: count_interrupts()?,
+        program: std::env::current_exe()?,
+    };
+    let mut observer = progress::observer(output, &pipeline);
+    let report = executor::run(&pipeline, store, options, observer.as_mut())?;
+    drop(observer);
+    if output.json {
+        output.json(&json!({ "event": "report", "run": report.run, "stages": stages_json(&pipeline, &report) }));
+    } else {
+        print_tables(&pipeline, store, &report, output)?;
+        summarise_failures(&report, output);
+    }
+    Ok(if report.interrupted {
+        exit_code::INTERRUPTED
+    } else if report.failures.is_empty() {
+        exit_code::OK
+    } else {
+        exit_code::STAGE_FAILED
+    })
+}
+
+fn wanted(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
+    if args.only.is_empty() {
+        return Ok(vec![true; pipeline.stages.len()]);
+    }
+    let mut wanted = vec![false; pipeline.stages.len()];
+    for pattern in &args.only {
+        // Brackets are part of instance names, not character classes.
+        let escaped = pattern.replace('[', "\\[").replace(']', "\\]");
+        let glob = Glob::new(&escaped)
+            .map_err(|error| Failure::usage(format!("`--only {pattern}`: {error}")))?
+            .compile_matcher();
+        let mut any = false;
+        for (stage, wanted) in pipeline.stages.iter().zip(&mut wanted) {
+            if glob.is_match(&stage.name) || glob.is_match(&stage.template) {
+                (*wanted, any) = (true, true);
+            }
+        }
+        if !any {
+            return Err(Failure::usage(format!("`--only {pattern}` matches no stage")));
+        }
+    }
+    Ok(wanted)
+}
+
+fn forced(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
+    let find = |name: &String| -> Result<Vec<usize>, Failure> {
+        let found: Vec<usize> = (0..pipeline.stages.len())
+            .filter(|stage| pipeline.stages[*stage].name == *name || pipeline.stages[*stage].template == *name)
+            .collect();
+        if found.is_empty() {
+            return Err(Failure::usage(pipeline.find(name).err().unwrap_or_default()));
+        }
+        Ok(found)
+    };
+    let mut forced = vec![false; pipeline.stages.len()];
+    for name in &args.rerun {
+        find(name)?.into_iter().for_each(|stage| forced[stage] = true);
+    }
+    for name in &args.from {
+        let after = pipeline.graph.downstream(find(name)?);
+        forced.iter_mut().zip(after).for_each(|(forced, after)| *forced |= after);
+    }
+    Ok(forced)
+}
+
+fn capacity(args: &RunArgs) -> Result<Capacity, Failure> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let jobs = args.jobs.unwrap_or(cpus);
+    if jobs == 0 {
+        return Err(Failure::usage("`--jobs` must be at least 1"));
+    }
+    Ok(Capacity {
+        jobs,
+        cpus,
+        memory: 0,
+        gpus: gpus(&args.device)?,
+    })
+}
+
+/// Returns the ids of the GPUs that may be used.
+fn gpus(device: &str) -> Result<Vec<String>, Failure> {
+    let visible = || match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(ids) => ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
+        Err(_) => std::fs::read_dir("/proc/driver/nvidia/gpus")
+            .map(|gpus| (0..gpus.count()).map(|id| id.to_string()).collect())
+            .unwrap_or_default(),
+    };
+    let built = cfg!(feature = "cuda");
+    match device {
+        "cpu" => Ok(Vec::new()),
+        "auto" if !built => Ok(Vec::new()),
+        "auto" => Ok(visible()),
+        _ if device == "cuda" || device.starts_with("cuda:") => {
+            if !built {
+                return Err(Failure::Other {
+                    message: format!("`--device {device}`: this flowgraph was built without CUDA"),
+                    hint: Some("build it with `cargo build --release --features cuda`".to_owned()),
+                    code: exit_code::USAGE,
+                });
+            }
+            let gpus: Vec<String> = device.strip_prefix("cuda:").map_or_else(visible, |id| vec![id.to_owned()]);
+            if gpus.is_empty() {
+                return Err(Failure::usage(format!("`--device {device}`: no GPU is visible")));
+            }
+            Ok(gpus)
+        }
+        _ => Err(Failure::usage(format!("`--device {device}`: expected auto, cpu, cuda or cuda:N"))),
+    }
+}
+
+fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
+    let interrupts = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&interrupts);
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    Ok(interrupts)
+}
+
+fn stages_json(pipeline: &Pipeline, report: &RunReport) -> Vec<Json> {
+    pipeline
+        .stages
+        .iter()
+        .enumerate()
+        .filter_map(|(at, stage)| {
+            let outcome = report.outcomes[at]?;
+            let outputs: serde_json::Map<String, Json> = report.known[at]
+                .iter()
+                .flatten()
+                .map(|(name, artifact)| (name.clone(), json!({ "kind": artifact.kind, "digest": artifact.digest })))
+                .collect();
+            Some(json!({ "name": stage.name, "outcome": outcome, "outputs": outputs }))
+        })
+        .collect()
+}
+
+/// Prints every table that was made, in file order.
+fn print_tables(pipeline: &Pipeline, store: &Store, report: &RunReport, output: &Output) -> Result<(), Failure> {
+    for (at, stage) in pipeline.stages.iter().enumerate() {
+        if !matches!(report.outcomes[at], Some(Outcome::Cached | Outcome::Done)) {
+            continue;
+        }
+        for artifact in report.known[at].iter().flat_map(|outputs| outputs.values()) {
+            if artifact.kind == "table" {
+                let text = show::table_text(store, artifact)?;
+                output.data(&format!("\n{}\n{text}", stage.name.bold()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn summarise_failures(report: &RunReport, output: &Output) {
+    if report.failures.is_empty() {
+        if report.interrupted {
+            output.line("interrupted; the same command continues where this run stopped");
+        }
+        return;
+    }
+    output.line("");
+    for failure in &report.failures {
+        output.error(&format!("stage `{}` failed: {}", failure.stage, failure.message), failure.hint.as_deref());
+        let lines = last_lines(&failure.log, 10);
+        if !lines.is_empty() {
+            output.line(&format!("  the end of {}:", failure.log.display()));
+            lines.iter().for_each(|line| output.line(&format!("  | {line}")));
+        }
+    }
+    output.line(&format!(
+        "{} failed; mend the cause and give the same command again: what is done stays done",
+        counted(report.failures.len(), "stage")
+    ));
+}
+
+fn last_lines(path: &PathBuf, count: usize) -> Vec<String> {
+    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(ToString::to_string).collect()
+}

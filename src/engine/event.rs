@@ -1,0 +1,199 @@
+//! What happens during a run: everything that people, logs and programs see derives from these events.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::artifact::Digest;
+use super::context::Progress;
+use super::plan::Cause;
+use super::store::Record;
+
+/// What a worker tells its executor, one JSON line each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum WorkerEvent {
+    /// Another process has the lock of this fingerprint.
+    Waiting {
+        /// Who, as they described themselves.
+        holder: String,
+    },
+    /// The lock is held and work begins.
+    Started,
+    /// How far the stage is.
+    Progress {
+        /// See [`Progress`].
+        progress: Progress,
+    },
+    /// Something people should read.
+    Note {
+        /// The text.
+        text: String,
+    },
+    /// A command was started in this process group.
+    CommandGroup {
+        /// The group's id.
+        group: i32,
+    },
+    /// The stage is done and its record written.
+    Done {
+        /// The record.
+        record: Box<Record>,
+        /// Whether another process had done the work.
+        elsewhere: bool,
+        /// Whether a forced run gave other bytes than the record that was kept.
+        differs: bool,
+    },
+    /// A source was fetched.
+    Fetched,
+    /// An input is not what it was: its producer must run again.
+    Damaged {
+        /// The artifact.
+        artifact: Digest,
+        /// What is wrong.
+        message: String,
+    },
+    /// The stage failed.
+    Failed {
+        /// What went wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The stage was asked to stop and did.
+    Interrupted,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// A stored result was used.
+    Cached,
+    /// It ran.
+    Done,
+    /// It failed.
+    Failed,
+    /// Something it needs failed.
+    Skipped,
+    /// It was asked to stop.
+    Interrupted,
+}
+
+/// What happens during a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RunEvent {
+    /// The run begins.
+    RunStarted {
+        /// Id of the run.
+        run: String,
+        /// Name of the pipeline.
+        pipeline: String,
+        /// How many stages it has.
+        stages: usize,
+    },
+    /// A stored result is used.
+    StageCached {
+        /// The stage.
+        stage: String,
+        /// Things people should know.
+        notes: Vec<String>,
+    },
+    /// A stage's worker starts.
+    StageStarted {
+        /// The stage.
+        stage: String,
+        /// Its fingerprint.
+        fingerprint: Option<Digest>,
+        /// Why it runs.
+        causes: Vec<Cause>,
+        /// `cpu` or `cuda:N`.
+        device: String,
+        /// Things people should know.
+        notes: Vec<String>,
+    },
+    /// Another process runs the same stage.
+    StageWaiting {
+        /// The stage.
+        stage: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// How far a stage is.
+    StageProgress {
+        /// The stage.
+        stage: String,
+        /// See [`Progress`].
+        progress: Progress,
+    },
+    /// Something people should read.
+    StageNote {
+        /// The stage.
+        stage: String,
+        /// The text.
+        text: String,
+    },
+    /// A stage failed and is tried again.
+    StageRetried {
+        /// The stage.
+        stage: String,
+        /// Which try comes next, counted from 1.
+        next_try: u32,
+        /// Why the last one failed.
+        message: String,
+    },
+    /// A stage is done.
+    StageDone {
+        /// The stage.
+        stage: String,
+        /// Wall-clock seconds.
+        seconds: f64,
+        /// Peak memory.
+        peak_memory_bytes: u64,
+        /// Whether another process had done the work.
+        elsewhere: bool,
+    },
+    /// A stage failed.
+    StageFailed {
+        /// The stage.
+        stage: String,
+        /// What went wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+        /// Where its output went.
+        log: String,
+    },
+    /// A stage cannot run because something it needs failed.
+    StageSkipped {
+        /// The stage.
+        stage: String,
+        /// What it needs.
+        needs: String,
+    },
+    /// A stage was asked to stop and did.
+    StageInterrupted {
+        /// The stage.
+        stage: String,
+    },
+    /// A stored result turned out to be damaged; its stage runs again.
+    StageDamaged {
+        /// The stage that made it.
+        stage: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The run ends.
+    RunFinished {
+        /// Wall-clock seconds.
+        seconds: f64,
+        /// How many stages ended in which way.
+        outcomes: Json,
+    },
+}
+
+/// Sees the events of a run.
+pub trait Observer {
+    /// Is called for each event, in order.
+    fn event(&mut self, event: &RunEvent);
+}

@@ -1,0 +1,641 @@
+//! Running what is not cached: each stage in its own process, as many at once as fit.
+//!
+//! Approach: one thread owns all state. Stages become *ready* when everything they need is settled;
+//! deciding about a ready stage (the planner's `decide`, now with every upstream digest known) gives either a
+//! cached result, which settles it at once, or a job for the queue. Worker processes report through one
+//! channel. The loop ends when nothing runs and nothing is queued.
+
+mod process;
+mod resources;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+pub use resources::Capacity;
+
+use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
+use super::plan::{Cause, Decision, Known, PlanOptions, Planner, StagePlan};
+use super::spec::Pipeline;
+use super::stage::StageError;
+use super::store::Store;
+use super::worker::{Job, JobInput, Task};
+use process::WorkerProcess;
+use resources::Pool;
+
+/// How a run is to go.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// See [`PlanOptions`].
+    pub plan: PlanOptions,
+    /// Which stages are wanted, by position; what they need is run as well.
+    pub wanted: Vec<bool>,
+    /// What the machine offers.
+    pub capacity: Capacity,
+    /// Whether the first failure ends the run.
+    pub fail_fast: bool,
+    /// Counts the signals that asked the run to stop: the first lets stages checkpoint, the second ends them.
+    pub interrupts: Arc<AtomicUsize>,
+    /// The program that is started as `PROGRAM worker`.
+    pub program: PathBuf,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub struct RunReport {
+    /// Id of the run.
+    pub run: String,
+    /// How each stage ended, by position; `None` for stages that were not wanted or not reached.
+    pub outcomes: Vec<Option<Outcome>>,
+    /// Outputs of the stages that are cached or done.
+    pub known: Known,
+    /// What failed: stage, message, hint, log file.
+    pub failures: Vec<StageFailure>,
+    /// Whether the run was asked to stop.
+    pub interrupted: bool,
+}
+
+/// One failed stage.
+#[derive(Debug, Clone)]
+pub struct StageFailure {
+    /// The stage.
+    pub stage: String,
+    /// What went wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Where its output went.
+    pub log: PathBuf,
+}
+
+/// Runs a pipeline.
+pub fn run(
+    pipeline: &Pipeline,
+    store: &Store,
+    options: RunOptions,
+    observer: &mut dyn Observer,
+) -> Result<RunReport, StageError> {
+    Execution::new(pipeline, store, options, observer)?.run()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Needs stages that are not settled.
+    Waiting,
+    /// Waits for resources.
+    Queued,
+    /// Its worker runs.
+    Running,
+    /// It ended.
+    Settled(Outcome),
+}
+
+struct Execution<'a> {
+    pipeline: &'a Pipeline,
+    store: &'a Store,
+    options: RunOptions,
+    planner: Planner<'a>,
+    observer: &'a mut dyn Observer,
+    run: String,
+    folder: PathBuf,
+    event_log: fs_err::File,
+    states: Vec<State>,
+    plans: Vec<Option<StagePlan>>,
+    known: Known,
+    queue: VecDeque<usize>,
+    /// When a failed stage may be tried again.
+    not_before: BTreeMap<usize, Instant>,
+    tries: Vec<u32>,
+    workers: BTreeMap<usize, WorkerProcess>,
+    pool: Pool,
+    sender: Sender<(usize, Message)>,
+    receiver: Receiver<(usize, Message)>,
+    failures: Vec<StageFailure>,
+    stopping: bool,
+}
+
+/// What a worker's thread tells the loop.
+enum Message {
+    Event(WorkerEvent),
+    /// Its standard output ended.
+    Ended,
+}
+
+impl<'a> Execution<'a> {
+    fn new(
+        pipeline: &'a Pipeline,
+        store: &'a Store,
+        options: RunOptions,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, StageError> {
+        let count = pipeline.stages.len();
+        let (run, folder) = new_run_folder(store)?;
+        fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
+        let event_log = fs_err::File::create(folder.join("events.jsonl"))?;
+        let (sender, receiver) = channel();
+        let needed = pipeline.graph.upstream(
+            (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),
+        );
+        Ok(Self {
+            planner: Planner::new(pipeline, store, options.plan.clone()),
+            pool: Pool::new(&options.capacity),
+            states: needed
+                .iter()
+                .map(|needed| {
+                    if *needed {
+                        State::Waiting
+                    } else {
+                        State::Settled(Outcome::Skipped)
+                    }
+                })
+                .collect(),
+            plans: (0..count).map(|_| None).collect(),
+            known: vec![None; count],
+            queue: VecDeque::new(),
+            not_before: BTreeMap::new(),
+            tries: vec![0; count],
+            workers: BTreeMap::new(),
+            failures: Vec::new(),
+            stopping: false,
+            pipeline,
+            store,
+            options,
+            observer,
+            run,
+            folder,
+            event_log,
+            sender,
+            receiver,
+        })
+    }
+
+    fn run(mut self) -> Result<RunReport, StageError> {
+        let clock = Instant::now();
+        let wanted: Vec<bool> = self
+            .states
+            .iter()
+            .map(|state| *state == State::Waiting)
+            .collect();
+        self.emit(RunEvent::RunStarted {
+            run: self.run.clone(),
+            pipeline: self.pipeline.name.clone(),
+            stages: wanted.iter().filter(|wanted| **wanted).count(),
+        });
+        for stage in self.pipeline.order.clone() {
+            self.decide_if_ready(stage);
+        }
+        loop {
+            self.heed_interrupts();
+            if self.stopping {
+                self.queue.clear();
+            } else {
+                self.start_queued();
+            }
+            if self.workers.is_empty() && self.queue.is_empty() {
+                break;
+            }
+            match self.receiver.recv_timeout(Duration::from_millis(50)) {
+                Ok((stage, message)) => self.take(stage, message),
+                Err(RecvTimeoutError::Timeout) => self.enforce_timeouts(),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the executor holds a sender"),
+            }
+        }
+        let outcomes: Vec<Option<Outcome>> = self
+            .states
+            .iter()
+            .zip(&wanted)
+            .map(|(state, wanted)| match state {
+                State::Settled(outcome) if *wanted => Some(*outcome),
+                _ => None,
+            })
+            .collect();
+        let count = |outcome: Outcome| {
+            outcomes
+                .iter()
+                .filter(|found| **found == Some(outcome))
+                .count()
+        };
+        let summary = json!({
+            "cached": count(Outcome::Cached), "done": count(Outcome::Done), "failed": count(Outcome::Failed),
+            "skipped": count(Outcome::Skipped), "interrupted": count(Outcome::Interrupted),
+        });
+        self.emit(RunEvent::RunFinished {
+            seconds: clock.elapsed().as_secs_f64(),
+            outcomes: summary,
+        });
+        Ok(RunReport {
+            run: self.run,
+            outcomes,
+            known: self.known,
+            failures: self.failures,
+            interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
+        })
+    }
+
+    /// Settles, queues or skips a stage whose needs are all settled.
+    fn decide_if_ready(&mut self, stage: usize) {
+        if self.states[stage] != State::Waiting {
+            return;
+        }
+        let needs = self.pipeline.graph.needs(stage);
+        let mut broken = None;
+        for need in &needs {
+            match self.states[*need] {
+                State::Settled(Outcome::Cached | Outcome::Done) => {}
+                State::Settled(_) => broken = broken.or(Some(*need)),
+                _ => return,
+            }
+        }
+        let name = &self.pipeline.stages[stage].name;
+        if let Some(need) = broken {
+            let event = RunEvent::StageSkipped {
+                stage: name.clone(),
+                needs: self.pipeline.stages[need].name.clone(),
+            };
+            self.emit(event);
+            self.settle(stage, Outcome::Skipped);
+            return;
+        }
+        let upstream: Vec<&StagePlan> = needs
+            .iter()
+            .filter_map(|need| self.plans[*need].as_ref())
+            .collect();
+        match self.planner.decide(stage, &self.known, &upstream) {
+            Ok(mut plan) => {
+                if plan.decision == Decision::Cached {
+                    self.known[stage] = plan.record.take().map(|record| record.outputs);
+                    let event = RunEvent::StageCached {
+                        stage: name.clone(),
+                        notes: std::mem::take(&mut plan.notes),
+                    };
+                    self.emit(event);
+                    self.plans[stage] = Some(plan);
+                    self.settle(stage, Outcome::Cached);
+                } else {
+                    self.plans[stage] = Some(plan);
+                    self.states[stage] = State::Queued;
+                    self.queue.push_back(stage);
+                }
+            }
+            Err((_, error)) => self.fail(stage, &error),
+        }
+    }
+
+    fn settle(&mut self, stage: usize, outcome: Outcome) {
+        self.states[stage] = State::Settled(outcome);
+        if outcome == Outcome::Interrupted {
+            return;
+        }
+        for next in self.pipeline.graph.needed_by(stage) {
+            self.decide_if_ready(next);
+        }
+    }
+
+    fn start_queued(&mut self) {
+        let now = Instant::now();
+        let mut kept = VecDeque::new();
+        while let Some(stage) = self.queue.pop_front() {
+            let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
+            let request = self.pipeline.stages[stage].resources;
+            let grant = if waits {
+                None
+            } else {
+                self.pool.take(&request)
+            };
+            let Some(grant) = grant else {
+                kept.push_back(stage);
+                continue;
+            };
+            let job = self.job(stage, &grant);
+            match process::start(
+                stage,
+                &job,
+                &grant,
+                &self.options.program,
+                self.log_path(stage),
+                &self.sender,
+            ) {
+                Ok(worker) => {
+                    let plan = self.plans[stage].as_ref();
+                    let event = RunEvent::StageStarted {
+                        stage: job.stage,
+                        fingerprint: plan.and_then(|plan| plan.fingerprint),
+                        causes: plan.map(|plan| plan.causes.clone()).unwrap_or_default(),
+                        device: job.device,
+                        notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
+                    };
+                    self.emit(event);
+                    self.states[stage] = State::Running;
+                    self.workers.insert(stage, worker);
+                }
+                Err(error) => {
+                    self.pool.give_back(&grant);
+                    let error = StageError::from(error);
+                    self.fail(stage, &error);
+                }
+            }
+        }
+        self.queue = kept;
+    }
+
+    fn job(&self, stage: usize, grant: &resources::Grant) -> Job {
+        let instance = &self.pipeline.stages[stage];
+        let plan = self.plans[stage].as_ref();
+        let task = plan
+            .and_then(|plan| {
+                Some(Task::Run {
+                    manifest: plan.manifest.clone(),
+                    fingerprint: plan.fingerprint?,
+                    rerun: self.options.plan.rerun.get(stage).copied().unwrap_or(false),
+                })
+            })
+            .unwrap_or(Task::Fetch);
+        let inputs = instance.inputs.iter().flat_map(|input| {
+            input.items.iter().filter_map(|item| {
+                let outputs = self.known[item.producer].as_ref()?;
+                Some(JobInput {
+                    port: input.port.clone(),
+                    labels: item.labels.clone().into_iter().collect(),
+                    artifact: outputs.get(&item.output)?.clone(),
+                })
+            })
+        });
+        Job {
+            task,
+            store: self.store.root().to_owned(),
+            pipeline: self.pipeline.name.clone(),
+            stage: instance.name.clone(),
+            kind: instance.kind.name.to_owned(),
+            params: instance.raw_params.clone(),
+            inputs: inputs.collect(),
+            base_folder: self.pipeline.base_folder(),
+            device: grant.device(),
+            threads: grant.cpus,
+        }
+    }
+
+    fn log_path(&self, stage: usize) -> PathBuf {
+        self.folder
+            .join("logs")
+            .join(format!("{}.log", self.pipeline.stages[stage].name))
+    }
+
+    fn take(&mut self, stage: usize, message: Message) {
+        let name = self.pipeline.stages[stage].name.clone();
+        match message {
+            Message::Event(WorkerEvent::Progress { progress }) => {
+                self.emit(RunEvent::StageProgress {
+                    stage: name,
+                    progress,
+                });
+            }
+            Message::Event(WorkerEvent::Note { text }) => {
+                self.emit(RunEvent::StageNote { stage: name, text })
+            }
+            Message::Event(WorkerEvent::Waiting { holder }) => {
+                self.emit(RunEvent::StageWaiting {
+                    stage: name,
+                    holder,
+                });
+            }
+            Message::Event(WorkerEvent::CommandGroup { group }) => {
+                if let Some(worker) = self.workers.get_mut(&stage) {
+                    worker.command_group = group;
+                }
+            }
+            Message::Event(WorkerEvent::Started) => {}
+            Message::Event(last) => {
+                if let Some(worker) = self.workers.get_mut(&stage) {
+                    worker.last = Some(last);
+                }
+            }
+            Message::Ended => self.worker_ended(stage, name),
+        }
+    }
+
+    fn worker_ended(&mut self, stage: usize, name: String) {
+        let Some(mut worker) = self.workers.remove(&stage) else {
+            return;
+        };
+        let status = worker.wait();
+        self.pool.give_back(&worker.grant);
+        match worker.last.take() {
+            Some(WorkerEvent::Done {
+                record,
+                elsewhere,
+                differs,
+            }) => {
+                if differs {
+                    self.emit(RunEvent::StageNote {
+                        stage: name.clone(),
+                        text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),
+                    });
+                }
+                self.emit(RunEvent::StageDone {
+                    stage: name,
+                    seconds: record.provenance.seconds,
+                    peak_memory_bytes: record.provenance.peak_memory_bytes,
+                    elsewhere,
+                });
+                self.known[stage] = Some(record.outputs);
+                self.settle(stage, Outcome::Done);
+            }
+            Some(WorkerEvent::Fetched) => {
+                self.states[stage] = State::Waiting;
+                self.options.plan.refresh = false;
+                self.planner = Planner::new(self.pipeline, self.store, self.options.plan.clone());
+                self.decide_if_ready(stage);
+            }
+            Some(WorkerEvent::Interrupted) => self.interrupted(stage, name),
+            Some(WorkerEvent::Damaged { artifact, message }) => {
+                self.heal(stage, &artifact, &message)
+            }
+            Some(WorkerEvent::Failed { message, hint }) => {
+                self.failed_or_retried(stage, name, StageError::Failed { message, hint });
+            }
+            _ if self.options.interrupts.load(Ordering::SeqCst) > 0 => {
+                self.interrupted(stage, name)
+            }
+            _ => {
+                let mut error = StageError::new(match &worker.timed_out {
+                    Some(seconds) => format!("ended after its timeout of {seconds} s"),
+                    None => format!("its worker ended early: {status}"),
+                });
+                if status.contains("signal: 9") && worker.timed_out.is_none() {
+                    error = error.hint("it was killed; if memory ran out, give it fewer neighbours with `--jobs` or `resources.memory`");
+                }
+                self.failed_or_retried(stage, name, error);
+            }
+        }
+    }
+
+    fn interrupted(&mut self, stage: usize, name: String) {
+        self.emit(RunEvent::StageInterrupted { stage: name });
+        self.settle(stage, Outcome::Interrupted);
+    }
+
+    fn failed_or_retried(&mut self, stage: usize, name: String, error: StageError) {
+        self.tries[stage] += 1;
+        let tries = self.tries[stage];
+        if tries <= self.pipeline.stages[stage].retries && !self.stopping {
+            let message = match error {
+                StageError::Failed { message, .. } => message,
+                StageError::Interrupted => "interrupted".to_owned(),
+            };
+            self.emit(RunEvent::StageRetried {
+                stage: name,
+                next_try: tries + 1,
+                message,
+            });
+            let pause = Duration::from_secs(1 << (tries - 1).min(5));
+            self.not_before.insert(stage, Instant::now() + pause);
+            self.states[stage] = State::Queued;
+            self.queue.push_back(stage);
+        } else {
+            self.fail(stage, &error);
+        }
+    }
+
+    fn fail(&mut self, stage: usize, error: &StageError) {
+        let (message, hint) = match error {
+            StageError::Failed { message, hint } => (message.clone(), hint.clone()),
+            StageError::Interrupted => ("interrupted".to_owned(), None),
+        };
+        let failure = StageFailure {
+            stage: self.pipeline.stages[stage].name.clone(),
+            message,
+            hint,
+            log: self.log_path(stage),
+        };
+        self.emit(RunEvent::StageFailed {
+            stage: failure.stage.clone(),
+            message: failure.message.clone(),
+            hint: failure.hint.clone(),
+            log: failure.log.display().to_string(),
+        });
+        self.failures.push(failure);
+        if self.options.fail_fast && !self.stopping {
+            self.stopping = true;
+            for worker in self.workers.values() {
+                worker.ask_to_stop();
+            }
+        }
+        self.settle(stage, Outcome::Failed);
+    }
+
+    /// An input turned out to be damaged: its producer runs again, and then the stage that needs it.
+    fn heal(&mut self, stage: usize, artifact: &super::artifact::Digest, message: &str) {
+        let producers: Vec<usize> = self
+            .pipeline
+            .graph
+            .needs(stage)
+            .into_iter()
+            .filter(|need| {
+                let outputs = self.known[*need].as_ref();
+                outputs.is_some_and(|outputs| {
+                    outputs.values().any(|output| output.digest == *artifact)
+                })
+            })
+            .collect();
+        self.tries[stage] += 1;
+        if producers.is_empty() || self.tries[stage] > 3 {
+            self.fail(stage, &StageError::new(message));
+            return;
+        }
+        self.states[stage] = State::Waiting;
+        for producer in producers {
+            self.emit(RunEvent::StageDamaged {
+                stage: self.pipeline.stages[producer].name.clone(),
+                message: message.to_owned(),
+            });
+            // Only the planner that re-hashes sees the damage that file times did not show.
+            self.known[producer] = None;
+            if let Some(plan) = &mut self.plans[producer] {
+                plan.causes = vec![Cause {
+                    stage: self.pipeline.stages[producer].name.clone(),
+                    key: message.to_owned(),
+                    old: None,
+                    new: None,
+                }];
+            }
+            // Who waits for resources with the old outputs in mind has to be decided about again.
+            for consumer in self.pipeline.graph.needed_by(producer) {
+                if self.states[consumer] == State::Queued {
+                    self.states[consumer] = State::Waiting;
+                    self.queue.retain(|queued| *queued != consumer);
+                }
+            }
+            if !matches!(self.states[producer], State::Queued | State::Running) {
+                self.states[producer] = State::Queued;
+                self.queue.push_back(producer);
+            }
+        }
+    }
+
+    fn heed_interrupts(&mut self) {
+        let interrupts = self.options.interrupts.load(Ordering::SeqCst);
+        if interrupts > 0 && !self.stopping {
+            self.stopping = true;
+            for worker in self.workers.values() {
+                worker.ask_to_stop();
+            }
+        }
+        if interrupts > 1 {
+            for worker in self.workers.values() {
+                worker.kill();
+            }
+        }
+    }
+
+    fn enforce_timeouts(&mut self) {
+        for (stage, worker) in &mut self.workers {
+            if let Some(timeout) = self.pipeline.stages[*stage].timeout
+                && worker.timed_out.is_none()
+                && worker.started.elapsed().as_secs_f64() > timeout
+            {
+                worker.timed_out = Some(timeout);
+                worker.kill();
+            }
+        }
+    }
+
+    fn emit(&mut self, event: RunEvent) {
+        if let Ok(mut value) = serde_json::to_value(&event) {
+            value["time"] = json!(jiff::Timestamp::now().to_string());
+            // The log is for reading later; a full disk must not end the run for its sake.
+            let _ = writeln!(self.event_log, "{value}");
+        }
+        self.observer.event(&event);
+    }
+}
+
+fn new_run_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
+    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    fs_err::create_dir_all(store.runs_path())?;
+    for suffix in 0.. {
+        let run = if suffix == 0 {
+            time.clone()
+        } else {
+            format!("{time}-{suffix}")
+        };
+        let folder = store.runs_path().join(&run);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return Ok((run, folder)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(StageError::new(format!(
+                    "cannot create run folder {}: {error}",
+                    folder.display()
+                ))
+                .hint("give a writable store with `--store DIR`"));
+            }
+        }
+    }
+    unreachable!("there is a free suffix")
+}

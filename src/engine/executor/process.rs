@@ -1,0 +1,115 @@
+//! Worker processes, seen from the executor.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Message;
+use super::resources::Grant;
+use crate::engine::event::WorkerEvent;
+use crate::engine::worker::{Job, kill_group};
+
+pub(super) struct WorkerProcess {
+    child: Child,
+    /// Closed when this is dropped, or when this process dies: either ends the worker.
+    _stdin: ChildStdin,
+    pub(super) grant: Grant,
+    pub(super) started: Instant,
+    /// Process group of the command that the stage runs; 0 for none.
+    pub(super) command_group: i32,
+    /// What the worker said last of how it went.
+    pub(super) last: Option<WorkerEvent>,
+    /// The timeout that ended it.
+    pub(super) timed_out: Option<f64>,
+}
+
+/// Starts a worker; a thread passes on what it says.
+pub(super) fn start(
+    stage: usize,
+    job: &Job,
+    grant: &Grant,
+    program: &Path,
+    log: PathBuf,
+    sender: &Sender<(usize, Message)>,
+) -> std::io::Result<WorkerProcess> {
+    if let Some(folder) = log.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    let log = File::options().create(true).append(true).open(&log)?;
+    let mut command = Command::new(program);
+    command
+        .arg("worker")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .env("RAYON_NUM_THREADS", grant.cpus.to_string())
+        .env("POLARS_MAX_THREADS", grant.cpus.to_string())
+        // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.
+        .process_group(0);
+    if !grant.gpus.is_empty() {
+        command.env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","));
+    }
+    let mut child = command.spawn()?;
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        unreachable!("both were asked for as pipes");
+    };
+    let line = serde_json::to_string(job)?;
+    // A worker that died already is reported by the end of its output.
+    let _ = stdin
+        .write_all(line.as_bytes())
+        .and_then(|()| stdin.write_all(b"\n"));
+    let sender = sender.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            let Ok(line) = line else { break };
+            let event = serde_json::from_str(&line).unwrap_or(WorkerEvent::Note { text: line });
+            if sender.send((stage, Message::Event(event))).is_err() {
+                return;
+            }
+        }
+        let _ = sender.send((stage, Message::Ended));
+    });
+    Ok(WorkerProcess {
+        child,
+        _stdin: stdin,
+        grant: grant.clone(),
+        started: Instant::now(),
+        command_group: 0,
+        last: None,
+        timed_out: None,
+    })
+}
+
+impl WorkerProcess {
+    /// Asks the stage to checkpoint and stop.
+    pub(super) fn ask_to_stop(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends the stage at once.
+    pub(super) fn kill(&self) {
+        kill_group(self.command_group);
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, signal).ok();
+        }
+    }
+
+    /// Waits for the end and says how it was; a command that outlived its worker is ended.
+    pub(super) fn wait(&mut self) -> String {
+        let status = self.child.wait();
+        if !matches!(&status, Ok(status) if status.success()) {
+            kill_group(self.command_group);
+        }
+        status.map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+}

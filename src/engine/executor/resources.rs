@@ -1,0 +1,117 @@
+//! What the machine offers, and who has it.
+
+use crate::engine::stage::Resources;
+
+/// What a run may use of the machine.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    /// Stages at once.
+    pub jobs: usize,
+    /// Processor cores.
+    pub cpus: usize,
+    /// Bytes of memory; 0 if unknown.
+    pub memory: u64,
+    /// Ids of the GPUs, as `CUDA_VISIBLE_DEVICES` has them.
+    pub gpus: Vec<String>,
+}
+
+/// What a running stage was given.
+#[derive(Debug, Clone)]
+pub(super) struct Grant {
+    pub(super) cpus: usize,
+    pub(super) memory: u64,
+    pub(super) gpus: Vec<String>,
+}
+
+impl Grant {
+    /// The device as the stage sees it: `CUDA_VISIBLE_DEVICES` makes its first GPU number 0.
+    pub(super) fn device(&self) -> String {
+        if self.gpus.is_empty() {
+            "cpu".to_owned()
+        } else {
+            "cuda:0".to_owned()
+        }
+    }
+}
+
+pub(super) struct Pool {
+    total: Capacity,
+    free: Capacity,
+}
+
+impl Pool {
+    pub(super) fn new(capacity: &Capacity) -> Self {
+        Self {
+            total: capacity.clone(),
+            free: capacity.clone(),
+        }
+    }
+
+    /// Gives a stage what it asks for, or nothing if that is not free now.
+    ///
+    /// A stage that asks for more than the machine has runs alone, with all there is.
+    pub(super) fn take(&mut self, request: &Resources) -> Option<Grant> {
+        let cpus = request.cpus.min(self.total.cpus);
+        let memory = request.memory.min(self.total.memory);
+        let gpus = request.gpus.min(self.total.gpus.len());
+        let free = &mut self.free;
+        if free.jobs == 0 || free.cpus < cpus || free.memory < memory || free.gpus.len() < gpus {
+            return None;
+        }
+        free.jobs -= 1;
+        free.cpus -= cpus;
+        free.memory -= memory;
+        Some(Grant {
+            cpus,
+            memory,
+            gpus: free.gpus.drain(..gpus).collect(),
+        })
+    }
+
+    pub(super) fn give_back(&mut self, grant: &Grant) {
+        self.free.jobs += 1;
+        self.free.cpus += grant.cpus;
+        self.free.memory += grant.memory;
+        self.free.gpus.extend(grant.gpus.iter().cloned());
+        self.free.gpus.sort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resources(cpus: usize, memory: u64, gpus: usize) -> Resources {
+        Resources { cpus, memory, gpus }
+    }
+
+    #[test]
+    fn stages_are_packed_and_gpus_are_given_by_id() {
+        let mut pool = Pool::new(&Capacity {
+            jobs: 8,
+            cpus: 4,
+            memory: 100,
+            gpus: vec!["0".to_owned(), "3".to_owned()],
+        });
+        let first = pool.take(&resources(2, 60, 1)).unwrap();
+        assert_eq!(first.gpus, ["0"]);
+        assert!(pool.take(&resources(1, 60, 0)).is_none(), "memory is taken");
+        assert!(pool.take(&resources(3, 0, 0)).is_none(), "cores are taken");
+        assert_eq!(pool.take(&resources(1, 10, 1)).unwrap().gpus, ["3"]);
+        assert!(pool.take(&resources(1, 0, 1)).is_none(), "GPUs are taken");
+        pool.give_back(&first);
+        assert_eq!(pool.take(&resources(1, 60, 1)).unwrap().gpus, ["0"]);
+    }
+
+    #[test]
+    fn a_request_above_the_machine_gets_all_of_it() {
+        let mut pool = Pool::new(&Capacity {
+            jobs: 2,
+            cpus: 2,
+            memory: 0,
+            gpus: Vec::new(),
+        });
+        let all = pool.take(&resources(64, 1 << 40, 8)).unwrap();
+        assert_eq!((all.cpus, all.device()), (2, "cpu".to_owned()));
+    }
+}

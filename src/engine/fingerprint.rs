@@ -1,0 +1,301 @@
+//! What determines a stage's bytes, in a form that can be both hashed and read.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::artifact::Digest;
+use super::context::Labels;
+
+/// Raised when the meaning of a manifest changes; every fingerprint changes with it.
+pub const MANIFEST_FORMAT: u32 = 1;
+
+/// Everything that determines the bytes of a stage's outputs.
+///
+/// Digests of outputs that are not made yet, and of sources that were never fetched, are open (`None`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// See [`MANIFEST_FORMAT`].
+    pub format: u32,
+    /// The stage kind.
+    pub kind: String,
+    /// The kind's version.
+    pub version: u32,
+    /// Typed params, defaults filled in.
+    pub params: Json,
+    /// For each port, the artifacts by content.
+    pub inputs: BTreeMap<String, Vec<ManifestInput>>,
+    /// For each source, the digest of its bytes, as `blake3:...` or `sha256:...`.
+    pub sources: BTreeMap<String, Option<String>>,
+    /// What the environment adds, as digests.
+    pub environment: Vec<String>,
+}
+
+/// One artifact in a manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestInput {
+    /// Digest of the artifact.
+    pub digest: Option<Digest>,
+    /// Labels, as pairs because their order is the order of the axes; empty unless the port is labelled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<(String, String)>,
+}
+
+impl ManifestInput {
+    /// Makes an input of a manifest.
+    pub fn new(digest: Option<Digest>, labels: &Labels) -> Self {
+        Self {
+            digest,
+            labels: labels.clone().into_iter().collect(),
+        }
+    }
+}
+
+/// One component in which two manifests differ.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The component, such as `params.lr` or `inputs.model`.
+    pub key: String,
+    /// Its value in the older manifest.
+    pub old: Option<Json>,
+    /// Its value in the newer manifest.
+    pub new: Option<Json>,
+}
+
+impl Manifest {
+    /// Returns the fingerprint, unless a digest is open.
+    pub fn fingerprint(&self) -> Option<Digest> {
+        let inputs_known = self
+            .inputs
+            .values()
+            .flatten()
+            .all(|input| input.digest.is_some());
+        let sources_known = self.sources.values().all(Option::is_some);
+        (inputs_known && sources_known).then(|| {
+            let mut hasher = blake3::Hasher::new_derive_key("flowgraph stage fingerprint v1");
+            hasher.update(self.canonical().as_bytes());
+            hasher.finalize().into()
+        })
+    }
+
+    /// Writes the manifest as JSON with sorted keys and no spaces.
+    pub fn canonical(&self) -> String {
+        canonical_json(&serde_json::to_value(self).unwrap_or_default())
+    }
+
+    /// Whether `other` agrees in everything that is known here.
+    pub fn matches_known_part(&self, other: &Manifest) -> bool {
+        self.kind == other.kind
+            && self.version == other.version
+            && self.format == other.format
+            && self.params == other.params
+            && self.environment == other.environment
+            && self.sources.len() == other.sources.len()
+            && self.inputs.len() == other.inputs.len()
+            && self.sources.iter().all(|(key, digest)| {
+                other
+                    .sources
+                    .get(key)
+                    .is_some_and(|theirs| digest.is_none() || digest == theirs)
+            })
+            && self.inputs.iter().all(|(port, items)| {
+                other.inputs.get(port).is_some_and(|theirs| {
+                    items.len() == theirs.len()
+                        && items.iter().zip(theirs).all(|(ours, theirs)| {
+                            ours.labels == theirs.labels
+                                && (ours.digest.is_none() || ours.digest == theirs.digest)
+                        })
+                })
+            })
+    }
+
+    /// Lists the components in which `newer` differs from this manifest; open digests differ from nothing.
+    pub fn differences(&self, newer: &Manifest) -> Vec<Difference> {
+        let (old, new) = (self.components(), newer.components());
+        let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        keys.into_iter()
+            .filter(|key| {
+                let open = |side: &BTreeMap<String, Json>| {
+                    side.get(*key).is_some_and(|value| *value == open_digest())
+                };
+                old.get(*key) != new.get(*key) && !open(&old) && !open(&new)
+            })
+            .map(|key| Difference {
+                key: key.clone(),
+                old: old.get(key).cloned(),
+                new: new.get(key).cloned(),
+            })
+            .collect()
+    }
+
+    /// Returns how many components agree with `other`, to find the nearest earlier record.
+    pub fn agreement(&self, other: &Manifest) -> usize {
+        let theirs = other.components();
+        self.components()
+            .iter()
+            .filter(|(key, value)| theirs.get(*key) == Some(value))
+            .count()
+    }
+
+    fn components(&self) -> BTreeMap<String, Json> {
+        let mut components = BTreeMap::new();
+        components.insert("version".to_owned(), Json::from(self.version));
+        components.insert("manifest format".to_owned(), Json::from(self.format));
+        flatten("params", &self.params, &mut components);
+        for (port, items) in &self.inputs {
+            for (index, item) in items.iter().enumerate() {
+                let key = if items.len() == 1 {
+                    format!("inputs.{port}")
+                } else {
+                    format!("inputs.{port}[{index}]")
+                };
+                let digest = item
+                    .digest
+                    .map_or_else(open_digest, |digest| Json::from(digest.to_string()));
+                components.insert(key.clone(), digest);
+                for (label, value) in &item.labels {
+                    components.insert(format!("{key}.{label}"), Json::from(value.as_str()));
+                }
+            }
+        }
+        for (key, digest) in &self.sources {
+            let digest = digest.as_deref().map_or_else(open_digest, Json::from);
+            components.insert(format!("sources.{key}"), digest);
+        }
+        for entry in &self.environment {
+            let (name, digest) = entry.split_once('=').unwrap_or((entry, ""));
+            components.insert(format!("env.{name}"), Json::from(digest));
+        }
+        components
+    }
+}
+
+fn open_digest() -> Json {
+    Json::Null
+}
+
+fn flatten(prefix: &str, value: &Json, components: &mut BTreeMap<String, Json>) {
+    match value {
+        Json::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                flatten(&format!("{prefix}.{key}"), value, components);
+            }
+        }
+        // An absent optional param and a null one are the same component.
+        Json::Null => {}
+        leaf => {
+            components.insert(prefix.to_owned(), leaf.clone());
+        }
+    }
+}
+
+/// Writes JSON with keys sorted and no spaces, whatever features serde_json was built with.
+pub fn canonical_json(value: &Json) -> String {
+    fn write(value: &Json, text: &mut String) {
+        match value {
+            Json::Object(map) => {
+                let mut keys: Vec<&String> = map.keys().collect();
+                keys.sort_unstable();
+                text.push('{');
+                for (position, key) in keys.into_iter().enumerate() {
+                    if position > 0 {
+                        text.push(',');
+                    }
+                    let _ = write!(text, "{}:", Json::from(key.as_str()));
+                    write(&map[key], text);
+                }
+                text.push('}');
+            }
+            Json::Array(list) => {
+                text.push('[');
+                for (position, item) in list.iter().enumerate() {
+                    if position > 0 {
+                        text.push(',');
+                    }
+                    write(item, text);
+                }
+                text.push(']');
+            }
+            leaf => {
+                let _ = write!(text, "{leaf}");
+            }
+        }
+    }
+    let mut text = String::new();
+    write(value, &mut text);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn manifest(lr: f64, digest: Option<Digest>) -> Manifest {
+        Manifest {
+            format: MANIFEST_FORMAT,
+            kind: "train".to_owned(),
+            version: 1,
+            params: json!({ "lr": lr, "optimizer": { "beta": 0.9 }, "resume": null }),
+            inputs: [(
+                "model".to_owned(),
+                vec![ManifestInput {
+                    digest,
+                    labels: Vec::new(),
+                }],
+            )]
+            .into(),
+            sources: BTreeMap::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn fingerprints_need_every_digest_and_follow_every_component() {
+        let base = manifest(0.1, Some(Digest::of(b"a")));
+        assert_eq!(manifest(0.1, None).fingerprint(), None);
+        assert_eq!(
+            base.fingerprint(),
+            manifest(0.1, Some(Digest::of(b"a"))).fingerprint()
+        );
+        assert_ne!(
+            base.fingerprint(),
+            manifest(0.2, Some(Digest::of(b"a"))).fingerprint()
+        );
+        assert_ne!(
+            base.fingerprint(),
+            manifest(0.1, Some(Digest::of(b"b"))).fingerprint()
+        );
+        let newer = Manifest {
+            version: 2,
+            ..base.clone()
+        };
+        assert_ne!(base.fingerprint(), newer.fingerprint());
+    }
+
+    #[test]
+    fn fingerprints_are_pinned_because_stores_outlive_releases() {
+        let fingerprint = manifest(0.1, Some(Digest::of(b"a"))).fingerprint().unwrap();
+        assert_eq!(fingerprint.short(), "37e571a6316a");
+    }
+
+    #[test]
+    fn differences_name_the_changed_keys_and_skip_open_digests() {
+        let old = manifest(0.1, Some(Digest::of(b"a")));
+        let found = old.differences(&manifest(0.2, None));
+        assert_eq!(
+            found,
+            [Difference {
+                key: "params.lr".to_owned(),
+                old: Some(json!(0.1)),
+                new: Some(json!(0.2))
+            }]
+        );
+        assert!(manifest(0.1, None).matches_known_part(&old));
+        assert!(!manifest(0.2, None).matches_known_part(&old));
+    }
+}

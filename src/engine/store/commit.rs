@@ -1,0 +1,267 @@
+//! Bringing outputs into the store.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Store;
+use super::object::{ObjectStat, digest_file};
+use super::record::ObjectStats;
+use crate::engine::artifact::{Artifact, ArtifactFile, Digest, is_inside};
+use crate::engine::stage::{Output, StageError};
+
+/// Writes a file under a temporary name, syncs it, renames it into place and syncs the folder.
+pub fn publish(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    write_synced(path, |file| file.write_all(bytes))
+}
+
+pub(super) fn write_synced(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs_err::create_dir_all(folder)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(folder)?;
+    write(temporary.as_file_mut())?;
+    temporary
+        .as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    fs_err::File::open(folder)?.sync_all()
+}
+
+impl Store {
+    /// Moves the outputs that a stage wrote below `folder/<output name>` into the store.
+    pub fn commit_outputs(
+        &self,
+        folder: &Path,
+        outputs: &[Output],
+    ) -> Result<(BTreeMap<String, Artifact>, ObjectStats), StageError> {
+        let mut artifacts = BTreeMap::new();
+        let mut stats = ObjectStats::new();
+        for output in outputs {
+            let tree = folder.join(&output.name);
+            let mut paths = Vec::new();
+            if tree.is_dir() {
+                list_files(&tree, "", &mut paths)?;
+            }
+            if paths.is_empty() {
+                return Err(StageError::new(format!(
+                    "the stage did not write its output `{}`",
+                    output.name
+                )));
+            }
+            paths.sort();
+            let mut files = Vec::new();
+            for path in paths {
+                let (file, stat) = self.commit_file(&tree, path)?;
+                stats.insert(file.digest, stat);
+                files.push(file);
+            }
+            artifacts.insert(output.name.clone(), Artifact::new(&output.kind, files));
+        }
+        Ok((artifacts, stats))
+    }
+
+    fn commit_file(
+        &self,
+        tree: &Path,
+        path: String,
+    ) -> Result<(ArtifactFile, ObjectStat), StageError> {
+        let source = tree.join(&path);
+        let digest = match self.linked_object(&source)? {
+            Some(digest) => digest,
+            None => digest_file(&source)?,
+        };
+        let target = self.object_path(&digest);
+        let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
+        // An object that is there already is kept if its bytes are right, and healed if they are not.
+        if self.check_object(&digest).is_err() {
+            if is_link {
+                return Err(StageError::new(format!(
+                    "object {} changed while the stage ran",
+                    target.display()
+                )));
+            }
+            let file = fs_err::OpenOptions::new().read(true).open(&source)?;
+            file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+            file.sync_all()?;
+            let folder = target.parent().unwrap_or(self.root());
+            fs_err::create_dir_all(folder)?;
+            fs_err::rename(&source, &target)?;
+            sync_folder(folder)?;
+        }
+        let metadata = fs_err::metadata(&target)?;
+        let file = ArtifactFile {
+            path,
+            size: metadata.len(),
+            digest,
+        };
+        Ok((file, ObjectStat::of(&metadata)))
+    }
+
+    /// A link to an object stands for that object: this is how an adapter's artifact shares its base weights.
+    fn linked_object(&self, path: &Path) -> Result<Option<Digest>, StageError> {
+        if !fs_err::symlink_metadata(path)?.is_symlink() {
+            return Ok(None);
+        }
+        let target = fs_err::canonicalize(path)?;
+        let objects = fs_err::canonicalize(self.root().join("objects"))?;
+        let digest = target.strip_prefix(&objects).ok().and_then(|name| {
+            let name: String = name
+                .components()
+                .map(|part| part.as_os_str().to_string_lossy())
+                .collect();
+            name.parse().ok()
+        });
+        digest.map(Some).ok_or_else(|| {
+            StageError::new(format!(
+                "output {} is a link that leads outside the store",
+                path.display()
+            ))
+            .hint("write a copy instead of a link")
+        })
+    }
+
+    /// Lays out an artifact's files as links below `folder`.
+    pub fn lay_out(&self, artifact: &Artifact, folder: &Path) -> std::io::Result<()> {
+        let root = fs_err::canonicalize(self.root())?;
+        let store = Store::new(root);
+        for file in &artifact.files {
+            if !is_inside(&file.path) {
+                return Err(std::io::Error::other(format!(
+                    "artifact path `{}` leaves its tree",
+                    file.path
+                )));
+            }
+            let link = folder.join(&file.path);
+            if let Some(parent) = link.parent() {
+                fs_err::create_dir_all(parent)?;
+            }
+            fs_err::os::unix::fs::symlink(store.object_path(&file.digest), link)?;
+        }
+        Ok(())
+    }
+}
+
+fn list_files(folder: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            StageError::new(format!(
+                "output file name {} is not UTF-8",
+                PathBuf::from(name).display()
+            ))
+        })?;
+        let path = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}/{name}")
+        };
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            list_files(&entry.path(), &path, paths)?;
+        } else if kind.is_file() || kind.is_symlink() {
+            paths.push(path);
+        } else {
+            return Err(StageError::new(format!(
+                "output `{path}` is neither a file nor a folder"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_become_objects_once_and_links_to_objects_are_shared() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        let staging = folder.path().join("try");
+        fs_err::create_dir_all(staging.join("model/sub")).unwrap();
+        fs_err::write(staging.join("model/weights"), "abc").unwrap();
+        fs_err::write(staging.join("model/sub/config"), "{}").unwrap();
+        let outputs = [Output::new("model", "language_model")];
+        let (artifacts, stats) = store.commit_outputs(&staging, &outputs).unwrap();
+        let model = &artifacts["model"];
+        assert_eq!(stats.len(), 2);
+        assert_eq!(
+            model
+                .files
+                .iter()
+                .map(|file| file.path.as_str())
+                .collect::<Vec<_>>(),
+            ["sub/config", "weights"]
+        );
+        assert_eq!(
+            fs_err::read_to_string(store.object_path(&model.files[1].digest)).unwrap(),
+            "abc"
+        );
+
+        let view = folder.path().join("view");
+        store.lay_out(model, &view).unwrap();
+        assert_eq!(
+            fs_err::read_to_string(view.join("sub/config")).unwrap(),
+            "{}"
+        );
+
+        fs_err::create_dir_all(staging.join("model")).unwrap();
+        fs_err::os::unix::fs::symlink(
+            fs_err::read_link(view.join("weights")).unwrap(),
+            staging.join("model/weights"),
+        )
+        .unwrap();
+        let (again, _) = store.commit_outputs(&staging, &outputs).unwrap();
+        assert_eq!(again["model"].files[0].digest, model.files[1].digest);
+    }
+
+    #[test]
+    fn missing_outputs_and_links_out_of_the_store_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        fs_err::create_dir_all(folder.path().join("store/objects")).unwrap();
+        let staging = folder.path().join("try");
+        let outputs = [Output::new("table", "table")];
+        assert!(store.commit_outputs(&staging, &outputs).is_err());
+        fs_err::create_dir_all(staging.join("table")).unwrap();
+        fs_err::os::unix::fs::symlink("/etc/hostname", staging.join("table/rows")).unwrap();
+        assert!(store.commit_outputs(&staging, &outputs).is_err());
+    }
+
+    #[test]
+    fn a_damaged_object_is_healed_by_the_next_commit_of_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        let staging = folder.path().join("try");
+        let outputs = [Output::new("table", "table")];
+        let write = || {
+            fs_err::create_dir_all(staging.join("table")).unwrap();
+            fs_err::write(staging.join("table/rows"), "abc").unwrap();
+        };
+        write();
+        let (artifacts, _) = store.commit_outputs(&staging, &outputs).unwrap();
+        let path = store.object_path(&artifacts["table"].files[0].digest);
+        fs_err::remove_file(&path).unwrap();
+        fs_err::write(&path, "abd").unwrap();
+        assert!(
+            store
+                .check_object(&artifacts["table"].files[0].digest)
+                .is_err()
+        );
+        write();
+        store.commit_outputs(&staging, &outputs).unwrap();
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), "abc");
+    }
+}

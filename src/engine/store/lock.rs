@@ -1,0 +1,54 @@
+//! Locks: one worker at a time for each fingerprint, on whatever machine shares the store.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+
+use super::Store;
+use crate::engine::artifact::Digest;
+
+/// A held lock; it ends with the value, or with the process however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// The answer to asking for a lock.
+#[derive(Debug)]
+pub enum LockState {
+    /// It is ours.
+    Held(Lock),
+    /// Somebody else has it.
+    Busy {
+        /// Who, as they described themselves.
+        holder: String,
+    },
+}
+
+impl Store {
+    /// Asks for the lock of `fingerprint`; `holder` tells others who has it.
+    pub fn try_lock(&self, fingerprint: &Digest, holder: &str) -> std::io::Result<LockState> {
+        let folder = self.root().join("locks");
+        fs_err::create_dir_all(&folder)?;
+        // Rust opens files close-on-exec, so a command that a stage starts does not inherit the lock.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(folder.join(fingerprint.to_string()))?;
+        match file.try_lock() {
+            Ok(()) => {
+                file.set_len(0)?;
+                file.write_all(holder.as_bytes())?;
+                Ok(LockState::Held(Lock { _file: file }))
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                file.rewind()?;
+                file.read_to_string(&mut holder)?;
+                Ok(LockState::Busy { holder })
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Objects: immutable files named by the digest of their content.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use crate::engine::artifact::Digest;
+
+/// What the file system said of a file when its bytes were last hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectStat {
+    /// Length in bytes.
+    pub size: u64,
+    /// Time of last modification.
+    pub mtime_ns: i64,
+    /// Time of last change of the inode.
+    pub ctime_ns: i64,
+    /// The inode.
+    pub inode: u64,
+    /// When this was looked at.
+    pub checked_ns: i64,
+}
+
+/// A change within one tick of the file system's clock would leave its times as they were.
+const RACY_NS: i64 = 20_000_000;
+
+impl ObjectStat {
+    /// Takes what matters from the file system's answer.
+    pub fn of(metadata: &Metadata) -> Self {
+        let nanoseconds =
+            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        Self {
+            size: metadata.len(),
+            mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+            checked_ns: now_ns(),
+        }
+    }
+
+    /// Whether a file that now looks like `current` still holds the bytes that were hashed.
+    pub fn vouches_for(&self, current: &Self) -> bool {
+        self.size == current.size
+            && self.mtime_ns == current.mtime_ns
+            && self.ctime_ns == current.ctime_ns
+            && self.inode == current.inode
+            && self.mtime_ns.max(self.ctime_ns).saturating_add(RACY_NS) < self.checked_ns
+    }
+}
+
+fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+        })
+}
+
+/// An object that is not what its name says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// There is no such file.
+    #[error("object {} is missing", path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The bytes have another digest.
+    #[error("object {} is damaged: its bytes have another digest", path.display())]
+    Altered {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The file cannot be read.
+    #[error("object {} cannot be read: {message}", path.display())]
+    Unreadable {
+        /// Where it is.
+        path: PathBuf,
+        /// What the file system said.
+        message: String,
+    },
+}
+
+/// Digests the bytes of a file; large ones on all threads of the pool.
+pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+    const LARGE: u64 = 1 << 20;
+    let mut hasher = blake3::Hasher::new();
+    if fs_err::metadata(path)?.len() >= LARGE {
+        hasher.update_mmap_rayon(path)?;
+    } else {
+        hasher.update(&fs_err::read(path)?);
+    }
+    Ok(hasher.finalize().into())
+}
+
+impl Store {
+    /// Reads an object's bytes and compares their digest with its name.
+    pub fn check_object(&self, digest: &Digest) -> Result<ObjectStat, Damage> {
+        let path = self.object_path(digest);
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Damage::Missing { path });
+            }
+            Err(error) => {
+                return Err(Damage::Unreadable {
+                    path,
+                    message: error.to_string(),
+                });
+            }
+        };
+        match digest_file(&path) {
+            Ok(found) if found == *digest => Ok(ObjectStat::of(&metadata)),
+            Ok(_) => Err(Damage::Altered { path }),
+            Err(error) => Err(Damage::Unreadable {
+                path,
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    /// Checks an object by what the file system says of it, and by its bytes only if that does not suffice.
+    ///
+    /// Returns a new stat if the bytes were read.
+    pub fn glance_at_object(
+        &self,
+        digest: &Digest,
+        known: Option<&ObjectStat>,
+    ) -> Result<Option<ObjectStat>, Damage> {
+        let path = self.object_path(digest);
+        match std::fs::metadata(&path) {
+            Ok(metadata)
+                if known.is_some_and(|known| known.vouches_for(&ObjectStat::of(&metadata))) =>
+            {
+                Ok(None)
+            }
+            _ => self.check_object(digest).map(Some),
+        }
+    }
+
+    /// Lists the objects by name, sorted.
+    pub fn objects(&self) -> std::io::Result<Vec<Digest>> {
+        let folder = self.root().join("objects");
+        let mut digests = Vec::new();
+        if !folder.is_dir() {
+            return Ok(digests);
+        }
+        for prefix in fs_err::read_dir(&folder)? {
+            let prefix = prefix?;
+            for entry in fs_err::read_dir(prefix.path())? {
+                let name = format!(
+                    "{}{}",
+                    prefix.file_name().to_string_lossy(),
+                    entry?.file_name().to_string_lossy()
+                );
+                digests.extend(name.parse::<Digest>());
+            }
+        }
+        digests.sort_unstable();
+        Ok(digests)
+    }
+}

@@ -1,0 +1,244 @@
+//! Records: which outputs a fingerprint gave, and how that went.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::commit::write_synced;
+use super::object::{Damage, ObjectStat};
+use crate::engine::artifact::{Artifact, Digest};
+use crate::engine::fingerprint::Manifest;
+
+/// The result of one stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The fingerprint of `manifest`.
+    pub fingerprint: Digest,
+    /// What determined the bytes.
+    pub manifest: Manifest,
+    /// The artifacts, by output name.
+    pub outputs: BTreeMap<String, Artifact>,
+    /// How it went.
+    pub provenance: Provenance,
+    /// What the file system said of the objects.
+    pub stats: ObjectStats,
+}
+
+/// What the file system said of objects, by digest.
+pub type ObjectStats = BTreeMap<Digest, ObjectStat>;
+
+/// How a stage was run. None of this is part of its fingerprint.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Name of the stage.
+    pub stage: String,
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Version of flowgraph.
+    pub flowgraph: String,
+    /// The machine's name.
+    pub host: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Which kernels computed it: records of one class with one fingerprint have equal bytes.
+    pub numerics: String,
+    /// Threads used.
+    pub threads: usize,
+    /// When it started, as RFC 3339 in UTC.
+    pub started: String,
+    /// Wall-clock seconds, tries that were resumed not counted.
+    pub seconds: f64,
+    /// CPU seconds of the worker and its commands.
+    pub cpu_seconds: f64,
+    /// Peak resident memory of the worker or its largest command.
+    pub peak_memory_bytes: u64,
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("cannot read record {}: {source}", path.display())]
+    Read {
+        /// The record's file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The bytes are not what was written.
+    #[error("record {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The record's file.
+        path: PathBuf,
+        /// How it shows.
+        what: String,
+    },
+}
+
+impl RecordError {
+    /// Returns the record's file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read { path, .. } | Self::Damaged { path, .. } => path,
+        }
+    }
+}
+
+const HEAD: &str = "{\"digest\":\"";
+const MIDDLE: &str = "\",\"record\":";
+const TAIL: &str = "}\n";
+
+/// Writes the body between its digest and the end, such that any changed byte shows.
+fn encode(body: &str) -> String {
+    format!("{HEAD}{}{MIDDLE}{body}{TAIL}", Digest::of(body.as_bytes()))
+}
+
+fn decode(text: &str) -> Result<Record, String> {
+    let rest = text
+        .strip_prefix(HEAD)
+        .ok_or("its head is not a record's")?;
+    let (digest, rest) = rest.split_at_checked(64).ok_or("it is cut short")?;
+    let body = rest
+        .strip_prefix(MIDDLE)
+        .and_then(|rest| rest.strip_suffix(TAIL))
+        .ok_or("it is cut short")?;
+    if digest != Digest::of(body.as_bytes()).to_string() {
+        return Err("its bytes have another digest".to_owned());
+    }
+    serde_json::from_str(body).map_err(|error| error.to_string())
+}
+
+impl Store {
+    /// Reads the record of `fingerprint`, if there is one.
+    pub fn read_record(&self, fingerprint: &Digest) -> Result<Option<Record>, RecordError> {
+        let path = self.record_path(fingerprint);
+        let text = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Read { path, source }),
+        };
+        let damaged = |what: String| RecordError::Damaged {
+            path: path.clone(),
+            what,
+        };
+        let text = String::from_utf8(text).map_err(|_| damaged("it is not text".to_owned()))?;
+        let record = decode(&text).map_err(damaged)?;
+        if record.fingerprint != *fingerprint {
+            return Err(RecordError::Damaged {
+                path,
+                what: format!("it belongs to fingerprint {}", record.fingerprint.short()),
+            });
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes a record; from then on the result exists.
+    pub fn write_record(&self, record: &Record) -> std::io::Result<()> {
+        let body = serde_json::to_string(record)?;
+        write_synced(&self.record_path(&record.fingerprint), |file| {
+            file.write_all(encode(&body).as_bytes())
+        })
+    }
+
+    /// Reads every record, and says which could not be read.
+    pub fn read_records(&self) -> (Vec<Record>, Vec<RecordError>) {
+        let (mut records, mut errors) = (Vec::new(), Vec::new());
+        let Ok(folder) = std::fs::read_dir(self.root().join("records")) else {
+            return (records, errors);
+        };
+        let mut fingerprints: Vec<Digest> = folder
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                name.strip_suffix(".json")?.parse().ok()
+            })
+            .collect();
+        fingerprints.sort_unstable();
+        for fingerprint in fingerprints {
+            match self.read_record(&fingerprint) {
+                Ok(record) => records.extend(record),
+                Err(error) => errors.push(error),
+            }
+        }
+        (records, errors)
+    }
+
+    /// Checks that every object of a record is there and intact, by its bytes if `paranoid`, else by what the
+    /// file system says where that suffices. Refreshes the record's stats.
+    pub fn check_record(&self, record: &mut Record, paranoid: bool) -> Result<(), Damage> {
+        let digests: Vec<Digest> = record
+            .outputs
+            .values()
+            .flat_map(|artifact| &artifact.files)
+            .map(|file| file.digest)
+            .collect();
+        let mut refreshed = false;
+        for digest in digests {
+            let known = record.stats.get(&digest).filter(|_| !paranoid);
+            if let Some(stat) = self.glance_at_object(&digest, known)? {
+                record.stats.insert(digest, stat);
+                refreshed = true;
+            }
+        }
+        if refreshed && !paranoid {
+            // Only saves hashing next time: a store that cannot be written is still good to read.
+            let _ = self.write_record(record);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::fingerprint::MANIFEST_FORMAT;
+
+    fn record() -> Record {
+        let manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            kind: "k".to_owned(),
+            version: 1,
+            params: serde_json::json!({ "lr": 0.1 }),
+            inputs: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            environment: Vec::new(),
+        };
+        Record {
+            fingerprint: manifest.fingerprint().unwrap(),
+            manifest,
+            outputs: BTreeMap::new(),
+            provenance: Provenance::default(),
+            stats: ObjectStats::new(),
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_and_every_truncation_of_a_record_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let record = record();
+        store.write_record(&record).unwrap();
+        assert_eq!(
+            store.read_record(&record.fingerprint).unwrap(),
+            Some(record.clone())
+        );
+        let path = store.record_path(&record.fingerprint);
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x11;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(
+                store.read_record(&record.fingerprint).is_err(),
+                "byte {at} was flipped unseen"
+            );
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(
+                store.read_record(&record.fingerprint).is_err(),
+                "cut at {at} unseen"
+            );
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! The process that runs one stage.
+//!
+//! It reads a [`Job`] from standard input and writes [`WorkerEvent`]s to standard output. Standard input
+//! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::artifact::{Artifact, Digest};
+use super::context::{Input, Labels, Progress, Reporter, RunContext};
+use super::event::WorkerEvent;
+use super::fingerprint::Manifest;
+use super::plan::local_path;
+use super::stage::{Registry, Stage, StageError, find_kind};
+use super::store::{Lock, LockState, Provenance, Record, Store};
+use crate::sources;
+
+/// One stage to run, with everything that the worker needs to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// What to do.
+    pub task: Task,
+    /// The store's folder.
+    pub store: PathBuf,
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Name of the stage.
+    pub stage: String,
+    /// The stage kind.
+    pub kind: String,
+    /// Params as written.
+    pub params: Json,
+    /// Its inputs.
+    pub inputs: Vec<JobInput>,
+    /// The folder that relative paths start from.
+    pub base_folder: PathBuf,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Threads that may be used.
+    pub threads: usize,
+}
+
+/// What a worker is asked to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "snake_case")]
+pub enum Task {
+    /// Run the stage.
+    Run {
+        /// What determines its bytes.
+        manifest: Manifest,
+        /// The manifest's fingerprint.
+        fingerprint: Digest,
+        /// Run even if there is a record.
+        rerun: bool,
+    },
+    /// Fetch the stage's unpinned sources, so that its manifest can be known.
+    Fetch,
+}
+
+/// One input of a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobInput {
+    /// The port.
+    pub port: String,
+    /// Labels, as pairs in order.
+    pub labels: Vec<(String, String)>,
+    /// The artifact.
+    pub artifact: Artifact,
+}
+
+/// Names the kernels that compute on a device: within one class, equal fingerprints give equal bytes.
+pub fn numerics_class(device: &str) -> String {
+    if device.starts_with("cuda") {
+        return "cuda".to_owned();
+    }
+    #[cfg(target_arch = "x86_64")]
+    let class = if std::arch::is_x86_feature_detected!("avx512f") {
+        "cpu-avx512"
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        "cpu-avx2"
+    } else {
+        "cpu-sse2"
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let class = concat!("cpu-", "generic");
+    class.to_owned()
+}
+
+/// Runs the job on standard input; returns the process's exit code.
+pub fn main(registry: &Registry) -> u8 {
+    let command_group = Arc::new(AtomicI32::new(0));
+    let mut line = String::new();
+    let job = std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|error| error.to_string())
+        .and_then(|_| serde_json::from_str::<Job>(&line).map_err(|error| error.to_string()));
+    let events = Events(
+        Arc::new(Mutex::new(std::io::stdout())),
+        Arc::clone(&command_group),
+    );
+    let job = match job {
+        Ok(job) => job,
+        Err(error) => {
+            events.send(&WorkerEvent::Failed {
+                message: format!("cannot read the job: {error}"),
+                hint: Some("`flowgraph worker` is started by `flowgraph run`".to_owned()),
+            });
+            return 2;
+        }
+    };
+    end_with_parent(Arc::clone(&command_group));
+    let cancelled = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
+            events.send(&WorkerEvent::Note {
+                text: format!("cannot handle signal {signal}: {error}"),
+            });
+        }
+    }
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        Worker {
+            store: Store::new(&job.store),
+            job: &job,
+            events: &events,
+            cancelled,
+        }
+        .perform(registry)
+    }));
+    let (event, code) = match result {
+        Ok(Ok(event)) => (event, 0),
+        Ok(Err(Failure::Stage(StageError::Failed { message, hint }))) => {
+            (WorkerEvent::Failed { message, hint }, 1)
+        }
+        Ok(Err(Failure::Stage(StageError::Interrupted))) => (WorkerEvent::Interrupted, 130),
+        Ok(Err(Failure::Damaged { artifact, message })) => {
+            (WorkerEvent::Damaged { artifact, message }, 4)
+        }
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("unknown panic");
+            let event = WorkerEvent::Failed {
+                message: format!("the stage panicked: {text}"),
+                hint: Some("this is a bug in the stage kind; its log has the place".to_owned()),
+            };
+            (event, 1)
+        }
+    };
+    events.send(&event);
+    code
+}
+
+/// Ends the process, and the command it runs, when the executor is gone.
+fn end_with_parent(command_group: Arc<AtomicI32>) {
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        let _ = std::io::stdin().lock().read_to_end(&mut rest);
+        kill_group(command_group.load(Ordering::SeqCst));
+        // Nothing is half-written: results appear by rename only.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .ok();
+    });
+}
+
+/// Kills a process group; 0 stands for none.
+pub(super) fn kill_group(group: i32) {
+    if let Some(group) = rustix::process::Pid::from_raw(group).filter(|group| !group.is_init()) {
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+    }
+}
+
+#[derive(Clone)]
+struct Events(Arc<Mutex<std::io::Stdout>>, Arc<AtomicI32>);
+
+impl Events {
+    fn send(&self, event: &WorkerEvent) {
+        let Ok(mut line) = serde_json::to_string(event) else {
+            return;
+        };
+        line.push('\n');
+        if let Ok(mut stdout) = self.0.lock() {
+            // If nobody listens any more, the end of standard input ends the process.
+            let _ = stdout
+                .write_all(line.as_bytes())
+                .and_then(|()| stdout.flush());
+        }
+    }
+}
+
+impl Reporter for Events {
+    fn progress(&mut self, progress: Progress) {
+        self.send(&WorkerEvent::Progress { progress });
+    }
+
+    fn note(&mut self, text: &str) {
+        self.send(&WorkerEvent::Note {
+            text: text.to_owned(),
+        });
+    }
+
+    fn command_group(&mut self, group: i32) {
+        self.1.store(group, Ordering::SeqCst);
+        self.send(&WorkerEvent::CommandGroup { group });
+    }
+}
+
+enum Failure {
+    Stage(StageError),
+    Damaged { artifact: Digest, message: String },
+}
+
+impl<E: Into<StageError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Stage(error.into())
+    }
+}
+
+struct Worker<'a> {
+    store: Store,
+    job: &'a Job,
+    events: &'a Events,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Worker<'_> {
+    fn perform(self, registry: &Registry) -> Result<WorkerEvent, Failure> {
+        let kind = find_kind(registry, &self.job.kind)
+            .ok_or_else(|| StageError::new(format!("unknown stage kind `{}`", self.job.kind)))?;
+        let stage = (kind.parse)(&self.job.params).map_err(|problems| {
+            let text: Vec<String> = problems
+                .into_iter()
+                .map(|problem| problem.message)
+                .collect();
+            StageError::new(text.join("; "))
+        })?;
+        match &self.job.task {
+            Task::Fetch => {
+                self.fetch_sources(stage.as_ref())?;
+                Ok(WorkerEvent::Fetched)
+            }
+            Task::Run {
+                manifest,
+                fingerprint,
+                rerun,
+            } => self.run(stage.as_ref(), manifest, fingerprint, *rerun),
+        }
+    }
+
+    fn run(
+        &self,
+        stage: &dyn Stage,
+        manifest: &Manifest,
+        fingerprint: &Digest,
+        rerun: bool,
+    ) -> Result<WorkerEvent, Failure> {
+        let _lock = self.lock(fingerprint)?;
+        // The record counts only after the lock: another process may have finished while we waited.
+        let mut earlier = self.store.read_record(fingerprint).ok().flatten();
+        if let Some(record) = &mut earlier
+            && self.store.check_record(record, false).is_err()
+        {
+            earlier = None;
+        }
+        if let Some(record) = earlier.take_if(|_| !rerun) {
+            return Ok(WorkerEvent::Done {
+                record: Box::new(record),
+                elsewhere: true,
+                differs: false,
+            });
+        }
+        self.events.send(&WorkerEvent::Started);
+        let (started, clock) = (jiff::Timestamp::now(), Instant::now());
+        let scratch = self.store.scratch_path(fingerprint);
+        sweep_dead_tries(&scratch)?;
+        let try_folder = scratch.join(format!("try-{}", std::process::id()));
+        fs_err::create_dir_all(&try_folder)?;
+        let mut ctx = RunContext {
+            inputs: self.lay_out_inputs(&try_folder)?,
+            sources: self.fetch_sources(stage)?,
+            checkpoints: scratch.join("checkpoints"),
+            source_cache: self.store.sources_path(),
+            base_folder: self.job.base_folder.clone(),
+            device: self.job.device.clone(),
+            threads: self.job.threads,
+            cancelled: Arc::clone(&self.cancelled),
+            reporter: Box::new(self.events.clone()),
+            try_folder: try_folder.clone(),
+        };
+        if let Err(error) = stage.run(&mut ctx) {
+            // Checkpoints stay for the next try; what this one wrote does not.
+            let _ = fs_err::remove_dir_all(&try_folder);
+            return Err(error.into());
+        }
+        let (outputs, stats) = self
+            .store
+            .commit_outputs(&try_folder.join("outputs"), &stage.outputs())?;
+        let usage = usage();
+        let mut record = Record {
+            fingerprint: *fingerprint,
+            manifest: manifest.clone(),
+            outputs,
+            provenance: Provenance {
+                stage: self.job.stage.clone(),
+                pipeline: self.job.pipeline.clone(),
+                flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
+                host: host_name(),
+                device: self.job.device.clone(),
+                numerics: numerics_class(&self.job.device),
+                threads: self.job.threads,
+                started: started.to_string(),
+                seconds: clock.elapsed().as_secs_f64(),
+                cpu_seconds: usage.cpu_seconds,
+                peak_memory_bytes: usage.peak_memory_bytes,
+            },
+            stats,
+        };
+        let mut differs = false;
+        if let Some(earlier) = earlier {
+            differs = earlier.outputs != record.outputs;
+            record = earlier;
+        } else {
+            self.store.write_record(&record)?;
+        }
+        let _ = fs_err::remove_dir_all(&scratch);
+        Ok(WorkerEvent::Done {
+            record: Box::new(record),
+            elsewhere: false,
+            differs,
+        })
+    }
+
+    fn lock(&self, fingerprint: &Digest) -> Result<Lock, Failure> {
+        let holder = format!(
+            "stage `{}` of pipeline `{}`, process {} on {}",
+            self.job.stage,
+            self.job.pipeline,
+            std::process::id(),
+            host_name()
+        );
+        let mut told = String::new();
+        loop {
+            match self.store.try_lock(fingerprint, &holder)? {
+                LockState::Held(lock) => return Ok(lock),
+                LockState::Busy { holder } => {
+                    if holder != told {
+                        self.events.send(&WorkerEvent::Waiting {
+                            holder: holder.clone(),
+                        });
+                        told = holder;
+                    }
+                }
+            }
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(StageError::Interrupted.into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn lay_out_inputs(&self, try_folder: &Path) -> Result<BTreeMap<String, Vec<Input>>, Failure> {
+        let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
+        for input in &self.job.inputs {
+            for file in &input.artifact.files {
+                self.store
+                    .check_object(&file.digest)
+                    .map_err(|damage| Failure::Damaged {
+                        artifact: input.artifact.digest,
+                        message: damage.to_string(),
+                    })?;
+            }
+            let port = inputs.entry(input.port.clone()).or_default();
+            let folder = try_folder
+                .join("inputs")
+                .join(&input.port)
+                .join(port.len().to_string());
+            self.store.lay_out(&input.artifact, &folder)?;
+            port.push(Input {
+                kind: input.artifact.kind.clone(),
+                digest: input.artifact.digest,
+                path: fs_err::canonicalize(&folder)?,
+                files: input
+                    .artifact
+                    .files
+                    .iter()
+                    .map(|file| file.path.clone())
+                    .collect(),
+                labels: input.labels.iter().cloned().collect::<Labels>(),
+            });
+        }
+        Ok(inputs)
+    }
+
+    fn fetch_sources(&self, stage: &dyn Stage) -> Result<BTreeMap<String, PathBuf>, StageError> {
+        let mut paths = BTreeMap::new();
+        for source in stage.sources() {
+            let path = match local_path(&source.location, &self.job.base_folder)? {
+                Some(path) => path,
+                None => self.fetch(&source)?,
+            };
+            paths.insert(source.key, path);
+        }
+        Ok(paths)
+    }
+
+    fn fetch(&self, source: &super::stage::SourceParam) -> Result<PathBuf, StageError> {
+        let mut events = self.events.clone();
+        let cancelled = Arc::clone(&self.cancelled);
+        let fetched = sources::fetch_into(
+            &source.location,
+            source.sha256.as_deref(),
+            &self.store.sources_path(),
+            &mut |done, total| {
+                events.progress(Progress {
+                    step: done,
+                    total,
+                    unit: "bytes".to_owned(),
+                    ..Progress::default()
+                });
+                !cancelled.load(Ordering::Relaxed)
+            },
+        )?;
+        if source.sha256.is_none() {
+            self.store
+                .remember_fetched(&source.location, &fetched.sha256)?;
+        }
+        Ok(fetched.path)
+    }
+}
+
+/// Removes what killed tries left; whoever calls holds the lock, so no try is alive.
+fn sweep_dead_tries(scratch: &Path) -> Result<(), StageError> {
+    fs_err::create_dir_all(scratch)?;
+    for entry in fs_err::read_dir(scratch)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("try-") {
+            fs_err::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the machine's name.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+struct Usage {
+    cpu_seconds: f64,
+    peak_memory_bytes: u64,
+}
+
+/// Returns what this process and its ended children used.
+fn usage() -> Usage {
+    let mut total = Usage {
+        cpu_seconds: 0.0,
+        peak_memory_bytes: 0,
+    };
+    for who in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        #[expect(
+            unsafe_code,
+            reason = "the standard library has no getrusage; the struct is plain numbers"
+        )]
+        let usage = unsafe {
+            libc::getrusage(who, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+        total.cpu_seconds += seconds(usage.ru_utime) + seconds(usage.ru_stime);
+        // Linux counts kilobytes.
+        total.peak_memory_bytes = total
+            .peak_memory_bytes
+            .max(usage.ru_maxrss.unsigned_abs() * 1024);
+    }
+    total
+}
