@@ -1,0 +1,1 @@
+//! Every objective, trained to its optimum on an enumerable tree, samples its own target.

@@ -1,0 +1,1 @@
+//! A small token tree whose distributions are known exactly.
