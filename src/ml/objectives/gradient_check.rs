@@ -53,3 +53,29 @@ pub(crate) fn assert_gradients(inputs: &[Tensor], factor: f64, loss: impl Fn(&[T
         }
     }
 }
+
+/// Asserts recorded gradients of a loss, entry by entry.
+#[track_caller]
+pub(crate) fn assert_recorded(
+    inputs: &[&Tensor],
+    recorded: &[&[f64]],
+    loss: impl Fn(&[Tensor]) -> Tensor,
+) {
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|t| Var::from_tensor(t).unwrap())
+        .collect();
+    let leaves: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let gradients = loss(&leaves).backward().unwrap();
+    for (index, (var, recorded)) in vars.iter().zip(recorded).enumerate() {
+        let gradient = gradients.get(var).unwrap().flatten_all().unwrap();
+        let gradient = gradient.to_vec1::<f64>().unwrap();
+        assert_eq!(gradient.len(), recorded.len());
+        for (found, recorded) in gradient.iter().zip(*recorded) {
+            assert!(
+                (found - recorded).abs() < 1e-9,
+                "input {index}: {gradient:?}, recorded {recorded:?}"
+            );
+        }
+    }
+}

@@ -40,6 +40,8 @@ pub mod supervised;
 pub mod trajectory_balance;
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod gradient_check;
 #[cfg(test)]
 mod optimum_tests;

@@ -149,3 +149,209 @@ fn batch_log_z(
     };
     Ok(means)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::Fixture;
+    use super::super::gradient_check::{assert_gradients, assert_recorded, close};
+    use super::super::scalar;
+    use super::*;
+
+    const PLAIN: ReferenceTerms = ReferenceTerms {
+        kl_beta: 0.0,
+        in_target: false,
+    };
+    const POSTERIOR: ReferenceTerms = ReferenceTerms {
+        kl_beta: 0.0,
+        in_target: true,
+    };
+    const PENALISED: ReferenceTerms = ReferenceTerms {
+        kl_beta: 0.3,
+        in_target: false,
+    };
+
+    fn per_prompt(
+        fixture: &Fixture,
+        log_pf: &Tensor,
+        log_z: &Tensor,
+        terms: ReferenceTerms,
+    ) -> TrajectoryBalance {
+        let trajectories = fixture.trajectories(log_pf);
+        let log_z = LogZ::PerPrompt(log_z);
+        trajectory_balance(&trajectories, &fixture.log_r, log_z, terms, Normaliser::Own).unwrap()
+    }
+
+    fn batch(fixture: &Fixture, log_pf: &Tensor, terms: ReferenceTerms) -> TrajectoryBalance {
+        let trajectories = fixture.trajectories(log_pf);
+        let log_z = LogZ::Batch(&fixture.prompt_of);
+        trajectory_balance(&trajectories, &fixture.log_r, log_z, terms, Normaliser::Own).unwrap()
+    }
+
+    #[test]
+    fn losses_and_gradients_match_pytorch() {
+        let fixture = Fixture::new();
+        let found = |terms| {
+            scalar(&per_prompt(&fixture, &fixture.log_pf, &fixture.log_z, terms).loss).unwrap()
+        };
+        close(found(PLAIN), 7.695, 1e-9);
+        close(found(POSTERIOR), 3.215, 1e-9);
+        close(found(PENALISED), 8.3919, 1e-9);
+        let estimate = batch(&fixture, &fixture.log_pf, PLAIN);
+        close(scalar(&estimate.loss).unwrap(), 0.85, 1e-9);
+
+        assert_recorded(
+            &[&fixture.log_pf, &fixture.log_z],
+            &[
+                &[
+                    -1.15, -1.15, -1.15, -0.05, -0.05, 0.0, -2.1, 0.0, 0.0, -1.4, -1.4, -1.4,
+                ],
+                &[-1.15, -0.05, -2.1, -1.4],
+            ],
+            |inputs| per_prompt(&fixture, &inputs[0], &inputs[1], PLAIN).loss,
+        );
+        assert_recorded(
+            &[&fixture.log_pf],
+            &[&[
+                -1.105, -1.105, -1.105, -0.005, -0.005, 0.0, -2.235, 0.0, 0.0, -1.475, -1.475,
+                -1.475,
+            ]],
+            |inputs| per_prompt(&fixture, &inputs[0], &fixture.log_z, PENALISED).loss,
+        );
+        assert_recorded(
+            &[&fixture.log_pf],
+            &[&[
+                -0.55, -0.55, -0.55, 0.55, 0.55, 0.0, -0.35, 0.0, 0.0, 0.35, 0.35, 0.35,
+            ]],
+            |inputs| batch(&fixture, &inputs[0], PLAIN).loss,
+        );
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let fixture = Fixture::new();
+        let inputs = [fixture.log_pf.clone(), fixture.log_z.clone()];
+        for terms in [PLAIN, POSTERIOR] {
+            assert_gradients(&inputs, 1.0, |inputs| {
+                per_prompt(&fixture, &inputs[0], &inputs[1], terms).loss
+            });
+            // The batch estimate is detached, and yet this is the gradient of the variance.
+            assert_gradients(&inputs[..1], 1.0, |inputs| {
+                batch(&fixture, &inputs[0], terms).loss
+            });
+        }
+        // The difference moves the detached penalty too, by beta times what it moves `log pi`.
+        assert_gradients(&inputs[..1], 1.3, |inputs| {
+            per_prompt(&fixture, &inputs[0], &fixture.log_z, PENALISED).loss
+        });
+        let one = fixture.log_z.narrow(0, 0, 1).unwrap();
+        assert_gradients(&[fixture.log_pf.clone(), one], 1.0, |inputs| {
+            let trajectories = fixture.trajectories(&inputs[0]);
+            let log_z = LogZ::Scalar(&inputs[1]);
+            trajectory_balance(&trajectories, &fixture.log_r, log_z, PLAIN, Normaliser::Own)
+                .unwrap()
+                .loss
+        });
+    }
+
+    #[test]
+    fn diagnostics_are_those_of_the_rows() {
+        let fixture = Fixture::new();
+        let result = per_prompt(&fixture, &fixture.log_pf, &fixture.log_z, PLAIN);
+        // Residuals -2.3, -0.1, -4.2, -2.8.
+        close(result.residual.mean, -2.35, 1e-12);
+        close(result.residual.max_abs, 4.2, 1e-12);
+        close(result.residual.root_mean_square, 7.695f64.sqrt(), 1e-12);
+        close(result.count, 4.0, 0.0);
+        close(result.log_z, 0.25, 1e-12);
+        close(result.log_r, 0.7, 1e-12);
+        close(result.log_pf, -1.9, 1e-12);
+        // Log-ratios 0.3, 0.3, -0.9, -0.5.
+        close(result.log_ratio.unwrap(), -0.2, 1e-12);
+        let trajectories = fixture.trajectories(&fixture.log_pf);
+        let start = initial_log_z(&trajectories, &fixture.log_r, PLAIN).unwrap();
+        close(start, 2.6, 1e-12);
+    }
+
+    #[test]
+    fn padding_changes_nothing() {
+        let fixture = Fixture::new();
+        let wide = fixture.padded(2, f64::NAN);
+        for terms in [PLAIN, POSTERIOR, PENALISED] {
+            let narrow = per_prompt(&fixture, &fixture.log_pf, &fixture.log_z, terms);
+            let var = candle_core::Var::from_tensor(&wide.log_pf).unwrap();
+            let result = per_prompt(&wide, &var, &wide.log_z, terms);
+            close(
+                scalar(&result.loss).unwrap(),
+                scalar(&narrow.loss).unwrap(),
+                1e-12,
+            );
+            assert_eq!(result.residual, narrow.residual);
+            let gradient = result.loss.backward().unwrap();
+            let gradient = gradient.get(&var).unwrap().to_vec2::<f64>().unwrap();
+            for (row, length) in gradient.iter().zip(&wide.lengths) {
+                assert!(row[..*length].iter().all(|g| g.is_finite()), "{row:?}");
+                assert!(row[*length..].iter().all(|g| *g == 0.0), "{row:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_add_up_to_the_batch() {
+        let fixture = Fixture::new();
+        let whole = per_prompt(&fixture, &fixture.log_pf, &fixture.log_z, PENALISED);
+        let sum: f64 = (0..4)
+            .map(|row| {
+                let row = fixture.row(row);
+                let trajectories = row.trajectories(&row.log_pf);
+                let total = Normaliser::Total(4.0);
+                let log_z = LogZ::PerPrompt(&row.log_z);
+                let part = trajectory_balance(&trajectories, &row.log_r, log_z, PENALISED, total);
+                scalar(&part.unwrap().loss).unwrap()
+            })
+            .sum();
+        close(sum, scalar(&whole.loss).unwrap(), 1e-12);
+    }
+
+    #[test]
+    fn wrong_inputs_are_named() {
+        let fixture = Fixture::new();
+        let bare = Trajectories {
+            reference: None,
+            ..fixture.trajectories(&fixture.log_pf)
+        };
+        let log_z = LogZ::PerPrompt(&fixture.log_z);
+        let error = |trajectories: &Trajectories<'_>, log_r: &Tensor, terms| {
+            trajectory_balance(trajectories, log_r, log_z, terms, Normaliser::Own)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            error(&bare, &fixture.log_r, PENALISED),
+            "the KL penalty needs the reference model's log-probabilities, and the trajectories carry none"
+        );
+        assert!(error(&bare, &fixture.log_r, POSTERIOR).contains("inside the target"));
+        assert_eq!(
+            error(&bare, &fixture.log_r.narrow(0, 0, 3).unwrap(), PLAIN),
+            "`log_r` has shape [3], expected [4]"
+        );
+        for lengths in [&[3, 2, 0, 3][..], &[3, 2, 1, 4], &[3, 2]] {
+            let wrong = Trajectories { lengths, ..bare };
+            assert!(error(&wrong, &fixture.log_r, PLAIN).contains("expected"));
+        }
+    }
+
+    #[test]
+    fn huge_log_z_is_an_ordinary_number() {
+        let fixture = Fixture::new();
+        let cast = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
+        let log_pf = cast(&fixture.log_pf);
+        let log_r = (cast(&fixture.log_r) + 460.0).unwrap();
+        let log_z = (cast(&fixture.log_z) + 460.0).unwrap();
+        let trajectories = fixture.trajectories(&log_pf);
+        let log_z = LogZ::PerPrompt(&log_z);
+        let result =
+            trajectory_balance(&trajectories, &log_r, log_z, PLAIN, Normaliser::Own).unwrap();
+        assert_eq!(result.loss.dtype(), DType::F32);
+        close(scalar(&result.loss).unwrap(), 7.695, 1e-3);
+    }
+}
