@@ -105,8 +105,8 @@ pub fn generalised_advantages(
 
 /// Shifts and scales all entries of `rows` together to mean 0 and (unbiased) variance 1, in place.
 ///
-/// TRL 0.4.7 does this for each mini-batch, before it is split into micro-batches: do the same, the whitening
-/// is not a sum over units. A term of 1e-8 is added to the variance.
+/// The whitening is not a sum over units: do it before a batch is split into micro-batches. A term of 1e-8 is
+/// added to the variance, as in TRL 0.4.7.
 pub fn whiten(rows: &mut [Vec<f64>]) -> Result<(), ObjectiveError> {
     let count = rows.iter().map(Vec::len).sum::<usize>() as f64;
     if count < 2.0 {

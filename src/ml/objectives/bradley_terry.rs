@@ -10,7 +10,7 @@
 
 use candle_core::Tensor;
 
-use super::{Normaliser, ObjectiveError, expect_shape, scalar, vector};
+use super::{Normaliser, ObjectiveError, expect_shape, vector};
 
 /// Scores of the two completions of each pair.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +109,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::super::gradient_check::{assert_gradients, close};
+    use super::super::scalar;
     use super::*;
 
     /// Python:

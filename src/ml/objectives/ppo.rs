@@ -9,8 +9,9 @@
 //! L        = L_policy + vf_coef L_value
 //! ```
 //!
-//! Rewards, advantages and their whitening are taken on slices before ([`super::advantage`]), once per
-//! mini-batch as in TRL. The value head shares the trunk there, so both losses are added up.
+//! Rewards, advantages and their whitening are taken on slices before ([`super::advantage`]). TRL whitens what
+//! one call of its loss sees and, where it accumulates gradients, adds up the *means* of those calls; for the
+//! same, whiten each micro-batch alone and divide by [`Normaliser::Total`] of its count times their number.
 
 use candle_core::Tensor;
 

@@ -189,7 +189,7 @@ impl ResidualSummary {
             sum += value;
             squares += value * value;
             // `f64::max` would drop a NaN, which must stay visible.
-            if !(value.abs() <= max_abs) {
+            if value.is_nan() || value.abs() > max_abs {
                 max_abs = value.abs();
             }
         }
@@ -243,4 +243,25 @@ fn row_sums(tensor: &Tensor) -> Result<Vec<f64>, ObjectiveError> {
 /// Returns the mean, or 0 of nothing.
 pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / (values.len() as f64).max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_hides_no_nan() {
+        for values in [
+            [f64::NAN, 1.0, -2.0],
+            [1.0, f64::NAN, -2.0],
+            [1.0, -2.0, f64::NAN],
+        ] {
+            let summary = ResidualSummary::of(values);
+            assert!(
+                summary.mean.is_nan() && summary.max_abs.is_nan(),
+                "{summary:?}"
+            );
+        }
+        assert_eq!(ResidualSummary::of([1.0, -2.0]).max_abs, 2.0);
+    }
 }

@@ -294,6 +294,15 @@ impl Tree {
         total / Self::PROMPTS as f64
     }
 
+    /// Mean over prompts of the greatest `log R`.
+    pub(crate) fn best_log_r(&self) -> f64 {
+        let best = |log_r: &Vec<f64>| {
+            let terminals = log_r[self.inner..].iter().copied();
+            terminals.fold(f64::NEG_INFINITY, f64::max)
+        };
+        self.log_r.iter().map(best).sum::<f64>() / Self::PROMPTS as f64
+    }
+
     fn target_logs(&self, prompt: usize, reward: f64, reference: f64) -> Vec<f64> {
         self.paths
             .iter()
