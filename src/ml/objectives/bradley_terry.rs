@@ -10,7 +10,7 @@
 
 use candle_core::Tensor;
 
-use super::{Normaliser, ObjectiveError, expect_shape, vector};
+use super::{Normaliser, ObjectiveError, expect_shape, full_precision, vector};
 
 /// Scores of the two completions of each pair.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +89,7 @@ pub fn log_sigmoid(x: &Tensor) -> Result<Tensor, ObjectiveError> {
 fn difference(scores: &PairScores<'_>, pairs: usize) -> Result<Tensor, ObjectiveError> {
     expect_shape("chosen", scores.chosen, &[pairs])?;
     expect_shape("rejected", scores.rejected, &[pairs])?;
-    Ok((scores.chosen - scores.rejected)?)
+    Ok((full_precision(scores.chosen)? - full_precision(scores.rejected)?)?)
 }
 
 fn accuracy(differences: &[f64]) -> f64 {

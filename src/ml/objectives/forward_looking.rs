@@ -1,6 +1,6 @@
 //! Forward-looking GFlowNet objective: per-transition credit from rewards of prefixes.
 //!
-//! Pan et al. 2023, equation 9; FlowHF, equation 3. The flow of a state is written `F(s) = F~(s) R(s)` with the
+//! Pan et al. 2023; FlowHF, equation 3. The flow of a state is written `F(s) = F~(s) R(s)` with the
 //! reward of the prefix, and the head learns `log F~`. With the energy `E(s -> s') = log R(s) - log R(s')`,
 //!
 //! ```text

@@ -12,7 +12,7 @@ pub struct FixedKl {
     pub beta: f64,
 }
 
-/// A proportional controller in log space (Ziegler et al. 2019, section 2.2; TRL 0.4.7):
+/// A proportional controller in log space (Ziegler et al. 2019; TRL 0.4.7):
 ///
 /// ```text
 /// beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)

@@ -1,8 +1,8 @@
 //! Training objectives as pure functions of tensors: equations, their sources and their diagnostics.
 //!
 //! No function here knows a model. Inputs are per-token log-probabilities of the policy and of a frozen
-//! reference model, rewards, and which entries count; outputs are a scalar `loss` to differentiate and
-//! detached diagnostics. Shapes are `(batch, time)`; `time` counts *actions*, so column `t` holds
+//! reference model, rewards, and which entries count; outputs are a scalar `loss` to differentiate (f32, or f64
+//! where the inputs are) and detached diagnostics. Shapes are `(batch, time)`; `time` counts *actions*, so column `t` holds
 //! `log pi(y_{t+1} | s_t)` with `s_0` the prompt. Whatever stands in padding, even NaN, changes nothing.
 //!
 //! | objective | units of its mean | source |
@@ -176,6 +176,19 @@ fn expect_shape(
 /// A product with a 0/1 mask would let NaN through.
 fn keep(tensor: &Tensor, keep: &Tensor) -> Result<Tensor, ObjectiveError> {
     Ok(keep.where_cond(tensor, &tensor.zeros_like()?)?)
+}
+
+/// Widens half precision to f32: sums over tokens have no room there.
+fn full_precision(tensor: &Tensor) -> Result<Tensor, ObjectiveError> {
+    Ok(match tensor.dtype() {
+        DType::F32 | DType::F64 => tensor.clone(),
+        _ => tensor.to_dtype(DType::F32)?,
+    })
+}
+
+/// Counts the ones of a u8 mask.
+fn count_of(mask: &Tensor) -> Result<f64, ObjectiveError> {
+    scalar(&mask.to_dtype(DType::U32)?.sum_all()?)
 }
 
 /// Reads a scalar as f64.

@@ -15,7 +15,7 @@
 
 use candle_core::Tensor;
 
-use super::{Normaliser, ObjectiveError, expect_shape, keep, scalar};
+use super::{Normaliser, ObjectiveError, count_of, expect_shape, full_precision, keep, scalar};
 
 /// Constants of the loss; the defaults are TRL 0.4.7's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,7 +94,8 @@ pub fn ppo(
     normaliser: Normaliser,
 ) -> Result<Ppo, ObjectiveError> {
     let (rows, time) = batch.log_probs.dims2()?;
-    let dtype = batch.log_probs.dtype();
+    let log_probs = full_precision(batch.log_probs)?;
+    let dtype = log_probs.dtype();
     expect_shape("mask", batch.mask, &[rows, time])?;
     let mask = batch.mask.ne(&batch.mask.zeros_like()?)?;
     let input = |what: &'static str, tensor: &Tensor| {
@@ -102,14 +103,14 @@ pub fn ppo(
         keep(&tensor.to_dtype(dtype)?, &mask)
     };
     let constant = |what, tensor: &Tensor| input(what, &tensor.detach());
-    let log_probs = input("log_probs", batch.log_probs)?;
+    let log_probs = input("log_probs", &log_probs)?;
     let values = input("values", batch.values)?;
     let old_log_probs = constant("old_log_probs", batch.old_log_probs)?;
     let old_values = constant("old_values", batch.old_values)?;
     let advantages = constant("advantages", batch.advantages)?;
     let returns = constant("returns", batch.returns)?;
 
-    let count = scalar(&mask.to_dtype(dtype)?.sum_all()?)?;
+    let count = count_of(&mask)?;
     let divisor = normaliser.divisor(count, "tokens")?;
     let own = count.max(1.0);
     // Padding has ratio 1, which must not count.
@@ -154,7 +155,8 @@ pub fn ppo(
     })
 }
 
-/// Whether to leave the remaining updates of a batch: `policy_kl > 1.5 target` (TRL 0.4.7).
+/// Whether to leave the remaining updates of a batch: `policy_kl > 1.5 target` (TRL 0.4.7, which looks at the
+/// estimate of each mini-batch after the step on it).
 pub fn early_stop(policy_kl: f64, target_kl: f64) -> bool {
     policy_kl > 1.5 * target_kl
 }

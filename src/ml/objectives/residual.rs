@@ -1,7 +1,7 @@
 //! The residual of a transition on a token tree, shared by the flow-matching objectives.
 //!
-//! With one path to every state the backward policy is 1, and detailed balance (Bengio et al. 2023, equation
-//! 12) of the transition `s_t -> s_{t+1}` leaves
+//! With one path to every state the backward policy is 1, and detailed balance (Bengio et al. 2023) of the
+//! transition `s_t -> s_{t+1}` leaves
 //!
 //! ```text
 //! delta_t = log F(s_t) + a_t - log F(s_{t+1}),      log F(s_n) = log R(x) at the terminal
@@ -14,7 +14,10 @@
 //!   ([`sequence_residuals`]); `VarGrad` puts a batch estimate for `log F(s_0)`;
 //! - detailed balance: every `delta_t` alone ([`transition_residuals`]);
 //! - forward-looking: the same with `log F(s) = log F~(s) + log R(s)`, a potential shaping
-//!   ([`crate::ml::objectives::forward_looking`]).
+//!   ([`super::forward_looking`]).
+//!
+//! Sub-trajectory objectives square sums of `delta` over windows, so they fit in here too; those with
+//! terminable prefixes put `log R(s EOS) - log pi(EOS | s)` for `log F(s)`.
 //!
 //! # Indexing
 //!
@@ -27,7 +30,7 @@
 
 use candle_core::Tensor;
 
-use super::{Normaliser, ObjectiveError, expect_shape, keep, matrix, prefix_mask};
+use super::{Normaliser, ObjectiveError, expect_shape, full_precision, keep, matrix, prefix_mask};
 
 /// A padded batch of trajectories under the policy.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +90,7 @@ impl Steps {
             });
         }
         let actions = prefix_mask(lengths, time, log_pf.device())?;
-        let log_pf = keep(log_pf, &actions)?;
+        let log_pf = keep(&full_precision(log_pf)?, &actions)?;
         let mut sum = log_pf.clone();
         let mut log_ratio = None;
         if let Some(reference) = trajectories.reference {

@@ -10,7 +10,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Normaliser, ObjectiveError, expect_shape, keep, scalar};
+use super::{Normaliser, ObjectiveError, count_of, expect_shape, full_precision, keep, scalar};
 
 /// The supervised loss of a batch.
 #[derive(Debug, Clone)]
@@ -43,9 +43,9 @@ pub fn supervised(
     let (batch, time) = log_probs.dims2()?;
     expect_shape("mask", mask, &[batch, time])?;
     let mask = mask.ne(&mask.zeros_like()?)?;
-    let count = scalar(&mask.to_dtype(log_probs.dtype())?.sum_all()?)?;
+    let count = count_of(&mask)?;
     let divisor = normaliser.divisor(count, "tokens")?;
-    let sum = keep(log_probs, &mask)?.sum_all()?.neg()?;
+    let sum = keep(&full_precision(log_probs)?, &mask)?.sum_all()?.neg()?;
     Ok(Supervised {
         count,
         sum: scalar(&sum)?,
@@ -167,6 +167,17 @@ mod tests {
         assert_eq!(error.to_string(), "no tokens to average over");
         let result = supervised(&log_probs(), &mask, Normaliser::Total(5.0)).unwrap();
         assert_eq!(scalar(&result.loss).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn half_precision_is_summed_in_single() {
+        // In bf16 the count alone would be 512 and the sum 256.
+        let log_probs = Tensor::full(-1.0_f32, (1, 511), &Device::Cpu).unwrap();
+        let log_probs = log_probs.to_dtype(candle_core::DType::BF16).unwrap();
+        let mask = every_token_mask(&[512], 511, &Device::Cpu).unwrap();
+        let result = supervised(&log_probs, &mask, Normaliser::Own).unwrap();
+        assert_eq!((result.count, result.sum), (511.0, 511.0));
+        assert_eq!(result.loss.to_scalar::<f32>().unwrap(), 1.0);
     }
 
     fn log_probs() -> Tensor {

@@ -1,6 +1,6 @@
 //! Trajectory balance: one squared residual for each trajectory.
 //!
-//! Malkin et al. 2022, equation 14, on a tree (`log P_B = 0`):
+//! Malkin et al. 2022, on a tree (`log P_B = 0`):
 //!
 //! ```text
 //! L = mean_b ( log Z(x_b) + sum_t a_{b,t} - log R(x_b, y_b) )^2
@@ -28,7 +28,7 @@ pub enum LogZ<'a> {
     /// The output of a head on the prompt's last state, gathered for each row, `(batch)`.
     PerPrompt(&'a Tensor),
     /// The mean of `log R - sum_t a_t` over the rows of the same prompt, detached (`VarGrad`: Richter et al.
-    /// 2020; Zhang et al. 2023, equation 6). `prompt_of[row]` names the prompt. The gradient is that of the
+    /// 2020; Zhang et al. 2023). `prompt_of[row]` names the prompt. The gradient is that of the
     /// variance of the residuals within prompts. Needs two completions of every prompt in the call.
     Batch(&'a [usize]),
 }
