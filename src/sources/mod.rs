@@ -1,1 +1,3 @@
 //! Where bytes from outside come from.
+
+pub mod embedded;
