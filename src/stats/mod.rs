@@ -11,6 +11,7 @@ mod describe;
 mod distance;
 mod effect;
 mod error;
+pub mod figure;
 mod histogram;
 mod multiple;
 mod normality;
