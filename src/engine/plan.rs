@@ -15,7 +15,7 @@ use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
 use super::store::{Record, Store};
-use crate::sources;
+use crate::sources::Source;
 
 /// What will happen to a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,21 +282,19 @@ impl<'a> Planner<'a> {
 
     /// Returns the digest of a source: a local file's by its bytes, a pinned one's by its pin, another's by what
     /// it was when it was fetched.
-    fn source_digest(&self, source: &SourceParam) -> Result<Option<String>, StageError> {
-        if let Some(path) = local_path(&source.location, &self.base_folder)? {
+    fn source_digest(&self, param: &SourceParam) -> Result<Option<String>, StageError> {
+        if let Some(path) = local_path(&param.source, &self.base_folder)? {
             let digest = self.store.digest_outside(&path, self.options.paranoid)?;
             return Ok(Some(format!("blake3:{digest}")));
         }
-        if let Some(sha256) = &source.sha256 {
-            return Ok(Some(format!("sha256:{}", sha256.to_ascii_lowercase())));
+        if let Some(sha256) = &param.sha256 {
+            return Ok(Some(format!("sha256:{sha256}")));
         }
         if self.options.refresh {
             return Ok(None);
         }
-        Ok(self
-            .store
-            .fetched_source(&source.location)
-            .map(|sha256| format!("sha256:{sha256}")))
+        let fetched = self.store.fetched_source(&param.source.to_string());
+        Ok(fetched.map(|sha256| format!("sha256:{sha256}")))
     }
 
     fn history(&self) -> &[Record] {
@@ -348,28 +346,29 @@ fn cause(instance: &Instance, reason: &str) -> Cause {
     }
 }
 
-/// Returns the local file or folder that a location names, if it names one.
+/// Returns the local file or folder that a source names, if it names one.
 ///
 /// A relative path is looked for in the pipeline's folder, then in the current one.
 ///
 /// # Errors
 /// A local path where nothing is.
-pub fn local_path(location: &str, base_folder: &FilePath) -> Result<Option<PathBuf>, StageError> {
-    let Some(path) = sources::local_path(location) else {
+pub fn local_path(
+    source: &Source,
+    base_folder: &FilePath,
+) -> Result<Option<PathBuf>, StageError> {
+    let Source::File(path) = source else {
         return Ok(None);
     };
-    let in_base = base_folder.join(&path);
+    let in_base = base_folder.join(path);
     if in_base.exists() {
         return Ok(Some(in_base));
     }
     if path.exists() {
-        return Ok(Some(path));
+        return Ok(Some(path.clone()));
     }
-    Err(
-        StageError::new(format!("source `{location}` does not exist")).hint(format!(
-            "looked for {} and {}",
-            in_base.display(),
-            path.display()
-        )),
-    )
+    Err(StageError::new(format!("source `{source}` does not exist")).hint(format!(
+        "looked for {} and {}",
+        in_base.display(),
+        path.display()
+    )))
 }

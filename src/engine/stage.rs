@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 use super::context::RunContext;
 use super::diagnostic::{Path, Segment, did_you_mean};
+use crate::sources::{Sha256, Source};
 
 /// How many artifacts a port takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,14 +100,14 @@ impl Output {
 }
 
 /// Bytes from outside the graph that a stage reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceParam {
     /// Its name within the stage, and the key of the param that gives it.
     pub key: String,
-    /// Where the bytes come from: `file:`, `https:`, `pypi:`, `hf:` or a plain path.
-    pub location: String,
+    /// Where the bytes come from.
+    pub source: Source,
     /// The SHA-256 of the bytes, if the pipeline pins it.
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256>,
 }
 
 /// What a stage needs while it runs.

@@ -18,9 +18,9 @@ use super::context::{Input, Labels, Progress, Reporter, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::plan::local_path;
-use super::stage::{Registry, Stage, StageError, find_kind};
+use super::stage::{Registry, SourceParam, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
-use crate::sources;
+use crate::sources::{self, FetchOptions, Source, SourceError};
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -402,36 +402,39 @@ impl Worker<'_> {
 
     fn fetch_sources(&self, stage: &dyn Stage) -> Result<BTreeMap<String, PathBuf>, StageError> {
         let mut paths = BTreeMap::new();
-        for source in stage.sources() {
-            let path = match local_path(&source.location, &self.job.base_folder)? {
-                Some(path) => path,
-                None => self.fetch(&source)?,
+        for param in stage.sources() {
+            let path = match local_path(&param.source, &self.job.base_folder)? {
+                Some(folder) if folder.is_dir() => folder,
+                Some(file) => self.fetch(&Source::File(file), &param)?,
+                None => self.fetch(&param.source, &param)?,
             };
-            paths.insert(source.key, path);
+            paths.insert(param.key, path);
         }
         Ok(paths)
     }
 
-    fn fetch(&self, source: &super::stage::SourceParam) -> Result<PathBuf, StageError> {
-        let mut events = self.events.clone();
-        let cancelled = Arc::clone(&self.cancelled);
-        let fetched = sources::fetch_into(
-            &source.location,
-            source.sha256.as_deref(),
-            &self.store.sources_path(),
-            &mut |done, total| {
-                events.progress(Progress {
-                    step: done,
-                    total,
-                    unit: "bytes".to_owned(),
-                    ..Progress::default()
-                });
-                !cancelled.load(Ordering::Relaxed)
-            },
-        )?;
-        if source.sha256.is_none() {
-            self.store
-                .remember_fetched(&source.location, &fetched.sha256)?;
+    fn fetch(&self, source: &Source, param: &SourceParam) -> Result<PathBuf, StageError> {
+        let progress = |progress: sources::Progress| {
+            self.events.clone().progress(Progress {
+                step: progress.bytes,
+                total: progress.total.unwrap_or(0),
+                unit: "bytes".to_owned(),
+                ..Progress::default()
+            });
+        };
+        let cancelled = || self.cancelled.load(Ordering::Relaxed);
+        let mut options = FetchOptions::new(self.store.sources_path());
+        options.progress = Some(&progress);
+        options.cancelled = Some(&cancelled);
+        // An unpinned source is fetched by a task of its own, which looks again if that was asked for.
+        options.refresh = matches!(self.job.task, Task::Fetch);
+        let fetched = match sources::fetch(source, param.sha256, &options) {
+            Err(SourceError::Cancelled) => return Err(StageError::Interrupted),
+            other => other?,
+        };
+        if matches!(self.job.task, Task::Fetch) && param.sha256.is_none() {
+            let name = param.source.to_string();
+            self.store.remember_fetched(&name, &fetched.sha256.to_string())?;
         }
         Ok(fetched.path)
     }

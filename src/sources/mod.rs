@@ -1,22 +1,32 @@
 //! Where bytes from outside come from.
-pub struct Fetched {
-    pub path: std::path::PathBuf,
-    pub sha256: String,
-}
-pub fn local_path(location: &str) -> Option<std::path::PathBuf> {
-    if let Some(path) = location.strip_prefix("file:") {
-        return Some(path.into());
-    }
-    (!["https:", "http:", "pypi:", "hf:"]
-        .iter()
-        .any(|s| location.starts_with(s)))
-    .then(|| location.into())
-}
-pub fn fetch_into(
-    location: &str,
-    _sha256: Option<&str>,
-    _cache: &std::path::Path,
-    _progress: &mut dyn FnMut(u64, u64) -> bool,
-) -> std::io::Result<Fetched> {
-    Err(std::io::Error::other(location.to_owned()))
-}
+//!
+//! A [`Source`] is written in one line (`pypi:NAME==VERSION/PATH`, `hf:ORG/REPO/PATH`, `https://...`,
+//! `file:PATH`); [`fetch`] makes its bytes available as a verified file. The [`embedded`] world needs no
+//! files at all.
+
+pub mod embedded;
+
+mod address;
+mod archive;
+mod cache;
+mod client;
+mod download;
+mod error;
+mod fetch;
+mod hub;
+mod pypi;
+mod settings;
+mod sha256;
+mod source;
+
+#[cfg(test)]
+mod fetch_tests;
+#[cfg(test)]
+mod test_server;
+
+pub use client::Patience;
+pub use error::SourceError;
+pub use fetch::{FetchOptions, Fetched, Progress, fetch};
+pub use settings::Settings;
+pub use sha256::Sha256;
+pub use source::{HubFile, PypiFile, Source, WebFile};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::{Digest, is_inside};
 use crate::engine::context::RunContext;
+use crate::sources::Source;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 
 /// Runs a shell command; what it writes becomes artifacts.
@@ -61,7 +62,7 @@ impl Kind for Command {
             .iter()
             .map(|path| SourceParam {
                 key: path.clone(),
-                location: format!("file:{path}"),
+                source: Source::File(path.into()),
                 sha256: None,
             })
             .collect()

@@ -1,1 +1,37 @@
 //! Statistics on slices of numbers.
+//!
+//! Every function checks its input and returns a [`StatsError`] instead of a number that means nothing:
+//! no empty means, no `NaN` that travels, no variance of one value. Results do not depend on the number
+//! of threads.
+
+mod bootstrap;
+mod categories;
+mod correlation;
+mod describe;
+mod distance;
+mod effect;
+mod error;
+pub mod figure;
+mod histogram;
+mod multiple;
+mod normality;
+mod selection;
+mod t_test;
+mod tfidf;
+
+pub use bootstrap::{Bootstrap, Pairing};
+pub use categories::{entropy, kullback_leibler, total_variation};
+pub use correlation::{pearson, spearman};
+pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
+pub use distance::{Embeddings, diversity, novelty};
+pub use effect::{Interval, cohens_d};
+pub use error::StatsError;
+pub use histogram::{Histogram, even_edges};
+pub use multiple::holm;
+pub use normality::{NormalityTest, dagostino_pearson, shapiro_wilk};
+pub use selection::top_k;
+pub use t_test::{
+    Alternative, StdKind, Summary, TTest, Variances, one_sample_t_test, paired_t_test,
+    two_sample_t_test,
+};
+pub use tfidf::TfIdf;

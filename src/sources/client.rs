@@ -1,0 +1,290 @@
+//! HTTP requests with trusted certificates, time limits and retries.
+
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fs_err as fs;
+use ureq::{
+    Agent, Body,
+    http::{HeaderMap, Response},
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+};
+
+use super::{SourceError, address::Address, settings::Settings};
+
+/// How patient requests are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// How often a request is tried without progress before it fails.
+    pub attempts: u32,
+    /// The pause after the first failure; it doubles after each further one, up to 30 seconds.
+    pub first_pause: Duration,
+    /// How long a server may take to connect, and to send something more.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            first_pause: Duration::from_millis(500),
+            silence: Duration::from_secs(30),
+        }
+    }
+}
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The limit on tries that do make progress.
+const MOST_ATTEMPTS: u32 = 1000;
+
+/// Why one try failed.
+pub(super) enum Failure {
+    /// Trying again may help.
+    Transient {
+        problem: String,
+        /// What the server asks to wait.
+        pause: Option<Duration>,
+        /// Whether bytes were received and kept.
+        progress: bool,
+    },
+    /// Trying again does not help.
+    Final(SourceError),
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+impl Failure {
+    pub(super) fn transient(problem: impl Into<String>, progress: bool) -> Self {
+        Self::Transient {
+            problem: problem.into(),
+            pause: None,
+            progress,
+        }
+    }
+}
+
+/// Sends requests.
+pub(super) struct Client {
+    /// For servers elsewhere: one agent for each set of trusted roots, tried in turn.
+    agents: Vec<Agent>,
+    /// For servers on this machine.
+    local: Agent,
+    patience: Patience,
+}
+
+impl Client {
+    pub(super) fn new(settings: &Settings, patience: Patience) -> Result<Self, SourceError> {
+        let mut roots = Vec::new();
+        let certificates = read_certificates(settings)?;
+        if !certificates.is_empty() {
+            roots.push(RootCerts::Specific(Arc::new(certificates)));
+        }
+        roots.push(RootCerts::WebPki);
+        let configuration = || {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .user_agent(concat!("flowgraph/", env!("CARGO_PKG_VERSION")))
+                // Lengths and ranges refer to the bytes as they are.
+                .accept_encoding("identity")
+                .timeout_connect(Some(patience.silence))
+                .timeout_per_read(Some(patience.silence))
+                .timeout_per_write(Some(patience.silence))
+        };
+        let agents = roots.into_iter().map(|roots| {
+            let tls = TlsConfig::builder().root_certs(roots).build();
+            let agent = configuration().https_only(true).tls_config(tls);
+            agent.build().new_agent()
+        });
+        Ok(Self {
+            agents: agents.collect(),
+            local: configuration().proxy(None).build().new_agent(),
+            patience,
+        })
+    }
+
+    /// Sends one GET request; any status but 200, 206 and 416 is a failure. Redirects are followed, with
+    /// the `Authorization` header only to the same server.
+    pub(super) fn get(
+        &self,
+        address: &Address,
+        headers: &[(&str, String)],
+    ) -> Result<Response<Body>, Failure> {
+        let mut answer = Err(ureq::Error::ConnectionFailed);
+        let agents = if address.is_local() {
+            std::slice::from_ref(&self.local)
+        } else {
+            &self.agents
+        };
+        for agent in agents {
+            let mut request = agent.get(address.request_target());
+            if let Some(authorization) = address.authorization() {
+                request = request.header("authorization", authorization);
+            }
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            answer = request.call();
+            if !answer.as_ref().is_err_and(is_distrust) {
+                break;
+            }
+        }
+        let response = answer.map_err(|error| failure(address, &error))?;
+        match response.status().as_u16() {
+            200 | 206 | 416 => Ok(response),
+            status @ (408 | 425 | 429 | 500 | 502 | 503 | 504) => Err(Failure::Transient {
+                problem: format!("status {status}"),
+                pause: retry_after(response.headers()),
+                progress: false,
+            }),
+            status => Err(Failure::Final(SourceError::Status {
+                address: address.to_string(),
+                status,
+                hint: match status {
+                    401 | 403 => "the server wants credentials or refuses these",
+                    404 | 410 => "the name, the version or the path may be misspelt",
+                    _ => "the server may be of another kind than expected",
+                },
+            })),
+        }
+    }
+
+    /// Repeats `attempt` until it succeeds or finally fails, with pauses between.
+    pub(super) fn with_retries<T>(
+        &self,
+        address: &Address,
+        cancelled: &dyn Fn() -> bool,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, SourceError> {
+        let mut without_progress = 0;
+        for _ in 0..MOST_ATTEMPTS {
+            if cancelled() {
+                return Err(SourceError::Cancelled);
+            }
+            let (problem, wished) = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Transient {
+                    problem,
+                    pause,
+                    progress,
+                }) => {
+                    without_progress = if progress { 1 } else { without_progress + 1 };
+                    (problem, pause)
+                }
+            };
+            if without_progress >= self.patience.attempts {
+                return Err(SourceError::Network {
+                    address: address.to_string(),
+                    problem,
+                    attempts: without_progress,
+                });
+            }
+            let doubled =
+                self.patience.first_pause * 2u32.saturating_pow(without_progress - 1).min(1 << 16);
+            pause(wished.unwrap_or(doubled).min(LONGEST_PAUSE), cancelled)?;
+        }
+        Err(SourceError::Network {
+            address: address.to_string(),
+            problem: "it broke off again and again".to_owned(),
+            attempts: MOST_ATTEMPTS,
+        })
+    }
+}
+
+/// Sleeps in short pieces, so that a cancellation is heard.
+pub(super) fn pause(length: Duration, cancelled: &dyn Fn() -> bool) -> Result<(), SourceError> {
+    let end = Instant::now() + length;
+    loop {
+        if cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get("retry-after")?.to_str().ok()?.trim();
+    Some(Duration::from_secs(seconds.parse().ok()?))
+}
+
+/// Whether the server's certificate was not trusted (rustls reports it as invalid data).
+fn is_distrust(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => true,
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// Sorts the library's errors. Those that repeat an address, perhaps with a token in it, are reworded.
+fn failure(address: &Address, error: &ureq::Error) -> Failure {
+    let final_error = |problem: String| {
+        Failure::Final(SourceError::Network {
+            address: address.to_string(),
+            problem,
+            attempts: 1,
+        })
+    };
+    if is_distrust(error) {
+        return final_error(format!(
+            "the server's certificate is not trusted ({error}); hint: name the certificate of your proxy or \
+             mirror in SSL_CERT_FILE"
+        ));
+    }
+    match error {
+        ureq::Error::RequireHttpsOnly(_) => {
+            final_error("it redirects to an address without encryption".to_owned())
+        }
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+            final_error("it, or what it redirects to, is not a valid address".to_owned())
+        }
+        ureq::Error::TooManyRedirects => final_error("it redirects in circles".to_owned()),
+        ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => final_error(
+            "the proxy named in HTTPS_PROXY or ALL_PROXY does not let it through".to_owned(),
+        ),
+        ureq::Error::HostNotFound => Failure::transient(
+            "the host is not found; hint: is there a network connection?",
+            false,
+        ),
+        other => Failure::transient(other.to_string(), false),
+    }
+}
+
+fn read_certificates(settings: &Settings) -> Result<Vec<Certificate<'static>>, SourceError> {
+    let mut certificates = Vec::new();
+    for file in &settings.certificates {
+        let unusable = |problem: String| SourceError::Certificates {
+            path: file.value.clone(),
+            setting: file.origin,
+            problem,
+        };
+        let text = fs::read(&file.value).map_err(|error| unusable(error.to_string()))?;
+        let before = certificates.len();
+        certificates.extend(parse_pem(&text).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        }));
+        if certificates.len() == before {
+            return Err(unusable("it holds no certificate in PEM form".to_owned()));
+        }
+    }
+    Ok(certificates)
+}

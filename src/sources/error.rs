@@ -1,0 +1,134 @@
+//! What can go wrong between here and the outside.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use super::Sha256;
+
+/// Why a source cannot be read. Addresses in it carry no credentials and no query.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// A text that names no source.
+    #[error("`{text}` is no source: {problem}; hint: {hint}")]
+    Syntax {
+        /// The text, without what may be a secret.
+        text: String,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// How to write it.
+        hint: &'static str,
+    },
+    /// A text that is not the hexadecimal form of a sha256 digest.
+    #[error("`{0}` is no sha256 digest, expected 64 hexadecimal digits")]
+    DigestSyntax(String),
+    /// The embedded world was asked for as a file.
+    #[error(
+        "`embedded:world` is generated and not a file; hint: stages that read a file need another source"
+    )]
+    Generated,
+    /// The file system failed; the error names the path.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A path that is not a regular file.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The bytes are not the pinned ones.
+    #[error(
+        "{what} has sha256 {found}, expected {expected}; hint: it was changed, or the pinned digest is that of another file"
+    )]
+    Digest {
+        /// What was read.
+        what: String,
+        /// The pinned digest.
+        expected: Sha256,
+        /// The digest of what was read.
+        found: Sha256,
+    },
+    /// More bytes than allowed.
+    #[error("{what} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// What was read.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The server answered with an error that trying again does not mend.
+    #[error("{address} answered with status {status}; hint: {hint}")]
+    Status {
+        /// What was asked for.
+        address: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it usually means.
+        hint: &'static str,
+    },
+    /// The network failed, also when tried again.
+    #[error("{address} could not be read ({attempts} attempts): {problem}")]
+    Network {
+        /// What was asked for.
+        address: String,
+        /// The last problem.
+        problem: String,
+        /// How often it was tried without progress.
+        attempts: u32,
+    },
+    /// A file of trusted certificates is unusable.
+    #[error("no certificates can be read from {}: {problem}; hint: {setting} names it", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Where its path comes from.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An answer of a package index that cannot be understood.
+    #[error(
+        "{address} is no page of a package index: {problem}; hint: the index comes from {setting}"
+    )]
+    Index {
+        /// The page.
+        address: String,
+        /// What is wrong with it.
+        problem: String,
+        /// Where the address of the index comes from.
+        setting: &'static str,
+    },
+    /// The index has no wheel of this version.
+    #[error("there is no wheel of {name} {version} at {address}; hint: it has {available}")]
+    NoWheel {
+        /// The package.
+        name: String,
+        /// The version asked for.
+        version: String,
+        /// The page of the index.
+        address: String,
+        /// The versions that have wheels.
+        available: String,
+    },
+    /// A wheel that cannot be unpacked.
+    #[error("{archive} cannot be unpacked: {problem}")]
+    Archive {
+        /// The wheel.
+        archive: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A wheel without the file asked for.
+    #[error("{archive} has no file `{path}`; hint: the nearest are {nearest}")]
+    NotInArchive {
+        /// The wheel.
+        archive: String,
+        /// The path asked for.
+        path: String,
+        /// Similar paths in the wheel.
+        nearest: String,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}

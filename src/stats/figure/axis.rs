@@ -1,0 +1,247 @@
+//! Axes with readable ticks, linear or logarithmic.
+
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+
+/// How values are laid out along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scale {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// By their logarithm; values that are not positive are left out.
+    Log,
+}
+
+impl Scale {
+    /// Whether a value has a place on such an axis. Beyond 1e300 differences would overflow.
+    pub(super) fn shows(self, value: f64) -> bool {
+        value.abs() <= 1e300 && (self == Self::Linear || value >= 1e-300)
+    }
+
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Linear => value,
+            Self::Log => value.log10(),
+        }
+    }
+}
+
+/// About how many ticks an axis gets.
+const TICKS: f64 = 8.0;
+
+/// An axis over the range of some values.
+#[derive(Debug, Clone)]
+pub(super) struct Axis {
+    scale: Scale,
+    low: f64,
+    high: f64,
+    ticks: Vec<f64>,
+    step: f64,
+}
+
+impl Axis {
+    /// Covers those of `values` that can be shown, with room on both sides of `margin` times their range.
+    pub(super) fn covering(scale: Scale, values: impl Iterator<Item = f64>, margin: f64) -> Self {
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for value in values.filter(|value| scale.shows(*value)) {
+            low = low.min(value);
+            high = high.max(value);
+        }
+        if low > high {
+            // Nothing to show: an empty frame.
+            (low, high) = (if scale == Scale::Log { 0.1 } else { 0.0 }, 1.0);
+        }
+        let (mut start, mut end) = (scale.place(low), scale.place(high));
+        if end - start <= 1e-12 * start.abs().max(end.abs()) {
+            let room = if start == 0.0 { 0.5 } else { 0.1 * start.abs() };
+            (start, end) = (start - room, end + room);
+        }
+        let room = margin * (end - start);
+        (start, end) = (start - room, end + room);
+        let (ticks, step) = match scale {
+            Scale::Linear => linear_ticks(start, end),
+            Scale::Log => log_ticks(start, end),
+        };
+        Self {
+            scale,
+            low: start,
+            high: end,
+            ticks,
+            step,
+        }
+    }
+
+    pub(super) fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    /// Writes a number so that neighbouring ticks differ and no zeros trail.
+    pub(super) fn label(&self, value: f64) -> String {
+        if value == 0.0 {
+            return "0".to_owned();
+        }
+        let magnitude = value.abs().log10();
+        // On a linear axis all ticks are written alike.
+        let greatest = match self.scale {
+            Scale::Linear => self.low.abs().max(self.high.abs()).log10(),
+            Scale::Log => magnitude,
+        };
+        if (-4.0..6.0).contains(&greatest) {
+            let finest = self.step.log10().min(magnitude);
+            let decimals = (-(finest + 1e-9).floor()).max(0.0) as usize;
+            return format!("{value:.decimals$}");
+        }
+        let digits = (magnitude + 1e-9).floor() - (self.step.log10() + 1e-9).floor();
+        let digits = digits.clamp(0.0, 12.0) as usize;
+        let text = format!("{value:.digits$e}");
+        match text.split_once('e') {
+            Some((mantissa, exponent)) if mantissa.contains('.') => {
+                let mantissa = mantissa.trim_end_matches('0').trim_end_matches('.');
+                format!("{mantissa}e{exponent}")
+            }
+            _ => text,
+        }
+    }
+}
+
+/// Multiples of 1, 2 or 5 times a power of ten.
+fn linear_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
+    let rough = (end - start) / TICKS;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough * 0.999)
+        .unwrap_or(rough);
+    let first = (start / step).ceil();
+    let ticks = (0..50)
+        .map(|index| (first + f64::from(index)) * step)
+        .take_while(|tick| *tick <= end)
+        .collect();
+    (ticks, step)
+}
+
+/// Powers of ten; with few of them 1, 2 and 5 times each; within one such step evenly spaced values.
+fn log_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
+    let decades = ((end - start) / TICKS).ceil().max(1.0) as i32;
+    let factors: &[f64] = if end - start < 2.5 {
+        &[1.0, 2.0, 5.0]
+    } else {
+        &[1.0]
+    };
+    let mut ticks = Vec::new();
+    for exponent in start.floor() as i32..=end.ceil() as i32 {
+        if exponent.rem_euclid(decades) != 0 {
+            continue;
+        }
+        ticks.extend(
+            factors
+                .iter()
+                .map(|factor| factor * 10f64.powi(exponent))
+                .filter(|tick| (start..=end).contains(&tick.log10())),
+        );
+    }
+    if ticks.len() < 2 {
+        return linear_ticks(10f64.powf(start), 10f64.powf(end));
+    }
+    (ticks, f64::INFINITY)
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (self.scale.place(*value) - self.low) / (self.high - self.low);
+        let (from, to) = (f64::from(limit.0), f64::from(limit.1));
+        (from + share * (to - from)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.ticks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        match self.scale {
+            Scale::Linear => self.low..self.high,
+            Scale::Log => 10f64.powf(self.low)..10f64.powf(self.high),
+        }
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format(value: &f64) -> String {
+        value.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(scale: Scale, values: &[f64]) -> Vec<String> {
+        let axis = Axis::covering(scale, values.iter().copied(), 0.0);
+        axis.ticks.iter().map(|tick| axis.label(*tick)).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_numbers() {
+        assert_eq!(
+            labels(Scale::Linear, &[0.0, 1.0]),
+            ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
+        assert_eq!(labels(Scale::Linear, &[-3.0, 17.0]), ["0", "5", "10", "15"]);
+        assert_eq!(
+            labels(Scale::Linear, &[0.0, 500.0]),
+            ["0", "100", "200", "300", "400", "500"]
+        );
+        assert_eq!(
+            labels(Scale::Linear, &[1e-9, 4e-9]),
+            ["1e-9", "1.5e-9", "2e-9", "2.5e-9", "3e-9", "3.5e-9", "4e-9"]
+        );
+        assert_eq!(
+            labels(Scale::Linear, &[0.0, 3e6]),
+            ["0", "5e5", "1e6", "1.5e6", "2e6", "2.5e6", "3e6"]
+        );
+    }
+
+    #[test]
+    fn log_ticks_suit_the_number_of_decades() {
+        assert_eq!(
+            labels(Scale::Log, &[0.01, 1e4]),
+            ["0.01", "0.1", "1", "10", "100", "1000", "10000"]
+        );
+        assert_eq!(
+            labels(Scale::Log, &[1.0, 30.0]),
+            ["1", "2", "5", "10", "20"]
+        );
+        assert_eq!(
+            labels(Scale::Log, &[1.1, 2.1]),
+            ["1.2", "1.4", "1.6", "1.8", "2.0"]
+        );
+        assert_eq!(labels(Scale::Log, &[1e-100, 1e100]).len(), 9);
+    }
+
+    #[test]
+    fn odd_ranges_still_give_an_axis() {
+        for values in [
+            &[][..],
+            &[f64::NAN, f64::INFINITY],
+            &[5.0],
+            &[0.0, 0.0],
+            &[-1e300, 1e300],
+            &[1.0, 1.0 + 1e-15],
+        ] {
+            for scale in [Scale::Linear, Scale::Log] {
+                let axis = Axis::covering(scale, values.iter().copied(), 0.05);
+                assert!(
+                    axis.low < axis.high && axis.low.is_finite() && axis.high.is_finite(),
+                    "{axis:?}"
+                );
+                assert!(axis.ticks.len() <= 50 && !axis.ticks.is_empty(), "{axis:?}");
+            }
+        }
+    }
+}
