@@ -6,6 +6,4 @@ use crate::engine::stage::{Registry, StageKind};
 use crate::stages;
 
 /// Every stage kind that ships with flowgraph.
-pub const REGISTRY: &Registry = &[
-    StageKind::of::<stages::command::Command>(),
-];
+pub const REGISTRY: &Registry = &[StageKind::of::<stages::command::Command>()];

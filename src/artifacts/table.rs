@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table as TextTable, presets};
 use polars::prelude::{
-    Column as PolarsColumn, DataFrame, DataType, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series,
+    Column as PolarsColumn, DataFrame, DataType, NamedFrom, ParquetReader, ParquetWriter,
+    PolarsError, SerReader, Series,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -84,7 +85,11 @@ impl Table {
     }
 
     /// Adds a column of text.
-    pub fn text_column(&mut self, name: impl Into<String>, values: impl IntoIterator<Item = Option<String>>) {
+    pub fn text_column(
+        &mut self,
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = Option<String>>,
+    ) {
         self.columns.push(Column {
             name: name.into(),
             values: Values::Text(values.into_iter().collect()),
@@ -93,7 +98,12 @@ impl Table {
     }
 
     /// Adds a column of numbers, shown with `decimals` digits.
-    pub fn number_column(&mut self, name: impl Into<String>, decimals: usize, values: impl IntoIterator<Item = Option<f64>>) {
+    pub fn number_column(
+        &mut self,
+        name: impl Into<String>,
+        decimals: usize,
+        values: impl IntoIterator<Item = Option<f64>>,
+    ) {
         self.columns.push(Column {
             name: name.into(),
             values: Values::Numbers(values.into_iter().collect()),
@@ -103,10 +113,12 @@ impl Table {
 
     /// Returns the number of rows.
     pub fn height(&self) -> usize {
-        self.columns.first().map_or(0, |column| match &column.values {
-            Values::Text(values) => values.len(),
-            Values::Numbers(values) => values.len(),
-        })
+        self.columns
+            .first()
+            .map_or(0, |column| match &column.values {
+                Values::Text(values) => values.len(),
+                Values::Numbers(values) => values.len(),
+            })
     }
 
     /// Writes the table into a folder.
@@ -145,8 +157,8 @@ impl Table {
     pub fn read(folder: &Path) -> Result<Self, TableError> {
         let path = folder.join("table.json");
         let text = fs_err::read_to_string(&path)?;
-        let description: Description =
-            serde_json::from_str(&text).map_err(|source| TableError::Description { path, source })?;
+        let description: Description = serde_json::from_str(&text)
+            .map_err(|source| TableError::Description { path, source })?;
         let path = folder.join("table.parquet");
         let wrap = |source| TableError::Parquet {
             path: path.clone(),
@@ -209,22 +221,45 @@ impl Table {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        let notes: String = self.notes.iter().map(|note| format!("\n  {note}")).collect();
+        let notes: String = self
+            .notes
+            .iter()
+            .map(|note| format!("\n  {note}"))
+            .collect();
         format!("{}\n{table}{notes}\n", self.title)
     }
 
     /// Returns the table as Markdown.
     pub fn markdown(&self) -> String {
         let escape = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
-        let headings: Vec<String> = self.columns.iter().map(|column| escape(&column.name)).collect();
+        let headings: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| escape(&column.name))
+            .collect();
         let rules: Vec<&str> = self
             .columns
             .iter()
-            .map(|column| if matches!(column.values, Values::Numbers(_)) { "---:" } else { "---" })
+            .map(|column| {
+                if matches!(column.values, Values::Numbers(_)) {
+                    "---:"
+                } else {
+                    "---"
+                }
+            })
             .collect();
-        let mut text = format!("**{}**\n\n| {} |\n| {} |\n", self.title, headings.join(" | "), rules.join(" | "));
+        let mut text = format!(
+            "**{}**\n\n| {} |\n| {} |\n",
+            self.title,
+            headings.join(" | "),
+            rules.join(" | ")
+        );
         for row in 0..self.height() {
-            let cells: Vec<String> = self.columns.iter().map(|column| escape(&self.cell(column, row))).collect();
+            let cells: Vec<String> = self
+                .columns
+                .iter()
+                .map(|column| escape(&self.cell(column, row)))
+                .collect();
             text.push_str(&format!("| {} |\n", cells.join(" | ")));
         }
         for note in &self.notes {
@@ -269,7 +304,10 @@ mod tests {
         assert_eq!(Table::read(folder.path()).unwrap(), table());
         let first = fs_err::read(folder.path().join("table.parquet")).unwrap();
         table().write(folder.path()).unwrap();
-        assert_eq!(fs_err::read(folder.path().join("table.parquet")).unwrap(), first);
+        assert_eq!(
+            fs_err::read(folder.path().join("table.parquet")).unwrap(),
+            first
+        );
     }
 
     #[test]

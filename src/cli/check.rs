@@ -20,7 +20,11 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
     let document = Document::read(&args.options.pipeline).map_err(LoadError::from)?;
     let mut variants = vec![args.options.profiles.clone()];
     if args.options.profiles.is_empty() {
-        variants.extend(Pipeline::profiles(&document).into_iter().map(|profile| vec![profile]));
+        variants.extend(
+            Pipeline::profiles(&document)
+                .into_iter()
+                .map(|profile| vec![profile]),
+        );
     }
     let mut found: Vec<Located> = Vec::new();
     let (mut warnings, mut counts) = (Vec::new(), Vec::new());
@@ -30,7 +34,11 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
             profiles: profiles.clone(),
             set: args.options.set.clone(),
         };
-        let name = if profiles.is_empty() { "default".to_owned() } else { profiles.join("+") };
+        let name = if profiles.is_empty() {
+            "default".to_owned()
+        } else {
+            profiles.join("+")
+        };
         match Pipeline::from_document(document.clone(), &overrides, registry) {
             Ok(pipeline) => {
                 if profiles.is_empty() {
@@ -41,12 +49,17 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
             Err(invalid) => {
                 broken = true;
                 for mut located in invalid.diagnostics {
-                    let known = found
-                        .iter()
-                        .any(|other| other.span == located.span && located.diagnostic.message.ends_with(&other.diagnostic.message));
+                    let known = found.iter().any(|other| {
+                        other.span == located.span
+                            && located
+                                .diagnostic
+                                .message
+                                .ends_with(&other.diagnostic.message)
+                    });
                     if !known {
                         if !profiles.is_empty() {
-                            located.diagnostic.message = format!("profile `{name}`: {}", located.diagnostic.message);
+                            located.diagnostic.message =
+                                format!("profile `{name}`: {}", located.diagnostic.message);
                         }
                         found.push(located);
                     }
@@ -72,6 +85,10 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
         .iter()
         .map(|(profile, stages)| format!("{profile}: {}", counted(*stages, "stage")))
         .collect();
-    output.line(&format!("{} is valid ({})", document.file.display(), counts.join(", ")));
+    output.line(&format!(
+        "{} is valid ({})",
+        document.file.display(),
+        counts.join(", ")
+    ));
     Ok(exit_code::OK)
 }

@@ -32,7 +32,11 @@ impl miette::Diagnostic for Shown<'_> {
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.located.diagnostic.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+        self.located
+            .diagnostic
+            .hint
+            .as_ref()
+            .map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
@@ -86,17 +90,25 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
                 Severity::Error => "error",
                 Severity::Warning => "warning",
             };
-            let place = located
-                .span
-                .map_or_else(|| file.clone(), |span| format!("{file}:{}:{}", span.line, span.column));
+            let place = located.span.map_or_else(
+                || file.clone(),
+                |span| format!("{file}:{}:{}", span.line, span.column),
+            );
             output.line(&format!("{severity}: {place}"));
             output.line(text.trim_end());
             output.line("");
         }
     }
-    let errors = diagnostics.iter().filter(|d| d.diagnostic.severity == Severity::Error).count();
+    let errors = diagnostics
+        .iter()
+        .filter(|d| d.diagnostic.severity == Severity::Error)
+        .count();
     let warnings = diagnostics.len() - errors;
     if errors > 0 {
-        output.line(&format!("{file}: {}, {}", counted(errors, "error"), counted(warnings, "warning")));
+        output.line(&format!(
+            "{file}: {}, {}",
+            counted(errors, "error"),
+            counted(warnings, "warning")
+        ));
     }
 }

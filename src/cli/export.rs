@@ -23,13 +23,21 @@ pub(super) struct ExportArgs {
     force: bool,
 }
 
-pub(super) fn run(args: &ExportArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+pub(super) fn run(
+    args: &ExportArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
     let artifact = show::find(&pipeline, store, &args.result)?;
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         if !is_inside(&file.path) {
-            return Err(Failure::usage(format!("artifact path `{}` leaves its tree", file.path)));
+            return Err(Failure::usage(format!(
+                "artifact path `{}` leaves its tree",
+                file.path
+            )));
         }
         if target.exists() && !args.force {
             return Err(Failure::Other {
@@ -40,11 +48,13 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, store: &Store, output:
         }
     }
     for file in &artifact.files {
-        store.check_object(&file.digest).map_err(|damage| Failure::Other {
-            message: damage.to_string(),
-            hint: Some("`flowgraph run` makes it again".to_owned()),
-            code: exit_code::STORE_DAMAGED,
-        })?;
+        store
+            .check_object(&file.digest)
+            .map_err(|damage| Failure::Other {
+                message: damage.to_string(),
+                hint: Some("`flowgraph run` makes it again".to_owned()),
+                code: exit_code::STORE_DAMAGED,
+            })?;
         let target = args.folder.join(&file.path);
         let parent = target.parent().unwrap_or(&args.folder);
         fs_err::create_dir_all(parent)?;
@@ -53,7 +63,9 @@ pub(super) fn run(args: &ExportArgs, registry: &Registry, store: &Store, output:
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
         std::io::copy(&mut source, temporary.as_file_mut())?;
         use std::os::unix::fs::PermissionsExt;
-        temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        temporary
+            .as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
         temporary.persist(&target).map_err(|error| error.error)?;
     }
     output.line(&format!(

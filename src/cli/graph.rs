@@ -37,7 +37,11 @@ pub(super) fn run(args: &GraphArgs, registry: &Registry, output: &Output) -> Res
         return Ok(exit_code::OK);
     }
     let mut text = String::new();
-    let index: BTreeMap<&str, usize> = nodes.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
+    let index: BTreeMap<&str, usize> = nodes
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| (name.as_str(), at))
+        .collect();
     match args.format {
         Format::Mermaid => {
             text.push_str("flowchart TD\n");
@@ -45,7 +49,12 @@ pub(super) fn run(args: &GraphArgs, registry: &Registry, output: &Output) -> Res
                 let _ = writeln!(text, "  n{at}[\"{name}<br/><small>{kind}</small>\"]");
             }
             for (from, to) in &edges {
-                let _ = writeln!(text, "  n{} --> n{}", index[from.as_str()], index[to.as_str()]);
+                let _ = writeln!(
+                    text,
+                    "  n{} --> n{}",
+                    index[from.as_str()],
+                    index[to.as_str()]
+                );
             }
         }
         Format::Dot => {
@@ -54,7 +63,12 @@ pub(super) fn run(args: &GraphArgs, registry: &Registry, output: &Output) -> Res
                 let _ = writeln!(text, "  n{at} [label=\"{name}\\n{kind}\"];");
             }
             for (from, to) in &edges {
-                let _ = writeln!(text, "  n{} -> n{};", index[from.as_str()], index[to.as_str()]);
+                let _ = writeln!(
+                    text,
+                    "  n{} -> n{};",
+                    index[from.as_str()],
+                    index[to.as_str()]
+                );
             }
             text.push_str("}\n");
         }
@@ -74,7 +88,11 @@ fn drawn(pipeline: &Pipeline, expand: bool) -> (Nodes, Edges) {
             return stage.name.clone();
         }
         let axes: Vec<&str> = stage.axes.keys().map(String::as_str).collect();
-        if axes.is_empty() { stage.template.clone() } else { format!("{} × {}", stage.template, axes.join(", ")) }
+        if axes.is_empty() {
+            stage.template.clone()
+        } else {
+            format!("{} × {}", stage.template, axes.join(", "))
+        }
     };
     let mut nodes: Nodes = Vec::new();
     let mut edges = Edges::new();

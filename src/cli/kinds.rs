@@ -25,7 +25,11 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
                 .collect();
             output.json(&rows);
         } else {
-            let width = registry.iter().map(|kind| kind.name.len()).max().unwrap_or(0);
+            let width = registry
+                .iter()
+                .map(|kind| kind.name.len())
+                .max()
+                .unwrap_or(0);
             let lines: Vec<String> = registry
                 .iter()
                 .map(|kind| format!("{:width$}  {}", kind.name, kind.about()))
@@ -42,7 +46,9 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
         });
     };
     if output.json {
-        output.json(&json!({ "kind": kind.name, "version": kind.version, "schema": (kind.schema)() }));
+        output.json(
+            &json!({ "kind": kind.name, "version": kind.version, "schema": (kind.schema)() }),
+        );
     } else {
         output.data(&describe(kind));
     }
@@ -51,7 +57,10 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
 
 fn describe(kind: &StageKind) -> String {
     let schema = (kind.schema)();
-    let about = schema.get("description").and_then(Json::as_str).unwrap_or_default();
+    let about = schema
+        .get("description")
+        .and_then(Json::as_str)
+        .unwrap_or_default();
     let mut text = format!("{} (version {})\n\n{about}\n", kind.name, kind.version);
     let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
     if let Ok(stage) = (kind.parse)(&example) {
@@ -65,7 +74,11 @@ fn describe(kind: &StageKind) -> String {
                 Arity::Optional => ", optional",
                 Arity::Many => ", a list",
             };
-            let accepts = if port.accepts.is_empty() { "any".to_owned() } else { port.accepts.join(" or ") };
+            let accepts = if port.accepts.is_empty() {
+                "any".to_owned()
+            } else {
+                port.accepts.join(" or ")
+            };
             let _ = writeln!(text, "  {:<14} {accepts}{arity}: {}", port.name, port.about);
         }
         text.push_str("\noutputs (of the example below):\n");
@@ -75,7 +88,10 @@ fn describe(kind: &StageKind) -> String {
     }
     text.push_str("\nparams:\n");
     let empty = serde_json::Map::new();
-    let properties = schema.get("properties").and_then(Json::as_object).unwrap_or(&empty);
+    let properties = schema
+        .get("properties")
+        .and_then(Json::as_object)
+        .unwrap_or(&empty);
     let required: Vec<&str> = schema
         .get("required")
         .and_then(Json::as_array)
@@ -87,9 +103,18 @@ fn describe(kind: &StageKind) -> String {
             Some(default) => format!("default {default}"),
             None => "optional".to_owned(),
         };
-        let about = property.get("description").and_then(Json::as_str).unwrap_or_default().replace('\n', " ");
+        let about = property
+            .get("description")
+            .and_then(Json::as_str)
+            .unwrap_or_default()
+            .replace('\n', " ");
         let _ = writeln!(text, "  {name:<22} {about} ({default})");
     }
-    let _ = write!(text, "\nexample:\n  kind: {}\n  params: {}\n", kind.name, kind.example.trim());
+    let _ = write!(
+        text,
+        "\nexample:\n  kind: {}\n  params: {}\n",
+        kind.name,
+        kind.example.trim()
+    );
     text
 }

@@ -46,10 +46,15 @@ pub mod exit_code {
 
 /// Declarative, cached experiment graphs for GFlowNet and RLHF training of language models.
 #[derive(Debug, Parser)]
-#[command(name = "flowgraph", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "flowgraph",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Start with `flowgraph run pipelines/flowhf.yaml`; see what would happen first with `flowgraph plan`.\n\
 Exit codes: 0 done, 1 a stage failed, 2 usage, 3 invalid pipeline, 4 store damaged, 5 audit found a difference,\n\
-10 `plan --exit-code` and something would run, 130 interrupted.")]
+10 `plan --exit-code` and something would run, 130 interrupted."
+)]
 struct Cli {
     #[command(flatten)]
     global: GlobalOptions,
@@ -60,7 +65,13 @@ struct Cli {
 #[derive(Debug, Args)]
 struct GlobalOptions {
     /// Folder that holds results
-    #[arg(long, global = true, env = "FLOWGRAPH_STORE", default_value = ".flowgraph", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOWGRAPH_STORE",
+        default_value = ".flowgraph",
+        value_name = "DIR"
+    )]
     store: PathBuf,
     /// Print JSON for programs
     #[arg(long, global = true)]
@@ -192,7 +203,11 @@ pub fn main(registry: &Registry) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
+            return ExitCode::from(if error.use_stderr() {
+                exit_code::USAGE
+            } else {
+                exit_code::OK
+            });
         }
     };
     match cli.global.color {
@@ -229,7 +244,11 @@ pub fn main(registry: &Registry) -> ExitCode {
             output.error(&error.to_string(), None);
             ExitCode::from(exit_code::USAGE)
         }
-        Err(Failure::Other { message, hint, code }) => {
+        Err(Failure::Other {
+            message,
+            hint,
+            code,
+        }) => {
             output.error(&message, hint.as_deref());
             ExitCode::from(code)
         }

@@ -50,7 +50,11 @@ impl Output {
 
 /// Writes a count with its noun: `1 stage`, `2 stages`.
 pub(super) fn counted(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
 }
 
 /// Writes a duration for people.
@@ -60,7 +64,11 @@ pub(super) fn duration(seconds: f64) -> String {
     } else if seconds < 3600.0 {
         format!("{}m {:02}s", seconds as u64 / 60, seconds as u64 % 60)
     } else {
-        format!("{}h {:02}m", seconds as u64 / 3600, seconds as u64 / 60 % 60)
+        format!(
+            "{}h {:02}m",
+            seconds as u64 / 3600,
+            seconds as u64 / 60 % 60
+        )
     }
 }
 

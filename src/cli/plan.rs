@@ -47,7 +47,12 @@ impl From<PlanError> for Failure {
     }
 }
 
-pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+pub(super) fn run(
+    args: &PlanArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
     let options = PlanOptions {
         paranoid: args.paranoid,
@@ -56,7 +61,10 @@ pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &
     };
     let planner = Planner::new(&pipeline, store, options);
     let plans = planner.plan()?;
-    let runs = plans.iter().filter(|plan| plan.decision != Decision::Cached).count();
+    let runs = plans
+        .iter()
+        .filter(|plan| plan.decision != Decision::Cached)
+        .count();
     if output.json {
         let rows: Vec<Json> = pipeline
             .stages
@@ -92,7 +100,9 @@ pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &
                 text.push_str(&format!("  {}", causes(&plan.causes, &instance.name)));
                 let estimate = plan.estimate;
                 let parts: Vec<String> = [
-                    estimate.seconds.map(|seconds| format!("about {}", duration(seconds))),
+                    estimate
+                        .seconds
+                        .map(|seconds| format!("about {}", duration(seconds))),
                     estimate.memory_bytes.map(bytes),
                     estimate.flops.map(|flops| format!("{flops:.1e} FLOPs")),
                 ]
@@ -108,7 +118,10 @@ pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &
                 text.push_str(&format!("{:>12} {note}\n", ""));
             }
         }
-        let would = plans.iter().filter(|plan| plan.decision == Decision::Run).count();
+        let would = plans
+            .iter()
+            .filter(|plan| plan.decision == Decision::Run)
+            .count();
         text.push_str(&format!(
             "{:>12} {}: {} cached, {would} to run, {} to run if an input changes\n",
             "Plan",
@@ -118,7 +131,11 @@ pub(super) fn run(args: &PlanArgs, registry: &Registry, store: &Store, output: &
         ));
         output.data(&text);
     }
-    Ok(if args.exit_code && runs > 0 { exit_code::WOULD_RUN } else { exit_code::OK })
+    Ok(if args.exit_code && runs > 0 {
+        exit_code::WOULD_RUN
+    } else {
+        exit_code::OK
+    })
 }
 
 /// Writes causes in one line: `lr 1e-5 -> 2e-5`, or `needs ppo (lr 1e-5 -> 2e-5)`.
@@ -133,7 +150,11 @@ pub(super) fn causes(causes: &[Cause], stage: &str) -> String {
                 (None, None) => key.to_owned(),
                 (old, new) => format!("{key} {} -> {}", value(old.as_ref()), value(new.as_ref())),
             };
-            if cause.stage == stage { text } else { format!("{}: {text}", cause.stage) }
+            if cause.stage == stage {
+                text
+            } else {
+                format!("{}: {text}", cause.stage)
+            }
         })
         .collect();
     if causes.len() > SHOWN {
@@ -145,7 +166,11 @@ pub(super) fn causes(causes: &[Cause], stage: &str) -> String {
 fn value(value: Option<&Json>) -> String {
     match value {
         None => "(none)".to_owned(),
-        Some(Json::String(text)) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text[..12].to_owned(),
+        Some(Json::String(text))
+            if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) =>
+        {
+            text[..12].to_owned()
+        }
         Some(Json::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }

@@ -28,7 +28,9 @@ pub(super) fn observer(output: &Output, pipeline: &Pipeline) -> Box<dyn Observer
     if std::io::stderr().is_terminal() && !output.quiet {
         let bars = MultiProgress::new();
         let overall = bars.add(ProgressBar::new(pipeline.stages.len() as u64));
-        if let Ok(style) = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos}/{len} stages {msg} [{elapsed}]") {
+        if let Ok(style) = ProgressStyle::with_template(
+            "{prefix:>12} [{bar:30}] {pos}/{len} stages {msg} [{elapsed}]",
+        ) {
             overall.set_style(style.progress_chars("=> "));
         }
         overall.set_prefix("Run");
@@ -78,9 +80,18 @@ impl Lines {
             RunEvent::StageCached { stage, notes } => {
                 self.settled += 1;
                 self.cached += 1;
-                let notes = if notes.is_empty() { String::new() } else { format!("  {}", notes.join("; ")) };
-                (verbose || !notes.is_empty())
-                    .then(|| format!("{} {} {stage}{notes}", word("CACHED").green(), counter(self.settled, self.total)))
+                let notes = if notes.is_empty() {
+                    String::new()
+                } else {
+                    format!("  {}", notes.join("; "))
+                };
+                (verbose || !notes.is_empty()).then(|| {
+                    format!(
+                        "{} {} {stage}{notes}",
+                        word("CACHED").green(),
+                        counter(self.settled, self.total)
+                    )
+                })
             }
             RunEvent::StageStarted {
                 stage,
@@ -92,7 +103,11 @@ impl Lines {
                 if self.output.quiet {
                     return None;
                 }
-                let mut line = format!("{} {stage}  {}", word("RUN").cyan(), plan::causes(causes, stage));
+                let mut line = format!(
+                    "{} {stage}  {}",
+                    word("RUN").cyan(),
+                    plan::causes(causes, stage)
+                );
                 if device != "cpu" {
                     line.push_str(&format!("  on {device}"));
                 }
@@ -101,12 +116,16 @@ impl Lines {
                 }
                 Some(line)
             }
-            RunEvent::StageWaiting { stage, holder } => {
-                Some(format!("{} {stage}  waits for {holder}", word("WAITING").yellow()))
-            }
+            RunEvent::StageWaiting { stage, holder } => Some(format!(
+                "{} {stage}  waits for {holder}",
+                word("WAITING").yellow()
+            )),
             RunEvent::StageProgress { stage, progress } => {
                 let now = Instant::now();
-                let due = self.last_progress.get(stage).is_none_or(|last| now - *last >= PROGRESS_EVERY);
+                let due = self
+                    .last_progress
+                    .get(stage)
+                    .is_none_or(|last| now - *last >= PROGRESS_EVERY);
                 if !due || self.output.quiet {
                     return None;
                 }
@@ -116,11 +135,17 @@ impl Lines {
             }
             RunEvent::StageNote { stage, text } => {
                 let important = text.contains("not reproducible") || text.starts_with("warning");
-                (verbose || important || !self.output.quiet).then(|| format!("{:>12} {stage}: {text}", "note"))
+                (verbose || important || !self.output.quiet)
+                    .then(|| format!("{:>12} {stage}: {text}", "note"))
             }
-            RunEvent::StageRetried { stage, next_try, message } => {
-                Some(format!("{} {stage}  try {next_try} follows: {message}", word("RETRY").yellow()))
-            }
+            RunEvent::StageRetried {
+                stage,
+                next_try,
+                message,
+            } => Some(format!(
+                "{} {stage}  try {next_try} follows: {message}",
+                word("RETRY").yellow()
+            )),
             RunEvent::StageDone {
                 stage,
                 seconds,
@@ -131,8 +156,16 @@ impl Lines {
                 if self.output.quiet {
                     return None;
                 }
-                let suffix = if *elsewhere { "  (by another process)" } else { "" };
-                let memory = if verbose { format!("  {}", super::output::bytes(*peak_memory_bytes)) } else { String::new() };
+                let suffix = if *elsewhere {
+                    "  (by another process)"
+                } else {
+                    ""
+                };
+                let memory = if verbose {
+                    format!("  {}", super::output::bytes(*peak_memory_bytes))
+                } else {
+                    String::new()
+                };
                 Some(format!(
                     "{} {} {stage}  {}{memory}{suffix}",
                     word("DONE").green(),
@@ -142,11 +175,18 @@ impl Lines {
             }
             RunEvent::StageFailed { stage, message, .. } => {
                 self.settled += 1;
-                Some(format!("{} {} {stage}  {message}", word("FAILED").red(), counter(self.settled, self.total)))
+                Some(format!(
+                    "{} {} {stage}  {message}",
+                    word("FAILED").red(),
+                    counter(self.settled, self.total)
+                ))
             }
             RunEvent::StageSkipped { stage, needs } => {
                 self.settled += 1;
-                Some(format!("{} {stage}  needs `{needs}`", word("SKIPPED").yellow()))
+                Some(format!(
+                    "{} {stage}  needs `{needs}`",
+                    word("SKIPPED").yellow()
+                ))
             }
             RunEvent::StageInterrupted { stage } => {
                 self.settled += 1;
@@ -154,7 +194,10 @@ impl Lines {
             }
             RunEvent::StageDamaged { stage, message } => {
                 self.settled = self.settled.saturating_sub(1);
-                Some(format!("{} {stage}  {message}; it runs again", word("DAMAGED").red()))
+                Some(format!(
+                    "{} {stage}  {message}; it runs again",
+                    word("DAMAGED").red()
+                ))
             }
             RunEvent::RunFinished { seconds, outcomes } => {
                 let count = |key: &str| outcomes[key].as_u64().unwrap_or(0) as usize;
@@ -189,11 +232,19 @@ fn progress_text(progress: &Progress) -> String {
             super::output::bytes(progress.total)
         ));
     } else if progress.total > 0 {
-        parts.push(format!("{}/{} {}", progress.step, progress.total, progress.unit));
+        parts.push(format!(
+            "{}/{} {}",
+            progress.step, progress.total, progress.unit
+        ));
     } else {
         parts.push(format!("{} {}", progress.step, progress.unit));
     }
-    parts.extend(progress.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")));
+    parts.extend(
+        progress
+            .metrics
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.4}")),
+    );
     parts.join("  ")
 }
 
@@ -226,7 +277,9 @@ impl Observer for Bars {
         match event {
             RunEvent::StageProgress { stage, progress } => {
                 let bar = self.stages.entry(stage.clone()).or_insert_with(|| {
-                    let bar = self.bars.insert_before(&self.overall, ProgressBar::new(progress.total));
+                    let bar = self
+                        .bars
+                        .insert_before(&self.overall, ProgressBar::new(progress.total));
                     let template = "{prefix:>12} [{bar:30}] {percent:>3}% {msg} eta {eta}";
                     if let Ok(style) = ProgressStyle::with_template(template) {
                         bar.set_style(style.progress_chars("=> "));

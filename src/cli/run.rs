@@ -51,7 +51,12 @@ pub(super) struct RunArgs {
     numerics: String,
 }
 
-pub(super) fn run(args: &RunArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+pub(super) fn run(
+    args: &RunArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
     if !output.quiet && !output.json {
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
@@ -105,7 +110,9 @@ fn wanted(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
             }
         }
         if !any {
-            return Err(Failure::usage(format!("`--only {pattern}` matches no stage")));
+            return Err(Failure::usage(format!(
+                "`--only {pattern}` matches no stage"
+            )));
         }
     }
     Ok(wanted)
@@ -114,20 +121,29 @@ fn wanted(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
 fn forced(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
     let find = |name: &String| -> Result<Vec<usize>, Failure> {
         let found: Vec<usize> = (0..pipeline.stages.len())
-            .filter(|stage| pipeline.stages[*stage].name == *name || pipeline.stages[*stage].template == *name)
+            .filter(|stage| {
+                pipeline.stages[*stage].name == *name || pipeline.stages[*stage].template == *name
+            })
             .collect();
         if found.is_empty() {
-            return Err(Failure::usage(pipeline.find(name).err().unwrap_or_default()));
+            return Err(Failure::usage(
+                pipeline.find(name).err().unwrap_or_default(),
+            ));
         }
         Ok(found)
     };
     let mut forced = vec![false; pipeline.stages.len()];
     for name in &args.rerun {
-        find(name)?.into_iter().for_each(|stage| forced[stage] = true);
+        find(name)?
+            .into_iter()
+            .for_each(|stage| forced[stage] = true);
     }
     for name in &args.from {
         let after = pipeline.graph.downstream(find(name)?);
-        forced.iter_mut().zip(after).for_each(|(forced, after)| *forced |= after);
+        forced
+            .iter_mut()
+            .zip(after)
+            .for_each(|(forced, after)| *forced |= after);
     }
     Ok(forced)
 }
@@ -149,7 +165,11 @@ fn capacity(args: &RunArgs) -> Result<Capacity, Failure> {
 /// Returns the ids of the GPUs that may be used.
 fn gpus(device: &str) -> Result<Vec<String>, Failure> {
     let visible = || match std::env::var("CUDA_VISIBLE_DEVICES") {
-        Ok(ids) => ids.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
+        Ok(ids) => ids
+            .split(',')
+            .filter(|id| !id.is_empty())
+            .map(str::to_owned)
+            .collect(),
         Err(_) => std::fs::read_dir("/proc/driver/nvidia/gpus")
             .map(|gpus| (0..gpus.count()).map(|id| id.to_string()).collect())
             .unwrap_or_default(),
@@ -167,20 +187,29 @@ fn gpus(device: &str) -> Result<Vec<String>, Failure> {
                     code: exit_code::USAGE,
                 });
             }
-            let gpus: Vec<String> = device.strip_prefix("cuda:").map_or_else(visible, |id| vec![id.to_owned()]);
+            let gpus: Vec<String> = device
+                .strip_prefix("cuda:")
+                .map_or_else(visible, |id| vec![id.to_owned()]);
             if gpus.is_empty() {
-                return Err(Failure::usage(format!("`--device {device}`: no GPU is visible")));
+                return Err(Failure::usage(format!(
+                    "`--device {device}`: no GPU is visible"
+                )));
             }
             Ok(gpus)
         }
-        _ => Err(Failure::usage(format!("`--device {device}`: expected auto, cpu, cuda or cuda:N"))),
+        _ => Err(Failure::usage(format!(
+            "`--device {device}`: expected auto, cpu, cuda or cuda:N"
+        ))),
     }
 }
 
 fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
     let interrupts = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&interrupts);
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+    ])?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
             counter.fetch_add(1, Ordering::SeqCst);
@@ -199,7 +228,12 @@ fn stages_json(pipeline: &Pipeline, report: &RunReport) -> Vec<Json> {
             let outputs: serde_json::Map<String, Json> = report.known[at]
                 .iter()
                 .flatten()
-                .map(|(name, artifact)| (name.clone(), json!({ "kind": artifact.kind, "digest": artifact.digest })))
+                .map(|(name, artifact)| {
+                    (
+                        name.clone(),
+                        json!({ "kind": artifact.kind, "digest": artifact.digest }),
+                    )
+                })
                 .collect();
             Some(json!({ "name": stage.name, "outcome": outcome, "outputs": outputs }))
         })
@@ -207,7 +241,12 @@ fn stages_json(pipeline: &Pipeline, report: &RunReport) -> Vec<Json> {
 }
 
 /// Prints every table that was made, in file order.
-fn print_tables(pipeline: &Pipeline, store: &Store, report: &RunReport, output: &Output) -> Result<(), Failure> {
+fn print_tables(
+    pipeline: &Pipeline,
+    store: &Store,
+    report: &RunReport,
+    output: &Output,
+) -> Result<(), Failure> {
     for (at, stage) in pipeline.stages.iter().enumerate() {
         if !matches!(report.outcomes[at], Some(Outcome::Cached | Outcome::Done)) {
             continue;
@@ -231,11 +270,16 @@ fn summarise_failures(report: &RunReport, output: &Output) {
     }
     output.line("");
     for failure in &report.failures {
-        output.error(&format!("stage `{}` failed: {}", failure.stage, failure.message), failure.hint.as_deref());
+        output.error(
+            &format!("stage `{}` failed: {}", failure.stage, failure.message),
+            failure.hint.as_deref(),
+        );
         let lines = last_lines(&failure.log, 10);
         if !lines.is_empty() {
             output.line(&format!("  the end of {}:", failure.log.display()));
-            lines.iter().for_each(|line| output.line(&format!("  | {line}")));
+            lines
+                .iter()
+                .for_each(|line| output.line(&format!("  | {line}")));
         }
     }
     output.line(&format!(
@@ -245,7 +289,12 @@ fn summarise_failures(report: &RunReport, output: &Output) {
 }
 
 fn last_lines(path: &PathBuf, count: usize) -> Vec<String> {
-    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(ToString::to_string).collect()
+    lines[lines.len().saturating_sub(count)..]
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }

@@ -7,7 +7,8 @@ use super::{Failure, exit_code};
 use crate::engine::stage::Registry;
 
 pub(super) fn run(registry: &Registry, output: &Output) -> Result<u8, Failure> {
-    let text = serde_json::to_string_pretty(&schema(registry)).map_err(|error| Failure::usage(error.to_string()))?;
+    let text = serde_json::to_string_pretty(&schema(registry))
+        .map_err(|error| Failure::usage(error.to_string()))?;
     output.data(&text);
     Ok(exit_code::OK)
 }
@@ -80,8 +81,13 @@ fn schema(registry: &Registry) -> Json {
 }
 
 /// Moves the definitions of one kind's schema to the top, under names of their own.
-fn hoist_definitions(schema: &mut Json, kind: &str, definitions: &mut serde_json::Map<String, Json>) {
-    let Some(Json::Object(inner)) = schema.as_object_mut().and_then(|map| map.remove("$defs")) else {
+fn hoist_definitions(
+    schema: &mut Json,
+    kind: &str,
+    definitions: &mut serde_json::Map<String, Json>,
+) {
+    let Some(Json::Object(inner)) = schema.as_object_mut().and_then(|map| map.remove("$defs"))
+    else {
         return;
     };
     rename_references(schema, kind);
@@ -98,9 +104,12 @@ fn rename_references(value: &mut Json, kind: &str) {
             if let Some(Json::String(reference)) = map.get_mut("$ref") {
                 *reference = reference.replacen("#/$defs/", &format!("#/$defs/{kind}."), 1);
             }
-            map.values_mut().for_each(|value| rename_references(value, kind));
+            map.values_mut()
+                .for_each(|value| rename_references(value, kind));
         }
-        Json::Array(list) => list.iter_mut().for_each(|value| rename_references(value, kind)),
+        Json::Array(list) => list
+            .iter_mut()
+            .for_each(|value| rename_references(value, kind)),
         _ => {}
     }
 }
@@ -111,8 +120,12 @@ fn allow_references(schema: &mut Json) {
         return;
     };
     for property in properties.values_mut() {
-        let (description, default) = (property.get("description").cloned(), property.get("default").cloned());
-        let mut wrapped = json!({ "anyOf": [property.take(), { "type": "string", "pattern": "\\$\\{" }] });
+        let (description, default) = (
+            property.get("description").cloned(),
+            property.get("default").cloned(),
+        );
+        let mut wrapped =
+            json!({ "anyOf": [property.take(), { "type": "string", "pattern": "\\$\\{" }] });
         if let Some(description) = description {
             wrapped["description"] = description;
         }

@@ -23,15 +23,22 @@ pub(super) struct ShowArgs {
     result: String,
 }
 
-pub(super) fn run(args: &ShowArgs, registry: &Registry, store: &Store, output: &Output) -> Result<u8, Failure> {
+pub(super) fn run(
+    args: &ShowArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
     let artifact = find(&pipeline, store, &args.result)?;
     for file in &artifact.files {
-        store.check_object(&file.digest).map_err(|damage| Failure::Other {
-            message: damage.to_string(),
-            hint: Some("`flowgraph run` makes it again".to_owned()),
-            code: exit_code::STORE_DAMAGED,
-        })?;
+        store
+            .check_object(&file.digest)
+            .map_err(|damage| Failure::Other {
+                message: damage.to_string(),
+                hint: Some("`flowgraph run` makes it again".to_owned()),
+                code: exit_code::STORE_DAMAGED,
+            })?;
     }
     if output.json {
         let mut value = json!({
@@ -57,14 +64,21 @@ pub(super) fn run(args: &ShowArgs, registry: &Registry, store: &Store, output: &
         return Ok(exit_code::OK);
     }
     for file in &artifact.files {
-        output.data(&format!("{:>10}  {}  {}", super::output::bytes(file.size), file.path, store.object_path(&file.digest).display()));
+        output.data(&format!(
+            "{:>10}  {}  {}",
+            super::output::bytes(file.size),
+            file.path,
+            store.object_path(&file.digest).display()
+        ));
     }
     Ok(exit_code::OK)
 }
 
 fn is_short_text(path: &str, size: u64) -> bool {
     const LONG: u64 = 1 << 20;
-    let text = [".json", ".txt", ".md", ".csv", ".svg", ".yaml", ".jsonl", ".log", ".tsv"];
+    let text = [
+        ".json", ".txt", ".md", ".csv", ".svg", ".yaml", ".jsonl", ".log", ".tsv",
+    ];
     size < LONG && (text.iter().any(|suffix| path.ends_with(suffix)) || !path.contains('.'))
 }
 
@@ -75,15 +89,25 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Art
         .filter(|at| {
             let stage = &pipeline.stages[*at];
             stage.template == reference.stage
-                && reference.axes.iter().all(|(axis, selection)| match selection {
-                    Selection::Value(value) => stage.axes.get(axis) == Some(value),
-                    Selection::All => true,
-                })
+                && reference
+                    .axes
+                    .iter()
+                    .all(|(axis, selection)| match selection {
+                        Selection::Value(value) => stage.axes.get(axis) == Some(value),
+                        Selection::All => true,
+                    })
         })
         .collect();
     let stage = match matches.as_slice() {
         [stage] => *stage,
-        [] => return Err(Failure::usage(pipeline.find(&reference.stage).err().unwrap_or_else(|| format!("no instance `{text}`")))),
+        [] => {
+            return Err(Failure::usage(
+                pipeline
+                    .find(&reference.stage)
+                    .err()
+                    .unwrap_or_else(|| format!("no instance `{text}`")),
+            ));
+        }
         [first, ..] => {
             return Err(Failure::usage(format!(
                 "`{text}` means {} stages; name one, such as `{}`",
@@ -96,23 +120,44 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Art
     let outputs = instance.stage.outputs();
     let name = match &reference.output {
         Some(name) => name.clone(),
-        None => outputs.first().map(|output| output.name.clone()).unwrap_or_default(),
+        None => outputs
+            .first()
+            .map(|output| output.name.clone())
+            .unwrap_or_default(),
     };
     if outputs.iter().all(|output| output.name != name) {
         let known: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
-        return Err(Failure::usage(format!("stage `{}` has no output `{name}`; it has {}", instance.name, known.join(", "))));
+        return Err(Failure::usage(format!(
+            "stage `{}` has no output `{name}`; it has {}",
+            instance.name,
+            known.join(", ")
+        )));
     }
     let plans = Planner::new(pipeline, store, PlanOptions::default()).plan()?;
-    let artifact = plans[stage].record.as_ref().and_then(|record| record.outputs.get(&name));
+    let artifact = plans[stage]
+        .record
+        .as_ref()
+        .and_then(|record| record.outputs.get(&name));
     artifact.cloned().ok_or_else(|| Failure::Other {
-        message: format!("stage `{}` has no result as the pipeline stands now", instance.name),
-        hint: Some(format!("`flowgraph run {} --only '{}'` makes it", pipeline.document.file.display(), instance.name)),
+        message: format!(
+            "stage `{}` has no result as the pipeline stands now",
+            instance.name
+        ),
+        hint: Some(format!(
+            "`flowgraph run {} --only '{}'` makes it",
+            pipeline.document.file.display(),
+            instance.name
+        )),
         code: exit_code::STAGE_FAILED,
     })
 }
 
 /// Lays an artifact out in a temporary folder and calls `with` with it.
-fn with_folder<T>(store: &Store, artifact: &Artifact, with: impl FnOnce(PathBuf) -> Result<T, StageError>) -> Result<T, Failure> {
+fn with_folder<T>(
+    store: &Store,
+    artifact: &Artifact,
+    with: impl FnOnce(PathBuf) -> Result<T, StageError>,
+) -> Result<T, Failure> {
     let folder = tempfile::tempdir()?;
     store.lay_out(artifact, folder.path())?;
     Ok(with(folder.path().to_owned())?)

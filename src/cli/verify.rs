@@ -26,7 +26,10 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
     let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
     for record in &records {
         for file in record.outputs.values().flat_map(|artifact| &artifact.files) {
-            users.entry(file.digest).or_default().push(record.provenance.stage.clone());
+            users
+                .entry(file.digest)
+                .or_default()
+                .push(record.provenance.stage.clone());
         }
     }
     let mut damaged = Vec::new();
@@ -51,7 +54,9 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
         damaged.extend(record_errors.iter().map(|error| error.path().to_owned()));
         for path in &damaged {
             match fs_err::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
                 _ => {}
             }
         }
@@ -79,5 +84,9 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
             output.line("`flowgraph verify --repair` removes what is damaged, so that the next run makes it again");
         }
     }
-    Ok(if problems.is_empty() || args.repair { exit_code::OK } else { exit_code::STORE_DAMAGED })
+    Ok(if problems.is_empty() || args.repair {
+        exit_code::OK
+    } else {
+        exit_code::STORE_DAMAGED
+    })
 }

@@ -352,10 +352,7 @@ fn cause(instance: &Instance, reason: &str) -> Cause {
 ///
 /// # Errors
 /// A local path where nothing is.
-pub fn local_path(
-    source: &Source,
-    base_folder: &FilePath,
-) -> Result<Option<PathBuf>, StageError> {
+pub fn local_path(source: &Source, base_folder: &FilePath) -> Result<Option<PathBuf>, StageError> {
     let Source::File(path) = source else {
         return Ok(None);
     };
@@ -366,9 +363,11 @@ pub fn local_path(
     if path.exists() {
         return Ok(Some(path.clone()));
     }
-    Err(StageError::new(format!("source `{source}` does not exist")).hint(format!(
-        "looked for {} and {}",
-        in_base.display(),
-        path.display()
-    )))
+    Err(
+        StageError::new(format!("source `{source}` does not exist")).hint(format!(
+            "looked for {} and {}",
+            in_base.display(),
+            path.display()
+        )),
+    )
 }

@@ -434,7 +434,8 @@ impl Worker<'_> {
         };
         if matches!(self.job.task, Task::Fetch) && param.sha256.is_none() {
             let name = param.source.to_string();
-            self.store.remember_fetched(&name, &fetched.sha256.to_string())?;
+            self.store
+                .remember_fetched(&name, &fetched.sha256.to_string())?;
         }
         Ok(fetched.path)
     }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::{Digest, is_inside};
 use crate::engine::context::RunContext;
-use crate::sources::Source;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::sources::Source;
 
 /// Runs a shell command; what it writes becomes artifacts.
 ///
@@ -54,7 +54,10 @@ impl Kind for Command {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        self.outputs.keys().map(|name| Output::new(name, "file")).collect()
+        self.outputs
+            .keys()
+            .map(|name| Output::new(name, "file"))
+            .collect()
     }
 
     fn sources(&self) -> Vec<SourceParam> {
@@ -91,23 +94,36 @@ impl Kind for Command {
         }
         for (name, path) in &self.outputs {
             if !crate::engine::reference::is_name(name) {
-                problems.push(Problem::new(&format!("outputs.{name}"), format!("`{name}` cannot name an output")));
+                problems.push(Problem::new(
+                    &format!("outputs.{name}"),
+                    format!("`{name}` cannot name an output"),
+                ));
             }
             if !is_inside(path) {
                 problems.push(
-                    Problem::new(&format!("outputs.{name}"), format!("`{path}` leaves the working directory"))
-                        .hint("outputs are written in the working directory"),
+                    Problem::new(
+                        &format!("outputs.{name}"),
+                        format!("`{path}` leaves the working directory"),
+                    )
+                    .hint("outputs are written in the working directory"),
                 );
             }
         }
         for path in self.code.iter().filter(|path| !is_inside(path)) {
             problems.push(
-                Problem::new("code", format!("`{path}` is not a relative path without `..`"))
-                    .hint("code files are copied into the working directory under their relative path"),
+                Problem::new(
+                    "code",
+                    format!("`{path}` is not a relative path without `..`"),
+                )
+                .hint("code files are copied into the working directory under their relative path"),
             );
         }
         for name in self.env.iter().chain(&self.secret_env) {
-            if PASSED.contains(&name.as_str()) || name.starts_with("LD_") || name.contains(['=', '\0']) || name.is_empty() {
+            if PASSED.contains(&name.as_str())
+                || name.starts_with("LD_")
+                || name.contains(['=', '\0'])
+                || name.is_empty()
+            {
                 problems.push(Problem::new("env", format!("`{name}` cannot be passed on")));
             }
         }
@@ -134,7 +150,11 @@ impl Kind for Command {
             // Standard output carries the worker's events.
             .stdout(std::io::stderr())
             .process_group(0);
-        for name in PASSED.iter().copied().chain(self.env.iter().chain(&self.secret_env).map(String::as_str)) {
+        for name in PASSED
+            .iter()
+            .copied()
+            .chain(self.env.iter().chain(&self.secret_env).map(String::as_str))
+        {
             if let Some(value) = std::env::var_os(name) {
                 process.env(name, value);
             }
@@ -156,8 +176,11 @@ impl Kind for Command {
         ctx.command_group(0);
         let status = status?;
         if !status.success() {
-            return Err(StageError::new(format!("the command failed: {status}"))
-                .hint("its output is in the stage's log; `sh -e` stops at the first failing line"));
+            return Err(
+                StageError::new(format!("the command failed: {status}")).hint(
+                    "its output is in the stage's log; `sh -e` stops at the first failing line",
+                ),
+            );
         }
         if input_times(ctx)? != before {
             return Err(StageError::new("the command changed one of its inputs")
@@ -195,10 +218,14 @@ fn input_times(ctx: &RunContext) -> Result<FileTimes, StageError> {
 
 /// Lets the shell die with the worker even if nobody is left to kill its group.
 fn die_with_parent(process: &mut Process) {
-    #[expect(unsafe_code, reason = "the only hook between fork and exec; prctl is safe to call there")]
+    #[expect(
+        unsafe_code,
+        reason = "the only hook between fork and exec; prctl is safe to call there"
+    )]
     unsafe {
         process.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Into::into)
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+                .map_err(Into::into)
         });
     }
 }
@@ -209,12 +236,20 @@ fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, 
     let mut pause = Duration::from_micros(200);
     loop {
         if let Some(status) = child.try_wait()? {
-            return if asked.is_some() { Err(StageError::Interrupted) } else { Ok(status) };
+            return if asked.is_some() {
+                Err(StageError::Interrupted)
+            } else {
+                Ok(status)
+            };
         }
         if ctx.is_cancelled() {
             let late = asked.is_some_and(|asked| asked.elapsed() > PATIENCE);
             if asked.is_none() || late {
-                let signal = if late { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM };
+                let signal = if late {
+                    rustix::process::Signal::KILL
+                } else {
+                    rustix::process::Signal::TERM
+                };
                 if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
                     rustix::process::kill_process_group(group, signal).ok();
                 }
@@ -229,8 +264,10 @@ fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, 
 fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError> {
     let written = work.join(path);
     let Ok(metadata) = fs_err::symlink_metadata(&written) else {
-        return Err(StageError::new(format!("the command did not write `{path}`"))
-            .hint("each path in `outputs` is relative to the working directory"));
+        return Err(
+            StageError::new(format!("the command did not write `{path}`"))
+                .hint("each path in `outputs` is relative to the working directory"),
+        );
     };
     if metadata.is_dir() {
         fs_err::remove_dir(folder)?;
@@ -239,7 +276,9 @@ fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError>
         let name = written.file_name().unwrap_or_default();
         fs_err::rename(&written, folder.join(name))?;
     } else {
-        return Err(StageError::new(format!("output `{path}` is neither a file nor a folder")));
+        return Err(StageError::new(format!(
+            "output `{path}` is neither a file nor a folder"
+        )));
     }
     Ok(())
 }
