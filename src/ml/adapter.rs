@@ -199,3 +199,121 @@ fn check(config: &LoraConfig, base: &Weights) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Weights {
+        let weight =
+            |rows, columns| Tensor::ones((rows, columns), DType::F32, &Device::Cpu).unwrap();
+        Weights::from([
+            (
+                "model.layers.0.self_attn.q_proj.weight".to_owned(),
+                weight(4, 6),
+            ),
+            (
+                "model.layers.0.self_attn.v_proj.weight".to_owned(),
+                weight(2, 6),
+            ),
+            ("model.embed_tokens.weight".to_owned(), weight(9, 6)),
+        ])
+    }
+
+    fn config() -> LoraConfig {
+        LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            target_modules: vec!["q_proj".to_owned()],
+        }
+    }
+
+    fn adapter() -> Adapter {
+        Adapter::init(&config(), &base(), &Stream::new(1, "lora"), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn factors_are_named_as_in_peft_and_change_nothing_at_first() {
+        let adapter = adapter();
+        let weights = adapter.parameters().weights().unwrap();
+        let shapes: Vec<(&str, &[usize])> = weights
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor.dims()))
+            .collect();
+        let prefix = "base_model.model.model.layers.0.self_attn.q_proj";
+        assert_eq!(
+            shapes,
+            [
+                (format!("{prefix}.lora_A.weight").as_str(), &[2, 6][..]),
+                (format!("{prefix}.lora_B.weight").as_str(), &[4, 2][..]),
+            ]
+        );
+        let merged = adapter.merge(&base()).unwrap();
+        for (name, weight) in base() {
+            let rows = weight.to_vec2::<f32>().unwrap();
+            assert_eq!(merged[&name].to_vec2::<f32>().unwrap(), rows);
+        }
+    }
+
+    #[test]
+    fn merging_adds_the_scaled_product_to_its_target_only() {
+        let prefix = "base_model.model.model.layers.0.self_attn.q_proj";
+        let a: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let b: Vec<f32> = (0..8).map(|i| i as f32 - 3.0).collect();
+        let stored = Weights::from([
+            (
+                format!("{prefix}.lora_A.weight"),
+                Tensor::from_vec(a, (2, 6), &Device::Cpu).unwrap(),
+            ),
+            (
+                format!("{prefix}.lora_B.weight"),
+                Tensor::from_vec(b, (4, 2), &Device::Cpu).unwrap(),
+            ),
+        ]);
+        let adapter = Adapter::from_weights(&config(), &base(), &stored, &Device::Cpu).unwrap();
+        let merged = adapter.merge(&base()).unwrap();
+        let query = merged["model.layers.0.self_attn.q_proj.weight"]
+            .to_vec2::<f32>()
+            .unwrap();
+        // 1 + 4/2 * (b[3][0] a[0][5] + b[3][1] a[1][5]) = 1 + 2 * (3 * 5 + 4 * 11)
+        assert_eq!(query[3][5], 119.0);
+        let value = merged["model.layers.0.self_attn.v_proj.weight"]
+            .to_vec2::<f32>()
+            .unwrap();
+        assert_eq!(value, vec![vec![1.0; 6]; 2]);
+    }
+
+    #[test]
+    fn adapters_that_fit_nothing_are_refused() {
+        let build = |change: fn(&mut LoraConfig)| {
+            let mut config = config();
+            change(&mut config);
+            Adapter::init(&config, &base(), &Stream::new(1, "lora"), &Device::Cpu)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            build(|c| c.rank = 0),
+            "adapter: `rank` is 0, expected at least 1"
+        );
+        assert_eq!(
+            build(|c| c.dropout = 1.0),
+            "adapter: `dropout` is 1, expected a number from 0 to below 1"
+        );
+        assert_eq!(
+            build(|c| c.target_modules.push("proj".into())),
+            "adapter: no projection of the model is called `proj`"
+        );
+        let stored = adapter().parameters().weights().unwrap();
+        let mut both = config();
+        both.target_modules.push("v_proj".into());
+        let error = Adapter::from_weights(&both, &base(), &stored, &Device::Cpu).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("v_proj.lora_A.weight` is missing"),
+            "{error}"
+        );
+    }
+}

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::host::{elements, fused, slice};
-use super::matmul::{Matrix, Threads, multiply};
+use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
 /// Multiplies `x` (.., inputs) by the transpose of `weight` (outputs, inputs).
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -56,15 +56,8 @@ impl CustomOp2 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, inputs, outputs) = extents(x_layout.shape(), weight_layout.shape())?;
         let mut out = vec![0f32; rows * outputs];
-        multiply(
-            &mut out,
-            outputs,
-            Matrix::new(slice(x, x_layout)?, rows, inputs, inputs),
-            Matrix::new(slice(weight, weight_layout)?, outputs, inputs, inputs).t(),
-            1.0,
-            false,
-            Threads::All,
-        )?;
+        let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
+        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
         Ok((
             CpuStorage::F32(out),
             output_shape(x_layout.shape(), outputs),
@@ -242,35 +235,13 @@ impl CustomOp3 for LoraLinear {
         let (weight, weight_layout) = self.weight.storage_and_layout();
         let weight = elements(&weight, weight_layout)?;
         let mut out = vec![0f32; rows * outputs];
-        multiply(
-            &mut out,
-            outputs,
-            Matrix::new(x, rows, inputs, inputs),
-            Matrix::new(weight, outputs, inputs, inputs).t(),
-            1.0,
-            false,
-            Threads::All,
-        )?;
+        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
         let dropped = self.dropped(x);
         let mut inner = vec![0f32; rows * rank];
-        multiply(
-            &mut inner,
-            rank,
-            Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs, inputs),
-            Matrix::new(slice(a, a_layout)?, rank, inputs, inputs).t(),
-            1.0,
-            false,
-            Threads::All,
-        )?;
-        multiply(
-            &mut out,
-            outputs,
-            Matrix::new(&inner, rows, rank, rank),
-            Matrix::new(slice(b, b_layout)?, outputs, rank, rank).t(),
-            self.scale,
-            true,
-            Threads::All,
-        )?;
+        let input = dropped.as_deref().unwrap_or(x);
+        let (a, b) = (slice(a, a_layout)?, slice(b, b_layout)?);
+        multiply_rows(&mut inner, input, a, (inputs, rank), 1.0, false)?;
+        multiply_rows(&mut out, &inner, b, (rank, outputs), self.scale, true)?;
         Ok((
             CpuStorage::F32(out),
             output_shape(x_layout.shape(), outputs),

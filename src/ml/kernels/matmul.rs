@@ -110,3 +110,48 @@ pub(super) fn multiply(
     }
     Ok(())
 }
+
+/// Computes `out = scale * x weight^T` (or adds it) for `x` (rows, inputs) and `weight` (outputs, inputs), such
+/// that a row's bits do not depend on how many rows there are.
+///
+/// gemm sums in another order for one row, for results of at most 256 elements, and, with a long inner
+/// dimension, for results of at most 64 x 64; rows of zeros are added to stay clear of these.
+pub(super) fn multiply_rows(
+    out: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    (inputs, outputs): (usize, usize),
+    scale: f32,
+    accumulate: bool,
+) -> Result<()> {
+    if inputs == 0 || outputs == 0 {
+        return Ok(());
+    }
+    let rows = x.len() / inputs;
+    let least = if outputs <= 64 && inputs > 512 {
+        65.max(256 / outputs + 1)
+    } else {
+        2.max(256 / outputs + 1)
+    };
+    let product = |out: &mut [f32], x: &[f32], rows: usize| {
+        multiply(
+            out,
+            outputs,
+            Matrix::new(x, rows, inputs, inputs),
+            Matrix::new(weight, outputs, inputs, inputs).t(),
+            scale,
+            accumulate,
+            Threads::All,
+        )
+    };
+    if rows >= least {
+        return product(out, x, rows);
+    }
+    let mut more_x = x.to_vec();
+    more_x.resize(least * inputs, 0.0);
+    let mut more_out = out.to_vec();
+    more_out.resize(least * outputs, 0.0);
+    product(&mut more_out, &more_x, least)?;
+    out.copy_from_slice(&more_out[..rows * outputs]);
+    Ok(())
+}

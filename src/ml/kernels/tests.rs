@@ -240,3 +240,40 @@ fn other_dtypes_take_the_plain_path() {
     let found = token_log_probs(&x, &weight, &[1, 2, 3, 4], 1.0).unwrap();
     assert_eq!(found.log_probs.dtype(), DType::F64);
 }
+
+/// Runs a row-wise operation on the first rows of its input and on all of them.
+fn assert_rows_are_independent(what: &str, x: &Tensor, operation: impl Fn(&Tensor) -> Tensor) {
+    let bits = |t: &Tensor| -> Vec<u32> {
+        let values: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    let all = bits(&operation(x));
+    let width = all.len() / x.dims()[0];
+    for rows in [1, 2, 3, 7, 16, 64, 100] {
+        let found = bits(&operation(&x.narrow(0, 0, rows).unwrap()));
+        assert!(found == all[..rows * width], "{what}: {rows} rows");
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_any_number_of_rows() {
+    for (inputs, outputs) in [(16, 8), (24, 16), (600, 8), (600, 40), (600, 100), (2, 300)] {
+        let x = normal("x", &[200, inputs]);
+        let (weight, a, b) = (
+            normal("w", &[outputs, inputs]),
+            normal("a", &[3, inputs]),
+            normal("b", &[outputs, 3]),
+        );
+        let shape = format!("{inputs} -> {outputs}");
+        assert_rows_are_independent(&shape, &x, |x| linear(x, &weight).unwrap());
+        assert_rows_are_independent(&shape, &x, |x| {
+            lora_linear(x, &weight, &a, &b, 0.5, None).unwrap()
+        });
+        assert_rows_are_independent(&shape, &x, |x| {
+            let targets: Vec<u32> = (0..x.dims()[0] as u32).map(|row| row % 8).collect();
+            token_log_probs(x, &weight, &targets, 1.0)
+                .unwrap()
+                .log_sum_exp
+        });
+    }
+}

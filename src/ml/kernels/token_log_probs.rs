@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::exponential::{exp_shifted, sum_exp};
 use super::host::{elements, fused, maximum, slice};
-use super::matmul::{Matrix, Threads, multiply};
+use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
 pub const IGNORED: u32 = u32::MAX;
@@ -150,7 +150,7 @@ impl Head {
     fn logits(
         &self,
         hidden: &[f32],
-        weight: Matrix<'_>,
+        weight: &[f32],
         (vocabulary, width): (usize, usize),
         chunk: &[usize],
         inputs: &mut Vec<f32>,
@@ -160,15 +160,9 @@ impl Head {
         for row in chunk {
             inputs.extend_from_slice(&hidden[row * width..(row + 1) * width]);
         }
-        multiply(
-            out,
-            vocabulary,
-            Matrix::new(inputs, chunk.len(), width, width),
-            weight.t(),
-            self.inverse_temperature as f32,
-            false,
-            Threads::All,
-        )
+        let out = &mut out[..chunk.len() * vocabulary];
+        let scale = self.inverse_temperature as f32;
+        multiply_rows(out, inputs, weight, (width, vocabulary), scale, false)
     }
 }
 
@@ -188,7 +182,7 @@ impl CustomOp2 for Head {
         let (vocabulary, width) = weight_layout.shape().dims2()?;
         let (rows, _) = hidden_layout.shape().dims2()?;
         let hidden = slice(hidden, hidden_layout)?;
-        let weight = Matrix::new(slice(weight, weight_layout)?, vocabulary, width, width);
+        let weight = slice(weight, weight_layout)?;
         let columns = self.per_row + 1;
         let mut out = vec![0f32; rows * columns];
         let mut inputs = Vec::new();
@@ -233,7 +227,7 @@ impl CustomOp2 for Head {
         let (hidden_storage, layout) = hidden.storage_and_layout();
         let states = elements(&hidden_storage, layout)?;
         let (weight_storage, layout) = weight.storage_and_layout();
-        let matrix = Matrix::new(elements(&weight_storage, layout)?, vocabulary, width, width);
+        let head = elements(&weight_storage, layout)?;
         let columns = self.per_row + 1;
         let scale = self.inverse_temperature as f32;
         let mut to_hidden = hidden.track_op().then(|| vec![0f32; states.len()]);
@@ -243,7 +237,7 @@ impl CustomOp2 for Head {
         let mut part = vec![0f32; ROWS * width];
         for chunk in self.active.chunks(ROWS) {
             let shape = (vocabulary, width);
-            self.logits(states, matrix, shape, chunk, &mut inputs, &mut logits)?;
+            self.logits(states, head, shape, chunk, &mut inputs, &mut logits)?;
             // d log softmax(z)[t] / dz = onehot(t) - p, and d logsumexp / dz = p.
             logits
                 .par_chunks_exact_mut(vocabulary)
@@ -269,7 +263,7 @@ impl CustomOp2 for Head {
                     &mut part,
                     width,
                     to_logits,
-                    matrix,
+                    Matrix::new(head, vocabulary, width, width),
                     scale,
                     false,
                     Threads::All,

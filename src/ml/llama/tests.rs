@@ -11,7 +11,7 @@ use crate::ml::optimizer::Gradients;
 use crate::ml::parameters;
 
 /// Largest difference allowed, as a share of the largest value (or of 1).
-const TOLERANCE: f32 = 3e-6;
+const TOLERANCE: f32 = 1e-5;
 
 const ROWS: [&[u32]; 2] = [&[3, 17, 9, 21, 30, 4, 11], &[8, 2, 25, 13, 6]];
 
