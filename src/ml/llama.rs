@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, AdapterError};
 use super::config::LlamaConfig;
@@ -159,6 +159,16 @@ pub(super) struct Block {
     pub(super) gate: Projection,
     pub(super) up: Projection,
     pub(super) down: Projection,
+}
+
+/// A model's tensors.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) embedding: &'a Tensor,
+    pub(super) blocks: &'a [Block],
+    pub(super) norm: &'a Tensor,
+    pub(super) head: &'a Tensor,
+    pub(super) rope: &'a Rope,
 }
 
 /// A linear layer without bias, with or without a low-rank update.
@@ -439,6 +449,26 @@ impl Llama {
         self.embedding.device()
     }
 
+    /// Returns the dtype of the weights.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// Tells whether all weights are `f32` on the CPU.
+    pub(super) fn is_host_f32(&self) -> bool {
+        let mut weights = self.blocks.iter().flat_map(|block| {
+            block
+                .projections()
+                .map(|projection| &projection.weight)
+                .into_iter()
+                .chain([&block.attention_norm, &block.feed_forward_norm])
+        });
+        [&self.embedding, &self.norm, &self.head]
+            .into_iter()
+            .chain(&mut weights)
+            .all(|weight| weight.device().is_cpu() && weight.dtype() == DType::F32)
+    }
+
     /// Returns what is trained, in name order: weights, or an adapter's factors.
     pub fn trainable(&self) -> &[(String, Var)] {
         &self.trainable
@@ -469,14 +499,15 @@ impl Llama {
         base
     }
 
-    pub(super) fn parts(&self) -> (&Tensor, &[Block], &Tensor, &Tensor, &Rope) {
-        (
-            &self.embedding,
-            &self.blocks,
-            &self.norm,
-            &self.head,
-            &self.rope,
-        )
+    /// Returns the tensors that a decoder reads.
+    pub(super) fn parts(&self) -> Parts<'_> {
+        Parts {
+            embedding: &self.embedding,
+            blocks: &self.blocks,
+            norm: &self.norm,
+            head: &self.head,
+            rope: &self.rope,
+        }
     }
 
     /// Returns the hidden states after the final norm: (rows, time, hidden size).
@@ -492,7 +523,7 @@ impl Llama {
         batch: &TokenBatch,
         dropout: Option<&DropoutKey>,
     ) -> Result<Tensor> {
-        let states = self.residual_stream(batch, self.blocks.len(), dropout)?;
+        let states = self.residual_stream(batch, self.blocks.len(), dropout, |_, _| Ok(()))?;
         Ok(rms_norm(&states, &self.norm, self.config.rms_norm_eps)?)
     }
 
@@ -508,7 +539,7 @@ impl Llama {
         if layer == self.blocks.len() {
             return self.forward(batch);
         }
-        self.residual_stream(batch, layer, None)
+        self.residual_stream(batch, layer, None, |_, _| Ok(()))
     }
 
     fn residual_stream(
@@ -516,6 +547,7 @@ impl Llama {
         batch: &TokenBatch,
         layers: usize,
         dropout: Option<&DropoutKey>,
+        mut seen: impl FnMut(Tensor, Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         self.check_tokens(batch)?;
         let (rows, time) = (batch.rows(), batch.time());
@@ -532,9 +564,22 @@ impl Llama {
             spans: Arc::clone(&batch.spans),
         };
         for block in &self.blocks[..layers] {
-            x = block.forward(&x, &attention, self.config.rms_norm_eps, dropout)?;
+            let (keys, values);
+            (x, keys, values) = block.forward(&x, &attention, self.config.rms_norm_eps, dropout)?;
+            seen(keys, values)?;
         }
         Ok(x)
+    }
+
+    /// Returns the hidden states after the final norm, and hands on each layer's keys (before their rotation) and
+    /// values, (rows, time, kv heads x head size).
+    pub(super) fn prefill(
+        &self,
+        batch: &TokenBatch,
+        seen: impl FnMut(Tensor, Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let states = self.residual_stream(batch, self.blocks.len(), None, seen)?;
+        Ok(rms_norm(&states, &self.norm, self.config.rms_norm_eps)?)
     }
 
     fn check_tokens(&self, batch: &TokenBatch) -> Result<()> {
@@ -597,26 +642,27 @@ impl Llama {
 }
 
 impl Block {
+    /// Returns the residual stream after the block, and the block's keys and values.
     fn forward(
         &self,
         x: &Tensor,
         attention: &Attention,
         eps: f64,
         dropout: Option<&DropoutKey>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         let normed = rms_norm(x, &self.attention_norm, eps)?;
-        let attended = attention.apply(
-            &self.query.forward(&normed, dropout)?,
-            &self.key.forward(&normed, dropout)?,
-            &self.value.forward(&normed, dropout)?,
-        )?;
+        let queries = self.query.forward(&normed, dropout)?;
+        let keys = self.key.forward(&normed, dropout)?;
+        let values = self.value.forward(&normed, dropout)?;
+        let attended = attention.apply(&queries, &keys, &values)?;
         let x = (x + self.output.forward(&attended, dropout)?)?;
         let normed = rms_norm(&x, &self.feed_forward_norm, eps)?;
         let gated = swiglu(
             &self.gate.forward(&normed, dropout)?,
             &self.up.forward(&normed, dropout)?,
         )?;
-        Ok((&x + self.down.forward(&gated, dropout)?)?)
+        let x = (&x + self.down.forward(&gated, dropout)?)?;
+        Ok((x, keys, values))
     }
 
     fn detached(&self) -> Self {
@@ -627,6 +673,18 @@ impl Block {
             *projection = projection.detached();
         }
         block
+    }
+
+    fn projections(&self) -> [&Projection; 7] {
+        [
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ]
     }
 
     fn projections_mut(&mut self) -> [&mut Projection; 7] {

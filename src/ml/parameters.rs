@@ -82,7 +82,7 @@ impl Parameters {
                 let entry = if trainable(name) {
                     Entry::Trainable(Var::from_tensor(&tensor.copy()?)?)
                 } else {
-                    Entry::Frozen(tensor.detach())
+                    Entry::Frozen(tensor.detach().contiguous()?)
                 };
                 Ok((name.clone(), entry))
             })

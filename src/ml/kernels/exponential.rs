@@ -1,6 +1,7 @@
 //! An exponential that vectorises: libm's is called once an element.
 
 use super::host::fold;
+use super::vectorised::vectorised;
 
 /// Returns `e^x` with a relative error below 2e-7; 0 below -87.3, and the value at 88 above it.
 #[inline(always)]
@@ -40,8 +41,9 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+vectorised! {
 /// Replaces each value by `e^(value - shift)` and returns their sum (in 16 fixed lanes).
-pub(super) fn exp_shifted(values: &mut [f32], shift: f32) -> f32 {
+pub(in crate::ml) fn exp_shifted(values: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0f32; 16];
     let (blocks, rest) = values.as_chunks_mut::<16>();
     for block in blocks {
@@ -56,9 +58,11 @@ pub(super) fn exp_shifted(values: &mut [f32], shift: f32) -> f32 {
     }
     fold(&mut lanes)
 }
+}
 
+vectorised! {
 /// Returns the sum of `e^(value - shift)`, in the order of [`exp_shifted`].
-pub(super) fn sum_exp(values: &[f32], shift: f32) -> f32 {
+pub(in crate::ml) fn sum_exp(values: &[f32], shift: f32) -> f32 {
     let mut lanes = [0f32; 16];
     let (blocks, rest) = values.as_chunks::<16>();
     for block in blocks {
@@ -70,6 +74,7 @@ pub(super) fn sum_exp(values: &[f32], shift: f32) -> f32 {
         lanes[lane] += exp(*value - shift);
     }
     fold(&mut lanes)
+}
 }
 
 #[cfg(test)]

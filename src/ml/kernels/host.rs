@@ -3,6 +3,8 @@
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
+use super::vectorised::vectorised;
+
 /// Below this many elements a loop runs on the calling thread.
 const PARALLEL_ELEMENTS: usize = 1 << 14;
 
@@ -26,7 +28,7 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
 }
 
 /// Returns the elements of a tensor from its storage guard.
-pub(super) fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+pub(in crate::ml) fn elements<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
     match storage {
         Storage::Cpu(storage) => slice(storage, layout),
         _ => Err(Error::Msg("a fused operation got a tensor of another device".into()).bt()),
@@ -55,6 +57,11 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut 
 }
 
 /// Sums products in 16 fixed lanes, so that the order is the same however the loop is vectorised.
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "it must be compiled within its callers' instruction sets"
+)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     let (a_blocks, a_rest) = a.as_chunks::<16>();
@@ -71,6 +78,11 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Adds 16 lanes as a binary tree.
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "it must be compiled within its callers' instruction sets"
+)]
 pub(super) fn fold(lanes: &mut [f32; 16]) -> f32 {
     for half in [8, 4, 2, 1] {
         for lane in 0..half {
@@ -80,19 +92,21 @@ pub(super) fn fold(lanes: &mut [f32; 16]) -> f32 {
     lanes[0]
 }
 
-/// Returns the largest element, or negative infinity of nothing; NaN elements are skipped.
-pub(super) fn maximum(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (blocks, rest) = values.as_chunks::<16>();
-    for block in blocks {
-        for lane in 0..16 {
-            lanes[lane] = if block[lane] > lanes[lane] {
-                block[lane]
-            } else {
-                lanes[lane]
-            };
+vectorised! {
+    /// Returns the largest element, or negative infinity of nothing; NaN elements are skipped.
+    pub(in crate::ml) fn maximum(values: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let (blocks, rest) = values.as_chunks::<16>();
+        for block in blocks {
+            for lane in 0..16 {
+                lanes[lane] = if block[lane] > lanes[lane] {
+                    block[lane]
+                } else {
+                    lanes[lane]
+                };
+            }
         }
+        let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        rest.iter().copied().fold(most, f32::max)
     }
-    let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    rest.iter().copied().fold(most, f32::max)
 }

@@ -4,6 +4,7 @@
 //! dtypes, and the tests hold the fused path against it. Reductions run in an order that does not
 //! depend on the number of threads, so the same inputs give the same bytes on any number of cores.
 
+pub(super) mod attend;
 pub mod attention;
 pub mod linear;
 pub mod memory;
@@ -12,9 +13,11 @@ pub mod rope;
 pub mod swiglu;
 pub mod token_log_probs;
 
-mod exponential;
-mod host;
+pub(super) mod exponential;
+pub(super) mod host;
 mod matmul;
+pub(super) mod panels;
+mod vectorised;
 
 #[cfg(test)]
 mod tests;

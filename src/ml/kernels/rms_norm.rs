@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 use rayon::prelude::*;
 
 use super::host::{dot, elements, for_rows, fused, slice};
+use super::vectorised::vectorised;
 
 /// Rows whose contributions to the weight's gradient are summed before they are added to others.
 const ROWS_PER_SUM: usize = 32;
@@ -35,17 +36,36 @@ struct RmsNorm {
     eps: f32,
 }
 
-impl RmsNorm {
-    fn inverse_root(&self, row: &[f32]) -> f32 {
-        1.0 / (dot(row, row) / row.len() as f32 + self.eps).sqrt()
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "it must be compiled within its callers' instruction sets"
+)]
+fn inverse_root(row: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt()
+}
+
+vectorised! {
+    fn normalise_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let factor = inverse_root(x, eps);
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * factor * weight;
+        }
     }
 }
 
-/// Normalises one row into `out`, as the fused operation does.
-pub(in crate::ml) fn normalise_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let factor = RmsNorm { eps }.inverse_root(x);
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * factor * weight;
+vectorised! {
+    /// Writes the gradient of one row of `x`, of which `g` is the gradient of its normalised form.
+    fn row_gradient(x: &[f32], weight: &[f32], g: &[f32], eps: f32, out: &mut [f32]) {
+        let factor = inverse_root(x, eps);
+        for ((out, g), weight) in out.iter_mut().zip(g).zip(weight) {
+            *out = g * weight;
+        }
+        // The factor depends on x too: it contributes -x * factor^2 * mean(g w x).
+        let common = dot(out, x) * factor * factor / x.len() as f32;
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = factor * (*out - x * common);
+        }
     }
 }
 
@@ -95,17 +115,8 @@ impl CustomOp2 for RmsNorm {
         let to_x = if x.track_op() {
             let mut out = vec![0f32; values.len()];
             for_rows(&mut out, width, |row, out| {
-                let x = &values[row * width..][..width];
-                let g = &g[row * width..][..width];
-                let factor = self.inverse_root(x);
-                for ((out, g), w) in out.iter_mut().zip(g).zip(w) {
-                    *out = g * w;
-                }
-                // d/dx of factor(x) contributes -x * factor^2 * mean(g w x).
-                let common = dot(out, x) * factor * factor / width as f32;
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = factor * (*out - x * common);
-                }
+                let (x, g) = (&values[row * width..][..width], &g[row * width..][..width]);
+                row_gradient(x, w, g, self.eps, out);
             });
             Some(Tensor::from_vec(out, x.shape(), x.device())?)
         } else {
@@ -119,7 +130,7 @@ impl CustomOp2 for RmsNorm {
                 .map(|(x, g)| {
                     let mut sum = vec![0f32; width];
                     for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
-                        let factor = self.inverse_root(x);
+                        let factor = inverse_root(x, self.eps);
                         for ((sum, x), g) in sum.iter_mut().zip(x).zip(g) {
                             *sum += g * x * factor;
                         }

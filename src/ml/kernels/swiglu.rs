@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::exponential::sigmoid;
 use super::host::{elements, for_rows, fused, slice};
+use super::vectorised::vectorised;
 
 /// Elements handled as one row of a parallel loop.
 const BLOCK: usize = 1024;
@@ -21,10 +22,21 @@ pub fn naive_swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()?.mul(up)
 }
 
-/// Multiplies `silu(gate)` by `up` into `out`, as the fused operation does.
-pub(in crate::ml) fn gate_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gate * sigmoid(*gate) * up;
+vectorised! {
+    fn gate_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate * sigmoid(*gate) * up;
+        }
+    }
+}
+
+vectorised! {
+    /// Multiplies `out`, the gradient, by the derivative: `silu'(x) = s + x s (1 - s)` with `s = sigmoid(x)`.
+    fn gate_backward(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let s = sigmoid(*gate);
+            *out *= up * s * (1.0 + gate * (1.0 - s));
+        }
     }
 }
 
@@ -67,7 +79,9 @@ impl CustomOp2 for Swiglu {
         }
         let (gate, up) = (slice(gate, gate_layout)?, slice(up, up_layout)?);
         let mut out = vec![0f32; gate.len()];
-        for_blocks(&mut out, gate, up, |out, gate, up| gate_row(gate, up, out));
+        for_blocks(&mut out, gate, up, |out, gate, up| {
+            gate_forward(gate, up, out)
+        });
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
@@ -86,17 +100,13 @@ impl CustomOp2 for Swiglu {
         let (up_storage, layout) = up.storage_and_layout();
         let up_values = elements(&up_storage, layout)?;
 
-        // silu'(x) = s + x s (1 - s) with s = sigmoid(x)
         let mut to_gate = g.to_vec();
         for_blocks(&mut to_gate, gate_values, up_values, |out, gate, up| {
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                let s = sigmoid(*gate);
-                *out *= up * s * (1.0 + gate * (1.0 - s));
-            }
+            gate_backward(gate, up, out);
         });
         let mut to_up = vec![0f32; g.len()];
         for_blocks(&mut to_up, gate_values, g, |out, gate, g| {
-            gate_row(gate, g, out);
+            gate_forward(gate, g, out);
         });
         Ok((
             Some(Tensor::from_vec(to_gate, gate.shape(), gate.device())?),
