@@ -1,1 +1,665 @@
-//! To be written.
+//! AdamW (Loshchilov and Hutter 2019) with parameter groups, clipping and `f32` master weights.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor, Var};
+use rayon::prelude::*;
+
+use super::parameters::{ParameterError, Weights, same_dtype, same_shape};
+
+/// Elements handled at once by one thread; also the length of a partial sum of squares.
+const CHUNK: usize = 1 << 14;
+
+/// Why an optimiser could not be built, restored or stepped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptimizerError {
+    /// A parameter has no gradient: the loss does not depend on it, or an operation on the way has none.
+    #[error("parameter `{name}` has no gradient")]
+    NoGradient {
+        /// The parameter's name.
+        name: String,
+    },
+    /// Two parameters have one name.
+    #[error("parameter `{name}` is in the optimiser twice")]
+    Duplicate {
+        /// The parameter's name.
+        name: String,
+    },
+    /// A stored state does not fit.
+    #[error("optimiser state: {0}")]
+    State(#[from] ParameterError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+type Result<T> = std::result::Result<T, OptimizerError>;
+
+/// Gradients by parameter name, summed over micro-batches.
+#[derive(Debug, Clone, Default)]
+pub struct Gradients {
+    sums: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// Adds the gradients of one backward pass; every parameter must have one.
+    pub fn add(&mut self, store: &GradStore, parameters: &[(String, Var)]) -> Result<()> {
+        for (name, var) in parameters {
+            let gradient = store
+                .get(var)
+                .ok_or_else(|| OptimizerError::NoGradient { name: name.clone() })?;
+            let sum = match self.sums.get(name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient.contiguous()?,
+            };
+            self.sums.insert(name.clone(), sum);
+        }
+        Ok(())
+    }
+
+    /// Returns the summed gradient of a parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.sums.get(name)
+    }
+}
+
+/// The learning rate of a group.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LearningRate {
+    /// A multiple of the rate given at each step.
+    Multiple(f64),
+    /// The same at every step.
+    Fixed(f64),
+}
+
+/// Parameters that are updated in the same way.
+#[derive(Debug, Clone)]
+pub struct ParameterGroup {
+    /// Parameters by name; names are unique over all groups.
+    pub parameters: Vec<(String, Var)>,
+    /// Their learning rate.
+    pub learning_rate: LearningRate,
+    /// Share of the learning rate by which weights shrink at each step.
+    pub weight_decay: f64,
+}
+
+/// Constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub eps: f64,
+    /// Norm of all gradients together above which they are scaled down to it.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            max_grad_norm: Some(1.0),
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// The parameters were updated.
+    Updated {
+        /// Norm of all gradients before clipping.
+        grad_norm: f64,
+    },
+    /// A gradient is infinite or not a number; nothing was changed.
+    NonFinite {
+        /// The first such parameter, in name order.
+        parameter: String,
+    },
+}
+
+/// The optimiser. Its state is `f32` whatever the dtype of the parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    slots: BTreeMap<String, Slot>,
+    steps: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    var: Var,
+    learning_rate: LearningRate,
+    weight_decay: f64,
+    moments: Moments,
+}
+
+/// Running means of the gradient and its square.
+#[derive(Debug)]
+enum Moments {
+    /// For `f32` parameters on the CPU, updated in place in one loop.
+    Host { mean: Vec<f32>, square: Vec<f32> },
+    /// For others, with the `f32` weights whose rounding the parameter is.
+    Tensors {
+        mean: Tensor,
+        square: Tensor,
+        master: Tensor,
+    },
+}
+
+impl Moments {
+    fn zero(var: &Var) -> candle_core::Result<Self> {
+        if var.device().is_cpu() && var.dtype() == DType::F32 {
+            return Ok(Self::Host {
+                mean: vec![0.0; var.elem_count()],
+                square: vec![0.0; var.elem_count()],
+            });
+        }
+        let zeros = Tensor::zeros(var.shape(), DType::F32, var.device())?;
+        Ok(Self::Tensors {
+            mean: zeros.clone(),
+            square: zeros,
+            master: var.as_detached_tensor().to_dtype(DType::F32)?.copy()?,
+        })
+    }
+}
+
+impl AdamW {
+    /// Starts with zero moments.
+    pub fn new(groups: Vec<ParameterGroup>, config: AdamWConfig) -> Result<Self> {
+        let mut slots = BTreeMap::new();
+        for group in groups {
+            for (name, var) in group.parameters {
+                let slot = Slot {
+                    moments: Moments::zero(&var)?,
+                    var,
+                    learning_rate: group.learning_rate,
+                    weight_decay: group.weight_decay,
+                };
+                if slots.insert(name.clone(), slot).is_some() {
+                    return Err(OptimizerError::Duplicate { name });
+                }
+            }
+        }
+        Ok(Self {
+            config,
+            slots,
+            steps: 0,
+        })
+    }
+
+    /// Returns all parameters in name order.
+    pub fn parameters(&self) -> Vec<(String, Var)> {
+        self.slots
+            .iter()
+            .map(|(name, slot)| (name.clone(), slot.var.clone()))
+            .collect()
+    }
+
+    /// Returns how many updates were made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Clips the gradients and updates the parameters at learning rate `lr`.
+    ///
+    /// Every parameter must have a gradient.
+    pub fn step(&mut self, gradients: &Gradients, lr: f64) -> Result<Step> {
+        let mut squares = 0.0;
+        for name in self.slots.keys() {
+            let gradient = gradients
+                .get(name)
+                .ok_or_else(|| OptimizerError::NoGradient { name: name.clone() })?;
+            let square = sum_of_squares(gradient)?;
+            if !square.is_finite() {
+                return Ok(Step::NonFinite {
+                    parameter: name.clone(),
+                });
+            }
+            squares += square;
+        }
+        let grad_norm = squares.sqrt();
+        let clip = match self.config.max_grad_norm {
+            // The constant is PyTorch's clip_grad_norm_.
+            Some(most) => (most / (grad_norm + 1e-6)).min(1.0),
+            None => 1.0,
+        };
+        self.steps += 1;
+        let count = self.steps as f64;
+        for (name, slot) in &mut self.slots {
+            let Some(gradient) = gradients.get(name) else {
+                continue;
+            };
+            let lr = match slot.learning_rate {
+                LearningRate::Multiple(multiple) => lr * multiple,
+                LearningRate::Fixed(lr) => lr,
+            };
+            let update = Update {
+                keep: 1.0 - lr * slot.weight_decay,
+                clip,
+                beta1: self.config.beta1,
+                beta2: self.config.beta2,
+                size: lr / (1.0 - self.config.beta1.powf(count)),
+                root: (1.0 - self.config.beta2.powf(count)).sqrt(),
+                eps: self.config.eps,
+            };
+            update.apply(&slot.var, gradient, &mut slot.moments)?;
+        }
+        Ok(Step::Updated { grad_norm })
+    }
+
+    /// Returns moments, master weights and the number of steps, by name.
+    pub fn state(&self) -> Result<Weights> {
+        let mut state = Weights::new();
+        state.insert(
+            STEPS.to_owned(),
+            Tensor::new(&[self.steps as i64], &Device::Cpu)?,
+        );
+        for (name, slot) in &self.slots {
+            let shape = slot.var.shape();
+            match &slot.moments {
+                Moments::Host { mean, square } => {
+                    let tensor = |values: &[f32]| Tensor::from_slice(values, shape, &Device::Cpu);
+                    state.insert(format!("{MEAN}{name}"), tensor(mean)?);
+                    state.insert(format!("{SQUARE}{name}"), tensor(square)?);
+                }
+                Moments::Tensors {
+                    mean,
+                    square,
+                    master,
+                } => {
+                    for (kind, tensor) in [(MEAN, mean), (SQUARE, square), (MASTER, master)] {
+                        state.insert(format!("{kind}{name}"), tensor.to_device(&Device::Cpu)?);
+                    }
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up a [`state`](Self::state); it must be of the same parameters. The parameters themselves are
+    /// restored by [`Parameters::restore`](super::parameters::Parameters::restore).
+    pub fn restore(&mut self, state: &Weights) -> Result<()> {
+        let find = |name: String, dims: &[usize], dtype: DType| -> Result<Tensor> {
+            let tensor = state
+                .get(&name)
+                .ok_or_else(|| ParameterError::Missing { name: name.clone() })?;
+            same_shape(&name, tensor, dims)?;
+            same_dtype(&name, tensor, dtype)?;
+            Ok(tensor.clone())
+        };
+        let steps = find(STEPS.to_owned(), &[1], DType::I64)?.to_vec1::<i64>()?[0];
+        let mut found = BTreeMap::new();
+        for (name, slot) in &self.slots {
+            let part = |kind: &str| find(format!("{kind}{name}"), slot.var.dims(), DType::F32);
+            let moments = match &slot.moments {
+                Moments::Host { .. } => Moments::Host {
+                    mean: part(MEAN)?.flatten_all()?.to_vec1()?,
+                    square: part(SQUARE)?.flatten_all()?.to_vec1()?,
+                },
+                Moments::Tensors { .. } => {
+                    let device = slot.var.device();
+                    Moments::Tensors {
+                        mean: part(MEAN)?.to_device(device)?,
+                        square: part(SQUARE)?.to_device(device)?,
+                        master: part(MASTER)?.to_device(device)?,
+                    }
+                }
+            };
+            found.insert(name.clone(), moments);
+        }
+        for (name, moments) in found {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.moments = moments;
+            }
+        }
+        self.steps = steps.max(0) as u64;
+        Ok(())
+    }
+}
+
+const STEPS: &str = "steps";
+const MEAN: &str = "mean.";
+const SQUARE: &str = "square.";
+const MASTER: &str = "master.";
+
+/// Sums squares in `f64`, in fixed chunks; not finite where an element is not.
+fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
+    let tensor = tensor.to_dtype(DType::F32)?.flatten_all()?;
+    let sum = |values: &[f32]| -> f64 {
+        let parts: Vec<f64> = values
+            .par_chunks(CHUNK)
+            .map(|values| {
+                let mut lanes = [0f64; 8];
+                let (blocks, rest) = values.as_chunks::<8>();
+                for block in blocks {
+                    for lane in 0..8 {
+                        lanes[lane] += f64::from(block[lane]) * f64::from(block[lane]);
+                    }
+                }
+                for (lane, value) in rest.iter().enumerate() {
+                    lanes[lane] += f64::from(*value) * f64::from(*value);
+                }
+                lanes.iter().sum()
+            })
+            .collect();
+        parts.iter().sum()
+    };
+    let contiguous = tensor.contiguous()?;
+    let (storage, layout) = contiguous.storage_and_layout();
+    if let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        return Ok(sum(&storage.as_slice::<f32>()?[start..end]));
+    }
+    Ok(sum(&contiguous.to_vec1::<f32>()?))
+}
+
+/// One update with its constants.
+#[derive(Clone, Copy)]
+struct Update {
+    keep: f64,
+    clip: f64,
+    beta1: f64,
+    beta2: f64,
+    /// Learning rate over the bias correction of the mean.
+    size: f64,
+    /// Root of the bias correction of the mean square.
+    root: f64,
+    eps: f64,
+}
+
+impl Update {
+    fn apply(self, var: &Var, gradient: &Tensor, moments: &mut Moments) -> candle_core::Result<()> {
+        match moments {
+            Moments::Host { mean, square } => {
+                let operation = InPlace {
+                    update: self,
+                    moments: Mutex::new((mean, square)),
+                };
+                var.inplace_op2(&gradient.contiguous()?, &operation)
+            }
+            Moments::Tensors {
+                mean,
+                square,
+                master,
+            } => {
+                let gradient = gradient.to_dtype(DType::F32)?.affine(self.clip, 0.0)?;
+                *mean =
+                    (mean.affine(self.beta1, 0.0)? + gradient.affine(1.0 - self.beta1, 0.0)?)?;
+                *square = (square.affine(self.beta2, 0.0)?
+                    + gradient.sqr()?.affine(1.0 - self.beta2, 0.0)?)?;
+                let root = square.sqrt()?.affine(1.0 / self.root, self.eps)?;
+                let change = mean.div(&root)?.affine(self.size, 0.0)?;
+                *master = (master.affine(self.keep, 0.0)? - change)?;
+                var.set(&master.to_dtype(var.dtype())?.copy()?)
+            }
+        }
+    }
+}
+
+/// The update of one parameter as one loop over it, its gradient and its moments.
+struct InPlace<'a> {
+    update: Update,
+    moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+}
+
+impl InplaceOp2 for InPlace<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (Some((start, end)), Some((gradient_start, gradient_end))) = (
+            layout.contiguous_offsets(),
+            gradient_layout.contiguous_offsets(),
+        ) else {
+            candle_core::bail!("adamw: a parameter or its gradient is not contiguous");
+        };
+        let CpuStorage::F32(values) = values else {
+            candle_core::bail!("adamw: a parameter is not f32");
+        };
+        let gradient = &gradient.as_slice::<f32>()?[gradient_start..gradient_end];
+        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mean, square) = &mut *moments;
+        let constants = &self.update;
+        let [keep, clip, beta1, beta2, size, root, eps] = [
+            constants.keep,
+            constants.clip,
+            constants.beta1,
+            constants.beta2,
+            constants.size,
+            constants.root,
+            constants.eps,
+        ]
+        .map(|constant| constant as f32);
+        let (beta1_rest, beta2_rest) = (
+            (1.0 - constants.beta1) as f32,
+            (1.0 - constants.beta2) as f32,
+        );
+        values[start..end]
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK))
+            .zip(mean.par_chunks_mut(CHUNK))
+            .zip(square.par_chunks_mut(CHUNK))
+            .for_each(|(((values, gradient), mean), square)| {
+                for (((value, gradient), mean), square) in
+                    values.iter_mut().zip(gradient).zip(mean).zip(square)
+                {
+                    let gradient = gradient * clip;
+                    *mean = *mean * beta1 + gradient * beta1_rest;
+                    *square = *square * beta2 + gradient * gradient * beta2_rest;
+                    *value = *value * keep - size * *mean / (square.sqrt() / root + eps);
+                }
+            });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Problem {
+        a: Var,
+        z: Var,
+        optimizer: AdamW,
+    }
+
+    fn problem(dtype: DType) -> Problem {
+        let var = |values: &[f32]| {
+            let tensor = Tensor::new(values, &Device::Cpu).unwrap();
+            Var::from_tensor(&tensor.to_dtype(dtype).unwrap()).unwrap()
+        };
+        let (a, z) = (var(&[1.0, -2.0, 0.5]), var(&[0.25]));
+        let group = |name: &str, var: &Var, learning_rate, weight_decay| ParameterGroup {
+            parameters: vec![(name.to_owned(), var.clone())],
+            learning_rate,
+            weight_decay,
+        };
+        let groups = vec![
+            group("a", &a, LearningRate::Multiple(2.0), 0.01),
+            group("z", &z, LearningRate::Fixed(0.5), 0.0),
+        ];
+        let config = AdamWConfig {
+            beta2: 0.95,
+            ..AdamWConfig::default()
+        };
+        let optimizer = AdamW::new(groups, config).unwrap();
+        Problem { a, z, optimizer }
+    }
+
+    impl Problem {
+        fn gradients(&self) -> Gradients {
+            let (a, z) = (self.a.as_tensor(), self.z.as_tensor());
+            let slope = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
+            let cube = (a.sqr().unwrap() * a).unwrap().sum_all().unwrap();
+            let loss = (cube.broadcast_mul(z).unwrap()
+                + (a * slope.to_dtype(a.dtype()).unwrap())
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .broadcast_add(&z.sqr().unwrap())
+                    .unwrap())
+            .unwrap();
+            let mut gradients = Gradients::default();
+            gradients
+                .add(&loss.backward().unwrap(), &self.optimizer.parameters())
+                .unwrap();
+            gradients
+        }
+
+        fn step(&mut self) -> f64 {
+            match self.optimizer.step(&self.gradients(), 0.05).unwrap() {
+                Step::Updated { grad_norm } => grad_norm,
+                Step::NonFinite { parameter } => panic!("{parameter}"),
+            }
+        }
+
+        fn bits(&self) -> Vec<u32> {
+            [&self.a, &self.z]
+                .iter()
+                .flat_map(|var| var.to_vec1::<f32>().unwrap())
+                .map(f32::to_bits)
+                .collect()
+        }
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < tolerance,
+                "{found} is not {expected}"
+            );
+        }
+    }
+
+    // a=torch.tensor([1.0,-2.0,0.5],requires_grad=True); z=torch.tensor([0.25],requires_grad=True)
+    // o=torch.optim.AdamW([{"params":[a],"lr":0.1,"weight_decay":0.01},
+    //   {"params":[z],"lr":0.5,"weight_decay":0.0}],betas=(0.9,0.95),eps=1e-8)
+    // for step in range(3):
+    //     o.zero_grad(); loss=(a**3).sum()*z[0]+(a*torch.tensor([1.,2.,3.])).sum()+z[0]**2
+    //     loss.backward(); n=torch.nn.utils.clip_grad_norm_([a,z],1.0); o.step()
+    //     print(n.item(), a.tolist(), z.tolist())
+    const NORMS: [f64; 3] = [8.880_499_8, 14.461_863_5, 21.795_387_3];
+    const A: [f32; 3] = [0.698_342_4, -2.291_529_9, 0.208_492_14];
+    const Z: [f32; 1] = [1.710_387];
+
+    #[test]
+    fn three_steps_are_those_of_torch() {
+        let mut problem = problem(DType::F32);
+        for expected in NORMS {
+            let found = problem.step();
+            assert!(
+                (found / expected - 1.0).abs() < 1e-6,
+                "{found} is not {expected}"
+            );
+        }
+        assert_close(&problem.a.to_vec1().unwrap(), &A, 1e-6);
+        assert_close(&problem.z.to_vec1().unwrap(), &Z, 1e-6);
+    }
+
+    #[test]
+    fn low_precision_parameters_follow_f32_masters() {
+        let mut problem = problem(DType::BF16);
+        for _ in NORMS {
+            problem.step();
+        }
+        let Moments::Tensors { master, .. } = &problem.optimizer.slots["a"].moments else {
+            panic!("a bf16 parameter has a master");
+        };
+        assert_close(&master.to_vec1().unwrap(), &A, 2e-2);
+        let rounded = master.to_dtype(DType::BF16).unwrap();
+        let bits = |t: &Tensor| t.to_vec1::<half::bf16>().unwrap();
+        assert_eq!(bits(&rounded), bits(&problem.a));
+        // Updates far below the spacing of bf16 add up in the master.
+        problem.optimizer.step(&problem.gradients(), 1e-6).unwrap();
+        let Moments::Tensors { master: after, .. } = &problem.optimizer.slots["a"].moments else {
+            panic!("a bf16 parameter has a master");
+        };
+        assert_eq!(bits(&rounded), bits(&problem.a));
+        assert_ne!(
+            rounded
+                .to_dtype(DType::F32)
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap(),
+            after.to_vec1::<f32>().unwrap()
+        );
+    }
+
+    #[test]
+    fn a_restored_state_continues_bit_by_bit() {
+        let mut whole = problem(DType::F32);
+        let mut first = problem(DType::F32);
+        for _ in 0..2 {
+            whole.step();
+            first.step();
+        }
+        let mut second = problem(DType::F32);
+        let bytes = super::super::parameters::to_safetensors(&first.optimizer.state().unwrap());
+        let state = super::super::parameters::from_safetensors(&bytes.unwrap(), &Device::Cpu);
+        second.optimizer.restore(&state.unwrap()).unwrap();
+        second.a.set(&first.a.as_detached_tensor()).unwrap();
+        second.z.set(&first.z.as_detached_tensor()).unwrap();
+        whole.step();
+        second.step();
+        assert_eq!(whole.bits(), second.bits());
+        assert_eq!(second.optimizer.steps(), 3);
+        // Without the state it goes elsewhere.
+        let mut fresh = problem(DType::F32);
+        fresh.a.set(&first.a.as_detached_tensor()).unwrap();
+        fresh.z.set(&first.z.as_detached_tensor()).unwrap();
+        fresh.step();
+        assert_ne!(whole.bits(), fresh.bits());
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused() {
+        let mut problem = problem(DType::F32);
+        let mut state = problem.optimizer.state().unwrap();
+        state.remove("square.z");
+        let error = problem.optimizer.restore(&state).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "optimiser state: weight `square.z` is missing"
+        );
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let mut problem = problem(DType::F32);
+        problem
+            .z
+            .set(&Tensor::new(&[f32::NAN], &Device::Cpu).unwrap())
+            .unwrap();
+        let before = problem.bits();
+        let step = problem.optimizer.step(&problem.gradients(), 0.05).unwrap();
+        let parameter = "a".to_owned();
+        assert_eq!(step, Step::NonFinite { parameter });
+        assert_eq!(before, problem.bits());
+        assert_eq!(problem.optimizer.steps(), 0);
+    }
+
+    #[test]
+    fn a_missing_gradient_is_an_error() {
+        let mut problem = problem(DType::F32);
+        let store = problem.a.sum_all().unwrap().backward().unwrap();
+        let error = Gradients::default()
+            .add(&store, &problem.optimizer.parameters())
+            .unwrap_err();
+        assert_eq!(error.to_string(), "parameter `z` has no gradient");
+        assert!(problem.optimizer.step(&Gradients::default(), 0.1).is_err());
+    }
+}

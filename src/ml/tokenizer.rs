@@ -1,1 +1,299 @@
-//! To be written.
+//! Text to token ids and back: a thin layer over the `tokenizers` crate.
+//!
+//! Whatever a tokenizer comes from (a `tokenizer.json`, a GGUF or llama2.c file, training), it is built from
+//! one JSON document in Hugging Face's format, checked first: the crate panics on some damaged documents.
+
+mod byte_level;
+mod document;
+mod scored;
+mod template;
+mod train;
+
+use std::fmt;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+pub use byte_level::{ByteLevelBpe, PreTokenizer};
+pub use scored::{ScoredToken, ScoredTokenKind, ScoredVocabulary};
+pub use template::{PromptTemplate, TemplateError};
+pub use train::{TokenizerAlgorithm, train_tokenizer};
+
+/// A tokenizer could not be built or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The operating system refused; the message carries the path.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+
+    /// The document does not describe a tokenizer.
+    #[error("invalid tokenizer: {0}")]
+    Invalid(String),
+
+    /// A special token is not in the vocabulary.
+    #[error("{role} token `{token}` is not in the vocabulary")]
+    UnknownSpecialToken {
+        /// begin, end or padding.
+        role: &'static str,
+        /// The token.
+        token: String,
+    },
+
+    /// Training was asked for a vocabulary that cannot hold the obligatory tokens.
+    #[error("vocabulary size {found} is too small, expected at least {least}: {why}")]
+    VocabularyTooSmall {
+        /// The size asked for.
+        found: usize,
+        /// The smallest possible.
+        least: usize,
+        /// What takes the room.
+        why: String,
+    },
+
+    /// A text could not be encoded or ids not be decoded.
+    #[error("cannot {action}: {reason}")]
+    Text {
+        /// encode or decode.
+        action: &'static str,
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// The tokens that begin, end and pad a text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Begins a text.
+    pub bos: Option<String>,
+    /// Ends a text.
+    pub eos: Option<String>,
+    /// Fills a batch; masked everywhere.
+    pub pad: Option<String>,
+}
+
+/// A tokenizer and its special ids.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    tokens: SpecialTokens,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    adds_bos: bool,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Builds a tokenizer from the bytes of a `tokenizer.json`.
+    ///
+    /// Truncation and padding that the document asks for are dropped; callers batch for themselves.
+    pub fn from_json(document: &[u8], tokens: SpecialTokens) -> Result<Self, TokenizerError> {
+        let document: Value = serde_json::from_slice(document)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        Self::from_document(document, tokens)
+    }
+
+    fn from_document(document: Value, tokens: SpecialTokens) -> Result<Self, TokenizerError> {
+        let mut inner = document::build(document)?;
+        let invalid = |error: tokenizers::Error| TokenizerError::Invalid(error.to_string());
+        inner.with_truncation(None).map_err(invalid)?;
+        inner.with_padding(None);
+        let id = |role: &'static str, token: &Option<String>| match token {
+            None => Ok(None),
+            Some(token) => inner.token_to_id(token).map(Some).ok_or_else(|| {
+                TokenizerError::UnknownSpecialToken {
+                    role,
+                    token: token.clone(),
+                }
+            }),
+        };
+        let bos = id("begin", &tokens.bos)?;
+        let eos = id("end", &tokens.eos)?;
+        let pad = id("padding", &tokens.pad)?;
+        let largest = inner.get_vocab(true).into_values().max();
+        let vocab_size = largest.map_or(0, |id| id as usize + 1);
+        let around_nothing = inner.encode("", true).map_err(invalid)?;
+        let adds_bos = bos.is_some() && around_nothing.get_ids().first().copied() == bos;
+        Ok(Self {
+            inner,
+            tokens,
+            bos,
+            eos,
+            pad,
+            adds_bos,
+            vocab_size,
+        })
+    }
+
+    /// Loads `tokenizer.json` of a folder; `tokenizer_config.json`, if there, names the special tokens.
+    pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
+        let document = fs_err::read(folder.join("tokenizer.json"))?;
+        let config_path = folder.join("tokenizer_config.json");
+        let tokens = if config_path.exists() {
+            let config: Map<String, Value> = serde_json::from_slice(&fs_err::read(&config_path)?)
+                .map_err(|error| {
+                TokenizerError::Invalid(format!("tokenizer_config.json: {error}"))
+            })?;
+            // A token is a text or, in older files, an object.
+            let token = |key: &str| match config.get(key)? {
+                Value::String(token) => Some(token.clone()),
+                other => other.get("content")?.as_str().map(str::to_owned),
+            };
+            SpecialTokens {
+                bos: token("bos_token"),
+                eos: token("eos_token"),
+                pad: token("pad_token"),
+            }
+        } else {
+            SpecialTokens::default()
+        };
+        Self::from_json(&document, tokens)
+    }
+
+    /// Returns the `tokenizer.json`; equal tokenizers give equal bytes.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        let text = self.inner.to_string(true);
+        text.map_err(|error| TokenizerError::Invalid(error.to_string()))
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder.
+    pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
+        let config = json!({
+            "bos_token": self.tokens.bos,
+            "clean_up_tokenization_spaces": false,
+            "eos_token": self.tokens.eos,
+            "pad_token": self.tokens.pad,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        });
+        fs_err::create_dir_all(folder)?;
+        fs_err::write(folder.join("tokenizer.json"), self.to_json()?)?;
+        fs_err::write(
+            folder.join("tokenizer_config.json"),
+            format!("{config:#}\n"),
+        )?;
+        Ok(())
+    }
+
+    /// Returns the same tokenizer, cutting encoded texts to `length` ids with special tokens kept.
+    pub fn truncated_to(mut self, length: usize) -> Result<Self, TokenizerError> {
+        let params = tokenizers::TruncationParams {
+            max_length: length,
+            ..Default::default()
+        };
+        self.inner
+            .with_truncation(Some(params))
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        Ok(self)
+    }
+
+    /// Encodes a text as it stands: special tokens spelt out in it are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.ids(text, false)
+    }
+
+    /// Encodes a text with whatever the tokenizer puts around one, such as `[CLS]` and `[SEP]`.
+    pub fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.ids(text, true)
+    }
+
+    /// Encodes the beginning of a document: the begin token, if this tokenizer adds one, then the text.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.adds_bos).into_iter().collect();
+        ids.extend(self.encode(text)?);
+        Ok(ids)
+    }
+
+    /// Encodes texts in parallel, each as [`Tokenizer::encode`] does; results are in order.
+    pub fn encode_batch<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        texts
+            .par_iter()
+            .map(|text| self.encode(text.as_ref()))
+            .collect()
+    }
+
+    fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.encode_fast(text, add_special_tokens);
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| TokenizerError::Text {
+                action: "encode",
+                reason: error.to_string(),
+            })
+    }
+
+    /// Decodes ids to text, leaving special tokens out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.text(ids, true)
+    }
+
+    /// Decodes ids to text with special tokens spelt out.
+    pub fn decode_with_special_tokens(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.text(ids, false)
+    }
+
+    fn text(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        let text = self.inner.decode(ids, skip_special_tokens);
+        text.map_err(|error| TokenizerError::Text {
+            action: "decode",
+            reason: error.to_string(),
+        })
+    }
+
+    /// Returns the id of a token.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Returns the token of an id, as the vocabulary spells it.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Returns one more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Returns the id that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Returns the id that ends a text.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Returns the id that fills batches: the padding token's, else the end token's, else 0.
+    ///
+    /// Padding is masked everywhere, so that which id fills it changes nothing.
+    pub fn pad_id(&self) -> u32 {
+        self.pad.or(self.eos).unwrap_or(0)
+    }
+
+    /// Returns whether this tokenizer begins every text with the begin token.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// Returns the special tokens as they are spelt.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.tokens
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("special_tokens", &self.tokens)
+            .field("adds_bos", &self.adds_bos)
+            .finish_non_exhaustive()
+    }
+}

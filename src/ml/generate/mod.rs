@@ -1,1 +1,19 @@
-//! To be written.
+//! Completions of prompts, batched and with stored keys and values.
+//!
+//! A row's completion depends on its own prompt and key only: sequences are not padded, the products of a step
+//! run over each row alone, and every row has its own random draws.
+
+mod contrastive;
+mod decoder;
+mod distribution;
+mod options;
+mod recompute;
+mod run;
+
+#[cfg(test)]
+mod tests;
+
+pub use options::{
+    Completion, Contrastive, GenerateError, GenerateOptions, Progress, Sampling, Strategy,
+};
+pub use run::generate;

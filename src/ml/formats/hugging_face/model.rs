@@ -1,0 +1,499 @@
+//! Language models and classifiers in Hugging Face folders.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde_json::Value;
+
+use super::super::safetensors::{SafetensorsFiles, save_safetensors};
+use super::super::tensors::{TensorSource, load_exactly};
+use super::super::{Checkpoint, FormatError, llama_tensors, to_half_split};
+use super::config::{ModelConfig, config_document, read_config};
+use crate::ml::config::LlamaConfig;
+use crate::ml::parameters::Weights;
+use crate::ml::tokenizer::Tokenizer;
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const SCORE: &str = "score.weight";
+
+/// A LLaMA trunk with a linear head on its last hidden states: `LlamaForSequenceClassification`.
+///
+/// With one class it is a reward model.
+#[derive(Debug, Clone)]
+pub struct SequenceClassifier {
+    /// Trunk (no output head among the weights) and tokenizer.
+    pub trunk: Checkpoint,
+    /// Weight of the linear head, (classes, hidden size); it has no bias.
+    pub score: Tensor,
+    /// Names of the classes; empty if the file has none.
+    pub labels: Vec<String>,
+}
+
+/// Loads a LLaMA language model from a folder.
+///
+/// The folder holds `config.json`, `model.safetensors` or the shards of `model.safetensors.index.json`, and
+/// optionally `tokenizer.json` with `tokenizer_config.json`.
+pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
+    let config = read_config(&folder.join("config.json"))?;
+    let files = SafetensorsFiles::open_model(folder)?;
+    let tied = config.llama.tie_word_embeddings;
+    let weights = load_exactly(&files, llama_tensors(&config.llama), |name| {
+        is_buffer(name) || (tied && name == HEAD)
+    })?;
+    if tied && files.shape(HEAD).is_some() {
+        check_tied(&files)?;
+    }
+    checkpoint(folder, &config, weights)
+}
+
+/// Loads a classifier or reward model from a folder.
+///
+/// The head must really be there: a reward model that was merged without it scores noise, and nothing
+/// else would show it (huggingface/trl#398).
+pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, FormatError> {
+    let config = read_config(&folder.join("config.json"))?;
+    let files = SafetensorsFiles::open_model(folder)?;
+    let hidden_size = config.llama.hidden_size;
+    let declared_classes = config.labels.len();
+    let classes = match files.shape(SCORE) {
+        Some(&[classes, _]) if declared_classes == 0 => classes,
+        Some(_) if declared_classes == 0 => 1,
+        Some(_) => declared_classes,
+        None => {
+            return Err(FormatError::MissingTensor {
+                path: files.path().to_owned(),
+                name: SCORE.to_owned(),
+                expected: vec![declared_classes.max(1), hidden_size],
+                hint: "; the classification head was not saved with the model, and without it \
+                       every score would be noise"
+                    .to_owned(),
+            });
+        }
+    };
+    let expected = llama_tensors(&config.llama)
+        .filter(|(name, _)| name != HEAD)
+        .chain([(SCORE.to_owned(), vec![classes, hidden_size])]);
+    let mut weights = load_exactly(&files, expected, |name| is_buffer(name) || name == HEAD)?;
+    let score = weights.remove(SCORE).ok_or_else(|| {
+        FormatError::malformed(files.path(), format!("tensor `{SCORE}` is missing"))
+    })?;
+    Ok(SequenceClassifier {
+        trunk: checkpoint(folder, &config, weights)?,
+        score,
+        labels: config.labels,
+    })
+}
+
+/// Old checkpoints carry the rotary frequencies, which follow from the configuration.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// A tied model may store its head again, but only the same one.
+fn check_tied(files: &SafetensorsFiles) -> Result<(), FormatError> {
+    let bits = |values: Vec<f32>| -> Vec<u32> { values.into_iter().map(f32::to_bits).collect() };
+    if bits(files.read(HEAD)?) == bits(files.read(EMBEDDING)?) {
+        return Ok(());
+    }
+    Err(FormatError::malformed(
+        files.path(),
+        format!("`{HEAD}` differs from `{EMBEDDING}` although `tie_word_embeddings` is true"),
+    ))
+}
+
+fn checkpoint(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: Weights,
+) -> Result<Checkpoint, FormatError> {
+    let tokenizer_path = folder.join("tokenizer.json");
+    let tokenizer = if tokenizer_path.exists() {
+        Some(Tokenizer::load(folder).map_err(FormatError::tokenizer(&tokenizer_path))?)
+    } else {
+        None
+    };
+    let mut eos_ids: Vec<u32> = Vec::new();
+    let own = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    for id in own.into_iter().chain(config.eos_ids.iter().copied()) {
+        if !eos_ids.contains(&id) {
+            eos_ids.push(id);
+        }
+    }
+    let vocab_size = config.llama.vocab_size;
+    let largest = tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
+    if largest > vocab_size {
+        return Err(FormatError::malformed(
+            &tokenizer_path,
+            format!("it has {largest} ids, but the model's `vocab_size` is {vocab_size}"),
+        ));
+    }
+    Ok(Checkpoint {
+        config: config.llama.clone(),
+        weights,
+        tokenizer,
+        eos_ids,
+    })
+}
+
+/// Writes a language model as `config.json`, `model.safetensors` and, if given, the tokenizer's two files.
+///
+/// The folder can be opened by `transformers`: interleaved rotary pairs are reordered. Equal models give
+/// equal bytes.
+pub fn save_hugging_face(
+    folder: &Path,
+    config: &LlamaConfig,
+    weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<(), FormatError> {
+    save(folder, config, weights, tokenizer, None)
+}
+
+/// Writes a classifier or reward model in the layout of [`save_hugging_face`].
+pub fn save_sequence_classifier(
+    folder: &Path,
+    classifier: &SequenceClassifier,
+) -> Result<(), FormatError> {
+    let mut labels = classifier.labels.clone();
+    if labels.is_empty() {
+        let classes = classifier.score.dim(0);
+        let classes = classes.map_err(FormatError::tensor(folder))?;
+        labels = (0..classes).map(|class| format!("LABEL_{class}")).collect();
+    }
+    save(
+        folder,
+        &classifier.trunk.config,
+        &classifier.trunk.weights,
+        classifier.trunk.tokenizer.as_ref(),
+        Some((&classifier.score, &labels)),
+    )
+}
+
+fn save(
+    folder: &Path,
+    config: &LlamaConfig,
+    weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+    head: Option<(&Tensor, &[String])>,
+) -> Result<(), FormatError> {
+    let (config, mut weights) = to_half_split(config, weights)?;
+    if let Some((score, _)) = head {
+        weights.insert(SCORE.to_owned(), score.clone());
+    }
+    fs_err::create_dir_all(folder)?;
+    save_safetensors(&folder.join("model.safetensors"), &weights)?;
+    let document = config_document(&config, tokenizer, head.map(|(_, labels)| labels));
+    write_json(&folder.join("config.json"), &document)?;
+    if let Some(tokenizer) = tokenizer {
+        tokenizer
+            .save(folder)
+            .map_err(FormatError::tokenizer(folder))?;
+    }
+    Ok(())
+}
+
+/// Writes a JSON document for people to read too.
+pub(super) fn write_json(path: &Path, document: &Value) -> Result<(), FormatError> {
+    let mut text = format!("{document:#}");
+    text.push('\n');
+    fs_err::write(path, text)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture;
+    use super::super::super::safetensors::load_safetensors;
+    use super::*;
+    use crate::ml::config::RopeLayout;
+    use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    fn tokenizer() -> Tokenizer {
+        let text = "how do i sort a list ?";
+        train_tokenizer(TokenizerAlgorithm::WordLevel, [text], 24, &[]).unwrap()
+    }
+
+    fn saved(config: &LlamaConfig) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = fixture::weights(config);
+        save_hugging_face(folder.path(), config, &weights, Some(&tokenizer())).unwrap();
+        folder
+    }
+
+    /// Changes keys of a saved `config.json`.
+    fn edit(folder: &TempDir, changes: Value) {
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        fs_err::write(&path, config.to_string()).unwrap();
+    }
+
+    fn error(folder: &TempDir) -> String {
+        let error = load_hugging_face(folder.path()).unwrap_err().to_string();
+        error.replace(&*folder.path().to_string_lossy(), "DIR")
+    }
+
+    #[test]
+    fn a_saved_model_is_read_back_bit_for_bit() {
+        for tied in [true, false] {
+            let config = LlamaConfig {
+                tie_word_embeddings: tied,
+                ..fixture::config()
+            };
+            let checkpoint = load_hugging_face(saved(&config).path()).unwrap();
+            assert_eq!(checkpoint.config, config);
+            fixture::assert_equal(&checkpoint.weights, &fixture::weights(&config));
+            assert_eq!(checkpoint.eos_ids, [2]);
+            let read = checkpoint.tokenizer.unwrap();
+            assert_eq!(read.to_json().unwrap(), tokenizer().to_json().unwrap());
+            assert_eq!(read.special_tokens(), tokenizer().special_tokens());
+            assert!(read.adds_bos());
+        }
+    }
+
+    #[test]
+    fn interleaved_pairs_are_reordered_for_transformers() {
+        let config = LlamaConfig {
+            rope_layout: RopeLayout::Interleaved,
+            ..fixture::config()
+        };
+        let checkpoint = load_hugging_face(saved(&config).path()).unwrap();
+        assert_eq!(checkpoint.config.rope_layout, RopeLayout::HalfSplit);
+        let name = "model.layers.1.self_attn.k_proj.weight";
+        let rows = |weights: &Weights| weights[name].to_vec2::<f32>().unwrap();
+        let before = rows(&fixture::weights(&config));
+        let expected: Vec<_> = [0, 2, 1, 3].map(|row| before[row].clone()).to_vec();
+        assert_eq!(rows(&checkpoint.weights), expected);
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused() {
+        for (changes, message) in [
+            (
+                json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8.0 } }),
+                "`rope_scaling`: {\"factor\":8.0,\"rope_type\":\"llama3\"} is not supported; only \
+                 unscaled rotary embeddings are",
+            ),
+            (
+                json!({ "model_type": "qwen2" }),
+                "`model_type`: \"qwen2\" is not supported; only \"llama\" is",
+            ),
+            (
+                json!({ "hidden_act": "gelu" }),
+                "`hidden_act`: \"gelu\" is not supported; only \"silu\" is",
+            ),
+            (
+                json!({ "attention_bias": true }),
+                "`attention_bias`: true is not supported; only false is",
+            ),
+            (
+                json!({ "quantization_config": { "bits": 4 } }),
+                "`quantization_config`: {\"bits\":4} is not supported; only null is",
+            ),
+            (
+                json!({ "head_dim": 8 }),
+                "`head_dim` 8 is not supported; only hidden_size / num_attention_heads = 4 is",
+            ),
+            (json!({ "hidden_size": null }), "key `hidden_size` is missing"),
+            (
+                json!({ "vocab_size": -3 }),
+                "key `vocab_size` is -3, expected a whole number",
+            ),
+            (
+                json!({ "num_key_value_heads": 0 }),
+                "number of key/value heads is 0, expected 1 to 2147483647",
+            ),
+        ] {
+            let folder = saved(&fixture::config());
+            edit(&folder, changes);
+            assert_eq!(error(&folder), format!("DIR/config.json: {message}"));
+        }
+    }
+
+    #[test]
+    fn new_spellings_of_the_rotary_base_are_read() {
+        let folder = saved(&fixture::config());
+        let parameters = json!({ "rope_type": "default", "rope_theta": 500.0 });
+        edit(&folder, json!({ "rope_theta": null, "rope_parameters": parameters }));
+        let checkpoint = load_hugging_face(folder.path()).unwrap();
+        assert_eq!(checkpoint.config.rope_theta, 500.0);
+    }
+
+    #[test]
+    fn missing_extra_and_misshaped_tensors_are_named() {
+        let with = |change: &dyn Fn(&mut Weights)| {
+            let folder = saved(&fixture::config());
+            let path = folder.path().join("model.safetensors");
+            let mut weights = load_safetensors(&path).unwrap();
+            change(&mut weights);
+            save_safetensors(&path, &weights).unwrap();
+            error(&folder)
+        };
+        let norm = |weights: &Weights| weights["model.norm.weight"].clone();
+        assert_eq!(
+            with(&|weights| {
+                weights.remove("model.layers.1.mlp.up_proj.weight");
+            }),
+            "DIR/model.safetensors: tensor `model.layers.1.mlp.up_proj.weight` of shape [12, 8] is \
+             missing"
+        );
+        assert_eq!(
+            with(&|weights| {
+                weights.insert("model.layers.0.self_attn.q_proj.bias".into(), norm(weights));
+            }),
+            "DIR/model.safetensors: unexpected tensor `model.layers.0.self_attn.q_proj.bias` of \
+             shape [8]; the configuration has no place for it"
+        );
+        assert_eq!(
+            with(&|weights| {
+                weights.insert("model.layers.0.self_attn.q_proj.weight".into(), norm(weights));
+            }),
+            "DIR/model.safetensors: tensor `model.layers.0.self_attn.q_proj.weight` has shape [8], \
+             expected [8, 8]"
+        );
+        assert_eq!(
+            with(&|weights| {
+                let other = weights[EMBEDDING].affine(1.0, 1.0).unwrap();
+                weights.insert(HEAD.into(), other);
+            }),
+            "DIR/model.safetensors: `lm_head.weight` differs from `model.embed_tokens.weight` \
+             although `tie_word_embeddings` is true"
+        );
+    }
+
+    #[test]
+    fn a_tied_head_and_rotary_buffers_may_be_stored_again() {
+        let folder = saved(&fixture::config());
+        let path = folder.path().join("model.safetensors");
+        let mut weights = load_safetensors(&path).unwrap();
+        let copy = weights[EMBEDDING].clone();
+        weights.insert(HEAD.to_owned(), copy);
+        let buffer = "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned();
+        weights.insert(buffer, weights["model.norm.weight"].clone());
+        save_safetensors(&path, &weights).unwrap();
+        let checkpoint = load_hugging_face(folder.path()).unwrap();
+        fixture::assert_equal(&checkpoint.weights, &fixture::weights(&fixture::config()));
+    }
+
+    /// Splits a saved model into two shards with an index.
+    fn sharded() -> TempDir {
+        let folder = saved(&fixture::config());
+        let single = folder.path().join("model.safetensors");
+        let weights = load_safetensors(&single).unwrap();
+        fs_err::remove_file(&single).unwrap();
+        let in_first = |name: &str| name.contains("layers.0");
+        let (first, second): (Weights, Weights) =
+            weights.into_iter().partition(|(name, _)| in_first(name));
+        let mut map = json!({});
+        for (shard, weights) in [("one.safetensors", first), ("two.safetensors", second)] {
+            save_safetensors(&folder.path().join(shard), &weights).unwrap();
+            weights.keys().for_each(|name| map[name] = json!(shard));
+        }
+        write_index(&folder, &map);
+        folder
+    }
+
+    fn write_index(folder: &TempDir, map: &Value) {
+        let index = json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+        let path = folder.path().join("model.safetensors.index.json");
+        fs_err::write(path, index.to_string()).unwrap();
+    }
+
+    #[test]
+    fn shards_are_one_model() {
+        let folder = sharded();
+        let checkpoint = load_hugging_face(folder.path()).unwrap();
+        fixture::assert_equal(&checkpoint.weights, &fixture::weights(&fixture::config()));
+    }
+
+    #[test]
+    fn an_index_may_not_lie_or_leave_its_folder() {
+        let folder = sharded();
+        write_index(&folder, &json!({ "model.norm.weight": "one.safetensors" }));
+        assert_eq!(
+            error(&folder),
+            "DIR/model.safetensors.index.json: tensor `model.norm.weight` is not in \
+             `one.safetensors`"
+        );
+        write_index(&folder, &json!({ "x": "../secret.safetensors" }));
+        assert_eq!(
+            error(&folder),
+            "DIR/model.safetensors.index.json: shard `../secret.safetensors` is not a plain file \
+             name"
+        );
+        fs_err::remove_file(folder.path().join("two.safetensors")).unwrap();
+        write_index(&folder, &json!({ "x": "two.safetensors" }));
+        assert!(error(&folder).contains("DIR/two.safetensors"), "{}", error(&folder));
+    }
+
+    fn classifier() -> SequenceClassifier {
+        let config = LlamaConfig {
+            tie_word_embeddings: false,
+            ..fixture::config()
+        };
+        let mut weights = fixture::weights(&config);
+        weights.remove(HEAD);
+        let score = weights["model.layers.0.self_attn.q_proj.weight"].narrow(0, 0, 1);
+        SequenceClassifier {
+            trunk: Checkpoint {
+                config,
+                weights,
+                tokenizer: None,
+                eos_ids: Vec::new(),
+            },
+            score: score.unwrap(),
+            labels: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_saved_reward_model_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        save_sequence_classifier(folder.path(), &classifier()).unwrap();
+        let read = load_sequence_classifier(folder.path()).unwrap();
+        assert_eq!(read.labels, ["LABEL_0"]);
+        assert_eq!(
+            fixture::values(&read.score),
+            fixture::values(&classifier().score)
+        );
+        fixture::assert_equal(&read.trunk.weights, &classifier().trunk.weights);
+    }
+
+    #[test]
+    fn a_reward_model_without_its_head_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        save_sequence_classifier(folder.path(), &classifier()).unwrap();
+        let path = folder.path().join("model.safetensors");
+        save_safetensors(&path, &classifier().trunk.weights).unwrap();
+        let error = load_sequence_classifier(folder.path()).unwrap_err();
+        assert_eq!(
+            error
+                .to_string()
+                .replace(&*folder.path().to_string_lossy(), "DIR"),
+            "DIR/model.safetensors: tensor `score.weight` of shape [1, 8] is missing; the \
+             classification head was not saved with the model, and without it every score would be \
+             noise"
+        );
+    }
+
+    #[test]
+    fn damaged_configurations_are_errors() {
+        use super::super::super::damage::survives;
+        let folder = saved(&fixture::config());
+        let path = folder.path().join("config.json");
+        let valid = fs_err::read(&path).unwrap();
+        // The closing newline may go; what is cut must not be a whole document.
+        let valid = valid.trim_ascii_end();
+        survives(&path, valid, 500, |path| {
+            let read = super::super::config::read_config(path)?;
+            let folder = path.parent().unwrap();
+            // Errors of the weights name another file.
+            let loaded = load_hugging_face(folder);
+            Ok((read, loaded.is_ok()))
+        });
+    }
+}

@@ -1,0 +1,85 @@
+//! Reading exactly the tensors that a configuration implies.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::FormatError;
+use crate::ml::parameters::Weights;
+
+/// An opened file, or folder of shards, whose tensors can be read one by one.
+pub(super) trait TensorSource: Sync {
+    /// Returns what error messages should name.
+    fn path(&self) -> &Path;
+
+    /// Returns the names of all tensors, in one fixed order.
+    fn names(&self) -> impl Iterator<Item = &str>;
+
+    /// Returns the shape of a tensor.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+
+    /// Reads and decodes a tensor, row-major.
+    fn read(&self, name: &str) -> Result<Vec<f32>, FormatError>;
+
+    /// Returns the name that this file has for the Hugging Face name.
+    fn stored_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+/// Reads the `expected` tensors; anything else in the file must be `ignored`.
+///
+/// Everything is checked before anything is read, and `expected` is consumed only up to its first problem.
+pub(super) fn load_exactly(
+    source: &impl TensorSource,
+    expected: impl Iterator<Item = (String, Vec<usize>)>,
+    ignored: impl Fn(&str) -> bool,
+) -> Result<Weights, FormatError> {
+    let mut wanted = Vec::new();
+    let mut stored = BTreeSet::new();
+    for (name, shape) in expected {
+        let stored_name = source.stored_name(&name);
+        match source.shape(&stored_name) {
+            None => {
+                return Err(FormatError::MissingTensor {
+                    path: source.path().to_owned(),
+                    name,
+                    expected: shape,
+                    hint: String::new(),
+                });
+            }
+            Some(found) if found != shape => {
+                return Err(FormatError::TensorShape {
+                    path: source.path().to_owned(),
+                    name,
+                    expected: shape,
+                    found: found.to_owned(),
+                });
+            }
+            Some(_) => {}
+        }
+        stored.insert(stored_name.clone());
+        wanted.push((name, stored_name, shape));
+    }
+    if let Some(name) = source
+        .names()
+        .find(|name| !stored.contains(*name) && !ignored(name))
+    {
+        return Err(FormatError::UnexpectedTensor {
+            path: source.path().to_owned(),
+            name: name.to_owned(),
+            found: source.shape(name).unwrap_or_default().to_owned(),
+        });
+    }
+    wanted
+        .into_par_iter()
+        .map(|(name, stored_name, shape)| {
+            let values = source.read(&stored_name)?;
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
+                .map_err(FormatError::tensor(source.path()))?;
+            Ok((name, tensor))
+        })
+        .collect()
+}

@@ -1,0 +1,77 @@
+//! Decoding that keeps nothing but tokens and computes each sequence anew: for devices and dtypes without a decoder
+//! of their own.
+
+use candle_core::{DType, Tensor};
+
+use super::decoder::Decoder;
+use super::options::Result;
+use crate::ml::llama::{Llama, TokenBatch};
+
+pub(super) struct Recompute<'a> {
+    model: &'a Llama,
+}
+
+/// Hidden states after a step (tokens x hidden size) and the tokens themselves.
+pub(super) struct Step {
+    hidden: Vec<Vec<f32>>,
+    tokens: Vec<u32>,
+}
+
+impl<'a> Recompute<'a> {
+    pub(super) fn new(model: &'a Llama) -> Self {
+        Self { model }
+    }
+
+    fn states(&self, rows: &[Vec<u32>]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let batch = TokenBatch::right_padded(rows);
+        let states = self.model.forward(&batch)?.to_dtype(DType::F32)?;
+        let mut states: Vec<Vec<Vec<f32>>> = states.to_vec3()?;
+        for (states, row) in states.iter_mut().zip(rows) {
+            states.truncate(row.len());
+        }
+        Ok(states)
+    }
+}
+
+impl Decoder for Recompute<'_> {
+    type Memory = Vec<u32>;
+    type Step = Step;
+
+    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
+        let rows: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+        let states = self.states(&rows)?;
+        Ok(rows
+            .into_iter()
+            .zip(states)
+            .map(|(row, states)| (row, states.concat()))
+            .collect())
+    }
+
+    fn step(&self, tokens: &[(&Vec<u32>, u32)]) -> Result<Step> {
+        let rows: Vec<Vec<u32>> = tokens
+            .iter()
+            .map(|(row, token)| row.iter().chain([token]).copied().collect())
+            .collect();
+        let states = self.states(&rows)?;
+        Ok(Step {
+            hidden: states.into_iter().filter_map(|mut s| s.pop()).collect(),
+            tokens: tokens.iter().map(|(_, token)| *token).collect(),
+        })
+    }
+
+    fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
+        step.hidden[index].clone()
+    }
+
+    fn take(&self, memory: &mut Vec<u32>, step: &Step, index: usize) {
+        memory.push(step.tokens[index]);
+    }
+
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let width = self.model.config().hidden_size;
+        let rows = hidden.len() / width;
+        let hidden = Tensor::from_slice(hidden, (rows, width), self.model.device())?;
+        let logits = self.model.logits(&hidden.to_dtype(self.model.dtype())?)?;
+        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+}

@@ -1,0 +1,323 @@
+//! `y = x W^T`, and the same with a low-rank addition.
+//!
+//! candle's own product computes and keeps a gradient for both operands, frozen or not. Here an operand
+//! that nothing trainable feeds gets none.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::host::{elements, fused, slice};
+use super::matmul::{Matrix, Threads, multiply, multiply_rows};
+
+/// Multiplies `x` (.., inputs) by the transpose of `weight` (outputs, inputs).
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if !fused(&[x, weight]) {
+        return naive_linear(x, weight);
+    }
+    x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
+}
+
+/// The plain candle form of [`linear`].
+pub fn naive_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.broadcast_matmul(&weight.t()?)
+}
+
+struct Linear;
+
+/// Returns (rows, inputs, outputs) of `x` (.., inputs) and `weight` (outputs, inputs).
+fn extents(x: &Shape, weight: &Shape) -> Result<(usize, usize, usize)> {
+    let (outputs, inputs) = weight.dims2()?;
+    match x.dims().last() {
+        Some(&last) if last == inputs && inputs > 0 => {
+            Ok((x.elem_count() / inputs, inputs, outputs))
+        }
+        _ => bail!("linear: input {x:?} does not fit weight {weight:?}"),
+    }
+}
+
+fn output_shape(x: &Shape, outputs: usize) -> Shape {
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = outputs;
+    }
+    Shape::from(dims)
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs, outputs) = extents(x_layout.shape(), weight_layout.shape())?;
+        let mut out = vec![0f32; rows * outputs];
+        let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
+        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
+        Ok((
+            CpuStorage::F32(out),
+            output_shape(x_layout.shape(), outputs),
+        ))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
+        let gradient = gradient.contiguous()?;
+        let (gradient, gradient_layout) = gradient.storage_and_layout();
+        let gradient = Matrix::new(
+            elements(&gradient, gradient_layout)?,
+            rows,
+            outputs,
+            outputs,
+        );
+        let to_x = if x.track_op() {
+            let (weight_storage, layout) = weight.storage_and_layout();
+            let weight = Matrix::new(elements(&weight_storage, layout)?, outputs, inputs, inputs);
+            Some(product(gradient, weight, rows, inputs, x)?)
+        } else {
+            None
+        };
+        let to_weight = if weight.track_op() {
+            let (x_storage, layout) = x.storage_and_layout();
+            let x = Matrix::new(elements(&x_storage, layout)?, rows, inputs, inputs);
+            Some(product(gradient.t(), x, outputs, inputs, weight)?)
+        } else {
+            None
+        };
+        Ok((to_x, to_weight))
+    }
+}
+
+/// Returns `a b` (rows x columns) as a tensor of the shape of `like`.
+fn product(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    rows: usize,
+    columns: usize,
+    like: &Tensor,
+) -> Result<Tensor> {
+    let mut out = vec![0f32; rows * columns];
+    multiply(&mut out, columns, a, b, 1.0, false, Threads::All)?;
+    Tensor::from_vec(out, like.shape(), like.device())
+}
+
+/// Which elements of an input dropout keeps: one bit each.
+#[derive(Debug, Clone)]
+pub struct DropoutMask {
+    /// Bit `i % 64` of word `i / 64` is set where element `i` is kept.
+    pub kept: Vec<u64>,
+    /// `1 / (1 - p)`, by which kept elements are multiplied.
+    pub scale: f32,
+}
+
+impl DropoutMask {
+    fn keeps(&self, index: usize) -> bool {
+        self.kept[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    fn apply(&self, values: &mut [f32]) {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = if self.keeps(index) {
+                *value * self.scale
+            } else {
+                0.0
+            };
+        }
+    }
+
+    fn covers(&self, elements: usize) -> bool {
+        self.kept.len() * 64 >= elements
+    }
+
+    /// Returns the factors as a tensor, for the naive path.
+    fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
+        let mut factors = vec![1f32; like.elem_count()];
+        self.apply(&mut factors);
+        Tensor::from_vec(factors, like.shape(), like.device())?.to_dtype(like.dtype())
+    }
+}
+
+/// Returns `x W^T + scale * dropout(x) A^T B^T` (LoRA, Hu et al. 2021, equation 3).
+///
+/// `x` (.., inputs), frozen `weight` (outputs, inputs), `a` (rank, inputs), `b` (outputs, rank).
+pub fn lora_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    scale: f64,
+    dropout: Option<DropoutMask>,
+) -> Result<Tensor> {
+    if weight.track_op() {
+        bail!("a weight under a low-rank adapter must be frozen");
+    }
+    if dropout
+        .as_ref()
+        .is_some_and(|mask| !mask.covers(x.elem_count()))
+    {
+        bail!("a dropout mask is shorter than its input {:?}", x.shape());
+    }
+    if !fused(&[x, weight, a, b]) {
+        return naive_lora_linear(x, weight, a, b, scale, dropout.as_ref());
+    }
+    let operation = LoraLinear {
+        weight: weight.contiguous()?,
+        scale: scale as f32,
+        dropout,
+    };
+    x.contiguous()?
+        .apply_op3(&a.contiguous()?, &b.contiguous()?, operation)
+}
+
+/// The plain candle form of [`lora_linear`].
+pub fn naive_lora_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    scale: f64,
+    dropout: Option<&DropoutMask>,
+) -> Result<Tensor> {
+    let base = naive_linear(x, weight)?;
+    let input = match dropout {
+        Some(mask) => x.mul(&mask.to_tensor(x)?)?,
+        None => x.clone(),
+    }
+    .to_dtype(a.dtype())?;
+    let update = naive_linear(&naive_linear(&input, a)?, b)?.affine(scale, 0.0)?;
+    base + update.to_dtype(x.dtype())?
+}
+
+struct LoraLinear {
+    weight: Tensor,
+    scale: f32,
+    dropout: Option<DropoutMask>,
+}
+
+impl LoraLinear {
+    /// Returns `x` with dropout applied, or nothing where there is none.
+    fn dropped(&self, x: &[f32]) -> Option<Vec<f32>> {
+        self.dropout.as_ref().map(|mask| {
+            let mut x = x.to_vec();
+            mask.apply(&mut x);
+            x
+        })
+    }
+}
+
+impl CustomOp3 for LoraLinear {
+    fn name(&self) -> &'static str {
+        "lora_linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs, outputs) = extents(x_layout.shape(), self.weight.shape())?;
+        let rank = a_layout.shape().dims2()?.0;
+        let x = slice(x, x_layout)?;
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let weight = elements(&weight, weight_layout)?;
+        let mut out = vec![0f32; rows * outputs];
+        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
+        let dropped = self.dropped(x);
+        let mut inner = vec![0f32; rows * rank];
+        let input = dropped.as_deref().unwrap_or(x);
+        let (a, b) = (slice(a, a_layout)?, slice(b, b_layout)?);
+        multiply_rows(&mut inner, input, a, (inputs, rank), 1.0, false)?;
+        multiply_rows(&mut out, &inner, b, (rank, outputs), self.scale, true)?;
+        Ok((
+            CpuStorage::F32(out),
+            output_shape(x_layout.shape(), outputs),
+        ))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (rows, inputs, outputs) = extents(x.shape(), self.weight.shape())?;
+        let rank = a.dims2()?.0;
+        let gradient = gradient.contiguous()?;
+        let (gradient, layout) = gradient.storage_and_layout();
+        let gradient = Matrix::new(elements(&gradient, layout)?, rows, outputs, outputs);
+        let (a_storage, layout) = a.storage_and_layout();
+        let a_matrix = Matrix::new(elements(&a_storage, layout)?, rank, inputs, inputs);
+        let (b_storage, layout) = b.storage_and_layout();
+        let b_matrix = Matrix::new(elements(&b_storage, layout)?, outputs, rank, rank);
+        let (x_storage, layout) = x.storage_and_layout();
+        let x_values = elements(&x_storage, layout)?;
+        let dropped = self.dropped(x_values);
+        let input = Matrix::new(dropped.as_deref().unwrap_or(x_values), rows, inputs, inputs);
+
+        // scale * g B, which A's and the input's gradients share: (rows, rank)
+        let mut inner_gradient = vec![0f32; rows * rank];
+        multiply(
+            &mut inner_gradient,
+            rank,
+            gradient,
+            b_matrix,
+            self.scale,
+            false,
+            Threads::All,
+        )?;
+        let inner_gradient = Matrix::new(&inner_gradient, rows, rank, rank);
+        let to_a = product(inner_gradient.t(), input, rank, inputs, a)?;
+
+        let mut inner = vec![0f32; rows * rank];
+        multiply(
+            &mut inner,
+            rank,
+            input,
+            a_matrix.t(),
+            self.scale,
+            false,
+            Threads::All,
+        )?;
+        let inner = Matrix::new(&inner, rows, rank, rank);
+        let to_b = product(gradient.t(), inner, outputs, rank, b)?;
+
+        let to_x = if x.track_op() {
+            let mut out = vec![0f32; rows * inputs];
+            multiply(
+                &mut out,
+                inputs,
+                inner_gradient,
+                a_matrix,
+                1.0,
+                false,
+                Threads::All,
+            )?;
+            if let Some(mask) = &self.dropout {
+                mask.apply(&mut out);
+            }
+            let (weight, layout) = self.weight.storage_and_layout();
+            let weight = Matrix::new(elements(&weight, layout)?, outputs, inputs, inputs);
+            multiply(&mut out, inputs, gradient, weight, 1.0, true, Threads::All)?;
+            Some(Tensor::from_vec(out, x.shape(), x.device())?)
+        } else {
+            None
+        };
+        Ok((to_x, Some(to_a), Some(to_b)))
+    }
+}

@@ -1,0 +1,294 @@
+//! Log-probabilities of chosen tokens under a linear head, without keeping the logits.
+//!
+//! For a vocabulary of 49,152 the logits of 512 tokens take 100 MB, and their softmax and gradient as much
+//! again. Here rows are handled in chunks, and the backward pass computes the logits once more.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::exponential::{exp_shifted, sum_exp};
+use super::host::{elements, fused, maximum, slice};
+use super::matmul::{Matrix, Threads, multiply, multiply_rows};
+
+/// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
+pub const IGNORED: u32 = u32::MAX;
+
+/// Rows whose logits exist at the same time.
+const ROWS: usize = 128;
+
+/// Log-probabilities of targets and the normalisers of their distributions.
+#[derive(Debug, Clone)]
+pub struct TokenLogProbs {
+    /// `log softmax(z)[target]`: (rows, targets per row); 0 where the target is [`IGNORED`].
+    pub log_probs: Tensor,
+    /// `log sum exp z`: (rows); 0 where all targets of the row are [`IGNORED`].
+    pub log_sum_exp: Tensor,
+}
+
+/// Computes log-probabilities under `softmax(hidden weight^T / temperature)`.
+///
+/// `hidden` is (rows, width), `weight` (vocabulary, width), and `targets` holds the same number of token
+/// ids for each row, row by row. Both outputs have gradients to both inputs.
+pub fn token_log_probs(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+) -> Result<TokenLogProbs> {
+    let operation = Head::new(hidden.shape(), weight.shape(), targets, temperature)?;
+    let per_row = operation.per_row;
+    if !fused(&[hidden, weight]) {
+        return operation.naive(hidden, weight);
+    }
+    let both = hidden
+        .contiguous()?
+        .apply_op2(&weight.contiguous()?, operation)?;
+    Ok(TokenLogProbs {
+        log_probs: both.narrow(1, 0, per_row)?,
+        log_sum_exp: both.narrow(1, per_row, 1)?.squeeze(1)?,
+    })
+}
+
+/// The plain candle form of [`token_log_probs`].
+pub fn naive_token_log_probs(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+) -> Result<TokenLogProbs> {
+    Head::new(hidden.shape(), weight.shape(), targets, temperature)?.naive(hidden, weight)
+}
+
+#[derive(Clone)]
+struct Head {
+    targets: Arc<[u32]>,
+    per_row: usize,
+    /// Rows with a target that is not ignored.
+    active: Arc<[usize]>,
+    inverse_temperature: f64,
+}
+
+impl Head {
+    fn new(hidden: &Shape, weight: &Shape, targets: &[u32], temperature: f64) -> Result<Self> {
+        let ((rows, width), (vocabulary, inputs)) = (hidden.dims2()?, weight.dims2()?);
+        if width != inputs {
+            bail!("token_log_probs: hidden {hidden:?} does not fit head {weight:?}");
+        }
+        if rows == 0 || targets.is_empty() || !targets.len().is_multiple_of(rows) {
+            bail!("token_log_probs: {} targets for {rows} rows", targets.len());
+        }
+        if let Some(id) = targets
+            .iter()
+            .find(|id| **id != IGNORED && **id as usize >= vocabulary)
+        {
+            bail!("token_log_probs: target {id} is outside the vocabulary of {vocabulary}");
+        }
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            bail!("token_log_probs: temperature {temperature} is not positive");
+        }
+        let per_row = targets.len() / rows;
+        let active = targets
+            .chunks_exact(per_row)
+            .enumerate()
+            .filter(|(_, row)| row.iter().any(|id| *id != IGNORED))
+            .map(|(row, _)| row)
+            .collect();
+        Ok(Self {
+            targets: targets.into(),
+            per_row,
+            active,
+            inverse_temperature: 1.0 / temperature,
+        })
+    }
+
+    fn naive(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
+        let (rows, _) = hidden.dims2()?;
+        let device = hidden.device();
+        let logits = hidden
+            .matmul(&weight.t()?)?
+            .affine(self.inverse_temperature, 0.0)?;
+        let log_sum_exp = logits.log_sum_exp(D::Minus1)?;
+        let ids: Vec<u32> = self
+            .targets
+            .iter()
+            .map(|id| if *id == IGNORED { 0 } else { *id })
+            .collect();
+        let wanted: Vec<f32> = self
+            .targets
+            .iter()
+            .map(|id| f32::from(u8::from(*id != IGNORED)))
+            .collect();
+        let mut active = vec![0f32; rows];
+        for row in self.active.iter() {
+            active[*row] = 1.0;
+        }
+        let ids = Tensor::from_vec(ids, (rows, self.per_row), device)?;
+        let wanted =
+            Tensor::from_vec(wanted, (rows, self.per_row), device)?.to_dtype(logits.dtype())?;
+        let active = Tensor::from_vec(active, rows, device)?.to_dtype(logits.dtype())?;
+        let log_probs = logits
+            .gather(&ids, 1)?
+            .broadcast_sub(&log_sum_exp.unsqueeze(1)?)?
+            .mul(&wanted)?;
+        Ok(TokenLogProbs {
+            log_probs,
+            log_sum_exp: log_sum_exp.mul(&active)?,
+        })
+    }
+
+    fn targets_of(&self, row: usize) -> impl Iterator<Item = (usize, usize)> {
+        self.targets[row * self.per_row..(row + 1) * self.per_row]
+            .iter()
+            .enumerate()
+            .filter(|(_, id)| **id != IGNORED)
+            .map(|(place, id)| (place, *id as usize))
+    }
+
+    /// Writes the logits of the rows in `chunk`, and gathers their hidden states into `inputs`.
+    fn logits(
+        &self,
+        hidden: &[f32],
+        weight: &[f32],
+        (vocabulary, width): (usize, usize),
+        chunk: &[usize],
+        inputs: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        inputs.clear();
+        for row in chunk {
+            inputs.extend_from_slice(&hidden[row * width..(row + 1) * width]);
+        }
+        let out = &mut out[..chunk.len() * vocabulary];
+        let scale = self.inverse_temperature as f32;
+        multiply_rows(out, inputs, weight, (width, vocabulary), scale, false)
+    }
+}
+
+impl CustomOp2 for Head {
+    fn name(&self) -> &'static str {
+        "token_log_probs"
+    }
+
+    /// Returns (rows, targets per row + 1): the log-probabilities, then the normaliser.
+    fn cpu_fwd(
+        &self,
+        hidden: &CpuStorage,
+        hidden_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (vocabulary, width) = weight_layout.shape().dims2()?;
+        let (rows, _) = hidden_layout.shape().dims2()?;
+        let hidden = slice(hidden, hidden_layout)?;
+        let weight = slice(weight, weight_layout)?;
+        let columns = self.per_row + 1;
+        let mut out = vec![0f32; rows * columns];
+        let mut inputs = Vec::new();
+        let mut logits = vec![0f32; ROWS.min(self.active.len()) * vocabulary];
+        for chunk in self.active.chunks(ROWS) {
+            let shape = (vocabulary, width);
+            self.logits(hidden, weight, shape, chunk, &mut inputs, &mut logits)?;
+            let normalisers: Vec<f32> = logits
+                .par_chunks_exact(vocabulary)
+                .take(chunk.len())
+                .map(|logits| {
+                    let most = maximum(logits);
+                    most + sum_exp(logits, most).ln()
+                })
+                .collect();
+            for ((row, logits), normaliser) in chunk
+                .iter()
+                .zip(logits.chunks_exact(vocabulary))
+                .zip(normalisers)
+            {
+                let out = &mut out[row * columns..(row + 1) * columns];
+                for (place, id) in self.targets_of(*row) {
+                    out[place] = logits[id] - normaliser;
+                }
+                out[self.per_row] = normaliser;
+            }
+        }
+        Ok((CpuStorage::F32(out), Shape::from((rows, columns))))
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ((_, width), (vocabulary, _)) = (hidden.dims2()?, weight.dims2()?);
+        let gradient = gradient.contiguous()?;
+        let (gradient_storage, layout) = gradient.storage_and_layout();
+        let gradient = elements(&gradient_storage, layout)?;
+        let (hidden_storage, layout) = hidden.storage_and_layout();
+        let states = elements(&hidden_storage, layout)?;
+        let (weight_storage, layout) = weight.storage_and_layout();
+        let head = elements(&weight_storage, layout)?;
+        let columns = self.per_row + 1;
+        let scale = self.inverse_temperature as f32;
+        let mut to_hidden = hidden.track_op().then(|| vec![0f32; states.len()]);
+        let mut to_weight = weight.track_op().then(|| vec![0f32; vocabulary * width]);
+        let mut inputs = Vec::new();
+        let mut logits = vec![0f32; ROWS.min(self.active.len()) * vocabulary];
+        let mut part = vec![0f32; ROWS * width];
+        for chunk in self.active.chunks(ROWS) {
+            let shape = (vocabulary, width);
+            self.logits(states, head, shape, chunk, &mut inputs, &mut logits)?;
+            // d log softmax(z)[t] / dz = onehot(t) - p, and d logsumexp / dz = p.
+            logits
+                .par_chunks_exact_mut(vocabulary)
+                .zip(chunk)
+                .for_each(|(logits, row)| {
+                    let gradient = &gradient[row * columns..(row + 1) * columns];
+                    let total = exp_shifted(logits, maximum(logits));
+                    let mut common = gradient[self.per_row];
+                    for (place, _) in self.targets_of(*row) {
+                        common -= gradient[place];
+                    }
+                    let factor = common / total;
+                    for value in logits.iter_mut() {
+                        *value *= factor;
+                    }
+                    for (place, id) in self.targets_of(*row) {
+                        logits[id] += gradient[place];
+                    }
+                });
+            let to_logits = Matrix::new(&logits, chunk.len(), vocabulary, vocabulary);
+            if let Some(to_hidden) = &mut to_hidden {
+                multiply(
+                    &mut part,
+                    width,
+                    to_logits,
+                    Matrix::new(head, vocabulary, width, width),
+                    scale,
+                    false,
+                    Threads::All,
+                )?;
+                for (row, part) in chunk.iter().zip(part.chunks_exact(width)) {
+                    to_hidden[row * width..(row + 1) * width].copy_from_slice(part);
+                }
+            }
+            if let Some(to_weight) = &mut to_weight {
+                multiply(
+                    to_weight,
+                    width,
+                    to_logits.t(),
+                    Matrix::new(&inputs, chunk.len(), width, width),
+                    scale,
+                    true,
+                    Threads::All,
+                )?;
+            }
+        }
+        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
+            values
+                .map(|values| Tensor::from_vec(values, like.shape(), like.device()))
+                .transpose()
+        };
+        Ok((tensor(to_hidden, hidden)?, tensor(to_weight, weight)?))
+    }
+}
