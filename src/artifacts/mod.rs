@@ -1,3 +1,21 @@
 //! Artifact types, one file each: how they are laid out as files, without any device.
+//!
+//! | kind | files | holds |
+//! | --- | --- | --- |
+//! | `dataset` | `table.parquet`, `table.json` | questions with prompts and preferred / rejected completions |
+//! | `tokenizer` | `tokenizer.json`, `tokenizer_config.json` | a tokenizer |
+//! | `language_model` | the Hugging Face layout, an adapter in PEFT's | a policy with its tokenizer |
+//! | `reward_model` | the same with `score.safetensors` and `reward.json` | a reward model with its calibration |
+//! | `completions` | `table.parquet`, `table.json` | what a policy wrote for each prompt |
+//! | `scores` | `table.parquet`, `table.json` | completions with rewards |
+//! | `embeddings` | `embeddings.safetensors` | one vector for each text |
+//! | `curve` | `table.parquet`, `table.json` | metrics of a training, step by step, and how it ended |
+//! | `table`, `figure`, `metrics`, `file` | | results for people |
 
+pub mod completions;
+pub mod curve;
+pub mod dataset;
+pub mod embeddings;
+pub mod language_model;
+pub mod reward_model;
 pub mod table;

@@ -1,7 +1,7 @@
 //! Tables: named columns of text or numbers, with a title and notes.
 //!
-//! `table.parquet` holds the cells, `table.json` the title, notes and number formats; `table.md` is the same
-//! as Markdown, for people who only have the file.
+//! `table.parquet` holds the cells, `table.json` the title, notes and number formats. Tables for people have
+//! `table.md` as well, the same as Markdown.
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,18 @@ pub enum TableError {
         path: PathBuf,
         /// What polars says.
         source: PolarsError,
+    },
+    /// A column is not there, or holds something else.
+    #[error("{what}: no column `{column}` of {expected}; found: {found}")]
+    Column {
+        /// The table.
+        what: String,
+        /// The column.
+        column: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// The columns that are there.
+        found: String,
     },
     /// The description is not what was written.
     #[error("{}: {source}", path.display())]
@@ -111,6 +123,49 @@ impl Table {
         });
     }
 
+    fn missing(&self, column: &str, expected: &'static str) -> TableError {
+        let names: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        TableError::Column {
+            what: self.title.clone(),
+            column: column.to_owned(),
+            expected,
+            found: names.join(", "),
+        }
+    }
+
+    /// Returns a column of text.
+    pub fn texts(&self, name: &str) -> Result<&[Option<String>], TableError> {
+        match self.columns.iter().find(|column| column.name == name).map(|column| &column.values) {
+            Some(Values::Text(values)) => Ok(values),
+            _ => Err(self.missing(name, "text")),
+        }
+    }
+
+    /// Returns a column of numbers.
+    pub fn numbers(&self, name: &str) -> Result<&[Option<f64>], TableError> {
+        match self.columns.iter().find(|column| column.name == name).map(|column| &column.values) {
+            Some(Values::Numbers(values)) => Ok(values),
+            _ => Err(self.missing(name, "numbers")),
+        }
+    }
+
+    /// Returns a column of numbers without empty cells.
+    pub fn all_numbers(&self, name: &str) -> Result<Vec<f64>, TableError> {
+        let values: Option<Vec<f64>> = self.numbers(name)?.iter().copied().collect();
+        values.ok_or_else(|| self.missing(name, "numbers in every row"))
+    }
+
+    /// Returns a column of text without empty cells.
+    pub fn all_texts(&self, name: &str) -> Result<Vec<String>, TableError> {
+        let values: Option<Vec<String>> = self.texts(name)?.iter().cloned().collect();
+        values.ok_or_else(|| self.missing(name, "text in every row"))
+    }
+
+    /// Whether there is a column of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.columns.iter().any(|column| column.name == name)
+    }
+
     /// Returns the number of rows.
     pub fn height(&self) -> usize {
         self.columns
@@ -121,8 +176,15 @@ impl Table {
             })
     }
 
-    /// Writes the table into a folder.
+    /// Writes a table for people into a folder, with its Markdown.
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
+        self.write_data(folder)?;
+        fs_err::write(folder.join("table.md"), self.markdown())?;
+        Ok(())
+    }
+
+    /// Writes the table into a folder, for stages that read it.
+    pub fn write_data(&self, folder: &Path) -> Result<(), TableError> {
         let path = folder.join("table.parquet");
         let wrap = |source| TableError::Parquet {
             path: path.clone(),
@@ -149,7 +211,6 @@ impl Table {
         };
         let text = serde_json::to_string_pretty(&description).map_err(std::io::Error::from)?;
         fs_err::write(folder.join("table.json"), text)?;
-        fs_err::write(folder.join("table.md"), self.markdown())?;
         Ok(())
     }
 

@@ -16,3 +16,4 @@ pub mod parameters;
 pub mod replay_buffer;
 pub mod schedule;
 pub mod tokenizer;
+pub mod trainer;

@@ -1,3 +1,4 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
 pub mod command;
+mod training;

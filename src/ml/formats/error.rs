@@ -89,7 +89,7 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    pub(super) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+    pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed {
             path: path.to_owned(),
             reason: reason.into(),
@@ -115,7 +115,7 @@ impl FormatError {
         }
     }
 
-    pub(super) fn tensor(path: &Path) -> impl Fn(candle_core::Error) -> Self + '_ {
+    pub(crate) fn tensor(path: &Path) -> impl Fn(candle_core::Error) -> Self + '_ {
         move |source| Self::Tensor {
             path: path.to_owned(),
             source,

@@ -1,0 +1,71 @@
+//! Completions: what a policy wrote for each prompt; and scores: the same with rewards.
+
+use std::path::Path;
+
+use super::table::{Table, TableError};
+
+/// The artifact kind of completions.
+pub const COMPLETIONS: &str = "completions";
+/// The artifact kind of completions with rewards.
+pub const SCORES: &str = "scores";
+
+/// One completion.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CompletionRow {
+    /// Which question it answers.
+    pub question_id: u64,
+    /// Which sample of that question it is, from 0.
+    pub sample: u64,
+    /// The question as it was asked.
+    pub question: String,
+    /// What the policy was given.
+    pub prompt: String,
+    /// What it wrote, without special tokens.
+    pub completion: String,
+    /// Its length in tokens, the end-of-sequence token included.
+    pub tokens: u64,
+    /// Whether the horizon ended it.
+    pub truncated: bool,
+    /// Its log-probability under the policy, temperature 1.
+    pub log_prob: f64,
+}
+
+/// Writes completions as a table, to which columns of scores can be added.
+pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
+    let mut table = Table::new(title);
+    table.number_column("question_id", 0, rows.iter().map(|row| Some(row.question_id as f64)));
+    table.number_column("sample", 0, rows.iter().map(|row| Some(row.sample as f64)));
+    table.text_column("question", rows.iter().map(|row| Some(row.question.clone())));
+    table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
+    table.text_column("completion", rows.iter().map(|row| Some(row.completion.clone())));
+    table.number_column("tokens", 0, rows.iter().map(|row| Some(row.tokens as f64)));
+    table.number_column("truncated", 0, rows.iter().map(|row| Some(f64::from(u8::from(row.truncated)))));
+    table.number_column("log_prob", 3, rows.iter().map(|row| Some(row.log_prob)));
+    table
+}
+
+/// Reads the completions of an artifact of kind `completions` or `scores`.
+pub fn read(folder: &Path) -> Result<Vec<CompletionRow>, TableError> {
+    from_table(&Table::read(folder)?)
+}
+
+/// Reads completions out of a table.
+pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
+    let number = |name: &str| table.all_numbers(name);
+    let (ids, samples, tokens) = (number("question_id")?, number("sample")?, number("tokens")?);
+    let (truncated, log_probs) = (number("truncated")?, number("log_prob")?);
+    let (questions, prompts) = (table.all_texts("question")?, table.all_texts("prompt")?);
+    let completions = table.all_texts("completion")?;
+    Ok((0..table.height())
+        .map(|row| CompletionRow {
+            question_id: ids[row] as u64,
+            sample: samples[row] as u64,
+            question: questions[row].clone(),
+            prompt: prompts[row].clone(),
+            completion: completions[row].clone(),
+            tokens: tokens[row] as u64,
+            truncated: truncated[row] != 0.0,
+            log_prob: log_probs[row],
+        })
+        .collect())
+}

@@ -1,0 +1,87 @@
+//! Training curves: metrics step by step, how the training ended, and what it cost.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::table::{Table, TableError};
+
+/// The artifact kind.
+pub const CURVE: &str = "curve";
+
+/// How a training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It made all its steps.
+    Completed,
+    /// It left the region where its result means anything, and was stopped.
+    Diverged,
+}
+
+/// What a training did, apart from its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingSummary {
+    /// How it ended.
+    pub status: Status,
+    /// Why it diverged, if it did.
+    pub reason: Option<String>,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Tokens that gradients were computed for.
+    pub trained_tokens: u64,
+    /// Tokens generated on the way.
+    pub generated_tokens: u64,
+    /// Floating-point operations, counted from shapes.
+    pub flops: f64,
+    /// Parameters that were trained.
+    pub trained_parameters: u64,
+}
+
+/// Metrics of a training; each has a value, or none, at each recorded step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What was trained.
+    pub title: String,
+    /// Recorded steps.
+    pub steps: Vec<u64>,
+    /// Values by metric.
+    pub metrics: IndexMap<String, Vec<Option<f64>>>,
+    /// How it ended.
+    pub summary: TrainingSummary,
+}
+
+impl Curve {
+    /// Writes the curve into a folder.
+    pub fn write(&self, folder: &Path) -> Result<(), TableError> {
+        let mut table = Table::new(&self.title);
+        table.number_column("step", 0, self.steps.iter().map(|step| Some(*step as f64)));
+        for (name, values) in &self.metrics {
+            table.number_column(name, 6, values.iter().copied());
+        }
+        table.write_data(folder)?;
+        let text = serde_json::to_string_pretty(&self.summary).map_err(std::io::Error::from)?;
+        fs_err::write(folder.join("summary.json"), text)?;
+        Ok(())
+    }
+
+    /// Reads a curve from a folder.
+    pub fn read(folder: &Path) -> Result<Self, TableError> {
+        let table = Table::read(folder)?;
+        let path = folder.join("summary.json");
+        let summary = serde_json::from_str(&fs_err::read_to_string(&path)?)
+            .map_err(|source| TableError::Description { path, source })?;
+        let steps = table.all_numbers("step")?.into_iter().map(|step| step as u64).collect();
+        let mut metrics = IndexMap::new();
+        for column in table.columns.iter().filter(|column| column.name != "step") {
+            metrics.insert(column.name.clone(), table.numbers(&column.name)?.to_vec());
+        }
+        Ok(Self {
+            title: table.title,
+            steps,
+            metrics,
+            summary,
+        })
+    }
+}
