@@ -6,6 +6,7 @@
 pub mod actions;
 mod batches;
 mod flops;
+pub mod gflownet;
 pub mod policy;
 pub mod reward;
 pub mod supervised;
