@@ -128,9 +128,9 @@ mod tests {
         let found = weights.embed(documents.into_iter().chain(["A, d zz"]));
         let expected = [
             [0.604_652_13, 0.650_331_1, 0.459_853_53, 0.0, 0.0],
-            [0.0, 0.0, 0.605_348_5, 0.795_960_55, 0.0],
+            [0.0, 0.0, 0.605_348_5, 0.795_960_5, 0.0],
             [0.0, 0.835_591_54, 0.0, 0.0, 0.549_351_2],
-            [0.0, 0.605_348_5, 0.0, 0.0, 0.795_960_55],
+            [0.0, 0.605_348_5, 0.0, 0.0, 0.795_960_5],
         ];
         for (found, expected) in found.iter().zip(expected.as_flattened()) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");
