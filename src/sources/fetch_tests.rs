@@ -206,6 +206,44 @@ fn without_a_strong_tag_only_pinned_files_continue() {
 }
 
 #[test]
+fn a_pin_that_is_given_up_does_not_vouch_for_the_part_downloaded_with_it() {
+    let server = TestServer::start(|request| Reply::file(request, &content(), "W/\"1\""));
+    let directory = tempfile::tempdir().unwrap();
+    let received = Cell::new(0);
+    let report = |progress: super::Progress| received.set(progress.bytes);
+    let cancelled = || received.get() > 50_000;
+    let stopped = FetchOptions {
+        progress: Some(&report),
+        cancelled: Some(&cancelled),
+        ..options(directory.path(), &[])
+    };
+    let pinned = Some(Sha256::of(&content()));
+    assert!(matches!(
+        fetch(&web(&server), pinned, &stopped),
+        Err(SourceError::Cancelled)
+    ));
+    let options = options(directory.path(), &[]);
+    assert_holds(&fetch(&web(&server), None, &options).unwrap(), &content());
+    assert_eq!(server.requests()[1].header("range"), None);
+}
+
+#[test]
+fn another_range_than_the_one_asked_for_is_not_taken() {
+    for status in [206, 416] {
+        let server = TestServer::start(move |request| match request.number {
+            0 => Reply::file(request, &content(), "\"1\"").cut_after(100_000),
+            1 => Reply::new(status, &content()).with("content-range", "bytes 0-1199999/1200000"),
+            _ => Reply::file(request, &content(), "\"1\""),
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let found = fetch(&web(&server), None, &options(directory.path(), &[])).unwrap();
+        assert_holds(&found, &content());
+        let requests = server.requests();
+        assert!(requests[1].header("range").is_some() && requests[2].header("range").is_none());
+    }
+}
+
+#[test]
 fn a_pinned_file_glued_from_two_states_is_downloaded_again() {
     let changed: Vec<u8> = content().iter().map(|byte| !byte).collect();
     let server = TestServer::start(move |request| match request.number {
@@ -253,6 +291,7 @@ fn a_silent_server_is_given_up_and_asked_again() {
     let mut options = options(directory.path(), &[]);
     options.patience.silence = Duration::from_millis(200);
     assert_holds(&fetch(&web(&server), None, &options).unwrap(), b"abc");
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[test]
@@ -263,9 +302,17 @@ fn large_files_are_refused_whether_or_not_their_length_is_stated() {
             ..Reply::new(200, &content())
         });
         let directory = tempfile::tempdir().unwrap();
-        let mut options = options(directory.path(), &[]);
+        let reported = Cell::new(false);
+        let report = |_| reported.set(true);
+        let mut options = FetchOptions {
+            progress: Some(&report),
+            ..options(directory.path(), &[])
+        };
         options.maximum_bytes = 500_000;
         let error = fetch(&web(&server), None, &options).unwrap_err();
+        // A stated length is refused before anything is read.
+        assert_eq!(reported.get(), without_length);
+        reported.set(false);
         assert!(
             matches!(error, SourceError::TooLarge { limit: 500_000, .. }),
             "{error}"
