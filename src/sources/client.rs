@@ -304,3 +304,23 @@ fn pem_certificates(text: &[u8]) -> impl Iterator<Item = Certificate<'static>> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn servers_may_say_how_long_to_wait() {
+        let wished = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", HeaderValue::from_static(value));
+            retry_after(&headers)
+        };
+        assert_eq!(wished(" 7 "), Some(Duration::from_secs(7)));
+        // A date: the usual pause is taken.
+        assert_eq!(wished("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+}
