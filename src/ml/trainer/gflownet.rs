@@ -175,7 +175,10 @@ struct Sums {
 
 impl GflownetTrainer {
     /// Prepares a training of `model` against `rewards`; `reference` is the frozen model it starts from.
-    #[expect(clippy::too_many_arguments, reason = "each is a different thing that the stage has opened")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different thing that the stage has opened"
+    )]
     pub fn new(
         model: TrainedModel,
         reference: Llama,
@@ -187,7 +190,9 @@ impl GflownetTrainer {
         cancelled: Arc<AtomicBool>,
     ) -> Result<Self, TrainError> {
         if prompts.is_empty() {
-            return Err(TrainError::Data("there are no prompts to train on: the split is empty".to_owned()));
+            return Err(TrainError::Data(
+                "there are no prompts to train on: the split is empty".to_owned(),
+            ));
         }
         let hidden_size = model.llama.config().hidden_size;
         let device = model.llama.device().clone();
@@ -198,7 +203,15 @@ impl GflownetTrainer {
         }];
         let (mut head, mut log_z) = (None, None);
         let own_rate = |lr: f64| LearningRate::Multiple(lr / options.lr);
-        let new_head = || ScalarHead::init(hidden_size, true, HeadInit::Zero, &stream.child("head"), &device);
+        let new_head = || {
+            ScalarHead::init(
+                hidden_size,
+                true,
+                HeadInit::Zero,
+                &stream.child("head"),
+                &device,
+            )
+        };
         match options.objective {
             Objective::ForwardLooking { flow_lr, .. } => {
                 let flow = new_head()?;
@@ -209,7 +222,11 @@ impl GflownetTrainer {
                 });
                 head = Some(flow);
             }
-            Objective::TrajectoryBalance { log_z: source, log_z_lr, .. } => {
+            Objective::TrajectoryBalance {
+                log_z: source,
+                log_z_lr,
+                ..
+            } => {
                 let parameters = match source {
                     LogZSource::Batch => Vec::new(),
                     LogZSource::Scalar => {
@@ -234,10 +251,15 @@ impl GflownetTrainer {
         let mut trainer = Self {
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
             optimizer: AdamW::new(groups, options.optimizer)?,
-            epochs: Epochs::new(prompts.len(), options.prompts_per_step.min(prompts.len()), stream.child("prompts")),
+            epochs: Epochs::new(
+                prompts.len(),
+                options.prompts_per_step.min(prompts.len()),
+                stream.child("prompts"),
+            ),
             picks: stream.child("completions"),
             sampling: stream.child("sampling"),
-            buffer: ReplayBuffer::new(options.replay_capacity.max(1)).map_err(|error| TrainError::Data(error.to_string()))?,
+            buffer: ReplayBuffer::new(options.replay_capacity.max(1))
+                .map_err(|error| TrainError::Data(error.to_string()))?,
             monitor: DivergenceMonitor::new(options.limits),
             model,
             reference,
@@ -273,7 +295,9 @@ impl GflownetTrainer {
                 .map(|(name, var)| (var, name)),
             (None, None) => None,
         };
-        let Some((var, _)) = target else { return Ok(()) };
+        let Some((var, _)) = target else {
+            return Ok(());
+        };
         let start = match log_z_start {
             Some(start) => start,
             None => {
@@ -291,7 +315,11 @@ impl GflownetTrainer {
                     lengths: &actions.lengths,
                     reference: reference.as_ref(),
                 };
-                initial_log_z(&trajectories, &self.terminal_log_r(&actions)?, self.options.reference)?
+                initial_log_z(
+                    &trajectories,
+                    &self.terminal_log_r(&actions)?,
+                    self.options.reference,
+                )?
             }
         };
         var.set(&Tensor::new(&[start as f32], var.device())?)?;
@@ -343,15 +371,21 @@ impl GflownetTrainer {
             let priority = self
                 .options
                 .replay_temperature
-                .map_or(Priority::Uniform, |temperature| Priority::Reward { temperature });
+                .map_or(Priority::Uniform, |temperature| Priority::Reward {
+                    temperature,
+                });
             let remembered = self
                 .buffer
                 .draw(*item as u64, replayed, priority, &mut draws)
                 .map_err(|error| TrainError::Data(error.to_string()))?;
-            group.extend(remembered.into_iter().map(|completion| TokenizedCompletion {
-                tokens: [prompt.prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.prompt.len(),
-            }));
+            group.extend(
+                remembered
+                    .into_iter()
+                    .map(|completion| TokenizedCompletion {
+                        tokens: [prompt.prompt.as_slice(), &completion.tokens].concat(),
+                        prompt_length: prompt.prompt.len(),
+                    }),
+            );
             let mut offline: Vec<&TokenizedCompletion> = prompt.completions.iter().collect();
             draws.shuffle(&mut offline);
             let left = per_prompt - group.len();
@@ -406,7 +440,11 @@ impl GflownetTrainer {
         Ok(groups)
     }
 
-    fn generate(&self, prompts: &[Vec<u32>], step: u64) -> Result<Vec<crate::ml::generate::Completion>, TrainError> {
+    fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        step: u64,
+    ) -> Result<Vec<crate::ml::generate::Completion>, TrainError> {
         let options = GenerateOptions {
             batch_size: 64,
             ..GenerateOptions::new(self.options.max_new_tokens, &self.options.eos)
@@ -418,9 +456,21 @@ impl GflownetTrainer {
         let stream = self.sampling.child(&step.to_string());
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
         let cancelled = Arc::clone(&self.cancelled);
-        let found = generate(&self.model.llama, prompts, &options, &strategy, &stream, &keys, &mut |_| {
-            if cancelled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        let found = generate(
+            &self.model.llama,
+            prompts,
+            &options,
+            &strategy,
+            &stream,
+            &keys,
+            &mut |_| {
+                if cancelled.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        );
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(TrainError::Cancelled);
         }
@@ -431,7 +481,11 @@ impl GflownetTrainer {
     fn kl(&self, step: u64) -> Result<(f64, u64), TrainError> {
         let count = self.options.monitor_completions;
         let prompts: Vec<Vec<u32>> = (0..count)
-            .map(|index| self.prompts[index * self.prompts.len() / count].prompt.clone())
+            .map(|index| {
+                self.prompts[index * self.prompts.len() / count]
+                    .prompt
+                    .clone()
+            })
             .collect();
         // Its own stream: watching must not change what the training samples.
         let completions = self.generate(&prompts, u64::MAX - step)?;
@@ -448,7 +502,13 @@ impl GflownetTrainer {
         let policy = actions.frozen_log_probs(&self.model.llama.detached())?;
         let reference = actions.frozen_log_probs(&self.reference)?;
         let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
-        Ok((estimate.trimmed, completions.iter().map(|completion| completion.tokens.len() as u64).sum()))
+        Ok((
+            estimate.trimmed,
+            completions
+                .iter()
+                .map(|completion| completion.tokens.len() as u64)
+                .sum(),
+        ))
     }
 
     /// Computes the loss of some prompts of the step and adds its gradients.
@@ -494,11 +554,16 @@ impl GflownetTrainer {
                 least_completions,
                 ..
             } => {
-                let Some(head) = &self.head else { unreachable!("FL has a flow head") };
+                let Some(head) = &self.head else {
+                    unreachable!("FL has a flow head")
+                };
                 let log_flow = head.apply(&states, flow_gradient)?;
                 let log_r = self.state_log_r(&actions)?;
                 let branching = Branching::of_distinct(
-                    prompt_of.iter().copied().zip(rows.iter().map(|row| &row.tokens[row.prompt_length..])),
+                    prompt_of
+                        .iter()
+                        .copied()
+                        .zip(rows.iter().map(|row| &row.tokens[row.prompt_length..])),
                 );
                 let flows = StateFlows {
                     log_flow: &log_flow,
@@ -509,7 +574,14 @@ impl GflownetTrainer {
                     least_completions,
                 };
                 let found = forward_looking(&trajectories, flows, options, branching, normaliser)?;
-                sums.add(count, found.log_z, found.log_r, found.log_pf, found.log_ratio, found.residual.root_mean_square);
+                sums.add(
+                    count,
+                    found.log_z,
+                    found.log_r,
+                    found.log_pf,
+                    found.log_ratio,
+                    found.residual.root_mean_square,
+                );
                 found.loss
             }
             Objective::TrajectoryBalance { log_z, .. } => {
@@ -524,8 +596,21 @@ impl GflownetTrainer {
                     }
                     _ => LogZ::Batch(&prompt_of),
                 };
-                let found = trajectory_balance(&trajectories, &log_r, log_z, self.options.reference, normaliser)?;
-                sums.add(count, found.log_z, found.log_r, found.log_pf, found.log_ratio, found.residual.root_mean_square);
+                let found = trajectory_balance(
+                    &trajectories,
+                    &log_r,
+                    log_z,
+                    self.options.reference,
+                    normaliser,
+                )?;
+                sums.add(
+                    count,
+                    found.log_z,
+                    found.log_r,
+                    found.log_pf,
+                    found.log_ratio,
+                    found.residual.root_mean_square,
+                );
                 found.loss
             }
         };
@@ -537,7 +622,15 @@ impl GflownetTrainer {
 }
 
 impl Sums {
-    fn add(&mut self, share: f64, log_z: f64, log_r: f64, log_pf: f64, log_ratio: Option<f64>, residual: f64) {
+    fn add(
+        &mut self,
+        share: f64,
+        log_z: f64,
+        log_r: f64,
+        log_pf: f64,
+        log_ratio: Option<f64>,
+        residual: f64,
+    ) {
         self.log_z += share * log_z;
         self.log_r += share * log_r;
         self.log_pf += share * log_pf;
@@ -562,7 +655,12 @@ impl Trainer for GflownetTrainer {
             self.micro_batch(step, groups, total as f64, &mut gradients, &mut sums)?;
         }
         let mut report = StepReport {
-            trained_tokens: rows.groups.iter().flatten().map(|row| row.tokens.len() as u64).sum(),
+            trained_tokens: rows
+                .groups
+                .iter()
+                .flatten()
+                .map(|row| row.tokens.len() as u64)
+                .sum(),
             generated_tokens: rows.generated,
             flops: sums.flops,
             ..StepReport::default()
@@ -586,7 +684,10 @@ impl Trainer for GflownetTrainer {
         let gradient_norm = match self.optimizer.step(&gradients, lr)? {
             Step::Updated { grad_norm } => grad_norm,
             Step::NonFinite { parameter } => {
-                report.diverged = Some(format!("the gradient of `{parameter}` is not finite (loss {})", sums.loss));
+                report.diverged = Some(format!(
+                    "the gradient of `{parameter}` is not finite (loss {})",
+                    sums.loss
+                ));
                 return Ok(report);
             }
         };
@@ -602,7 +703,8 @@ impl Trainer for GflownetTrainer {
             loss: sums.loss,
             gradient_norm,
             kl,
-            log_z: Some(sums.log_z).filter(|_| matches!(self.options.objective, Objective::TrajectoryBalance { .. })),
+            log_z: Some(sums.log_z)
+                .filter(|_| matches!(self.options.objective, Objective::TrajectoryBalance { .. })),
         });
         if let Health::Diverged(divergence) = health {
             report.diverged = Some(divergence.to_string());
@@ -623,8 +725,8 @@ impl Trainer for GflownetTrainer {
     }
 
     fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
-        let values: Values =
-            serde_json::from_value(values.clone()).map_err(|error| TrainError::State(error.to_string()))?;
+        let values: Values = serde_json::from_value(values.clone())
+            .map_err(|error| TrainError::State(error.to_string()))?;
         self.buffer = values.buffer;
         self.monitor = values.monitor;
         Ok(())
