@@ -13,5 +13,9 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train_sft::TrainSft>(),
     StageKind::of::<stages::train_reward::TrainReward>(),
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
+    StageKind::of::<stages::sample::Sample>(),
+    StageKind::of::<stages::score::Score>(),
+    StageKind::of::<stages::score_world::ScoreWorld>(),
+    StageKind::of::<stages::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::command::Command>(),
 ];

@@ -2,8 +2,12 @@
 
 pub mod command;
 
+pub mod embed_hidden;
 pub mod generate_world;
 pub mod init_model;
+pub mod sample;
+pub mod score;
+pub mod score_world;
 pub mod train_gflownet;
 pub mod train_reward;
 pub mod train_sft;
