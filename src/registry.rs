@@ -6,4 +6,7 @@ use crate::engine::stage::{Registry, StageKind};
 use crate::stages;
 
 /// Every stage kind that ships with flowgraph.
-pub const REGISTRY: &Registry = &[StageKind::of::<stages::command::Command>()];
+pub const REGISTRY: &Registry = &[
+    StageKind::of::<stages::command::Command>(),
+    StageKind::of::<stages::train_ppo::TrainPpo>(),
+];

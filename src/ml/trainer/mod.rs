@@ -7,6 +7,7 @@ pub mod actions;
 mod batches;
 mod flops;
 pub mod policy;
+pub mod ppo;
 pub mod reward;
 pub mod supervised;
 
