@@ -7,6 +7,12 @@ use crate::stages;
 
 /// Every stage kind that ships with flowgraph.
 pub const REGISTRY: &Registry = &[
-    StageKind::of::<stages::command::Command>(),
+    StageKind::of::<stages::generate_world::GenerateWorld>(),
+    StageKind::of::<stages::train_tokenizer::TrainTokenizer>(),
+    StageKind::of::<stages::init_model::InitModel>(),
+    StageKind::of::<stages::train_sft::TrainSft>(),
+    StageKind::of::<stages::train_reward::TrainReward>(),
     StageKind::of::<stages::train_ppo::TrainPpo>(),
+    StageKind::of::<stages::train_gflownet::TrainGflownet>(),
+    StageKind::of::<stages::command::Command>(),
 ];

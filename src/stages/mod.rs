@@ -1,5 +1,12 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
 pub mod command;
+
+pub mod generate_world;
+pub mod init_model;
+pub mod train_gflownet;
 pub mod train_ppo;
+pub mod train_reward;
+pub mod train_sft;
+pub mod train_tokenizer;
 mod training;
