@@ -12,6 +12,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::init_model::InitModel>(),
     StageKind::of::<stages::train_sft::TrainSft>(),
     StageKind::of::<stages::train_reward::TrainReward>(),
+    StageKind::of::<stages::train_ppo::TrainPpo>(),
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
     StageKind::of::<stages::sample::Sample>(),
     StageKind::of::<stages::score::Score>(),

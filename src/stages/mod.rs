@@ -9,6 +9,7 @@ pub mod sample;
 pub mod score;
 pub mod score_world;
 pub mod train_gflownet;
+pub mod train_ppo;
 pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;

@@ -8,6 +8,7 @@ mod batches;
 mod flops;
 pub mod gflownet;
 pub mod policy;
+pub mod ppo;
 pub mod reward;
 pub mod supervised;
 
