@@ -7,6 +7,8 @@ mod byte_level;
 mod document;
 mod scored;
 mod template;
+#[cfg(test)]
+mod tests;
 mod train;
 
 use std::fmt;

@@ -5,10 +5,12 @@
 //! depend on the number of threads, so the same inputs give the same bytes on any number of cores.
 
 pub mod attention;
+pub mod layer_norm;
 pub mod linear;
 pub mod memory;
 pub mod rms_norm;
 pub mod rope;
+pub mod span_attention;
 pub mod swiglu;
 pub mod token_log_probs;
 

@@ -83,6 +83,9 @@ pub(super) fn build(document: Value) -> Result<tokenizers::Tokenizer, TokenizerE
     if let Some(model) = document.get("model") {
         check_merges(model)?;
     }
+    if let Some(processor) = document.get("post_processor") {
+        check_templates(processor)?;
+    }
     let bytes = document.to_string();
     tokenizers::Tokenizer::from_bytes(bytes)
         .map_err(|error| TokenizerError::Invalid(error.to_string()))
@@ -129,6 +132,29 @@ fn check_merges(model: &Value) -> Result<(), TokenizerError> {
         }
         if !pairs.insert((left, right)) {
             return invalid(format!("merge {merge} occurs twice"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the templates of a post-processor, and of those within it, use only tokens that they define.
+fn check_templates(processor: &Value) -> Result<(), TokenizerError> {
+    let members = processor.get("processors").and_then(Value::as_array);
+    for member in members.into_iter().flatten() {
+        check_templates(member)?;
+    }
+    let defined = processor.get("special_tokens").and_then(Value::as_object);
+    for key in ["single", "pair"] {
+        let pieces = processor.get(key).and_then(Value::as_array);
+        for piece in pieces.into_iter().flatten() {
+            let used = piece.get("SpecialToken").and_then(|token| token.get("id"));
+            if let Some(token) = used.and_then(Value::as_str)
+                && !defined.is_some_and(|defined| defined.contains_key(token))
+            {
+                return Err(TokenizerError::Invalid(format!(
+                    "the template uses `{token}`, which its `special_tokens` do not define"
+                )));
+            }
         }
     }
     Ok(())
