@@ -116,7 +116,10 @@ impl BertConfig {
             self.type_vocab_size,
         ];
         // The upper bound keeps every product of two sizes within 64 bits.
-        if sizes.iter().any(|size| *size == 0 || *size > i32::MAX as usize) {
+        if sizes
+            .iter()
+            .any(|size| *size == 0 || *size > i32::MAX as usize)
+        {
             return Err(BertError::Config(format!(
                 "every size must be from 1 to {}: {self:?}",
                 i32::MAX
@@ -257,9 +260,9 @@ impl Bert {
         let positions = table("position_embeddings", config.max_position_embeddings)?;
         let types = table("token_type_embeddings", config.type_vocab_size)?;
         let device = words.device();
-        let sum = words.index_select(&batch.ids(device)?, 0)?.add(
-            &positions.index_select(&batch.positions(config.first_position, device)?, 0)?,
-        )?;
+        let sum = words
+            .index_select(&batch.ids(device)?, 0)?
+            .add(&positions.index_select(&batch.positions(config.first_position, device)?, 0)?)?;
         // Every token is of type 0.
         let sum = sum.broadcast_add(&types.narrow(0, 0, 1)?)?;
         self.norm(&sum, "embeddings")

@@ -78,7 +78,13 @@ impl ClassifierHead {
             let mut draws = stream.at(index as u64);
             let is_bias = name.ends_with(".bias");
             let values: Vec<f32> = (0..shape.iter().product())
-                .map(|_| if is_bias { 0.0 } else { (draws.normal() * INIT_STD) as f32 })
+                .map(|_| {
+                    if is_bias {
+                        0.0
+                    } else {
+                        (draws.normal() * INIT_STD) as f32
+                    }
+                })
                 .collect();
             Ok((name, Tensor::from_vec(values, shape, device)?))
         });

