@@ -125,7 +125,7 @@ impl BertConfig {
                 i32::MAX
             )));
         }
-        if self.hidden_size % self.num_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
             return Err(BertError::Config(format!(
                 "hidden size {} does not split into {} heads",
                 self.hidden_size, self.num_heads

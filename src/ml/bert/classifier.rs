@@ -76,7 +76,7 @@ impl ClassifierHead {
         let tensors = self.tensors(hidden_size).into_iter().enumerate();
         let tensors = tensors.map(|(index, (name, shape))| {
             let mut draws = stream.at(index as u64);
-            let is_bias = name.ends_with(".bias");
+            let is_bias = shape.len() == 1;
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| {
                     if is_bias {

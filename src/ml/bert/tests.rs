@@ -145,7 +145,7 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
     let (classifier, _) = classifier("bert");
     let rows: Vec<Vec<u32>> = (0..40)
         .map(|row| {
-            (0..1 + row % 12)
+            (0..=row % 12)
                 .map(|token| ((row * 7 + token * 3) % 30) as u32)
                 .collect()
         })

@@ -400,7 +400,9 @@ mod tests {
         let mut map = json!({});
         for (shard, weights) in [("one.safetensors", first), ("two.safetensors", second)] {
             save_safetensors(&folder.path().join(shard), &weights).unwrap();
-            weights.keys().for_each(|name| map[name] = json!(shard));
+            for name in weights.keys() {
+                map[name] = json!(shard);
+            }
         }
         write_index(&folder, &map);
         folder
