@@ -132,27 +132,24 @@ impl Manifest {
             .collect()
     }
 
-    /// Returns how many components agree with `other`, to find the nearest earlier record.
-    pub fn agreement(&self, other: &Manifest) -> usize {
-        let theirs = other.components();
-        self.components()
-            .iter()
-            .filter(|(key, value)| theirs.get(*key) == Some(value))
-            .count()
+    /// Names an input among the components.
+    pub(super) fn input_key(port: &str, index: usize, count: usize) -> String {
+        if count == 1 {
+            format!("inputs.{port}")
+        } else {
+            format!("inputs.{port}[{index}]")
+        }
     }
 
-    fn components(&self) -> BTreeMap<String, Json> {
+    /// Returns the manifest in parts that can be compared and named.
+    pub(super) fn components(&self) -> BTreeMap<String, Json> {
         let mut components = BTreeMap::new();
         components.insert("version".to_owned(), Json::from(self.version));
         components.insert("manifest format".to_owned(), Json::from(self.format));
         flatten("params", &self.params, &mut components);
         for (port, items) in &self.inputs {
             for (index, item) in items.iter().enumerate() {
-                let key = if items.len() == 1 {
-                    format!("inputs.{port}")
-                } else {
-                    format!("inputs.{port}[{index}]")
-                };
+                let key = Self::input_key(port, index, items.len());
                 let digest = item
                     .digest
                     .map_or_else(open_digest, |digest| Json::from(digest.to_string()));

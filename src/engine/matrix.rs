@@ -70,7 +70,11 @@ pub fn expand(
                         value.type_name()
                     ),
                 ));
-            } else if values[..index].contains(value) {
+            } else if values[..index]
+                .iter()
+                .any(|other| other.to_string() == value.to_string())
+            {
+                // By text, because text names the instance: `1` and `"1"` would be one name.
                 errors.push(Diagnostic::error(
                     path.index(index),
                     format!("axis `{axis}` has the value `{value}` twice"),

@@ -9,16 +9,16 @@ use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::reference::{Reference, Selection, is_name};
 use super::spec::{Draft, InputItem, Instance, PortInput, Template};
 use super::stage::{Arity, Output, Port};
-use super::value::Value;
+use super::value::{Map, Value};
 
 /// Resolves the inputs of every draft.
 ///
-/// `complete` says that every stage of the file could be read; if not, references to unknown stages are
-/// not reported, since the stage may be there but broken.
+/// `names` are all stages of the file, those that could not be read with them: a reference to a broken stage is
+/// no further error.
 pub(super) fn wire(
     drafts: Vec<Draft>,
     templates: &IndexMap<String, Template>,
-    complete: bool,
+    names: &Map,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Instance> {
     let outputs: Vec<Vec<Output>> = drafts
@@ -39,7 +39,7 @@ pub(super) fn wire(
         templates,
         outputs: &outputs,
         lookup: &lookup,
-        complete,
+        names,
     };
     drafts
         .into_iter()
@@ -56,7 +56,7 @@ struct Wiring<'a> {
     templates: &'a IndexMap<String, Template>,
     outputs: &'a [Vec<Output>],
     lookup: &'a BTreeMap<&'a str, BTreeMap<Vec<&'a str>, usize>>,
-    complete: bool,
+    names: &'a Map,
 }
 
 /// The consumer of a reference, for messages.
@@ -211,18 +211,7 @@ impl Wiring<'_> {
         errors: &mut Vec<Diagnostic>,
     ) -> Vec<InputItem> {
         let Some(template) = self.templates.get(&reference.stage) else {
-            if self.complete {
-                errors.push(
-                    Diagnostic::error(
-                        consumer.path.clone(),
-                        format!("no stage `{}`", reference.stage),
-                    )
-                    .maybe_hint(did_you_mean(
-                        &reference.stage,
-                        self.templates.keys().map(String::as_str),
-                    )),
-                );
-            }
+            errors.extend(unknown_stage(&consumer.path, reference, self.names));
             return Vec::new();
         };
         let Some(choices) = choices(consumer, reference, template, errors) else {
@@ -346,6 +335,45 @@ impl Wiring<'_> {
         }
         Some(output.name.clone())
     }
+}
+
+/// Checks the references of a stage that is broken otherwise, as far as that is possible: whether there are such
+/// stages.
+pub(super) fn check_names(
+    inputs: &Value,
+    path: &Path,
+    names: &Map,
+    errors: &mut Vec<Diagnostic>,
+) {
+    for (port, value) in inputs.as_map().into_iter().flatten() {
+        let path = path.key(port);
+        let references: Vec<(Path, &Value)> = match value {
+            Value::List(list) => list
+                .iter()
+                .enumerate()
+                .map(|(index, item)| (path.index(index), item))
+                .collect(),
+            one => vec![(path, one)],
+        };
+        for (path, reference) in references {
+            match reference.as_str().map(Reference::parse) {
+                Some(Ok(reference)) => errors.extend(unknown_stage(&path, &reference, names)),
+                Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
+                None => {}
+            }
+        }
+    }
+}
+
+fn unknown_stage(path: &Path, reference: &Reference, names: &Map) -> Option<Diagnostic> {
+    if names.contains_key(&reference.stage) {
+        return None;
+    }
+    let error = Diagnostic::error(path.clone(), format!("no stage `{}`", reference.stage));
+    Some(error.maybe_hint(did_you_mean(
+        &reference.stage,
+        names.keys().map(String::as_str),
+    )))
 }
 
 /// Returns the values that each axis of the referenced stage takes.

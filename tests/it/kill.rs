@@ -184,7 +184,7 @@ stages:
 interrupted; the same command continues where this run stopped
 "
         );
-        assert_eq!(processes_in(&space.path("")), []);
+        assert_eq!(processes_in(&space.path("")), Vec::<i32>::new());
         assert_eq!(space.files(".flowgraph/records").len(), 1);
         assert_eq!(space.files(".flowgraph/objects").len(), 1);
         assert_eq!(scratch(&space), [""; 0]);

@@ -1,7 +1,9 @@
 //! Locks: one worker at a time for each fingerprint, on whatever machine shares the store.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+
+use fs_err::OpenOptions;
 
 use super::Store;
 use crate::engine::artifact::Digest;
@@ -35,7 +37,9 @@ impl Store {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(folder.join(fingerprint.to_string()))?;
+            .open(folder.join(fingerprint.to_string()))?
+            .into_parts()
+            .0;
         match file.try_lock() {
             Ok(()) => {
                 file.set_len(0)?;
