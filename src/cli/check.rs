@@ -62,7 +62,8 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
                                 .ends_with(&other.diagnostic.message)
                     });
                     if !known {
-                        if !profiles.is_empty() {
+                        if !profiles.is_empty() && !located.diagnostic.message.contains("profile `")
+                        {
                             located.diagnostic.message =
                                 format!("profile `{name}`: {}", located.diagnostic.message);
                         }

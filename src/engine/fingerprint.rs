@@ -113,7 +113,8 @@ impl Manifest {
             })
     }
 
-    /// Lists the components in which `newer` differs from this manifest; open digests differ from nothing.
+    /// Lists the components in which `newer` differs from this manifest. An open digest may turn out to be any, so
+    /// it differs only from what is not there at all.
     pub fn differences(&self, newer: &Manifest) -> Vec<Difference> {
         let (old, new) = (self.components(), newer.components());
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -122,12 +123,20 @@ impl Manifest {
                 let open = |side: &BTreeMap<String, Json>| {
                     side.get(*key).is_some_and(|value| *value == open_digest())
                 };
-                old.get(*key) != new.get(*key) && !open(&old) && !open(&new)
+                let (before, after) = (old.get(*key), new.get(*key));
+                let both = before.is_some() && after.is_some();
+                before != after && !(both && (open(&old) || open(&new)))
             })
-            .map(|key| Difference {
-                key: key.clone(),
-                old: old.get(key).cloned(),
-                new: new.get(key).cloned(),
+            .map(|key| {
+                let shown = |value: Option<&Json>| match value {
+                    Some(value) if *value == open_digest() => Some(Json::from("not known yet")),
+                    value => value.cloned(),
+                };
+                Difference {
+                    key: key.clone(),
+                    old: shown(old.get(key)),
+                    new: shown(new.get(key)),
+                }
             })
             .collect()
     }

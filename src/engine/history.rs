@@ -89,10 +89,7 @@ impl History {
 }
 
 fn params_key(manifest: &Manifest) -> String {
-    format!(
-        "{} {} {}",
-        manifest.kind, manifest.version, manifest.params
-    )
+    format!("{} {} {}", manifest.kind, manifest.version, manifest.params)
 }
 
 fn agreement(ours: &BTreeMap<String, Json>, theirs: &BTreeMap<String, Json>) -> usize {

@@ -186,12 +186,7 @@ impl<'a> Planner<'a> {
             let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
             (History::read(self.store), names.collect())
         });
-        let nearest = history.nearest(
-            &instance.name,
-            &self.pipeline.name,
-            &plan.manifest,
-            present,
-        );
+        let nearest = history.nearest(&instance.name, &self.pipeline.name, &plan.manifest, present);
         if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&plan.manifest)
         {
             plan.decision = Decision::RunIf;
@@ -229,7 +224,9 @@ impl<'a> Planner<'a> {
         let class = &record.provenance.numerics;
         if *class != crate::engine::worker::numerics_class(&record.provenance.device) {
             if self.options.exact_numerics {
-                return Ok(Found::Unusable(format!("its result was computed as {class}")));
+                return Ok(Found::Unusable(format!(
+                    "its result was computed as {class}"
+                )));
             }
             notes.push(format!("reuses a result computed as {class}"));
         }

@@ -390,7 +390,12 @@ impl Builder<'_> {
         let matrix = body
             .get("matrix")
             .map(|matrix| scope.resolve(matrix, &matrix_path, &mut self.errors));
-        let combinations = matrix::expand(matrix.as_ref(), &matrix_path, &mut self.errors);
+        let before_matrix = self.errors.len();
+        let mut combinations = matrix::expand(matrix.as_ref(), &matrix_path, &mut self.errors);
+        if self.errors.len() > before_matrix {
+            // Instances of a broken matrix would only report what follows from it.
+            combinations.clear();
+        }
         let mut template = Template {
             path: path.clone(),
             axes: IndexMap::new(),
@@ -457,12 +462,11 @@ impl Builder<'_> {
             body.get(key)
                 .map(|value| scope.resolve(value, &path.key(key), &mut builder.errors))
         };
-        let params = resolved(self, "params").unwrap_or(Value::Map(Map::new()));
-        let params = if params == Value::Null {
-            Value::Map(Map::new())
-        } else {
-            params
+        let params = match resolved(self, "params") {
+            None | Some(Value::Null) => Value::Map(Map::new()),
+            Some(params) => params,
         };
+        let params_are_known = self.errors.len() == known;
         let inputs = match resolved(self, "inputs") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Map(map)) => map,
@@ -485,29 +489,23 @@ impl Builder<'_> {
             None => String::new(),
             Some(value) => self.text(value, &path.key("description"), "description"),
         };
+        let raw_params = params.to_json();
+        let stage = if params_are_known {
+            self.stage(template, kind, &raw_params, &path.key("params"))
+        } else {
+            None
+        };
+        let default = stage.as_ref().map(|stage| stage.resources());
+        let resources = resolved(self, "resources");
+        let resources = self.resources(
+            resources,
+            default.unwrap_or_default(),
+            &path.key("resources"),
+        );
         if self.errors.len() > known {
             return None;
         }
-        let raw_params = params.to_json();
-        let stage = match (kind.parse)(&raw_params) {
-            Ok(stage) => stage,
-            Err(problems) => {
-                for problem in problems {
-                    let path = path.key("params").join(&problem.path);
-                    let error =
-                        Diagnostic::error(path, format!("stage `{template}`: {}", problem.message));
-                    let error = if problem.at_key {
-                        error.at_key()
-                    } else {
-                        error
-                    };
-                    self.errors.push(error.maybe_hint(problem.hint));
-                }
-                return None;
-            }
-        };
-        let resources = resolved(self, "resources");
-        let resources = self.resources(resources, stage.resources(), &path.key("resources"));
+        let stage = stage?;
         let name = if axes.is_empty() {
             template.to_owned()
         } else {
@@ -534,6 +532,30 @@ impl Builder<'_> {
                 description,
             },
         })
+    }
+
+    fn stage(
+        &mut self,
+        template: &str,
+        kind: StageKind,
+        params: &Json,
+        path: &Path,
+    ) -> Option<Box<dyn Stage>> {
+        let problems = match (kind.parse)(params) {
+            Ok(stage) => return Some(stage),
+            Err(problems) => problems,
+        };
+        for problem in problems {
+            let message = format!("stage `{template}`: {}", problem.message);
+            let error = Diagnostic::error(path.join(&problem.path), message);
+            let error = if problem.at_key {
+                error.at_key()
+            } else {
+                error
+            };
+            self.errors.push(error.maybe_hint(problem.hint));
+        }
+        None
     }
 
     fn resources(&mut self, value: Option<Value>, default: Resources, path: &Path) -> Resources {
@@ -569,7 +591,10 @@ impl Builder<'_> {
                 },
                 ("cpus" | "gpus", _) => self.errors.push(Diagnostic::error(
                     path,
-                    format!("`{key}` must be a whole number, found `{value}`"),
+                    format!(
+                        "`{key}` must be a whole number{}, found `{value}`",
+                        if key == "cpus" { " above 0" } else { "" }
+                    ),
                 )),
                 _ => self.errors.push(
                     Diagnostic::error(path, format!("unknown resource `{key}`"))

@@ -167,11 +167,15 @@ impl Wiring<'_> {
         };
         let known = errors.len();
         let mut items = Vec::new();
+        let mut complete = true;
         for (path, reference) in references {
             match reference.as_str().map(Reference::parse) {
                 Some(Ok(reference)) => {
                     let consumer = Consumer { path, ..*consumer };
-                    items.extend(self.reference(&consumer, &reference, errors));
+                    match self.reference(&consumer, &reference, errors) {
+                        Some(found) => items.extend(found),
+                        None => complete = false,
+                    }
                 }
                 Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
                 None => errors.push(
@@ -181,6 +185,9 @@ impl Wiring<'_> {
             }
         }
         let count = items.len();
+        if !complete {
+            return items;
+        }
         if errors.len() == known && port.arity != Arity::Many && count != 1 {
             errors.push(
                 Diagnostic::error(
@@ -204,19 +211,18 @@ impl Wiring<'_> {
         items
     }
 
+    /// Resolves one reference; `None` if it is wrong, or its stage is.
     fn reference(
         &self,
         consumer: &Consumer<'_>,
         reference: &Reference,
         errors: &mut Vec<Diagnostic>,
-    ) -> Vec<InputItem> {
+    ) -> Option<Vec<InputItem>> {
         let Some(template) = self.templates.get(&reference.stage) else {
             errors.extend(unknown_stage(&consumer.path, reference, self.names));
-            return Vec::new();
+            return None;
         };
-        let Some(choices) = choices(consumer, reference, template, errors) else {
-            return Vec::new();
-        };
+        let choices = choices(consumer, reference, template, errors)?;
         let instances = &self.lookup[reference.stage.as_str()];
         let mut combinations: Vec<Vec<&str>> = vec![Vec::new()];
         for values in choices.values() {
@@ -246,9 +252,7 @@ impl Wiring<'_> {
                 }
                 continue;
             };
-            let Some(output) = self.output(consumer, reference, producer, errors) else {
-                return Vec::new();
-            };
+            let output = self.output(consumer, reference, producer, errors)?;
             let mut labels: Labels = template
                 .axes
                 .keys()
@@ -266,7 +270,7 @@ impl Wiring<'_> {
                 labels,
             });
         }
-        items
+        Some(items)
     }
 
     fn output(
@@ -339,12 +343,7 @@ impl Wiring<'_> {
 
 /// Checks the references of a stage that is broken otherwise, as far as that is possible: whether there are such
 /// stages.
-pub(super) fn check_names(
-    inputs: &Value,
-    path: &Path,
-    names: &Map,
-    errors: &mut Vec<Diagnostic>,
-) {
+pub(super) fn check_names(inputs: &Value, path: &Path, names: &Map, errors: &mut Vec<Diagnostic>) {
     for (port, value) in inputs.as_map().into_iter().flatten() {
         let path = path.key(port);
         let references: Vec<(Path, &Value)> = match value {
@@ -399,6 +398,9 @@ fn choices(
                     .unwrap_or_else(|| format!("`{}` has no matrix", reference.stage)),
             ),
         );
+    }
+    if errors.len() > known {
+        return None;
     }
     let mut choices = IndexMap::new();
     for (axis, values) in &template.axes {

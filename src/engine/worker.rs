@@ -300,7 +300,9 @@ impl Worker<'_> {
             reporter: Box::new(self.events.clone()),
             try_folder: try_folder.0.clone(),
         };
-        stage.run(&mut ctx)?;
+        if let Err(error) = stage.run(&mut ctx) {
+            return Err(self.explain_full_disk(error).into());
+        }
         self.check_inputs_unchanged(&watched)?;
         self.check_local_sources(stage, manifest, "changed while the stage ran")?;
         let (outputs, stats) = self
@@ -409,6 +411,20 @@ impl Worker<'_> {
             });
         }
         Ok((inputs, watched))
+    }
+
+    /// A program that met a full disk may have said so only in its log, which could not be written either.
+    fn explain_full_disk(&self, error: StageError) -> StageError {
+        const LITTLE: u64 = 64 << 10;
+        let free = rustix::fs::statvfs(self.store.root()).map(|disk| disk.f_bavail * disk.f_frsize);
+        match error {
+            StageError::Failed { message, .. } if free.is_ok_and(|free| free < LITTLE) => {
+                let root = self.store.root().display();
+                StageError::new(format!("{message} (no space left on the disk of {root})"))
+                    .hint("free some space, or choose a store on another disk with `--store DIR`")
+            }
+            other => other,
+        }
     }
 
     /// A result made from inputs that changed meanwhile would be a wrong one.

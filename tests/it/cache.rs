@@ -24,11 +24,17 @@ fn a_second_run_uses_every_result_and_gives_the_same_digests() {
     assert_eq!(first.outcomes(), "a done, b done, c done, side done");
     assert_eq!(space.ran(), ["a", "b", "c", "side"]);
     let second = space.run(&[]);
-    assert_eq!(second.outcomes(), "a cached, b cached, c cached, side cached");
+    assert_eq!(
+        second.outcomes(),
+        "a cached, b cached, c cached, side cached"
+    );
     assert_eq!(space.ran(), [""; 0]);
     assert_eq!(second.digests(), first.digests());
     let paranoid = space.run(&["--paranoid"]);
-    assert_eq!(paranoid.outcomes(), "a cached, b cached, c cached, side cached");
+    assert_eq!(
+        paranoid.outcomes(),
+        "a cached, b cached, c cached, side cached"
+    );
 }
 
 #[test]
@@ -64,7 +70,10 @@ name: renamed
 "#,
     );
     let report = space.run(&[]);
-    assert_eq!(report.outcomes(), "beside cached, first cached, last cached, middle cached");
+    assert_eq!(
+        report.outcomes(),
+        "beside cached, first cached, last cached, middle cached"
+    );
     assert_eq!(space.ran(), [""; 0]);
 }
 
@@ -130,9 +139,9 @@ stages:
     // Two new stages with one fingerprint: one of them does the work.
     let report = space.run(&[
         "--set",
-        "stages.one.params.run=echo x >> ../../../../../ran; echo new > out",
+        "stages.one.params.run=echo x >> ../../../../../../ran; echo new > out",
         "--set",
-        "stages.two.params.run=echo x >> ../../../../../ran; echo new > out",
+        "stages.two.params.run=echo x >> ../../../../../../ran; echo new > out",
     ]);
     assert_eq!(report.outcomes(), "one done, two done");
     assert_eq!(space.ran(), ["x"]);
@@ -251,13 +260,18 @@ stages:
         run_with(&space, Some("battery-staple"), "correct-horse"),
         "bad failed, good done"
     );
-    assert_eq!(std::fs::read_to_string(space.object("good")).unwrap(), "13 14\n");
+    assert_eq!(
+        std::fs::read_to_string(space.object("good")).unwrap(),
+        "13 14\n"
+    );
     let files = space.files(".flowgraph");
     assert!(files.len() > 5, "{files:?}");
     for file in files {
         let bytes = std::fs::read(&file).unwrap();
         for secret in ["correct-horse", "battery-staple"] {
-            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            let found = bytes
+                .windows(secret.len())
+                .any(|window| window == secret.as_bytes());
             assert!(!found, "{secret} is in {}", file.display());
         }
     }
@@ -283,7 +297,10 @@ stages:
     space.write("dice", "2");
     let again = space.run(&["--rerun", "a"]);
     assert_eq!(again.digests(), first.digests());
-    let note = again.events.iter().find(|event| event["event"] == "stage_note");
+    let note = again
+        .events
+        .iter()
+        .find(|event| event["event"] == "stage_note");
     assert_eq!(
         note.unwrap()["text"],
         "gave other bytes than its earlier result, which was kept: it is not reproducible here"

@@ -4,7 +4,9 @@ use crate::space::Space;
 
 /// Runs one command that writes `out` with the given environment, and returns what it wrote.
 fn output_of(yaml: &str, environment: &[(&str, &str)]) -> String {
-    let space = Space::new(&format!("name: one\nparams: {{ word: value }}\nstages:\n  seed: {{ kind: command, params: {{ run: 'echo 1 > one; mkdir two; echo a > two/a; echo b > two/b', outputs: {{ one: one, two: two }} }} }}\n  a: {{ kind: command, {yaml} }}\n"));
+    let space = Space::new(&format!(
+        "name: one\nparams: {{ word: value }}\nstages:\n  seed: {{ kind: command, params: {{ run: 'echo 1 > one; mkdir two; echo a > two/a; echo b > two/b', outputs: {{ one: one, two: two }} }} }}\n  a: {{ kind: command, {yaml} }}\n"
+    ));
     space.write("code/lib.sh", "greeting=hello\n");
     space.write("main.sh", ". code/lib.sh\necho $greeting\n");
     let mut program = space.program(&["run", "p.yaml", "--json"]);
@@ -18,7 +20,13 @@ fn output_of(yaml: &str, environment: &[(&str, &str)]) -> String {
 fn the_environment_is_cleared_but_for_what_is_listed() {
     let found = output_of(
         "inputs: { one: seed, both: [seed, seed.two] }, params: { run: 'env | cut -d= -f1 | sort > out', outputs: { o: out }, env: [STYLE, UNSET], secret_env: [TOKEN] }",
-        &[("STYLE", "x"), ("TOKEN", "y"), ("OTHER", "z"), ("LANG", "C"), ("LD_LIBRARY_PATH", "/nowhere")],
+        &[
+            ("STYLE", "x"),
+            ("TOKEN", "y"),
+            ("OTHER", "z"),
+            ("LANG", "C"),
+            ("LD_LIBRARY_PATH", "/nowhere"),
+        ],
     );
     // The shell itself sets PWD.
     assert_eq!(found, "HOME\nLANG\nPATH\nPWD\nSTYLE\nTOKEN\nboth\none\n");
@@ -79,11 +87,21 @@ stages:
     );
     let check = space.flowgraph(&["check", "p.yaml"]);
     assert_eq!(check.code, 3);
-    assert!(check.stderr.contains("`d2/../h` leaves the working directory"), "{}", check.stderr);
+    assert!(
+        check
+            .stderr
+            .contains("`d2/../h` leaves the working directory"),
+        "{}",
+        check.stderr
+    );
     let report = space.run(&["--set", "stages.a.params.outputs.single=h"]);
     assert_eq!(report.code, 0, "{}", report.stderr);
     let record = space.record("a");
-    let files: Vec<&str> = record.outputs["folder"].files.iter().map(|file| file.path.as_str()).collect();
+    let files: Vec<&str> = record.outputs["folder"]
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .collect();
     assert_eq!(files, ["e/f", "g"]);
     assert_eq!(record.outputs["single"].files[0].path, "h");
     assert_eq!(record.outputs["single"].files[0].size, 2);

@@ -17,7 +17,11 @@ fn start(space: &Space, args: &[&str]) -> Child {
 fn runs_of_one_pipeline_do_each_stage_once() {
     let mut text = "name: shared\nstages:\n".to_owned();
     for at in 0..6 {
-        let inputs = if at >= 2 { format!("x: s{}", at - 2) } else { String::new() };
+        let inputs = if at >= 2 {
+            format!("x: s{}", at - 2)
+        } else {
+            String::new()
+        };
         text.push_str(&format!(
             "  s{at}: {{ kind: command, inputs: {{ {inputs} }}, params: {{ run: 'echo s{at} >> {{here}}/ran; sleep 0.1; echo {at} > out', outputs: {{ out: out }} }} }}\n"
         ));
@@ -117,7 +121,10 @@ stages:
 "#,
     );
     assert_eq!(space.run(&["--jobs", "1"]).code, 0);
-    assert_eq!(std::fs::read_to_string(space.object("a")).unwrap(), "alone\n");
+    assert_eq!(
+        std::fs::read_to_string(space.object("a")).unwrap(),
+        "alone\n"
+    );
     if std::thread::available_parallelism().unwrap().get() < 2 {
         eprintln!("skipped: one core runs one stage at a time");
         return;

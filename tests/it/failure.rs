@@ -19,15 +19,24 @@ fn what_does_not_need_the_failed_stage_is_done_and_the_next_run_continues() {
     let space = Space::new(PIPELINE);
     let report = space.run(&[]);
     assert_eq!(report.code, 1);
-    assert_eq!(report.outcomes(), "after skipped, bad failed, last skipped, other done");
+    assert_eq!(
+        report.outcomes(),
+        "after skipped, bad failed, last skipped, other done"
+    );
     assert_eq!(space.ran(), ["bad", "other"]);
     let report = space.run(&[]);
-    assert_eq!(report.outcomes(), "after skipped, bad failed, last skipped, other cached");
+    assert_eq!(
+        report.outcomes(),
+        "after skipped, bad failed, last skipped, other cached"
+    );
     assert_eq!(space.ran(), ["bad"]);
     space.write("fixed", "");
     let report = space.run(&[]);
     assert_eq!(report.code, 0);
-    assert_eq!(report.outcomes(), "after done, bad done, last done, other cached");
+    assert_eq!(
+        report.outcomes(),
+        "after done, bad done, last done, other cached"
+    );
     assert_eq!(space.ran(), ["after", "bad", "last"]);
 }
 
@@ -60,16 +69,28 @@ hint: its output is in the stage's log; `sh -e` stops at the first failing line
         .filter(|file| file.ends_with("logs/bad.log"))
         .collect();
     assert_eq!(logs.len(), 1);
-    assert_eq!(std::fs::read_to_string(&logs[0]).unwrap(), "about to fail\n");
+    assert_eq!(
+        std::fs::read_to_string(&logs[0]).unwrap(),
+        "about to fail\n"
+    );
 }
 
 #[test]
 fn a_failed_stage_leaves_no_result_and_no_scratch() {
     let space = Space::new(PIPELINE);
     space.run(&["--only", "bad"]);
-    assert_eq!(space.files(".flowgraph/records"), [""; 0].map(std::path::PathBuf::from));
-    assert_eq!(space.files(".flowgraph/objects"), [""; 0].map(std::path::PathBuf::from));
-    assert_eq!(space.files(".flowgraph/scratch"), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(
+        space.files(".flowgraph/records"),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+    assert_eq!(
+        space.files(".flowgraph/objects"),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+    assert_eq!(
+        space.files(".flowgraph/scratch"),
+        [""; 0].map(std::path::PathBuf::from)
+    );
 }
 
 #[test]
@@ -85,13 +106,25 @@ stages:
 "#,
     );
     let report = space.run(&[]);
-    assert_eq!((report.code, report.outcomes().as_str()), (0, "flaky done"), "{}", report.stderr);
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (0, "flaky done"),
+        "{}",
+        report.stderr
+    );
     assert_eq!(space.ran(), ["try", "try"]);
-    let retried = report.events.iter().find(|event| event["event"] == "stage_retried").unwrap();
+    let retried = report
+        .events
+        .iter()
+        .find(|event| event["event"] == "stage_retried")
+        .unwrap();
     assert_eq!(retried["next_try"], 2);
     assert_eq!(retried["message"], "the command failed: exit status: 1");
     // The log holds both tries.
-    let log = space.files(".flowgraph/runs").into_iter().find(|file| file.ends_with("logs/flaky.log"));
+    let log = space
+        .files(".flowgraph/runs")
+        .into_iter()
+        .find(|file| file.ends_with("logs/flaky.log"));
     assert_eq!(std::fs::read_to_string(log.unwrap()).unwrap(), "try\ntry\n");
 }
 
@@ -106,12 +139,24 @@ stages:
     );
     let start = Instant::now();
     let report = space.run(&[]);
-    assert_eq!((report.code, report.outcomes().as_str()), (1, "slow failed"));
-    assert!(start.elapsed().as_secs() < 50, "the timeout was not enforced");
-    let failed = report.events.iter().find(|event| event["event"] == "stage_failed").unwrap();
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (1, "slow failed")
+    );
+    assert!(
+        start.elapsed().as_secs() < 50,
+        "the timeout was not enforced"
+    );
+    let failed = report
+        .events
+        .iter()
+        .find(|event| event["event"] == "stage_failed")
+        .unwrap();
     assert_eq!(failed["message"], "ended after its timeout of 0.3 s");
     crate::space::wait_until("nothing of the stage is left", || {
-        crate::space::processes_in(&space.path("")).is_empty().then_some(())
+        crate::space::processes_in(&space.path(""))
+            .is_empty()
+            .then_some(())
     });
 }
 
@@ -128,7 +173,10 @@ stages:
     );
     let start = Instant::now();
     let report = space.run(&["--fail-fast"]);
-    assert_eq!((report.code, report.outcomes().as_str()), (1, "bad failed, slow interrupted"));
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (1, "bad failed, slow interrupted")
+    );
     assert!(start.elapsed().as_secs() < 50, "`slow` was waited for");
     assert_eq!(space.ran(), [""; 0]);
 }
@@ -143,19 +191,38 @@ stages:
 "#
     ));
     let report = space.run(&[]);
-    assert_eq!((report.code, report.outcomes().as_str()), (1, "a failed, seed done"));
-    let failed = report.events.iter().find(|event| event["event"] == "stage_failed").unwrap();
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (1, "a failed, seed done")
+    );
+    let failed = report
+        .events
+        .iter()
+        .find(|event| event["event"] == "stage_failed")
+        .unwrap();
     // Whatever it did, the next run finds or makes right results.
-    assert_eq!(space.flowgraph(&["run", "p.yaml", "--only", "seed"]).code, 0);
-    assert_eq!(std::fs::read_to_string(space.object("seed")).unwrap(), "1\n");
+    assert_eq!(
+        space.flowgraph(&["run", "p.yaml", "--only", "seed"]).code,
+        0
+    );
+    assert_eq!(
+        std::fs::read_to_string(space.object("seed")).unwrap(),
+        "1\n"
+    );
     assert_eq!(space.flowgraph(&["verify"]).code, 0);
     failed["message"].as_str().unwrap().to_owned()
 }
 
 #[test]
 fn a_missing_output_is_an_error() {
-    assert_eq!(failure("echo 1 > out"), "the command did not write `other/out`");
-    assert_eq!(failure("mkdir other; touch out; mkdir other/out"), "the stage did not write its output `second`");
+    assert_eq!(
+        failure("echo 1 > out"),
+        "the command did not write `other/out`"
+    );
+    assert_eq!(
+        failure("mkdir other; touch out; mkdir other/out"),
+        "the stage did not write its output `second`"
+    );
 }
 
 #[test]
@@ -167,7 +234,11 @@ fn a_changed_input_is_an_error_and_its_stage_runs_again() {
         "rm $(readlink $x); echo 2 > $(readlink $x)",
     ] {
         let message = failure(&format!("{works}; {change}"));
-        assert!(message.starts_with("the command changed one of its inputs") || message.starts_with("input `x` changed while the stage ran"), "{change}: {message}");
+        assert!(
+            message.starts_with("the command changed one of its inputs")
+                || message.starts_with("input `x` changed while the stage ran"),
+            "{change}: {message}"
+        );
     }
 }
 
@@ -183,7 +254,10 @@ stages:
 "#,
     );
     let report = space.run(&[]);
-    assert_eq!((report.code, report.outcomes().as_str()), (1, "asked failed, other done, victim failed"));
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (1, "asked failed, other done, victim failed")
+    );
     let mut messages: Vec<&str> = report
         .events
         .iter()
@@ -193,9 +267,14 @@ stages:
     messages.sort_unstable();
     assert_eq!(
         messages,
-        ["its worker ended early: signal: 9 (SIGKILL)", "its worker was asked to stop by somebody else"]
+        [
+            "its worker ended early: signal: 9 (SIGKILL)",
+            "its worker was asked to stop by somebody else"
+        ]
     );
     crate::space::wait_until("nothing of the stages is left", || {
-        crate::space::processes_in(&space.path("")).is_empty().then_some(())
+        crate::space::processes_in(&space.path(""))
+            .is_empty()
+            .then_some(())
     });
 }

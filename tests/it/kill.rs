@@ -92,8 +92,16 @@ fn killed_at_any_moment_the_next_run_gives_the_same_bytes() {
         executor.wait().unwrap();
         // At once: what is left of the killed run must not disturb this one.
         let report = space.run(&[]);
-        assert_eq!(report.code, 0, "round {round}, {moment:?}: {}", report.stderr);
-        assert_eq!(report.digests(), undisturbed.digests(), "round {round}, {moment:?}");
+        assert_eq!(
+            report.code, 0,
+            "round {round}, {moment:?}: {}",
+            report.stderr
+        );
+        assert_eq!(
+            report.digests(),
+            undisturbed.digests(),
+            "round {round}, {moment:?}"
+        );
         let verified = space.flowgraph(&["verify"]);
         assert_eq!(verified.code, 0, "round {round}: {}", verified.stderr);
         assert_eq!(scratch(&space), [""; 0], "round {round}: scratch was left");
@@ -104,7 +112,10 @@ fn killed_at_any_moment_the_next_run_gives_the_same_bytes() {
 
 fn scratch(space: &Space) -> Vec<String> {
     let files = space.files(".flowgraph/scratch");
-    files.iter().map(|file| file.display().to_string()).collect()
+    files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect()
 }
 
 const LONG: &str = r#"
@@ -122,7 +133,9 @@ fn a_killed_executor_takes_its_workers_and_their_commands_with_it() {
     assert!(processes_in(&space.path("")).len() >= 5);
     executor.kill().unwrap();
     executor.wait().unwrap();
-    wait_until("all processes are gone", || processes_in(&space.path("")).is_empty().then_some(()));
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -133,7 +146,9 @@ fn a_killed_worker_takes_its_command_with_it() {
     let worker = workers(&space, executor.id() as i32)[0];
     kill_process(pid(worker), Signal::KILL).unwrap();
     assert_eq!(executor.wait().unwrap().code(), Some(1));
-    wait_until("all processes are gone", || processes_in(&space.path("")).is_empty().then_some(()));
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -146,7 +161,9 @@ stages:
 "#,
     );
     assert_eq!(space.run(&[]).outcomes(), "a done");
-    wait_until("all processes are gone", || processes_in(&space.path("")).is_empty().then_some(()));
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -191,7 +208,10 @@ interrupted; the same command continues where this run stopped
         space.write("go", "");
         let report = space.run(&[]);
         assert_eq!(report.outcomes(), "after done, quick cached, slow done");
-        assert_eq!(std::fs::read_to_string(space.object("after")).unwrap(), "whole\n");
+        assert_eq!(
+            std::fs::read_to_string(space.object("after")).unwrap(),
+            "whole\n"
+        );
         assert_eq!(space.ran(), ["after", "quick", "slow", "slow"]);
     }
 }
@@ -212,5 +232,7 @@ stages:
     std::thread::sleep(Duration::from_millis(100));
     kill_process(id, Signal::INT).unwrap();
     assert_eq!(executor.wait().unwrap().code(), Some(130));
-    wait_until("all processes are gone", || processes_in(&space.path("")).is_empty().then_some(()));
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
 }

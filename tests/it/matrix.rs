@@ -36,7 +36,13 @@ fn text(space: &Space, stage: &str) -> String {
 fn axes_multiply_stages_and_references_follow_them() {
     let space = Space::new(MATRIX);
     let report = space.run(&[]);
-    assert_eq!(report.code, 0, "{:?} {}", report.events.last(), report.stderr);
+    assert_eq!(
+        report.code,
+        0,
+        "{:?} {}",
+        report.events.last(),
+        report.stderr
+    );
     let names: Vec<&String> = report.stages.keys().collect();
     assert_eq!(
         names,
@@ -59,7 +65,10 @@ fn axes_multiply_stages_and_references_follow_them() {
         "base\nsample base 1\nbase\ntrain 1 w\nsample train.early 1\nbase\ntrain 2 w\nsample train.early 2\n\
          train 1 w\nsample train.late 1\ntrain 2 w\nsample train.late 2\n"
     );
-    assert_eq!(text(&space, "pick"), "train 2 w\nsample train.late 2\ntrain 1 w\n");
+    assert_eq!(
+        text(&space, "pick"),
+        "train 2 w\nsample train.late 2\ntrain 1 w\n"
+    );
 }
 
 #[test]
@@ -67,7 +76,11 @@ fn a_wider_axis_runs_only_what_is_new() {
     let space = Space::new(MATRIX);
     space.run(&[]);
     let plan = lines(&space.plan(&["--profile", "more"]));
-    let running: Vec<&str> = plan.iter().filter(|line| !line.ends_with(": cached")).map(|line| line.split(" (").next().unwrap()).collect();
+    let running: Vec<&str> = plan
+        .iter()
+        .filter(|line| !line.ends_with(": cached"))
+        .map(|line| line.split(" (").next().unwrap())
+        .collect();
     assert_eq!(
         running,
         [
@@ -93,7 +106,14 @@ fn profiles_remove_and_replace_stages() {
         "base: run (base: params.run echo base > out -> echo other > out)"
     );
     // Later profiles win, and `--set` wins over them.
-    let plan = space.plan(&["-p", "other", "-p", "bare", "--set", "stages.base.params.run=echo base > out"]);
+    let plan = space.plan(&[
+        "-p",
+        "other",
+        "-p",
+        "bare",
+        "--set",
+        "stages.base.params.run=echo base > out",
+    ]);
     assert_eq!(plan[0].text(), "base: cached");
 }
 
@@ -110,7 +130,10 @@ fn settings_reach_params_and_templates_of_matrices() {
         ("base.run=echo new > out", 1),
     ] {
         let plan = space.plan(&["--set", setting]);
-        let runs = plan.iter().filter(|stage| stage.decision == "run" && stage.name != "report").count();
+        let runs = plan
+            .iter()
+            .filter(|stage| stage.decision == "run" && stage.name != "report")
+            .count();
         assert_eq!(runs, changed, "{setting}: {:?}", lines(&plan));
     }
 }
@@ -118,18 +141,25 @@ fn settings_reach_params_and_templates_of_matrices() {
 #[test]
 fn only_takes_what_matches_and_what_that_needs() {
     let space = Space::new(MATRIX);
-    let names = |report: crate::space::Report| report.stages.into_keys().collect::<Vec<_>>().join(" ");
+    let names =
+        |report: crate::space::Report| report.stages.into_keys().collect::<Vec<_>>().join(" ");
     assert_eq!(
         names(space.run(&["--only", "sample[policy=train.late,seed=2]"])),
         "base sample[policy=train.late,seed=2] train[seed=2]"
     );
-    assert_eq!(names(space.run(&["--only", "train"])), "base train[seed=1] train[seed=2]");
+    assert_eq!(
+        names(space.run(&["--only", "train"])),
+        "base train[seed=1] train[seed=2]"
+    );
     assert_eq!(
         names(space.run(&["--only", "*seed=1]", "--only", "base"])),
         "base sample[policy=base,seed=1] sample[policy=train.early,seed=1] sample[policy=train.late,seed=1] train[seed=1]"
     );
     let none = space.flowgraph(&["run", "p.yaml", "--only", "trian"]);
-    assert_eq!((none.code, none.stderr.as_str()), (2, "error: `--only trian` matches no stage\n"));
+    assert_eq!(
+        (none.code, none.stderr.as_str()),
+        (2, "error: `--only trian` matches no stage\n")
+    );
     assert!(space.run(&[]).stages.contains_key("report"));
 }
 
@@ -139,16 +169,27 @@ fn rerun_of_a_template_means_all_its_instances() {
     space.run(&[]);
     let done = |args: &[&str]| {
         let report = space.run(args);
-        let done: Vec<String> = report.stages.into_iter().filter(|(_, (outcome, _))| outcome == "done").map(|(name, _)| name).collect();
+        let done: Vec<String> = report
+            .stages
+            .into_iter()
+            .filter(|(_, (outcome, _))| outcome == "done")
+            .map(|(name, _)| name)
+            .collect();
         done.join(" ")
     };
     assert_eq!(done(&["--rerun", "train"]), "train[seed=1] train[seed=2]");
     assert_eq!(done(&["--rerun", "train[seed=2]"]), "train[seed=2]");
-    assert_eq!(done(&["--from", "sample[policy=base,seed=1]"]), "report sample[policy=base,seed=1]");
+    assert_eq!(
+        done(&["--from", "sample[policy=base,seed=1]"]),
+        "report sample[policy=base,seed=1]"
+    );
     let unknown = space.flowgraph(&["run", "p.yaml", "--rerun", "tran"]);
     assert_eq!(
         (unknown.code, unknown.stderr.as_str()),
-        (2, "error: the pipeline has no stage `tran`; did you mean `train[seed=1]`?\n")
+        (
+            2,
+            "error: the pipeline has no stage `tran`; did you mean `train[seed=1]`?\n"
+        )
     );
 }
 
@@ -187,8 +228,14 @@ stages:
     ));
     let report = space.run(&[]);
     assert_eq!(report.code, 0, "{:?}", report.events);
-    let names: Vec<String> = std::fs::read_dir(space.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names: Vec<String> = std::fs::read_dir(space.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(names.len(), 2, "{names:?}");
-    let logs = space.files(".flowgraph/runs").into_iter().filter(|file| file.extension().is_some_and(|e| e == "log"));
+    let logs = space
+        .files(".flowgraph/runs")
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "log"));
     assert_eq!(logs.count(), 4);
 }

@@ -26,7 +26,10 @@ fn decisions_come_with_their_causes() {
     );
     assert!(!space.path(".flowgraph").exists(), "`plan` made a store");
     space.run(&[]);
-    assert_eq!(lines(&space.plan(&[])), ["a: cached", "b: cached", "c: cached"]);
+    assert_eq!(
+        lines(&space.plan(&[])),
+        ["a: cached", "b: cached", "c: cached"]
+    );
     // What is known of `b` and `c` matches their records: they run only if `a` gives other bytes.
     assert_eq!(
         lines(&space.plan(&["--set", "a=three"])),
@@ -55,7 +58,11 @@ fn what_a_person_reads_names_the_change() {
     let plan = space.flowgraph(&["plan", "p.yaml", "--set", "b=four"]);
     assert_eq!(plan.code, 0);
     assert_eq!(plan.stderr, "");
-    let text: Vec<&str> = plan.stdout.lines().map(|line| line.split(" (about").next().unwrap()).collect();
+    let text: Vec<&str> = plan
+        .stdout
+        .lines()
+        .map(|line| line.split(" (about").next().unwrap())
+        .collect();
     assert_eq!(
         text,
         [
@@ -87,13 +94,24 @@ fn exit_code_is_10_when_something_would_run() {
 fn json_has_the_documented_shape() {
     let space = Space::new(CHAIN);
     space.run(&[]);
-    let output = space.program(&["plan", "p.yaml", "--json", "--set", "b=four"]).output().unwrap();
+    let output = space
+        .program(&["plan", "p.yaml", "--json", "--set", "b=four"])
+        .output()
+        .unwrap();
     let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let b = &plan["stages"][1];
     let keys: Vec<&String> = b.as_object().unwrap().keys().collect();
     assert_eq!(
         keys,
-        ["causes", "decision", "estimate", "fingerprint", "kind", "name", "notes"]
+        [
+            "causes",
+            "decision",
+            "estimate",
+            "fingerprint",
+            "kind",
+            "name",
+            "notes"
+        ]
     );
     assert_eq!(b["name"], "b");
     assert_eq!(b["kind"], "command");
@@ -106,7 +124,10 @@ fn json_has_the_documented_shape() {
         }])
     );
     let estimate = b["estimate"].as_object().unwrap();
-    assert_eq!(estimate.keys().collect::<Vec<_>>(), ["flops", "memory_bytes", "seconds"]);
+    assert_eq!(
+        estimate.keys().collect::<Vec<_>>(),
+        ["flops", "memory_bytes", "seconds"]
+    );
     assert!(estimate["seconds"].as_f64().unwrap() > 0.0);
     assert!(estimate["memory_bytes"].as_u64().unwrap() > 0);
     // The fingerprint of a stage whose inputs are open is open.
@@ -126,17 +147,24 @@ stages:
     space.write("f", "1");
     assert_eq!(space.run(&[]).code, 0);
     space.write("f", "2");
-    let output = space.program(&["plan", "p.yaml"]).env("STYLE", "x").output().unwrap();
+    let output = space
+        .program(&["plan", "p.yaml"])
+        .env("STYLE", "x")
+        .output()
+        .unwrap();
     let text = space.outcome(output).stdout;
     let first = text.lines().next().unwrap();
     let changes = first.split(" (about").next().unwrap();
     let digests = changes.matches("DIGEST").count();
     assert_eq!(digests, 3, "{changes}");
-    assert!(changes.starts_with("         RUN a  env.STYLE unset -> "), "{changes}");
+    assert!(
+        changes.starts_with("         RUN a  env.STYLE unset -> "),
+        "{changes}"
+    );
     assert!(changes.contains("; sources.f blake3:"), "{changes}");
     assert_eq!(
         lines(&space.plan(&["--set", "stages.b.inputs={y: a, x: a}"]))[1],
-        "b: run (b: inputs.y null -> #; a: sources.f # -> #)"
+        "b: run (b: inputs.y null -> not known yet; a: sources.f # -> #)"
     );
 }
 
@@ -160,7 +188,10 @@ stages:
          hint: looked for ./f and f\n      looked for ./g and g\n"
     );
     let run = space.run(&[]);
-    assert_eq!((run.code, run.outcomes().as_str()), (1, "a failed, b failed, c skipped"));
+    assert_eq!(
+        (run.code, run.outcomes().as_str()),
+        (1, "a failed, b failed, c skipped")
+    );
 }
 
 /// A random pipeline: for each stage its word and which earlier stages it reads.
@@ -173,13 +204,19 @@ impl Dag {
     fn text(&self) -> String {
         let mut text = "name: random\nstages:\n".to_owned();
         for (at, (word, needs, constant)) in self.stages.iter().enumerate() {
-            let inputs: Vec<String> = needs.iter().map(|need| format!("x{need}: s{need}")).collect();
+            let inputs: Vec<String> = needs
+                .iter()
+                .map(|need| format!("x{need}: s{need}"))
+                .collect();
             let reads: Vec<String> = needs.iter().map(|need| format!("$x{need}")).collect();
             // A constant stage runs again when its word changes, and gives the same bytes.
             let body = if *constant {
                 format!("true {word} > out")
             } else {
-                format!("cat {} /dev/null > out; echo s{at} {word} >> out", reads.join(" "))
+                format!(
+                    "cat {} /dev/null > out; echo s{at} {word} >> out",
+                    reads.join(" ")
+                )
             };
             text.push_str(&format!(
                 "  s{at}: {{ kind: command, inputs: {{ {} }}, params: {{ run: '{body}; echo s{at} >> {{here}}/ran', outputs: {{ out: out }} }} }}\n",
@@ -191,15 +228,21 @@ impl Dag {
 }
 
 fn dags() -> impl Strategy<Value = Dag> {
-    prop::collection::vec((0_u8..3, any::<u32>(), prop::bool::weighted(0.3)), 1..7).prop_map(|stages| Dag {
-        stages: stages
-            .into_iter()
-            .enumerate()
-            .map(|(at, (word, bits, constant))| {
-                (word, (0..at).filter(|need| bits >> (2 * need) & 3 == 0).collect(), constant)
-            })
-            .collect(),
-    })
+    prop::collection::vec((0_u8..3, any::<u32>(), prop::bool::weighted(0.3)), 1..7).prop_map(
+        |stages| Dag {
+            stages: stages
+                .into_iter()
+                .enumerate()
+                .map(|(at, (word, bits, constant))| {
+                    (
+                        word,
+                        (0..at).filter(|need| bits >> (2 * need) & 3 == 0).collect(),
+                        constant,
+                    )
+                })
+                .collect(),
+        },
+    )
 }
 
 proptest! {

@@ -210,13 +210,17 @@ fn scrub_line(line: &str) -> String {
             continue;
         }
         let (word, after) = rest.split_at(end);
-        let hexadecimal = word.len() >= 12 && word.chars().all(|c| c.is_ascii_hexdigit());
+        let stem = word.split('.').next().unwrap();
+        let hexadecimal = stem.len() >= 12 && stem.chars().all(|c| c.is_ascii_hexdigit());
         clean.push_str(if is_seconds(word) {
             "TIME"
         } else if is_run_id(word) {
             "RUN"
         } else if hexadecimal {
-            "DIGEST"
+            rest = &rest[stem.len()..];
+            clean.push_str("DIGEST");
+            last_word = stem;
+            continue;
         } else if last_word == "process" && word.chars().all(|c| c.is_ascii_digit()) {
             "PID"
         } else {
@@ -286,18 +290,28 @@ pub(crate) struct Planned {
 impl Planned {
     fn of(stage: &Json) -> Self {
         let side = |value: &Json| match value {
-            Json::String(text) if text.len() >= 64 && text.bytes().rev().take(64).all(|b| b.is_ascii_hexdigit()) => {
+            Json::String(text)
+                if text.len() >= 64
+                    && text.bytes().rev().take(64).all(|b| b.is_ascii_hexdigit()) =>
+            {
                 "#".to_owned()
             }
             Json::String(text) => text.clone(),
             other => other.to_string(),
         };
         let causes = stage["causes"].as_array().unwrap().iter().map(|cause| {
-            let (owner, key) = (cause["stage"].as_str().unwrap(), cause["key"].as_str().unwrap());
+            let (owner, key) = (
+                cause["stage"].as_str().unwrap(),
+                cause["key"].as_str().unwrap(),
+            );
             if cause["old"].is_null() && cause["new"].is_null() {
                 format!("{owner}: {key}")
             } else {
-                format!("{owner}: {key} {} -> {}", side(&cause["old"]), side(&cause["new"]))
+                format!(
+                    "{owner}: {key} {} -> {}",
+                    side(&cause["old"]),
+                    side(&cause["new"])
+                )
             }
         });
         Self {
@@ -312,7 +326,12 @@ impl Planned {
         if self.causes.is_empty() {
             format!("{}: {}", self.name, self.decision)
         } else {
-            format!("{}: {} ({})", self.name, self.decision, self.causes.join("; "))
+            format!(
+                "{}: {} ({})",
+                self.name,
+                self.decision,
+                self.causes.join("; ")
+            )
         }
     }
 }
@@ -329,7 +348,10 @@ pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "waited in vain until {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -346,7 +368,11 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 pub(crate) fn processes_in(folder: &Path) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         let here = fs::read_link(entry.path().join("cwd"));

@@ -136,6 +136,7 @@ impl<'a> Execution<'a> {
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
         let (run, folder) = new_run_folder(store)?;
+        store.sweep_finished_scratch();
         fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
         let event_log = fs_err::File::create(folder.join("events.jsonl"))?;
         let (sender, receiver) = channel();

@@ -41,7 +41,10 @@ pub(super) fn start(
     if let Some(folder) = log.parent() {
         fs_err::create_dir_all(folder)?;
     }
-    let log = fs_err::OpenOptions::new().create(true).append(true).open(&log)?;
+    let log = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)?;
     let mut command = Command::new(program);
     command
         .arg("worker")

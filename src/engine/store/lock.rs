@@ -55,4 +55,26 @@ impl Store {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+
+    /// Removes the scratch of stages that were killed between their record and the end.
+    ///
+    /// Nothing depends on it, so whatever goes wrong is left for another time.
+    pub fn sweep_finished_scratch(&self) {
+        let Ok(entries) = std::fs::read_dir(self.root().join("scratch")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(fingerprint) = name.to_str().and_then(|name| name.parse::<Digest>().ok())
+            else {
+                continue;
+            };
+            if self.record_path(&fingerprint).exists()
+                && let Ok(LockState::Held(_lock)) =
+                    self.try_lock(&fingerprint, "a sweep of scratch")
+            {
+                let _ = fs_err::remove_dir_all(entry.path());
+            }
+        }
+    }
 }

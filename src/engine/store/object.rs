@@ -51,7 +51,11 @@ impl ObjectStat {
             && self.mtime_ns == current.mtime_ns
             && self.ctime_ns == current.ctime_ns
             && self.inode == current.inode
-            && self.mtime_ns.max(self.ctime_ns).saturating_add(self.tick_ns()) < self.checked_ns
+            && self
+                .mtime_ns
+                .max(self.ctime_ns)
+                .saturating_add(self.tick_ns())
+                < self.checked_ns
     }
 
     fn tick_ns(&self) -> i64 {
@@ -101,7 +105,13 @@ pub enum Damage {
 impl Damage {
     /// Whether the object may be whole, and only this user may not read it.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Unreadable { kind: ErrorKind::PermissionDenied, .. })
+        matches!(
+            self,
+            Self::Unreadable {
+                kind: ErrorKind::PermissionDenied,
+                ..
+            }
+        )
     }
 
     fn unreadable(path: PathBuf, error: &std::io::Error) -> Self {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{ObjectStat, digest_file};
 use super::commit::publish_unsynced;
+use super::object::{ObjectStat, digest_file};
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
 

@@ -18,7 +18,10 @@ thread_local! {
 /// The system's allocator, remembering the largest request of each thread.
 struct Watched;
 
-#[expect(unsafe_code, reason = "an allocator that watches forged lengths in tests")]
+#[expect(
+    unsafe_code,
+    reason = "an allocator that watches forged lengths in tests"
+)]
 // SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -69,7 +69,10 @@ impl SafetensorsFiles {
         let shards: BTreeSet<_> = index.weight_map.values().collect();
         for shard in shards {
             let mut parts = shard.components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
                 return Err(FormatError::malformed(
                     &index_path,
                     format!("shard `{}` is not a plain file name", shard.display()),
@@ -253,10 +256,7 @@ mod tests {
         let bytes = |path: &Path| fs_err::read(path).unwrap();
         assert_eq!(bytes(&first), bytes(&second));
         // Golden: a changed layout changes every digest in every store.
-        assert_eq!(
-            blake3::hash(&bytes(&first)).to_hex()[..16],
-            *"?"
-        );
+        assert_eq!(blake3::hash(&bytes(&first)).to_hex()[..16], *"?");
     }
 
     #[test]
@@ -266,7 +266,10 @@ mod tests {
         let matrix = Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu).unwrap();
         save_safetensors(&path, &[("t".to_owned(), matrix.t().unwrap())].into()).unwrap();
         let read = load_safetensors(&path).unwrap().remove("t").unwrap();
-        assert_eq!(read.to_vec2::<f32>().unwrap(), [[1., 4.], [2., 5.], [3., 6.]]);
+        assert_eq!(
+            read.to_vec2::<f32>().unwrap(),
+            [[1., 4.], [2., 5.], [3., 6.]]
+        );
     }
 
     #[test]
@@ -279,11 +282,16 @@ mod tests {
             candle_core::safetensors::save(&[("x", tensor)].into(), &path).unwrap();
             load_safetensors(&path).map(|weights| fixture::values(&weights["x"]))
         };
-        assert_eq!(with(DType::F16).unwrap(), [1.0, -0.333_251_95, f32::INFINITY]);
+        assert_eq!(
+            with(DType::F16).unwrap(),
+            [1.0, -0.333_251_95, f32::INFINITY]
+        );
         assert_eq!(with(DType::BF16).unwrap(), [1.0, -0.333_984_38, 70144.0]);
         let error = with(DType::F64).unwrap_err().to_string();
         assert!(
-            error.ends_with("data type F64 of tensor `x` is not supported; store it as F32, F16 or BF16"),
+            error.ends_with(
+                "data type F64 of tensor `x` is not supported; store it as F32, F16 or BF16"
+            ),
             "{error}"
         );
     }

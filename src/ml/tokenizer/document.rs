@@ -53,8 +53,7 @@ impl Document {
 /// A post-processor that puts `token` before every text.
 fn begin_with(token: &str, id: u32) -> Value {
     let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let sequence =
-        |name: &str, kind: usize| json!({ "Sequence": { "id": name, "type_id": kind } });
+    let sequence = |name: &str, kind: usize| json!({ "Sequence": { "id": name, "type_id": kind } });
     json!({
         "type": "TemplateProcessing",
         "single": [special, sequence("A", 0)],

@@ -183,7 +183,10 @@ fn split(pre_tokenizer: &ByteLevel, text: &str) -> Result<Vec<String>, Tokenizer
             reason: error.to_string(),
         })?;
     let splits = string.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-    Ok(splits.into_iter().map(|(word, ..)| word.to_owned()).collect())
+    Ok(splits
+        .into_iter()
+        .map(|(word, ..)| word.to_owned())
+        .collect())
 }
 
 type Pair = (u32, u32);
@@ -290,7 +293,10 @@ fn merge(symbols: &[u32], pair: Pair, id: u32) -> Vec<u32> {
     let mut merged = Vec::with_capacity(symbols.len());
     let mut at = 0;
     while at < symbols.len() {
-        if symbols.get(at + 1).is_some_and(|next| (symbols[at], *next) == pair) {
+        if symbols
+            .get(at + 1)
+            .is_some_and(|next| (symbols[at], *next) == pair)
+        {
             merged.push(id);
             at += 2;
         } else {

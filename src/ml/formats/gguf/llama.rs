@@ -65,7 +65,9 @@ fn read_config(path: &Path, file: &GgufFile) -> Result<LlamaConfig, FormatError>
     }
     let scaling = file.text("llama.rope.scaling.type")?;
     if scaling.is_some_and(|kind| kind != "none")
-        || file.get("llama.rope.scale_linear").is_some_and(|value| *value != Value::Float(1.0))
+        || file
+            .get("llama.rope.scale_linear")
+            .is_some_and(|value| *value != Value::Float(1.0))
     {
         return Err(FormatError::unsupported(
             path,
@@ -257,7 +259,10 @@ mod tests {
         let mut bytes = fixture::tiny_gguf();
         // The second tensor is moved to where the first one is.
         let name = b"blk.0.ffn_down.weight";
-        let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+        let at = bytes
+            .windows(name.len())
+            .position(|part| part == name)
+            .unwrap();
         let offset = at + name.len() + 4 + 2 * 8 + 4;
         bytes[offset..offset + 8].fill(0);
         assert!(error(&bytes).contains("overlaps"), "{}", error(&bytes));
@@ -297,8 +302,16 @@ mod tests {
         };
         for (name, sum, squares) in [
             ("embed_tokens", -15_353.044_494_152, 520_415.715_447_64),
-            ("layers.0.self_attn.q_proj", 59.223_220_825, 26_749.573_275_085),
-            ("layers.29.mlp.down_proj", 49.835_708_618, 29_667.074_891_592),
+            (
+                "layers.0.self_attn.q_proj",
+                59.223_220_825,
+                26_749.573_275_085,
+            ),
+            (
+                "layers.29.mlp.down_proj",
+                49.835_708_618,
+                29_667.074_891_592,
+            ),
             ("norm", 1_038.332_031_25, 1_921.735_549_925_8),
         ] {
             let found = sums(&format!("model.{name}.weight"));

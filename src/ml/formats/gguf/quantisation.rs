@@ -31,8 +31,7 @@ pub(super) enum Encoding {
 
 impl Encoding {
     /// The names of all encodings, for messages.
-    pub(super) const NAMES: &str =
-        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K";
+    pub(super) const NAMES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K";
 
     /// Returns the encoding of a `ggml_type` code.
     pub(super) fn from_code(code: u32) -> Option<Self> {

@@ -55,7 +55,9 @@ pub(in super::super) fn gguf(metadata: &[(&str, Field)], tensors: &[TensorData])
                 code(9);
                 code(5);
                 out.extend((values.len() as u64).to_le_bytes());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                values
+                    .iter()
+                    .for_each(|value| out.extend(value.to_le_bytes()));
             }
         }
     }
