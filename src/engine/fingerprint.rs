@@ -113,7 +113,8 @@ impl Manifest {
             })
     }
 
-    /// Lists the components in which `newer` differs from this manifest; open digests differ from nothing.
+    /// Lists the components in which `newer` differs from this manifest. An open digest may turn out to be any, so
+    /// it differs only from what is not there at all.
     pub fn differences(&self, newer: &Manifest) -> Vec<Difference> {
         let (old, new) = (self.components(), newer.components());
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -122,37 +123,42 @@ impl Manifest {
                 let open = |side: &BTreeMap<String, Json>| {
                     side.get(*key).is_some_and(|value| *value == open_digest())
                 };
-                old.get(*key) != new.get(*key) && !open(&old) && !open(&new)
+                let (before, after) = (old.get(*key), new.get(*key));
+                let both = before.is_some() && after.is_some();
+                before != after && !(both && (open(&old) || open(&new)))
             })
-            .map(|key| Difference {
-                key: key.clone(),
-                old: old.get(key).cloned(),
-                new: new.get(key).cloned(),
+            .map(|key| {
+                let shown = |value: Option<&Json>| match value {
+                    Some(value) if *value == open_digest() => Some(Json::from("not known yet")),
+                    value => value.cloned(),
+                };
+                Difference {
+                    key: key.clone(),
+                    old: shown(old.get(key)),
+                    new: shown(new.get(key)),
+                }
             })
             .collect()
     }
 
-    /// Returns how many components agree with `other`, to find the nearest earlier record.
-    pub fn agreement(&self, other: &Manifest) -> usize {
-        let theirs = other.components();
-        self.components()
-            .iter()
-            .filter(|(key, value)| theirs.get(*key) == Some(value))
-            .count()
+    /// Names an input among the components.
+    pub(super) fn input_key(port: &str, index: usize, count: usize) -> String {
+        if count == 1 {
+            format!("inputs.{port}")
+        } else {
+            format!("inputs.{port}[{index}]")
+        }
     }
 
-    fn components(&self) -> BTreeMap<String, Json> {
+    /// Returns the manifest in parts that can be compared and named.
+    pub(super) fn components(&self) -> BTreeMap<String, Json> {
         let mut components = BTreeMap::new();
         components.insert("version".to_owned(), Json::from(self.version));
         components.insert("manifest format".to_owned(), Json::from(self.format));
         flatten("params", &self.params, &mut components);
         for (port, items) in &self.inputs {
             for (index, item) in items.iter().enumerate() {
-                let key = if items.len() == 1 {
-                    format!("inputs.{port}")
-                } else {
-                    format!("inputs.{port}[{index}]")
-                };
+                let key = Self::input_key(port, index, items.len());
                 let digest = item
                     .digest
                     .map_or_else(open_digest, |digest| Json::from(digest.to_string()));

@@ -1,6 +1,7 @@
 //! Objects: immutable files named by the digest of their content.
 
 use std::fs::Metadata;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,7 +27,9 @@ pub struct ObjectStat {
 }
 
 /// A change within one tick of the file system's clock would leave its times as they were.
-const RACY_NS: i64 = 20_000_000;
+const TICK_NS: i64 = 20_000_000;
+/// The tick of file systems that keep whole seconds; FAT even has two.
+const COARSE_TICK_NS: i64 = 2_000_000_000;
 
 impl ObjectStat {
     /// Takes what matters from the file system's answer.
@@ -48,7 +51,19 @@ impl ObjectStat {
             && self.mtime_ns == current.mtime_ns
             && self.ctime_ns == current.ctime_ns
             && self.inode == current.inode
-            && self.mtime_ns.max(self.ctime_ns).saturating_add(RACY_NS) < self.checked_ns
+            && self
+                .mtime_ns
+                .max(self.ctime_ns)
+                .saturating_add(self.tick_ns())
+                < self.checked_ns
+    }
+
+    fn tick_ns(&self) -> i64 {
+        if self.mtime_ns % 1_000_000_000 == 0 {
+            COARSE_TICK_NS
+        } else {
+            TICK_NS
+        }
     }
 }
 
@@ -82,19 +97,58 @@ pub enum Damage {
         path: PathBuf,
         /// What the file system said.
         message: String,
+        /// The same, for programs.
+        kind: ErrorKind,
     },
 }
 
-/// Digests the bytes of a file; large ones on all threads of the pool.
-pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
-    const LARGE: u64 = 1 << 20;
-    let mut hasher = blake3::Hasher::new();
-    if fs_err::metadata(path)?.len() >= LARGE {
-        hasher.update_mmap_rayon(path)?;
-    } else {
-        hasher.update(&fs_err::read(path)?);
+impl Damage {
+    /// Whether the object may be whole, and only this user may not read it.
+    pub fn is_denied(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreadable {
+                kind: ErrorKind::PermissionDenied,
+                ..
+            }
+        )
     }
-    Ok(hasher.finalize().into())
+
+    fn unreadable(path: PathBuf, error: &std::io::Error) -> Self {
+        Self::Unreadable {
+            path,
+            message: error.to_string(),
+            kind: error.kind(),
+        }
+    }
+}
+
+/// Digests the bytes of a file; large ones on all threads of the pool.
+///
+/// The file is read, not mapped: one that another program cuts short meanwhile must not end this process.
+pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+    const CHUNK: usize = 4 << 20;
+    let mut file = fs_err::File::open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut chunk = vec![0; length.saturating_add(1).min(CHUNK)];
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        let mut filled = 0;
+        while filled < chunk.len() {
+            match file.read(&mut chunk[filled..])? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled < CHUNK {
+            hasher.update(&chunk[..filled]);
+        } else {
+            hasher.update_rayon(&chunk);
+        }
+        if filled < chunk.len() {
+            return Ok(hasher.finalize().into());
+        }
+    }
 }
 
 impl Store {
@@ -103,23 +157,15 @@ impl Store {
         let path = self.object_path(digest);
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(Damage::Missing { path });
             }
-            Err(error) => {
-                return Err(Damage::Unreadable {
-                    path,
-                    message: error.to_string(),
-                });
-            }
+            Err(error) => return Err(Damage::unreadable(path, &error)),
         };
         match digest_file(&path) {
             Ok(found) if found == *digest => Ok(ObjectStat::of(&metadata)),
             Ok(_) => Err(Damage::Altered { path }),
-            Err(error) => Err(Damage::Unreadable {
-                path,
-                message: error.to_string(),
-            }),
+            Err(error) => Err(Damage::unreadable(path, &error)),
         }
     }
 
@@ -151,6 +197,9 @@ impl Store {
         }
         for prefix in fs_err::read_dir(&folder)? {
             let prefix = prefix?;
+            if !prefix.file_type()?.is_dir() {
+                continue;
+            }
             for entry in fs_err::read_dir(prefix.path())? {
                 let name = format!(
                     "{}{}",
