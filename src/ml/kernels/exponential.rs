@@ -29,6 +29,10 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// Returns `1 / (1 + e^-x)`.
 #[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "it must be inlined into loops to be vectorised"
+)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
