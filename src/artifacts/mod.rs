@@ -16,6 +16,7 @@ pub mod completions;
 pub mod curve;
 pub mod dataset;
 pub mod embeddings;
+pub mod figure;
 pub mod language_model;
 pub mod reward_model;
 pub mod table;

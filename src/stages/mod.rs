@@ -1,12 +1,25 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
 pub mod command;
-
+pub mod embed_hidden;
 pub mod generate_world;
 pub mod init_model;
+pub mod metric_table;
+pub mod plot_curves;
+pub mod plot_histograms;
+pub mod sample;
+pub mod score;
+pub mod score_world;
+pub mod t_test;
 pub mod train_gflownet;
 pub mod train_ppo;
 pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
+
+#[cfg(test)]
+mod fixture;
+mod groups;
+mod measure;
+mod scored;
 mod training;

@@ -296,7 +296,7 @@ mod tests {
         let error = parse_model(Path::new("m.bin"), &bytes).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "m.bin: 5316 bytes follow the header, expected 5312 for the shape it states"
+            "m.bin: 5028 bytes follow the header, expected 5024 for the shape it states"
         );
     }
 
@@ -342,19 +342,10 @@ mod tests {
 
     #[test]
     fn damaged_files_are_errors() {
-        let folder = tempfile::tempdir().unwrap();
-        survives(
-            &folder.path().join("model.bin"),
-            &tiny(&interleaved(false)),
-            2000,
-            |path| parse_model(path, &map_file(path)?),
-        );
-        survives(
-            &folder.path().join("tok.bin"),
-            &tiny_tokenizer(),
-            200,
-            |path| parse_tokenizer(path, &map_file(path)?, TINY_TOKENIZER_SIZE),
-        );
+        survives(&tiny(&interleaved(false)), 2000, parse_model);
+        survives(&tiny_tokenizer(), 200, |path, bytes| {
+            parse_tokenizer(path, bytes, TINY_TOKENIZER_SIZE)
+        });
     }
 
     /// The encoder of llama2.c's `run.c`, as written there: best score of all neighbours, leftmost first.

@@ -148,7 +148,7 @@ fn byte_pairs<'a>(
     let pre_tokenizer = ByteLevel::new(false, true, true);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for text in texts {
-        for word in split(&pre_tokenizer, text)? {
+        for word in split(pre_tokenizer, text)? {
             *counts.entry(word).or_default() += 1;
         }
     }
@@ -174,7 +174,7 @@ fn byte_pairs<'a>(
 }
 
 /// Splits a text and writes its bytes as stand-in characters.
-fn split(pre_tokenizer: &ByteLevel, text: &str) -> Result<Vec<String>, TokenizerError> {
+fn split(pre_tokenizer: ByteLevel, text: &str) -> Result<Vec<String>, TokenizerError> {
     let mut string = PreTokenizedString::from(text);
     pre_tokenizer
         .pre_tokenize(&mut string)

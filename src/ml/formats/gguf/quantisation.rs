@@ -70,7 +70,7 @@ impl Encoding {
     /// Returns the bytes of a tensor with `elements` elements, `None` if its rows do not fill whole blocks.
     pub(super) fn byte_count(self, row: u64, elements: u64) -> Option<u64> {
         let (block_elements, block_bytes) = self.block();
-        if row % block_elements as u64 != 0 {
+        if !row.is_multiple_of(block_elements as u64) {
             return None;
         }
         (elements / block_elements as u64).checked_mul(block_bytes as u64)

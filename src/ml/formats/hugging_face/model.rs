@@ -400,7 +400,9 @@ mod tests {
         let mut map = json!({});
         for (shard, weights) in [("one.safetensors", first), ("two.safetensors", second)] {
             save_safetensors(&folder.path().join(shard), &weights).unwrap();
-            weights.keys().for_each(|name| map[name] = json!(shard));
+            for name in weights.keys() {
+                map[name] = json!(shard);
+            }
         }
         write_index(&folder, &map);
         folder
@@ -491,22 +493,5 @@ mod tests {
              classification head was not saved with the model, and without it every score would be \
              noise"
         );
-    }
-
-    #[test]
-    fn damaged_configurations_are_errors() {
-        use super::super::super::damage::survives;
-        let folder = saved(&fixture::config());
-        let path = folder.path().join("config.json");
-        let valid = fs_err::read(&path).unwrap();
-        // The closing newline may go; what is cut must not be a whole document.
-        let valid = valid.trim_ascii_end();
-        survives(&path, valid, 500, |path| {
-            let read = super::super::config::read_config(path)?;
-            let folder = path.parent().unwrap();
-            // Errors of the weights name another file.
-            let loaded = load_hugging_face(folder);
-            Ok((read, loaded.is_ok()))
-        });
     }
 }
