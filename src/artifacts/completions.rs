@@ -33,13 +33,28 @@ pub struct CompletionRow {
 /// Writes completions as a table, to which columns of scores can be added.
 pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
     let mut table = Table::new(title);
-    table.number_column("question_id", 0, rows.iter().map(|row| Some(row.question_id as f64)));
+    table.number_column(
+        "question_id",
+        0,
+        rows.iter().map(|row| Some(row.question_id as f64)),
+    );
     table.number_column("sample", 0, rows.iter().map(|row| Some(row.sample as f64)));
-    table.text_column("question", rows.iter().map(|row| Some(row.question.clone())));
+    table.text_column(
+        "question",
+        rows.iter().map(|row| Some(row.question.clone())),
+    );
     table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
-    table.text_column("completion", rows.iter().map(|row| Some(row.completion.clone())));
+    table.text_column(
+        "completion",
+        rows.iter().map(|row| Some(row.completion.clone())),
+    );
     table.number_column("tokens", 0, rows.iter().map(|row| Some(row.tokens as f64)));
-    table.number_column("truncated", 0, rows.iter().map(|row| Some(f64::from(u8::from(row.truncated)))));
+    table.number_column(
+        "truncated",
+        0,
+        rows.iter()
+            .map(|row| Some(f64::from(u8::from(row.truncated)))),
+    );
     table.number_column("log_prob", 3, rows.iter().map(|row| Some(row.log_prob)));
     table
 }

@@ -72,7 +72,11 @@ impl Curve {
         let path = folder.join("summary.json");
         let summary = serde_json::from_str(&fs_err::read_to_string(&path)?)
             .map_err(|source| TableError::Description { path, source })?;
-        let steps = table.all_numbers("step")?.into_iter().map(|step| step as u64).collect();
+        let steps = table
+            .all_numbers("step")?
+            .into_iter()
+            .map(|step| step as u64)
+            .collect();
         let mut metrics = IndexMap::new();
         for column in table.columns.iter().filter(|column| column.name != "step") {
             metrics.insert(column.name.clone(), table.numbers(&column.name)?.to_vec());

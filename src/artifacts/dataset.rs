@@ -36,8 +36,15 @@ impl Dataset {
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
         let mut table = Table::new(&self.title);
         let rows = &self.examples;
-        table.number_column("question_id", 0, rows.iter().map(|row| Some(row.question_id as f64)));
-        table.text_column("question", rows.iter().map(|row| Some(row.question.clone())));
+        table.number_column(
+            "question_id",
+            0,
+            rows.iter().map(|row| Some(row.question_id as f64)),
+        );
+        table.text_column(
+            "question",
+            rows.iter().map(|row| Some(row.question.clone())),
+        );
         table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
         table.text_column("chosen", rows.iter().map(|row| row.chosen.clone()));
         table.text_column("rejected", rows.iter().map(|row| row.rejected.clone()));
@@ -72,6 +79,9 @@ impl Dataset {
     /// Returns the first example of each distinct prompt, in order.
     pub fn distinct_prompts(&self) -> Vec<&Example> {
         let mut seen = std::collections::BTreeSet::new();
-        self.examples.iter().filter(|example| seen.insert(example.prompt.as_str())).collect()
+        self.examples
+            .iter()
+            .filter(|example| seen.insert(example.prompt.as_str()))
+            .collect()
     }
 }

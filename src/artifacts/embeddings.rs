@@ -36,7 +36,10 @@ impl EmbeddingMatrix {
         let path = folder.join("embeddings.safetensors");
         let weights = load_safetensors(&path)?;
         let Some(tensor) = weights.get("embeddings") else {
-            return Err(FormatError::malformed(&path, "it has no tensor `embeddings`".to_owned()));
+            return Err(FormatError::malformed(
+                &path,
+                "it has no tensor `embeddings`".to_owned(),
+            ));
         };
         let wrap = FormatError::tensor(&path);
         let read = || -> candle_core::Result<Self> {

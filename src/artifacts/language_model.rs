@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
 use crate::ml::config::LlamaConfig;
-use crate::ml::formats::hugging_face::{PeftAdapter, load_hugging_face, load_peft_adapter, save_hugging_face, save_peft_adapter};
+use crate::ml::formats::hugging_face::{
+    PeftAdapter, load_hugging_face, load_peft_adapter, save_hugging_face, save_peft_adapter,
+};
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::llama::{Llama, LlamaError, Training};
 use crate::ml::parameters::Weights;
@@ -17,7 +19,12 @@ use crate::ml::tokenizer::Tokenizer;
 pub const LANGUAGE_MODEL: &str = "language_model";
 
 const PEFT_PREFIX: &str = "base_model.model.";
-const BASE_FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+const BASE_FILES: [&str; 4] = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
 
 /// Why a model artifact could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +76,13 @@ impl LanguageModel {
             folder: folder.to_owned(),
             what,
         };
-        let tokenizer = checkpoint.tokenizer.ok_or_else(|| fail("it has no tokenizer"))?;
+        let tokenizer = checkpoint
+            .tokenizer
+            .ok_or_else(|| fail("it has no tokenizer"))?;
         if checkpoint.eos_ids.is_empty() {
-            return Err(fail("neither the model nor the tokenizer names a token that ends a text"));
+            return Err(fail(
+                "neither the model nor the tokenizer names a token that ends a text",
+            ));
         }
         let adapter = if folder.join("adapter_config.json").exists() {
             let stored = load_peft_adapter(folder, &checkpoint.config)?;
@@ -91,7 +102,10 @@ impl LanguageModel {
 
     /// Returns the model as it is, building no graph.
     pub fn frozen(&self) -> Result<Llama, ModelError> {
-        let training = self.adapter.as_ref().map_or(Training::Frozen, Training::Adapter);
+        let training = self
+            .adapter
+            .as_ref()
+            .map_or(Training::Frozen, Training::Adapter);
         Ok(Llama::new(&self.config, &self.base, training)?.detached())
     }
 
@@ -105,7 +119,12 @@ impl LanguageModel {
 
     /// Writes a model with weights of its own.
     pub fn save_full(&self, folder: &Path, weights: &Weights) -> Result<(), ModelError> {
-        Ok(save_hugging_face(folder, &self.config, weights, Some(&self.tokenizer))?)
+        Ok(save_hugging_face(
+            folder,
+            &self.config,
+            weights,
+            Some(&self.tokenizer),
+        )?)
     }
 
     /// Writes the same base with another adapter; the base's files become links.
@@ -113,14 +132,21 @@ impl LanguageModel {
         self.link_base(folder)?;
         let config = adapter.config();
         let weights = adapter.parameters().weights().map_err(AdapterError::from)?;
-        let strip = |name: String| name.strip_prefix(PEFT_PREFIX).map(str::to_owned).unwrap_or(name);
+        let strip = |name: String| {
+            name.strip_prefix(PEFT_PREFIX)
+                .map(str::to_owned)
+                .unwrap_or(name)
+        };
         let stored = PeftAdapter {
             rank: config.rank,
             alpha: config.alpha,
             rank_stabilised: false,
             dropout: config.dropout,
             target_modules: config.target_modules.clone(),
-            weights: weights.into_iter().map(|(name, tensor)| (strip(name), tensor)).collect(),
+            weights: weights
+                .into_iter()
+                .map(|(name, tensor)| (strip(name), tensor))
+                .collect(),
             score: None,
         };
         Ok(save_peft_adapter(folder, &stored)?)
@@ -139,7 +165,12 @@ impl LanguageModel {
 }
 
 /// Writes a new model, which no artifact holds yet.
-pub fn save_new(folder: &Path, config: &LlamaConfig, weights: &Weights, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+pub fn save_new(
+    folder: &Path,
+    config: &LlamaConfig,
+    weights: &Weights,
+    tokenizer: &Tokenizer,
+) -> Result<(), ModelError> {
     Ok(save_hugging_face(folder, config, weights, Some(tokenizer))?)
 }
 

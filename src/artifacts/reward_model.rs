@@ -59,7 +59,11 @@ impl RewardModel {
     }
 
     /// Writes head and description beside a model that was written into `folder`.
-    pub fn save_head(folder: &Path, head: &Weights, description: &RewardDescription) -> Result<(), ModelError> {
+    pub fn save_head(
+        folder: &Path,
+        head: &Weights,
+        description: &RewardDescription,
+    ) -> Result<(), ModelError> {
         save_safetensors(&folder.join("score.safetensors"), head)?;
         let text = serde_json::to_string_pretty(description).map_err(std::io::Error::from)?;
         fs_err::write(folder.join("reward.json"), text)?;
@@ -72,7 +76,10 @@ impl RewardModel {
     pub fn prefix_rewards(&self, batch: &TokenBatch) -> Result<Tensor, ModelError> {
         let hidden = self.llama.forward(batch)?;
         let wrap = |error| ModelError::Model(error);
-        let raw = self.head.apply(&hidden, HeadGradient::Detached).map_err(|e| wrap(e.into()))?;
+        let raw = self
+            .head
+            .apply(&hidden, HeadGradient::Detached)
+            .map_err(|e| wrap(e.into()))?;
         let rewards = raw.affine(self.description.scale, self.description.offset);
         Ok(rewards.map_err(|error| wrap(error.into()))?.detach())
     }
@@ -84,7 +91,10 @@ impl RewardModel {
         let mut rewards = Vec::with_capacity(rows.len());
         for chunk in rows.chunks(batch_size.max(1)) {
             let batch = TokenBatch::right_padded(chunk);
-            let prefix = self.prefix_rewards(&batch)?.to_vec2::<f32>().map_err(LlamaError::from)?;
+            let prefix = self
+                .prefix_rewards(&batch)?
+                .to_vec2::<f32>()
+                .map_err(LlamaError::from)?;
             for (row, span) in prefix.iter().zip(batch.spans()) {
                 rewards.push(f64::from(row[span.end - 1]));
             }

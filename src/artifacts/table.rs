@@ -127,7 +127,11 @@ impl Table {
     }
 
     fn missing(&self, column: &str, expected: &'static str) -> TableError {
-        let names: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        let names: Vec<&str> = self
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect();
         TableError::Column {
             what: self.title.clone(),
             column: column.to_owned(),
@@ -138,7 +142,12 @@ impl Table {
 
     /// Returns a column of text.
     pub fn texts(&self, name: &str) -> Result<&[Option<String>], TableError> {
-        match self.columns.iter().find(|column| column.name == name).map(|column| &column.values) {
+        match self
+            .columns
+            .iter()
+            .find(|column| column.name == name)
+            .map(|column| &column.values)
+        {
             Some(Values::Text(values)) => Ok(values),
             _ => Err(self.missing(name, "text")),
         }
@@ -146,7 +155,12 @@ impl Table {
 
     /// Returns a column of numbers.
     pub fn numbers(&self, name: &str) -> Result<&[Option<f64>], TableError> {
-        match self.columns.iter().find(|column| column.name == name).map(|column| &column.values) {
+        match self
+            .columns
+            .iter()
+            .find(|column| column.name == name)
+            .map(|column| &column.values)
+        {
             Some(Values::Numbers(values)) => Ok(values),
             _ => Err(self.missing(name, "numbers")),
         }

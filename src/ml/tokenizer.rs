@@ -7,6 +7,8 @@ mod byte_level;
 mod document;
 mod scored;
 mod template;
+#[cfg(test)]
+mod tests;
 mod train;
 
 use std::fmt;
@@ -96,10 +98,8 @@ impl Tokenizer {
     }
 
     fn from_document(document: Value, tokens: SpecialTokens) -> Result<Self, TokenizerError> {
-        let mut inner = document::build(document)?;
+        let inner = document::build(document)?;
         let invalid = |error: tokenizers::Error| TokenizerError::Invalid(error.to_string());
-        inner.with_truncation(None).map_err(invalid)?;
-        inner.with_padding(None);
         let id = |role: &'static str, token: &Option<String>| match token {
             None => Ok(None),
             Some(token) => inner.token_to_id(token).map(Some).ok_or_else(|| {
@@ -178,6 +178,12 @@ impl Tokenizer {
 
     /// Returns the same tokenizer, cutting encoded texts to `length` ids with special tokens kept.
     pub fn truncated_to(mut self, length: usize) -> Result<Self, TokenizerError> {
+        let special = self.encode_with_special_tokens("")?.len();
+        if length <= special {
+            return Err(TokenizerError::Invalid(format!(
+                "texts cannot be cut to {length} ids, {special} are special"
+            )));
+        }
         let params = tokenizers::TruncationParams {
             max_length: length,
             ..Default::default()

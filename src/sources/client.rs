@@ -38,6 +38,12 @@ impl Default for Patience {
 }
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Where systems keep the certificates that their administrators trust; read if no setting names any.
+const SYSTEM_CERTIFICATES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
 /// The limit on tries that do make progress.
 const MOST_ATTEMPTS: u32 = 1000;
 
@@ -278,13 +284,43 @@ fn read_certificates(settings: &Settings) -> Result<Vec<Certificate<'static>>, S
         };
         let text = fs::read(&file.value).map_err(|error| unusable(error.to_string()))?;
         let before = certificates.len();
-        certificates.extend(parse_pem(&text).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        }));
+        certificates.extend(pem_certificates(&text));
         if certificates.len() == before {
             return Err(unusable("it holds no certificate in PEM form".to_owned()));
         }
     }
+    if settings.certificates.is_empty() {
+        let system = SYSTEM_CERTIFICATES
+            .iter()
+            .find_map(|file| fs::read(file).ok());
+        certificates.extend(pem_certificates(&system.unwrap_or_default()));
+    }
     Ok(certificates)
+}
+
+fn pem_certificates(text: &[u8]) -> impl Iterator<Item = Certificate<'static>> {
+    parse_pem(text).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn servers_may_say_how_long_to_wait() {
+        let wished = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", HeaderValue::from_static(value));
+            retry_after(&headers)
+        };
+        assert_eq!(wished(" 7 "), Some(Duration::from_secs(7)));
+        // A date: the usual pause is taken.
+        assert_eq!(wished("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
 }

@@ -1,7 +1,6 @@
 //! Downloads that continue where they broke off.
 
 use std::{
-    fmt::Write as _,
     io::{Read, Write},
     path::Path,
 };
@@ -160,9 +159,7 @@ impl Download<'_> {
         }
         match total {
             Some(total) if received < total => {
-                let mut problem = String::from("it broke off");
-                // Writing to a string cannot fail.
-                let _ = write!(problem, " after {received} of {total} bytes");
+                let problem = format!("it broke off after {received} of {total} bytes");
                 Err(Failure::transient(problem, received > offset))
             }
             _ => Ok(()),

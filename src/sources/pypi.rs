@@ -266,6 +266,8 @@ fn normalized(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::proptest;
+
     use super::*;
 
     #[test]
@@ -354,5 +356,16 @@ mod tests {
         }
         assert_eq!(chosen(5, "3.0"), None);
         assert_eq!(versions(&wheels), "2.0, 1.0");
+    }
+
+    proptest! {
+        #[test]
+        fn any_page_is_read_without_panic(text in "(<a|href|=|\"|'|>|<|#sha256=|-|x.whl|é|[ -~]){0,30}", reference in "[ -~é]{0,30}") {
+            let page = Address::parse("https://index/simple/a/").unwrap();
+            wheels_of_html(&page, &text);
+            let _ = wheels_of_json(&page, &text);
+            let _ = page.join(&reference);
+            normal_version(&text);
+        }
     }
 }

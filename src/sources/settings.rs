@@ -54,7 +54,8 @@ impl Settings {
     /// - Index: `PIP_INDEX_URL`, `UV_DEFAULT_INDEX`, `UV_INDEX_URL`, `global.index-url` of pip's
     ///   configuration files (`PIP_CONFIG_FILE`, those of the virtual environment, the user and the
     ///   machine), `https://pypi.org/simple`.
-    /// - Certificates: `SSL_CERT_FILE`, `PIP_CERT`, `REQUESTS_CA_BUNDLE`, pip's `global.cert`.
+    /// - Certificates: all of `SSL_CERT_FILE`, `PIP_CERT`, `REQUESTS_CA_BUNDLE`, pip's `global.cert`; if none
+    ///   is set, the system's.
     /// - Hub: `HF_ENDPOINT`; `HF_TOKEN` or the file `HF_HOME/token`; `HF_HUB_CACHE` or `HF_HOME/hub`.
     pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());

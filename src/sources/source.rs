@@ -260,6 +260,8 @@ impl JsonSchema for Source {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert_eq, proptest};
+
     use super::*;
 
     #[test]
@@ -351,6 +353,25 @@ mod tests {
         ] {
             let error = text.parse::<Source>().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_round_trips(text in "(pypi:|hf:|hf:datasets/|https://|file:|embedded:|)[ -~é]{0,40}") {
+            if let Ok(source) = text.parse::<Source>() {
+                prop_assert_eq!(source.to_string().parse::<Source>().unwrap(), source);
+            }
+        }
+
+        #[test]
+        fn well_formed_files_of_packages_and_hub_are_taken(
+            name in "[a-z0-9][a-z0-9._-]{0,8}", version in "[0-9][0-9a-z.+!]{0,6}", path in "[a-z]{1,5}(/[a-zA-Z0-9._ -]{0,4}x){0,3}"
+        ) {
+            let text = format!("pypi:{name}=={version}/{path}");
+            prop_assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
+            let text = format!("hf:{name}/{name}@{name}/{path}");
+            prop_assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
     }
 }

@@ -143,15 +143,21 @@ fn serve(
         request
     };
     let reply = answer(&request);
-    let mut head = format!("HTTP/1.1 {} Status\r\nconnection: close\r\n", reply.status);
+    let mut head = vec![format!("HTTP/1.1 {} Status", reply.status)];
+    head.push("connection: close".to_owned());
     if !reply.without_length {
-        head.push_str(&format!("content-length: {}\r\n", reply.body.len()));
+        head.push(format!("content-length: {}", reply.body.len()));
     }
-    for (name, value) in &reply.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
+    head.extend(
+        reply
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}")),
+    );
     let mut stream = stream;
-    stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+    stream
+        .write_all(format!("{}\r\n\r\n", head.join("\r\n")).as_bytes())
+        .ok()?;
     stream.flush().ok()?;
     thread::sleep(reply.delay);
     let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());

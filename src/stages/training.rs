@@ -20,7 +20,9 @@ use crate::ml::parameters::{Weights, load, save};
 use crate::ml::schedule::{Decay, Schedule};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::policy::TrainedModel;
-use crate::ml::trainer::{self, StepReport, TokenizedCompletion, TrainError, Trainer, TrainerState};
+use crate::ml::trainer::{
+    self, StepReport, TokenizedCompletion, TrainError, Trainer, TrainerState,
+};
 use crate::random::Stream;
 
 /// AdamW and its schedule.
@@ -90,15 +92,30 @@ impl OptimizerParams {
     pub fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
         let mut require = |ok: bool, field: &str, expected: &str| {
             if !ok {
-                problems.push(Problem::new(&format!("{key}.{field}"), format!("`{field}` must be {expected}")));
+                problems.push(Problem::new(
+                    &format!("{key}.{field}"),
+                    format!("`{field}` must be {expected}"),
+                ));
             }
         };
         require(self.lr > 0.0, "lr", "above 0");
-        require((0.0..1.0).contains(&self.beta1), "beta1", "at least 0 and below 1");
-        require((0.0..1.0).contains(&self.beta2), "beta2", "at least 0 and below 1");
+        require(
+            (0.0..1.0).contains(&self.beta1),
+            "beta1",
+            "at least 0 and below 1",
+        );
+        require(
+            (0.0..1.0).contains(&self.beta2),
+            "beta2",
+            "at least 0 and below 1",
+        );
         require((0.0..=1.0).contains(&self.floor), "floor", "from 0 to 1");
         require(self.weight_decay >= 0.0, "weight_decay", "at least 0");
-        require(self.max_grad_norm.is_none_or(|norm| norm > 0.0), "max_grad_norm", "above 0, or null");
+        require(
+            self.max_grad_norm.is_none_or(|norm| norm > 0.0),
+            "max_grad_norm",
+            "above 0, or null",
+        );
     }
 }
 
@@ -128,12 +145,21 @@ pub fn trained_model(
     lora: Option<&LoraConfig>,
     stream: &Stream,
 ) -> Result<TrainedModel, StageError> {
-    let continues = model.adapter.as_ref().is_some_and(|adapter| lora == Some(adapter.config()));
+    let continues = model
+        .adapter
+        .as_ref()
+        .is_some_and(|adapter| lora == Some(adapter.config()));
     if model.adapter.is_some() && !continues {
         model.base = model.merged()?;
         model.adapter = None;
     }
-    Ok(TrainedModel::new(&model.config, &model.base, model.adapter.as_ref(), lora, stream)?)
+    Ok(TrainedModel::new(
+        &model.config,
+        &model.base,
+        model.adapter.as_ref(),
+        lora,
+        stream,
+    )?)
 }
 
 /// Writes a trained model: its adapter on the base it started from, or all of its weights.
@@ -154,7 +180,12 @@ pub fn save_model(
                 .into_iter()
                 .filter_map(|(name, _)| Some((name.clone(), parameters.get(&name)?.clone())))
                 .collect();
-            let adapter = crate::ml::adapter::Adapter::from_weights(adapter.config(), &start.base, &own, &Device::Cpu)?;
+            let adapter = crate::ml::adapter::Adapter::from_weights(
+                adapter.config(),
+                &start.base,
+                &own,
+                &Device::Cpu,
+            )?;
             if merged_start {
                 // The base was changed by merging: there is no file to link to.
                 start.save_full(folder, &adapter.merge(&start.base)?)?;
@@ -166,7 +197,9 @@ pub fn save_model(
             let weights: Weights = start
                 .base
                 .iter()
-                .map(|(name, tensor)| (name.clone(), parameters.get(name).unwrap_or(tensor).clone()))
+                .map(|(name, tensor)| {
+                    (name.clone(), parameters.get(name).unwrap_or(tensor).clone())
+                })
                 .collect();
             start.save_full(folder, &weights)?;
         }
@@ -188,7 +221,10 @@ pub fn tokenize(
     tokens.extend(tokenizer.encode(completion)?);
     tokens.push(eos);
     let fits = tokens.len() <= max_tokens && prompt_length > 0;
-    Ok(fits.then_some(TokenizedCompletion { tokens, prompt_length }))
+    Ok(fits.then_some(TokenizedCompletion {
+        tokens,
+        prompt_length,
+    }))
 }
 
 /// Tokenizes the preferred completions of `examples`; says how many were too long.
@@ -202,19 +238,31 @@ pub fn tokenize_chosen(
     let mut long = 0;
     for (index, example) in examples.iter().enumerate() {
         let completion = example.chosen.as_deref().ok_or_else(|| {
-            StageError::new(format!("row {index} of the dataset has no completion")).hint("it has prompts only")
+            StageError::new(format!("row {index} of the dataset has no completion"))
+                .hint("it has prompts only")
         })?;
-        match tokenize(&model.tokenizer, model.eos[0], &example.prompt, completion, max_tokens)? {
+        match tokenize(
+            &model.tokenizer,
+            model.eos[0],
+            &example.prompt,
+            completion,
+            max_tokens,
+        )? {
             Some(row) => rows.push((example.question_id, row)),
             None => long += 1,
         }
     }
     if long > 0 {
-        ctx.note(&format!("{long} of {} examples are longer than {max_tokens} tokens and were left out", examples.len()));
+        ctx.note(&format!(
+            "{long} of {} examples are longer than {max_tokens} tokens and were left out",
+            examples.len()
+        ));
     }
     if rows.is_empty() {
-        return Err(StageError::new(format!("no example has at most {max_tokens} tokens"))
-            .hint("raise `max_tokens`, or look at the dataset"));
+        return Err(
+            StageError::new(format!("no example has at most {max_tokens} tokens"))
+                .hint("raise `max_tokens`, or look at the dataset"),
+        );
     }
     Ok(rows)
 }
@@ -244,12 +292,19 @@ pub struct Trained {
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// Runs a training: steps, progress, checkpoints, resumption, divergence.
-pub fn train(trainer: &mut dyn Trainer, run: &Run<'_>, ctx: &mut RunContext) -> Result<Trained, StageError> {
+pub fn train(
+    trainer: &mut dyn Trainer,
+    run: &Run<'_>,
+    ctx: &mut RunContext,
+) -> Result<Trained, StageError> {
     let folder = ctx.checkpoints()?.to_owned();
     let mut progress = Record::default();
     if let Some((record, state)) = latest(&folder)? {
         trainer::restore(trainer, &state)?;
-        ctx.note(&format!("continues from step {} of {}", record.step, run.steps));
+        ctx.note(&format!(
+            "continues from step {} of {}",
+            record.step, run.steps
+        ));
         progress = record;
     }
     let (mut saved, clock, first) = (Instant::now(), Instant::now(), progress.step);
@@ -271,7 +326,10 @@ pub fn train(trainer: &mut dyn Trainer, run: &Run<'_>, ctx: &mut RunContext) -> 
         progress.step += 1;
         for (label, step) in run.checkpoints {
             if *step == progress.step {
-                publish(&folder.join(format!("label-{label}.safetensors")), &trainer::parameters(trainer)?)?;
+                publish(
+                    &folder.join(format!("label-{label}.safetensors")),
+                    &trainer::parameters(trainer)?,
+                )?;
             }
         }
         let done = progress.step == run.steps;
@@ -279,8 +337,11 @@ pub fn train(trainer: &mut dyn Trainer, run: &Run<'_>, ctx: &mut RunContext) -> 
             spoken = Instant::now();
             let seconds = clock.elapsed().as_secs_f64();
             let rate = (progress.step - first) as f64 / seconds;
-            let mut metrics: IndexMap<String, f64> =
-                report.metrics.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            let mut metrics: IndexMap<String, f64> = report
+                .metrics
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect();
             metrics.insert("tokens/s".to_owned(), report.trained_tokens as f64 * rate);
             ctx.progress(Progress {
                 step: progress.step,
@@ -310,7 +371,11 @@ pub fn train(trainer: &mut dyn Trainer, run: &Run<'_>, ctx: &mut RunContext) -> 
     for label in run.checkpoints.keys() {
         let path = folder.join(format!("label-{label}.safetensors"));
         // A training that diverged before a label's step has its last good parameters there.
-        let parameters = if path.exists() { load(&path, &Device::Cpu)? } else { end.clone() };
+        let parameters = if path.exists() {
+            load(&path, &Device::Cpu)?
+        } else {
+            end.clone()
+        };
         labelled.insert(label.clone(), parameters);
     }
     let trained_parameters = end.values().map(|tensor| tensor.elem_count() as u64).sum();
@@ -338,7 +403,10 @@ impl Record {
         let known = self.steps.len();
         self.steps.push(self.step);
         for (name, value) in &report.metrics {
-            let column = self.metrics.entry((*name).to_owned()).or_insert_with(|| vec![None; known]);
+            let column = self
+                .metrics
+                .entry((*name).to_owned())
+                .or_insert_with(|| vec![None; known]);
             column.resize(known, None);
             column.push(value.is_finite().then_some(*value));
         }
@@ -351,13 +419,19 @@ impl Record {
     fn into_curve(self, title: &str, trained_parameters: u64) -> Curve {
         let rows = self.steps.len();
         let mut metrics = self.metrics;
-        metrics.values_mut().for_each(|column| column.resize(rows, None));
+        metrics
+            .values_mut()
+            .for_each(|column| column.resize(rows, None));
         Curve {
             title: title.to_owned(),
             steps: self.steps,
             metrics,
             summary: TrainingSummary {
-                status: if self.diverged.is_some() { Status::Diverged } else { Status::Completed },
+                status: if self.diverged.is_some() {
+                    Status::Diverged
+                } else {
+                    Status::Completed
+                },
                 reason: self.diverged,
                 steps: self.step,
                 trained_tokens: self.trained_tokens,
@@ -418,7 +492,9 @@ fn checkpoints(folder: &Path) -> Result<Vec<(PathBuf, u64)>, StageError> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let step = name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok());
+        let step = name
+            .strip_prefix("checkpoint-")
+            .and_then(|step| step.parse().ok());
         found.extend(step.map(|step: u64| (entry.path(), step)));
     }
     found.sort_by_key(|(_, step)| *step);
@@ -440,5 +516,7 @@ fn latest(folder: &Path) -> Result<Option<(Record, TrainerState)>, StageError> {
 
 /// Returns what `model` is before training, for messages about its size.
 pub fn context_length(model: &LanguageModel, asked: Option<usize>) -> Result<usize, ModelError> {
-    Ok(asked.unwrap_or(model.config.max_position_embeddings).min(model.config.max_position_embeddings))
+    Ok(asked
+        .unwrap_or(model.config.max_position_embeddings)
+        .min(model.config.max_position_embeddings))
 }

@@ -34,6 +34,22 @@ pub fn entropy(weights: &[f64]) -> Result<f64, StatsError> {
     Ok(0.0 - sum)
 }
 
+/// The distribution proportional to `exp(log_weights)`, computed without overflow: `R(y) / Z` of the legal
+/// answers, for one. A weight may be zero (`-inf`), but not all of them.
+pub fn softmax(log_weights: &[f64]) -> Result<Vec<f64>, StatsError> {
+    const WHAT: &str = "the log weights of a distribution";
+    let finite: Vec<f64> = log_weights
+        .iter()
+        .copied()
+        .filter(|weight| *weight != f64::NEG_INFINITY)
+        .collect();
+    check(WHAT, &finite, 1)?;
+    let greatest = finite.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights = log_weights.iter().map(|weight| (weight - greatest).exp());
+    let total: f64 = weights.clone().sum();
+    Ok(weights.map(|weight| weight / total).collect())
+}
+
 /// The total variation distance, half the sum of |p - q|.
 ///
 /// The probabilities are taken as they stand: where `p` lacks mass (because some of it lies outside the
@@ -70,6 +86,17 @@ mod tests {
         assert!((entropy(&[3.0, 1.0, 0.0, 4.0]).unwrap() - 0.974_314_752_869_349_3).abs() < 1e-14);
         assert!((entropy(&[0.25; 4]).unwrap() - 4f64.ln()).abs() < 1e-15);
         assert_eq!(entropy(&[0.0, 7.0]).unwrap().to_bits(), 0.0f64.to_bits());
+    }
+
+    #[test]
+    fn log_weights_of_any_size_are_normalised() {
+        let found = softmax(&[1000.0, 1000.0 + 3f64.ln(), f64::NEG_INFINITY]).unwrap();
+        assert!((found[0] - 0.25).abs() < 1e-12 && (found[1] - 0.75).abs() < 1e-12);
+        assert_eq!(found[2], 0.0);
+        assert!(softmax(&[f64::NEG_INFINITY]).is_err());
+        assert!(softmax(&[0.0, f64::INFINITY]).is_err());
+        assert!(softmax(&[0.0, f64::NAN]).is_err());
+        assert!(softmax(&[]).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod t_test;
 mod tfidf;
 
 pub use bootstrap::{Bootstrap, Pairing};
-pub use categories::{entropy, kullback_leibler, total_variation};
+pub use categories::{entropy, kullback_leibler, softmax, total_variation};
 pub use correlation::{pearson, spearman};
 pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
 pub use distance::{Embeddings, diversity, nearest_distances, novelty, pairwise_distances};

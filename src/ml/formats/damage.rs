@@ -18,7 +18,10 @@ thread_local! {
 /// The system's allocator, remembering the largest request of each thread.
 struct Watched;
 
-#[expect(unsafe_code, reason = "an allocator that watches forged lengths in tests")]
+#[expect(
+    unsafe_code,
+    reason = "an allocator that watches forged lengths in tests"
+)]
 // SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -48,29 +51,29 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static WATCHED: Watched = Watched;
 
-/// Loads `path` with every proper prefix of `valid` (each must fail), with damaged bytes at every position,
-/// and with `flips` random damages of up to eight bytes.
+/// Parses every proper prefix of `valid` (each must fail), damaged bytes at every position, and `flips` random
+/// damages of up to eight bytes.
 pub(super) fn survives<T>(
-    path: &Path,
     valid: &[u8],
     flips: u64,
-    load: impl Fn(&Path) -> Result<T, FormatError> + Sync,
+    parse: impl Fn(&Path, &[u8]) -> Result<T, FormatError> + Sync,
 ) {
-    // Parallel loops run on this thread, where allocations are watched.
+    // Parallel loops run on the one thread of this pool, where allocations are watched.
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
-        .use_current_thread()
         .build()
         .unwrap();
-    let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+    let path = Path::new("folder/damaged.file");
     let attempt = |bytes: &[u8], what: &str| -> bool {
-        fs_err::write(path, bytes).unwrap();
         LARGEST.set(0);
-        let loaded = load(path);
+        let loaded = parse(path, bytes);
         let largest = LARGEST.get();
         assert!(largest < LARGE, "{what}: {largest} bytes in one allocation");
         if let Err(error) = &loaded {
-            assert!(error.to_string().contains(&file), "{what}: {error}");
+            assert!(
+                error.to_string().contains("damaged.file"),
+                "{what}: {error}"
+            );
         }
         loaded.is_ok()
     };
@@ -82,7 +85,7 @@ pub(super) fn survives<T>(
         }
         let mut bytes = valid.to_vec();
         for position in 0..valid.len() {
-            for mask in [0x01, 0x80, 0xff] {
+            for mask in [0x01, 0xff] {
                 bytes[position] ^= mask;
                 attempt(&bytes, &format!("byte {position} ^ {mask:#x}"));
                 bytes[position] ^= mask;

@@ -60,7 +60,12 @@ pub(super) fn tiny_gguf() -> Vec<u8> {
     let tensors: Vec<TensorData> = weights(&config)
         .iter()
         .map(|(name, tensor)| {
-            let sizes = tensor.dims().iter().rev().map(|size| *size as u64).collect();
+            let sizes = tensor
+                .dims()
+                .iter()
+                .rev()
+                .map(|size| *size as u64)
+                .collect();
             let half = name.contains("embed_tokens");
             let bytes = values(tensor).into_iter().flat_map(|value| {
                 if half {

@@ -176,9 +176,10 @@ pub fn parse_tokenizer(
             // The file holds "\n<s>\n" and "\n</s>\n", which is how llama2.c prints them.
             BOS_ID => ("<s>".to_owned(), ScoredTokenKind::Control),
             EOS_ID => ("</s>".to_owned(), ScoredTokenKind::Control),
-            id if id < FIRST_BYTE_ID + 256 => {
-                (format!("<0x{:02X}>", id - FIRST_BYTE_ID), ScoredTokenKind::Byte)
-            }
+            id if id < FIRST_BYTE_ID + 256 => (
+                format!("<0x{:02X}>", id - FIRST_BYTE_ID),
+                ScoredTokenKind::Byte,
+            ),
             _ => (text.replace(' ', "\u{2581}"), ScoredTokenKind::Normal),
         };
         tokens.push(ScoredToken { text, score, kind });
@@ -295,7 +296,7 @@ mod tests {
         let error = parse_model(Path::new("m.bin"), &bytes).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "m.bin: 5316 bytes follow the header, expected 5312 for the shape it states"
+            "m.bin: 5028 bytes follow the header, expected 5024 for the shape it states"
         );
     }
 
@@ -336,27 +337,15 @@ mod tests {
         let ids = tokenizer.encode_prompt(text).unwrap();
         assert_eq!(ids[0], 1);
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
-        assert_eq!(
-            (tokenizer.bos_id(), tokenizer.eos_id()),
-            (Some(1), Some(2))
-        );
+        assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
     }
 
     #[test]
     fn damaged_files_are_errors() {
-        let folder = tempfile::tempdir().unwrap();
-        survives(
-            &folder.path().join("model.bin"),
-            &tiny(&interleaved(false)),
-            2000,
-            |path| parse_model(path, &map_file(path)?),
-        );
-        survives(
-            &folder.path().join("tok.bin"),
-            &tiny_tokenizer(),
-            200,
-            |path| parse_tokenizer(path, &map_file(path)?, TINY_TOKENIZER_SIZE),
-        );
+        survives(&tiny(&interleaved(false)), 2000, parse_model);
+        survives(&tiny_tokenizer(), 200, |path, bytes| {
+            parse_tokenizer(path, bytes, TINY_TOKENIZER_SIZE)
+        });
     }
 
     /// The encoder of llama2.c's `run.c`, as written there: best score of all neighbours, leftmost first.
@@ -417,7 +406,10 @@ mod tests {
             in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too \
             high.\nLily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what \
             to do. She said, \"I want to play with your ball, but I can't find it.\"";
-        for text in story.split_inclusive('.').chain([story, "\u{e9}\u{1f642} a  b\t", "x"]) {
+        for text in story
+            .split_inclusive('.')
+            .chain([story, "\u{e9}\u{1f642} a  b\t", "x"])
+        {
             let ids = tokenizer.encode(text).unwrap();
             assert_eq!(ids, encode_as_run_c(&tokens, text), "{text}");
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);

@@ -62,13 +62,14 @@ pub(super) fn check_config(path: &Path, config: &LlamaConfig) -> Result<(), Form
             return malformed(format!("{name} is {value}, expected 1 to {}", i32::MAX));
         }
     }
-    if config.hidden_size % config.num_heads != 0 || config.head_size() % 2 != 0 {
+    if !config.hidden_size.is_multiple_of(config.num_heads) || !config.head_size().is_multiple_of(2)
+    {
         return malformed(format!(
             "hidden size {} does not split into {} heads of an even size",
             config.hidden_size, config.num_heads
         ));
     }
-    if config.num_heads % config.num_kv_heads != 0 {
+    if !config.num_heads.is_multiple_of(config.num_kv_heads) {
         return malformed(format!(
             "{} query heads do not share {} key/value heads evenly",
             config.num_heads, config.num_kv_heads

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::options::Result;
-use crate::ml::kernels::attend::attend;
+use crate::ml::kernels::attend::{Store, attend};
 use crate::ml::kernels::host::elements;
 use crate::ml::kernels::panels::{Panels, multiply};
 use crate::ml::llama::{Llama, Projection, TokenBatch};
@@ -40,24 +40,24 @@ pub(super) struct HostDecoder<'a> {
     model: &'a Llama,
 }
 
-/// Keys (rotated) and values of one sequence in one layer: (positions, kv heads x head size).
-#[derive(Clone, Default)]
-struct Layer {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
 /// Keys and values of one sequence.
 #[derive(Clone)]
 pub(super) struct Memory {
-    layers: Vec<Layer>,
+    layers: Vec<Store>,
     positions: usize,
 }
 
-/// Hidden states after a step, and each layer's new keys and values: (tokens, kv heads x head size).
+/// Hidden states after a step, and each layer's new keys (rotated) and values.
 pub(super) struct Step {
     hidden: Panels,
     layers: Vec<Layer>,
+}
+
+/// One layer's new keys and values: (tokens, kv heads x head size).
+#[derive(Default)]
+struct Layer {
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
 impl<'a> HostDecoder<'a> {
@@ -95,16 +95,7 @@ impl<'a> HostDecoder<'a> {
             self.rotate(&mut query, memory.positions);
             self.rotate(&mut key, memory.positions);
             let mut out = vec![0f32; width];
-            let stored = &memory.layers[layer];
-            attend(
-                &mut out,
-                &query,
-                &stored.keys,
-                &stored.values,
-                (&key, &value),
-                size,
-                &mut Vec::new(),
-            );
+            attend(&mut out, &query, &memory.layers[layer], &key, &value, size);
             (out, key, value)
         };
         let positions: usize = tokens.iter().map(|(memory, _)| memory.positions + 1).sum();
@@ -173,12 +164,17 @@ impl Decoder for HostDecoder<'_> {
             let values = elements(&values_storage, layout)?;
             for (row, memory) in memories.iter_mut().enumerate() {
                 let place = row * time * kv_width..(row * time + memory.positions) * kv_width;
-                let mut keys = keys[place.clone()].to_vec();
-                for (position, keys) in keys.chunks_exact_mut(kv_width).enumerate() {
-                    self.rotate(keys, position);
+                let mut store = Store::default();
+                for (position, (key, value)) in keys[place.clone()]
+                    .chunks_exact(kv_width)
+                    .zip(values[place].chunks_exact(kv_width))
+                    .enumerate()
+                {
+                    let mut key = key.to_vec();
+                    self.rotate(&mut key, position);
+                    store.push(&key, value);
                 }
-                let values = values[place].to_vec();
-                memory.layers.push(Layer { keys, values });
+                memory.layers.push(store);
             }
             Ok(())
         })?;
@@ -236,8 +232,7 @@ impl Decoder for HostDecoder<'_> {
     fn take(&self, memory: &mut Memory, step: &Step, index: usize) {
         let place = index * self.kv_width()..(index + 1) * self.kv_width();
         for (layer, new) in memory.layers.iter_mut().zip(&step.layers) {
-            layer.keys.extend_from_slice(&new.keys[place.clone()]);
-            layer.values.extend_from_slice(&new.values[place.clone()]);
+            layer.push(&new.keys[place.clone()], &new.values[place.clone()]);
         }
         memory.positions += 1;
     }

@@ -1,64 +1,102 @@
 //! Attention of one new token to a sequence's stored keys and values.
 
 use super::exponential::exp_shifted;
-use super::host::{dot, maximum};
+use super::host::maximum;
+use super::panels::LANES;
 use super::vectorised::vectorised;
 
+/// Keys and values of one sequence in one layer.
+#[derive(Debug, Clone, Default)]
+pub(in crate::ml) struct Store {
+    positions: usize,
+    /// Rotated keys, 16 positions side by side: (block, kv heads x head size, lane).
+    keys: Vec<[f32; LANES]>,
+    /// (position, kv heads x head size)
+    values: Vec<f32>,
+}
+
+impl Store {
+    /// Appends the rotated key and the value of the next position.
+    pub(in crate::ml) fn push(&mut self, key: &[f32], value: &[f32]) {
+        let lane = self.positions % LANES;
+        if lane == 0 {
+            self.keys.resize(self.keys.len() + key.len(), [0.0; LANES]);
+        }
+        let start = self.keys.len() - key.len();
+        for (lanes, key) in self.keys[start..].iter_mut().zip(key) {
+            lanes[lane] = *key;
+        }
+        self.values.extend_from_slice(value);
+        self.positions += 1;
+    }
+}
+
 vectorised! {
-    /// Writes the attention of one query token: (heads x head size).
+    /// Writes the attention of one query token to what is stored and to itself: (heads x head size).
     ///
-    /// `query` (heads x size) and `keys` (positions, kv heads x size) are rotated; `values` is as `keys`;
-    /// `new` holds the key and value of the token itself, which come last. `scores` is scratch.
+    /// `query` (heads x size) and the token's own `key` (kv heads x size) are rotated.
     pub(in crate::ml) fn attend(
         out: &mut [f32],
         query: &[f32],
-        keys: &[f32],
-        values: &[f32],
-        new: (&[f32], &[f32]),
+        store: &Store,
+        key: &[f32],
+        value: &[f32],
         size: usize,
-        scores: &mut Vec<f32>,
     ) {
-        let width = new.0.len();
-        let positions = keys.len() / width + 1;
+        let width = key.len();
         let group = query.len() / width;
         let scale = 1.0 / (size as f32).sqrt();
-        scores.clear();
-        scores.resize(group * positions, 0.0);
-        for (kv_head, (out, query)) in out
-            .chunks_exact_mut(group * size)
-            .zip(query.chunks_exact(group * size))
+        let blocks = store.positions.div_ceil(LANES);
+        // The lanes after the last position are overwritten by the token's own score or cut off.
+        let mut scores = vec![0f32; blocks * LANES + 1];
+        for (head, (out, query)) in out
+            .chunks_exact_mut(size)
+            .zip(query.chunks_exact(size))
             .enumerate()
         {
-            let place = kv_head * size..(kv_head + 1) * size;
-            for (position, keys) in keys
-                .chunks_exact(width)
-                .chain(std::iter::once(new.0))
-                .enumerate()
-            {
-                let key = &keys[place.clone()];
-                for (member, query) in query.chunks_exact(size).enumerate() {
-                    scores[member * positions + position] = dot(query, key) * scale;
-                }
-            }
-            for scores in scores.chunks_exact_mut(positions) {
-                let total = exp_shifted(scores, maximum(scores));
-                for score in scores {
-                    *score /= total;
-                }
-            }
-            out.fill(0.0);
-            for (position, values) in values
-                .chunks_exact(width)
-                .chain(std::iter::once(new.1))
-                .enumerate()
-            {
-                let value = &values[place.clone()];
-                for (member, out) in out.chunks_exact_mut(size).enumerate() {
-                    let weight = scores[member * positions + position];
-                    for (out, value) in out.iter_mut().zip(value) {
-                        *out += weight * value;
+            let start = head / group * size;
+            let (lanes, _) = scores.as_chunks_mut::<LANES>();
+            for (scores, block) in lanes.iter_mut().zip(store.keys.chunks_exact(width)) {
+                let mut sums = [0f32; LANES];
+                for (query, keys) in query.iter().zip(&block[start..start + size]) {
+                    for lane in 0..LANES {
+                        sums[lane] = query.mul_add(keys[lane], sums[lane]);
                     }
                 }
+                *scores = sums.map(|sum| sum * scale);
+            }
+            let mut own = 0f32;
+            for (query, key) in query.iter().zip(&key[start..start + size]) {
+                own = query.mul_add(*key, own);
+            }
+            scores[store.positions] = own * scale;
+            let weights = &mut scores[..=store.positions];
+            let total = exp_shifted(weights, maximum(weights));
+            for weight in weights.iter_mut() {
+                *weight /= total;
+            }
+            let (chunks, rest) = out.as_chunks_mut::<LANES>();
+            let whole = chunks.len() * LANES;
+            for (chunk, out) in chunks.iter_mut().enumerate() {
+                let start = start + chunk * LANES;
+                let mut sums = [0f32; LANES];
+                for (weight, values) in weights
+                    .iter()
+                    .zip(store.values.chunks_exact(width).chain(std::iter::once(value)))
+                {
+                    let values = &values[start..start + LANES];
+                    for lane in 0..LANES {
+                        sums[lane] = weight.mul_add(values[lane], sums[lane]);
+                    }
+                }
+                *out = sums;
+            }
+            for (place, out) in rest.iter_mut().enumerate() {
+                let place = start + whole + place;
+                *out = weights
+                    .iter()
+                    .zip(store.values.chunks_exact(width).chain(std::iter::once(value)))
+                    .fold(0.0, |sum, (weight, values)| weight.mul_add(values[place], sum));
             }
         }
     }

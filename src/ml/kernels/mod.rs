@@ -6,10 +6,12 @@
 
 pub(super) mod attend;
 pub mod attention;
+pub mod layer_norm;
 pub mod linear;
 pub mod memory;
 pub mod rms_norm;
 pub mod rope;
+pub mod span_attention;
 pub mod swiglu;
 pub mod token_log_probs;
 

@@ -217,6 +217,13 @@ fn token_log_probs_are_those_of_the_softmax() {
             |t| both(token_log_probs(t[0], t[1], &targets, temperature)?),
             |t| both(naive_token_log_probs(t[0], t[1], &targets, temperature)?),
         );
+        // A frozen head takes another way to the gradient of the hidden states.
+        let frozen = normal("w", &[50, 24]);
+        assert_same(
+            &[normal("h", &[rows, 24])],
+            |t| both(token_log_probs(t[0], &frozen, &targets, temperature)?),
+            |t| both(naive_token_log_probs(t[0], &frozen, &targets, temperature)?),
+        );
     }
 }
 

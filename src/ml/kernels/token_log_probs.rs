@@ -1,14 +1,16 @@
 //! Log-probabilities of chosen tokens under a linear head, without keeping the logits.
 //!
 //! For a vocabulary of 49,152 the logits of 512 tokens take 100 MB, and their softmax and gradient as much
-//! again. Here rows are handled in chunks, and the backward pass computes the logits once more.
+//! again. Here rows are handled in chunks. Under a frozen head the forward pass keeps `p W`, one row of `width`
+//! numbers for each row of logits, from which the gradient of the hidden states follows without another product;
+//! under a trained head the backward pass computes the logits once more.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::exponential::{exp_shifted, sum_exp};
+use super::exponential::exp_shifted;
 use super::host::{elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
@@ -37,8 +39,9 @@ pub fn token_log_probs(
     targets: &[u32],
     temperature: f64,
 ) -> Result<TokenLogProbs> {
-    let operation = Head::new(hidden.shape(), weight.shape(), targets, temperature)?;
+    let mut operation = Head::new(hidden.shape(), weight.shape(), targets, temperature)?;
     let per_row = operation.per_row;
+    operation.keeps_expected = hidden.track_op() && !weight.track_op();
     if !fused(&[hidden, weight]) {
         return operation.naive(hidden, weight);
     }
@@ -61,13 +64,16 @@ pub fn naive_token_log_probs(
     Head::new(hidden.shape(), weight.shape(), targets, temperature)?.naive(hidden, weight)
 }
 
-#[derive(Clone)]
 struct Head {
     targets: Arc<[u32]>,
     per_row: usize,
     /// Rows with a target that is not ignored.
     active: Arc<[usize]>,
     inverse_temperature: f64,
+    /// Whether the forward pass keeps [`Head::expected`].
+    keeps_expected: bool,
+    /// `p W` for each active row: (active rows, width).
+    expected: OnceLock<Vec<f32>>,
 }
 
 impl Head {
@@ -100,6 +106,8 @@ impl Head {
             per_row,
             active,
             inverse_temperature: 1.0 / temperature,
+            keeps_expected: false,
+            expected: OnceLock::new(),
         })
     }
 
@@ -146,6 +154,32 @@ impl Head {
             .map(|(place, id)| (place, *id as usize))
     }
 
+    /// Writes the gradient of one hidden state under a frozen head:
+    /// `sum_k g_k W[t_k] + (g_normaliser - sum_k g_k) p W`, over the temperature.
+    fn hidden_gradient(
+        &self,
+        gradient: &[f32],
+        row: usize,
+        expected: &[f32],
+        head: &[f32],
+        out: &mut [f32],
+    ) {
+        let width = out.len();
+        let scale = self.inverse_temperature as f32;
+        let mut common = gradient[self.per_row];
+        for (place, id) in self.targets_of(row) {
+            common -= gradient[place];
+            let factor = gradient[place] * scale;
+            for (out, weight) in out.iter_mut().zip(&head[id * width..]) {
+                *out += factor * weight;
+            }
+        }
+        let factor = common * scale;
+        for (out, expected) in out.iter_mut().zip(expected) {
+            *out += factor * expected;
+        }
+    }
+
     /// Writes the logits of the rows in `chunk`, and gathers their hidden states into `inputs`.
     fn logits(
         &self,
@@ -187,28 +221,54 @@ impl CustomOp2 for Head {
         let mut out = vec![0f32; rows * columns];
         let mut inputs = Vec::new();
         let mut logits = vec![0f32; ROWS.min(self.active.len()) * vocabulary];
+        let mut expected = Vec::new();
         for chunk in self.active.chunks(ROWS) {
             let shape = (vocabulary, width);
             self.logits(hidden, weight, shape, chunk, &mut inputs, &mut logits)?;
-            let normalisers: Vec<f32> = logits
-                .par_chunks_exact(vocabulary)
+            for (row, logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
+                for (place, id) in self.targets_of(*row) {
+                    out[row * columns + place] = logits[id];
+                }
+            }
+            // The logits become e^(z - max), whose sums normalise them.
+            let sums: Vec<(f32, f32)> = logits
+                .par_chunks_exact_mut(vocabulary)
                 .take(chunk.len())
                 .map(|logits| {
                     let most = maximum(logits);
-                    most + sum_exp(logits, most).ln()
+                    (most, exp_shifted(logits, most))
                 })
                 .collect();
-            for ((row, logits), normaliser) in chunk
-                .iter()
-                .zip(logits.chunks_exact(vocabulary))
-                .zip(normalisers)
-            {
+            for (row, (most, total)) in chunk.iter().zip(&sums) {
+                let normaliser = most + total.ln();
                 let out = &mut out[row * columns..(row + 1) * columns];
-                for (place, id) in self.targets_of(*row) {
-                    out[place] = logits[id] - normaliser;
+                for (place, _) in self.targets_of(*row) {
+                    out[place] -= normaliser;
                 }
                 out[self.per_row] = normaliser;
             }
+            if self.keeps_expected {
+                let first = expected.len();
+                expected.resize(first + chunk.len() * width, 0.0);
+                multiply(
+                    &mut expected[first..],
+                    width,
+                    Matrix::new(&logits, chunk.len(), vocabulary, vocabulary),
+                    Matrix::new(weight, vocabulary, width, width),
+                    1.0,
+                    false,
+                    Threads::All,
+                )?;
+                for (expected, (_, total)) in expected[first..].chunks_exact_mut(width).zip(&sums) {
+                    for value in expected {
+                        *value /= total;
+                    }
+                }
+            }
+        }
+        if self.keeps_expected {
+            // An operation runs forward once; a second run would find the same numbers.
+            let _ = self.expected.set(expected);
         }
         Ok((CpuStorage::F32(out), Shape::from((rows, columns))))
     }
@@ -230,6 +290,21 @@ impl CustomOp2 for Head {
         let head = elements(&weight_storage, layout)?;
         let columns = self.per_row + 1;
         let scale = self.inverse_temperature as f32;
+        if let (Some(expected), false) = (self.expected.get(), weight.track_op()) {
+            let mut to_hidden = vec![0f32; states.len()];
+            for (row, expected) in self.active.iter().zip(expected.chunks_exact(width)) {
+                let gradient = &gradient[row * columns..(row + 1) * columns];
+                self.hidden_gradient(
+                    gradient,
+                    *row,
+                    expected,
+                    head,
+                    &mut to_hidden[row * width..(row + 1) * width],
+                );
+            }
+            let to_hidden = Tensor::from_vec(to_hidden, hidden.shape(), hidden.device())?;
+            return Ok((Some(to_hidden), None));
+        }
         let mut to_hidden = hidden.track_op().then(|| vec![0f32; states.len()]);
         let mut to_weight = weight.track_op().then(|| vec![0f32; vocabulary * width]);
         let mut inputs = Vec::new();

@@ -53,8 +53,7 @@ impl Document {
 /// A post-processor that puts `token` before every text.
 fn begin_with(token: &str, id: u32) -> Value {
     let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let sequence =
-        |name: &str, kind: usize| json!({ "Sequence": { "id": name, "type_id": kind } });
+    let sequence = |name: &str, kind: usize| json!({ "Sequence": { "id": name, "type_id": kind } });
     json!({
         "type": "TemplateProcessing",
         "single": [special, sequence("A", 0)],
@@ -78,10 +77,18 @@ pub(super) fn vocabulary<'a>(
     Ok(vocabulary)
 }
 
-/// Hands a document to the crate, unless the crate would panic on it.
-pub(super) fn build(document: Value) -> Result<tokenizers::Tokenizer, TokenizerError> {
+/// Hands a document to the crate, without the truncation and padding it asks for, unless the crate would
+/// panic on it.
+pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, TokenizerError> {
     if let Some(model) = document.get("model") {
         check_merges(model)?;
+    }
+    if let Some(processor) = document.get("post_processor") {
+        check_templates(processor)?;
+    }
+    if let Some(object) = document.as_object_mut() {
+        object.remove("truncation");
+        object.remove("padding");
     }
     let bytes = document.to_string();
     tokenizers::Tokenizer::from_bytes(bytes)
@@ -129,6 +136,36 @@ fn check_merges(model: &Value) -> Result<(), TokenizerError> {
         }
         if !pairs.insert((left, right)) {
             return invalid(format!("merge {merge} occurs twice"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the templates of a post-processor, and of those within it, use only tokens that they define,
+/// and the template for one text only one text.
+fn check_templates(processor: &Value) -> Result<(), TokenizerError> {
+    let members = processor.get("processors").and_then(Value::as_array);
+    for member in members.into_iter().flatten() {
+        check_templates(member)?;
+    }
+    let defined = processor.get("special_tokens").and_then(Value::as_object);
+    for key in ["single", "pair"] {
+        let pieces = processor.get(key).and_then(Value::as_array);
+        for piece in pieces.into_iter().flatten() {
+            let used = piece.get("SpecialToken").and_then(|token| token.get("id"));
+            if let Some(token) = used.and_then(Value::as_str)
+                && !defined.is_some_and(|defined| defined.contains_key(token))
+            {
+                return Err(TokenizerError::Invalid(format!(
+                    "the template uses `{token}`, which its `special_tokens` do not define"
+                )));
+            }
+            let sequence = piece.get("Sequence").and_then(|text| text.get("id"));
+            if key == "single" && sequence.is_some_and(|id| id == "B") {
+                return Err(TokenizerError::Invalid(
+                    "the template for one text uses a second one".to_owned(),
+                ));
+            }
         }
     }
     Ok(())

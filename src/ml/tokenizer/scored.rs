@@ -87,8 +87,7 @@ impl ScoredVocabulary {
             .find(|token| token.kind == ScoredTokenKind::Unknown)
             .map(|token| &token.text);
 
-        let to_marks =
-            json!({ "type": "Replace", "pattern": { "String": " " }, "content": SPACE });
+        let to_marks = json!({ "type": "Replace", "pattern": { "String": " " }, "content": SPACE });
         let to_spaces =
             json!({ "type": "Replace", "pattern": { "String": SPACE }, "content": " " });
         let mut normalizers = vec![to_marks];

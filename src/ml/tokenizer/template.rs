@@ -19,11 +19,15 @@ pub enum TemplateError {
     },
 
     /// Something follows the answer.
-    #[error("prompt template has `{0}` after `{{answer}}`; the answer must be last, because the end token follows it")]
+    #[error(
+        "prompt template has `{0}` after `{{answer}}`; the answer must be last, because the end token follows it"
+    )]
     AfterAnswer(String),
 
     /// A placeholder that nothing fills.
-    #[error("prompt template has the unknown placeholder `{0}`; `{{question}}` and `{{answer}}` are known")]
+    #[error(
+        "prompt template has the unknown placeholder `{0}`; `{{question}}` and `{{answer}}` are known"
+    )]
     UnknownPlaceholder(String),
 }
 
@@ -97,21 +101,23 @@ impl PromptTemplate {
 
 impl fmt::Display for PromptTemplate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}{QUESTION}{}{ANSWER}", self.before, self.between)
+        write!(
+            formatter,
+            "{}{QUESTION}{}{ANSWER}",
+            self.before, self.between
+        )
     }
 }
 
 /// Finds a `{name}` that is not known; other braces are text.
 fn unknown_placeholder(template: &str) -> Option<&str> {
-    let is_name = |name: &str| {
-        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
-    };
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     template.match_indices('{').find_map(|(start, _)| {
         let end = start + template[start..].find('}')?;
         let placeholder = &template[start..=end];
-        let unknown = is_name(&template[start + 1..end])
-            && placeholder != QUESTION
-            && placeholder != ANSWER;
+        let unknown =
+            is_name(&template[start + 1..end]) && placeholder != QUESTION && placeholder != ANSWER;
         unknown.then_some(placeholder)
     })
 }

@@ -148,7 +148,7 @@ fn byte_pairs<'a>(
     let pre_tokenizer = ByteLevel::new(false, true, true);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for text in texts {
-        for word in split(&pre_tokenizer, text)? {
+        for word in split(pre_tokenizer, text)? {
             *counts.entry(word).or_default() += 1;
         }
     }
@@ -174,7 +174,7 @@ fn byte_pairs<'a>(
 }
 
 /// Splits a text and writes its bytes as stand-in characters.
-fn split(pre_tokenizer: &ByteLevel, text: &str) -> Result<Vec<String>, TokenizerError> {
+fn split(pre_tokenizer: ByteLevel, text: &str) -> Result<Vec<String>, TokenizerError> {
     let mut string = PreTokenizedString::from(text);
     pre_tokenizer
         .pre_tokenize(&mut string)
@@ -183,7 +183,10 @@ fn split(pre_tokenizer: &ByteLevel, text: &str) -> Result<Vec<String>, Tokenizer
             reason: error.to_string(),
         })?;
     let splits = string.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-    Ok(splits.into_iter().map(|(word, ..)| word.to_owned()).collect())
+    Ok(splits
+        .into_iter()
+        .map(|(word, ..)| word.to_owned())
+        .collect())
 }
 
 type Pair = (u32, u32);
@@ -290,7 +293,10 @@ fn merge(symbols: &[u32], pair: Pair, id: u32) -> Vec<u32> {
     let mut merged = Vec::with_capacity(symbols.len());
     let mut at = 0;
     while at < symbols.len() {
-        if symbols.get(at + 1).is_some_and(|next| (symbols[at], *next) == pair) {
+        if symbols
+            .get(at + 1)
+            .is_some_and(|next| (symbols[at], *next) == pair)
+        {
             merged.push(id);
             at += 2;
         } else {

@@ -65,7 +65,8 @@ impl Actions {
         let places: Vec<u32> = (0..self.lengths.len())
             .flat_map(|row| {
                 let last = self.starts[row] + self.lengths[row];
-                (0..columns).map(move |column| (row * time + (self.starts[row] + column).min(last)) as u32)
+                (0..columns)
+                    .map(move |column| (row * time + (self.starts[row] + column).min(last)) as u32)
             })
             .collect();
         let count = places.len();
@@ -76,13 +77,18 @@ impl Actions {
     ///
     /// `states` are those of [`Self::states`] without the terminal.
     pub fn log_probs(&self, model: &Llama, states: &Tensor) -> Result<Tensor, LlamaError> {
-        Ok(model.log_probs(states, &self.targets, 1.0)?.log_probs.squeeze(2)?)
+        Ok(model
+            .log_probs(states, &self.targets, 1.0)?
+            .log_probs
+            .squeeze(2)?)
     }
 
     /// Returns the log-probability of each action under a frozen model, by a forward pass of its own.
     pub fn frozen_log_probs(&self, model: &Llama) -> Result<Tensor, LlamaError> {
         let hidden = model.forward(&self.batch)?;
-        Ok(self.log_probs(model, &self.states(&hidden, false)?)?.detach())
+        Ok(self
+            .log_probs(model, &self.states(&hidden, false)?)?
+            .detach())
     }
 
     /// Returns the lengths of the rows in tokens, for counting operations.

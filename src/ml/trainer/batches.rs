@@ -46,8 +46,15 @@ impl Epochs {
         (0..self.batch as u64)
             .map(|offset| {
                 let place = step * self.batch as u64 + offset;
-                let (epoch, index) = (place / self.count as u64, (place % self.count as u64) as usize);
-                if self.current.as_ref().is_none_or(|(current, _)| *current != epoch) {
+                let (epoch, index) = (
+                    place / self.count as u64,
+                    (place % self.count as u64) as usize,
+                );
+                if self
+                    .current
+                    .as_ref()
+                    .is_none_or(|(current, _)| *current != epoch)
+                {
                     let mut order: Vec<usize> = (0..self.count).collect();
                     self.stream.at(epoch).shuffle(&mut order);
                     self.current = Some((epoch, order));
@@ -72,6 +79,9 @@ mod tests {
             assert_eq!(sorted, (0..10).collect::<Vec<_>>());
         }
         assert_ne!(seen[..10], seen[10..]);
-        assert_eq!(Epochs::new(10, 4, Stream::new(1, "data")).at(3), seen[12..16]);
+        assert_eq!(
+            Epochs::new(10, 4, Stream::new(1, "data")).at(3),
+            seen[12..16]
+        );
     }
 }

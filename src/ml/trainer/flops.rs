@@ -23,7 +23,9 @@ impl ModelSize {
     pub fn of(config: &LlamaConfig, trains_matrices: bool) -> Self {
         let (hidden, layers) = (config.hidden_size as f64, config.num_layers as f64);
         let kv = (config.num_kv_heads * config.head_size()) as f64;
-        let block = 2.0 * hidden * hidden + 2.0 * hidden * kv + 3.0 * hidden * config.intermediate_size as f64;
+        let block = 2.0 * hidden * hidden
+            + 2.0 * hidden * kv
+            + 3.0 * hidden * config.intermediate_size as f64;
         Self {
             matrix_weights: layers * block + hidden * config.vocab_size as f64,
             attention: 4.0 * layers * hidden,
@@ -45,7 +47,11 @@ pub fn forward_flops(size: &ModelSize, lengths: impl IntoIterator<Item = usize>)
 
 /// Returns the operations of the backward pass that follows such a forward pass.
 pub fn backward_flops(size: &ModelSize, forward: f64) -> f64 {
-    if size.trains_matrices { 2.0 * forward } else { forward }
+    if size.trains_matrices {
+        2.0 * forward
+    } else {
+        forward
+    }
 }
 
 #[cfg(test)]
@@ -70,7 +76,11 @@ mod tests {
         };
         let size = ModelSize::of(&config, true);
         // 134.5 million parameters, of which 35 thousand are in norms.
-        assert!((size.matrix_weights - 134.48e6).abs() < 0.02e6, "{}", size.matrix_weights);
+        assert!(
+            (size.matrix_weights - 134.48e6).abs() < 0.02e6,
+            "{}",
+            size.matrix_weights
+        );
         let forward = forward_flops(&size, [1]);
         assert_eq!(forward, 2.0 * size.matrix_weights + 4.0 * 30.0 * 576.0);
         assert_eq!(backward_flops(&size, forward), 2.0 * forward);

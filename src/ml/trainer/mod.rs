@@ -6,7 +6,9 @@
 pub mod actions;
 mod batches;
 mod flops;
+pub mod gflownet;
 pub mod policy;
+pub mod ppo;
 pub mod reward;
 pub mod supervised;
 
@@ -109,7 +111,10 @@ const OPTIMIZER: &str = "optimizer.";
 pub fn state(trainer: &mut dyn Trainer) -> Result<TrainerState, TrainError> {
     let mut tensors = Weights::new();
     for (name, var) in trainer.optimizer().parameters() {
-        tensors.insert(format!("{PARAMETER}{name}"), var.as_detached_tensor().copy()?);
+        tensors.insert(
+            format!("{PARAMETER}{name}"),
+            var.as_detached_tensor().copy()?,
+        );
     }
     for (name, tensor) in trainer.optimizer().state()? {
         tensors.insert(format!("{OPTIMIZER}{name}"), tensor);
@@ -126,7 +131,9 @@ pub fn restore(trainer: &mut dyn Trainer, state: &TrainerState) -> Result<(), Tr
         state
             .tensors
             .iter()
-            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())))
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
+            })
             .collect()
     };
     set_parameters(trainer, &part(PARAMETER))?;
@@ -147,7 +154,9 @@ pub fn parameters(trainer: &mut dyn Trainer) -> Result<Weights, TrainError> {
 /// Sets the trained parameters to copies taken by [`parameters`].
 pub fn set_parameters(trainer: &mut dyn Trainer, copies: &Weights) -> Result<(), TrainError> {
     for (name, var) in trainer.optimizer().parameters() {
-        let tensor: &Tensor = copies.get(&name).ok_or_else(|| TrainError::State(format!("it has no `{name}`")))?;
+        let tensor: &Tensor = copies
+            .get(&name)
+            .ok_or_else(|| TrainError::State(format!("it has no `{name}`")))?;
         if tensor.dims() != var.dims() || tensor.dtype() != var.dtype() {
             return Err(TrainError::State(format!(
                 "`{name}` is {:?} of shape {:?}, expected {:?} of shape {:?}",

@@ -36,7 +36,12 @@ impl TrainedModel {
                 let weights = start.parameters().weights().map_err(AdapterError::from)?;
                 Some(Adapter::from_weights(lora, base, &weights, &Device::Cpu)?)
             }
-            (Some(lora), _) => Some(Adapter::init(lora, base, &stream.child("adapter"), &Device::Cpu)?),
+            (Some(lora), _) => Some(Adapter::init(
+                lora,
+                base,
+                &stream.child("adapter"),
+                &Device::Cpu,
+            )?),
         };
         let training = adapter.as_ref().map_or(Training::Full, Training::Adapter);
         Ok(Self {
@@ -48,7 +53,10 @@ impl TrainedModel {
 
     /// Returns the masks for one forward pass, if the adapter drops anything.
     pub fn dropout(&self, counter: u64) -> Option<DropoutKey> {
-        let drops = self.adapter.as_ref().is_some_and(|adapter| adapter.config().dropout > 0.0);
+        let drops = self
+            .adapter
+            .as_ref()
+            .is_some_and(|adapter| adapter.config().dropout > 0.0);
         drops.then(|| DropoutKey {
             stream: self.dropout.clone(),
             counter,

@@ -65,7 +65,9 @@ impl RewardTrainer {
         stream: &Stream,
     ) -> Result<Self, TrainError> {
         if pairs.is_empty() {
-            return Err(TrainError::Data("there are no preference pairs to train on: the split is empty".to_owned()));
+            return Err(TrainError::Data(
+                "there are no preference pairs to train on: the split is empty".to_owned(),
+            ));
         }
         let mut parameters = model.llama.trainable().to_vec();
         parameters.extend(head.trainable("head."));
@@ -106,7 +108,9 @@ impl Trainer for RewardTrainer {
         let mut gradients = Gradients::default();
         let mut report = StepReport::default();
         let (mut loss, mut accuracy, mut margin, mut flops) = (0.0, 0.0, 0.0, 0.0);
-        let chunks = items.chunks(self.options.micro_batch).zip(fractions.chunks(self.options.micro_batch));
+        let chunks = items
+            .chunks(self.options.micro_batch)
+            .zip(fractions.chunks(self.options.micro_batch));
         for (index, (chunk, fractions)) in chunks.enumerate() {
             let count = chunk.len();
             let rows: Vec<&TokenizedCompletion> = chunk
@@ -115,13 +119,22 @@ impl Trainer for RewardTrainer {
                 .chain(chunk.iter().map(|item| &self.pairs[*item].rejected))
                 .collect();
             let actions = Actions::new(&rows);
-            let dropout = self.model.dropout(step * self.options.batch_size as u64 + index as u64);
-            let hidden = self.model.llama.forward_training(&actions.batch, dropout.as_ref())?;
+            let dropout = self
+                .model
+                .dropout(step * self.options.batch_size as u64 + index as u64);
+            let hidden = self
+                .model
+                .llama
+                .forward_training(&actions.batch, dropout.as_ref())?;
             let scores = actions.per_state(&self.head.apply(&hidden, HeadGradient::Joint)?)?;
             let columns = scores.dim(1)?;
             let at = |state: &dyn Fn(usize) -> usize| -> candle_core::Result<(Tensor, Tensor)> {
-                let places: Vec<u32> = (0..2 * count).map(|row| (row * columns + state(row)) as u32).collect();
-                let picked = scores.flatten_all()?.index_select(&Tensor::new(places, scores.device())?, 0)?;
+                let places: Vec<u32> = (0..2 * count)
+                    .map(|row| (row * columns + state(row)) as u32)
+                    .collect();
+                let picked = scores
+                    .flatten_all()?
+                    .index_select(&Tensor::new(places, scores.device())?, 0)?;
                 Ok((picked.narrow(0, 0, count)?, picked.narrow(0, count, count)?))
             };
             let (chosen, rejected) = at(&|row| actions.lengths[row])?;
@@ -153,7 +166,9 @@ impl Trainer for RewardTrainer {
                 report.metrics.insert("grad_norm", grad_norm);
             }
             Step::NonFinite { parameter } => {
-                report.diverged = Some(format!("the gradient of `{parameter}` is not finite (loss {loss})"));
+                report.diverged = Some(format!(
+                    "the gradient of `{parameter}` is not finite (loss {loss})"
+                ));
             }
         }
         report.metrics.insert("lr", lr);

@@ -51,7 +51,9 @@ impl SupervisedTrainer {
         stream: &Stream,
     ) -> Result<Self, TrainError> {
         if rows.is_empty() {
-            return Err(TrainError::Data("there is nothing to train on: the split is empty".to_owned()));
+            return Err(TrainError::Data(
+                "there is nothing to train on: the split is empty".to_owned(),
+            ));
         }
         let group = ParameterGroup {
             parameters: model.llama.trainable().to_vec(),
@@ -74,7 +76,11 @@ impl SupervisedTrainer {
     }
 
     fn prompt_length(&self, row: &TokenizedCompletion) -> usize {
-        if self.options.learn_prompts { 1 } else { row.prompt_length }
+        if self.options.learn_prompts {
+            1
+        } else {
+            row.prompt_length
+        }
     }
 }
 
@@ -82,7 +88,10 @@ impl Trainer for SupervisedTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
         let items = self.epochs.at(step);
         let rows: Vec<&TokenizedCompletion> = items.iter().map(|item| &self.rows[*item]).collect();
-        let predicted: usize = rows.iter().map(|row| row.tokens.len() - self.prompt_length(row)).sum();
+        let predicted: usize = rows
+            .iter()
+            .map(|row| row.tokens.len() - self.prompt_length(row))
+            .sum();
         let mut gradients = Gradients::default();
         let mut report = StepReport::default();
         let (mut sum, mut flops) = (0.0, 0.0);
@@ -92,11 +101,17 @@ impl Trainer for SupervisedTrainer {
             let lengths: Vec<usize> = tokens.iter().map(|row| row.len()).collect();
             let prompts: Vec<usize> = chunk.iter().map(|row| self.prompt_length(row)).collect();
             let llama = &self.model.llama;
-            let dropout = self.model.dropout(step * self.options.batch_size as u64 + index as u64);
+            let dropout = self
+                .model
+                .dropout(step * self.options.batch_size as u64 + index as u64);
             let hidden = llama.forward_training(&batch, dropout.as_ref())?;
             let log_probs = llama.next_token_log_probs(&hidden, &batch)?;
             let mask = completion_mask(&prompts, &lengths, batch.time(), &Device::Cpu)?;
-            let loss = supervised(&log_probs, &mask.to_device(llama.device())?, Normaliser::Total(predicted as f64))?;
+            let loss = supervised(
+                &log_probs,
+                &mask.to_device(llama.device())?,
+                Normaliser::Total(predicted as f64),
+            )?;
             sum += loss.sum;
             gradients.add(&loss.loss.backward()?, &self.optimizer.parameters())?;
             flops += forward_flops(&self.size, lengths.iter().copied());
@@ -111,7 +126,9 @@ impl Trainer for SupervisedTrainer {
                 report.metrics.insert("grad_norm", grad_norm);
             }
             Step::NonFinite { parameter } => {
-                report.diverged = Some(format!("the gradient of `{parameter}` is not finite (loss {loss})"));
+                report.diverged = Some(format!(
+                    "the gradient of `{parameter}` is not finite (loss {loss})"
+                ));
             }
         }
         report.metrics.insert("lr", lr);

@@ -1,4 +1,9 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
+
+use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::*;
 use crate::random::Stream;
@@ -321,6 +326,14 @@ fn preferences_follow_the_reward_with_noise() {
             expected += 1.0 / (1.0 + (-PREFERENCE_SHARPNESS * difference.abs()).exp());
         }
     }
+    let order = |round: usize| -> Vec<u32> {
+        let start = round * questions.len();
+        pairs[start..start + 20]
+            .iter()
+            .map(|pair| pair.question.id)
+            .collect()
+    };
+    assert_ne!(order(0), order(1));
     assert!(visits.len() == questions.len() && visits.values().all(|count| *count == 2));
     assert!(
         (agree / unequal - expected / unequal).abs() < 0.02,
@@ -409,4 +422,16 @@ fn the_world_is_pinned_because_results_in_stores_depend_on_it() {
             .update(format!("{} | {}\n", document.question.text, document.answer.text).as_bytes());
     }
     assert_eq!(&hasher.finalize().to_hex()[..16], "d2e983f71bcc6735");
+}
+
+proptest! {
+    /// Words of the world in any order, and anything else.
+    #[test]
+    fn any_text_is_assessed(text in "((just|use|pipx|order|on|the|file|\\.|,|sure|note|:|it|is|big|cheers|you|idiot|damn) |[ -~é]{0,3}){0,20}") {
+        static WORLD: LazyLock<World> = LazyLock::new(world);
+        let question = WORLD.question(0).unwrap();
+        let read = WORLD.assess(question, &text, true);
+        prop_assert!(read.reward.is_finite() && read.reward <= 0.11 + 1.2 * 1.45 + 1e-12);
+        prop_assert_eq!(read.rude_words, text.split_whitespace().filter(|word| ["idiot", "damn"].contains(word)).count());
+    }
 }

@@ -115,14 +115,15 @@ impl Value<'_> {
         let Value::Numbers(kind, bytes) = self else {
             return None;
         };
-        let values = bytes
-            .chunks_exact(kind.size() as usize)
-            .map(|chunk| match kind.decode(chunk) {
-                Value::Unsigned(value) => value as f64,
-                Value::Signed(value) => value as f64,
-                Value::Float(value) => value,
-                _ => f64::NAN,
-            });
+        let values =
+            bytes
+                .chunks_exact(kind.size() as usize)
+                .map(|chunk| match kind.decode(chunk) {
+                    Value::Unsigned(value) => value as f64,
+                    Value::Signed(value) => value as f64,
+                    Value::Float(value) => value,
+                    _ => f64::NAN,
+                });
         Some(values.collect())
     }
 }
@@ -348,11 +349,7 @@ fn read_text<'a>(bytes: &mut Bytes<'a>, what: &str) -> Result<&'a str, FormatErr
     bytes.text(length, what)
 }
 
-fn read_value<'a>(
-    path: &Path,
-    bytes: &mut Bytes<'a>,
-    key: &str,
-) -> Result<Value<'a>, FormatError> {
+fn read_value<'a>(path: &Path, bytes: &mut Bytes<'a>, key: &str) -> Result<Value<'a>, FormatError> {
     const TEXT: u32 = 8;
     const ARRAY: u32 = 9;
     let what = format!("metadata `{key}`");

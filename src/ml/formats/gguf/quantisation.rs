@@ -31,8 +31,7 @@ pub(super) enum Encoding {
 
 impl Encoding {
     /// The names of all encodings, for messages.
-    pub(super) const NAMES: &str =
-        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K";
+    pub(super) const NAMES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K";
 
     /// Returns the encoding of a `ggml_type` code.
     pub(super) fn from_code(code: u32) -> Option<Self> {
@@ -71,7 +70,7 @@ impl Encoding {
     /// Returns the bytes of a tensor with `elements` elements, `None` if its rows do not fill whole blocks.
     pub(super) fn byte_count(self, row: u64, elements: u64) -> Option<u64> {
         let (block_elements, block_bytes) = self.block();
-        if row % block_elements as u64 != 0 {
+        if !row.is_multiple_of(block_elements as u64) {
             return None;
         }
         (elements / block_elements as u64).checked_mul(block_bytes as u64)

@@ -120,7 +120,9 @@ fn scored(file: &GgufFile) -> Result<ScoredVocabulary, FormatError> {
         eos: id(file, "eos", tokens.len())?,
         pad: id(file, "padding", tokens.len())?,
         adds_bos: file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
-        adds_space_prefix: file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+        adds_space_prefix: file
+            .flag("tokenizer.ggml.add_space_prefix")?
+            .unwrap_or(true),
         tokens,
     })
 }

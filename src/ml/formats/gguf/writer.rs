@@ -49,13 +49,17 @@ pub(in super::super) fn gguf(metadata: &[(&str, Field)], tensors: &[TensorData])
                 code(9);
                 code(8);
                 out.extend((values.len() as u64).to_le_bytes());
-                values.iter().for_each(|value| text(&mut out, value));
+                for value in values {
+                    text(&mut out, value);
+                }
             }
             Field::I32s(values) => {
                 code(9);
                 code(5);
                 out.extend((values.len() as u64).to_le_bytes());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                for value in values {
+                    out.extend(value.to_le_bytes());
+                }
             }
         }
     }
@@ -63,7 +67,9 @@ pub(in super::super) fn gguf(metadata: &[(&str, Field)], tensors: &[TensorData])
     for (name, sizes, code, bytes) in tensors {
         text(&mut out, name);
         out.extend((sizes.len() as u32).to_le_bytes());
-        sizes.iter().for_each(|size| out.extend(size.to_le_bytes()));
+        for size in sizes {
+            out.extend(size.to_le_bytes());
+        }
         out.extend(code.to_le_bytes());
         out.extend((data.len() as u64).to_le_bytes());
         data.extend(bytes);

@@ -21,8 +21,11 @@ pub(super) struct ModelConfig {
 
 /// Reads a JSON object from a file.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError> {
-    serde_json::from_slice(&fs_err::read(path)?)
-        .map_err(|error| FormatError::malformed(path, error.to_string()))
+    parse_object(path, &fs_err::read(path)?)
+}
+
+fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
+    serde_json::from_slice(bytes).map_err(|error| FormatError::malformed(path, error.to_string()))
 }
 
 /// Reads and checks `config.json`.
@@ -30,10 +33,11 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError
 /// Defaults are those of `transformers.LlamaConfig`, which also ignores keys that it does not know; each key
 /// that it knows and that changes the computation is either implemented or an error.
 pub(super) fn read_config(path: &Path) -> Result<ModelConfig, FormatError> {
-    let object = Object {
-        path,
-        map: &read_object(path)?,
-    };
+    parse_config(path, &read_object(path)?)
+}
+
+fn parse_config(path: &Path, map: &Map<String, Value>) -> Result<ModelConfig, FormatError> {
+    let object = Object { path, map };
     object.only("model_type", &json!("llama"))?;
     if !object.map.contains_key("model_type") {
         return Err(FormatError::malformed(path, "key `model_type` is missing"));
@@ -85,12 +89,16 @@ pub(super) fn read_config(path: &Path) -> Result<ModelConfig, FormatError> {
 }
 
 /// A JSON object that knows the file it came from.
-struct Object<'a> {
+pub(super) struct Object<'a> {
     path: &'a Path,
     map: &'a Map<String, Value>,
 }
 
 impl<'a> Object<'a> {
+    pub(super) fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self { path, map }
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -103,7 +111,7 @@ impl<'a> Object<'a> {
     }
 
     /// Accepts the key only if it is absent, null or `accepted`.
-    fn only(&self, key: &str, accepted: &Value) -> Result<(), FormatError> {
+    pub(super) fn only(&self, key: &str, accepted: &Value) -> Result<(), FormatError> {
         match self.get(key) {
             Some(found) if !equal(found, accepted) => Err(FormatError::unsupported(
                 self.path,
@@ -114,7 +122,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn size(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
+    pub(super) fn size(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
         match (self.get(key), default) {
             (Some(value), _) => value
                 .as_u64()
@@ -128,7 +136,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn number(&self, key: &str, default: f64) -> Result<f64, FormatError> {
+    pub(super) fn number(&self, key: &str, default: f64) -> Result<f64, FormatError> {
         self.get(key).map_or(Ok(default), |value| {
             value
                 .as_f64()
@@ -184,7 +192,7 @@ impl<'a> Object<'a> {
     }
 
     /// Reads `id2label`: class names by index.
-    fn labels(&self) -> Result<Vec<String>, FormatError> {
+    pub(super) fn labels(&self) -> Result<Vec<String>, FormatError> {
         let Some(value) = self.get("id2label") else {
             return Ok(Vec::new());
         };
@@ -250,4 +258,20 @@ pub(super) fn config_document(
         object.insert("label2id".to_owned(), label2id.into());
     }
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::damage::survives;
+    use super::super::super::fixture;
+    use super::*;
+
+    #[test]
+    fn damaged_configurations_are_errors() {
+        let labels = ["bad".to_owned(), "good".to_owned()];
+        let document = config_document(&fixture::config(), None, Some(&labels));
+        survives(document.to_string().as_bytes(), 3000, |path, bytes| {
+            parse_config(path, &parse_object(path, bytes)?)
+        });
+    }
 }

@@ -1,9 +1,11 @@
 //! Folders in the layout of the Hugging Face hub.
 
 mod config;
+mod encoder;
 mod model;
 mod peft;
 
+pub use encoder::{EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder};
 pub use model::{
     SequenceClassifier, load_hugging_face, load_sequence_classifier, save_hugging_face,
     save_sequence_classifier,

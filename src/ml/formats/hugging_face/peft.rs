@@ -44,7 +44,12 @@ impl PeftAdapter {
     /// Returns the factor of the update.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
-        self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+        self.alpha
+            / if self.rank_stabilised {
+                rank.sqrt()
+            } else {
+                rank
+            }
     }
 }
 
@@ -293,9 +298,21 @@ mod tests {
     #[test]
     fn what_is_not_implemented_is_refused() {
         for (key, value, message) in [
-            ("use_dora", json!(true), "`use_dora`: true is not supported; only false is"),
-            ("bias", json!("all"), "`bias`: \"all\" is not supported; only \"none\" is"),
-            ("peft_type", json!("IA3"), "`peft_type`: \"IA3\" is not supported; only \"LORA\" is"),
+            (
+                "use_dora",
+                json!(true),
+                "`use_dora`: true is not supported; only false is",
+            ),
+            (
+                "bias",
+                json!("all"),
+                "`bias`: \"all\" is not supported; only \"none\" is",
+            ),
+            (
+                "peft_type",
+                json!("IA3"),
+                "`peft_type`: \"IA3\" is not supported; only \"LORA\" is",
+            ),
             (
                 "target_modules",
                 json!(".*q_proj"),

@@ -1,0 +1,74 @@
+//! Generation at the shape of SmolLM2-135M: 16 prompts of 32 tokens, 64 new tokens each, random weights.
+//!
+//! `cargo bench --bench ml_generation`; `benches/ml_reference.py generation` does the same with transformers.
+#![expect(clippy::print_stdout, reason = "a benchmark's output is for people")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may fail at once")]
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use candle_core::Device;
+use flowgraph::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
+use flowgraph::ml::kernels::memory::tune_allocator;
+use flowgraph::ml::llama::{self, Llama, Training};
+use flowgraph::random::Stream;
+
+mod smollm2;
+
+const NEW_TOKENS: usize = 64;
+const PROMPT_TOKENS: usize = 32;
+
+fn main() {
+    tune_allocator();
+    let config = smollm2::config();
+    let stream = Stream::new(1, "benchmark");
+    let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
+    let model = Llama::new(&config, &weights, Training::Frozen).unwrap();
+    let mut draws = Stream::new(2, "tokens").at(0);
+    let prompts: Vec<Vec<u32>> = (0..16)
+        .map(|_| {
+            (0..PROMPT_TOKENS)
+                .map(|_| draws.below(config.vocab_size) as u32)
+                .collect()
+        })
+        .collect();
+    let contrastive = Strategy::Contrastive(Contrastive {
+        alpha: 0.6,
+        top_k: 4,
+        temperature: None,
+    });
+    for (name, rows, strategy) in [
+        ("greedy", 16, Strategy::Greedy),
+        ("sampling", 16, Strategy::Sampling(Sampling::default())),
+        ("greedy", 1, Strategy::Greedy),
+        ("contrastive", 4, contrastive),
+    ] {
+        let keys: Vec<u64> = (0..rows as u64).collect();
+        let before = smollm2::processor_seconds();
+        let mut seconds: Vec<f64> = (0..3)
+            .map(|_| {
+                let start = Instant::now();
+                let found = generate(
+                    &model,
+                    &prompts[..rows],
+                    &GenerateOptions::new(NEW_TOKENS, &[]),
+                    &strategy,
+                    &stream,
+                    &keys,
+                    &mut |_| ControlFlow::Continue(()),
+                );
+                assert_eq!(found.unwrap().len(), rows);
+                start.elapsed().as_secs_f64()
+            })
+            .collect();
+        seconds.sort_unstable_by(f64::total_cmp);
+        println!(
+            "{name}, {rows} rows: {:.3} s and {:.2} processor seconds, {:.1} tokens/s, peak {:.2} GB, {} threads",
+            seconds[1],
+            (smollm2::processor_seconds() - before) / 3.0,
+            (rows * NEW_TOKENS) as f64 / seconds[1],
+            smollm2::peak_gigabytes(),
+            rayon::current_num_threads(),
+        );
+    }
+}

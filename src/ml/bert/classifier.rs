@@ -1,0 +1,176 @@
+//! Encoders with a classification head.
+
+use candle_core::{Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use super::{Bert, BertConfig, BertError, PackedTokens};
+use crate::ml::kernels::linear::linear;
+use crate::ml::parameters::{ParameterError, Parameters, Weights};
+use crate::random::Stream;
+
+/// Standard deviation of a new head's weights, as in BERT.
+const INIT_STD: f64 = 0.02;
+
+/// How a row becomes one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean of its last hidden states, as in sentence encoders.
+    #[default]
+    Mean,
+    /// The last hidden state of its first token, as in BERT's and RoBERTa's own classifiers.
+    FirstToken,
+}
+
+/// Shape of a head: optionally a dense layer with tanh, then a linear layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassifierHead {
+    /// What the head is applied to.
+    pub pooling: Pooling,
+    /// Whether a dense layer with tanh comes first.
+    pub dense: bool,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+impl ClassifierHead {
+    /// A linear head on the mean.
+    pub fn mean(classes: usize) -> Self {
+        Self {
+            pooling: Pooling::Mean,
+            dense: false,
+            classes,
+        }
+    }
+
+    /// The head of `BertForSequenceClassification` and `RobertaForSequenceClassification`.
+    pub fn first_token(classes: usize) -> Self {
+        Self {
+            pooling: Pooling::FirstToken,
+            dense: true,
+            classes,
+        }
+    }
+
+    /// Returns the name and shape of every weight of the head.
+    pub fn tensors(&self, hidden_size: usize) -> Vec<(String, Vec<usize>)> {
+        let layer = |name: &str, outputs: usize| {
+            [
+                (format!("{name}.weight"), vec![outputs, hidden_size]),
+                (format!("{name}.bias"), vec![outputs]),
+            ]
+        };
+        let dense = self.dense.then(|| layer("classifier.dense", hidden_size));
+        let out = layer("classifier.out_proj", self.classes);
+        dense.into_iter().flatten().chain(out).collect()
+    }
+
+    /// Draws a new head: weights normal with deviation 0.02, biases zero.
+    pub fn init(
+        &self,
+        hidden_size: usize,
+        stream: &Stream,
+        device: &Device,
+    ) -> candle_core::Result<Weights> {
+        let stream = stream.child("classifier head");
+        let tensors = self.tensors(hidden_size).into_iter().enumerate();
+        let tensors = tensors.map(|(index, (name, shape))| {
+            let mut draws = stream.at(index as u64);
+            let is_bias = shape.len() == 1;
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|_| {
+                    if is_bias {
+                        0.0
+                    } else {
+                        (draws.normal() * INIT_STD) as f32
+                    }
+                })
+                .collect();
+            Ok((name, Tensor::from_vec(values, shape, device)?))
+        });
+        tensors.collect()
+    }
+}
+
+/// An encoder with a classification head.
+#[derive(Debug, Clone)]
+pub struct BertClassifier {
+    bert: Bert,
+    shape: ClassifierHead,
+    head: Parameters,
+}
+
+impl BertClassifier {
+    /// Builds a classifier from the weights of encoder and head; `trainable` says which become variables.
+    pub fn new(
+        config: &BertConfig,
+        shape: &ClassifierHead,
+        weights: &Weights,
+        trainable: impl Fn(&str) -> bool,
+    ) -> Result<Self, BertError> {
+        let mut head = Weights::new();
+        for (name, _) in shape.tensors(config.hidden_size) {
+            let weight = weights.get(&name);
+            let weight = weight.ok_or_else(|| ParameterError::Missing { name: name.clone() })?;
+            head.insert(name, weight.clone());
+        }
+        let built = Self {
+            bert: Bert::new(config, weights, &trainable)?,
+            shape: shape.clone(),
+            head: Parameters::new(&head, &trainable)?,
+        };
+        for (name, expected) in shape.tensors(config.hidden_size) {
+            built.head.get(&name, &expected)?;
+        }
+        Ok(built)
+    }
+
+    /// Returns the encoder.
+    pub fn bert(&self) -> &Bert {
+        &self.bert
+    }
+
+    /// Returns the shape of the head.
+    pub fn head(&self) -> &ClassifierHead {
+        &self.shape
+    }
+
+    /// Returns the trainable variables of encoder and head in name order.
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        let mut variables = self.bert.trainable();
+        variables.extend(self.head.trainable());
+        variables.sort_by(|(first, _), (second, _)| first.cmp(second));
+        variables
+    }
+
+    /// Returns all weights as they are now.
+    pub fn weights(&self) -> Result<Weights, BertError> {
+        let mut weights = self.bert.parameters.weights()?;
+        weights.extend(self.head.weights()?);
+        Ok(weights)
+    }
+
+    /// Returns the logits, (rows, classes).
+    pub fn logits(&self, batch: &PackedTokens) -> Result<Tensor, BertError> {
+        let hidden_size = self.bert.config.hidden_size;
+        let layer = |x: &Tensor, name: &str, outputs: usize| {
+            let weight = format!("classifier.{name}.weight");
+            let weight = self.head.get(&weight, &[outputs, hidden_size])?;
+            let bias = self
+                .head
+                .get(&format!("classifier.{name}.bias"), &[outputs])?;
+            Ok::<_, BertError>(linear(x, weight)?.broadcast_add(bias)?)
+        };
+        let mut pooled = match self.shape.pooling {
+            Pooling::Mean => self.bert.mean_pooled(batch)?,
+            Pooling::FirstToken => {
+                let hidden = self.bert.forward(batch)?;
+                hidden.index_select(&batch.starts(hidden.device())?, 0)?
+            }
+        };
+        if self.shape.dense {
+            pooled = layer(&pooled, "dense", hidden_size)?.tanh()?;
+        }
+        layer(&pooled, "out_proj", self.shape.classes)
+    }
+}

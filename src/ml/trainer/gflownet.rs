@@ -1,0 +1,754 @@
+//! GFlowNet fine-tuning of a language model: trajectory balance and forward-looking objectives.
+//!
+//! A step takes some prompts with several completions each: from the data set (off-policy), from the policy as
+//! it is now (on-policy), or from a replay buffer of what it sampled before. `log R` is a scaled reward; with
+//! the forward-looking objective that of every prefix, which one causal forward pass gives.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Tensor, Var};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::actions::Actions;
+use super::batches::{Epochs, TokenizedCompletion};
+use super::flops::{ModelSize, backward_flops, forward_flops};
+use super::policy::TrainedModel;
+use super::{StepReport, TrainError, Trainer};
+use crate::ml::generate::{GenerateOptions, Sampling, Strategy, generate};
+use crate::ml::head::{HeadGradient, HeadInit, ScalarHead};
+use crate::ml::llama::{Llama, TokenBatch};
+use crate::ml::objectives::branching::Branching;
+use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
+use crate::ml::objectives::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
+use crate::ml::objectives::kl_estimate::KlEstimate;
+use crate::ml::objectives::trajectory_balance::{LogZ, initial_log_z, trajectory_balance};
+use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories};
+use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
+use crate::ml::replay_buffer::{Completion as Remembered, Priority, ReplayBuffer};
+use crate::ml::schedule::Schedule;
+use crate::random::Stream;
+
+/// Where trajectory balance takes `log Z` from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogZSource {
+    /// One trained number for all prompts (the paper's).
+    Scalar,
+    /// A trained head on the prompt's last state.
+    PerPrompt,
+    /// The mean over the completions of a prompt in the batch (VarGrad).
+    Batch,
+}
+
+/// The loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Objective {
+    /// Trajectory balance.
+    TrajectoryBalance {
+        /// Where `log Z` comes from.
+        log_z: LogZSource,
+        /// Its learning rate.
+        log_z_lr: f64,
+        /// Where it starts; from data if absent.
+        log_z_start: Option<f64>,
+    },
+    /// The forward-looking objective.
+    ForwardLooking {
+        /// The flow head's learning rate.
+        flow_lr: f64,
+        /// Whether the flow head's gradient reaches the model.
+        flow_gradient: HeadGradient,
+        /// Completions that each prompt must have.
+        least_completions: usize,
+    },
+}
+
+/// How a GFlowNet is trained.
+#[derive(Debug, Clone)]
+pub struct GflownetOptions {
+    /// The loss.
+    pub objective: Objective,
+    /// `log R = reward_scale x reward`.
+    pub reward_scale: f64,
+    /// How the reference model enters.
+    pub reference: ReferenceTerms,
+    /// Prompts in a step.
+    pub prompts_per_step: usize,
+    /// Completions of each prompt in a step.
+    pub completions_per_prompt: usize,
+    /// Share of the completions that the policy samples anew.
+    pub on_policy: f64,
+    /// Share of the completions that come from the replay buffer, once it has any.
+    pub replay: f64,
+    /// Completions that the buffer keeps of each prompt.
+    pub replay_capacity: usize,
+    /// Temperature of the buffer's priorities; `None` draws uniformly.
+    pub replay_temperature: Option<f64>,
+    /// The horizon.
+    pub max_new_tokens: usize,
+    /// Temperature of on-policy sampling.
+    pub temperature: f64,
+    /// Peak learning rate of the policy.
+    pub lr: f64,
+    /// Warm-up and decay, of all learning rates alike.
+    pub schedule: Schedule,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// AdamW's constants.
+    pub optimizer: AdamWConfig,
+    /// Prompts in a forward pass.
+    pub micro_batch: usize,
+    /// Steps between estimates of the KL divergence to the reference.
+    pub monitor_every: u64,
+    /// Completions in such an estimate.
+    pub monitor_completions: usize,
+    /// When the training counts as diverged.
+    pub limits: DivergenceLimits,
+    /// Ids that end a completion.
+    pub eos: Vec<u32>,
+}
+
+/// A prompt with the completions that the data set has for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptCompletions {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// Distinct completions.
+    pub completions: Vec<TokenizedCompletion>,
+}
+
+/// Returns the reward of every prefix: (rows, time).
+pub type PrefixRewards = Box<dyn Fn(&TokenBatch) -> Result<Tensor, TrainError>>;
+
+/// GFlowNet training of a policy.
+pub struct GflownetTrainer {
+    model: TrainedModel,
+    reference: Llama,
+    rewards: PrefixRewards,
+    /// Operations of one reward evaluation.
+    reward_size: ModelSize,
+    prompts: Vec<PromptCompletions>,
+    options: GflownetOptions,
+    optimizer: AdamW,
+    epochs: Epochs,
+    picks: Stream,
+    sampling: Stream,
+    head: Option<ScalarHead>,
+    log_z: Option<Var>,
+    size: ModelSize,
+    buffer: ReplayBuffer,
+    monitor: DivergenceMonitor,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What changes from step to step beside tensors.
+#[derive(Serialize, Deserialize)]
+struct Values {
+    buffer: ReplayBuffer,
+    monitor: DivergenceMonitor,
+}
+
+/// The rows of one step, prompt by prompt.
+struct Rows {
+    /// For each prompt of the step, its completions.
+    groups: Vec<Vec<TokenizedCompletion>>,
+    generated: u64,
+    truncated: usize,
+    sampled: usize,
+}
+
+/// Sums over the micro-batches of a step.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    log_z: f64,
+    log_r: f64,
+    log_pf: f64,
+    log_ratio: Option<f64>,
+    residual_square: f64,
+    flops: f64,
+}
+
+impl GflownetTrainer {
+    /// Prepares a training of `model` against `rewards`; `reference` is the frozen model it starts from.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different thing that the stage has opened"
+    )]
+    pub fn new(
+        model: TrainedModel,
+        reference: Llama,
+        rewards: PrefixRewards,
+        reward_size: ModelSize,
+        prompts: Vec<PromptCompletions>,
+        options: GflownetOptions,
+        stream: &Stream,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Self, TrainError> {
+        if prompts.is_empty() {
+            return Err(TrainError::Data(
+                "there are no prompts to train on: the split is empty".to_owned(),
+            ));
+        }
+        let hidden_size = model.llama.config().hidden_size;
+        let device = model.llama.device().clone();
+        let mut groups = vec![ParameterGroup {
+            parameters: model.llama.trainable().to_vec(),
+            learning_rate: LearningRate::Multiple(1.0),
+            weight_decay: options.weight_decay,
+        }];
+        let (mut head, mut log_z) = (None, None);
+        let own_rate = |lr: f64| LearningRate::Multiple(lr / options.lr);
+        let new_head = || {
+            ScalarHead::init(
+                hidden_size,
+                true,
+                HeadInit::Zero,
+                &stream.child("head"),
+                &device,
+            )
+        };
+        match options.objective {
+            Objective::ForwardLooking { flow_lr, .. } => {
+                let flow = new_head()?;
+                groups.push(ParameterGroup {
+                    parameters: flow.trainable("flow."),
+                    learning_rate: own_rate(flow_lr),
+                    weight_decay: 0.0,
+                });
+                head = Some(flow);
+            }
+            Objective::TrajectoryBalance {
+                log_z: source,
+                log_z_lr,
+                ..
+            } => {
+                let parameters = match source {
+                    LogZSource::Batch => Vec::new(),
+                    LogZSource::Scalar => {
+                        let var = Var::zeros(1, DType::F32, &device)?;
+                        log_z = Some(var.clone());
+                        vec![("log_z".to_owned(), var)]
+                    }
+                    LogZSource::PerPrompt => {
+                        let per_prompt = new_head()?;
+                        let parameters = per_prompt.trainable("log_z.");
+                        head = Some(per_prompt);
+                        parameters
+                    }
+                };
+                groups.push(ParameterGroup {
+                    parameters,
+                    learning_rate: own_rate(log_z_lr),
+                    weight_decay: 0.0,
+                });
+            }
+        }
+        let mut trainer = Self {
+            size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
+            optimizer: AdamW::new(groups, options.optimizer)?,
+            epochs: Epochs::new(
+                prompts.len(),
+                options.prompts_per_step.min(prompts.len()),
+                stream.child("prompts"),
+            ),
+            picks: stream.child("completions"),
+            sampling: stream.child("sampling"),
+            buffer: ReplayBuffer::new(options.replay_capacity.max(1))
+                .map_err(|error| TrainError::Data(error.to_string()))?,
+            monitor: DivergenceMonitor::new(options.limits),
+            model,
+            reference,
+            rewards,
+            reward_size,
+            prompts,
+            options,
+            head,
+            log_z,
+            cancelled,
+        };
+        trainer.start_log_z()?;
+        Ok(trainer)
+    }
+
+    /// Returns the model in training.
+    pub fn model(&self) -> &TrainedModel {
+        &self.model
+    }
+
+    /// Sets `log Z` to where the mean residual of a first batch is 0: from 0, updates would move nothing else for
+    /// long.
+    fn start_log_z(&mut self) -> Result<(), TrainError> {
+        let Objective::TrajectoryBalance { log_z_start, .. } = self.options.objective else {
+            return Ok(());
+        };
+        let target: Option<(Var, String)> = match (&self.log_z, &self.head) {
+            (Some(var), _) => Some((var.clone(), "log_z".to_owned())),
+            (None, Some(head)) => head
+                .trainable("log_z.")
+                .into_iter()
+                .find(|(name, _)| name.ends_with("bias"))
+                .map(|(name, var)| (var, name)),
+            (None, None) => None,
+        };
+        let Some((var, _)) = target else {
+            return Ok(());
+        };
+        let start = match log_z_start {
+            Some(start) => start,
+            None => {
+                let items = self.epochs.at(0);
+                let groups = self.rows(0, &items)?.groups;
+                let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+                let actions = Actions::new(&rows);
+                let log_pf = actions.frozen_log_probs(&self.model.llama.detached())?;
+                let reference = self
+                    .needs_reference()
+                    .then(|| actions.frozen_log_probs(&self.reference))
+                    .transpose()?;
+                let trajectories = Trajectories {
+                    log_pf: &log_pf,
+                    lengths: &actions.lengths,
+                    reference: reference.as_ref(),
+                };
+                initial_log_z(
+                    &trajectories,
+                    &self.terminal_log_r(&actions)?,
+                    self.options.reference,
+                )?
+            }
+        };
+        var.set(&Tensor::new(&[start as f32], var.device())?)?;
+        Ok(())
+    }
+
+    fn needs_reference(&self) -> bool {
+        self.options.reference.in_target || self.options.reference.kl_beta > 0.0
+    }
+
+    /// `log R` of every state: (rows, columns + 1).
+    fn state_log_r(&self, actions: &Actions) -> Result<Tensor, TrainError> {
+        let rewards = (self.rewards)(&actions.batch)?;
+        Ok((actions.per_state(&rewards)? * self.options.reward_scale)?)
+    }
+
+    /// `log R` of the terminals: (rows).
+    fn terminal_log_r(&self, actions: &Actions) -> Result<Tensor, TrainError> {
+        let states = self.state_log_r(actions)?;
+        let columns = states.dim(1)?;
+        let places: Vec<u32> = actions
+            .lengths
+            .iter()
+            .enumerate()
+            .map(|(row, length)| (row * columns + length) as u32)
+            .collect();
+        let count = places.len();
+        let places = Tensor::from_vec(places, count, states.device())?;
+        Ok(states.flatten_all()?.index_select(&places, 0)?)
+    }
+
+    /// Chooses, samples and remembers the completions of a step.
+    fn rows(&mut self, step: u64, items: &[usize]) -> Result<Rows, TrainError> {
+        let per_prompt = self.options.completions_per_prompt;
+        let share = |share: f64| (share * per_prompt as f64).round() as usize;
+        let on_policy = share(self.options.on_policy);
+        let mut rows = Rows {
+            groups: Vec::with_capacity(items.len()),
+            generated: 0,
+            truncated: 0,
+            sampled: 0,
+        };
+        let sampled = self.sample(step, items, on_policy, &mut rows)?;
+        for (place, item) in items.iter().enumerate() {
+            let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
+            let prompt = &self.prompts[*item];
+            let mut group = sampled[place].clone();
+            let replayed = share(self.options.replay).min(per_prompt - group.len());
+            let priority = self
+                .options
+                .replay_temperature
+                .map_or(Priority::Uniform, |temperature| Priority::Reward {
+                    temperature,
+                });
+            let remembered = self
+                .buffer
+                .draw(*item as u64, replayed, priority, &mut draws)
+                .map_err(|error| TrainError::Data(error.to_string()))?;
+            group.extend(
+                remembered
+                    .into_iter()
+                    .map(|completion| TokenizedCompletion {
+                        tokens: [prompt.prompt.as_slice(), &completion.tokens].concat(),
+                        prompt_length: prompt.prompt.len(),
+                    }),
+            );
+            let mut offline: Vec<&TokenizedCompletion> = prompt.completions.iter().collect();
+            draws.shuffle(&mut offline);
+            let left = per_prompt - group.len();
+            group.extend(offline.into_iter().take(left).cloned());
+            rows.groups.push(group);
+        }
+        Ok(rows)
+    }
+
+    /// Samples `count` completions of each item from the policy as it is.
+    fn sample(
+        &mut self,
+        step: u64,
+        items: &[usize],
+        count: usize,
+        rows: &mut Rows,
+    ) -> Result<Vec<Vec<TokenizedCompletion>>, TrainError> {
+        let mut groups: Vec<Vec<TokenizedCompletion>> = vec![Vec::new(); items.len()];
+        if count == 0 {
+            return Ok(groups);
+        }
+        let prompts: Vec<Vec<u32>> = items
+            .iter()
+            .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
+            .collect();
+        let completions = self.generate(&prompts, step)?;
+        for (index, completion) in completions.into_iter().enumerate() {
+            rows.generated += completion.tokens.len() as u64;
+            rows.truncated += usize::from(completion.truncated);
+            rows.sampled += 1;
+            let prompt = &prompts[index];
+            groups[index / count].push(TokenizedCompletion {
+                tokens: [prompt.as_slice(), &completion.tokens].concat(),
+                prompt_length: prompt.len(),
+            });
+        }
+        if self.options.replay > 0.0 {
+            let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+            let actions = Actions::new(&flat);
+            let log_r: Vec<f32> = self.terminal_log_r(&actions)?.to_vec1()?;
+            for (index, (row, log_r)) in flat.into_iter().zip(log_r).enumerate() {
+                let remembered = Remembered {
+                    tokens: row.tokens[row.prompt_length..].to_vec(),
+                    log_r: f64::from(log_r),
+                    truncated: !self.options.eos.contains(&row.tokens[row.tokens.len() - 1]),
+                };
+                self.buffer
+                    .insert(items[index / count] as u64, remembered)
+                    .map_err(|error| TrainError::Data(error.to_string()))?;
+            }
+        }
+        Ok(groups)
+    }
+
+    fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        step: u64,
+    ) -> Result<Vec<crate::ml::generate::Completion>, TrainError> {
+        let options = GenerateOptions {
+            batch_size: 64,
+            ..GenerateOptions::new(self.options.max_new_tokens, &self.options.eos)
+        };
+        let strategy = Strategy::Sampling(Sampling {
+            temperature: self.options.temperature,
+            ..Sampling::default()
+        });
+        let stream = self.sampling.child(&step.to_string());
+        let keys: Vec<u64> = (0..prompts.len() as u64).collect();
+        let cancelled = Arc::clone(&self.cancelled);
+        let found = generate(
+            &self.model.llama,
+            prompts,
+            &options,
+            &strategy,
+            &stream,
+            &keys,
+            &mut |_| {
+                if cancelled.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        );
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(TrainError::Cancelled);
+        }
+        Ok(found?)
+    }
+
+    /// Estimates the KL divergence of the policy to the reference from samples of the policy.
+    fn kl(&self, step: u64) -> Result<(f64, u64), TrainError> {
+        let count = self.options.monitor_completions;
+        let prompts: Vec<Vec<u32>> = (0..count)
+            .map(|index| {
+                self.prompts[index * self.prompts.len() / count]
+                    .prompt
+                    .clone()
+            })
+            .collect();
+        // Its own stream: watching must not change what the training samples.
+        let completions = self.generate(&prompts, u64::MAX - step)?;
+        let rows: Vec<TokenizedCompletion> = prompts
+            .iter()
+            .zip(&completions)
+            .map(|(prompt, completion)| TokenizedCompletion {
+                tokens: [prompt.as_slice(), &completion.tokens].concat(),
+                prompt_length: prompt.len(),
+            })
+            .collect();
+        let rows: Vec<&TokenizedCompletion> = rows.iter().collect();
+        let actions = Actions::new(&rows);
+        let policy = actions.frozen_log_probs(&self.model.llama.detached())?;
+        let reference = actions.frozen_log_probs(&self.reference)?;
+        let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
+        Ok((
+            estimate.trimmed,
+            completions
+                .iter()
+                .map(|completion| completion.tokens.len() as u64)
+                .sum(),
+        ))
+    }
+
+    /// Computes the loss of some prompts of the step and adds its gradients.
+    fn micro_batch(
+        &self,
+        step: u64,
+        groups: &[Vec<TokenizedCompletion>],
+        total: f64,
+        gradients: &mut Gradients,
+        sums: &mut Sums,
+    ) -> Result<(), TrainError> {
+        let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+        let prompt_of: Vec<usize> = groups
+            .iter()
+            .enumerate()
+            .flat_map(|(prompt, group)| std::iter::repeat_n(prompt, group.len()))
+            .collect();
+        let actions = Actions::new(&rows);
+        let llama = &self.model.llama;
+        let hidden = llama.forward_training(&actions.batch, self.model.dropout(step).as_ref())?;
+        let states = actions.states(&hidden, true)?;
+        let columns = states.dim(1)? - 1;
+        let log_pf = actions.log_probs(llama, &states.narrow(1, 0, columns)?.contiguous()?)?;
+        let forward = forward_flops(&self.size, actions.row_lengths());
+        let mut flops = forward + backward_flops(&self.size, forward);
+        flops += forward_flops(&self.reward_size, actions.row_lengths());
+        let reference = if self.needs_reference() {
+            flops += forward;
+            Some(actions.frozen_log_probs(&self.reference)?)
+        } else {
+            None
+        };
+        let trajectories = Trajectories {
+            log_pf: &log_pf,
+            lengths: &actions.lengths,
+            reference: reference.as_ref(),
+        };
+        let normaliser = Normaliser::Total(total);
+        let count = rows.len() as f64 / total;
+        let loss = match self.options.objective {
+            Objective::ForwardLooking {
+                flow_gradient,
+                least_completions,
+                ..
+            } => {
+                let Some(head) = &self.head else {
+                    unreachable!("FL has a flow head")
+                };
+                let log_flow = head.apply(&states, flow_gradient)?;
+                let log_r = self.state_log_r(&actions)?;
+                let branching = Branching::of_distinct(
+                    prompt_of
+                        .iter()
+                        .copied()
+                        .zip(rows.iter().map(|row| &row.tokens[row.prompt_length..])),
+                );
+                let flows = StateFlows {
+                    log_flow: &log_flow,
+                    log_r: &log_r,
+                };
+                let options = ForwardLookingOptions {
+                    reference: self.options.reference,
+                    least_completions,
+                };
+                let found = forward_looking(&trajectories, flows, options, branching, normaliser)?;
+                sums.add(
+                    count,
+                    found.log_z,
+                    found.log_r,
+                    found.log_pf,
+                    found.log_ratio,
+                    found.residual.root_mean_square,
+                );
+                found.loss
+            }
+            Objective::TrajectoryBalance { log_z, .. } => {
+                let log_r = self.terminal_log_r(&actions)?;
+                let per_prompt;
+                let log_z = match (log_z, &self.log_z, &self.head) {
+                    (LogZSource::Scalar, Some(var), _) => LogZ::Scalar(var.as_tensor()),
+                    (LogZSource::PerPrompt, _, Some(head)) => {
+                        let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+                        per_prompt = head.apply(&first, HeadGradient::Detached)?;
+                        LogZ::PerPrompt(&per_prompt)
+                    }
+                    _ => LogZ::Batch(&prompt_of),
+                };
+                let found = trajectory_balance(
+                    &trajectories,
+                    &log_r,
+                    log_z,
+                    self.options.reference,
+                    normaliser,
+                )?;
+                sums.add(
+                    count,
+                    found.log_z,
+                    found.log_r,
+                    found.log_pf,
+                    found.log_ratio,
+                    found.residual.root_mean_square,
+                );
+                found.loss
+            }
+        };
+        sums.loss += f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        sums.flops += flops;
+        gradients.add(&loss.backward()?, &self.optimizer.parameters())?;
+        Ok(())
+    }
+}
+
+impl Sums {
+    fn add(
+        &mut self,
+        share: f64,
+        log_z: f64,
+        log_r: f64,
+        log_pf: f64,
+        log_ratio: Option<f64>,
+        residual: f64,
+    ) {
+        self.log_z += share * log_z;
+        self.log_r += share * log_r;
+        self.log_pf += share * log_pf;
+        self.residual_square += share * residual * residual;
+        if let Some(ratio) = log_ratio {
+            *self.log_ratio.get_or_insert(0.0) += share * ratio;
+        }
+    }
+}
+
+impl Trainer for GflownetTrainer {
+    fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
+        let items = self.epochs.at(step);
+        let rows = self.rows(step, &items)?;
+        let total: usize = rows.groups.iter().map(Vec::len).sum();
+        let mut gradients = Gradients::default();
+        let mut sums = Sums::default();
+        for groups in rows.groups.chunks(self.options.micro_batch.max(1)) {
+            if groups.iter().all(Vec::is_empty) {
+                continue;
+            }
+            self.micro_batch(step, groups, total as f64, &mut gradients, &mut sums)?;
+        }
+        let mut report = StepReport {
+            trained_tokens: rows
+                .groups
+                .iter()
+                .flatten()
+                .map(|row| row.tokens.len() as u64)
+                .sum(),
+            generated_tokens: rows.generated,
+            flops: sums.flops,
+            ..StepReport::default()
+        };
+        // Each generated token is one forward pass over one token with a cache.
+        report.flops += forward_flops(&self.size, [1]) * rows.generated as f64;
+        let metrics = &mut report.metrics;
+        metrics.insert("loss", sums.loss);
+        metrics.insert("reward", sums.log_r / self.options.reward_scale);
+        metrics.insert("log_pf", sums.log_pf);
+        metrics.insert("log_z", sums.log_z);
+        metrics.insert("residual", sums.residual_square.sqrt());
+        if let Some(ratio) = sums.log_ratio {
+            metrics.insert("log_ratio", ratio);
+        }
+        if rows.sampled > 0 {
+            metrics.insert("truncated", rows.truncated as f64 / rows.sampled as f64);
+        }
+        let lr = self.options.lr * self.options.schedule.factor(step);
+        metrics.insert("lr", lr);
+        let gradient_norm = match self.optimizer.step(&gradients, lr)? {
+            Step::Updated { grad_norm } => grad_norm,
+            Step::NonFinite { parameter } => {
+                report.diverged = Some(format!(
+                    "the gradient of `{parameter}` is not finite (loss {})",
+                    sums.loss
+                ));
+                return Ok(report);
+            }
+        };
+        metrics.insert("grad_norm", gradient_norm);
+        let mut kl = None;
+        if self.options.monitor_every > 0 && (step + 1).is_multiple_of(self.options.monitor_every) {
+            let (estimate, _) = self.kl(step)?;
+            metrics.insert("kl", estimate);
+            kl = Some(estimate);
+        }
+        let health = self.monitor.observe(Observation {
+            step,
+            loss: sums.loss,
+            gradient_norm,
+            kl,
+            log_z: Some(sums.log_z)
+                .filter(|_| matches!(self.options.objective, Objective::TrajectoryBalance { .. })),
+        });
+        if let Health::Diverged(divergence) = health {
+            report.diverged = Some(divergence.to_string());
+        }
+        Ok(report)
+    }
+
+    fn optimizer(&mut self) -> &mut AdamW {
+        &mut self.optimizer
+    }
+
+    fn values(&self) -> Json {
+        serde_json::to_value(Values {
+            buffer: self.buffer.clone(),
+            monitor: self.monitor.clone(),
+        })
+        .unwrap_or_default()
+    }
+
+    fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
+        let values: Values = serde_json::from_value(values.clone())
+            .map_err(|error| TrainError::State(error.to_string()))?;
+        self.buffer = values.buffer;
+        self.monitor = values.monitor;
+        Ok(())
+    }
+}
+
+/// Groups tokenized completions by question, in order of first appearance; equal completions count once.
+pub fn group_by_prompt(rows: Vec<(u64, TokenizedCompletion)>) -> Vec<PromptCompletions> {
+    let mut places: BTreeMap<(u64, Vec<u32>), usize> = BTreeMap::new();
+    let mut groups: Vec<PromptCompletions> = Vec::new();
+    for (question, row) in rows {
+        let prompt = row.tokens[..row.prompt_length].to_vec();
+        let place = *places.entry((question, prompt.clone())).or_insert_with(|| {
+            groups.push(PromptCompletions {
+                prompt,
+                completions: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        if !groups[place].completions.contains(&row) {
+            groups[place].completions.push(row);
+        }
+    }
+    groups
+}

@@ -1,0 +1,166 @@
+//! Sampling completions and finding out what the updates need to know of them.
+
+use candle_core::{DType, Tensor};
+
+use super::PpoTrainer;
+use crate::ml::generate::{Completion, GenerateError, GenerateOptions, Strategy, generate};
+use crate::ml::head::HeadGradient;
+use crate::ml::trainer::actions::Actions;
+use crate::ml::trainer::{ModelSize, TokenizedCompletion, TrainError};
+
+/// Returns the score of each sequence, prompt and completion together.
+pub type Score = Box<dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>, TrainError>>;
+
+/// A source of scores.
+pub struct Scorer {
+    /// Scores sequences.
+    pub score: Score,
+    /// The model behind it, if any, for counting operations.
+    pub size: Option<ModelSize>,
+}
+
+/// A completion of a step.
+#[derive(Debug, Clone)]
+pub(super) struct Rollout {
+    pub(super) row: TokenizedCompletion,
+    /// Whether the horizon ended it.
+    pub(super) truncated: bool,
+    pub(super) score: f64,
+    /// `log pi` of each token before the step's updates.
+    pub(super) log_probs: Vec<f64>,
+    /// The same under the reference model.
+    pub(super) reference: Vec<f64>,
+    /// Value of the state before each token, before the step's updates.
+    pub(super) values: Vec<f64>,
+    /// Not whitened.
+    pub(super) advantages: Vec<f64>,
+    pub(super) returns: Vec<f64>,
+}
+
+impl Rollout {
+    fn new(prompt: &[u32], mut completion: Completion, horizon: usize) -> Self {
+        // A token depends on those before it alone, so a shorter horizon is a prefix.
+        let cut = completion.tokens.len() > horizon;
+        completion.tokens.truncate(horizon);
+        let mut tokens = prompt.to_vec();
+        tokens.extend(completion.tokens);
+        Self {
+            row: TokenizedCompletion {
+                tokens,
+                prompt_length: prompt.len(),
+            },
+            truncated: completion.truncated || cut,
+            score: f64::NAN,
+            log_probs: Vec::new(),
+            reference: Vec::new(),
+            values: Vec::new(),
+            advantages: Vec::new(),
+            returns: Vec::new(),
+        }
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.row.completion_length()
+    }
+}
+
+impl PpoTrainer {
+    /// Samples the completions of a step.
+    pub(super) fn sample(&mut self, step: u64) -> Result<Vec<Rollout>, TrainError> {
+        let items = self.epochs.at(step);
+        let prompts: Vec<Vec<u32>> = items
+            .iter()
+            .map(|item| self.start.prompts[*item].clone())
+            .collect();
+        let first = step * self.options.batch_size as u64;
+        let keys: Vec<u64> = (first..).take(prompts.len()).collect();
+        let most = self.options.max_new_tokens;
+        let eos = if self.options.ignore_eos {
+            &[]
+        } else {
+            self.start.eos.as_slice()
+        };
+        let completions = generate(
+            &self.start.model.llama,
+            &prompts,
+            &GenerateOptions::new(most, eos),
+            &Strategy::Sampling(self.options.sampling),
+            &self.streams.completions,
+            &keys,
+            &mut |_| self.flow(),
+        )
+        .map_err(|error| match error {
+            GenerateError::Cancelled => TrainError::Cancelled,
+            other => TrainError::Generate(other),
+        })?;
+        let mut draws = self.streams.horizons.at(step);
+        let horizons = prompts.iter().map(|_| match self.options.min_new_tokens {
+            Some(least) => least + draws.below(most.saturating_sub(least) + 1),
+            None => most,
+        });
+        Ok(prompts
+            .iter()
+            .zip(completions)
+            .zip(horizons)
+            .map(|((prompt, completion), horizon)| Rollout::new(prompt, completion, horizon))
+            .collect())
+    }
+
+    /// Finds scores, values, and log-probabilities under policy and reference.
+    pub(super) fn evaluate(&self, rollouts: &mut [Rollout]) -> Result<(), TrainError> {
+        self.check_cancelled()?;
+        let sequences: Vec<Vec<u32>> = rollouts
+            .iter()
+            .map(|rollout| rollout.row.tokens.clone())
+            .collect();
+        let scores = (self.start.scorer.score)(&sequences)?;
+        if scores.len() != rollouts.len() {
+            return Err(TrainError::Data(format!(
+                "the reward model gave {} scores for {} completions",
+                scores.len(),
+                rollouts.len()
+            )));
+        }
+        for (index, (rollout, score)) in rollouts.iter_mut().zip(scores).enumerate() {
+            if !score.is_finite() {
+                return Err(TrainError::Data(format!(
+                    "the reward model gave completion {index} the score {score}"
+                )));
+            }
+            rollout.score = score;
+        }
+        let policy = self.start.model.llama.detached();
+        for chunk in rollouts.chunks_mut(self.options.micro_batch) {
+            self.check_cancelled()?;
+            let rows: Vec<&TokenizedCompletion> =
+                chunk.iter().map(|rollout| &rollout.row).collect();
+            let actions = Actions::new(&rows);
+            let states = actions.states(&policy.forward(&actions.batch)?, false)?;
+            let values = self.value_head.apply(&states, HeadGradient::Detached)?;
+            let log_probs = by_row(&actions.log_probs(&policy, &states)?, &actions.lengths)?;
+            let values = by_row(&values, &actions.lengths)?;
+            let reference = actions.frozen_log_probs(&self.start.reference)?;
+            let reference = by_row(&reference, &actions.lengths)?;
+            let found = log_probs.into_iter().zip(reference).zip(values);
+            for (rollout, ((log_probs, reference), values)) in chunk.iter_mut().zip(found) {
+                rollout.log_probs = log_probs;
+                rollout.reference = reference;
+                rollout.values = values;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the first `lengths[row]` entries of each row: (rows, columns) to one list a row.
+fn by_row(tensor: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f64>>, TrainError> {
+    let rows = tensor.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    Ok(rows
+        .into_iter()
+        .zip(lengths)
+        .map(|(mut row, length)| {
+            row.truncate(*length);
+            row
+        })
+        .collect())
+}

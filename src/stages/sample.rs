@@ -1,0 +1,275 @@
+//! `sample`: completions of a policy.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
+use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::engine::context::{Progress, RunContext};
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
+use crate::random::Stream;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StrategyName {
+    /// The most probable token.
+    Greedy,
+    /// A draw, after temperature, top-k and top-p.
+    Sampling,
+    /// Contrastive search (Su et al. 2022) as in transformers 4.30; with a temperature, p = softmax(z / T).
+    Contrastive,
+}
+
+/// Lets a policy complete prompts.
+///
+/// The completion of a prompt depends on the seed, the prompt and the number of the sample alone, so policies that
+/// are compared see the same noise.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// How the next token is chosen.
+    strategy: StrategyName,
+    /// Divides the logits; 1 for sampling and none for contrastive search if absent.
+    #[serde(default)]
+    temperature: Option<f64>,
+    /// Only the k most probable tokens: 0 or absent keeps all in sampling; candidates of contrastive search (4).
+    #[serde(default)]
+    top_k: Option<usize>,
+    /// Only the most probable tokens of so much mass, in sampling.
+    #[serde(default)]
+    top_p: Option<f64>,
+    /// Weight of the similarity penalty of contrastive search.
+    #[serde(default)]
+    alpha: Option<f64>,
+    /// Penalty on tokens that occurred before (Keskar et al. 2019); 1 changes nothing.
+    #[serde(default = "one")]
+    repetition_penalty: f64,
+    /// Completions in all.
+    n: usize,
+    /// Completions of each prompt.
+    #[serde(default = "one_sample")]
+    samples_per_prompt: usize,
+    /// Distinct prompts of the dataset to skip first.
+    #[serde(default)]
+    skip: usize,
+    /// The horizon.
+    max_new_tokens: usize,
+    /// Seed of the draws.
+    #[serde(default)]
+    seed: u64,
+    /// Completions decoded together; changes no result.
+    #[serde(default = "batch_size", skip_serializing)]
+    batch_size: usize,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn one_sample() -> usize {
+    1
+}
+
+fn batch_size() -> usize {
+    100
+}
+
+impl Sample {
+    fn decoding(&self) -> Strategy {
+        match self.strategy {
+            StrategyName::Greedy => Strategy::Greedy,
+            StrategyName::Sampling => Strategy::Sampling(Sampling {
+                temperature: self.temperature.unwrap_or(1.0),
+                top_k: self.top_k.unwrap_or(0),
+                top_p: self.top_p.unwrap_or(1.0),
+            }),
+            StrategyName::Contrastive => Strategy::Contrastive(Contrastive {
+                alpha: self.alpha.unwrap_or(0.6),
+                top_k: self.top_k.unwrap_or(4),
+                temperature: self.temperature,
+            }),
+        }
+    }
+
+    fn is_deterministic(&self) -> bool {
+        self.strategy != StrategyName::Sampling
+    }
+}
+
+impl Kind for Sample {
+    const NAME: &'static str = "sample";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str =
+        "{ strategy: contrastive, alpha: 0.6, top_k: 4, n: 200, max_new_tokens: 24 }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one("policy", &[LANGUAGE_MODEL], "the model that completes"),
+            Port::one(
+                "prompts",
+                &[DATASET],
+                "its distinct prompts are completed, in order",
+            ),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("completions", COMPLETIONS)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut require = |ok: bool, key: &str, expected: &str| {
+            if !ok {
+                problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
+            }
+        };
+        let sampling = self.strategy == StrategyName::Sampling;
+        let contrastive = self.strategy == StrategyName::Contrastive;
+        require(self.n > 0, "n", "at least 1");
+        require(
+            self.samples_per_prompt > 0,
+            "samples_per_prompt",
+            "at least 1",
+        );
+        require(self.max_new_tokens > 0, "max_new_tokens", "at least 1");
+        require(
+            self.samples_per_prompt == 1 || sampling,
+            "samples_per_prompt",
+            "1 unless `strategy: sampling`: every sample of a prompt would be the same",
+        );
+        require(
+            self.temperature.is_none_or(|t| t > 0.0),
+            "temperature",
+            "above 0",
+        );
+        require(
+            self.temperature.is_none() || sampling || contrastive,
+            "temperature",
+            "left out with `strategy: greedy`",
+        );
+        require(
+            self.top_k.is_none() || sampling || contrastive,
+            "top_k",
+            "left out with `strategy: greedy`",
+        );
+        require(
+            self.top_p.is_none() || sampling,
+            "top_p",
+            "left out unless `strategy: sampling`",
+        );
+        require(
+            self.top_p.is_none_or(|p| p > 0.0 && p <= 1.0),
+            "top_p",
+            "above 0 and at most 1",
+        );
+        require(
+            self.alpha.is_none() || contrastive,
+            "alpha",
+            "left out unless `strategy: contrastive`",
+        );
+        require(
+            self.alpha.is_none_or(|a| (0.0..=1.0).contains(&a)),
+            "alpha",
+            "from 0 to 1",
+        );
+        require(
+            !contrastive || self.top_k.is_none_or(|k| k > 1),
+            "top_k",
+            "at least 2 with contrastive search",
+        );
+        require(
+            self.repetition_penalty > 0.0,
+            "repetition_penalty",
+            "above 0",
+        );
+        require(self.batch_size > 0, "batch_size", "at least 1");
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let model = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let dataset = Dataset::read(&ctx.input("prompts")?.path)?;
+        let needed = self.n.div_ceil(self.samples_per_prompt);
+        let distinct = dataset.distinct_prompts();
+        let available = distinct.len().saturating_sub(self.skip);
+        if needed > available {
+            let error = StageError::new(format!(
+                "{} completions need {needed} distinct prompts, the dataset has {available}",
+                self.n
+            ));
+            return Err(error.hint(if self.is_deterministic() {
+                "deterministic decoding gives one completion for each prompt: lower `n`, or sample"
+            } else {
+                "lower `n`, or raise `samples_per_prompt`"
+            }));
+        }
+        let chosen: Vec<&Example> = distinct[self.skip..self.skip + needed].to_vec();
+        let mut rows = Vec::with_capacity(self.n);
+        let (mut prompts, mut keys) = (Vec::new(), Vec::new());
+        for index in 0..self.n {
+            let (place, sample) = (
+                index / self.samples_per_prompt,
+                index % self.samples_per_prompt,
+            );
+            let example = chosen[place];
+            prompts.push(model.tokenizer.encode_prompt(&example.prompt)?);
+            keys.push(((self.skip + place) as u64) << 20 | sample as u64);
+            rows.push(CompletionRow {
+                question_id: example.question_id,
+                sample: sample as u64,
+                question: example.question.clone(),
+                prompt: example.prompt.clone(),
+                ..CompletionRow::default()
+            });
+        }
+        let options = GenerateOptions {
+            repetition_penalty: self.repetition_penalty,
+            batch_size: self.batch_size,
+            ..GenerateOptions::new(self.max_new_tokens, &model.eos)
+        };
+        let cancelled = ctx.cancel_flag();
+        let total = self.n as u64;
+        let completions = generate(
+            &model.frozen()?,
+            &prompts,
+            &options,
+            &self.decoding(),
+            &Stream::new(self.seed, "sample"),
+            &keys,
+            &mut |progress| {
+                ctx.progress(Progress {
+                    step: progress.finished as u64,
+                    total,
+                    unit: "completions".to_owned(),
+                    ..Progress::default()
+                });
+                if cancelled.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        );
+        if ctx.is_cancelled() {
+            return Err(StageError::Interrupted);
+        }
+        for (row, completion) in rows.iter_mut().zip(completions?) {
+            row.completion = model.tokenizer.decode(&completion.tokens)?;
+            row.tokens = completion.tokens.len() as u64;
+            row.truncated = completion.truncated;
+            row.log_prob = completion
+                .log_probs
+                .iter()
+                .map(|log_prob| f64::from(*log_prob))
+                .sum();
+        }
+        Ok(to_table("completions", &rows).write_data(&ctx.output("completions")?)?)
+    }
+}

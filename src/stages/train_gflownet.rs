@@ -1,0 +1,431 @@
+//! `train_gflownet`: GFlowNet fine-tuning against a reward model (FlowHF and its relatives).
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
+use crate::artifacts::curve::CURVE;
+use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::engine::context::RunContext;
+use crate::engine::reference::is_name;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::head::HeadGradient;
+use crate::ml::objectives::ReferenceTerms;
+use crate::ml::objectives::divergence::DivergenceLimits;
+use crate::ml::trainer::gflownet::{
+    GflownetOptions, GflownetTrainer, LogZSource, Objective, group_by_prompt,
+};
+use crate::ml::trainer::{ModelSize, TrainError};
+use crate::random::Stream;
+
+/// The loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// TB (Malkin et al. 2022).
+    TrajectoryBalance,
+    /// FL (Pan et al. 2023), the terminals' log-flow pinned to 0.
+    ForwardLooking,
+}
+
+/// Whether the flow head's gradient reaches the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowGradient {
+    /// Only the head learns flows.
+    #[default]
+    Detached,
+    /// The model learns flows as well (the literal reading of the paper).
+    Joint,
+}
+
+/// Which completions of the data set are trajectories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Offline {
+    /// Both sides of each pair: more completions of a prompt.
+    #[default]
+    All,
+    /// Preferred ones only.
+    Chosen,
+}
+
+/// Fine-tunes a policy to sample completions in proportion to their reward.
+///
+/// `log R = reward_scale x reward`; FlowHF is the forward-looking objective with scale 100 and without a KL term, on
+/// completions of the data set. Off-policy forward-looking training constrains the policy by only K - 1 equations for
+/// K completions of a prompt, so it wants at least two of each (`least_completions`).
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainGflownet {
+    /// The loss.
+    objective: ObjectiveName,
+    /// Optimizer steps.
+    steps: u64,
+    /// Prompts in a step.
+    prompts_per_step: usize,
+    /// Completions of each prompt in a step.
+    completions_per_prompt: usize,
+    /// Prompts in a forward pass; all of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// Factor from reward to log R.
+    reward_scale: f64,
+    /// Coefficient of a KL penalty to the starting model, inside the reward; 0 leaves it out.
+    #[serde(default)]
+    kl: f64,
+    /// Whether the target is the starting model's distribution times R, instead of R alone.
+    #[serde(default)]
+    prior_in_target: bool,
+    /// Where trajectory balance takes log Z from.
+    #[serde(default)]
+    log_z: Option<LogZSource>,
+    /// Learning rate of log Z.
+    #[serde(default = "tenth")]
+    log_z_lr: f64,
+    /// Where log Z starts; from a first batch if absent.
+    #[serde(default)]
+    log_z_start: Option<f64>,
+    /// Learning rate of the flow head.
+    #[serde(default = "tenth")]
+    flow_lr: f64,
+    /// Whether the flow head's gradient reaches the model.
+    #[serde(default)]
+    flow_gradient: FlowGradient,
+    /// Completions that each prompt must have under the forward-looking objective.
+    #[serde(default = "two")]
+    least_completions: usize,
+    /// Share of completions that the policy samples anew at each step.
+    #[serde(default)]
+    on_policy: f64,
+    /// Share of completions drawn from a buffer of what the policy sampled before.
+    #[serde(default)]
+    replay: f64,
+    /// Completions that the buffer keeps of each prompt.
+    #[serde(default = "sixteen")]
+    replay_capacity: usize,
+    /// Temperature of priorities by log R in the buffer; uniform if absent.
+    #[serde(default)]
+    replay_temperature: Option<f64>,
+    /// Which completions of the data set are used.
+    #[serde(default)]
+    offline: Offline,
+    /// The horizon: longer completions of the data set are left out, sampled ones are stopped.
+    max_new_tokens: usize,
+    /// Temperature of on-policy sampling.
+    #[serde(default = "one")]
+    temperature: f64,
+    /// Labels of further outputs, with the step after which each is taken.
+    #[serde(default)]
+    checkpoints: BTreeMap<String, u64>,
+    /// Steps between estimates of the KL divergence to the starting model; 0 for none.
+    #[serde(default = "twenty_five")]
+    monitor_every: u64,
+    /// Completions in such an estimate.
+    #[serde(default = "thirty_two")]
+    monitor_completions: usize,
+    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    #[serde(default)]
+    kl_limit: Option<f64>,
+    /// |log Z| above which the training counts as diverged.
+    #[serde(default)]
+    log_z_limit: Option<f64>,
+    /// What divergence means.
+    #[serde(default)]
+    on_divergence: OnDivergence,
+    /// Seed of prompts, completions, sampling and dropout.
+    seed: u64,
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn two() -> usize {
+    2
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn twenty_five() -> u64 {
+    25
+}
+
+fn thirty_two() -> usize {
+    32
+}
+
+impl Kind for TrainGflownet {
+    const NAME: &'static str = "train_gflownet";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
+        optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one(
+                "policy",
+                &[LANGUAGE_MODEL],
+                "the model to start from, and the reference",
+            ),
+            Port::one(
+                "reward",
+                &[REWARD_MODEL],
+                "scores completions and their prefixes",
+            ),
+            Port::one(
+                "data",
+                &[DATASET],
+                "prompts, with completions for off-policy training",
+            ),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        let labels = self
+            .checkpoints
+            .keys()
+            .map(|label| Output::new(label, LANGUAGE_MODEL));
+        std::iter::once(Output::new("model", LANGUAGE_MODEL))
+            .chain(labels)
+            .chain([Output::new("curve", CURVE)])
+            .collect()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (key, value) in [
+            ("steps", self.steps),
+            ("prompts_per_step", self.prompts_per_step as u64),
+            ("completions_per_prompt", self.completions_per_prompt as u64),
+            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
+            ("max_new_tokens", self.max_new_tokens as u64),
+        ] {
+            at_least_one(key, value, &mut problems);
+        }
+        self.optimizer.validate("optimizer", &mut problems);
+        let mut require = |ok: bool, key: &str, expected: &str| {
+            if !ok {
+                problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
+            }
+        };
+        require(self.reward_scale > 0.0, "reward_scale", "above 0");
+        require(self.kl >= 0.0, "kl", "at least 0");
+        require(
+            (0.0..=1.0).contains(&self.on_policy),
+            "on_policy",
+            "from 0 to 1",
+        );
+        require((0.0..=1.0).contains(&self.replay), "replay", "from 0 to 1");
+        require(
+            self.on_policy + self.replay <= 1.0,
+            "replay",
+            "at most 1 together with `on_policy`",
+        );
+        require(
+            self.replay == 0.0 || self.on_policy > 0.0,
+            "replay",
+            "0 without `on_policy`: nothing fills the buffer",
+        );
+        require(self.temperature > 0.0, "temperature", "above 0");
+        require(self.log_z_lr > 0.0, "log_z_lr", "above 0");
+        require(self.flow_lr > 0.0, "flow_lr", "above 0");
+        require(
+            self.replay_temperature.is_none_or(|t| t > 0.0),
+            "replay_temperature",
+            "above 0",
+        );
+        let balance = self.objective == ObjectiveName::TrajectoryBalance;
+        require(
+            balance || self.log_z.is_none(),
+            "log_z",
+            "left out: only trajectory balance has a log Z",
+        );
+        require(
+            !(balance && self.log_z == Some(LogZSource::Batch)) || self.completions_per_prompt >= 2,
+            "completions_per_prompt",
+            "at least 2 where log Z is the mean over the completions of a prompt",
+        );
+        for (label, step) in &self.checkpoints {
+            let key = format!("checkpoints.{label}");
+            if !is_name(label) || ["model", "curve"].contains(&label.as_str()) {
+                problems.push(Problem::new(
+                    &key,
+                    format!("`{label}` cannot label a checkpoint"),
+                ));
+            }
+            if !(1..=self.steps).contains(step) {
+                problems.push(Problem::new(
+                    &key,
+                    format!("step {step} is not one of 1 to {}", self.steps),
+                ));
+            }
+        }
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let reward = RewardModel::load(&ctx.input("reward")?.path)?;
+        let data = Dataset::read(&ctx.input("data")?.path)?;
+        if reward.model.tokenizer.vocab_size() != policy.tokenizer.vocab_size() {
+            return Err(StageError::new(
+                "policy and reward model have tokenizers of different size",
+            )
+            .hint("train the reward model from the same base as the policy"));
+        }
+        let stream = Stream::new(self.seed, "train_gflownet");
+        let rows = training::tokenize_chosen(
+            &policy,
+            &self.trajectories(&data),
+            policy.config.max_position_embeddings,
+            ctx,
+        )?;
+        let kept: Vec<_> = rows
+            .into_iter()
+            .filter(|(_, row)| row.completion_length() <= self.max_new_tokens)
+            .collect();
+        let mut prompts = group_by_prompt(kept);
+        if self.objective == ObjectiveName::ForwardLooking && self.on_policy < 1.0 {
+            let before = prompts.len();
+            prompts.retain(|prompt| prompt.completions.len() >= self.least_completions);
+            if prompts.len() < before {
+                ctx.note(&format!(
+                    "{} of {before} prompts have fewer than {} completions within the horizon and were left out",
+                    before - prompts.len(),
+                    self.least_completions
+                ));
+            }
+        }
+        if prompts.is_empty() {
+            return Err(StageError::new(format!(
+                "no prompt has {} completions of at most {} tokens",
+                self.least_completions, self.max_new_tokens
+            ))
+            .hint(
+                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)",
+            ));
+        }
+        let reference = policy.frozen()?;
+        let merged = policy.adapter.is_some();
+        let trained = training::trained_model(&mut policy, self.adapter.as_ref(), &stream)?;
+        let merged = merged && policy.adapter.is_none();
+        let reward_size = ModelSize::of(&reward.model.config, false);
+        let mut trainer = GflownetTrainer::new(
+            trained.clone(),
+            reference,
+            Box::new(move |batch| {
+                reward
+                    .prefix_rewards(batch)
+                    .map_err(|error| TrainError::Data(error.to_string()))
+            }),
+            reward_size,
+            prompts,
+            self.options(&policy),
+            &stream,
+            ctx.cancel_flag(),
+        )?;
+        let run = training::Run {
+            title: "GFlowNet",
+            steps: self.steps,
+            checkpoints: &self.checkpoints,
+            on_divergence: self.on_divergence,
+        };
+        let result = training::train(&mut trainer, &run, ctx)?;
+        training::save_model(
+            &policy,
+            merged,
+            &trained,
+            &result.end,
+            &ctx.output("model")?,
+        )?;
+        for (label, parameters) in &result.labelled {
+            training::save_model(&policy, merged, &trained, parameters, &ctx.output(label)?)?;
+        }
+        Ok(result.curve.write(&ctx.output("curve")?)?)
+    }
+}
+
+impl TrainGflownet {
+    /// Returns one example for each completion that can be a trajectory.
+    fn trajectories(&self, data: &Dataset) -> Vec<Example> {
+        let mut examples = Vec::new();
+        for example in &data.examples {
+            let rejected = example
+                .rejected
+                .as_ref()
+                .filter(|_| self.offline == Offline::All);
+            for completion in example.chosen.iter().chain(rejected) {
+                examples.push(Example {
+                    chosen: Some(completion.clone()),
+                    rejected: None,
+                    ..example.clone()
+                });
+            }
+        }
+        examples
+    }
+
+    fn options(&self, policy: &LanguageModel) -> GflownetOptions {
+        GflownetOptions {
+            objective: match self.objective {
+                ObjectiveName::TrajectoryBalance => Objective::TrajectoryBalance {
+                    log_z: self.log_z.unwrap_or(LogZSource::Scalar),
+                    log_z_lr: self.log_z_lr,
+                    log_z_start: self.log_z_start,
+                },
+                ObjectiveName::ForwardLooking => Objective::ForwardLooking {
+                    flow_lr: self.flow_lr,
+                    flow_gradient: match self.flow_gradient {
+                        FlowGradient::Detached => HeadGradient::Detached,
+                        FlowGradient::Joint => HeadGradient::Joint,
+                    },
+                    least_completions: self.least_completions,
+                },
+            },
+            reward_scale: self.reward_scale,
+            reference: ReferenceTerms {
+                kl_beta: self.kl,
+                in_target: self.prior_in_target,
+            },
+            prompts_per_step: self.prompts_per_step,
+            completions_per_prompt: self.completions_per_prompt,
+            on_policy: self.on_policy,
+            replay: self.replay,
+            replay_capacity: self.replay_capacity,
+            replay_temperature: self.replay_temperature,
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            lr: self.optimizer.lr,
+            schedule: self.optimizer.schedule(self.steps),
+            weight_decay: self.optimizer.weight_decay,
+            optimizer: self.optimizer.adamw(),
+            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
+            monitor_every: self.monitor_every,
+            monitor_completions: self.monitor_completions,
+            limits: DivergenceLimits {
+                kl: self.kl_limit,
+                log_z: self.log_z_limit,
+                patience: 1,
+                ..DivergenceLimits::default()
+            },
+            eos: policy.eos.clone(),
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! `train_reward`: a reward model from preference pairs.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
+use crate::artifacts::curve::CURVE;
+use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::head::{HeadInit, ScalarHead};
+use crate::ml::parameters::Weights;
+use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
+use crate::random::Stream;
+use crate::sources::embedded::World;
+use crate::stats;
+
+/// Trains a reward model on preference pairs (Bradley-Terry), and measures it on held-out pairs.
+///
+/// The head scores every place of a completion. `prefix_weight` adds the loss of unfinished completions, without
+/// which their scores mean little; forward-looking GFlowNet training needs them.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainReward {
+    /// Optimizer steps.
+    steps: u64,
+    /// Pairs in a step.
+    batch_size: usize,
+    /// Pairs in a forward pass; all pairs of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// Weight of the loss at a random prefix, the same fraction of both completions; 0 leaves it out.
+    #[serde(default)]
+    prefix_weight: f64,
+    /// Longer examples are left out; the model's context if absent.
+    #[serde(default)]
+    max_tokens: Option<usize>,
+    /// What the scores are scaled and shifted to match.
+    #[serde(default)]
+    calibration: Calibration,
+    /// Accuracy on held-out pairs must exceed that of "the longer completion wins" by this; absent, it need not.
+    #[serde(default)]
+    require_margin: Option<f64>,
+    /// Seed of the head, of the order of pairs and of dropout.
+    seed: u64,
+}
+
+/// What the scores of a reward model are scaled and shifted to match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Calibration {
+    /// Nothing: scores as the head gives them.
+    #[default]
+    None,
+    /// Mean 0 and standard deviation 1 over preferred completions of the training pairs.
+    Standard,
+    /// Mean and standard deviation of the generated world's exact reward over the same completions.
+    World,
+}
+
+const CALIBRATION_ROWS: usize = 400;
+
+impl Kind for TrainReward {
+    const NAME: &'static str = "train_reward";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{ steps: 250, batch_size: 32, optimizer: { lr: 3e-3, schedule: cosine }, prefix_weight: 0.5, seed: 1 }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one("model", &[LANGUAGE_MODEL], "the model to start from"),
+            Port::one("data", &[DATASET], "preference pairs"),
+            Port::one("evaluation", &[DATASET], "held-out preference pairs"),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![
+            Output::new("model", REWARD_MODEL),
+            Output::new("curve", CURVE),
+        ]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        at_least_one("steps", self.steps, &mut problems);
+        at_least_one("batch_size", self.batch_size as u64, &mut problems);
+        at_least_one(
+            "micro_batch",
+            self.micro_batch.unwrap_or(1) as u64,
+            &mut problems,
+        );
+        self.optimizer.validate("optimizer", &mut problems);
+        if !(self.prefix_weight >= 0.0 && self.prefix_weight.is_finite()) {
+            problems.push(Problem::new(
+                "prefix_weight",
+                "`prefix_weight` must be at least 0",
+            ));
+        }
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let data = Dataset::read(&ctx.input("data")?.path)?;
+        let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
+        let stream = Stream::new(self.seed, "train_reward");
+        let most = training::context_length(&model, self.max_tokens)?;
+        let pairs = tokenize_pairs(&model, &data.examples, most)?;
+        if pairs.len() < data.examples.len() {
+            ctx.note(&format!(
+                "{} of {} pairs fit into {most} tokens",
+                pairs.len(),
+                data.examples.len()
+            ));
+        }
+        let merged = model.adapter.is_some();
+        let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
+        let merged = merged && model.adapter.is_none();
+        let head = ScalarHead::init(
+            model.config.hidden_size,
+            false,
+            HeadInit::Normal(0.01),
+            &stream.child("head"),
+            trained.llama.device(),
+        )?;
+        let options = RewardOptions {
+            batch_size: self.batch_size,
+            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            lr: self.optimizer.lr,
+            schedule: self.optimizer.schedule(self.steps),
+            weight_decay: self.optimizer.weight_decay,
+            optimizer: self.optimizer.adamw(),
+            prefix_weight: self.prefix_weight,
+        };
+        let mut trainer = RewardTrainer::new(trained.clone(), head, pairs, options, &stream)?;
+        let run = training::Run {
+            title: "reward model",
+            steps: self.steps,
+            checkpoints: &BTreeMap::new(),
+            on_divergence: OnDivergence::Fail,
+        };
+        let result = training::train(&mut trainer, &run, ctx)?;
+        let folder = ctx.output("model")?;
+        training::save_model(&model, merged, &trained, &result.end, &folder)?;
+        let head: Weights = result
+            .end
+            .iter()
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix("head.")?.to_owned(), tensor.clone()))
+            })
+            .collect();
+        let mut description = RewardDescription {
+            scale: 1.0,
+            offset: 0.0,
+            accuracy: None,
+            longer_wins: None,
+        };
+        RewardModel::save_head(&folder, &head, &description)?;
+        let raw = RewardModel::load(&folder)?;
+        self.calibrate(&raw, &data, most, &mut description)?;
+        measure(&raw, &evaluation, most, &mut description)?;
+        RewardModel::save_head(&folder, &head, &description)?;
+        let (accuracy, longer) = (
+            description.accuracy.unwrap_or(0.0),
+            description.longer_wins.unwrap_or(0.0),
+        );
+        ctx.note(&format!(
+            "accuracy {accuracy:.3} on held-out pairs; \"the longer one wins\": {longer:.3}"
+        ));
+        if let Some(margin) = self.require_margin
+            && accuracy < longer + margin
+        {
+            return Err(StageError::new(format!(
+                "the reward model orders {accuracy:.3} of the held-out pairs as people did, the rule \"the longer one \
+                 wins\" {longer:.3}: less than {margin} above"
+            ))
+            .hint("train longer, on more pairs, or lower `require_margin`"));
+        }
+        Ok(result.curve.write(&ctx.output("curve")?)?)
+    }
+}
+
+impl TrainReward {
+    fn calibrate(
+        &self,
+        raw: &RewardModel,
+        data: &Dataset,
+        most: usize,
+        description: &mut RewardDescription,
+    ) -> Result<(), StageError> {
+        if self.calibration == Calibration::None {
+            return Ok(());
+        }
+        let examples = &data.examples[..data.examples.len().min(CALIBRATION_ROWS)];
+        let world = World::new(0);
+        let (mut rows, mut exact) = (Vec::new(), Vec::new());
+        for example in examples {
+            let Some(chosen) = &example.chosen else {
+                continue;
+            };
+            let tokenizer = &raw.model.tokenizer;
+            if let Some(row) =
+                training::tokenize(tokenizer, raw.model.eos[0], &example.prompt, chosen, most)?
+            {
+                rows.push(row.tokens);
+                exact.extend(
+                    world
+                        .find(&example.question)
+                        .map(|question| world.assess(question, chosen, true).reward),
+                );
+            }
+        }
+        let scores = raw.rewards(&rows, 64)?;
+        let (mean, std) = match self.calibration {
+            Calibration::World if exact.len() != rows.len() => {
+                return Err(StageError::new(
+                    "`calibration: world` needs questions of the generated world",
+                ));
+            }
+            Calibration::World => (stats::mean(&exact)?, stats::population_std(&exact)?),
+            Calibration::Standard | Calibration::None => (0.0, 1.0),
+        };
+        let spread = stats::population_std(&scores)?;
+        if spread <= 0.0 {
+            return Err(StageError::new(
+                "the reward model gives every completion the same score",
+            ));
+        }
+        description.scale = std / spread;
+        description.offset = mean - description.scale * stats::mean(&scores)?;
+        Ok(())
+    }
+}
+
+fn measure(
+    raw: &RewardModel,
+    evaluation: &Dataset,
+    most: usize,
+    description: &mut RewardDescription,
+) -> Result<(), StageError> {
+    let pairs = tokenize_pairs(&raw.model, &evaluation.examples, most)?;
+    let chosen: Vec<Vec<u32>> = pairs
+        .iter()
+        .map(|pair| pair.chosen.tokens.clone())
+        .collect();
+    let rejected: Vec<Vec<u32>> = pairs
+        .iter()
+        .map(|pair| pair.rejected.tokens.clone())
+        .collect();
+    let (better, worse) = (raw.rewards(&chosen, 64)?, raw.rewards(&rejected, 64)?);
+    // A tie is half a win.
+    let share = |wins: &mut dyn Iterator<Item = std::cmp::Ordering>| {
+        let sum: f64 = wins
+            .map(|order| match order {
+                std::cmp::Ordering::Greater => 1.0,
+                std::cmp::Ordering::Equal => 0.5,
+                std::cmp::Ordering::Less => 0.0,
+            })
+            .sum();
+        sum / pairs.len() as f64
+    };
+    description.accuracy = Some(share(
+        &mut better.iter().zip(&worse).map(|(a, b)| a.total_cmp(b)),
+    ));
+    description.longer_wins = Some(share(
+        &mut chosen
+            .iter()
+            .zip(&rejected)
+            .map(|(a, b)| a.len().cmp(&b.len())),
+    ));
+    Ok(())
+}
+
+/// Tokenizes pairs; those with a side that is too long are left out.
+pub(super) fn tokenize_pairs(
+    model: &LanguageModel,
+    examples: &[Example],
+    most: usize,
+) -> Result<Vec<TokenizedPair>, StageError> {
+    let mut pairs = Vec::new();
+    for (index, example) in examples.iter().enumerate() {
+        let (Some(chosen), Some(rejected)) = (&example.chosen, &example.rejected) else {
+            return Err(
+                StageError::new(format!("row {index} of the dataset is not a pair"))
+                    .hint("a reward model learns from two completions of each prompt"),
+            );
+        };
+        let tokenize =
+            |text| training::tokenize(&model.tokenizer, model.eos[0], &example.prompt, text, most);
+        if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
+            pairs.push(TokenizedPair { chosen, rejected });
+        }
+    }
+    if pairs.is_empty() {
+        return Err(StageError::new(format!(
+            "no pair has at most {most} tokens on both sides"
+        )));
+    }
+    Ok(pairs)
+}
