@@ -42,10 +42,12 @@ pub enum Metric {
     TfidfNoveltyAll,
     /// Share of completions that the horizon ended.
     Truncated,
+    /// Entropy, in nats, of the values of a text column.
+    Entropy,
 }
 
 impl Metric {
-    /// Every metric, in the order of the columns.
+    /// Every metric of a reward, in the order of the columns.
     pub const ALL: [Self; 15] = [
         Self::Mean,
         Self::Std,
@@ -82,6 +84,7 @@ impl Metric {
             Self::TfidfNovelty => "tfidf_novelty",
             Self::TfidfNoveltyAll => "tfidf_novelty_all",
             Self::Truncated => "truncated",
+            Self::Entropy => "entropy",
         }
     }
 
@@ -103,6 +106,7 @@ impl Metric {
             Self::TfidfNovelty => "TF-IDF Novelty".to_owned(),
             Self::TfidfNoveltyAll => "TF-IDF Novelty, all".to_owned(),
             Self::Truncated => "Truncated".to_owned(),
+            Self::Entropy => "Entropy".to_owned(),
         }
     }
 

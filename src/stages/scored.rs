@@ -131,6 +131,7 @@ impl Scored {
             Metric::Std => Measurement::Std(self.column(column)?),
             Metric::TopKMean => Measurement::TopMean(top(self.column(column)?)?),
             Metric::TopKStd => Measurement::TopStd(top(self.column(column)?)?),
+            Metric::Entropy => self.entropy_of(column)?,
             Metric::Truncated => Measurement::Mean(self.column("truncated")?.into_iter().enumerate().collect()),
             Metric::Diversity | Metric::TfidfDiversity => {
                 Measurement::TopPairs(top(Vec::new())?, self.distances(metric)?)
@@ -172,7 +173,7 @@ impl Scored {
     pub(super) fn has(&self, metric: Metric) -> bool {
         let space = if metric.is_tfidf() { &self.tfidf } else { &self.embedded };
         match metric {
-            Metric::Mean | Metric::Std | Metric::TopKMean | Metric::TopKStd | Metric::Truncated => true,
+            Metric::Mean | Metric::Std | Metric::TopKMean | Metric::TopKStd | Metric::Truncated | Metric::Entropy => true,
             Metric::Diversity | Metric::DiversityAll | Metric::TfidfDiversity | Metric::TfidfDiversityAll => {
                 space.is_some()
             }
