@@ -7,17 +7,21 @@ use crate::stages;
 
 /// Every stage kind that ships with flowgraph.
 pub const REGISTRY: &Registry = &[
+    // Data and models.
     StageKind::of::<stages::generate_world::GenerateWorld>(),
     StageKind::of::<stages::train_tokenizer::TrainTokenizer>(),
     StageKind::of::<stages::init_model::InitModel>(),
+    // Training.
     StageKind::of::<stages::train_sft::TrainSft>(),
     StageKind::of::<stages::train_reward::TrainReward>(),
     StageKind::of::<stages::train_ppo::TrainPpo>(),
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
+    // Completions and what is said of them.
     StageKind::of::<stages::sample::Sample>(),
     StageKind::of::<stages::score::Score>(),
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
+    // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
     StageKind::of::<stages::t_test::TTest>(),
     StageKind::of::<stages::normality::Normality>(),
@@ -26,5 +30,6 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::claims::Claims>(),
     StageKind::of::<stages::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::plot_curves::PlotCurves>(),
+    // Anything else.
     StageKind::of::<stages::command::Command>(),
 ];

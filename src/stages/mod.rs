@@ -1,16 +1,7 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
-pub mod command;
-#[cfg(test)]
-mod fixture;
-mod groups;
-mod measure;
-mod resample;
-mod scored;
-mod training;
-mod trainings;
-
 pub mod claims;
+pub mod command;
 pub mod compare_completions;
 pub mod efficiency;
 pub mod embed_hidden;
@@ -29,3 +20,12 @@ pub mod train_ppo;
 pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
+
+#[cfg(test)]
+mod fixture;
+mod groups;
+mod measure;
+mod resample;
+mod scored;
+mod training;
+mod trainings;
