@@ -102,10 +102,15 @@ impl CompareCompletions {
         let chosen: Vec<&Row<Scored>> = if self.rows.is_empty() {
             rows.iter().collect()
         } else {
-            self.rows.iter().map(|label| row_named(rows, label)).collect::<Result<_, _>>()?
+            self.rows
+                .iter()
+                .map(|label| row_named(rows, label))
+                .collect::<Result<_, _>>()?
         };
-        let runs: Vec<(&Row<Scored>, &Run<Scored>)> =
-            chosen.into_iter().map(|row| Ok((row, self.run_of(row)?))).collect::<Result<_, StageError>>()?;
+        let runs: Vec<(&Row<Scored>, &Run<Scored>)> = chosen
+            .into_iter()
+            .map(|row| Ok((row, self.run_of(row)?)))
+            .collect::<Result<_, StageError>>()?;
         let Some((_, guide)) = runs.first() else {
             return Err(StageError::new("there is nothing to compare"));
         };
@@ -119,24 +124,35 @@ impl CompareCompletions {
             })?;
             let identity = (guide.content.identities[places[0]].0, self.sample);
             for (row, run) in &runs {
-                let at = run.content.identities.iter().position(|other| *other == identity).ok_or_else(|| {
-                    StageError::new(format!(
-                        "{} has no sample {} of question {} (question_id {})",
-                        row.describe(run, &self.aggregate),
-                        identity.1,
-                        question,
-                        identity.0
-                    ))
-                })?;
+                let at = run
+                    .content
+                    .identities
+                    .iter()
+                    .position(|other| *other == identity)
+                    .ok_or_else(|| {
+                        StageError::new(format!(
+                            "{} has no sample {} of question {} (question_id {})",
+                            row.describe(run, &self.aggregate),
+                            identity.1,
+                            question,
+                            identity.0
+                        ))
+                    })?;
                 cells.push((*row, *run, at));
             }
         }
         let texts = |column: &str| -> Result<Vec<Option<String>>, StageError> {
-            cells.iter().map(|(_, run, at)| Ok(run.content.table.texts(column)?[*at].clone())).collect()
+            cells
+                .iter()
+                .map(|(_, run, at)| Ok(run.content.table.texts(column)?[*at].clone()))
+                .collect()
         };
         let mut table = Table::new(&self.title);
         table.text_column("Question", texts("question")?);
-        table.text_column(&self.row, cells.iter().map(|(row, ..)| Some(row.name.clone())));
+        table.text_column(
+            &self.row,
+            cells.iter().map(|(row, ..)| Some(row.name.clone())),
+        );
         table.text_column("Completion", texts("completion")?);
         for column in &self.columns {
             let numbers: Vec<Option<f64>> = cells
@@ -149,7 +165,10 @@ impl CompareCompletions {
             table.number_column(column, 3, numbers);
         }
         if !guide.label.is_empty() {
-            table.notes.push(format!("{} {}, sample {}.", self.aggregate, guide.label, self.sample));
+            table.notes.push(format!(
+                "{} {}, sample {}.",
+                self.aggregate, guide.label, self.sample
+            ));
         }
         Ok(table)
     }
@@ -158,12 +177,19 @@ impl CompareCompletions {
     fn run_of<'a>(&self, row: &'a Row<Scored>) -> Result<&'a Run<Scored>, StageError> {
         let wanted = match &self.run {
             None => row.runs.first(),
-            Some(label) => row.runs.iter().find(|run| run.label == *label || run.label.is_empty()),
+            Some(label) => row
+                .runs
+                .iter()
+                .find(|run| run.label == *label || run.label.is_empty()),
         };
         wanted.ok_or_else(|| {
             let known: Vec<&str> = row.runs.iter().map(|run| run.label.as_str()).collect();
-            StageError::new(format!("`{}` has no run `{}`", row.label, self.run.as_deref().unwrap_or_default()))
-                .hint(format!("its runs are: {}", known.join(", ")))
+            StageError::new(format!(
+                "`{}` has no run `{}`",
+                row.label,
+                self.run.as_deref().unwrap_or_default()
+            ))
+            .hint(format!("its runs are: {}", known.join(", ")))
         })
     }
 }
@@ -178,20 +204,36 @@ mod tests {
     }
 
     fn all() -> Vec<Row<Scored>> {
-        rows(vec![scored("ppo", 1, 1.0, 9), scored("ppo", 2, 1.0, 9), scored("tb", 2, 0.0, 9), scored("tb", 1, 0.0, 9)])
+        rows(vec![
+            scored("ppo", 1, 1.0, 9),
+            scored("ppo", 2, 1.0, 9),
+            scored("tb", 2, 0.0, 9),
+            scored("tb", 1, 0.0, 9),
+        ])
     }
 
     #[test]
     fn policies_stand_side_by_side() {
         let rows = all();
-        let table = kind(serde_json::json!({ "questions": [4, 0], "run": "2" })).table(&rows).unwrap();
+        let table = kind(serde_json::json!({ "questions": [4, 0], "run": "2" }))
+            .table(&rows)
+            .unwrap();
         let text = |column: &str| -> Vec<String> { table.all_texts(column).unwrap() };
-        assert_eq!(text("Question"), ["question 4", "question 4", "question 0", "question 0"]);
+        assert_eq!(
+            text("Question"),
+            ["question 4", "question 4", "question 0", "question 0"]
+        );
         assert_eq!(text("policy"), ["ppo", "tb", "ppo", "tb"]);
         assert_eq!(text("Completion")[1], "tb says word4 and word1");
         let rewards = table.all_numbers("reward").unwrap();
-        assert_eq!(rewards[0], rows[0].runs[1].content.column("reward").unwrap()[4]);
-        assert_eq!(rewards[1], rows[1].runs[0].content.column("reward").unwrap()[4]);
+        assert_eq!(
+            rewards[0],
+            rows[0].runs[1].content.column("reward").unwrap()[4]
+        );
+        assert_eq!(
+            rewards[1],
+            rows[1].runs[0].content.column("reward").unwrap()[4]
+        );
     }
 
     #[test]
@@ -200,10 +242,22 @@ mod tests {
             Err(StageError::Failed { message, .. }) => assert!(message.contains(part), "{message}"),
             other => panic!("{other:?}"),
         };
-        fails(serde_json::json!({ "questions": [9] }), "the questions are 0 to 8");
-        fails(serde_json::json!({ "sample": 1 }), "ppo, seed 1 has no sample 1 of question 0");
+        fails(
+            serde_json::json!({ "questions": [9] }),
+            "the questions are 0 to 8",
+        );
+        fails(
+            serde_json::json!({ "sample": 1 }),
+            "ppo, seed 1 has no sample 1 of question 0",
+        );
         fails(serde_json::json!({ "run": "3" }), "`ppo` has no run `3`");
-        fails(serde_json::json!({ "columns": ["rewards"] }), "no column `rewards`");
-        fails(serde_json::json!({ "rows": ["pp"] }), "no input is the row `pp`");
+        fails(
+            serde_json::json!({ "columns": ["rewards"] }),
+            "no column `rewards`",
+        );
+        fails(
+            serde_json::json!({ "rows": ["pp"] }),
+            "no input is the row `pp`",
+        );
     }
 }

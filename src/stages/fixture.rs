@@ -15,12 +15,19 @@ pub(super) fn scored(policy: &str, seed: u64, center: f64, n: usize) -> (Labels,
     let noise = Stream::new(seed, "questions");
     let own = Stream::new(seed, policy);
     let rewards: Vec<f64> = (0..n as u64)
-        .map(|question| center + 0.3 * noise.at(question).normal() + 0.3 * own.at(question).normal())
+        .map(|question| {
+            center + 0.3 * noise.at(question).normal() + 0.3 * own.at(question).normal()
+        })
         .collect();
-    let completions: Vec<String> =
-        (0..n).map(|at| format!("{policy} says word{} and word{}", at % 7, at % 3)).collect();
+    let completions: Vec<String> = (0..n)
+        .map(|at| format!("{policy} says word{} and word{}", at % 7, at % 3))
+        .collect();
     (
-        labels(&[("policy", policy), ("seed", &seed.to_string()), ("stage", "scored")]),
+        labels(&[
+            ("policy", policy),
+            ("seed", &seed.to_string()),
+            ("stage", "scored"),
+        ]),
         with_rewards(&rewards, &completions),
     )
 }
@@ -42,7 +49,10 @@ pub(super) fn with_rewards(rewards: &[f64], completions: &[String]) -> Scored {
         .collect();
     let mut table = to_table("scores", &rows);
     table.number_column("reward", 3, rewards.iter().map(|reward| Some(*reward)));
-    table.text_column("mode", (0..rewards.len()).map(|at| Some(format!("mode {}", at % 2))));
+    table.text_column(
+        "mode",
+        (0..rewards.len()).map(|at| Some(format!("mode {}", at % 2))),
+    );
     Scored::new(table).unwrap()
 }
 
@@ -60,7 +70,10 @@ pub(super) fn rows<T>(items: Vec<(Labels, T)>) -> Vec<Row<T>> {
 /// A training of a stage: a metric `loss` that falls from the seed to zero.
 pub(super) fn curve(stage: &str, seed: u64, status: Status, flops: f64) -> (Labels, Curve) {
     let steps: Vec<u64> = (0..4).collect();
-    let loss = steps.iter().map(|step| Some(seed as f64 * (3 - step) as f64)).collect();
+    let loss = steps
+        .iter()
+        .map(|step| Some(seed as f64 * (3 - step) as f64))
+        .collect();
     let curve = Curve {
         title: stage.to_owned(),
         steps,
@@ -76,5 +89,8 @@ pub(super) fn curve(stage: &str, seed: u64, status: Status, flops: f64) -> (Labe
         },
     };
     let stage = format!("{stage}.curve");
-    (labels(&[("seed", &seed.to_string()), ("stage", &stage)]), curve)
+    (
+        labels(&[("seed", &seed.to_string()), ("stage", &stage)]),
+        curve,
+    )
 }

@@ -59,7 +59,11 @@ impl<T> Row<T> {
     ) -> Result<Row<U>, StageError> {
         let mut runs = Vec::with_capacity(self.runs.len());
         let (label, name) = (self.label.clone(), self.name.clone());
-        let whole: Vec<String> = self.runs.iter().map(|run| self.describe(run, aggregate)).collect();
+        let whole: Vec<String> = self
+            .runs
+            .iter()
+            .map(|run| self.describe(run, aggregate))
+            .collect();
         for (run, described) in self.runs.into_iter().zip(whole) {
             let (run_label, labels) = (run.label.clone(), run.labels.clone());
             let content = map(run).map_err(|error| within(&described, error))?;
@@ -107,8 +111,11 @@ pub(super) fn group<T>(
         match rows.iter_mut().find(|row| row.label == label) {
             Some(row) if row.runs.iter().any(|other| other.label == run.label) => {
                 let what = row.describe(&run, grouping.aggregate);
-                return Err(StageError::new(format!("two inputs are {what}: one is {}", show(&run.labels)))
-                    .hint("select one value of each axis that is neither `row` nor `aggregate`"));
+                return Err(StageError::new(format!(
+                    "two inputs are {what}: one is {}",
+                    show(&run.labels)
+                ))
+                .hint("select one value of each axis that is neither `row` nor `aggregate`"));
             }
             Some(row) => row.runs.push(run),
             None => rows.push(Row {
@@ -127,14 +134,18 @@ fn row_of(labels: &Labels, axis: &str, by_stage: bool) -> Result<String, StageEr
     }
     match labels.get(STAGE) {
         Some(stage) if by_stage => Ok(before_dot(stage).to_owned()),
-        _ => Err(
-            StageError::new(format!("an input has no axis `{axis}`; it is {}", show(labels)))
-                .hint("`row` names the axis whose values are the rows"),
-        ),
+        _ => Err(StageError::new(format!(
+            "an input has no axis `{axis}`; it is {}",
+            show(labels)
+        ))
+        .hint("`row` names the axis whose values are the rows")),
     }
 }
 
-fn one_value_of_other_axes<T>(items: &[(Labels, T)], grouping: Grouping<'_>) -> Result<(), StageError> {
+fn one_value_of_other_axes<T>(
+    items: &[(Labels, T)],
+    grouping: Grouping<'_>,
+) -> Result<(), StageError> {
     let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
     for (labels, _) in items {
         for (axis, value) in labels {
@@ -158,7 +169,10 @@ fn before_dot(name: &str) -> &str {
 }
 
 fn show(labels: &Labels) -> String {
-    let parts: Vec<String> = labels.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+    let parts: Vec<String> = labels
+        .iter()
+        .map(|(axis, value)| format!("{axis}={value}"))
+        .collect();
     format!("[{}]", parts.join(", "))
 }
 
@@ -179,15 +193,21 @@ pub(super) fn matching<'a>(
     fit: Fit,
 ) -> Result<&'a Input, StageError> {
     let fits = |candidate: &&Input| {
-        labels.iter().filter(|(axis, _)| *axis != STAGE).all(|(axis, value)| match candidate.labels.get(axis) {
-            Some(other) => other == value,
-            None => fit == Fit::CommonAxes,
-        })
+        labels
+            .iter()
+            .filter(|(axis, _)| *axis != STAGE)
+            .all(|(axis, value)| match candidate.labels.get(axis) {
+                Some(other) => other == value,
+                None => fit == Fit::CommonAxes,
+            })
     };
     let found: Vec<&Input> = candidates.iter().filter(fits).collect();
     match found.as_slice() {
         [one] => Ok(one),
-        [] => Err(StageError::new(format!("no input of `{port}` belongs to {}", show(labels)))),
+        [] => Err(StageError::new(format!(
+            "no input of `{port}` belongs to {}",
+            show(labels)
+        ))),
         [first, second, ..] => Err(StageError::new(format!(
             "more than one input of `{port}` belongs to {}: {} and {}",
             show(labels),
@@ -203,7 +223,11 @@ pub(super) fn training_of<'a, T>(trainings: &'a [Row<T>], row: &str, run: &str) 
     let training = trainings
         .iter()
         .find(|training| training.label == row)
-        .or_else(|| trainings.iter().find(|training| training.label == before_dot(row)))?;
+        .or_else(|| {
+            trainings
+                .iter()
+                .find(|training| training.label == before_dot(row))
+        })?;
     let same = training.runs.iter().find(|other| other.label == run);
     let only = || training.runs.iter().find(|other| other.label.is_empty());
     same.or_else(only).map(|run| &run.content)
@@ -224,7 +248,10 @@ pub(super) mod tests {
     use crate::engine::artifact::Digest;
 
     pub(in crate::stages) fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     fn input(pairs: &[(&str, &str)]) -> Input {
@@ -277,12 +304,21 @@ pub(super) mod tests {
         let ppo: &[(&str, &str)] = &[("policy", "ppo"), ("seed", "1"), ("task", "a")];
         let other: &[(&str, &str)] = &[("policy", "ppo"), ("seed", "2"), ("task", "b")];
         let error = grouped(&[ppo, other], false).unwrap_err();
-        assert_eq!(error, "the inputs have more than one value of the axis `task`: a, b");
+        assert_eq!(
+            error,
+            "the inputs have more than one value of the axis `task`: a, b"
+        );
         let error = grouped(&[ppo, ppo], false).unwrap_err();
         assert!(error.starts_with("two inputs are ppo, seed 1"), "{error}");
         let error = grouped(&[&[("seed", "1"), ("stage", "x.curve")]], false).unwrap_err();
-        assert_eq!(error, "an input has no axis `policy`; it is [seed=1, stage=x.curve]");
-        assert_eq!(grouped(&[&[("seed", "1"), ("stage", "x.curve")]], true).unwrap(), ["x 1"]);
+        assert_eq!(
+            error,
+            "an input has no axis `policy`; it is [seed=1, stage=x.curve]"
+        );
+        assert_eq!(
+            grouped(&[&[("seed", "1"), ("stage", "x.curve")]], true).unwrap(),
+            ["x 1"]
+        );
     }
 
     #[test]
@@ -290,7 +326,12 @@ pub(super) mod tests {
         let of = labels(&[("policy", "ppo"), ("seed", "1"), ("stage", "scored")]);
         let all = [
             input(&[("policy", "ppo"), ("seed", "2"), ("stage", "embedded")]),
-            input(&[("policy", "ppo"), ("seed", "1"), ("space", "hidden"), ("stage", "embedded")]),
+            input(&[
+                ("policy", "ppo"),
+                ("seed", "1"),
+                ("space", "hidden"),
+                ("stage", "embedded"),
+            ]),
         ];
         let found = matching(&of, &all, "embeddings", Fit::EveryAxis).unwrap();
         assert_eq!(found.labels, all[1].labels);

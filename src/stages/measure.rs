@@ -1,7 +1,7 @@
 //! Metrics of the completions of one run, in a form that can be resampled.
 
-use serde::{Deserialize, Serialize};
 use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::{StatsError, entropy, top_k};
 
@@ -9,9 +9,11 @@ use crate::stats::{StatsError, entropy, top_k};
 ///
 /// Top-K metrics are those of the K completions with the greatest reward (FlowHF, section 5: K = 20 of 200).
 /// Distances are `1 - cos` of embeddings; standard deviations are those of a population.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
+pub(super) enum Metric {
     /// Mean reward.
     Mean,
     /// Standard deviation of the reward.
@@ -48,7 +50,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric of a reward, in the order of the columns.
-    pub const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Mean,
         Self::Std,
         Self::TopKMean,
@@ -67,7 +69,7 @@ impl Metric {
     ];
 
     /// The name in a pipeline.
-    pub fn key(self) -> &'static str {
+    pub(super) fn key(self) -> &'static str {
         match self {
             Self::Mean => "mean",
             Self::Std => "std",
@@ -185,7 +187,10 @@ impl Top {
     }
 
     fn weighted(&self, counts: &[u32]) -> Vec<(f64, f64)> {
-        self.taken(counts).into_iter().map(|(index, weight)| (self.values[index], weight)).collect()
+        self.taken(counts)
+            .into_iter()
+            .map(|(index, weight)| (self.values[index], weight))
+            .collect()
     }
 }
 
@@ -218,12 +223,18 @@ impl Measurement {
     /// Computes the metric where completion `i` counts `counts[i]` times.
     pub(super) fn of(&self, counts: &[u32]) -> f64 {
         let each = |values: &[f64]| -> Vec<(f64, f64)> {
-            values.iter().zip(counts).map(|(value, count)| (*value, f64::from(*count))).collect()
+            values
+                .iter()
+                .zip(counts)
+                .map(|(value, count)| (*value, f64::from(*count)))
+                .collect()
         };
         match self {
             Self::Mean(values) => {
-                let weighted: Vec<(f64, f64)> =
-                    values.iter().map(|(index, value)| (*value, f64::from(counts[*index]))).collect();
+                let weighted: Vec<(f64, f64)> = values
+                    .iter()
+                    .map(|(index, value)| (*value, f64::from(counts[*index])))
+                    .collect();
                 mean_and_std(&weighted).0
             }
             Self::Std(values) => mean_and_std(&each(values)).1,
@@ -256,9 +267,21 @@ fn mean_and_std(weighted: &[(f64, f64)]) -> (f64, f64) {
     if total == 0.0 {
         return (0.0, 0.0);
     }
-    let first = weighted.iter().map(|(value, weight)| value * weight).sum::<f64>() / total;
-    let mean = first + weighted.iter().map(|(value, weight)| (value - first) * weight).sum::<f64>() / total;
-    let squares: f64 = weighted.iter().map(|(value, weight)| weight * (value - mean).powi(2)).sum();
+    let first = weighted
+        .iter()
+        .map(|(value, weight)| value * weight)
+        .sum::<f64>()
+        / total;
+    let mean = first
+        + weighted
+            .iter()
+            .map(|(value, weight)| (value - first) * weight)
+            .sum::<f64>()
+            / total;
+    let squares: f64 = weighted
+        .iter()
+        .map(|(value, weight)| weight * (value - mean).powi(2))
+        .sum();
     (mean, (squares / total).sqrt())
 }
 
@@ -287,12 +310,24 @@ mod tests {
         let once = [1; 5];
         let close = |measurement: Measurement, expected: f64| {
             let found = measurement.of(&once);
-            assert!((found - expected).abs() < 1e-14, "{measurement:?}: {found}, not {expected}");
+            assert!(
+                (found - expected).abs() < 1e-14,
+                "{measurement:?}: {found}, not {expected}"
+            );
         };
         close(Measurement::Mean(indexed()), mean(&REWARDS).unwrap());
-        close(Measurement::Std(REWARDS.to_vec()), population_std(&REWARDS).unwrap());
-        close(Measurement::TopMean(top(3)), mean(&[2.0, 1.5, 0.5]).unwrap());
-        close(Measurement::TopStd(top(3)), population_std(&[2.0, 1.5, 0.5]).unwrap());
+        close(
+            Measurement::Std(REWARDS.to_vec()),
+            population_std(&REWARDS).unwrap(),
+        );
+        close(
+            Measurement::TopMean(top(3)),
+            mean(&[2.0, 1.5, 0.5]).unwrap(),
+        );
+        close(
+            Measurement::TopStd(top(3)),
+            population_std(&[2.0, 1.5, 0.5]).unwrap(),
+        );
         let all = diversity(&Embeddings::new(&VECTORS, 2).unwrap()).unwrap();
         close(Measurement::Pairs(distances(&VECTORS)), all);
         let best = [&VECTORS[2..4], &VECTORS[6..8], &VECTORS[..2]].concat();
@@ -309,16 +344,28 @@ mod tests {
     fn a_resample_is_what_its_counts_say() {
         let counts = [0, 2, 1, 0, 2];
         let repeated = [2.0, 2.0, -1.0, 0.0, 0.0];
-        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-14, "{found} {expected}");
-        close(Measurement::Mean(indexed()).of(&counts), mean(&repeated).unwrap());
-        close(Measurement::Std(REWARDS.to_vec()).of(&counts), population_std(&repeated).unwrap());
+        let close = |found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-14, "{found} {expected}");
+        };
+        close(
+            Measurement::Mean(indexed()).of(&counts),
+            mean(&repeated).unwrap(),
+        );
+        close(
+            Measurement::Std(REWARDS.to_vec()).of(&counts),
+            population_std(&repeated).unwrap(),
+        );
         // Rewards 2, 2 and one of the two zeros.
         close(Measurement::TopMean(top(3)).of(&counts), 4.0 / 3.0);
         let d = distances(&VECTORS);
         // Pairs of different completions only: four of (1, 4), two of (1, 2), two of (2, 4).
-        let expected = (4.0 * d.between(1, 4) + 2.0 * d.between(1, 2) + 2.0 * d.between(2, 4)) / 8.0;
+        let expected =
+            (4.0 * d.between(1, 4) + 2.0 * d.between(1, 2) + 2.0 * d.between(2, 4)) / 8.0;
         close(Measurement::Pairs(d.clone()).of(&counts), expected);
-        close(Measurement::TopPairs(top(3), d.clone()).of(&counts), d.between(1, 4));
+        close(
+            Measurement::TopPairs(top(3), d.clone()).of(&counts),
+            d.between(1, 4),
+        );
         close(Measurement::TopPairs(top(2), d).of(&counts), 0.0);
     }
 

@@ -153,7 +153,10 @@ impl Kind for MetricTable {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.top_k < 2 {
-            problems.push(Problem::new("top_k", "`top_k` must be at least 2: diversity is a mean over pairs"));
+            problems.push(Problem::new(
+                "top_k",
+                "`top_k` must be at least 2: diversity is a mean over pairs",
+            ));
         }
         check_bootstrap(self.level, self.replicates, &mut problems);
         let known = self.keys();
@@ -179,7 +182,11 @@ impl Kind for MetricTable {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let rows = scored::load(ctx, self.grouping(), self.tfidf)?;
         let curves = load_curves(ctx, self.grouping())?;
-        for row in self.reference_values.keys().filter(|label| rows.iter().all(|row| row.label != **label)) {
+        for row in self
+            .reference_values
+            .keys()
+            .filter(|label| rows.iter().all(|row| row.label != **label))
+        {
             ctx.note(&format!("`reference_values` has `{row}`, which is no row"));
         }
         let (table, per_seed) = self.tables(rows, &curves)?;
@@ -192,10 +199,16 @@ impl Kind for MetricTable {
 /// Checks the params of a bootstrap.
 pub(super) fn check_bootstrap(level: f64, replicates: usize, problems: &mut Vec<Problem>) {
     if !(level > 0.0 && level < 1.0) {
-        problems.push(Problem::new("level", "`level` must be between 0 and 1, such as 0.95"));
+        problems.push(Problem::new(
+            "level",
+            "`level` must be between 0 and 1, such as 0.95",
+        ));
     }
     if replicates < 100 {
-        problems.push(Problem::new("replicates", "`replicates` must be at least 100"));
+        problems.push(Problem::new(
+            "replicates",
+            "`replicates` must be at least 100",
+        ));
     }
 }
 
@@ -210,14 +223,18 @@ impl MetricTable {
 
     fn keys(&self) -> Vec<&str> {
         let metrics = Metric::ALL.iter().map(|metric| metric.key());
-        metrics.chain(self.extra.iter().chain(&self.entropy).map(String::as_str)).collect()
+        metrics
+            .chain(self.extra.iter().chain(&self.entropy).map(String::as_str))
+            .collect()
     }
 
     /// Returns the columns that the inputs allow and the params want.
     fn shown(&self, rows: &[Row<Scored>]) -> Vec<Shown> {
         let metrics = Metric::ALL.into_iter().map(Shown::Metric);
         let further = self.extra.iter().cloned().map(Shown::MeanOf);
-        let all = metrics.chain(further).chain(self.entropy.iter().cloned().map(Shown::EntropyOf));
+        let all = metrics
+            .chain(further)
+            .chain(self.entropy.iter().cloned().map(Shown::EntropyOf));
         if self.columns.is_empty() {
             let runs = || rows.iter().flat_map(|row| &row.runs);
             let possible = |shown: &Shown| match shown {
@@ -227,7 +244,10 @@ impl MetricTable {
             return all.filter(possible).collect();
         }
         let all: Vec<Shown> = all.collect();
-        let chosen = self.columns.iter().filter_map(|key| all.iter().find(|shown| shown.key() == key));
+        let chosen = self
+            .columns
+            .iter()
+            .filter_map(|key| all.iter().find(|shown| shown.key() == key));
         chosen.cloned().collect()
     }
 
@@ -250,7 +270,11 @@ impl MetricTable {
     }
 
     /// Makes the table of rows and the table of runs.
-    fn tables(&self, rows: Vec<Row<Scored>>, curves: &[Row<Curve>]) -> Result<(Table, Table), StageError> {
+    fn tables(
+        &self,
+        rows: Vec<Row<Scored>>,
+        curves: &[Row<Curve>],
+    ) -> Result<(Table, Table), StageError> {
         let shown = self.shown(&rows);
         let mut measured = Vec::with_capacity(rows.len());
         for row in rows {
@@ -270,13 +294,24 @@ impl MetricTable {
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
         table.text_column(&self.row, rows.iter().map(|row| Some(row.name.clone())));
-        table.number_column("n", 0, rows.iter().map(|row| Some(row.runs.iter().map(|run| run.content.n).sum::<usize>() as f64)));
+        table.number_column(
+            "n",
+            0,
+            rows.iter()
+                .map(|row| Some(row.runs.iter().map(|run| run.content.n).sum::<usize>() as f64)),
+        );
         if several {
-            table.number_column("Runs", 0, rows.iter().map(|row| Some(row.runs.len() as f64)));
+            table.number_column(
+                "Runs",
+                0,
+                rows.iter().map(|row| Some(row.runs.len() as f64)),
+            );
         }
         for (at, column) in shown.iter().enumerate() {
             let heading = column.heading(self.top_k);
-            let runs = |row: &Row<Measured>| -> Vec<f64> { row.runs.iter().map(|run| run.content.values[at]).collect() };
+            let runs = |row: &Row<Measured>| -> Vec<f64> {
+                row.runs.iter().map(|run| run.content.values[at]).collect()
+            };
             let means = rows.iter().map(|row| Ok(Some(mean(&runs(row))?)));
             table.number_column(&heading, 3, means.collect::<Result<Vec<_>, StageError>>()?);
             if rows.iter().any(|row| self.reported(row, column).is_some()) {
@@ -284,19 +319,42 @@ impl MetricTable {
                 table.number_column(format!("{heading} (paper)"), 3, reported);
             }
             if *column == Shown::Metric(Metric::Mean) {
-                let intervals = rows.iter().map(|row| self.interval(row)).collect::<Result<Vec<_>, _>>()?;
-                table.number_column(format!("{heading} low"), 3, intervals.iter().map(|interval| Some(interval.low)));
-                table.number_column(format!("{heading} high"), 3, intervals.iter().map(|interval| Some(interval.high)));
+                let intervals = rows
+                    .iter()
+                    .map(|row| self.interval(row))
+                    .collect::<Result<Vec<_>, _>>()?;
+                table.number_column(
+                    format!("{heading} low"),
+                    3,
+                    intervals.iter().map(|interval| Some(interval.low)),
+                );
+                table.number_column(
+                    format!("{heading} high"),
+                    3,
+                    intervals.iter().map(|interval| Some(interval.high)),
+                );
             }
             if several {
                 // One run has no spread.
-                table.number_column(format!("{heading} sd"), 3, rows.iter().map(|row| sample_std(&runs(row)).ok()));
+                table.number_column(
+                    format!("{heading} sd"),
+                    3,
+                    rows.iter().map(|row| sample_std(&runs(row)).ok()),
+                );
             }
         }
         if !curves.is_empty() {
-            table.text_column("Training", rows.iter().map(|row| {
-                ended(&row.runs.iter().filter_map(|run| training_of(curves, &row.label, &run.label)).collect::<Vec<_>>())
-            }));
+            table.text_column(
+                "Training",
+                rows.iter().map(|row| {
+                    ended(
+                        &row.runs
+                            .iter()
+                            .filter_map(|run| training_of(curves, &row.label, &run.label))
+                            .collect::<Vec<_>>(),
+                    )
+                }),
+            );
         }
         table.notes.extend(self.standard_notes(shown, several));
         Ok(table)
@@ -304,35 +362,58 @@ impl MetricTable {
 
     fn per_seed(&self, rows: &[Row<Measured>], shown: &[Shown], curves: &[Row<Curve>]) -> Table {
         let mut table = Table::new(format!("{}, run by run", self.title));
-        let runs = || rows.iter().flat_map(|row| row.runs.iter().map(move |run| (row, run)));
+        let runs = || {
+            rows.iter()
+                .flat_map(|row| row.runs.iter().map(move |run| (row, run)))
+        };
         table.text_column(&self.row, runs().map(|(row, _)| Some(row.name.clone())));
-        table.text_column(&self.aggregate, runs().map(|(_, run)| Some(run.label.clone())));
+        table.text_column(
+            &self.aggregate,
+            runs().map(|(_, run)| Some(run.label.clone())),
+        );
         table.number_column("n", 0, runs().map(|(_, run)| Some(run.content.n as f64)));
         for (at, column) in shown.iter().enumerate() {
             let values = runs().map(|(_, run)| Some(run.content.values[at]));
             table.number_column(column.heading(self.top_k), 3, values);
         }
         if !curves.is_empty() {
-            let training = |row: &Row<Measured>, run: &str| ended(&[training_of(curves, &row.label, run)?]);
-            table.text_column("Training", runs().map(|(row, run)| training(row, &run.label)));
+            let training =
+                |row: &Row<Measured>, run: &str| ended(&[training_of(curves, &row.label, run)?]);
+            table.text_column(
+                "Training",
+                runs().map(|(row, run)| training(row, &run.label)),
+            );
         }
         table
     }
 
     fn reported(&self, row: &Row<Measured>, column: &Shown) -> Option<f64> {
-        self.reference_values.get(&row.label)?.get(column.key()).copied()
+        self.reference_values
+            .get(&row.label)?
+            .get(column.key())
+            .copied()
     }
 
     fn interval(&self, row: &Row<Measured>) -> Result<Interval, StageError> {
         let stream = Stream::new(self.seed, "metric_table").child(&row.label);
-        let questions: Vec<Vec<f64>> = row.runs.iter().map(|run| run.content.questions.clone()).collect();
+        let questions: Vec<Vec<f64>> = row
+            .runs
+            .iter()
+            .map(|run| run.content.questions.clone())
+            .collect();
         let bootstrap = Bootstrap::new(self.replicates, self.level, stream)?;
-        bootstrap.mean_of_runs(&questions).map_err(|error| within(&row.label, error))
+        bootstrap
+            .mean_of_runs(&questions)
+            .map_err(|error| within(&row.label, error))
     }
 
     fn standard_notes(&self, shown: &[Shown], several: bool) -> Vec<String> {
         let mut notes = self.notes.clone();
-        let has = |metrics: &[Metric]| shown.iter().any(|shown| matches!(shown, Shown::Metric(metric) if metrics.contains(metric)));
+        let has = |metrics: &[Metric]| {
+            shown
+                .iter()
+                .any(|shown| matches!(shown, Shown::Metric(metric) if metrics.contains(metric)))
+        };
         notes.push(format!(
             "Std divides by n. Top-{0} are the {0} completions of a run with the greatest {1}.",
             self.top_k, self.column
@@ -340,24 +421,46 @@ impl MetricTable {
         if has(&[Metric::Mean]) {
             let percent = self.level * 100.0;
             let (runs, caution) = if several {
-                (format!("runs ({}), then questions", self.aggregate), "; with few runs it is too narrow")
+                (
+                    format!("runs ({}), then questions", self.aggregate),
+                    "; with few runs it is too narrow",
+                )
             } else {
-                ("questions alone: one run does not show how runs differ".to_owned(), "")
+                (
+                    "questions alone: one run does not show how runs differ".to_owned(),
+                    "",
+                )
             };
-            notes.push(format!("Mean low, high: {percent}% bootstrap interval over {runs}{caution}."));
+            notes.push(format!(
+                "Mean low, high: {percent}% bootstrap interval over {runs}{caution}."
+            ));
         }
         if several {
-            notes.push(format!("sd: sample standard deviation over the runs ({}).", self.aggregate));
+            notes.push(format!(
+                "sd: sample standard deviation over the runs ({}).",
+                self.aggregate
+            ));
         }
-        if has(&[Metric::Diversity, Metric::DiversityAll, Metric::Novelty, Metric::NoveltyAll]) {
+        if has(&[
+            Metric::Diversity,
+            Metric::DiversityAll,
+            Metric::Novelty,
+            Metric::NoveltyAll,
+        ]) {
             notes.push(format!(
                 "Diversity: mean cosine distance of pairs, novelty: mean cosine distance to the nearest completion \
                  trained on; of the top {}, unless the heading says otherwise.",
                 self.top_k
             ));
         }
-        if shown.iter().any(|shown| matches!(shown, Shown::Metric(metric) if metric.is_tfidf())) {
-            notes.push("TF-IDF weights are fitted on all completions and reference completions together.".to_owned());
+        if shown
+            .iter()
+            .any(|shown| matches!(shown, Shown::Metric(metric) if metric.is_tfidf()))
+        {
+            notes.push(
+                "TF-IDF weights are fitted on all completions and reference completions together."
+                    .to_owned(),
+            );
         }
         notes
     }

@@ -76,7 +76,10 @@ impl Kind for Normality {
         if self.alpha > 0.0 && self.alpha < 1.0 {
             Vec::new()
         } else {
-            vec![Problem::new("alpha", "`alpha` must be between 0 and 1, such as 0.05")]
+            vec![Problem::new(
+                "alpha",
+                "`alpha` must be between 0 and 1, such as 0.05",
+            )]
         }
     }
 
@@ -107,49 +110,77 @@ impl Normality {
             let mut samples = Vec::new();
             for run in &row.runs {
                 let values = run.content.column(&self.column);
-                samples.push((run.label.clone(), values.map_err(|error| within(&row.describe(run, &self.aggregate), error))?));
+                samples.push((
+                    run.label.clone(),
+                    values.map_err(|error| within(&row.describe(run, &self.aggregate), error))?,
+                ));
             }
-            let all: Vec<f64> = samples.iter().flat_map(|(_, values)| values.clone()).collect();
+            let all: Vec<f64> = samples
+                .iter()
+                .flat_map(|(_, values)| values.clone())
+                .collect();
             let several = samples.len() > 1;
             let whole = if several { "pooled" } else { "all" };
-            lines.push(self.line(row, whole.to_owned(), &all)?);
+            lines.push(line(row, whole.to_owned(), &all)?);
             for (label, values) in samples.iter().filter(|_| several) {
-                lines.push(self.line(row, format!("{} {label}", self.aggregate), values)?);
+                lines.push(line(row, format!("{} {label}", self.aggregate), values)?);
             }
         }
         let mut table = Table::new(&self.title);
         table.text_column(&self.row, lines.iter().map(|line| Some(line.name.clone())));
         table.text_column("Runs", lines.iter().map(|line| Some(line.runs.clone())));
         table.number_column("n", 0, lines.iter().map(|line| Some(line.n as f64)));
-        table.number_column("K2", 3, lines.iter().map(|line| line.k2.map(|test| test.statistic)));
+        table.number_column(
+            "K2",
+            3,
+            lines.iter().map(|line| line.k2.map(|test| test.statistic)),
+        );
         table.number_column("p", 5, lines.iter().map(|line| line.k2.map(|test| test.p)));
-        table.number_column("W", 4, lines.iter().map(|line| line.w.map(|test| test.statistic)));
-        table.number_column("p of W", 5, lines.iter().map(|line| line.w.map(|test| test.p)));
-        let verdict = |test: NormalityTest| if test.p < self.alpha { "not normal" } else { "not rejected" }.to_owned();
+        table.number_column(
+            "W",
+            4,
+            lines.iter().map(|line| line.w.map(|test| test.statistic)),
+        );
+        table.number_column(
+            "p of W",
+            5,
+            lines.iter().map(|line| line.w.map(|test| test.p)),
+        );
+        let verdict = |test: NormalityTest| {
+            if test.p < self.alpha {
+                "not normal"
+            } else {
+                "not rejected"
+            }
+            .to_owned()
+        };
         table.text_column("Verdict", lines.iter().map(|line| line.k2.map(verdict)));
         table.notes.push(format!(
             "K2: D'Agostino and Pearson, W: Shapiro and Wilk (for up to 5000 values). The verdict is that of K2 at {}, \
              each line by itself. A test that is not rejected does not show that the rewards are normal.",
             self.alpha
         ));
-        table.notes.push("An empty cell: the test is undefined, because the values do not vary or are too many.".to_owned());
+        table.notes.push(
+            "An empty cell: the test is undefined, because the values do not vary or are too many."
+                .to_owned(),
+        );
         Ok(table)
     }
+}
 
-    fn line(&self, row: &Row<Scored>, runs: String, values: &[f64]) -> Result<Line, StageError> {
-        let defined = |result: Result<NormalityTest, StatsError>| match result {
-            Ok(test) => Ok(Some(test)),
-            Err(StatsError::NoVariance { .. } | StatsError::OutOfRange { .. }) => Ok(None),
-            Err(error) => Err(within(&format!("{}, {runs}", row.label), error)),
-        };
-        Ok(Line {
-            k2: defined(dagostino_pearson(values))?,
-            w: defined(shapiro_wilk(values))?,
-            name: row.name.clone(),
-            n: values.len(),
-            runs,
-        })
-    }
+fn line(row: &Row<Scored>, runs: String, values: &[f64]) -> Result<Line, StageError> {
+    let defined = |result: Result<NormalityTest, StatsError>| match result {
+        Ok(test) => Ok(Some(test)),
+        Err(StatsError::NoVariance { .. } | StatsError::OutOfRange { .. }) => Ok(None),
+        Err(error) => Err(within(&format!("{}, {runs}", row.label), error)),
+    };
+    Ok(Line {
+        k2: defined(dagostino_pearson(values))?,
+        w: defined(shapiro_wilk(values))?,
+        name: row.name.clone(),
+        n: values.len(),
+        runs,
+    })
 }
 
 #[cfg(test)]
@@ -171,24 +202,51 @@ mod tests {
         let all = rows(vec![
             scored("normal", 1, 1.0, 200),
             scored("normal", 2, 1.0, 100),
-            (labels(&[("policy", "skewed"), ("seed", "1")]), with_rewards(&skewed, &texts)),
-            (labels(&[("policy", "constant"), ("seed", "1")]), with_rewards(&[0.5; 200], &texts)),
+            (
+                labels(&[("policy", "skewed"), ("seed", "1")]),
+                with_rewards(&skewed, &texts),
+            ),
+            (
+                labels(&[("policy", "constant"), ("seed", "1")]),
+                with_rewards(&[0.5; 200], &texts),
+            ),
         ]);
         let table = kind().table(&all).unwrap();
         let text = |column: &str| -> Vec<&str> {
-            table.texts(column).unwrap().iter().map(|cell| cell.as_deref().unwrap_or("-")).collect()
+            table
+                .texts(column)
+                .unwrap()
+                .iter()
+                .map(|cell| cell.as_deref().unwrap_or("-"))
+                .collect()
         };
         assert_eq!(text("Runs"), ["pooled", "seed 1", "seed 2", "all", "all"]);
-        assert_eq!(text("Verdict"), ["not rejected", "not rejected", "not rejected", "not normal", "-"]);
+        assert_eq!(
+            text("Verdict"),
+            [
+                "not rejected",
+                "not rejected",
+                "not rejected",
+                "not normal",
+                "-"
+            ]
+        );
         assert_eq!(table.numbers("n").unwrap()[0], Some(300.0));
         let expected = dagostino_pearson(&skewed).unwrap();
         assert_eq!(table.numbers("K2").unwrap()[3], Some(expected.statistic));
-        assert_eq!(table.numbers("p of W").unwrap()[3], Some(shapiro_wilk(&skewed).unwrap().p));
+        assert_eq!(
+            table.numbers("p of W").unwrap()[3],
+            Some(shapiro_wilk(&skewed).unwrap().p)
+        );
     }
 
     #[test]
     fn too_few_values_are_an_error_that_names_the_row() {
-        let error = kind().table(&rows(vec![scored("ppo", 1, 1.0, 5)])).unwrap_err();
-        assert!(matches!(error, StageError::Failed { message, .. } if message.starts_with("ppo, all: ")));
+        let error = kind()
+            .table(&rows(vec![scored("ppo", 1, 1.0, 5)]))
+            .unwrap_err();
+        assert!(
+            matches!(error, StageError::Failed { message, .. } if message.starts_with("ppo, all: "))
+        );
     }
 }

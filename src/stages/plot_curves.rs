@@ -75,10 +75,18 @@ fn seed_axis() -> String {
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
     const VERSION: u32 = 1;
-    const EXAMPLE: &'static str = "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
+    const EXAMPLE: &'static str =
+        "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 
     fn ports(&self) -> Vec<Port> {
-        vec![Port::many("curves", &[CURVE], "training curves of every policy and seed").labelled()]
+        vec![
+            Port::many(
+                "curves",
+                &[CURVE],
+                "training curves of every policy and seed",
+            )
+            .labelled(),
+        ]
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -88,12 +96,18 @@ impl Kind for PlotCurves {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.metrics.is_empty() {
-            problems.push(Problem::new("metrics", "`metrics` is empty").hint("for example `metrics: [{ metric: loss }]`"));
+            problems.push(
+                Problem::new("metrics", "`metrics` is empty")
+                    .hint("for example `metrics: [{ metric: loss }]`"),
+            );
         }
         let mut names = BTreeSet::new();
         for wanted in &self.metrics {
             if !names.insert(file_name(&wanted.metric)) {
-                problems.push(Problem::new("metrics", format!("two figures would be `{}.svg`", file_name(&wanted.metric))));
+                problems.push(Problem::new(
+                    "metrics",
+                    format!("two figures would be `{}.svg`", file_name(&wanted.metric)),
+                ));
             }
         }
         problems
@@ -111,7 +125,11 @@ impl Kind for PlotCurves {
             let (chart, without) = self.chart(&rows, wanted)?;
             figure::write(&folder, &file_name(&wanted.metric), &chart.to_svg()?)?;
             if !without.is_empty() {
-                ctx.note(&format!("`{}` is no metric of {}", wanted.metric, without.join(", ")));
+                ctx.note(&format!(
+                    "`{}` is no metric of {}",
+                    wanted.metric,
+                    without.join(", ")
+                ));
             }
         }
         Ok(())
@@ -120,16 +138,32 @@ impl Kind for PlotCurves {
 
 /// A file name that no metric can lead out of the folder.
 fn file_name(metric: &str) -> String {
-    metric.chars().map(|sign| if sign.is_ascii_alphanumeric() { sign } else { '_' }).collect()
+    metric
+        .chars()
+        .map(|sign| {
+            if sign.is_ascii_alphanumeric() {
+                sign
+            } else {
+                '_'
+            }
+        })
+        .collect()
 }
 
 impl PlotCurves {
     /// Returns the chart of a metric, and the rows that do not have it.
-    fn chart(&self, rows: &[Row<Curve>], wanted: &MetricFigure) -> Result<(LineChart, Vec<String>), StageError> {
+    fn chart(
+        &self,
+        rows: &[Row<Curve>],
+        wanted: &MetricFigure,
+    ) -> Result<(LineChart, Vec<String>), StageError> {
         let chosen: Vec<&Row<Curve>> = if self.rows.is_empty() {
             rows.iter().collect()
         } else {
-            self.rows.iter().map(|label| row_named(rows, label)).collect::<Result<_, _>>()?
+            self.rows
+                .iter()
+                .map(|label| row_named(rows, label))
+                .collect::<Result<_, _>>()?
         };
         let (mut series, mut without) = (Vec::new(), Vec::new());
         for row in chosen {
@@ -144,13 +178,23 @@ impl PlotCurves {
                 .flat_map(|row| &row.runs)
                 .flat_map(|run| run.content.metrics.keys().map(String::as_str))
                 .collect();
-            return Err(StageError::new(format!("no curve has the metric `{}`", wanted.metric))
-                .hint(format!("the metrics are: {}", known.into_iter().collect::<Vec<_>>().join(", "))));
+            return Err(
+                StageError::new(format!("no curve has the metric `{}`", wanted.metric)).hint(
+                    format!(
+                        "the metrics are: {}",
+                        known.into_iter().collect::<Vec<_>>().join(", ")
+                    ),
+                ),
+            );
         }
         let chart = LineChart {
             title: wanted.title.clone(),
             x_label: "step".to_owned(),
-            y_label: if wanted.label.is_empty() { wanted.metric.clone() } else { wanted.label.clone() },
+            y_label: if wanted.label.is_empty() {
+                wanted.metric.clone()
+            } else {
+                wanted.label.clone()
+            },
             y_scale: match wanted.scale {
                 Scale::Linear => FigureScale::Linear,
                 Scale::Log => FigureScale::Log,
@@ -183,14 +227,22 @@ fn line(row: &Row<Curve>, metric: &str) -> Option<Series> {
     let mut band = Vec::with_capacity(at.len());
     for (step, values) in at {
         // No value at a step: a gap.
-        let mean = if values.is_empty() { f64::NAN } else { values.iter().sum::<f64>() / values.len() as f64 };
+        let mean = if values.is_empty() {
+            f64::NAN
+        } else {
+            values.iter().sum::<f64>() / values.len() as f64
+        };
         points.push((step as f64, mean));
         band.push((
             values.iter().copied().fold(f64::NAN, f64::min),
             values.iter().copied().fold(f64::NAN, f64::max),
         ));
     }
-    let diverged = row.runs.iter().filter(|run| run.content.summary.status == Status::Diverged).count();
+    let diverged = row
+        .runs
+        .iter()
+        .filter(|run| run.content.summary.status == Status::Diverged)
+        .count();
     let label = match diverged {
         0 => row.name.clone(),
         all if all == row.runs.len() => format!("{} (diverged)", row.name),
@@ -217,15 +269,25 @@ mod tests {
         let mut short = curve("ppo", 3, Status::Diverged, 1.0);
         short.1.steps.truncate(2);
         short.1.metrics["loss"].truncate(2);
-        let rows = rows(vec![curve("ppo", 1, Status::Completed, 1.0), short, curve("tb", 1, Status::Diverged, 1.0)]);
+        let rows = rows(vec![
+            curve("ppo", 1, Status::Completed, 1.0),
+            short,
+            curve("tb", 1, Status::Diverged, 1.0),
+        ]);
         let kind = kind(serde_json::json!({ "metrics": [{ "metric": "loss" }] }));
         let (chart, without) = kind.chart(&rows, &kind.metrics[0]).unwrap();
         assert_eq!(without, Vec::<String>::new());
         let ppo = &chart.series[0];
         assert_eq!(ppo.label, "ppo (1 of 2 diverged)");
         assert_eq!(ppo.points, [(0.0, 6.0), (1.0, 4.0), (2.0, 1.0), (3.0, 0.0)]);
-        assert_eq!(ppo.band.as_ref().unwrap()[..3], [(3.0, 9.0), (2.0, 6.0), (1.0, 1.0)]);
-        assert_eq!((chart.series[1].label.as_str(), &chart.series[1].band), ("tb (diverged)", &None));
+        assert_eq!(
+            ppo.band.as_ref().unwrap()[..3],
+            [(3.0, 9.0), (2.0, 6.0), (1.0, 1.0)]
+        );
+        assert_eq!(
+            (chart.series[1].label.as_str(), &chart.series[1].band),
+            ("tb (diverged)", &None)
+        );
         chart.to_svg().unwrap();
     }
 
@@ -234,18 +296,23 @@ mod tests {
         let mut odd = curve("ppo", 1, Status::Completed, 1.0);
         odd.1.metrics["loss"][1] = None;
         let rows = rows(vec![odd, curve("tb", 1, Status::Completed, 1.0)]);
-        let kind = kind(serde_json::json!({ "metrics": [{ "metric": "loss" }, { "metric": "kl" }], "rows": ["ppo"] }));
+        let kind = kind(
+            serde_json::json!({ "metrics": [{ "metric": "loss" }, { "metric": "kl" }], "rows": ["ppo"] }),
+        );
         let (chart, _) = kind.chart(&rows, &kind.metrics[0]).unwrap();
         assert_eq!(chart.series.len(), 1);
         assert!(chart.series[0].points[1].1.is_nan() && !chart.series[0].points[2].1.is_nan());
         let error = kind.chart(&rows, &kind.metrics[1]).unwrap_err();
-        assert!(matches!(error, StageError::Failed { hint: Some(hint), .. } if hint == "the metrics are: loss"));
+        assert!(
+            matches!(error, StageError::Failed { hint: Some(hint), .. } if hint == "the metrics are: loss")
+        );
     }
 
     #[test]
     fn figures_have_names_of_their_own() {
         assert_eq!(file_name("../kl/policy"), "___kl_policy");
-        let twice = kind(serde_json::json!({ "metrics": [{ "metric": "a.b" }, { "metric": "a/b" }] }));
+        let twice =
+            kind(serde_json::json!({ "metrics": [{ "metric": "a.b" }, { "metric": "a/b" }] }));
         assert_eq!(twice.validate().len(), 1);
     }
 }

@@ -92,7 +92,11 @@ impl Kind for PlotHistograms {
             names: &self.row_names,
         };
         let rows = scored::load_scores(ctx, grouping)?;
-        figure::write(&ctx.output("figure")?, "figure", &self.chart(&rows)?.to_svg()?)?;
+        figure::write(
+            &ctx.output("figure")?,
+            "figure",
+            &self.chart(&rows)?.to_svg()?,
+        )?;
         Ok(())
     }
 }
@@ -102,7 +106,10 @@ impl PlotHistograms {
         let chosen: Vec<&Row<Scored>> = if self.rows.is_empty() {
             rows.iter().collect()
         } else {
-            self.rows.iter().map(|label| row_named(rows, label)).collect::<Result<_, _>>()?
+            self.rows
+                .iter()
+                .map(|label| row_named(rows, label))
+                .collect::<Result<_, _>>()?
         };
         let mut samples = Vec::with_capacity(chosen.len());
         for row in chosen {
@@ -115,7 +122,11 @@ impl PlotHistograms {
         }
         Ok(HistogramChart {
             title: self.title.clone(),
-            x_label: if self.x_label.is_empty() { self.column.clone() } else { self.x_label.clone() },
+            x_label: if self.x_label.is_empty() {
+                self.column.clone()
+            } else {
+                self.x_label.clone()
+            },
             samples,
             bins: self.bins,
         })
@@ -133,15 +144,29 @@ mod tests {
 
     #[test]
     fn runs_are_pooled_and_rows_chosen() {
-        let rows = rows(vec![scored("ppo", 1, 1.0, 9), scored("tb", 1, 0.0, 9), scored("ppo", 2, 1.0, 7)]);
-        let chart = kind(serde_json::json!({ "rows": ["tb", "ppo"] })).chart(&rows).unwrap();
-        let found: Vec<(&str, usize)> = chart.samples.iter().map(|(name, values)| (name.as_str(), values.len())).collect();
+        let rows = rows(vec![
+            scored("ppo", 1, 1.0, 9),
+            scored("tb", 1, 0.0, 9),
+            scored("ppo", 2, 1.0, 7),
+        ]);
+        let chart = kind(serde_json::json!({ "rows": ["tb", "ppo"] }))
+            .chart(&rows)
+            .unwrap();
+        let found: Vec<(&str, usize)> = chart
+            .samples
+            .iter()
+            .map(|(name, values)| (name.as_str(), values.len()))
+            .collect();
         assert_eq!(found, [("tb", 9), ("ppo", 16)]);
         assert_eq!(chart.x_label, "reward");
         let expected = rows[0].runs[1].content.column("reward").unwrap();
         assert_eq!(chart.samples[1].1[9..], expected);
         chart.to_svg().unwrap();
-        assert!(kind(serde_json::json!({ "rows": ["tp"] })).chart(&rows).is_err());
+        assert!(
+            kind(serde_json::json!({ "rows": ["tp"] }))
+                .chart(&rows)
+                .is_err()
+        );
         assert_eq!(kind(serde_json::json!({ "bins": 0 })).validate().len(), 1);
     }
 }

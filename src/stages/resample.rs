@@ -89,7 +89,9 @@ mod tests {
 
     fn values(label: &str, n: usize, shift: f64) -> Vec<f64> {
         let stream = Stream::new(1, label);
-        (0..n as u64).map(|at| shift + stream.at(at).normal()).collect()
+        (0..n as u64)
+            .map(|at| shift + stream.at(at).normal())
+            .collect()
     }
 
     fn measured(values: &[f64]) -> Measured {
@@ -100,9 +102,18 @@ mod tests {
     }
 
     fn pairs(same_questions: bool) -> (Vec<RunPair>, Vec<Vec<f64>>, Vec<Vec<f64>>) {
-        let a: Vec<Vec<f64>> = (0..3).map(|run| values(&format!("a {run}"), 60, 0.2 * f64::from(run))).collect();
-        let b: Vec<Vec<f64>> =
-            (0..3).map(|run| a[run].iter().zip(values("b", 60, -0.5)).map(|(a, b)| a + 0.2 * b).collect()).collect();
+        let a: Vec<Vec<f64>> = (0..3)
+            .map(|run| values(&format!("a {run}"), 60, 0.2 * f64::from(run)))
+            .collect();
+        let b: Vec<Vec<f64>> = (0..3)
+            .map(|run| {
+                a[run]
+                    .iter()
+                    .zip(values("b", 60, -0.5))
+                    .map(|(a, b)| a + 0.2 * b)
+                    .collect()
+            })
+            .collect();
         let runs = a.iter().zip(&b).map(|(a, b)| RunPair {
             a: measured(a),
             b: measured(b),
@@ -123,7 +134,10 @@ mod tests {
             let width = expected.high - expected.low;
             for (probability, expected) in [(0.05, expected.low), (0.95, expected.high)] {
                 let found = quantile(&found, probability).unwrap();
-                assert!((found - expected).abs() < 0.1 * width, "{same}: {found}, not {expected}");
+                assert!(
+                    (found - expected).abs() < 0.1 * width,
+                    "{same}: {found}, not {expected}"
+                );
             }
         }
     }
@@ -145,16 +159,28 @@ mod tests {
             same_questions: false,
         };
         let found = resampled_effects(&[pair], 200, &Stream::new(1, "grouped"));
-        assert!(found.iter().all(|value| [0.0, 0.5, 1.0].contains(value)), "{found:?}");
+        assert!(
+            found.iter().all(|value| [0.0, 0.5, 1.0].contains(value)),
+            "{found:?}"
+        );
         assert!([0.0, 0.5, 1.0].iter().all(|value| found.contains(value)));
     }
 
     #[test]
     fn replicates_do_not_depend_on_the_threads() {
         let (runs, ..) = pairs(true);
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let one = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
         let stream = Stream::new(1, "threads");
-        assert_eq!(one.install(|| resampled_effects(&runs, 200, &stream)), resampled_effects(&runs, 200, &stream));
-        assert_ne!(resampled_effects(&runs, 200, &stream), resampled_effects(&runs, 200, &Stream::new(2, "threads")));
+        assert_eq!(
+            one.install(|| resampled_effects(&runs, 200, &stream)),
+            resampled_effects(&runs, 200, &stream)
+        );
+        assert_ne!(
+            resampled_effects(&runs, 200, &stream),
+            resampled_effects(&runs, 200, &Stream::new(2, "threads"))
+        );
     }
 }

@@ -18,16 +18,35 @@ const TFIDF_WORDS: usize = 4096;
 
 /// The port that every comparison of policies has.
 pub(super) fn scores_port() -> Port {
-    Port::many("scores", &[SCORES], "scored completions of every policy and seed").labelled()
+    Port::many(
+        "scores",
+        &[SCORES],
+        "scored completions of every policy and seed",
+    )
+    .labelled()
 }
 
 /// The ports that metrics of diversity and novelty need.
 pub(super) fn embedding_ports() -> [Port; 3] {
     [
-        Port::optional_many("embeddings", &[EMBEDDINGS], "embeddings of the completions, one row each").labelled(),
-        Port::optional_many("reference", &[EMBEDDINGS], "embeddings of the completions trained on, for novelty")
-            .labelled(),
-        Port::optional_many("reference_texts", &[DATASET], "the completions trained on, for TF-IDF novelty").labelled(),
+        Port::optional_many(
+            "embeddings",
+            &[EMBEDDINGS],
+            "embeddings of the completions, one row each",
+        )
+        .labelled(),
+        Port::optional_many(
+            "reference",
+            &[EMBEDDINGS],
+            "embeddings of the completions trained on, for novelty",
+        )
+        .labelled(),
+        Port::optional_many(
+            "reference_texts",
+            &[DATASET],
+            "the completions trained on, for TF-IDF novelty",
+        )
+        .labelled(),
     ]
 }
 
@@ -102,8 +121,10 @@ impl Scored {
     pub(super) fn column(&self, name: &str) -> Result<Vec<f64>, StageError> {
         let values = self.table.all_numbers(name)?;
         match values.iter().position(|value| !value.is_finite()) {
-            Some(row) => Err(StageError::new(format!("`{name}` of row {row} is {}", values[row]))
-                .hint("scores must be finite; what made this one is the stage before")),
+            Some(row) => Err(
+                StageError::new(format!("`{name}` of row {row} is {}", values[row]))
+                    .hint("scores must be finite; what made this one is the stage before"),
+            ),
             None => Ok(values),
         }
     }
@@ -124,19 +145,32 @@ impl Scored {
     }
 
     /// Prepares a metric of `column`; top-K metrics rank by it.
-    pub(super) fn measure(&self, metric: Metric, column: &str, k: usize) -> Result<Measurement, StageError> {
-        let top = |values: Vec<f64>| -> Result<Top, StageError> { Ok(Top::new(&self.column(column)?, k, values)?) };
+    pub(super) fn measure(
+        &self,
+        metric: Metric,
+        column: &str,
+        k: usize,
+    ) -> Result<Measurement, StageError> {
+        let top = |values: Vec<f64>| -> Result<Top, StageError> {
+            Ok(Top::new(&self.column(column)?, k, values)?)
+        };
         Ok(match metric {
-            Metric::Mean => Measurement::Mean(self.column(column)?.into_iter().enumerate().collect()),
+            Metric::Mean => {
+                Measurement::Mean(self.column(column)?.into_iter().enumerate().collect())
+            }
             Metric::Std => Measurement::Std(self.column(column)?),
             Metric::TopKMean => Measurement::TopMean(top(self.column(column)?)?),
             Metric::TopKStd => Measurement::TopStd(top(self.column(column)?)?),
             Metric::Entropy => self.entropy_of(column)?,
-            Metric::Truncated => Measurement::Mean(self.column("truncated")?.into_iter().enumerate().collect()),
+            Metric::Truncated => {
+                Measurement::Mean(self.column("truncated")?.into_iter().enumerate().collect())
+            }
             Metric::Diversity | Metric::TfidfDiversity => {
                 Measurement::TopPairs(top(Vec::new())?, self.distances(metric)?)
             }
-            Metric::DiversityAll | Metric::TfidfDiversityAll => Measurement::Pairs(self.distances(metric)?),
+            Metric::DiversityAll | Metric::TfidfDiversityAll => {
+                Measurement::Pairs(self.distances(metric)?)
+            }
             Metric::DiversityPerPrompt | Metric::TfidfDiversityPerPrompt => {
                 let distances = self.distances(metric)?;
                 let several = self.questions.iter().filter(|places| places.len() > 1);
@@ -146,7 +180,9 @@ impl Scored {
                 });
                 Measurement::Mean(values.collect())
             }
-            Metric::Novelty | Metric::TfidfNovelty => Measurement::TopMean(top(self.nearest(metric)?)?),
+            Metric::Novelty | Metric::TfidfNovelty => {
+                Measurement::TopMean(top(self.nearest(metric)?)?)
+            }
             Metric::NoveltyAll | Metric::TfidfNoveltyAll => {
                 Measurement::Mean(self.nearest(metric)?.into_iter().enumerate().collect())
             }
@@ -155,7 +191,9 @@ impl Scored {
 
     /// Prepares the mean of any numeric column.
     pub(super) fn mean_of(&self, column: &str) -> Result<Measurement, StageError> {
-        Ok(Measurement::Mean(self.column(column)?.into_iter().enumerate().collect()))
+        Ok(Measurement::Mean(
+            self.column(column)?.into_iter().enumerate().collect(),
+        ))
     }
 
     /// Prepares the entropy of a text column; an empty cell is a category of its own.
@@ -171,18 +209,31 @@ impl Scored {
 
     /// Whether a metric can be computed from what there is.
     pub(super) fn has(&self, metric: Metric) -> bool {
-        let space = if metric.is_tfidf() { &self.tfidf } else { &self.embedded };
+        let space = if metric.is_tfidf() {
+            &self.tfidf
+        } else {
+            &self.embedded
+        };
         match metric {
-            Metric::Mean | Metric::Std | Metric::TopKMean | Metric::TopKStd | Metric::Truncated | Metric::Entropy => true,
-            Metric::Diversity | Metric::DiversityAll | Metric::TfidfDiversity | Metric::TfidfDiversityAll => {
-                space.is_some()
-            }
+            Metric::Mean
+            | Metric::Std
+            | Metric::TopKMean
+            | Metric::TopKStd
+            | Metric::Truncated
+            | Metric::Entropy => true,
+            Metric::Diversity
+            | Metric::DiversityAll
+            | Metric::TfidfDiversity
+            | Metric::TfidfDiversityAll => space.is_some(),
             Metric::DiversityPerPrompt | Metric::TfidfDiversityPerPrompt => {
                 space.is_some() && self.questions.iter().any(|places| places.len() > 1)
             }
-            Metric::Novelty | Metric::NoveltyAll | Metric::TfidfNovelty | Metric::TfidfNoveltyAll => {
-                space.as_ref().is_some_and(|space| space.reference.is_some())
-            }
+            Metric::Novelty
+            | Metric::NoveltyAll
+            | Metric::TfidfNovelty
+            | Metric::TfidfNoveltyAll => space
+                .as_ref()
+                .is_some_and(|space| space.reference.is_some()),
         }
     }
 
@@ -192,23 +243,41 @@ impl Scored {
         } else {
             (&self.embedded, "connect the port `embeddings`")
         };
-        space
-            .as_ref()
-            .ok_or_else(|| StageError::new(format!("`{}` needs vectors of the completions", metric.key())).hint(hint))
+        space.as_ref().ok_or_else(|| {
+            StageError::new(format!(
+                "`{}` needs vectors of the completions",
+                metric.key()
+            ))
+            .hint(hint)
+        })
     }
 
     fn distances(&self, metric: Metric) -> Result<Distances, StageError> {
         let texts = &self.space(metric)?.texts;
-        Ok(Distances(pairwise_distances(&Embeddings::new(&texts.values, texts.dimension)?)))
+        Ok(Distances(pairwise_distances(&Embeddings::new(
+            &texts.values,
+            texts.dimension,
+        )?)))
     }
 
     fn nearest(&self, metric: Metric) -> Result<Vec<f64>, StageError> {
         let space = self.space(metric)?;
-        let reference = space.reference.as_ref().filter(|reference| !reference.values.is_empty()).ok_or_else(|| {
-            let port = if metric.is_tfidf() { "reference_texts" } else { "reference" };
-            StageError::new(format!("`{}` needs the completions trained on", metric.key()))
+        let reference = space
+            .reference
+            .as_ref()
+            .filter(|reference| !reference.values.is_empty())
+            .ok_or_else(|| {
+                let port = if metric.is_tfidf() {
+                    "reference_texts"
+                } else {
+                    "reference"
+                };
+                StageError::new(format!(
+                    "`{}` needs the completions trained on",
+                    metric.key()
+                ))
                 .hint(format!("connect the port `{port}`"))
-        })?;
+            })?;
         let texts = Embeddings::new(&space.texts.values, space.texts.dimension)?;
         let reference = Embeddings::new(&reference.values, reference.dimension)?;
         Ok(nearest_distances(&texts, &reference)?)
@@ -216,16 +285,26 @@ impl Scored {
 }
 
 /// Reads the scored completions of the `scores` port, without embeddings.
-pub(super) fn load_scores(ctx: &RunContext, grouping: Grouping<'_>) -> Result<Vec<Row<Scored>>, StageError> {
+pub(super) fn load_scores(
+    ctx: &RunContext,
+    grouping: Grouping<'_>,
+) -> Result<Vec<Row<Scored>>, StageError> {
     let mut items = Vec::new();
     for input in ctx.inputs("scores") {
-        items.push((input.labels.clone(), Scored::new(Table::read(&input.path)?)?));
+        items.push((
+            input.labels.clone(),
+            Scored::new(Table::read(&input.path)?)?,
+        ));
     }
     group(items, grouping, false)
 }
 
 /// Reads the scored completions with their embeddings, and computes TF-IDF vectors if asked to.
-pub(super) fn load(ctx: &RunContext, grouping: Grouping<'_>, tfidf: bool) -> Result<Vec<Row<Scored>>, StageError> {
+pub(super) fn load(
+    ctx: &RunContext,
+    grouping: Grouping<'_>,
+    tfidf: bool,
+) -> Result<Vec<Row<Scored>>, StageError> {
     let mut rows = load_scores(ctx, grouping)?;
     let (embeddings, references) = (ctx.inputs("embeddings"), ctx.inputs("reference"));
     let mut read: BTreeMap<usize, Arc<EmbeddingMatrix>> = BTreeMap::new();
@@ -236,12 +315,17 @@ pub(super) fn load(ctx: &RunContext, grouping: Grouping<'_>, tfidf: bool) -> Res
             let reference = match reference_of(&run.labels, references, "reference")? {
                 Some((at, input)) => Some(match read.get(&at) {
                     Some(matrix) => Arc::clone(matrix),
-                    None => Arc::clone(read.entry(at).or_insert(Arc::new(EmbeddingMatrix::read(&input.path)?))),
+                    None => Arc::clone(
+                        read.entry(at)
+                            .or_insert(Arc::new(EmbeddingMatrix::read(&input.path)?)),
+                    ),
                 }),
                 None => None,
             };
             let place = format!("{} {}", row.label, run.label);
-            run.content.embed(texts, reference).map_err(|error| within(place.trim(), error))?;
+            run.content
+                .embed(texts, reference)
+                .map_err(|error| within(place.trim(), error))?;
         }
     }
     if tfidf {
@@ -250,7 +334,11 @@ pub(super) fn load(ctx: &RunContext, grouping: Grouping<'_>, tfidf: bool) -> Res
         for input in datasets {
             let dataset = Dataset::read(&input.path)?;
             // Copies do not change which one is nearest.
-            let chosen: BTreeSet<String> = dataset.examples.into_iter().filter_map(|example| example.chosen).collect();
+            let chosen: BTreeSet<String> = dataset
+                .examples
+                .into_iter()
+                .filter_map(|example| example.chosen)
+                .collect();
             texts.push(chosen.into_iter().collect());
         }
         add_tfidf(&mut rows, &texts, |labels| {
@@ -269,7 +357,9 @@ fn reference_of<'a>(
         return Ok(None);
     }
     let found = matching(labels, candidates, port, Fit::CommonAxes)?;
-    let at = candidates.iter().position(|candidate| std::ptr::eq(candidate, found));
+    let at = candidates
+        .iter()
+        .position(|candidate| std::ptr::eq(candidate, found));
     Ok(at.map(|at| (at, found)))
 }
 
@@ -284,14 +374,25 @@ pub(super) fn add_tfidf(
     for run in rows.iter().flat_map(|row| &row.runs) {
         completions.push(run.content.table.all_texts("completion")?);
     }
-    let documents = references.iter().chain(&completions).flatten().map(String::as_str);
+    let documents = references
+        .iter()
+        .chain(&completions)
+        .flatten()
+        .map(String::as_str);
     let weights = TfIdf::fit(documents, TFIDF_WORDS)?;
     let vectors = |texts: &[String]| EmbeddingMatrix {
         values: weights.embed(texts.iter().map(String::as_str)),
         dimension: weights.dimension(),
     };
-    let references: Vec<Arc<EmbeddingMatrix>> = references.iter().map(|texts| Arc::new(vectors(texts))).collect();
-    for (run, texts) in rows.iter_mut().flat_map(|row| &mut row.runs).zip(&completions) {
+    let references: Vec<Arc<EmbeddingMatrix>> = references
+        .iter()
+        .map(|texts| Arc::new(vectors(texts)))
+        .collect();
+    for (run, texts) in rows
+        .iter_mut()
+        .flat_map(|row| &mut row.runs)
+        .zip(&completions)
+    {
         let reference = reference_of(&run.labels)?.map(|at| Arc::clone(&references[at]));
         run.content.tfidf = Some(Space {
             texts: vectors(texts),

@@ -13,8 +13,10 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stats::{
-    self, Bootstrap, Interval, Pairing, StatsError, Summary, Variances, cohens_d, holm, paired_t_test, two_sample_t_test,
+    self, Bootstrap, Interval, Pairing, StatsError, Summary, Variances, cohens_d, holm,
+    paired_t_test, two_sample_t_test,
 };
+use published::{Published, recomputed};
 
 /// Tests whether the mean rewards of pairs of policies differ, run by run, pooled, and over runs.
 ///
@@ -98,66 +100,6 @@ impl From<Alternative> for stats::Alternative {
     }
 }
 
-/// A test that a paper reports.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Published {
-    /// What is compared, and where it stands.
-    name: String,
-    /// Values in each sample.
-    n: usize,
-    /// The first sample.
-    a: Moments,
-    /// The second sample.
-    b: Moments,
-    /// How its standard deviations were computed.
-    std: StdKind,
-    /// The p that the paper reports.
-    #[serde(default)]
-    expected_p: Option<f64>,
-    /// How far the recomputed p (Welch's) may be from it.
-    #[serde(default = "tolerance")]
-    tolerance: f64,
-}
-
-/// Mean and standard deviation of a published sample.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Moments {
-    /// The mean.
-    mean: f64,
-    /// The standard deviation.
-    std: f64,
-}
-
-/// How a standard deviation was computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StdKind {
-    /// Divided by n.
-    Population,
-    /// Divided by n - 1.
-    Sample,
-}
-
-impl StdKind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Population => "population",
-            Self::Sample => "sample",
-        }
-    }
-}
-
-impl From<StdKind> for stats::StdKind {
-    fn from(kind: StdKind) -> Self {
-        match kind {
-            StdKind::Population => Self::Population,
-            StdKind::Sample => Self::Sample,
-        }
-    }
-}
-
 fn policy() -> String {
     "policy".to_owned()
 }
@@ -172,11 +114,6 @@ fn reward() -> String {
 
 fn title() -> String {
     "t-tests of the mean reward".to_owned()
-}
-
-/// Half a unit of the third decimal, to which papers print p.
-fn tolerance() -> f64 {
-    0.0005
 }
 
 fn level() -> f64 {
@@ -209,7 +146,10 @@ impl Kind for TTest {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.pairs.is_empty() {
-            problems.push(Problem::new("pairs", "`pairs` is empty").hint("for example `pairs: [{ a: flowhf, b: ppo }]`"));
+            problems.push(
+                Problem::new("pairs", "`pairs` is empty")
+                    .hint("for example `pairs: [{ a: flowhf, b: ppo }]`"),
+            );
         }
         if self.pairs.iter().any(|pair| pair.a == pair.b) {
             problems.push(Problem::new("pairs", "a pair compares a row with itself"));
@@ -222,9 +162,11 @@ impl Kind for TTest {
         let rows = scored::load_scores(ctx, self.grouping())?;
         self.table(&rows)?.write(&ctx.output("table")?)?;
         if !self.published.is_empty() {
-            let (table, differing) = self.recomputed()?;
+            let (table, differing) = recomputed(&self.published, self.alternative)?;
             for name in &differing {
-                ctx.note(&format!("the recomputed p of `{name}` differs from the published one"));
+                ctx.note(&format!(
+                    "the recomputed p of `{name}` differs from the published one"
+                ));
             }
             if self.require && !differing.is_empty() {
                 return Err(StageError::new(format!(
@@ -275,16 +217,37 @@ impl TTest {
         for (number, pair) in self.pairs.iter().enumerate() {
             let (a, b) = (row_named(rows, &pair.a)?, row_named(rows, &pair.b)?);
             let place = format!("{} and {}", pair.a, pair.b);
-            lines.extend(self.lines(number, a, b).map_err(|error| within(&place, error))?);
+            lines.extend(
+                self.lines(number, a, b)
+                    .map_err(|error| within(&place, error))?,
+            );
         }
         let adjusted = adjust(&lines)?;
-        let name = |label: &str| self.row_names.get(label).map_or(label, String::as_str).to_owned();
+        let name = |label: &str| {
+            self.row_names
+                .get(label)
+                .map_or(label, String::as_str)
+                .to_owned()
+        };
         let mut table = Table::new(&self.title);
         if self.pairs.iter().any(|pair| pair.claim.is_some()) {
-            table.text_column("Claim", lines.iter().map(|line| self.pairs[line.pair].claim.clone()));
+            table.text_column(
+                "Claim",
+                lines.iter().map(|line| self.pairs[line.pair].claim.clone()),
+            );
         }
-        table.text_column("a", lines.iter().map(|line| Some(name(&self.pairs[line.pair].a))));
-        table.text_column("b", lines.iter().map(|line| Some(name(&self.pairs[line.pair].b))));
+        table.text_column(
+            "a",
+            lines
+                .iter()
+                .map(|line| Some(name(&self.pairs[line.pair].a))),
+        );
+        table.text_column(
+            "b",
+            lines
+                .iter()
+                .map(|line| Some(name(&self.pairs[line.pair].b))),
+        );
         table.text_column("Runs", lines.iter().map(|line| Some(line.runs.clone())));
         table.text_column("Test", lines.iter().map(|line| Some(line.test.to_owned())));
         let mut numbers = |heading: &str, decimals: usize, value: &dyn Fn(&Line) -> Option<f64>| {
@@ -296,10 +259,14 @@ impl TTest {
         numbers("Mean b", 3, &|line| Some(line.means.1));
         numbers("Difference", 3, &|line| Some(line.means.0 - line.means.1));
         numbers("low", 3, &|line| line.interval.map(|interval| interval.low));
-        numbers("high", 3, &|line| line.interval.map(|interval| interval.high));
+        numbers("high", 3, &|line| {
+            line.interval.map(|interval| interval.high)
+        });
         numbers("Cohen's d", 2, &|line| line.effect_size);
         numbers("t", 3, &|line| line.main.map(|test| test.t));
-        numbers("df", 1, &|line| line.main.map(|test| test.degrees_of_freedom));
+        numbers("df", 1, &|line| {
+            line.main.map(|test| test.degrees_of_freedom)
+        });
         numbers("p", 5, &|line| line.main.map(|test| test.p));
         table.number_column("Holm p", 5, adjusted);
         let mut numbers = |heading: &str, decimals: usize, value: &dyn Fn(&Line) -> Option<f64>| {
@@ -332,19 +299,31 @@ impl TTest {
     }
 
     /// The lines of one pair: pooled, over runs, and run by run.
-    fn lines(&self, pair: usize, a: &Row<Scored>, b: &Row<Scored>) -> Result<Vec<Line>, StageError> {
+    fn lines(
+        &self,
+        pair: usize,
+        a: &Row<Scored>,
+        b: &Row<Scored>,
+    ) -> Result<Vec<Line>, StageError> {
         let runs_of = |row: &Row<Scored>| -> Result<Vec<(String, Vec<f64>)>, StageError> {
-            row.runs.iter().map(|run| Ok((run.label.clone(), run.content.column(&self.column)?))).collect()
+            row.runs
+                .iter()
+                .map(|run| Ok((run.label.clone(), run.content.column(&self.column)?)))
+                .collect()
         };
         let (runs_a, runs_b) = (runs_of(a)?, runs_of(b)?);
         let several = runs_a.len() > 1 || runs_b.len() > 1;
-        let pool = |runs: &[(String, Vec<f64>)]| -> Vec<f64> { runs.iter().flat_map(|(_, run)| run.clone()).collect() };
+        let pool = |runs: &[(String, Vec<f64>)]| -> Vec<f64> {
+            runs.iter().flat_map(|(_, run)| run.clone()).collect()
+        };
         let all: Vec<usize> = (0..a.runs.len()).collect();
         let all_b: Vec<usize> = (0..b.runs.len()).collect();
         let name = if several {
             "pooled".to_owned()
         } else {
-            Some(runs_a[0].0.clone()).filter(|label| !label.is_empty()).unwrap_or_else(|| "all".to_owned())
+            Some(runs_a[0].0.clone())
+                .filter(|label| !label.is_empty())
+                .unwrap_or_else(|| "all".to_owned())
         };
         let mut pooled = self.line(pair, name, &pool(&runs_a), &pool(&runs_b))?;
         pooled.interval = Some(self.interval(a, &all, b, &all_b)?);
@@ -352,13 +331,20 @@ impl TTest {
         let common: Vec<(usize, usize)> = runs_a
             .iter()
             .enumerate()
-            .filter_map(|(at, (label, _))| Some((at, runs_b.iter().position(|(other, _)| other == label)?)))
+            .filter_map(|(at, (label, _))| {
+                Some((at, runs_b.iter().position(|(other, _)| other == label)?))
+            })
             .collect();
         if several && common.len() > 1 {
             lines.push(self.over_runs(pair, &runs_a, &runs_b, &common)?);
         }
         for (at_a, at_b) in common.iter().copied().filter(|_| several) {
-            let mut line = self.line(pair, format!("{} {}", self.aggregate, runs_a[at_a].0), &runs_a[at_a].1, &runs_b[at_b].1)?;
+            let mut line = self.line(
+                pair,
+                format!("{} {}", self.aggregate, runs_a[at_a].0),
+                &runs_a[at_a].1,
+                &runs_b[at_b].1,
+            )?;
             line.interval = Some(self.interval(a, &[at_a], b, &[at_b])?);
             lines.push(line);
         }
@@ -367,7 +353,14 @@ impl TTest {
 
     fn line(&self, pair: usize, runs: String, a: &[f64], b: &[f64]) -> Result<Line, StageError> {
         let (summary_a, summary_b) = (Summary::of(a)?, Summary::of(b)?);
-        let test = |variances| defined(two_sample_t_test(&summary_a, &summary_b, variances, self.alternative.into()));
+        let test = |variances| {
+            defined(two_sample_t_test(
+                &summary_a,
+                &summary_b,
+                variances,
+                self.alternative.into(),
+            ))
+        };
         Ok(Line {
             pair,
             runs,
@@ -388,8 +381,14 @@ impl TTest {
         b: &[(String, Vec<f64>)],
         common: &[(usize, usize)],
     ) -> Result<Line, StageError> {
-        let means_a = common.iter().map(|(at, _)| stats::mean(&a[*at].1)).collect::<Result<Vec<f64>, _>>()?;
-        let means_b = common.iter().map(|(_, at)| stats::mean(&b[*at].1)).collect::<Result<Vec<f64>, _>>()?;
+        let means_a = common
+            .iter()
+            .map(|(at, _)| stats::mean(&a[*at].1))
+            .collect::<Result<Vec<f64>, _>>()?;
+        let means_b = common
+            .iter()
+            .map(|(_, at)| stats::mean(&b[*at].1))
+            .collect::<Result<Vec<f64>, _>>()?;
         let test = defined(paired_t_test(&means_a, &means_b, self.alternative.into()))?;
         Ok(Line {
             pair,
@@ -405,11 +404,24 @@ impl TTest {
     }
 
     /// The bootstrap interval of the difference between some runs of two rows.
-    fn interval(&self, a: &Row<Scored>, runs_a: &[usize], b: &Row<Scored>, runs_b: &[usize]) -> Result<Interval, StageError> {
+    fn interval(
+        &self,
+        a: &Row<Scored>,
+        runs_a: &[usize],
+        b: &Row<Scored>,
+        runs_b: &[usize],
+    ) -> Result<Interval, StageError> {
         let values = |row: &Row<Scored>, runs: &[usize]| -> Result<Vec<Vec<f64>>, StageError> {
-            runs.iter().map(|at| row.runs[*at].content.question_means(&self.column)).collect()
+            runs.iter()
+                .map(|at| row.runs[*at].content.question_means(&self.column))
+                .collect()
         };
-        let runs = || runs_a.iter().zip(runs_b).map(|(at, other)| (&a.runs[*at], &b.runs[*other]));
+        let runs = || {
+            runs_a
+                .iter()
+                .zip(runs_b)
+                .map(|(at, other)| (&a.runs[*at], &b.runs[*other]))
+        };
         let pairing = if runs_a.len() != runs_b.len() || runs().any(|(a, b)| a.label != b.label) {
             Pairing::Independent
         } else if runs().all(|(a, b)| a.content.answers_the_same(&b.content)) {
@@ -418,47 +430,12 @@ impl TTest {
             Pairing::Runs
         };
         let label = format!("{} {runs_a:?} {} {runs_b:?}", a.label, b.label);
-        let bootstrap = Bootstrap::new(self.replicates, self.level, Stream::new(self.seed, "t_test").child(&label))?;
+        let bootstrap = Bootstrap::new(
+            self.replicates,
+            self.level,
+            Stream::new(self.seed, "t_test").child(&label),
+        )?;
         Ok(bootstrap.difference_of_runs(&values(a, runs_a)?, &values(b, runs_b)?, pairing)?)
-    }
-
-    /// Recomputes the published tests; returns the names of those that differ as well.
-    fn recomputed(&self) -> Result<(Table, Vec<String>), StageError> {
-        let mut tests = Vec::new();
-        let mut differing = Vec::new();
-        for published in &self.published {
-            let summary = |moments: Moments| {
-                Summary::published(published.n, moments.mean, moments.std, published.std.into())
-                    .map_err(|error| within(&published.name, error))
-            };
-            let (a, b) = (summary(published.a)?, summary(published.b)?);
-            let test = |variances| {
-                two_sample_t_test(&a, &b, variances, self.alternative.into())
-                    .map_err(|error| within(&published.name, error))
-            };
-            let (welch, student) = (test(Variances::Unequal)?, test(Variances::Equal)?);
-            let agrees = published.expected_p.map(|p| (p - welch.p).abs() <= published.tolerance);
-            if agrees == Some(false) {
-                differing.push(published.name.clone());
-            }
-            tests.push((published, welch, student, agrees));
-        }
-        let mut table = Table::new("Published tests, recomputed from the published means and standard deviations");
-        table.text_column("Test", tests.iter().map(|(published, ..)| Some(published.name.clone())));
-        table.text_column("Std is", tests.iter().map(|(published, ..)| Some(published.std.name().to_owned())));
-        table.number_column("n", 0, tests.iter().map(|(published, ..)| Some(published.n as f64)));
-        table.number_column("t", 3, tests.iter().map(|(_, welch, ..)| Some(welch.t)));
-        table.number_column("df", 1, tests.iter().map(|(_, welch, ..)| Some(welch.degrees_of_freedom)));
-        table.number_column("p", 5, tests.iter().map(|(_, welch, ..)| Some(welch.p)));
-        table.number_column("Student p", 5, tests.iter().map(|(_, _, student, _)| Some(student.p)));
-        table.number_column("p (paper)", 3, tests.iter().map(|(published, ..)| published.expected_p));
-        let verdict = |agrees: bool| if agrees { "agrees" } else { "differs" }.to_owned();
-        table.text_column("Verdict", tests.iter().map(|(.., agrees)| agrees.map(verdict)));
-        table.notes.push(
-            "t, df and p are Welch's. A population standard deviation (divided by n) is converted to that of a sample."
-                .to_owned(),
-        );
-        Ok((table, differing))
     }
 }
 
@@ -480,5 +457,6 @@ fn adjust(lines: &[Line]) -> Result<Vec<Option<f64>>, StatsError> {
     Ok(adjusted)
 }
 
+mod published;
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,19 @@ use crate::engine::stage::{Port, StageError};
 
 /// The port for the curves of trainings whose results are compared.
 pub(super) fn curves_port() -> Port {
-    Port::optional_many("curves", &[CURVE], "training curves, which say what diverged and what it cost").labelled()
+    Port::optional_many(
+        "curves",
+        &[CURVE],
+        "training curves, which say what diverged and what it cost",
+    )
+    .labelled()
 }
 
 /// Reads the `curves` port; a curve without the row axis is named after its stage.
-pub(super) fn load_curves(ctx: &RunContext, grouping: Grouping<'_>) -> Result<Vec<Row<Curve>>, StageError> {
+pub(super) fn load_curves(
+    ctx: &RunContext,
+    grouping: Grouping<'_>,
+) -> Result<Vec<Row<Curve>>, StageError> {
     let mut items = Vec::new();
     for input in ctx.inputs("curves") {
         items.push((input.labels.clone(), Curve::read(&input.path)?));
@@ -21,7 +29,10 @@ pub(super) fn load_curves(ctx: &RunContext, grouping: Grouping<'_>) -> Result<Ve
 
 /// Says how the runs of one row ended; nothing if none was trained.
 pub(super) fn ended(trainings: &[&Curve]) -> Option<String> {
-    let diverged = trainings.iter().filter(|curve| curve.summary.status == Status::Diverged).count();
+    let diverged = trainings
+        .iter()
+        .filter(|curve| curve.summary.status == Status::Diverged)
+        .count();
     match (trainings, diverged) {
         ([], _) => None,
         (_, 0) => Some("completed".to_owned()),

@@ -110,7 +110,10 @@ pub fn novelty(texts: &Embeddings, reference: &Embeddings) -> Result<f64, StatsE
 }
 
 /// The cosine distance of each of `texts` to its nearest row of `reference`; infinite without rows there.
-pub fn nearest_distances(texts: &Embeddings, reference: &Embeddings) -> Result<Vec<f64>, StatsError> {
+pub fn nearest_distances(
+    texts: &Embeddings,
+    reference: &Embeddings,
+) -> Result<Vec<f64>, StatsError> {
     check_lengths("embedding dimensions", texts.dimension, reference.dimension)?;
     Ok(by_blocks(texts.rows(), |rows| {
         let mut least = vec![f64::INFINITY; rows.len()];

@@ -1,8 +1,10 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::artifacts::curve::Status;
 use crate::artifacts::embeddings::EmbeddingMatrix;
 use crate::engine::context::Labels;
+use crate::random::Stream;
 use crate::stages::fixture::{curve, rows, scored};
 
 fn kind(claims: Json) -> Claims {
@@ -11,7 +13,9 @@ fn kind(claims: Json) -> Claims {
 
 fn difference(id: &str, a: &str, b: &str, direction: &str, more: Json) -> Json {
     let mut test = json!({ "kind": "difference", "a": a, "b": b, "direction": direction });
-    test.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    test.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     json!({ "id": id, "text": id, "test": test })
 }
 
@@ -38,8 +42,20 @@ fn true_false_and_undecided_differences_are_told_apart() {
         difference("flat", "near", "low", "greater", json!({})),
         difference("same", "near", "low", "equal", json!({ "margin": 0.4 })),
         difference("not same", "high", "low", "equal", json!({ "margin": 0.1 })),
-        difference("by much", "high", "low", "greater", json!({ "margin": 2.0 })),
-        difference("top", "high", "low", "greater", json!({ "metric": "top_k_mean" })),
+        difference(
+            "by much",
+            "high",
+            "low",
+            "greater",
+            json!({ "margin": 2.0 })
+        ),
+        difference(
+            "top",
+            "high",
+            "low",
+            "greater",
+            json!({ "metric": "top_k_mean" })
+        ),
     ]));
     let table = kind.table(&rows(policies(3)), &[]).unwrap();
     let expected = [
@@ -55,13 +71,19 @@ fn true_false_and_undecided_differences_are_told_apart() {
     let numbers = |column: &str| table.all_numbers(column).unwrap();
     assert!((numbers("Effect")[0] - 0.5).abs() < 0.15);
     for row in 0..7 {
-        assert!(numbers("low")[row] <= numbers("Effect")[row] && numbers("Effect")[row] <= numbers("high")[row]);
+        assert!(
+            numbers("low")[row] <= numbers("Effect")[row]
+                && numbers("Effect")[row] <= numbers("high")[row]
+        );
         assert!(numbers("Holm p")[row] >= numbers("p")[row]);
         assert!((numbers("a")[row] - numbers("b")[row] - numbers("Effect")[row]).abs() < 1e-12);
     }
     // Seven tests, each decided one by all 2000 replicates.
     assert!((numbers("Holm p")[0] - 7.0 * 2.0 / 2001.0).abs() < 1e-12);
-    assert_eq!(table.all_texts("Test").unwrap()[4], "Mean of reward: a = b within 0.1");
+    assert_eq!(
+        table.all_texts("Test").unwrap()[4],
+        "Mean of reward: a = b within 0.1"
+    );
 }
 
 #[test]
@@ -86,7 +108,11 @@ fn a_run_that_disagrees_withholds_the_verdict() {
     }))
     .unwrap();
     let table = kind.table(&rows(items), &[]).unwrap();
-    assert!(table.all_numbers("Holm p").unwrap()[0] <= 0.2, "{}", table.text());
+    assert!(
+        table.all_numbers("Holm p").unwrap()[0] <= 0.2,
+        "{}",
+        table.text()
+    );
     assert_eq!(table.all_texts("Holds in").unwrap(), ["2 of 3"]);
     assert_eq!(verdicts(&table), ["inconclusive"]);
 }
@@ -100,7 +126,11 @@ fn diversity_is_resampled_within_runs() {
         let stream = Stream::new(labels["seed"].parse().unwrap(), &labels["policy"]);
         let values = (0..60).flat_map(|at| {
             let mut draws = stream.at(at);
-            [1.0, (spread * draws.normal()) as f32, (spread * draws.normal()) as f32]
+            [
+                1.0,
+                (spread * draws.normal()) as f32,
+                (spread * draws.normal()) as f32,
+            ]
         });
         let texts = EmbeddingMatrix {
             values: values.collect(),
@@ -109,17 +139,52 @@ fn diversity_is_resampled_within_runs() {
         run.embed(texts, None).unwrap();
     }
     let kind = kind(json!([
-        difference("top", "low", "high", "greater", json!({ "metric": "diversity" })),
-        difference("all", "low", "high", "greater", json!({ "metric": "diversity_all" })),
-        difference("modes", "low", "high", "equal", json!({ "metric": "entropy", "column": "mode", "margin": 0.2 })),
-        difference("equal", "near", "high", "greater", json!({ "metric": "diversity" })),
+        difference(
+            "top",
+            "low",
+            "high",
+            "greater",
+            json!({ "metric": "diversity" })
+        ),
+        difference(
+            "all",
+            "low",
+            "high",
+            "greater",
+            json!({ "metric": "diversity_all" })
+        ),
+        difference(
+            "modes",
+            "low",
+            "high",
+            "equal",
+            json!({ "metric": "entropy", "column": "mode", "margin": 0.2 })
+        ),
+        difference(
+            "equal",
+            "near",
+            "high",
+            "greater",
+            json!({ "metric": "diversity" })
+        ),
     ]));
     let table = kind.table(&rows(items), &[]).unwrap();
-    assert_eq!(verdicts(&table), ["supported", "supported", "supported", "inconclusive"], "{}", table.text());
-    let (low, effect) = (table.all_numbers("low").unwrap()[1], table.all_numbers("Effect").unwrap()[1]);
+    assert_eq!(
+        verdicts(&table),
+        ["supported", "supported", "supported", "inconclusive"],
+        "{}",
+        table.text()
+    );
+    let (low, effect) = (
+        table.all_numbers("low").unwrap()[1],
+        table.all_numbers("Effect").unwrap()[1],
+    );
     // Resampling does not pull the diversity down by drawing the same completion twice.
     let high = table.all_numbers("high").unwrap()[1];
-    assert!((f64::midpoint(low, high) - effect).abs() < 0.15 * (high - low), "{low} {effect} {high}");
+    assert!(
+        (f64::midpoint(low, high) - effect).abs() < 0.15 * (high - low),
+        "{low} {effect} {high}"
+    );
 }
 
 #[test]
@@ -133,17 +198,29 @@ fn divergence_and_cost_are_counted() {
         curve("near", 2, Status::Completed, 3.0),
     ]);
     let diverges = |a: &str| json!({ "id": format!("{a} fails"), "text": "", "test": { "kind": "diverges", "a": a } });
-    let share = |id: &str, a: &str, at_most: f64| {
-        json!({ "id": id, "text": "", "test": { "kind": "flops_share", "a": a, "b": "high", "at_most": at_most } })
-    };
+    let share = |id: &str, a: &str, at_most: f64| json!({ "id": id, "text": "", "test": { "kind": "flops_share", "a": a, "b": "high", "at_most": at_most } });
     let kind = kind(json!([
-        diverges("low"), diverges("near"), diverges("high"),
-        share("all", "near", 0.035), share("some", "low", 0.035), share("none", "low", 0.02),
+        diverges("low"),
+        diverges("near"),
+        diverges("high"),
+        share("all", "near", 0.035),
+        share("some", "low", 0.035),
+        share("none", "low", 0.02),
     ]));
     let table = kind.table(&rows(policies(2)), &curves).unwrap();
-    let expected = ["supported", "inconclusive", "contradicted", "supported", "inconclusive", "contradicted"];
+    let expected = [
+        "supported",
+        "inconclusive",
+        "contradicted",
+        "supported",
+        "inconclusive",
+        "contradicted",
+    ];
     assert_eq!(verdicts(&table), expected, "{}", table.text());
-    assert_eq!(table.all_numbers("Effect").unwrap()[..4], [1.0, 0.5, 0.0, 0.025]);
+    assert_eq!(
+        table.all_numbers("Effect").unwrap()[..4],
+        [1.0, 0.5, 0.0, 0.025]
+    );
     assert!(kind.table(&rows(policies(2)), &[]).is_err());
 }
 
@@ -155,9 +232,12 @@ fn senseless_claims_are_problems() {
         { "id": "b", "text": "", "test": { "kind": "flops_share", "a": "x", "b": "y", "at_most": 0 } },
     ]));
     assert_eq!(kind.validate().len(), 4, "{:?}", kind.validate());
-    let unknown = json!({ "claims": [difference("a", "x", "y", "greater", json!({ "metrics": "mean" }))] });
+    let unknown =
+        json!({ "claims": [difference("a", "x", "y", "greater", json!({ "metrics": "mean" }))] });
     assert!(serde_json::from_value::<Claims>(unknown).is_err());
     let missing = self::kind(json!([difference("a", "high", "lo", "greater", json!({}))]));
     let error = missing.table(&rows(policies(2)), &[]).unwrap_err();
-    assert!(matches!(error, StageError::Failed { message, .. } if message == "claim `a`: no input is the row `lo`"));
+    assert!(
+        matches!(error, StageError::Failed { message, .. } if message == "claim `a`: no input is the row `lo`")
+    );
 }

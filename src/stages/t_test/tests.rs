@@ -8,14 +8,13 @@ fn kind(params: serde_json::Value) -> TTest {
     serde_json::from_value(params).unwrap()
 }
 
-fn published(std: &str, expected: f64) -> TTest {
-    kind(json!({
-        "pairs": [],
-        "published": [{
-            "name": "FlowHF > PPO", "n": 200, "a": { "mean": 1.024, "std": 0.914 },
-            "b": { "mean": 0.872, "std": 0.796 }, "std": std, "expected_p": expected,
-        }],
-    }))
+fn published(std: &str, expected: f64) -> (Table, Vec<String>) {
+    let published = json!([{
+        "name": "FlowHF > PPO", "n": 200, "a": { "mean": 1.024, "std": 0.914 },
+        "b": { "mean": 0.872, "std": 0.796 }, "std": std, "expected_p": expected,
+    }]);
+    let published: Vec<Published> = serde_json::from_value(published).unwrap();
+    recomputed(&published, Alternative::Greater).unwrap()
 }
 
 fn cell(table: &Table, column: &str, row: usize) -> f64 {
@@ -28,15 +27,34 @@ fn cell(table: &Table, column: &str, row: usize) -> f64 {
 /// ```
 #[test]
 fn the_published_test_follows_from_the_published_table() {
-    let (table, differing) = published("population", 0.039).recomputed().unwrap();
-    assert!((cell(&table, "t", 0) - 1.769).abs() < 5e-4, "{}", table.text());
-    assert!((cell(&table, "df", 0) - 390.6).abs() < 0.05, "{}", table.text());
-    assert!((cell(&table, "p", 0) - 0.038_83).abs() < 5e-6, "{}", table.text());
-    assert!((cell(&table, "Student p", 0) - 0.038_82).abs() < 5e-6, "{}", table.text());
+    let (table, differing) = published("population", 0.039);
+    assert!(
+        (cell(&table, "t", 0) - 1.769).abs() < 5e-4,
+        "{}",
+        table.text()
+    );
+    assert!(
+        (cell(&table, "df", 0) - 390.6).abs() < 0.05,
+        "{}",
+        table.text()
+    );
+    assert!(
+        (cell(&table, "p", 0) - 0.038_83).abs() < 5e-6,
+        "{}",
+        table.text()
+    );
+    assert!(
+        (cell(&table, "Student p", 0) - 0.038_82).abs() < 5e-6,
+        "{}",
+        table.text()
+    );
     assert_eq!(differing, Vec::<String>::new());
     // Read as sample deviations, the same numbers round to 0.038.
-    let (table, differing) = published("sample", 0.039).recomputed().unwrap();
-    assert_eq!(table.texts("Verdict").unwrap(), [Some("differs".to_owned())]);
+    let (table, differing) = published("sample", 0.039);
+    assert_eq!(
+        table.texts("Verdict").unwrap(),
+        [Some("differs".to_owned())]
+    );
     assert_eq!(differing, ["FlowHF > PPO"]);
 }
 
@@ -47,17 +65,27 @@ fn the_published_test_follows_from_the_published_table() {
 #[test]
 fn one_run_is_one_line() {
     let texts = ["a", "b", "c", "d", "e", "f"].map(str::to_owned);
-    let of = |policy: &str, rewards: [f64; 6]| (labels(&[("policy", policy)]), with_rewards(&rewards, &texts));
+    let of = |policy: &str, rewards: [f64; 6]| {
+        (
+            labels(&[("policy", policy)]),
+            with_rewards(&rewards, &texts),
+        )
+    };
     let rows = rows(vec![
         of("flowhf", [1.2, 0.7, 1.9, 1.4, 0.3, 2.2]),
         of("ppo", [0.4, 1.0, 0.1, 0.8, -0.3, 0.6]),
     ]);
-    let table = kind(json!({ "pairs": [{ "a": "flowhf", "b": "ppo" }] })).table(&rows).unwrap();
+    let table = kind(json!({ "pairs": [{ "a": "flowhf", "b": "ppo" }] }))
+        .table(&rows)
+        .unwrap();
     assert_eq!(table.height(), 1);
     assert_eq!(table.texts("Runs").unwrap(), [Some("all".to_owned())]);
     let close = |column: &str, expected: f64| {
         let found = cell(&table, column, 0);
-        assert!((found - expected).abs() < 1e-10, "{column}: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() < 1e-10,
+            "{column}: {found}, not {expected}"
+        );
     };
     close("Difference", 5.1 / 6.0);
     close("t", T_WELCH);
@@ -83,9 +111,25 @@ fn runs_are_tested_pooled_over_runs_and_one_by_one() {
     let rows = rows(items);
     let params = json!({ "pairs": [{ "a": "ppo", "b": "flowhf", "claim": "PPO wins" }, { "a": "ppo", "b": "baseline" }] });
     let table = kind(params).table(&rows).unwrap();
-    let runs: Vec<&str> = table.texts("Runs").unwrap().iter().flatten().map(String::as_str).collect();
-    assert_eq!(runs, ["pooled", "runs", "seed 1", "seed 2", "seed 3"].repeat(2));
-    assert_eq!((cell(&table, "n a", 0), cell(&table, "n a", 1), cell(&table, "n a", 2)), (150.0, 3.0, 50.0));
+    let runs: Vec<&str> = table
+        .texts("Runs")
+        .unwrap()
+        .iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        runs,
+        ["pooled", "runs", "seed 1", "seed 2", "seed 3"].repeat(2)
+    );
+    assert_eq!(
+        (
+            cell(&table, "n a", 0),
+            cell(&table, "n a", 1),
+            cell(&table, "n a", 2)
+        ),
+        (150.0, 3.0, 50.0)
+    );
     let means: Vec<f64> = (2..5).map(|row| cell(&table, "Difference", row)).collect();
     let over_runs = stats::one_sample_t_test(&means, 0.0, stats::Alternative::Greater).unwrap();
     assert!((cell(&table, "t", 1) - over_runs.t).abs() < 1e-9);
@@ -96,7 +140,14 @@ fn runs_are_tested_pooled_over_runs_and_one_by_one() {
         let (small, great) = (first.min(second), first.max(second));
         let adjusted = [cell(&table, "Holm p", row), cell(&table, "Holm p", row + 5)];
         let expected = [(2.0 * small).min(1.0), great.max((2.0 * small).min(1.0))];
-        assert_eq!(if first <= second { adjusted } else { [adjusted[1], adjusted[0]] }, expected);
+        assert_eq!(
+            if first <= second {
+                adjusted
+            } else {
+                [adjusted[1], adjusted[0]]
+            },
+            expected
+        );
     }
     // The rewards share most of their noise, so pairing makes the interval narrower (0.24, where independence gives 0.33).
     let width = cell(&table, "high", 2) - cell(&table, "low", 2);
@@ -108,9 +159,16 @@ fn runs_are_tested_pooled_over_runs_and_one_by_one() {
 #[test]
 fn values_that_do_not_vary_leave_cells_empty() {
     let texts = ["a", "b", "c"].map(str::to_owned);
-    let of = |policy: &str, reward: f64| (labels(&[("policy", policy)]), with_rewards(&[reward; 3], &texts));
+    let of = |policy: &str, reward: f64| {
+        (
+            labels(&[("policy", policy)]),
+            with_rewards(&[reward; 3], &texts),
+        )
+    };
     let rows = rows(vec![of("a", 1.0), of("b", 0.5)]);
-    let table = kind(json!({ "pairs": [{ "a": "a", "b": "b" }] })).table(&rows).unwrap();
+    let table = kind(json!({ "pairs": [{ "a": "a", "b": "b" }] }))
+        .table(&rows)
+        .unwrap();
     assert_eq!(table.numbers("p").unwrap(), [None]);
     assert_eq!(table.numbers("Holm p").unwrap(), [None]);
     assert_eq!(cell(&table, "Difference", 0), 0.5);
@@ -119,6 +177,10 @@ fn values_that_do_not_vary_leave_cells_empty() {
 #[test]
 fn unknown_rows_are_named() {
     let rows = rows(vec![scored("ppo", 1, 1.0, 9)]);
-    let error = kind(json!({ "pairs": [{ "a": "ppo", "b": "flowfh" }] })).table(&rows).unwrap_err();
-    assert!(matches!(error, StageError::Failed { message, hint: Some(_) } if message == "no input is the row `flowfh`"));
+    let error = kind(json!({ "pairs": [{ "a": "ppo", "b": "flowfh" }] }))
+        .table(&rows)
+        .unwrap_err();
+    assert!(
+        matches!(error, StageError::Failed { message, hint: Some(_) } if message == "no input is the row `flowfh`")
+    );
 }
