@@ -1,10 +1,14 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
+pub mod claims;
 pub mod command;
+pub mod compare_completions;
+pub mod efficiency;
 pub mod embed_hidden;
 pub mod generate_world;
 pub mod init_model;
 pub mod metric_table;
+pub mod normality;
 pub mod plot_curves;
 pub mod plot_histograms;
 pub mod sample;
@@ -21,5 +25,7 @@ pub mod train_tokenizer;
 mod fixture;
 mod groups;
 mod measure;
+mod resample;
 mod scored;
 mod training;
+mod trainings;
