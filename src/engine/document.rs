@@ -117,6 +117,9 @@ impl Document {
 
     /// Attaches places to diagnostics and sorts them by place.
     pub fn locate(&self, diagnostics: Vec<Diagnostic>) -> Vec<Located> {
+        if diagnostics.is_empty() {
+            return Vec::new();
+        }
         let places = self.places().unwrap_or_default();
         let mut located: Vec<Located> = diagnostics
             .into_iter()

@@ -84,7 +84,19 @@ impl Manifest {
 
     /// Writes the manifest as JSON with sorted keys and no spaces.
     pub fn canonical(&self) -> String {
-        canonical_json(&serde_json::to_value(self).unwrap_or_default())
+        // Only the params can be of any shape; the fields are written here in the order of their names, and
+        // `BTreeMap`s are sorted already.
+        let json = |part: Result<String, serde_json::Error>| part.unwrap_or_default();
+        format!(
+            r#"{{"environment":{},"format":{},"inputs":{},"kind":{},"params":{},"sources":{},"version":{}}}"#,
+            json(serde_json::to_string(&self.environment)),
+            self.format,
+            json(serde_json::to_string(&self.inputs)),
+            json(serde_json::to_string(&self.kind)),
+            canonical_json(&self.params),
+            json(serde_json::to_string(&self.sources)),
+            self.version,
+        )
     }
 
     /// Whether `other` agrees in everything that is known here.
@@ -281,6 +293,22 @@ mod tests {
             ..base.clone()
         };
         assert_ne!(base.fingerprint(), newer.fingerprint());
+    }
+
+    #[test]
+    fn the_canonical_form_is_that_of_the_whole_manifest_as_json() {
+        let mut manifest = manifest(0.1, Some(Digest::of(b"a")));
+        manifest.environment = vec!["STYLE=\"x\"".to_owned()];
+        manifest.sources = [
+            ("code".to_owned(), None),
+            ("b\n".to_owned(), Some("c".to_owned())),
+        ]
+        .into();
+        let labels = [("seed".to_owned(), "1".to_owned())].into_iter().collect();
+        let labelled = ManifestInput::new(None, &labels);
+        manifest.inputs.insert("a port".to_owned(), vec![labelled]);
+        let whole = serde_json::to_value(&manifest).unwrap();
+        assert_eq!(manifest.canonical(), canonical_json(&whole));
     }
 
     #[test]

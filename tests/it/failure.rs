@@ -248,7 +248,7 @@ fn a_killed_worker_is_one_failed_stage() {
         r#"
 name: killed
 stages:
-  victim: { kind: command, params: { run: "kill -9 $PPID; sleep 100", outputs: { out: out } } }
+  victim: { kind: command, params: { run: "sleep 0.2; kill -9 $PPID; sleep 100", outputs: { out: out } } }
   asked: { kind: command, params: { run: "kill -TERM $PPID; sleep 100", outputs: { out: out } } }
   other: { kind: command, params: { run: "echo 1 > out", outputs: { out: out } } }
 "#,

@@ -9,7 +9,7 @@ mod process;
 mod resources;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -104,7 +104,7 @@ struct Execution<'a> {
     observer: &'a mut dyn Observer,
     run: String,
     folder: PathBuf,
-    event_log: fs_err::File,
+    event_log: BufWriter<fs_err::File>,
     states: Vec<State>,
     plans: Vec<Option<StagePlan>>,
     known: Known,
@@ -138,7 +138,7 @@ impl<'a> Execution<'a> {
         let (run, folder) = new_run_folder(store)?;
         store.sweep_finished_scratch();
         fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
-        let event_log = fs_err::File::create(folder.join("events.jsonl"))?;
+        let event_log = BufWriter::new(fs_err::File::create(folder.join("events.jsonl"))?);
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
             (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),
@@ -645,6 +645,10 @@ impl<'a> Execution<'a> {
             value["time"] = json!(jiff::Timestamp::now().to_string());
             // The log is for reading later; a full disk must not end the run for its sake.
             let _ = writeln!(self.event_log, "{value}");
+            // A thousand cached stages are no news that could be lost.
+            if !matches!(event, RunEvent::StageCached { .. }) {
+                let _ = self.event_log.flush();
+            }
         }
         self.observer.event(&event);
     }

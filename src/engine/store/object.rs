@@ -22,12 +22,13 @@ pub struct ObjectStat {
     pub ctime_ns: i64,
     /// The inode.
     pub inode: u64,
-    /// When this was looked at.
+    /// When this was looked at, just before the bytes were read.
     pub checked_ns: i64,
 }
 
-/// A change within one tick of the file system's clock would leave its times as they were.
-const TICK_NS: i64 = 20_000_000;
+/// A change within one tick of the file system's clock would leave its times as they were. Linux takes file times
+/// from its tick, of 10 ms at most.
+pub(super) const TICK_NS: i64 = 12_000_000;
 /// The tick of file systems that keep whole seconds; FAT even has two.
 const COARSE_TICK_NS: i64 = 2_000_000_000;
 
@@ -58,6 +59,20 @@ impl ObjectStat {
                 < self.checked_ns
     }
 
+    /// Takes a file that was hashed and then renamed, which renews its ctime but not its mtime.
+    ///
+    /// It is vouched for at once, without waiting for the next tick, if its last write was more than a tick before
+    /// `hashed` (what it was when the hashing began) and there was none since: whoever could write to it has ended.
+    pub(super) fn of_renamed(metadata: &Metadata, hashed: &Self) -> Self {
+        let mut stat = Self::of(metadata);
+        let unwritten = stat.mtime_ns == hashed.mtime_ns && stat.size == hashed.size;
+        if unwritten && hashed.mtime_ns.saturating_add(hashed.tick_ns()) < hashed.checked_ns {
+            let next_tick = stat.mtime_ns.max(stat.ctime_ns) + stat.tick_ns() + 1;
+            stat.checked_ns = stat.checked_ns.max(next_tick);
+        }
+        stat
+    }
+
     fn tick_ns(&self) -> i64 {
         if self.mtime_ns % 1_000_000_000 == 0 {
             COARSE_TICK_NS
@@ -67,7 +82,7 @@ impl ObjectStat {
     }
 }
 
-fn now_ns() -> i64 {
+pub(super) fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {
@@ -162,8 +177,10 @@ impl Store {
             }
             Err(error) => return Err(Damage::unreadable(path, &error)),
         };
+        // Taken before the bytes are read: a write meanwhile must not seem to have been there already.
+        let stat = ObjectStat::of(&metadata);
         match digest_file(&path) {
-            Ok(found) if found == *digest => Ok(ObjectStat::of(&metadata)),
+            Ok(found) if found == *digest => Ok(stat),
             Ok(_) => Err(Damage::Altered { path }),
             Err(error) => Err(Damage::unreadable(path, &error)),
         }
