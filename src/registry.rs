@@ -8,6 +8,11 @@ use crate::stages;
 /// Every stage kind that ships with flowgraph.
 pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::generate_world::GenerateWorld>(),
+    StageKind::of::<stages::load_preferences::LoadPreferences>(),
+    StageKind::of::<stages::load_labelled_texts::LoadLabelledTexts>(),
+    StageKind::of::<stages::load_model::LoadModel>(),
+    StageKind::of::<stages::load_reward::LoadReward>(),
+    StageKind::of::<stages::load_encoder::LoadEncoder>(),
     StageKind::of::<stages::train_tokenizer::TrainTokenizer>(),
     StageKind::of::<stages::init_model::InitModel>(),
     StageKind::of::<stages::train_sft::TrainSft>(),
@@ -18,5 +23,6 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::score::Score>(),
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
+    StageKind::of::<stages::embed_sentences::EmbedSentences>(),
     StageKind::of::<stages::command::Command>(),
 ];

@@ -3,8 +3,15 @@
 pub mod command;
 
 pub mod embed_hidden;
+pub mod embed_sentences;
 pub mod generate_world;
 pub mod init_model;
+pub mod load_encoder;
+pub mod load_labelled_texts;
+pub mod load_model;
+pub mod load_preferences;
+pub mod load_reward;
+mod model_files;
 pub mod sample;
 pub mod score;
 pub mod score_world;
