@@ -18,6 +18,7 @@ pub mod completions;
 pub mod curve;
 pub mod dataset;
 pub mod embeddings;
+pub mod figure;
 pub mod labelled_texts;
 pub mod language_model;
 pub mod reward_model;

@@ -13,6 +13,9 @@ use polars::prelude::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+/// The artifact kind of tables for people.
+pub const TABLE: &str = "table";
+
 /// Why a table could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {

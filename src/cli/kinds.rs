@@ -73,6 +73,7 @@ fn describe(kind: &StageKind) -> String {
                 Arity::One => "",
                 Arity::Optional => ", optional",
                 Arity::Many => ", a list",
+                Arity::OptionalMany => ", a list, optional",
             };
             let accepts = if port.accepts.is_empty() {
                 "any".to_owned()

@@ -23,6 +23,20 @@ pub enum Arity {
     Optional,
     /// A list of at least one.
     Many,
+    /// A list of at least one, or nothing.
+    OptionalMany,
+}
+
+impl Arity {
+    /// Whether the port may be left out.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Optional | Self::OptionalMany)
+    }
+
+    /// Whether the port takes a list.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::Many | Self::OptionalMany)
+    }
 }
 
 /// A named, typed input of a kind.
@@ -68,6 +82,18 @@ impl Port {
     pub fn many(name: &'static str, accepts: &'static [&'static str], about: &'static str) -> Self {
         Self {
             arity: Arity::Many,
+            ..Self::one(name, accepts, about)
+        }
+    }
+
+    /// A port that takes a list and may be left out.
+    pub fn optional_many(
+        name: &'static str,
+        accepts: &'static [&'static str],
+        about: &'static str,
+    ) -> Self {
+        Self {
+            arity: Arity::OptionalMany,
             ..Self::one(name, accepts, about)
         }
     }

@@ -8,7 +8,7 @@ use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::reference::{Reference, Selection, is_name};
 use super::spec::{Draft, InputItem, Instance, PortInput, Template};
-use super::stage::{Arity, Output, Port};
+use super::stage::{Output, Port};
 use super::value::Value;
 
 /// Resolves the inputs of every draft.
@@ -114,7 +114,7 @@ impl Wiring<'_> {
             let given = draft.inputs.get(port.name.as_ref());
             let given = given.filter(|value| **value != Value::Null);
             let Some(value) = given else {
-                if port.arity != Arity::Optional {
+                if !port.arity.is_optional() {
                     errors.push(
                         Diagnostic::error(
                             inputs_path.clone(),
@@ -181,7 +181,7 @@ impl Wiring<'_> {
             }
         }
         let count = items.len();
-        if errors.len() == known && port.arity != Arity::Many && count != 1 {
+        if errors.len() == known && !port.arity.is_list() && count != 1 {
             errors.push(
                 Diagnostic::error(
                     consumer.path.clone(),
@@ -377,12 +377,11 @@ fn choices(
         let chosen = match reference.axes.get(axis) {
             Some(Selection::All) => values.clone(),
             Some(Selection::Value(value)) => vec![value.clone()],
-            None => {
-                match consumer.instance.axes.get(axis) {
-                    Some(value) => vec![value.clone()],
-                    None if reference.all => values.clone(),
-                    None => {
-                        errors.push(
+            None => match consumer.instance.axes.get(axis) {
+                Some(value) => vec![value.clone()],
+                None if reference.all => values.clone(),
+                None => {
+                    errors.push(
                         Diagnostic::error(
                             consumer.path.clone(),
                             format!(
@@ -390,16 +389,18 @@ fn choices(
                                 reference.stage, consumer.instance.template
                             ),
                         )
-                        .hint(if consumer.port.arity == Arity::Many {
-                            format!("select one as `{0}[{axis}={1}]`, or take all with `{0}[*]`", reference.stage, values[0])
+                        .hint(if consumer.port.arity.is_list() {
+                            format!(
+                                "select one as `{0}[{axis}={1}]`, or take all with `{0}[*]`",
+                                reference.stage, values[0]
+                            )
                         } else {
                             format!("select one, as `{}[{axis}={}]`", reference.stage, values[0])
                         }),
                     );
-                        continue;
-                    }
+                    continue;
                 }
-            }
+            },
         };
         for value in &chosen {
             if !values.contains(value) {

@@ -1,7 +1,6 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
 pub mod command;
-
 pub mod embed_hidden;
 pub mod embed_sentences;
 pub mod generate_world;
@@ -11,13 +10,23 @@ pub mod load_labelled_texts;
 pub mod load_model;
 pub mod load_preferences;
 pub mod load_reward;
-mod model_files;
+pub mod metric_table;
+pub mod plot_curves;
+pub mod plot_histograms;
 pub mod sample;
 pub mod score;
 pub mod score_world;
+pub mod t_test;
 pub mod train_gflownet;
 pub mod train_ppo;
 pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
+
+#[cfg(test)]
+mod fixture;
+mod groups;
+mod measure;
+mod model_files;
+mod scored;
 mod training;

@@ -105,8 +105,17 @@ pub fn novelty(texts: &Embeddings, reference: &Embeddings) -> Result<f64, StatsE
             });
         }
     }
+    let nearest = nearest_distances(texts, reference)?;
+    Ok(nearest.iter().sum::<f64>() / texts.rows() as f64)
+}
+
+/// The cosine distance of each of `texts` to its nearest row of `reference`; infinite without rows there.
+pub fn nearest_distances(
+    texts: &Embeddings,
+    reference: &Embeddings,
+) -> Result<Vec<f64>, StatsError> {
     check_lengths("embedding dimensions", texts.dimension, reference.dimension)?;
-    let nearest: Vec<f64> = by_blocks(texts.rows(), |rows| {
+    Ok(by_blocks(texts.rows(), |rows| {
         let mut least = vec![f64::INFINITY; rows.len()];
         for start in (0..reference.rows()).step_by(BLOCK) {
             for (least, i) in least.iter_mut().zip(rows.clone()) {
@@ -116,8 +125,15 @@ pub fn novelty(texts: &Embeddings, reference: &Embeddings) -> Result<f64, StatsE
             }
         }
         least
-    });
-    Ok(nearest.iter().sum::<f64>() / texts.rows() as f64)
+    }))
+}
+
+/// The cosine distances of all unordered pairs of rows: those of row `j` with rows `0..j`, for each `j`.
+pub fn pairwise_distances(texts: &Embeddings) -> Vec<f64> {
+    (0..texts.rows())
+        .into_par_iter()
+        .flat_map_iter(|j| (0..j).map(move |i| texts.distance(i, texts, j)))
+        .collect()
 }
 
 /// Computes one number for each of `n` rows, a block of rows a task; the order is kept.

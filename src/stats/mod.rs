@@ -23,7 +23,7 @@ pub use bootstrap::{Bootstrap, Pairing};
 pub use categories::{entropy, kullback_leibler, softmax, total_variation};
 pub use correlation::{pearson, spearman};
 pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
-pub use distance::{Embeddings, diversity, novelty};
+pub use distance::{Embeddings, diversity, nearest_distances, novelty, pairwise_distances};
 pub use effect::{Interval, cohens_d};
 pub use error::StatsError;
 pub use histogram::{Histogram, even_edges};

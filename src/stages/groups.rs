@@ -1,0 +1,364 @@
+//! Labelled artifacts as the rows of a table: grouped by one axis, with the runs of another beside each other.
+
+use std::collections::BTreeMap;
+
+use crate::engine::context::{Input, Labels};
+use crate::engine::stage::StageError;
+
+/// The label that names the stage and output an artifact comes from.
+const STAGE: &str = "stage";
+
+/// Which axis makes the rows and which the runs of a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grouping<'a> {
+    /// The axis whose values are the rows, such as `policy`.
+    pub(super) row: &'a str,
+    /// The axis whose values are the runs of a row, such as `seed`.
+    pub(super) aggregate: &'a str,
+    /// Names shown instead of axis values.
+    pub(super) names: &'a BTreeMap<String, String>,
+}
+
+/// All runs of one row.
+#[derive(Debug)]
+pub(super) struct Row<T> {
+    /// The axis value.
+    pub(super) label: String,
+    /// What is shown for it.
+    pub(super) name: String,
+    /// The runs, in the order of the inputs.
+    pub(super) runs: Vec<Run<T>>,
+}
+
+/// One run of a row.
+#[derive(Debug)]
+pub(super) struct Run<T> {
+    /// The value of the aggregated axis; empty for an input without that axis.
+    pub(super) label: String,
+    /// All labels of the input.
+    pub(super) labels: Labels,
+    /// What was read.
+    pub(super) content: T,
+}
+
+impl<T> Row<T> {
+    /// Names a run of this row, for messages.
+    pub(super) fn describe(&self, run: &Run<T>, aggregate: &str) -> String {
+        if run.label.is_empty() {
+            self.label.clone()
+        } else {
+            format!("{}, {aggregate} {}", self.label, run.label)
+        }
+    }
+
+    /// Returns the same row with other contents.
+    pub(super) fn try_map<U>(
+        self,
+        aggregate: &str,
+        mut map: impl FnMut(Run<T>) -> Result<U, StageError>,
+    ) -> Result<Row<U>, StageError> {
+        let mut runs = Vec::with_capacity(self.runs.len());
+        let (label, name) = (self.label.clone(), self.name.clone());
+        let whole: Vec<String> = self
+            .runs
+            .iter()
+            .map(|run| self.describe(run, aggregate))
+            .collect();
+        for (run, described) in self.runs.into_iter().zip(whole) {
+            let (run_label, labels) = (run.label.clone(), run.labels.clone());
+            let content = map(run).map_err(|error| within(&described, error))?;
+            runs.push(Run {
+                label: run_label,
+                labels,
+                content,
+            });
+        }
+        Ok(Row { label, name, runs })
+    }
+}
+
+/// Says of which row an error speaks.
+pub(super) fn within(place: &str, error: impl Into<StageError>) -> StageError {
+    match error.into() {
+        StageError::Failed { message, hint } => StageError::Failed {
+            message: format!("{place}: {message}"),
+            hint,
+        },
+        StageError::Interrupted => StageError::Interrupted,
+    }
+}
+
+/// Groups artifacts into rows, in the order in which they appear.
+///
+/// Two artifacts that are the same run of the same row are an error, and so are artifacts that differ in a
+/// third axis: a row must not mix what is not comparable. An artifact without the row axis is named after
+/// its stage if `by_stage` says so.
+pub(super) fn group<T>(
+    items: Vec<(Labels, T)>,
+    grouping: Grouping<'_>,
+    by_stage: bool,
+) -> Result<Vec<Row<T>>, StageError> {
+    one_value_of_other_axes(&items, grouping)?;
+    let mut rows: Vec<Row<T>> = Vec::new();
+    for (labels, content) in items {
+        let label = row_of(&labels, grouping.row, by_stage)?;
+        let run = labels.get(grouping.aggregate).cloned().unwrap_or_default();
+        let run = Run {
+            label: run,
+            labels,
+            content,
+        };
+        match rows.iter_mut().find(|row| row.label == label) {
+            Some(row) if row.runs.iter().any(|other| other.label == run.label) => {
+                let what = row.describe(&run, grouping.aggregate);
+                return Err(StageError::new(format!(
+                    "two inputs are {what}: one is {}",
+                    show(&run.labels)
+                ))
+                .hint("select one value of each axis that is neither `row` nor `aggregate`"));
+            }
+            Some(row) => row.runs.push(run),
+            None => rows.push(Row {
+                name: grouping.names.get(&label).unwrap_or(&label).clone(),
+                label,
+                runs: vec![run],
+            }),
+        }
+    }
+    Ok(rows)
+}
+
+fn row_of(labels: &Labels, axis: &str, by_stage: bool) -> Result<String, StageError> {
+    if let Some(value) = labels.get(axis) {
+        return Ok(value.clone());
+    }
+    match labels.get(STAGE) {
+        Some(stage) if by_stage => Ok(before_dot(stage).to_owned()),
+        _ => Err(StageError::new(format!(
+            "an input has no axis `{axis}`; it is {}",
+            show(labels)
+        ))
+        .hint("`row` names the axis whose values are the rows")),
+    }
+}
+
+fn one_value_of_other_axes<T>(
+    items: &[(Labels, T)],
+    grouping: Grouping<'_>,
+) -> Result<(), StageError> {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for (labels, _) in items {
+        for (axis, value) in labels {
+            if [STAGE, grouping.row, grouping.aggregate].contains(&axis.as_str()) {
+                continue;
+            }
+            let first = seen.entry(axis).or_insert(value);
+            if first != value {
+                return Err(StageError::new(format!(
+                    "the inputs have more than one value of the axis `{axis}`: {first}, {value}"
+                ))
+                .hint(format!("select one, as in `stage[{axis}={first}]`")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn before_dot(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+fn show(labels: &Labels) -> String {
+    let parts: Vec<String> = labels
+        .iter()
+        .map(|(axis, value)| format!("{axis}={value}"))
+        .collect();
+    format!("[{}]", parts.join(", "))
+}
+
+/// How the labels of a second artifact must fit those of a first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// It has every axis of the first, with the same value.
+    EveryAxis,
+    /// Axes that both have have the same value.
+    CommonAxes,
+}
+
+/// Finds the one input that belongs to an artifact with these labels, whatever stages they come from.
+pub(super) fn matching<'a>(
+    labels: &Labels,
+    candidates: &'a [Input],
+    port: &str,
+    fit: Fit,
+) -> Result<&'a Input, StageError> {
+    let fits = |candidate: &&Input| {
+        labels
+            .iter()
+            .filter(|(axis, _)| *axis != STAGE)
+            .all(|(axis, value)| match candidate.labels.get(axis) {
+                Some(other) => other == value,
+                None => fit == Fit::CommonAxes,
+            })
+    };
+    let found: Vec<&Input> = candidates.iter().filter(fits).collect();
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => Err(StageError::new(format!(
+            "no input of `{port}` belongs to {}",
+            show(labels)
+        ))),
+        [first, second, ..] => Err(StageError::new(format!(
+            "more than one input of `{port}` belongs to {}: {} and {}",
+            show(labels),
+            show(&first.labels),
+            show(&second.labels)
+        ))),
+    }
+}
+
+/// Finds the run of a training that made a policy: the row is named like it, or is one of its outputs
+/// (`flowhf.early` of `flowhf`), and the run is the same where the training has runs.
+pub(super) fn training_of<'a, T>(trainings: &'a [Row<T>], row: &str, run: &str) -> Option<&'a T> {
+    let training = trainings
+        .iter()
+        .find(|training| training.label == row)
+        .or_else(|| {
+            trainings
+                .iter()
+                .find(|training| training.label == before_dot(row))
+        })?;
+    let same = training.runs.iter().find(|other| other.label == run);
+    let only = || training.runs.iter().find(|other| other.label.is_empty());
+    same.or_else(only).map(|run| &run.content)
+}
+
+/// Returns a row by the axis value that it has.
+pub(super) fn row_named<'a, T>(rows: &'a [Row<T>], label: &str) -> Result<&'a Row<T>, StageError> {
+    rows.iter().find(|row| row.label == label).ok_or_else(|| {
+        let known: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
+        StageError::new(format!("no input is the row `{label}`"))
+            .hint(format!("the rows are: {}", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::engine::artifact::Digest;
+
+    pub(in crate::stages) fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs
+            .iter()
+            .map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn input(pairs: &[(&str, &str)]) -> Input {
+        Input {
+            kind: "embeddings".to_owned(),
+            digest: Digest::of(b""),
+            path: "/".into(),
+            files: Vec::new(),
+            labels: labels(pairs),
+        }
+    }
+
+    fn grouped(items: &[&[(&str, &str)]], by_stage: bool) -> Result<Vec<String>, String> {
+        let names = [("ppo".to_owned(), "PPO".to_owned())].into();
+        let grouping = Grouping {
+            row: "policy",
+            aggregate: "seed",
+            names: &names,
+        };
+        let items = items.iter().map(|pairs| (labels(pairs), ())).collect();
+        match group(items, grouping, by_stage) {
+            Ok(rows) => Ok(rows
+                .iter()
+                .map(|row| {
+                    let runs: Vec<&str> = row.runs.iter().map(|run| run.label.as_str()).collect();
+                    format!("{} {}", row.name, runs.join(" "))
+                })
+                .collect()),
+            Err(StageError::Failed { message, .. }) => Err(message),
+            Err(StageError::Interrupted) => Err("interrupted".to_owned()),
+        }
+    }
+
+    #[test]
+    fn rows_and_runs_keep_the_order_of_the_inputs() {
+        let found = grouped(
+            &[
+                &[("policy", "tb"), ("seed", "2"), ("stage", "scored")],
+                &[("policy", "ppo"), ("seed", "2"), ("stage", "scored")],
+                &[("policy", "tb"), ("seed", "1"), ("stage", "scored")],
+                &[("policy", "base"), ("stage", "other")],
+            ],
+            false,
+        );
+        assert_eq!(found.unwrap(), ["tb 2 1", "PPO 2", "base "]);
+    }
+
+    #[test]
+    fn what_a_row_would_mix_is_an_error() {
+        let ppo: &[(&str, &str)] = &[("policy", "ppo"), ("seed", "1"), ("task", "a")];
+        let other: &[(&str, &str)] = &[("policy", "ppo"), ("seed", "2"), ("task", "b")];
+        let error = grouped(&[ppo, other], false).unwrap_err();
+        assert_eq!(
+            error,
+            "the inputs have more than one value of the axis `task`: a, b"
+        );
+        let error = grouped(&[ppo, ppo], false).unwrap_err();
+        assert!(error.starts_with("two inputs are ppo, seed 1"), "{error}");
+        let error = grouped(&[&[("seed", "1"), ("stage", "x.curve")]], false).unwrap_err();
+        assert_eq!(
+            error,
+            "an input has no axis `policy`; it is [seed=1, stage=x.curve]"
+        );
+        assert_eq!(
+            grouped(&[&[("seed", "1"), ("stage", "x.curve")]], true).unwrap(),
+            ["x 1"]
+        );
+    }
+
+    #[test]
+    fn artifacts_match_by_their_axes_and_not_by_their_stages() {
+        let of = labels(&[("policy", "ppo"), ("seed", "1"), ("stage", "scored")]);
+        let all = [
+            input(&[("policy", "ppo"), ("seed", "2"), ("stage", "embedded")]),
+            input(&[
+                ("policy", "ppo"),
+                ("seed", "1"),
+                ("space", "hidden"),
+                ("stage", "embedded"),
+            ]),
+        ];
+        let found = matching(&of, &all, "embeddings", Fit::EveryAxis).unwrap();
+        assert_eq!(found.labels, all[1].labels);
+        let shared = [input(&[("stage", "embedded")])];
+        assert!(matching(&of, &shared, "reference", Fit::EveryAxis).is_err());
+        assert!(matching(&of, &shared, "reference", Fit::CommonAxes).is_ok());
+        let both = [shared[0].clone(), all[1].clone()];
+        assert!(matching(&of, &both, "reference", Fit::CommonAxes).is_err());
+    }
+
+    #[test]
+    fn checkpoints_belong_to_the_training_that_made_them() {
+        let names = BTreeMap::new();
+        let grouping = Grouping {
+            row: "policy",
+            aggregate: "seed",
+            names: &names,
+        };
+        let items = vec![
+            (labels(&[("seed", "1"), ("stage", "flowhf.curve")]), 1),
+            (labels(&[("seed", "2"), ("stage", "flowhf.curve")]), 2),
+            (labels(&[("stage", "sft.curve")]), 3),
+        ];
+        let trainings = group(items, grouping, true).unwrap();
+        assert_eq!(training_of(&trainings, "flowhf.early", "2"), Some(&2));
+        assert_eq!(training_of(&trainings, "sft", "2"), Some(&3));
+        assert_eq!(training_of(&trainings, "flowhf", "3"), None);
+        assert_eq!(training_of(&trainings, "baseline", "1"), None);
+    }
+}
