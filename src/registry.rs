@@ -20,10 +20,12 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train_sft::TrainSft>(),
     StageKind::of::<stages::train_reward::TrainReward>(),
     StageKind::of::<stages::train_ppo::TrainPpo>(),
+    StageKind::of::<stages::train_classifier::TrainClassifier>(),
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
     // Completions and what is said of them.
     StageKind::of::<stages::sample::Sample>(),
     StageKind::of::<stages::score::Score>(),
+    StageKind::of::<stages::score_classifier::ScoreClassifier>(),
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::embed_sentences::EmbedSentences>(),
