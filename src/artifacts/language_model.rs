@@ -152,6 +152,21 @@ impl LanguageModel {
         Ok(save_peft_adapter(folder, &stored)?)
     }
 
+    /// Writes the model with the PEFT adapter in `source` on top; an adapter that it has already is merged first.
+    pub fn save_with_peft(&mut self, source: &Path, folder: &Path) -> Result<(), ModelError> {
+        let stored = load_peft_adapter(source, &self.config)?;
+        let is_merged = self.adapter.is_some();
+        self.base = self.merged()?;
+        self.adapter = None;
+        let adapter = adapter_of(&stored, &self.base)?;
+        if is_merged {
+            // There is no file of the merged base to link to.
+            self.save_full(folder, &adapter.merge(&self.base)?)
+        } else {
+            self.save_adapter(folder, &adapter)
+        }
+    }
+
     /// Links the base's files into `folder`.
     fn link_base(&self, folder: &Path) -> Result<(), ModelError> {
         for name in BASE_FILES {

@@ -9,6 +9,8 @@
 //! | `completions` | `table.parquet`, `table.json` | what a policy wrote for each prompt |
 //! | `scores` | `table.parquet`, `table.json` | completions with rewards |
 //! | `embeddings` | `embeddings.safetensors` | one vector for each text |
+//! | `text_encoder`, `text_classifier` | the Hugging Face layout, `metrics.json` | a BERT encoder, without and with a head |
+//! | `labelled_texts` | `table.parquet`, `table.json` | texts with a class each |
 //! | `curve` | `table.parquet`, `table.json` | metrics of a training, step by step, and how it ended |
 //! | `table`, `figure`, `metrics`, `file` | | results for people |
 
@@ -17,6 +19,8 @@ pub mod curve;
 pub mod dataset;
 pub mod embeddings;
 pub mod figure;
+pub mod labelled_texts;
 pub mod language_model;
 pub mod reward_model;
 pub mod table;
+pub mod text_encoder;

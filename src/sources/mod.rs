@@ -4,7 +4,9 @@
 //! `file:PATH`); [`fetch`] makes its bytes available as a verified file. The [`embedded`] world needs no
 //! files at all.
 
+pub mod dialogue;
 pub mod embedded;
+pub mod rows;
 
 mod address;
 mod archive;

@@ -55,6 +55,17 @@ pub enum Offline {
     Chosen,
 }
 
+/// What becomes of completions of the data set beyond the horizon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LongCompletions {
+    /// They are left out.
+    #[default]
+    LeaveOut,
+    /// They end at the horizon, where the stop is forced, as sampled ones do.
+    Truncate,
+}
+
 /// Fine-tunes a policy to sample completions in proportion to their reward.
 ///
 /// `log R = reward_scale x reward`; FlowHF is the forward-looking objective with scale 100 and without a KL term, on
@@ -120,8 +131,11 @@ pub struct TrainGflownet {
     /// Which completions of the data set are used.
     #[serde(default)]
     offline: Offline,
-    /// The horizon: longer completions of the data set are left out, sampled ones are stopped.
+    /// The horizon, at which sampled completions are stopped.
     max_new_tokens: usize,
+    /// What becomes of completions of the data set beyond the horizon.
+    #[serde(default)]
+    long_completions: LongCompletions,
     /// Temperature of on-policy sampling.
     #[serde(default = "one")]
     temperature: f64,
@@ -299,7 +313,13 @@ impl Kind for TrainGflownet {
         )?;
         let kept: Vec<_> = rows
             .into_iter()
-            .filter(|(_, row)| row.completion_length() <= self.max_new_tokens)
+            .filter_map(|(question, mut row)| {
+                let longest = row.prompt_length + self.max_new_tokens;
+                if self.long_completions == LongCompletions::Truncate {
+                    row.tokens.truncate(longest);
+                }
+                (row.tokens.len() <= longest).then_some((question, row))
+            })
             .collect();
         let mut prompts = group_by_prompt(kept);
         if self.objective == ObjectiveName::ForwardLooking && self.on_policy < 1.0 {

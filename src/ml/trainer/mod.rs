@@ -5,6 +5,7 @@
 
 pub mod actions;
 mod batches;
+pub mod classifier;
 mod flops;
 pub mod gflownet;
 pub mod policy;
@@ -20,6 +21,7 @@ pub use batches::{Epochs, TokenizedCompletion};
 pub use flops::{ModelSize, backward_flops, forward_flops};
 
 use super::adapter::AdapterError;
+use super::bert::BertError;
 use super::generate::GenerateError;
 use super::llama::LlamaError;
 use super::objectives::ObjectiveError;
@@ -35,6 +37,9 @@ pub enum TrainError {
     /// An adapter failed.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A text encoder failed.
+    #[error(transparent)]
+    Encoder(#[from] BertError),
     /// A loss could not be computed.
     #[error(transparent)]
     Objective(#[from] ObjectiveError),

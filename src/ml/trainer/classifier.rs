@@ -1,0 +1,278 @@
+//! Training of text classifiers: cross-entropy on encoders of the BERT family.
+
+use candle_core::{D, Tensor};
+use candle_nn::ops::log_softmax;
+
+use super::batches::Epochs;
+use super::{StepReport, TrainError, Trainer};
+use crate::ml::bert::{BertClassifier, PackedTokens};
+use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
+use crate::ml::schedule::Schedule;
+use crate::random::Stream;
+
+/// A text as tokens, and its class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassifiedTokens {
+    /// Tokens, special ones included.
+    pub tokens: Vec<u32>,
+    /// Index of the class.
+    pub class: usize,
+}
+
+/// How a classifier is trained.
+#[derive(Debug, Clone)]
+pub struct ClassifierOptions {
+    /// Texts in a step.
+    pub batch_size: usize,
+    /// Texts in a forward pass.
+    pub micro_batch: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Warm-up and decay.
+    pub schedule: Schedule,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// AdamW's constants.
+    pub optimizer: AdamWConfig,
+    /// Weight of the loss of a text of each class.
+    pub class_weights: Vec<f64>,
+}
+
+/// Returns weights that make every class count the same in all: texts / (classes x texts of the class).
+///
+/// A class without texts gets 0.
+pub fn balanced_weights(rows: &[ClassifiedTokens], classes: usize) -> Vec<f64> {
+    let mut counts = vec![0usize; classes];
+    for row in rows {
+        counts[row.class] += 1;
+    }
+    let weight = |count: usize| match count {
+        0 => 0.0,
+        count => rows.len() as f64 / (classes * count) as f64,
+    };
+    counts.into_iter().map(weight).collect()
+}
+
+/// Training of an encoder with a classification head.
+pub struct ClassifierTrainer {
+    classifier: BertClassifier,
+    rows: Vec<ClassifiedTokens>,
+    options: ClassifierOptions,
+    optimizer: AdamW,
+    epochs: Epochs,
+    flops_per_token: f64,
+}
+
+impl ClassifierTrainer {
+    /// Prepares a training on `rows`.
+    pub fn new(
+        classifier: BertClassifier,
+        rows: Vec<ClassifiedTokens>,
+        options: ClassifierOptions,
+        stream: &Stream,
+    ) -> Result<Self, TrainError> {
+        if rows.is_empty() {
+            return Err(TrainError::Data(
+                "there are no texts to train on: the split is empty".to_owned(),
+            ));
+        }
+        let group = ParameterGroup {
+            parameters: classifier.trainable(),
+            learning_rate: LearningRate::Multiple(1.0),
+            weight_decay: options.weight_decay,
+        };
+        let config = classifier.bert().config();
+        let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+        let matrices = config.num_layers as f64 * (4.0 * hidden * hidden + 2.0 * hidden * inner);
+        // Forward 2 a weight; backward as much for the inputs, and again for trained weights.
+        let passes = if classifier.bert().trainable().is_empty() {
+            2.0
+        } else {
+            6.0
+        };
+        Ok(Self {
+            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            epochs: Epochs::new(rows.len(), options.batch_size, stream.child("batches")),
+            flops_per_token: passes * matrices,
+            classifier,
+            rows,
+            options,
+        })
+    }
+
+    /// Returns the classifier in training.
+    pub fn classifier(&self) -> &BertClassifier {
+        &self.classifier
+    }
+}
+
+impl Trainer for ClassifierTrainer {
+    fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
+        let items = self.epochs.at(step);
+        let rows: Vec<&ClassifiedTokens> = items.iter().map(|item| &self.rows[*item]).collect();
+        let weight = |row: &ClassifiedTokens| self.options.class_weights[row.class];
+        // As in torch.nn.CrossEntropyLoss: the weighted mean.
+        let total: f64 = rows.iter().map(|row| weight(row)).sum();
+        let mut gradients = Gradients::default();
+        let mut report = StepReport::default();
+        let (mut loss, mut right) = (0.0, 0);
+        for chunk in rows.chunks(self.options.micro_batch) {
+            let tokens: Vec<&[u32]> = chunk.iter().map(|row| row.tokens.as_slice()).collect();
+            let logits = self.classifier.logits(&PackedTokens::new(&tokens))?;
+            let device = logits.device();
+            let classes: Vec<u32> = chunk.iter().map(|row| row.class as u32).collect();
+            let weights: Vec<f32> = chunk
+                .iter()
+                .map(|row| (weight(row) / total) as f32)
+                .collect();
+            let classes_at = Tensor::new(classes.as_slice(), device)?.unsqueeze(1)?;
+            let log_probs = log_softmax(&logits, D::Minus1)?;
+            let found = log_probs.gather(&classes_at, 1)?.squeeze(1)?;
+            let found = (found * Tensor::new(weights, device)?)?.sum_all()?.neg()?;
+            loss += f64::from(found.to_scalar::<f32>()?);
+            let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            right += best.iter().zip(&classes).filter(|(a, b)| a == b).count();
+            gradients.add(&found.backward()?, &self.optimizer.parameters())?;
+            report.trained_tokens += tokens.iter().map(|row| row.len() as u64).sum::<u64>();
+        }
+        report.flops = self.flops_per_token * report.trained_tokens as f64;
+        let lr = self.options.lr * self.options.schedule.factor(step);
+        report.metrics.insert("loss", loss);
+        report
+            .metrics
+            .insert("accuracy", right as f64 / rows.len() as f64);
+        match self.optimizer.step(&gradients, lr)? {
+            Step::Updated { grad_norm } => {
+                report.metrics.insert("grad_norm", grad_norm);
+            }
+            Step::NonFinite { parameter } => {
+                report.diverged = Some(format!(
+                    "the gradient of `{parameter}` is not finite (loss {loss})"
+                ));
+            }
+        }
+        report.metrics.insert("lr", lr);
+        Ok(report)
+    }
+
+    fn optimizer(&mut self) -> &mut AdamW {
+        &mut self.optimizer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::ml::bert::{BertConfig, ClassifierHead};
+    use crate::ml::parameters::Weights;
+    use crate::ml::schedule::Decay;
+    use crate::ml::trainer::parameters;
+
+    const CONFIG: BertConfig = BertConfig {
+        vocab_size: 12,
+        hidden_size: 8,
+        intermediate_size: 16,
+        num_layers: 1,
+        num_heads: 2,
+        max_position_embeddings: 8,
+        first_position: 0,
+        type_vocab_size: 1,
+        layer_norm_eps: 1e-12,
+    };
+
+    fn rows() -> Vec<ClassifiedTokens> {
+        // The class is whether token 5 occurs.
+        (0..40u32)
+            .map(|index| {
+                let class = usize::from(index % 4 == 0);
+                let tokens = vec![1, 6 + index % 6, if class == 1 { 5 } else { 4 }, 2];
+                ClassifiedTokens { tokens, class }
+            })
+            .collect()
+    }
+
+    fn trainer(micro_batch: usize, trains_encoder: bool) -> ClassifierTrainer {
+        let stream = Stream::new(3, "test");
+        let mut weights = Weights::new();
+        for (index, (name, shape)) in CONFIG.tensors().enumerate() {
+            let mut draws = stream.at(index as u64);
+            let norm = name.contains("LayerNorm.weight");
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|_| {
+                    if norm {
+                        1.0
+                    } else {
+                        0.1 * draws.normal() as f32
+                    }
+                })
+                .collect();
+            weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
+        }
+        let head = ClassifierHead::mean(2);
+        weights.extend(head.init(8, &stream, &Device::Cpu).unwrap());
+        let trainable = |name: &str| trains_encoder || name.starts_with("classifier.");
+        let classifier = BertClassifier::new(&CONFIG, &head, &weights, trainable).unwrap();
+        let rows = rows();
+        let options = ClassifierOptions {
+            batch_size: 8,
+            micro_batch,
+            lr: 0.02,
+            schedule: Schedule {
+                decay: Decay::default(),
+                warmup_steps: 0,
+                total_steps: 30,
+                floor: 0.0,
+            },
+            weight_decay: 0.0,
+            optimizer: AdamWConfig::default(),
+            class_weights: balanced_weights(&rows, 2),
+        };
+        ClassifierTrainer::new(classifier, rows, options, &stream).unwrap()
+    }
+
+    #[test]
+    fn classes_count_the_same_whatever_their_share() {
+        assert_eq!(balanced_weights(&rows(), 2), [40.0 / 60.0, 2.0]);
+        assert_eq!(balanced_weights(&rows()[1..4], 2), [0.5, 0.0]);
+    }
+
+    #[test]
+    fn a_classifier_learns_and_every_trained_weight_moves() {
+        let mut trainer = trainer(8, true);
+        let before = parameters(&mut trainer).unwrap();
+        let first = trainer.step(0).unwrap().metrics["loss"];
+        let reports: Vec<_> = (1..30).map(|step| trainer.step(step).unwrap()).collect();
+        let last = &reports[28].metrics;
+        assert!(
+            last["loss"] < 0.2 * first && last["accuracy"] == 1.0,
+            "{first} {last:?}"
+        );
+        for (name, tensor) in parameters(&mut trainer).unwrap() {
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_ne!(values(&tensor), values(&before[&name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn micro_batches_change_rounding_only() {
+        let (mut whole, mut parts) = (trainer(8, true), trainer(3, true));
+        let (first, second) = (whole.step(0).unwrap(), parts.step(0).unwrap());
+        for name in ["loss", "grad_norm"] {
+            let (a, b) = (first.metrics[name], second.metrics[name]);
+            assert!((a - b).abs() < 1e-5 * a.abs(), "{name}: {a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_encoder_trains_the_head_alone() {
+        let mut trainer = trainer(8, false);
+        let names: Vec<String> = parameters(&mut trainer).unwrap().into_keys().collect();
+        assert_eq!(
+            names,
+            ["classifier.out_proj.bias", "classifier.out_proj.weight"]
+        );
+        trainer.step(0).unwrap();
+    }
+}

