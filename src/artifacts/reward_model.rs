@@ -104,3 +104,81 @@ impl RewardModel {
 }
 
 use crate::ml::llama::LlamaError;
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::artifacts::language_model::save_new;
+    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::head::HeadInit;
+    use crate::ml::llama::init;
+    use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
+    use crate::random::Stream;
+
+    /// Writes a random reward model with a vocabulary of some words.
+    fn written(folder: &Path) {
+        let stream = Stream::new(3, "reward model test");
+        let tokenizer =
+            train_tokenizer(TokenizerAlgorithm::WordLevel, ["a b c d e f"; 2], 16, &[]).unwrap();
+        let config = LlamaConfig {
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: 16,
+            intermediate_size: 32,
+            num_layers: 2,
+            num_heads: 2,
+            num_kv_heads: 1,
+            rope_theta: 1e4,
+            rope_layout: RopeLayout::HalfSplit,
+            rms_norm_eps: 1e-5,
+            tie_word_embeddings: true,
+            max_position_embeddings: 32,
+        };
+        let weights = init(&config, &stream, &Device::Cpu).unwrap();
+        save_new(folder, &config, &weights, &tokenizer).unwrap();
+        let head =
+            ScalarHead::init(16, false, HeadInit::Normal(1.0), &stream, &Device::Cpu).unwrap();
+        let description = RewardDescription {
+            scale: 2.0,
+            offset: -1.0,
+            accuracy: None,
+            longer_wins: None,
+        };
+        RewardModel::save_head(folder, &head.parameters().weights().unwrap(), &description)
+            .unwrap();
+    }
+
+    #[test]
+    fn one_forward_pass_scores_every_prefix_as_if_it_stood_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let model = RewardModel::load(folder.path()).unwrap();
+        let rows = vec![vec![1, 4, 5, 6, 7, 2], vec![1, 8, 4, 9]];
+        let at_once = model
+            .prefix_rewards(&TokenBatch::right_padded(&rows))
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        for (row, rewards) in rows.iter().zip(&at_once) {
+            for length in 1..=row.len() {
+                let alone = model.rewards(&[row[..length].to_vec()], 1).unwrap()[0];
+                let together = f64::from(rewards[length - 1]);
+                assert!(
+                    (alone - together).abs() < 1e-5,
+                    "prefix of {length}: {alone} alone, {together} together"
+                );
+            }
+        }
+        // The rewards must differ for the comparison to mean anything.
+        assert!((at_once[0][2] - at_once[0][5]).abs() > 1e-3, "{at_once:?}");
+    }
+
+    #[test]
+    fn a_reward_model_without_its_head_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        fs_err::remove_file(folder.path().join("score.safetensors")).unwrap();
+        assert!(RewardModel::load(folder.path()).is_err());
+    }
+}

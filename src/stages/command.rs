@@ -25,7 +25,7 @@ use crate::sources::Source;
 pub struct Command {
     /// Shell text, run by `sh -e`.
     run: String,
-    /// For each output, the file or folder that the command writes.
+    /// For each output, the file or folder that the command writes; the first by name is the default output.
     outputs: BTreeMap<String, String>,
     /// Files that the command needs; copied into the working directory under their relative path, and hashed.
     #[serde(default)]
@@ -38,7 +38,8 @@ pub struct Command {
     secret_env: Vec<String>,
 }
 
-const PASSED: [&str; 3] = ["PATH", "HOME", "LANG"];
+/// `CUDA_VISIBLE_DEVICES` names the GPUs that the stage was given.
+const PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES"];
 
 impl Kind for Command {
     const NAME: &'static str = "command";

@@ -14,3 +14,4 @@ mod matrix;
 mod plan;
 mod space;
 mod store_damage;
+mod training;
