@@ -32,8 +32,49 @@ pub const REGISTRY: &Registry = &[
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
     StageKind::of::<stages::t_test::TTest>(),
+    StageKind::of::<stages::normality::Normality>(),
+    StageKind::of::<stages::compare_completions::CompareCompletions>(),
+    StageKind::of::<stages::efficiency::Efficiency>(),
+    StageKind::of::<stages::claims::Claims>(),
     StageKind::of::<stages::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::plot_curves::PlotCurves>(),
     // Anything else.
     StageKind::of::<stages::command::Command>(),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::engine::reference::is_name;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_a_description_and_an_example_that_parses() {
+        let mut names = BTreeSet::new();
+        for kind in REGISTRY {
+            let name = kind.name;
+            assert!(is_name(name) && names.insert(name), "{name}");
+            assert!(!kind.about().is_empty(), "{name}");
+            let example = serde_yaml::from_str(kind.example).unwrap();
+            let stage =
+                (kind.parse)(&example).unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+            let mut outputs = BTreeSet::new();
+            assert!(
+                stage
+                    .outputs()
+                    .iter()
+                    .all(|output| outputs.insert(output.name.clone())),
+                "{name}"
+            );
+            let mut ports = BTreeSet::new();
+            assert!(
+                stage
+                    .ports()
+                    .iter()
+                    .all(|port| ports.insert(port.name.clone())),
+                "{name}"
+            );
+        }
+    }
+}

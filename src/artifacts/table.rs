@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table as TextTable, presets};
+use comfy_table::{
+    CellAlignment, ContentArrangement, LineStyle, Table as TextTable, TableStyle, presets,
+};
 use polars::prelude::{
     Column as PolarsColumn, DataFrame, DataType, NamedFrom, ParquetReader, ParquetWriter,
     PolarsError, SerReader, Series,
@@ -89,6 +91,12 @@ struct Description {
     notes: Vec<String>,
     decimals: Vec<usize>,
 }
+
+/// Rules above, below and under the headings; rows need none.
+const RULES: TableStyle = presets::NOTHING
+    .top_border(LineStyle::none().fill('─').junction('─'))
+    .header_separator(LineStyle::none().fill('─').junction('─'))
+    .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 impl Table {
     /// Makes an empty table.
@@ -286,7 +294,7 @@ impl Table {
     pub fn text(&self) -> String {
         let mut table = TextTable::new();
         table
-            .load_style(presets::UTF8_HORIZONTAL_ONLY)
+            .load_style(RULES)
             .set_content_arrangement(ContentArrangement::Disabled)
             .set_header(self.columns.iter().map(|column| column.name.as_str()));
         for row in 0..self.height() {

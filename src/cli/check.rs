@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::output::{Output, counted};
 use super::{Failure, PipelineOptions, diagnostics, exit_code};
+use crate::engine::diagnostic::Segment;
 use crate::engine::document::{Document, Located};
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
@@ -29,6 +30,7 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
     let mut found: Vec<Located> = Vec::new();
     let (mut warnings, mut counts) = (Vec::new(), Vec::new());
     let mut broken = false;
+    let in_profile = Segment::Key("profiles".to_owned());
     for profiles in variants {
         let overrides = Overrides {
             profiles: profiles.clone(),
@@ -41,9 +43,12 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
         };
         match Pipeline::from_document(document.clone(), &overrides, registry) {
             Ok(pipeline) => {
-                if profiles.is_empty() {
-                    warnings.clone_from(&pipeline.warnings);
-                }
+                // What a profile leaves unused of the file's params is no mistake; what it adds in vain is one.
+                let mistaken = pipeline.warnings.iter().filter(|warning| {
+                    profiles == args.options.profiles
+                        || warning.diagnostic.path.0.first() == Some(&in_profile)
+                });
+                warnings.extend(mistaken.cloned());
                 counts.push((name, pipeline.stages.len()));
             }
             Err(invalid) => {
@@ -57,7 +62,8 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
                                 .ends_with(&other.diagnostic.message)
                     });
                     if !known {
-                        if !profiles.is_empty() {
+                        if !profiles.is_empty() && !located.diagnostic.message.contains("profile `")
+                        {
                             located.diagnostic.message =
                                 format!("profile `{name}`: {}", located.diagnostic.message);
                         }

@@ -24,6 +24,7 @@ use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
 use crate::engine::worker;
+use crate::ml::kernels::memory::tune_allocator;
 use output::Output;
 
 /// Exit codes, stable for scripts.
@@ -232,7 +233,10 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Schema => schema::run(registry, &output),
         Command::Completions(args) => completions::run(&args, &output),
         Command::Verify(args) => verify::run(&args, &store, &output),
-        Command::Worker => Ok(worker::main(registry)),
+        Command::Worker => {
+            tune_allocator();
+            Ok(worker::main(registry))
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),

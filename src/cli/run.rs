@@ -157,9 +157,26 @@ fn capacity(args: &RunArgs) -> Result<Capacity, Failure> {
     Ok(Capacity {
         jobs,
         cpus,
-        memory: 0,
+        memory: machine_memory(),
         gpus: gpus(&args.device)?,
     })
+}
+
+/// Returns the bytes of memory that this machine, or the container that it runs in, has; 0 if that is unknown.
+fn machine_memory() -> u64 {
+    let total = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
+        .map(|kilobytes| kilobytes * 1024);
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok());
+    total.into_iter().chain(limit).min().unwrap_or(0)
 }
 
 /// Returns the ids of the GPUs that may be used.
@@ -251,11 +268,13 @@ fn print_tables(
         if !matches!(report.outcomes[at], Some(Outcome::Cached | Outcome::Done)) {
             continue;
         }
-        for artifact in report.known[at].iter().flat_map(|outputs| outputs.values()) {
-            if artifact.kind == "table" {
-                let text = show::table_text(store, artifact)?;
-                output.data(&format!("\n{}\n{text}", stage.name.bold()));
-            }
+        // The default output; `show` prints the others.
+        let default = stage.stage.outputs().into_iter().next();
+        let outputs = report.known[at].as_ref();
+        let artifact = default.and_then(|output| outputs?.get(&output.name));
+        if let Some(artifact) = artifact.filter(|artifact| artifact.kind == "table") {
+            let text = show::table_text(store, artifact)?;
+            output.data(&format!("\n{}\n{text}", stage.name.bold()));
         }
     }
     Ok(())

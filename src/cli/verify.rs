@@ -42,10 +42,13 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
         }
     }
     // Objects that no record names can still be there, of a stage that was killed; they are only checked.
+    let mut objects = users.len();
     for digest in store.objects()? {
-        if !users.contains_key(&digest)
-            && let Err(damage) = store.check_object(&digest)
-        {
+        if users.contains_key(&digest) {
+            continue;
+        }
+        objects += 1;
+        if let Err(damage) = store.check_object(&digest) {
             problems.push((damage.to_string(), Vec::new()));
             damaged.push(store.object_path(&digest));
         }
@@ -66,7 +69,7 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
             .iter()
             .map(|(message, stages)| json!({ "message": message, "stages": stages }))
             .collect();
-        output.json(&json!({ "records": records.len(), "objects": users.len(), "damaged": rows }));
+        output.json(&json!({ "records": records.len(), "objects": objects, "damaged": rows }));
     } else {
         for (message, stages) in &problems {
             let hint = (!stages.is_empty()).then(|| format!("made by {}", stages.join(", ")));
@@ -75,7 +78,7 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
         output.line(&format!(
             "{} and {} verified, {} damaged",
             counted(records.len(), "record"),
-            counted(users.len(), "object"),
+            counted(objects, "object"),
             problems.len()
         ));
         if args.repair && !problems.is_empty() {

@@ -95,13 +95,8 @@ impl Document {
                 line: at.line(),
                 column: at.column(),
             });
-            let message = error.to_string();
-            // serde_yaml repeats the position at the end of its message.
-            let message = message
-                .rsplit_once(" at line ")
-                .map_or(message.as_str(), |(text, _)| text);
             vec![Located {
-                diagnostic: Diagnostic::error(Path::default(), message.to_owned()),
+                diagnostic: Diagnostic::error(Path::default(), without_positions(&error)),
                 span,
             }]
         } else {
@@ -122,6 +117,9 @@ impl Document {
 
     /// Attaches places to diagnostics and sorts them by place.
     pub fn locate(&self, diagnostics: Vec<Diagnostic>) -> Vec<Located> {
+        if diagnostics.is_empty() {
+            return Vec::new();
+        }
         let places = self.places().unwrap_or_default();
         let mut located: Vec<Located> = diagnostics
             .into_iter()
@@ -262,6 +260,19 @@ impl<'a> Walk<'a> {
         }
         Some(())
     }
+}
+
+/// Returns the message of an error without the positions that serde_yaml writes into it.
+pub(super) fn without_positions(error: &serde_yaml::Error) -> String {
+    let message = error.to_string();
+    let mut parts = message.split(" at line ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let rest = rest.strip_prefix(" column ").unwrap_or(rest);
+        text.push_str(rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    text
 }
 
 /// Returns the path without its last segment, if that is a list index.

@@ -84,7 +84,19 @@ impl Manifest {
 
     /// Writes the manifest as JSON with sorted keys and no spaces.
     pub fn canonical(&self) -> String {
-        canonical_json(&serde_json::to_value(self).unwrap_or_default())
+        // Only the params can be of any shape; the fields are written here in the order of their names, and
+        // `BTreeMap`s are sorted already.
+        let json = |part: Result<String, serde_json::Error>| part.unwrap_or_default();
+        format!(
+            r#"{{"environment":{},"format":{},"inputs":{},"kind":{},"params":{},"sources":{},"version":{}}}"#,
+            json(serde_json::to_string(&self.environment)),
+            self.format,
+            json(serde_json::to_string(&self.inputs)),
+            json(serde_json::to_string(&self.kind)),
+            canonical_json(&self.params),
+            json(serde_json::to_string(&self.sources)),
+            self.version,
+        )
     }
 
     /// Whether `other` agrees in everything that is known here.
@@ -113,7 +125,8 @@ impl Manifest {
             })
     }
 
-    /// Lists the components in which `newer` differs from this manifest; open digests differ from nothing.
+    /// Lists the components in which `newer` differs from this manifest. An open digest may turn out to be any, so
+    /// it differs only from what is not there at all.
     pub fn differences(&self, newer: &Manifest) -> Vec<Difference> {
         let (old, new) = (self.components(), newer.components());
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -122,37 +135,42 @@ impl Manifest {
                 let open = |side: &BTreeMap<String, Json>| {
                     side.get(*key).is_some_and(|value| *value == open_digest())
                 };
-                old.get(*key) != new.get(*key) && !open(&old) && !open(&new)
+                let (before, after) = (old.get(*key), new.get(*key));
+                let both = before.is_some() && after.is_some();
+                before != after && !(both && (open(&old) || open(&new)))
             })
-            .map(|key| Difference {
-                key: key.clone(),
-                old: old.get(key).cloned(),
-                new: new.get(key).cloned(),
+            .map(|key| {
+                let shown = |value: Option<&Json>| match value {
+                    Some(value) if *value == open_digest() => Some(Json::from("not known yet")),
+                    value => value.cloned(),
+                };
+                Difference {
+                    key: key.clone(),
+                    old: shown(old.get(key)),
+                    new: shown(new.get(key)),
+                }
             })
             .collect()
     }
 
-    /// Returns how many components agree with `other`, to find the nearest earlier record.
-    pub fn agreement(&self, other: &Manifest) -> usize {
-        let theirs = other.components();
-        self.components()
-            .iter()
-            .filter(|(key, value)| theirs.get(*key) == Some(value))
-            .count()
+    /// Names an input among the components.
+    pub(super) fn input_key(port: &str, index: usize, count: usize) -> String {
+        if count == 1 {
+            format!("inputs.{port}")
+        } else {
+            format!("inputs.{port}[{index}]")
+        }
     }
 
-    fn components(&self) -> BTreeMap<String, Json> {
+    /// Returns the manifest in parts that can be compared and named.
+    pub(super) fn components(&self) -> BTreeMap<String, Json> {
         let mut components = BTreeMap::new();
         components.insert("version".to_owned(), Json::from(self.version));
         components.insert("manifest format".to_owned(), Json::from(self.format));
         flatten("params", &self.params, &mut components);
         for (port, items) in &self.inputs {
             for (index, item) in items.iter().enumerate() {
-                let key = if items.len() == 1 {
-                    format!("inputs.{port}")
-                } else {
-                    format!("inputs.{port}[{index}]")
-                };
+                let key = Self::input_key(port, index, items.len());
                 let digest = item
                     .digest
                     .map_or_else(open_digest, |digest| Json::from(digest.to_string()));
@@ -275,6 +293,22 @@ mod tests {
             ..base.clone()
         };
         assert_ne!(base.fingerprint(), newer.fingerprint());
+    }
+
+    #[test]
+    fn the_canonical_form_is_that_of_the_whole_manifest_as_json() {
+        let mut manifest = manifest(0.1, Some(Digest::of(b"a")));
+        manifest.environment = vec!["STYLE=\"x\"".to_owned()];
+        manifest.sources = [
+            ("code".to_owned(), None),
+            ("b\n".to_owned(), Some("c".to_owned())),
+        ]
+        .into();
+        let labels = [("seed".to_owned(), "1".to_owned())].into_iter().collect();
+        let labelled = ManifestInput::new(None, &labels);
+        manifest.inputs.insert("a port".to_owned(), vec![labelled]);
+        let whole = serde_json::to_value(&manifest).unwrap();
+        assert_eq!(manifest.canonical(), canonical_json(&whole));
     }
 
     #[test]

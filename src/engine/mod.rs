@@ -14,6 +14,7 @@ pub mod event;
 pub mod executor;
 pub mod fingerprint;
 pub mod graph;
+mod history;
 mod interpolate;
 mod matrix;
 pub mod overrides;

@@ -4,7 +4,7 @@
 //! the executor calls it again for each stage when everything upstream of it is known.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 use super::artifact::{Artifact, Digest};
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
+use super::history::History;
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
 use super::store::{Record, Store};
@@ -83,7 +84,17 @@ pub struct Planner<'a> {
     store: &'a Store,
     options: PlanOptions,
     base_folder: PathBuf,
-    history: OnceCell<Vec<Record>>,
+    history: OnceCell<(History, BTreeSet<&'a str>)>,
+    /// Stages whose unpinned sources were fetched by this run, and need no further look.
+    fetched: Vec<bool>,
+}
+
+/// What the store holds for a fingerprint.
+enum Found {
+    Nothing,
+    /// A result that cannot be used, and why.
+    Unusable(String),
+    Usable(Box<Record>, Vec<String>),
 }
 
 impl<'a> Planner<'a> {
@@ -95,7 +106,18 @@ impl<'a> Planner<'a> {
             options,
             base_folder: pipeline.base_folder(),
             history: OnceCell::new(),
+            fetched: vec![false; pipeline.stages.len()],
         }
+    }
+
+    /// Notes that the unpinned sources of a stage were fetched.
+    pub fn note_fetched(&mut self, stage: usize) {
+        self.fetched[stage] = true;
+    }
+
+    /// Whether [`Self::note_fetched`] was called for a stage.
+    pub fn was_fetched(&self, stage: usize) -> bool {
+        self.fetched[stage]
     }
 
     /// Decides about every stage with what is known before anything runs.
@@ -108,14 +130,7 @@ impl<'a> Planner<'a> {
         let mut known: Known = vec![None; plans.len()];
         let mut errors = Vec::new();
         for &stage in &self.pipeline.order {
-            let upstream: Vec<&StagePlan> = self
-                .pipeline
-                .graph
-                .needs(stage)
-                .into_iter()
-                .filter_map(|upstream| plans[upstream].as_ref())
-                .collect();
-            match self.decide(stage, &known, &upstream) {
+            match self.decide(stage, &known, &plans) {
                 Ok(plan) => {
                     known[stage] = plan.record.as_ref().map(|record| record.outputs.clone());
                     plans[stage] = Some(plan);
@@ -130,17 +145,19 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Decides about one stage. `upstream` are the plans of what it needs, for the causes.
+    /// Decides about one stage. `plans` are those made so far, by position, for the causes.
+    ///
+    /// # Errors
+    /// A source that is not there, or a result that may be there but cannot be read.
     pub fn decide(
         &self,
         stage: usize,
         known: &Known,
-        upstream: &[&StagePlan],
+        plans: &[Option<StagePlan>],
     ) -> Result<StagePlan, (String, StageError)> {
         let instance = &self.pipeline.stages[stage];
-        let manifest = self
-            .manifest(instance, known)
-            .map_err(|error| (instance.name.clone(), error))?;
+        let failed = |error: StageError| (instance.name.clone(), error);
+        let manifest = self.manifest(stage, known).map_err(failed)?;
         let mut plan = StagePlan {
             decision: Decision::Run,
             fingerprint: manifest.fingerprint(),
@@ -150,67 +167,34 @@ impl<'a> Planner<'a> {
             estimate: instance.stage.estimate(),
             notes: Vec::new(),
         };
-        let forced = self.options.rerun.get(stage).copied().unwrap_or(false);
-        if let Some(fingerprint) = plan.fingerprint {
-            self.look_up(&fingerprint, &mut plan);
-            if forced {
-                plan.record = None;
-                plan.causes = vec![cause(instance, "asked to run again")];
-            } else if plan.record.is_some() {
-                plan.decision = Decision::Cached;
-                return Ok(plan);
-            }
-        }
-        let nearest = self.nearest(instance, &plan.manifest);
-        if plan.fingerprint.is_none() {
-            if !forced && self.known_part_is_recorded(&plan.manifest) {
-                plan.decision = Decision::RunIf;
-            }
-            for cause in upstream.iter().flat_map(|plan| &plan.causes) {
-                if !plan.causes.contains(cause) {
-                    plan.causes.push(cause.clone());
+        let mut reason = None;
+        if self.options.rerun.get(stage).copied().unwrap_or(false) {
+            reason = Some("asked to run again".to_owned());
+        } else if let Some(fingerprint) = plan.fingerprint {
+            match self.look_up(&fingerprint).map_err(failed)? {
+                Found::Usable(record, notes) => {
+                    plan.decision = Decision::Cached;
+                    plan.record = Some(*record);
+                    plan.notes = notes;
+                    return Ok(plan);
                 }
-            }
-            for (key, _) in plan
-                .manifest
-                .sources
-                .iter()
-                .filter(|(_, digest)| digest.is_none())
-            {
-                plan.causes.push(cause(
-                    instance,
-                    &format!("source `{key}` was not fetched yet"),
-                ));
+                Found::Unusable(why) => reason = Some(why),
+                Found::Nothing => {}
             }
         }
-        if plan.decision == Decision::Run && !forced {
-            let own = match nearest {
-                Some(record) => record
-                    .manifest
-                    .differences(&plan.manifest)
-                    .into_iter()
-                    .map(|difference| Cause {
-                        stage: instance.name.clone(),
-                        key: difference.key,
-                        old: difference.old,
-                        new: difference.new,
-                    })
-                    .collect(),
-                None => vec![cause(instance, "no earlier result")],
-            };
-            let already: Vec<Cause> = std::mem::take(&mut plan.causes);
-            // A changed input is the effect of an upstream change that is listed by its own cause.
-            let upstream_known = !already.is_empty();
-            plan.causes.extend(
-                own.into_iter()
-                    .filter(|cause| !(upstream_known && cause.key.starts_with("inputs."))),
-            );
-            for cause in already {
-                if !plan.causes.contains(&cause) {
-                    plan.causes.push(cause);
-                }
-            }
+        let (history, present) = self.history.get_or_init(|| {
+            let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
+            (History::read(self.store), names.collect())
+        });
+        let nearest = history.nearest(&instance.name, &self.pipeline.name, &plan.manifest, present);
+        if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&plan.manifest)
+        {
+            plan.decision = Decision::RunIf;
         }
+        plan.causes = match reason {
+            Some(reason) => vec![cause(instance, &reason)],
+            None => causes(instance, &plan, nearest, plans),
+        };
         if let Some(record) = nearest.filter(|record| record.provenance.stage == instance.name) {
             plan.estimate.seconds = Some(record.provenance.seconds);
             plan.estimate.memory_bytes = Some(record.provenance.peak_memory_bytes);
@@ -218,38 +202,39 @@ impl<'a> Planner<'a> {
         Ok(plan)
     }
 
-    /// Takes the record of a fingerprint if it can be used.
-    fn look_up(&self, fingerprint: &Digest, plan: &mut StagePlan) {
+    /// Looks for a result that can be used.
+    fn look_up(&self, fingerprint: &Digest) -> Result<Found, StageError> {
+        let unreadable = |message: String| {
+            StageError::new(message).hint(
+                "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
+            )
+        };
         let mut record = match self.store.read_record(fingerprint) {
             Ok(Some(record)) => record,
-            Ok(None) => return,
-            Err(error) => {
-                plan.notes.push(error.to_string());
-                return;
-            }
+            Ok(None) => return Ok(Found::Nothing),
+            Err(error) if error.is_denied() => return Err(unreadable(error.to_string())),
+            Err(error) => return Ok(Found::Unusable(error.to_string())),
         };
-        if let Err(damage) = self.store.check_record(&mut record, self.options.paranoid) {
-            plan.notes.push(damage.to_string());
-            return;
+        match self.store.check_record(&mut record, self.options.paranoid) {
+            Ok(()) => {}
+            Err(damage) if damage.is_denied() => return Err(unreadable(damage.to_string())),
+            Err(damage) => return Ok(Found::Unusable(damage.to_string())),
         }
-        let ours = crate::engine::worker::numerics_class(&record.provenance.device);
-        if record.provenance.numerics != ours {
+        let mut notes = Vec::new();
+        let class = &record.provenance.numerics;
+        if *class != crate::engine::worker::numerics_class(&record.provenance.device) {
             if self.options.exact_numerics {
-                plan.notes.push(format!(
-                    "its result was computed as {}",
-                    record.provenance.numerics
-                ));
-                return;
+                return Ok(Found::Unusable(format!(
+                    "its result was computed as {class}"
+                )));
             }
-            plan.notes.push(format!(
-                "reuses a result computed as {}",
-                record.provenance.numerics
-            ));
+            notes.push(format!("reuses a result computed as {class}"));
         }
-        plan.record = Some(record);
+        Ok(Found::Usable(Box::new(record), notes))
     }
 
-    fn manifest(&self, instance: &Instance, known: &Known) -> Result<Manifest, StageError> {
+    fn manifest(&self, stage: usize, known: &Known) -> Result<Manifest, StageError> {
+        let instance = &self.pipeline.stages[stage];
         let inputs = instance.inputs.iter().map(|input| {
             let items = input
                 .items
@@ -267,7 +252,7 @@ impl<'a> Planner<'a> {
         let inputs = inputs.collect();
         let mut sources = BTreeMap::new();
         for source in instance.stage.sources() {
-            sources.insert(source.key.clone(), self.source_digest(&source)?);
+            sources.insert(source.key.clone(), self.source_digest(stage, &source)?);
         }
         Ok(Manifest {
             format: MANIFEST_FORMAT,
@@ -282,7 +267,11 @@ impl<'a> Planner<'a> {
 
     /// Returns the digest of a source: a local file's by its bytes, a pinned one's by its pin, another's by what
     /// it was when it was fetched.
-    fn source_digest(&self, param: &SourceParam) -> Result<Option<String>, StageError> {
+    fn source_digest(
+        &self,
+        stage: usize,
+        param: &SourceParam,
+    ) -> Result<Option<String>, StageError> {
         if let Some(path) = local_path(&param.source, &self.base_folder)? {
             let digest = self.store.digest_outside(&path, self.options.paranoid)?;
             return Ok(Some(format!("blake3:{digest}")));
@@ -290,43 +279,11 @@ impl<'a> Planner<'a> {
         if let Some(sha256) = &param.sha256 {
             return Ok(Some(format!("sha256:{sha256}")));
         }
-        if self.options.refresh {
+        if self.options.refresh && !self.fetched[stage] {
             return Ok(None);
         }
         let fetched = self.store.fetched_source(&param.source.to_string());
         Ok(fetched.map(|sha256| format!("sha256:{sha256}")))
-    }
-
-    fn history(&self) -> &[Record] {
-        self.history.get_or_init(|| self.store.read_records().0)
-    }
-
-    fn nearest(&self, instance: &Instance, manifest: &Manifest) -> Option<&Record> {
-        self.history()
-            .iter()
-            .filter(|record| record.manifest.kind == manifest.kind)
-            .max_by_key(|record| {
-                let provenance = &record.provenance;
-                let same_stage = provenance.stage == instance.name;
-                let same_pipeline = provenance.pipeline == self.pipeline.name;
-                (
-                    same_stage,
-                    same_pipeline,
-                    record.manifest.agreement(manifest),
-                    provenance.started.clone(),
-                )
-            })
-            // Another stage of the same kind is no earlier version of this one.
-            .filter(|record| {
-                record.provenance.stage == instance.name
-                    || record.manifest.differences(manifest).len() <= 2
-            })
-    }
-
-    fn known_part_is_recorded(&self, manifest: &Manifest) -> bool {
-        self.history()
-            .iter()
-            .any(|record| manifest.matches_known_part(&record.manifest))
     }
 }
 
@@ -335,6 +292,71 @@ impl<'a> Planner<'a> {
 pub struct PlanError {
     /// Stages with what is wrong.
     pub failures: Vec<(String, StageError)>,
+}
+
+/// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed
+/// inputs are so.
+fn causes(
+    instance: &Instance,
+    plan: &StagePlan,
+    nearest: Option<&Record>,
+    plans: &[Option<StagePlan>],
+) -> Vec<Cause> {
+    let mut own = Vec::new();
+    if plan.decision == Decision::Run {
+        let Some(record) = nearest else {
+            return vec![cause(instance, "no earlier result")];
+        };
+        own = record.manifest.differences(&plan.manifest);
+    }
+    let mut upstream: Vec<&Cause> = Vec::new();
+    for input in &instance.inputs {
+        let items = plan.manifest.inputs.get(&input.port);
+        for (index, item) in input.items.iter().enumerate() {
+            let Some(producer) = &plans[item.producer] else {
+                continue;
+            };
+            let key = Manifest::input_key(&input.port, index, input.items.len());
+            let open = items
+                .and_then(|items| items.get(index))
+                .is_none_or(|item| item.digest.is_none());
+            let changed = own.iter().position(|difference| {
+                difference.key == key && difference.old.is_some() && difference.new.is_some()
+            });
+            if producer.causes.is_empty() || (!open && changed.is_none()) {
+                continue;
+            }
+            upstream.extend(&producer.causes);
+            // Other bytes are the effect; what made the producer run is the cause.
+            if let Some(changed) = changed {
+                own.remove(changed);
+            }
+        }
+    }
+    let mut causes: Vec<Cause> = own
+        .into_iter()
+        .map(|difference| Cause {
+            stage: instance.name.clone(),
+            key: difference.key,
+            old: difference.old,
+            new: difference.new,
+        })
+        .collect();
+    let open_sources = plan.manifest.sources.iter();
+    for (key, _) in open_sources.filter(|(_, digest)| digest.is_none()) {
+        let reason = format!("source `{key}` was not fetched yet");
+        causes.push(cause(instance, &reason));
+    }
+    let mut seen = BTreeSet::new();
+    for cause in upstream {
+        if seen.insert((&cause.stage, &cause.key)) {
+            causes.push(cause.clone());
+        }
+    }
+    if causes.is_empty() {
+        causes.push(cause(instance, "no earlier result"));
+    }
+    causes
 }
 
 fn cause(instance: &Instance, reason: &str) -> Cause {

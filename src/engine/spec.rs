@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 use super::context::Labels;
-use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
+use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located};
 use super::graph::Graph;
 use super::interpolate::Scope;
@@ -156,7 +156,9 @@ impl Pipeline {
         let located = relocate_to_profiles(&document, &overrides.profiles, builder.errors);
         match pipeline {
             Some(mut pipeline) if located.is_empty() => {
-                pipeline.warnings = document.locate(builder.warnings);
+                let warnings =
+                    relocate_to_profiles(&document, &overrides.profiles, builder.warnings);
+                pipeline.warnings = document.locate(warnings);
                 Ok(pipeline)
             }
             _ => Err(Box::new(document.invalid(located))),
@@ -214,43 +216,57 @@ impl Pipeline {
     }
 }
 
-/// A value that a profile gives is shown where the profile gives it.
+/// What a profile gives is shown where the profile gives it.
 fn relocate_to_profiles(
     document: &Document,
     profiles: &[String],
-    errors: Vec<Diagnostic>,
+    mut diagnostics: Vec<Diagnostic>,
 ) -> Vec<Diagnostic> {
-    if profiles.is_empty() || errors.is_empty() {
-        return errors;
+    if profiles.is_empty() || diagnostics.is_empty() {
+        return diagnostics;
     }
     let Ok(root) = document.parse() else {
-        return errors;
+        return diagnostics;
     };
-    errors
-        .into_iter()
-        .map(|mut error| {
-            for profile in profiles.iter().rev() {
-                let path = Path::of(["profiles", profile]).join(&error.path);
-                if !error.path.0.is_empty() && exists(&root, &path) {
-                    error.path = path;
-                    break;
-                }
-            }
-            error
-        })
-        .collect()
+    for diagnostic in &mut diagnostics {
+        let path = &diagnostic.path;
+        let in_file = depth(&root, path);
+        let found = profiles.iter().rev().find_map(|profile| {
+            let prefix = Path::of(["profiles", profile]);
+            let in_profile = depth(&root, &prefix.join(path)).checked_sub(prefix.0.len())?;
+            let deeper = in_profile > in_file || in_profile == path.0.len();
+            (in_profile > 0 && (deeper || is_replaced(&root, profile, path)))
+                .then(|| prefix.join(path))
+        });
+        if let Some(found) = found {
+            diagnostic.path = found;
+        }
+    }
+    diagnostics
 }
 
-fn exists(root: &Value, path: &Path) -> bool {
-    use super::diagnostic::Segment;
-    path.0
-        .iter()
-        .try_fold(root, |value, segment| match (value, segment) {
+/// Whether a profile gives the stage that `path` is in another kind: nothing of it is in the file's stage.
+fn is_replaced(root: &Value, profile: &str, path: &Path) -> bool {
+    let [Segment::Key(stages), Segment::Key(stage), ..] = path.0.as_slice() else {
+        return false;
+    };
+    let kind = root.get(["profiles", profile, stages, stage, "kind"]);
+    stages == "stages" && kind.is_some() && kind != root.get([stages.as_str(), stage, "kind"])
+}
+
+/// Returns how many segments of `path` exist.
+fn depth(root: &Value, path: &Path) -> usize {
+    let mut value = root;
+    for (depth, segment) in path.0.iter().enumerate() {
+        let next = match (value, segment) {
             (Value::Map(map), Segment::Key(key)) => map.get(key),
             (Value::List(list), Segment::Index(index)) => list.get(*index),
             _ => None,
-        })
-        .is_some()
+        };
+        let Some(next) = next else { return depth };
+        value = next;
+    }
+    path.0.len()
 }
 
 struct Builder<'a> {
@@ -298,13 +314,20 @@ impl Builder<'_> {
         let mut drafts = Vec::new();
         for (name, body) in stages {
             let path = Path::of(["stages", name]);
-            if let Some(template) = self.template(name, body, path, &scope, &mut drafts) {
+            let drafted = drafts.len();
+            if let Some(template) = self.template(name, body, path.clone(), &scope, &mut drafts) {
                 templates.insert(name.clone(), template);
+            } else if drafts.len() == drafted
+                && let Some(inputs) = body.get(["inputs"])
+            {
+                // What `${}` gives here is reported by the stage itself, if it came so far.
+                let path = path.key("inputs");
+                let inputs = scope.resolve(inputs, &path, &mut Vec::new());
+                wiring::check_names(&inputs, &path, stages, &mut self.errors);
             }
         }
         self.unused_params(params, &scope, &used);
-        let all_read = templates.len() == stages.len();
-        let stages = wiring::wire(drafts, &templates, all_read, &mut self.errors);
+        let stages = wiring::wire(drafts, &templates, stages, &mut self.errors);
         let edges: Vec<(usize, usize)> = stages
             .iter()
             .enumerate()
@@ -367,7 +390,12 @@ impl Builder<'_> {
         let matrix = body
             .get("matrix")
             .map(|matrix| scope.resolve(matrix, &matrix_path, &mut self.errors));
-        let combinations = matrix::expand(matrix.as_ref(), &matrix_path, &mut self.errors);
+        let before_matrix = self.errors.len();
+        let mut combinations = matrix::expand(matrix.as_ref(), &matrix_path, &mut self.errors);
+        if self.errors.len() > before_matrix {
+            // Instances of a broken matrix would only report what follows from it.
+            combinations.clear();
+        }
         let mut template = Template {
             path: path.clone(),
             axes: IndexMap::new(),
@@ -434,12 +462,11 @@ impl Builder<'_> {
             body.get(key)
                 .map(|value| scope.resolve(value, &path.key(key), &mut builder.errors))
         };
-        let params = resolved(self, "params").unwrap_or(Value::Map(Map::new()));
-        let params = if params == Value::Null {
-            Value::Map(Map::new())
-        } else {
-            params
+        let params = match resolved(self, "params") {
+            None | Some(Value::Null) => Value::Map(Map::new()),
+            Some(params) => params,
         };
+        let params_are_known = self.errors.len() == known;
         let inputs = match resolved(self, "inputs") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Map(map)) => map,
@@ -455,38 +482,30 @@ impl Builder<'_> {
             }
         };
         let retries = resolved(self, "retries");
-        let retries = self.number(retries, &path.key("retries"), "retries", 0.0)?;
-        let timeout = match resolved(self, "timeout") {
-            None => None,
-            some => Some(self.number(some, &path.key("timeout"), "timeout", 0.0)?),
-        };
+        let retries = self.retries(retries, &path.key("retries"));
+        let timeout = resolved(self, "timeout");
+        let timeout = self.timeout(timeout, &path.key("timeout"));
         let description = match body.get("description") {
             None => String::new(),
             Some(value) => self.text(value, &path.key("description"), "description"),
         };
+        let raw_params = params.to_json();
+        let stage = if params_are_known {
+            self.stage(template, kind, &raw_params, &path.key("params"))
+        } else {
+            None
+        };
+        let default = stage.as_ref().map(|stage| stage.resources());
+        let resources = resolved(self, "resources");
+        let resources = self.resources(
+            resources,
+            default.unwrap_or_default(),
+            &path.key("resources"),
+        );
         if self.errors.len() > known {
             return None;
         }
-        let raw_params = params.to_json();
-        let stage = match (kind.parse)(&raw_params) {
-            Ok(stage) => stage,
-            Err(problems) => {
-                for problem in problems {
-                    let path = path.key("params").join(&problem.path);
-                    let error =
-                        Diagnostic::error(path, format!("stage `{template}`: {}", problem.message));
-                    let error = if problem.at_key {
-                        error.at_key()
-                    } else {
-                        error
-                    };
-                    self.errors.push(error.maybe_hint(problem.hint));
-                }
-                return None;
-            }
-        };
-        let resources = resolved(self, "resources");
-        let resources = self.resources(resources, stage.resources(), &path.key("resources"));
+        let stage = stage?;
         let name = if axes.is_empty() {
             template.to_owned()
         } else {
@@ -508,11 +527,35 @@ impl Builder<'_> {
                 stage,
                 inputs: Vec::new(),
                 resources,
-                retries: retries as u32,
+                retries,
                 timeout,
                 description,
             },
         })
+    }
+
+    fn stage(
+        &mut self,
+        template: &str,
+        kind: StageKind,
+        params: &Json,
+        path: &Path,
+    ) -> Option<Box<dyn Stage>> {
+        let problems = match (kind.parse)(params) {
+            Ok(stage) => return Some(stage),
+            Err(problems) => problems,
+        };
+        for problem in problems {
+            let message = format!("stage `{template}`: {}", problem.message);
+            let error = Diagnostic::error(path.join(&problem.path), message);
+            let error = if problem.at_key {
+                error.at_key()
+            } else {
+                error
+            };
+            self.errors.push(error.maybe_hint(problem.hint));
+        }
+        None
     }
 
     fn resources(&mut self, value: Option<Value>, default: Resources, path: &Path) -> Resources {
@@ -548,7 +591,10 @@ impl Builder<'_> {
                 },
                 ("cpus" | "gpus", _) => self.errors.push(Diagnostic::error(
                     path,
-                    format!("`{key}` must be a whole number, found `{value}`"),
+                    format!(
+                        "`{key}` must be a whole number{}, found `{value}`",
+                        if key == "cpus" { " above 0" } else { "" }
+                    ),
                 )),
                 _ => self.errors.push(
                     Diagnostic::error(path, format!("unknown resource `{key}`"))
@@ -560,28 +606,37 @@ impl Builder<'_> {
         resources
     }
 
-    fn number(
-        &mut self,
-        value: Option<Value>,
-        path: &Path,
-        what: &str,
-        default: f64,
-    ) -> Option<f64> {
-        let number = match &value {
-            None | Some(Value::Null) => return Some(default),
+    fn retries(&mut self, value: Option<Value>, path: &Path) -> u32 {
+        let retries = match &value {
+            None | Some(Value::Null) => Some(0),
+            Some(Value::Integer(number)) => u32::try_from(*number).ok(),
+            Some(_) => None,
+        };
+        retries.unwrap_or_else(|| {
+            self.unfit(value, path, "`retries` must be a whole number");
+            0
+        })
+    }
+
+    fn timeout(&mut self, value: Option<Value>, path: &Path) -> Option<f64> {
+        let seconds = match &value {
+            None | Some(Value::Null) => return None,
             Some(Value::Integer(number)) => *number as f64,
             Some(Value::Float(number)) => *number,
-            Some(_) => -1.0,
+            Some(_) => 0.0,
         };
-        if number < 0.0 {
-            let found = value.map(|value| value.to_string()).unwrap_or_default();
-            self.errors.push(Diagnostic::error(
-                path.clone(),
-                format!("`{what}` must be a number that is not negative, found `{found}`"),
-            ));
-            return None;
+        if seconds <= 0.0 {
+            self.unfit(value, path, "`timeout` must be a number of seconds above 0");
         }
-        Some(number)
+        Some(seconds)
+    }
+
+    fn unfit(&mut self, value: Option<Value>, path: &Path, expected: &str) {
+        let found = value.unwrap_or(Value::Null);
+        self.errors.push(Diagnostic::error(
+            path.clone(),
+            format!("{expected}, found `{found}`"),
+        ));
     }
 
     fn map<'a>(&mut self, value: Option<&'a Value>, path: &Path, what: &str) -> Option<&'a Map> {

@@ -9,16 +9,16 @@ use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::reference::{Reference, Selection, is_name};
 use super::spec::{Draft, InputItem, Instance, PortInput, Template};
 use super::stage::{Output, Port};
-use super::value::Value;
+use super::value::{Map, Value};
 
 /// Resolves the inputs of every draft.
 ///
-/// `complete` says that every stage of the file could be read; if not, references to unknown stages are
-/// not reported, since the stage may be there but broken.
+/// `names` are all stages of the file, those that could not be read with them: a reference to a broken stage is
+/// no further error.
 pub(super) fn wire(
     drafts: Vec<Draft>,
     templates: &IndexMap<String, Template>,
-    complete: bool,
+    names: &Map,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Instance> {
     let outputs: Vec<Vec<Output>> = drafts
@@ -39,7 +39,7 @@ pub(super) fn wire(
         templates,
         outputs: &outputs,
         lookup: &lookup,
-        complete,
+        names,
     };
     drafts
         .into_iter()
@@ -56,7 +56,7 @@ struct Wiring<'a> {
     templates: &'a IndexMap<String, Template>,
     outputs: &'a [Vec<Output>],
     lookup: &'a BTreeMap<&'a str, BTreeMap<Vec<&'a str>, usize>>,
-    complete: bool,
+    names: &'a Map,
 }
 
 /// The consumer of a reference, for messages.
@@ -167,11 +167,15 @@ impl Wiring<'_> {
         };
         let known = errors.len();
         let mut items = Vec::new();
+        let mut complete = true;
         for (path, reference) in references {
             match reference.as_str().map(Reference::parse) {
                 Some(Ok(reference)) => {
                     let consumer = Consumer { path, ..*consumer };
-                    items.extend(self.reference(&consumer, &reference, errors));
+                    match self.reference(&consumer, &reference, errors) {
+                        Some(found) => items.extend(found),
+                        None => complete = false,
+                    }
                 }
                 Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
                 None => errors.push(
@@ -181,6 +185,9 @@ impl Wiring<'_> {
             }
         }
         let count = items.len();
+        if !complete {
+            return items;
+        }
         if errors.len() == known && !port.arity.is_list() && count != 1 {
             errors.push(
                 Diagnostic::error(
@@ -204,30 +211,18 @@ impl Wiring<'_> {
         items
     }
 
+    /// Resolves one reference; `None` if it is wrong, or its stage is.
     fn reference(
         &self,
         consumer: &Consumer<'_>,
         reference: &Reference,
         errors: &mut Vec<Diagnostic>,
-    ) -> Vec<InputItem> {
+    ) -> Option<Vec<InputItem>> {
         let Some(template) = self.templates.get(&reference.stage) else {
-            if self.complete {
-                errors.push(
-                    Diagnostic::error(
-                        consumer.path.clone(),
-                        format!("no stage `{}`", reference.stage),
-                    )
-                    .maybe_hint(did_you_mean(
-                        &reference.stage,
-                        self.templates.keys().map(String::as_str),
-                    )),
-                );
-            }
-            return Vec::new();
+            errors.extend(unknown_stage(&consumer.path, reference, self.names));
+            return None;
         };
-        let Some(choices) = choices(consumer, reference, template, errors) else {
-            return Vec::new();
-        };
+        let choices = choices(consumer, reference, template, errors)?;
         let instances = &self.lookup[reference.stage.as_str()];
         let mut combinations: Vec<Vec<&str>> = vec![Vec::new()];
         for values in choices.values() {
@@ -257,9 +252,7 @@ impl Wiring<'_> {
                 }
                 continue;
             };
-            let Some(output) = self.output(consumer, reference, producer, errors) else {
-                return Vec::new();
-            };
+            let output = self.output(consumer, reference, producer, errors)?;
             let mut labels: Labels = template
                 .axes
                 .keys()
@@ -277,7 +270,7 @@ impl Wiring<'_> {
                 labels,
             });
         }
-        items
+        Some(items)
     }
 
     fn output(
@@ -348,6 +341,40 @@ impl Wiring<'_> {
     }
 }
 
+/// Checks the references of a stage that is broken otherwise, as far as that is possible: whether there are such
+/// stages.
+pub(super) fn check_names(inputs: &Value, path: &Path, names: &Map, errors: &mut Vec<Diagnostic>) {
+    for (port, value) in inputs.as_map().into_iter().flatten() {
+        let path = path.key(port);
+        let references: Vec<(Path, &Value)> = match value {
+            Value::List(list) => list
+                .iter()
+                .enumerate()
+                .map(|(index, item)| (path.index(index), item))
+                .collect(),
+            one => vec![(path, one)],
+        };
+        for (path, reference) in references {
+            match reference.as_str().map(Reference::parse) {
+                Some(Ok(reference)) => errors.extend(unknown_stage(&path, &reference, names)),
+                Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
+                None => {}
+            }
+        }
+    }
+}
+
+fn unknown_stage(path: &Path, reference: &Reference, names: &Map) -> Option<Diagnostic> {
+    if names.contains_key(&reference.stage) {
+        return None;
+    }
+    let error = Diagnostic::error(path.clone(), format!("no stage `{}`", reference.stage));
+    Some(error.maybe_hint(did_you_mean(
+        &reference.stage,
+        names.keys().map(String::as_str),
+    )))
+}
+
 /// Returns the values that each axis of the referenced stage takes.
 fn choices(
     consumer: &Consumer<'_>,
@@ -371,6 +398,9 @@ fn choices(
                     .unwrap_or_else(|| format!("`{}` has no matrix", reference.stage)),
             ),
         );
+    }
+    if errors.len() > known {
+        return None;
     }
     let mut choices = IndexMap::new();
     for (axis, values) in &template.axes {

@@ -19,7 +19,7 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::plan::local_path;
 use super::stage::{Registry, SourceParam, Stage, StageError, find_kind};
-use super::store::{Lock, LockState, Provenance, Record, Store};
+use super::store::{Lock, LockState, ObjectStat, Provenance, Record, Store};
 use crate::sources::{self, FetchOptions, Source, SourceError};
 
 /// One stage to run, with everything that the worker needs to know.
@@ -209,7 +209,8 @@ impl Reporter for Events {
     }
 
     fn command_group(&mut self, group: i32) {
-        self.1.store(group, Ordering::SeqCst);
+        // What a command leaves in the background ends with it: it could still write to the outputs.
+        kill_group(self.1.swap(group, Ordering::SeqCst));
         self.send(&WorkerEvent::CommandGroup { group });
     }
 }
@@ -245,7 +246,7 @@ impl Worker<'_> {
         })?;
         match &self.job.task {
             Task::Fetch => {
-                self.fetch_sources(stage.as_ref())?;
+                self.fetch_sources(stage.as_ref(), None)?;
                 Ok(WorkerEvent::Fetched)
             }
             Task::Run {
@@ -266,8 +267,9 @@ impl Worker<'_> {
         let _lock = self.lock(fingerprint)?;
         // The record counts only after the lock: another process may have finished while we waited.
         let mut earlier = self.store.read_record(fingerprint).ok().flatten();
+        // Every byte is read: this stage may run because a consumer found what file times do not show.
         if let Some(record) = &mut earlier
-            && self.store.check_record(record, false).is_err()
+            && self.store.check_record(record, true).is_err()
         {
             earlier = None;
         }
@@ -282,11 +284,13 @@ impl Worker<'_> {
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let scratch = self.store.scratch_path(fingerprint);
         sweep_dead_tries(&scratch)?;
-        let try_folder = scratch.join(format!("try-{}", std::process::id()));
-        fs_err::create_dir_all(&try_folder)?;
+        // Removed however the try ends; checkpoints stay for the next one.
+        let try_folder = TryFolder::make(&scratch)?;
+        let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
+        let sources = self.fetch_sources(stage, Some(manifest))?;
         let mut ctx = RunContext {
-            inputs: self.lay_out_inputs(&try_folder)?,
-            sources: self.fetch_sources(stage)?,
+            inputs,
+            sources,
             checkpoints: scratch.join("checkpoints"),
             source_cache: self.store.sources_path(),
             base_folder: self.job.base_folder.clone(),
@@ -294,16 +298,16 @@ impl Worker<'_> {
             threads: self.job.threads,
             cancelled: Arc::clone(&self.cancelled),
             reporter: Box::new(self.events.clone()),
-            try_folder: try_folder.clone(),
+            try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {
-            // Checkpoints stay for the next try; what this one wrote does not.
-            let _ = fs_err::remove_dir_all(&try_folder);
-            return Err(error.into());
+            return Err(self.explain_full_disk(error).into());
         }
+        self.check_inputs_unchanged(&watched)?;
+        self.check_local_sources(stage, manifest, "changed while the stage ran")?;
         let (outputs, stats) = self
             .store
-            .commit_outputs(&try_folder.join("outputs"), &stage.outputs())?;
+            .commit_outputs(&try_folder.0.join("outputs"), &stage.outputs())?;
         let usage = usage();
         let mut record = Record {
             fingerprint: *fingerprint,
@@ -331,6 +335,7 @@ impl Worker<'_> {
         } else {
             self.store.write_record(&record)?;
         }
+        drop(try_folder);
         let _ = fs_err::remove_dir_all(&scratch);
         Ok(WorkerEvent::Done {
             record: Box::new(record),
@@ -367,16 +372,24 @@ impl Worker<'_> {
         }
     }
 
-    fn lay_out_inputs(&self, try_folder: &Path) -> Result<BTreeMap<String, Vec<Input>>, Failure> {
-        let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
+    /// Lays out the inputs, every byte of them checked, and returns them with what to watch.
+    fn lay_out_inputs(&self, try_folder: &Path) -> Result<(Inputs, Vec<Watched>), Failure> {
+        let mut inputs = Inputs::new();
+        let mut watched = Vec::new();
         for input in &self.job.inputs {
             for file in &input.artifact.files {
-                self.store
-                    .check_object(&file.digest)
-                    .map_err(|damage| Failure::Damaged {
-                        artifact: input.artifact.digest,
-                        message: damage.to_string(),
-                    })?;
+                let stat =
+                    self.store
+                        .check_object(&file.digest)
+                        .map_err(|damage| Failure::Damaged {
+                            artifact: input.artifact.digest,
+                            message: damage.to_string(),
+                        })?;
+                watched.push(Watched {
+                    port: input.port.clone(),
+                    digest: file.digest,
+                    stat,
+                });
             }
             let port = inputs.entry(input.port.clone()).or_default();
             let folder = try_folder
@@ -397,16 +410,83 @@ impl Worker<'_> {
                 labels: input.labels.iter().cloned().collect::<Labels>(),
             });
         }
-        Ok(inputs)
+        Ok((inputs, watched))
     }
 
-    fn fetch_sources(&self, stage: &dyn Stage) -> Result<BTreeMap<String, PathBuf>, StageError> {
-        let mut paths = BTreeMap::new();
+    /// A program that met a full disk may have said so only in its log, which could not be written either.
+    fn explain_full_disk(&self, error: StageError) -> StageError {
+        const LITTLE: u64 = 64 << 10;
+        let free = rustix::fs::statvfs(self.store.root()).map(|disk| disk.f_bavail * disk.f_frsize);
+        match error {
+            StageError::Failed { message, .. } if free.is_ok_and(|free| free < LITTLE) => {
+                let root = self.store.root().display();
+                StageError::new(format!("{message} (no space left on the disk of {root})"))
+                    .hint("free some space, or choose a store on another disk with `--store DIR`")
+            }
+            other => other,
+        }
+    }
+
+    /// A result made from inputs that changed meanwhile would be a wrong one.
+    fn check_inputs_unchanged(&self, watched: &[Watched]) -> Result<(), StageError> {
+        for input in watched {
+            let glance = self
+                .store
+                .glance_at_object(&input.digest, Some(&input.stat));
+            if let Err(damage) = glance {
+                return Err(StageError::new(format!(
+                    "input `{}` changed while the stage ran: {damage}",
+                    input.port
+                ))
+                .hint("inputs belong to the store: a stage must not write to them"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the local files that the stage reads with what its fingerprint was made of.
+    fn check_local_sources(
+        &self,
+        stage: &dyn Stage,
+        manifest: &Manifest,
+        how: &str,
+    ) -> Result<(), StageError> {
         for param in stage.sources() {
+            let Some(path) = local_path(&param.source, &self.job.base_folder)? else {
+                continue;
+            };
+            let digest = format!("blake3:{}", self.store.digest_outside(&path, false)?);
+            let planned = manifest.sources.get(&param.key).and_then(Option::as_ref);
+            if planned != Some(&digest) {
+                return Err(StageError::new(format!("source `{}` {how}", param.key))
+                    .hint("give the same command again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the sources available; those of a run are exactly what its manifest says.
+    fn fetch_sources(
+        &self,
+        stage: &dyn Stage,
+        manifest: Option<&Manifest>,
+    ) -> Result<BTreeMap<String, PathBuf>, StageError> {
+        if let Some(manifest) = manifest {
+            self.check_local_sources(stage, manifest, "changed since the stage was planned")?;
+        }
+        let mut paths = BTreeMap::new();
+        for mut param in stage.sources() {
+            let planned = manifest.and_then(|manifest| manifest.sources.get(&param.key)?.as_ref());
             let path = match local_path(&param.source, &self.job.base_folder)? {
                 Some(folder) if folder.is_dir() => folder,
                 Some(file) => self.fetch(&Source::File(file), &param)?,
-                None => self.fetch(&param.source, &param)?,
+                None => {
+                    let pinned = planned.and_then(|digest| digest.strip_prefix("sha256:"));
+                    if let Some(pinned) = pinned {
+                        param.sha256 = Some(pinned.parse()?);
+                    }
+                    self.fetch(&param.source, &param)?
+                }
             };
             paths.insert(param.key, path);
         }
@@ -441,13 +521,46 @@ impl Worker<'_> {
     }
 }
 
+type Inputs = BTreeMap<String, Vec<Input>>;
+
+/// A file of an input, as it was when the stage started.
+struct Watched {
+    port: String,
+    digest: Digest,
+    stat: ObjectStat,
+}
+
+/// The folder of one try; it goes with the value.
+struct TryFolder(PathBuf);
+
+impl TryFolder {
+    fn make(scratch: &Path) -> std::io::Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("try-")
+            .tempdir_in(scratch)?;
+        Ok(Self(folder.keep()))
+    }
+}
+
+impl Drop for TryFolder {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next try.
+        let _ = fs_err::remove_dir_all(&self.0);
+        if let Some(scratch) = self.0.parent() {
+            // Only if it is empty: a checkpoint stays.
+            let _ = fs_err::remove_dir(scratch);
+        }
+    }
+}
+
 /// Removes what killed tries left; whoever calls holds the lock, so no try is alive.
 fn sweep_dead_tries(scratch: &Path) -> Result<(), StageError> {
     fs_err::create_dir_all(scratch)?;
     for entry in fs_err::read_dir(scratch)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with("try-") {
-            fs_err::remove_dir_all(entry.path())?;
+            // A command that is dying still may write there; its folder then waits for the next sweep.
+            let _ = fs_err::remove_dir_all(entry.path());
         }
     }
     Ok(())

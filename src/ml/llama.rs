@@ -1,6 +1,5 @@
 //! The LLaMA architecture (Touvron et al. 2023): pre-norm blocks of causal attention and SwiGLU.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -8,13 +7,25 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::adapter::{Adapter, AdapterError};
 use super::config::LlamaConfig;
 use super::kernels::attention::Attention;
-use super::kernels::linear::{DropoutMask, linear, lora_linear};
+use super::kernels::linear::linear;
 use super::kernels::rms_norm::rms_norm;
 use super::kernels::rope::Rope;
 use super::kernels::swiglu::swiglu;
-use super::kernels::token_log_probs::{IGNORED, TokenLogProbs, token_log_probs};
+use super::kernels::token_log_probs::{TokenLogProbs, token_log_probs};
 use super::parameters::{ParameterError, Parameters, Weights};
-use crate::random::Stream;
+
+mod batch;
+mod init;
+mod projection;
+#[cfg(test)]
+mod tests;
+
+pub use batch::TokenBatch;
+pub use init::init;
+use init::{EMBEDDING, HEAD, NORM};
+pub use projection::DropoutKey;
+pub(super) use projection::Projection;
+use projection::Update;
 
 /// Why a model could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -56,86 +67,6 @@ pub enum Training<'a> {
     Adapter(&'a Adapter),
 }
 
-/// Rows of tokens of different length on one time axis.
-#[derive(Debug, Clone)]
-pub struct TokenBatch {
-    tokens: Vec<u32>,
-    time: usize,
-    spans: Arc<[Range<usize>]>,
-}
-
-impl TokenBatch {
-    /// Starts all rows at time 0 and fills their ends with token 0, which nothing sees.
-    pub fn right_padded<R: AsRef<[u32]>>(rows: &[R]) -> Self {
-        Self::padded(rows, |_, _| 0)
-    }
-
-    /// Ends all rows at the same time and fills their starts with token 0, which nothing sees.
-    pub fn left_padded<R: AsRef<[u32]>>(rows: &[R]) -> Self {
-        Self::padded(rows, |time, length| time - length)
-    }
-
-    fn padded<R: AsRef<[u32]>>(rows: &[R], start: impl Fn(usize, usize) -> usize) -> Self {
-        let time = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
-        let mut tokens = vec![0; rows.len() * time];
-        let spans = rows
-            .iter()
-            .enumerate()
-            .map(|(index, row)| {
-                let row = row.as_ref();
-                let start = start(time, row.len());
-                tokens[index * time + start..][..row.len()].copy_from_slice(row);
-                start..start + row.len()
-            })
-            .collect();
-        Self {
-            tokens,
-            time,
-            spans,
-        }
-    }
-
-    /// Returns the number of rows.
-    pub fn rows(&self) -> usize {
-        self.spans.len()
-    }
-
-    /// Returns the length of the time axis.
-    pub fn time(&self) -> usize {
-        self.time
-    }
-
-    /// Returns where each row's tokens lie.
-    pub fn spans(&self) -> &[Range<usize>] {
-        &self.spans
-    }
-
-    /// Returns the tokens, row by row, with padding: rows x time.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// Returns, at each place, the token that follows it in its row, or [`IGNORED`]: rows x time.
-    pub fn next_tokens(&self) -> Vec<u32> {
-        let mut next = vec![IGNORED; self.tokens.len()];
-        for (row, span) in self.spans.iter().enumerate() {
-            for time in span.start..span.end.saturating_sub(1) {
-                next[row * self.time + time] = self.tokens[row * self.time + time + 1];
-            }
-        }
-        next
-    }
-}
-
-/// Which dropout masks a forward pass in training uses.
-#[derive(Debug, Clone)]
-pub struct DropoutKey {
-    /// The training's stream for dropout.
-    pub stream: Stream,
-    /// A number of its own for each forward pass (the step, or step and micro-batch).
-    pub counter: u64,
-}
-
 /// A LLaMA model. Clones share weights.
 #[derive(Debug, Clone)]
 pub struct Llama {
@@ -169,191 +100,6 @@ pub(super) struct Parts<'a> {
     pub(super) norm: &'a Tensor,
     pub(super) head: &'a Tensor,
     pub(super) rope: &'a Rope,
-}
-
-/// A linear layer without bias, with or without a low-rank update.
-#[derive(Debug, Clone)]
-pub(super) struct Projection {
-    pub(super) weight: Tensor,
-    pub(super) update: Option<Update>,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Update {
-    module: String,
-    pub(super) a: Tensor,
-    pub(super) b: Tensor,
-    pub(super) scale: f64,
-    dropout: f64,
-}
-
-impl Projection {
-    fn forward(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
-        let Some(update) = &self.update else {
-            return Ok(linear(x, &self.weight)?);
-        };
-        let mask = dropout
-            .filter(|_| update.dropout > 0.0)
-            .map(|key| dropout_mask(update, key, x.elem_count()));
-        Ok(lora_linear(
-            x,
-            &self.weight,
-            &update.a,
-            &update.b,
-            update.scale,
-            mask,
-        )?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            weight: self.weight.detach(),
-            update: self.update.as_ref().map(|update| Update {
-                a: update.a.detach(),
-                b: update.b.detach(),
-                ..update.clone()
-            }),
-        }
-    }
-}
-
-/// Draws which of `elements` inputs are kept: 16 random bits for each, in blocks with their own counters.
-fn dropout_mask(update: &Update, key: &DropoutKey, elements: usize) -> DropoutMask {
-    use rayon::prelude::*;
-    const WORDS: usize = 512;
-    let stream = key
-        .stream
-        .child(&update.module)
-        .child(&key.counter.to_string());
-    let dropped = (update.dropout * 65536.0).round() as u64;
-    let mut kept = vec![0u64; elements.div_ceil(64)];
-    kept.par_chunks_mut(WORDS)
-        .enumerate()
-        .for_each(|(block, words)| {
-            let mut draws = stream.at(block as u64);
-            // One uniform draw has 53 random bits: three numbers of 16.
-            let mut left = 0;
-            let mut bits = 0u64;
-            for word in words {
-                for bit in 0..64 {
-                    if left == 0 {
-                        bits = (draws.uniform() * (1u64 << 53) as f64) as u64;
-                        left = 3;
-                    }
-                    *word |= u64::from(bits & 0xffff >= dropped) << bit;
-                    bits >>= 16;
-                    left -= 1;
-                }
-            }
-        });
-    DropoutMask {
-        kept,
-        scale: (1.0 / (1.0 - dropped as f64 / 65536.0)) as f32,
-    }
-}
-
-impl LlamaConfig {
-    /// Checks that the numbers describe a model.
-    pub fn check(&self) -> Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_layers", self.num_layers),
-            ("num_heads", self.num_heads),
-            ("num_kv_heads", self.num_kv_heads),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        let reason = if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            format!("`{name}` is 0")
-        } else if !self.hidden_size.is_multiple_of(self.num_heads) || self.head_size() % 2 != 0 {
-            format!(
-                "`hidden_size` {} over `num_heads` {} is not an even head size",
-                self.hidden_size, self.num_heads
-            )
-        } else if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            format!(
-                "`num_kv_heads` {} does not divide `num_heads` {}",
-                self.num_kv_heads, self.num_heads
-            )
-        } else if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
-            format!("`rope_theta` is {}", self.rope_theta)
-        } else if !(self.rms_norm_eps >= 0.0 && self.rms_norm_eps.is_finite()) {
-            format!("`rms_norm_eps` is {}", self.rms_norm_eps)
-        } else {
-            return Ok(());
-        };
-        Err(LlamaError::Config { reason })
-    }
-
-    /// Returns the names and shapes of all weights, in name order.
-    pub fn shapes(&self) -> std::collections::BTreeMap<String, Vec<usize>> {
-        let hidden = self.hidden_size;
-        let kv = self.num_kv_heads * self.head_size();
-        let wide = self.intermediate_size;
-        let mut shapes = std::collections::BTreeMap::from([
-            (EMBEDDING.to_owned(), vec![self.vocab_size, hidden]),
-            (NORM.to_owned(), vec![hidden]),
-        ]);
-        if !self.tie_word_embeddings {
-            shapes.insert(HEAD.to_owned(), vec![self.vocab_size, hidden]);
-        }
-        for layer in 0..self.num_layers {
-            let parts: [(&str, Vec<usize>); 9] = [
-                ("input_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![hidden, hidden]),
-                ("self_attn.k_proj", vec![kv, hidden]),
-                ("self_attn.v_proj", vec![kv, hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("mlp.gate_proj", vec![wide, hidden]),
-                ("mlp.up_proj", vec![wide, hidden]),
-                ("mlp.down_proj", vec![hidden, wide]),
-            ];
-            for (part, shape) in parts {
-                shapes.insert(format!("model.layers.{layer}.{part}.weight"), shape);
-            }
-        }
-        shapes
-    }
-}
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// Draws initial weights.
-///
-/// Norms are one; the embedding (and an untied head) is `N(0, 0.05)`; projections are `N(0, s)` with
-/// `s = 0.04 sqrt(128 / hidden_size)`, those that write to the residual stream divided by
-/// `sqrt(2 num_layers)` (Radford et al. 2019, section 2.3).
-pub fn init(config: &LlamaConfig, stream: &Stream, device: &Device) -> Result<Weights> {
-    config.check()?;
-    let projection = 0.04 * (128.0 / config.hidden_size as f64).sqrt();
-    let residual = projection / (2.0 * config.num_layers as f64).sqrt();
-    config
-        .shapes()
-        .into_iter()
-        .map(|(name, shape)| {
-            let elements = shape.iter().product();
-            let values = if shape.len() == 1 {
-                vec![1f32; elements]
-            } else {
-                let std = match name.as_str() {
-                    EMBEDDING | HEAD => 0.05,
-                    _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
-                        residual
-                    }
-                    _ => projection,
-                };
-                let mut draws = stream.child(&name).at(0);
-                (0..elements)
-                    .map(|_| (std * draws.normal()) as f32)
-                    .collect()
-            };
-            Ok((name, Tensor::from_vec(values, shape, device)?))
-        })
-        .collect()
 }
 
 impl Llama {
@@ -592,7 +338,7 @@ impl Llama {
             ),
             Some(_) => {
                 let unknown = batch
-                    .tokens
+                    .tokens()
                     .iter()
                     .find(|id| **id as usize >= self.config.vocab_size);
                 match unknown {
@@ -615,7 +361,7 @@ impl Llama {
     /// Returns log-probabilities of `targets` at each hidden state, under `softmax(logits / temperature)`.
     ///
     /// `hidden` is (rows, time, hidden size); `targets` holds k token ids for each place, place by place,
-    /// [`IGNORED`] where none is asked for. The log-probabilities are (rows, time, k), their normalisers
+    /// [`IGNORED`](super::kernels::token_log_probs::IGNORED) where none is asked for. The log-probabilities are (rows, time, k), their normalisers
     /// (rows, time); both are 0 where nothing is asked for.
     pub fn log_probs(
         &self,
@@ -699,6 +445,3 @@ impl Block {
         ]
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -13,7 +13,7 @@ use crate::stats::{StatsError, entropy, top_k};
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
+pub(super) enum Metric {
     /// Mean reward.
     Mean,
     /// Standard deviation of the reward.
@@ -44,11 +44,13 @@ pub enum Metric {
     TfidfNoveltyAll,
     /// Share of completions that the horizon ended.
     Truncated,
+    /// Entropy, in nats, of the values of a text column.
+    Entropy,
 }
 
 impl Metric {
-    /// Every metric, in the order of the columns.
-    pub const ALL: [Self; 15] = [
+    /// Every metric of a reward, in the order of the columns.
+    pub(super) const ALL: [Self; 15] = [
         Self::Mean,
         Self::Std,
         Self::TopKMean,
@@ -67,7 +69,7 @@ impl Metric {
     ];
 
     /// The name in a pipeline.
-    pub fn key(self) -> &'static str {
+    pub(super) fn key(self) -> &'static str {
         match self {
             Self::Mean => "mean",
             Self::Std => "std",
@@ -84,6 +86,7 @@ impl Metric {
             Self::TfidfNovelty => "tfidf_novelty",
             Self::TfidfNoveltyAll => "tfidf_novelty_all",
             Self::Truncated => "truncated",
+            Self::Entropy => "entropy",
         }
     }
 
@@ -105,6 +108,7 @@ impl Metric {
             Self::TfidfNovelty => "TF-IDF Novelty".to_owned(),
             Self::TfidfNoveltyAll => "TF-IDF Novelty, all".to_owned(),
             Self::Truncated => "Truncated".to_owned(),
+            Self::Entropy => "Entropy".to_owned(),
         }
     }
 
@@ -341,7 +345,7 @@ mod tests {
         let counts = [0, 2, 1, 0, 2];
         let repeated = [2.0, 2.0, -1.0, 0.0, 0.0];
         let close = |found: f64, expected: f64| {
-            assert!((found - expected).abs() < 1e-14, "{found} {expected}")
+            assert!((found - expected).abs() < 1e-14, "{found} {expected}");
         };
         close(
             Measurement::Mean(indexed()).of(&counts),

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, group, training_of, within};
+use super::groups::{Grouping, Row, training_of, within};
 use super::measure::Metric;
 use super::scored::{self, Scored};
-use crate::artifacts::curve::{CURVE, Curve, Status};
+use super::trainings::{curves_port, ended, load_curves};
+use crate::artifacts::curve::Curve;
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
 use crate::engine::diagnostic::did_you_mean;
@@ -141,14 +142,7 @@ impl Kind for MetricTable {
     fn ports(&self) -> Vec<Port> {
         let mut ports = vec![scored::scores_port()];
         ports.extend(scored::embedding_ports());
-        ports.push(
-            Port::optional_many(
-                "curves",
-                &[CURVE],
-                "training curves, which say what diverged",
-            )
-            .labelled(),
-        );
+        ports.push(curves_port());
         ports
     }
 
@@ -187,13 +181,7 @@ impl Kind for MetricTable {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let rows = scored::load(ctx, self.grouping(), self.tfidf)?;
-        let curves = ctx.inputs("curves").iter();
-        let curves = curves.map(|input| Ok((input.labels.clone(), Curve::read(&input.path)?)));
-        let curves = group(
-            curves.collect::<Result<_, StageError>>()?,
-            self.grouping(),
-            true,
-        )?;
+        let curves = load_curves(ctx, self.grouping())?;
         for row in self
             .reference_values
             .keys()
@@ -358,7 +346,14 @@ impl MetricTable {
         if !curves.is_empty() {
             table.text_column(
                 "Training",
-                rows.iter().map(|row| status_of_row(row, curves)),
+                rows.iter().map(|row| {
+                    ended(
+                        &row.runs
+                            .iter()
+                            .filter_map(|run| training_of(curves, &row.label, &run.label))
+                            .collect::<Vec<_>>(),
+                    )
+                }),
             );
         }
         table.notes.extend(self.standard_notes(shown, several));
@@ -382,9 +377,12 @@ impl MetricTable {
             table.number_column(column.heading(self.top_k), 3, values);
         }
         if !curves.is_empty() {
-            let status =
-                runs().map(|(row, run)| training_of(curves, &row.label, &run.label).map(status));
-            table.text_column("Training", status);
+            let training =
+                |row: &Row<Measured>, run: &str| ended(&[training_of(curves, &row.label, run)?]);
+            table.text_column(
+                "Training",
+                runs().map(|(row, run)| training(row, &run.label)),
+            );
         }
         table
     }
@@ -465,31 +463,6 @@ impl MetricTable {
             );
         }
         notes
-    }
-}
-
-fn status(curve: &Curve) -> String {
-    match curve.summary.status {
-        Status::Completed => "completed".to_owned(),
-        Status::Diverged => format!("diverged at step {}", curve.summary.steps),
-    }
-}
-
-fn status_of_row(row: &Row<Measured>, curves: &[Row<Curve>]) -> Option<String> {
-    let trainings: Vec<&Curve> = row
-        .runs
-        .iter()
-        .filter_map(|run| training_of(curves, &row.label, &run.label))
-        .collect();
-    let diverged = trainings
-        .iter()
-        .filter(|curve| curve.summary.status == Status::Diverged)
-        .count();
-    match (trainings.len(), diverged) {
-        (0, _) => None,
-        (_, 0) => Some("completed".to_owned()),
-        (all, some) if all == some => Some("diverged".to_owned()),
-        (all, some) => Some(format!("diverged in {some} of {all} runs")),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Stage kinds, one file each: a struct of params, typed ports and outputs, and the glue that runs it.
 
+pub mod claims;
 pub mod command;
+pub mod compare_completions;
+pub mod efficiency;
 pub mod embed_hidden;
 pub mod embed_sentences;
 pub mod generate_world;
@@ -11,6 +14,7 @@ pub mod load_model;
 pub mod load_preferences;
 pub mod load_reward;
 pub mod metric_table;
+pub mod normality;
 pub mod plot_curves;
 pub mod plot_histograms;
 pub mod sample;
@@ -30,5 +34,7 @@ mod fixture;
 mod groups;
 mod measure;
 mod model_files;
+mod resample;
 mod scored;
 mod training;
+mod trainings;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, group, row_named};
+use super::groups::{Grouping, Row, row_named};
+use super::trainings::load_curves;
 use crate::artifacts::curve::{CURVE, Curve, Status};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
@@ -113,14 +114,12 @@ impl Kind for PlotCurves {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let curves = ctx.inputs("curves").iter();
-        let curves = curves.map(|input| Ok((input.labels.clone(), Curve::read(&input.path)?)));
         let grouping = Grouping {
             row: &self.row,
             aggregate: &self.aggregate,
             names: &self.row_names,
         };
-        let rows = group(curves.collect::<Result<_, StageError>>()?, grouping, true)?;
+        let rows = load_curves(ctx, grouping)?;
         let folder = ctx.output("figures")?;
         for wanted in &self.metrics {
             let (chart, without) = self.chart(&rows, wanted)?;

@@ -161,6 +161,7 @@ impl Scored {
             Metric::Std => Measurement::Std(self.column(column)?),
             Metric::TopKMean => Measurement::TopMean(top(self.column(column)?)?),
             Metric::TopKStd => Measurement::TopStd(top(self.column(column)?)?),
+            Metric::Entropy => self.entropy_of(column)?,
             Metric::Truncated => {
                 Measurement::Mean(self.column("truncated")?.into_iter().enumerate().collect())
             }
@@ -214,9 +215,12 @@ impl Scored {
             &self.embedded
         };
         match metric {
-            Metric::Mean | Metric::Std | Metric::TopKMean | Metric::TopKStd | Metric::Truncated => {
-                true
-            }
+            Metric::Mean
+            | Metric::Std
+            | Metric::TopKMean
+            | Metric::TopKStd
+            | Metric::Truncated
+            | Metric::Entropy => true,
             Metric::Diversity
             | Metric::DiversityAll
             | Metric::TfidfDiversity

@@ -16,6 +16,7 @@ use crate::stats::{
     self, Bootstrap, Interval, Pairing, StatsError, Summary, Variances, cohens_d, holm,
     paired_t_test, two_sample_t_test,
 };
+use published::{Published, recomputed};
 
 /// Tests whether the mean rewards of pairs of policies differ, run by run, pooled, and over runs.
 ///
@@ -99,66 +100,6 @@ impl From<Alternative> for stats::Alternative {
     }
 }
 
-/// A test that a paper reports.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Published {
-    /// What is compared, and where it stands.
-    name: String,
-    /// Values in each sample.
-    n: usize,
-    /// The first sample.
-    a: Moments,
-    /// The second sample.
-    b: Moments,
-    /// How its standard deviations were computed.
-    std: StdKind,
-    /// The p that the paper reports.
-    #[serde(default)]
-    expected_p: Option<f64>,
-    /// How far the recomputed p (Welch's) may be from it.
-    #[serde(default = "tolerance")]
-    tolerance: f64,
-}
-
-/// Mean and standard deviation of a published sample.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Moments {
-    /// The mean.
-    mean: f64,
-    /// The standard deviation.
-    std: f64,
-}
-
-/// How a standard deviation was computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StdKind {
-    /// Divided by n.
-    Population,
-    /// Divided by n - 1.
-    Sample,
-}
-
-impl StdKind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Population => "population",
-            Self::Sample => "sample",
-        }
-    }
-}
-
-impl From<StdKind> for stats::StdKind {
-    fn from(kind: StdKind) -> Self {
-        match kind {
-            StdKind::Population => Self::Population,
-            StdKind::Sample => Self::Sample,
-        }
-    }
-}
-
 fn policy() -> String {
     "policy".to_owned()
 }
@@ -173,11 +114,6 @@ fn reward() -> String {
 
 fn title() -> String {
     "t-tests of the mean reward".to_owned()
-}
-
-/// Half a unit of the third decimal, to which papers print p.
-fn tolerance() -> f64 {
-    0.0005
 }
 
 fn level() -> f64 {
@@ -226,7 +162,7 @@ impl Kind for TTest {
         let rows = scored::load_scores(ctx, self.grouping())?;
         self.table(&rows)?.write(&ctx.output("table")?)?;
         if !self.published.is_empty() {
-            let (table, differing) = self.recomputed()?;
+            let (table, differing) = recomputed(&self.published, self.alternative)?;
             for name in &differing {
                 ctx.note(&format!(
                     "the recomputed p of `{name}` differs from the published one"
@@ -501,80 +437,6 @@ impl TTest {
         )?;
         Ok(bootstrap.difference_of_runs(&values(a, runs_a)?, &values(b, runs_b)?, pairing)?)
     }
-
-    /// Recomputes the published tests; returns the names of those that differ as well.
-    fn recomputed(&self) -> Result<(Table, Vec<String>), StageError> {
-        let mut tests = Vec::new();
-        let mut differing = Vec::new();
-        for published in &self.published {
-            let summary = |moments: Moments| {
-                Summary::published(published.n, moments.mean, moments.std, published.std.into())
-                    .map_err(|error| within(&published.name, error))
-            };
-            let (a, b) = (summary(published.a)?, summary(published.b)?);
-            let test = |variances| {
-                two_sample_t_test(&a, &b, variances, self.alternative.into())
-                    .map_err(|error| within(&published.name, error))
-            };
-            let (welch, student) = (test(Variances::Unequal)?, test(Variances::Equal)?);
-            let agrees = published
-                .expected_p
-                .map(|p| (p - welch.p).abs() <= published.tolerance);
-            if agrees == Some(false) {
-                differing.push(published.name.clone());
-            }
-            tests.push((published, welch, student, agrees));
-        }
-        let mut table = Table::new(
-            "Published tests, recomputed from the published means and standard deviations",
-        );
-        table.text_column(
-            "Test",
-            tests
-                .iter()
-                .map(|(published, ..)| Some(published.name.clone())),
-        );
-        table.text_column(
-            "Std is",
-            tests
-                .iter()
-                .map(|(published, ..)| Some(published.std.name().to_owned())),
-        );
-        table.number_column(
-            "n",
-            0,
-            tests.iter().map(|(published, ..)| Some(published.n as f64)),
-        );
-        table.number_column("t", 3, tests.iter().map(|(_, welch, ..)| Some(welch.t)));
-        table.number_column(
-            "df",
-            1,
-            tests
-                .iter()
-                .map(|(_, welch, ..)| Some(welch.degrees_of_freedom)),
-        );
-        table.number_column("p", 5, tests.iter().map(|(_, welch, ..)| Some(welch.p)));
-        table.number_column(
-            "Student p",
-            5,
-            tests.iter().map(|(_, _, student, _)| Some(student.p)),
-        );
-        table.number_column(
-            "p (paper)",
-            3,
-            tests.iter().map(|(published, ..)| published.expected_p),
-        );
-        let verdict = |agrees: bool| if agrees { "agrees" } else { "differs" }.to_owned();
-        table.text_column(
-            "Verdict",
-            tests.iter().map(|(.., agrees)| agrees.map(verdict)),
-        );
-        table.notes.push(
-            "t, df and p are Welch's. A population standard deviation (divided by n) is converted to that of a sample."
-                .to_owned(),
-        );
-        Ok((table, differing))
-    }
 }
 
 /// Holm's p among the lines of equal runs; undefined tests do not count.
@@ -595,5 +457,6 @@ fn adjust(lines: &[Line]) -> Result<Vec<Option<f64>>, StatsError> {
     Ok(adjusted)
 }
 
+mod published;
 #[cfg(test)]
 mod tests;

@@ -41,7 +41,7 @@ pub struct TrainPpo {
     batch_size: usize,
     /// Completions of an optimizer step; divides `batch_size`.
     minibatch_size: usize,
-    /// Completions in a forward pass; null means a whole mini-batch.
+    /// Completions in a forward pass; a whole mini-batch if absent.
     #[serde(default)]
     micro_batch: Option<usize>,
     /// Passes over the completions of a step.
@@ -52,10 +52,10 @@ pub struct TrainPpo {
     whitening: Whitening,
     /// Optimiser; its schedule runs over steps.
     optimizer: OptimizerParams,
-    /// Adapter to train; null trains all weights.
+    /// Adapter to train; all weights if absent.
     #[serde(default)]
     adapter: Option<LoraConfig>,
-    /// Prompts of more tokens are left out; null leaves out those that do not fit the models.
+    /// Prompts of more tokens are left out; if absent, those that do not fit the models are.
     #[serde(default)]
     max_prompt_tokens: Option<usize>,
     /// The horizon: a completion has at most so many tokens, the end-of-sequence token included.
@@ -108,14 +108,18 @@ pub struct TrainPpo {
     /// Steps after which the policy is kept, each an output under its label.
     #[serde(default)]
     checkpoints: BTreeMap<String, u64>,
-    /// What counts as divergence beside numbers that are not finite.
+    /// KL divergence to the starting model, in nats (trimmed estimate), above which, three steps in a row, the
+    /// training counts as diverged.
     #[serde(default)]
-    divergence: DivergenceParams,
-    /// What happens when the training diverges.
+    kl_limit: Option<f64>,
+    /// Growth of the loss, its mean over 10 steps over that of the first 10 (at least 1), above which the training
+    /// counts as diverged.
+    #[serde(default)]
+    loss_growth_limit: Option<f64>,
+    /// What divergence means.
     #[serde(default)]
     on_divergence: OnDivergence,
-    /// Seed of prompts' order, sampling, and new weights.
-    #[serde(default)]
+    /// Seed of prompts' order, sampling, dropout, and new weights.
     seed: u64,
 }
 
@@ -143,33 +147,6 @@ impl Default for KlControl {
             target: 6.0,
             horizon: 10_000.0,
             estimate: ControlledKl::Mean,
-        }
-    }
-}
-
-/// Limits beyond which a training counts as diverged; null is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-struct DivergenceParams {
-    /// Trimmed KL estimate of a completion to the reference, in nats.
-    #[serde(default)]
-    max_kl: Option<f64>,
-    /// Mean loss of the last 10 steps over that of the first 10 (or 1, if that is less).
-    #[serde(default)]
-    max_loss_growth: Option<f64>,
-    /// Steps in a row beyond `max_kl`; null means 3.
-    #[serde(default)]
-    patience: Option<usize>,
-}
-
-impl DivergenceParams {
-    fn limits(self) -> DivergenceLimits {
-        let default = DivergenceLimits::default();
-        DivergenceLimits {
-            kl: self.max_kl,
-            loss_growth: self.max_loss_growth,
-            patience: self.patience.unwrap_or(default.patience),
-            ..default
         }
     }
 }
@@ -263,10 +240,6 @@ seed: 1
                 "max_prompt_tokens",
                 self.max_prompt_tokens.unwrap_or(1) as u64,
             ),
-            (
-                "divergence.patience",
-                self.divergence.patience.unwrap_or(1) as u64,
-            ),
         ] {
             at_least_one(key, value, &mut problems);
         }
@@ -305,7 +278,8 @@ seed: 1
             "value_clip_range",
             "at least 0",
         );
-        require(self.vf_coef >= 0.0, "vf_coef", "at least 0");
+        // At 0 the head would have no gradient.
+        require(self.vf_coef > 0.0, "vf_coef", "above 0");
         require(self.target_kl > 0.0, "target_kl", "above 0");
         require(self.ratio_threshold > 1.0, "ratio_threshold", "above 1");
         if let KlControl::Adaptive {
@@ -320,11 +294,8 @@ seed: 1
             );
         }
         for (key, limit) in [
-            ("divergence.max_kl", self.divergence.max_kl),
-            (
-                "divergence.max_loss_growth",
-                self.divergence.max_loss_growth,
-            ),
+            ("kl_limit", self.kl_limit),
+            ("loss_growth_limit", self.loss_growth_limit),
         ] {
             require(
                 limit.is_none_or(|limit| limit > 0.0),
@@ -434,7 +405,11 @@ impl TrainPpo {
             },
             target_kl: self.early_stopping.then_some(self.target_kl),
             reward_baseline: self.reward_baseline,
-            divergence: self.divergence.limits(),
+            divergence: DivergenceLimits {
+                kl: self.kl_limit,
+                loss_growth: self.loss_growth_limit,
+                ..DivergenceLimits::default()
+            },
         })
     }
 
@@ -582,9 +557,7 @@ mod tests {
             ("checkpoints.curve", |stage| {
                 stage.checkpoints.insert("curve".to_owned(), 1);
             }),
-            ("divergence.max_kl", |stage| {
-                stage.divergence.max_kl = Some(-1.0)
-            }),
+            ("kl_limit", |stage| stage.kl_limit = Some(-1.0)),
         ];
         for (key, damage) in cases {
             let mut stage = example();

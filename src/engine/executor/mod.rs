@@ -9,7 +9,7 @@ mod process;
 mod resources;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use serde_json::json;
 pub use resources::Capacity;
 
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
-use super::plan::{Cause, Decision, Known, PlanOptions, Planner, StagePlan};
+use super::plan::{Cause, Known, PlanOptions, Planner, StagePlan};
 use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::Store;
@@ -104,7 +104,7 @@ struct Execution<'a> {
     observer: &'a mut dyn Observer,
     run: String,
     folder: PathBuf,
-    event_log: fs_err::File,
+    event_log: BufWriter<fs_err::File>,
     states: Vec<State>,
     plans: Vec<Option<StagePlan>>,
     known: Known,
@@ -136,8 +136,9 @@ impl<'a> Execution<'a> {
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
         let (run, folder) = new_run_folder(store)?;
+        store.sweep_finished_scratch();
         fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
-        let event_log = fs_err::File::create(folder.join("events.jsonl"))?;
+        let event_log = BufWriter::new(fs_err::File::create(folder.join("events.jsonl"))?);
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
             (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),
@@ -187,8 +188,9 @@ impl<'a> Execution<'a> {
             pipeline: self.pipeline.name.clone(),
             stages: wanted.iter().filter(|wanted| **wanted).count(),
         });
-        for stage in self.pipeline.order.clone() {
-            self.decide_if_ready(stage);
+        // In this order, everything that a stage needs is decided about before it.
+        for &stage in &self.pipeline.order {
+            self.decide_one(stage);
         }
         loop {
             self.heed_interrupts();
@@ -202,9 +204,11 @@ impl<'a> Execution<'a> {
             }
             match self.receiver.recv_timeout(Duration::from_millis(50)) {
                 Ok((stage, message)) => self.take(stage, message),
-                Err(RecvTimeoutError::Timeout) => self.enforce_timeouts(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the executor holds a sender"),
             }
+            // After every message, too: a stage that talks much must not outrun its timeout.
+            self.enforce_timeouts();
         }
         let outcomes: Vec<Option<Outcome>> = self
             .states
@@ -238,10 +242,22 @@ impl<'a> Execution<'a> {
         })
     }
 
-    /// Settles, queues or skips a stage whose needs are all settled.
+    /// Decides about a stage, and then about those that this settles the needs of.
+    ///
+    /// A list and no recursion: chains of stages may be longer than the stack is deep.
     fn decide_if_ready(&mut self, stage: usize) {
+        let mut open = vec![stage];
+        while let Some(stage) = open.pop() {
+            if self.decide_one(stage) {
+                open.extend(self.pipeline.graph.needed_by(stage).into_iter().rev());
+            }
+        }
+    }
+
+    /// Settles, queues or skips a stage whose needs are all settled; says whether it is settled now.
+    fn decide_one(&mut self, stage: usize) -> bool {
         if self.states[stage] != State::Waiting {
-            return;
+            return false;
         }
         let needs = self.pipeline.graph.needs(stage);
         let mut broken = None;
@@ -249,7 +265,7 @@ impl<'a> Execution<'a> {
             match self.states[*need] {
                 State::Settled(Outcome::Cached | Outcome::Done) => {}
                 State::Settled(_) => broken = broken.or(Some(*need)),
-                _ => return,
+                _ => return false,
             }
         }
         let name = &self.pipeline.stages[stage].name;
@@ -259,31 +275,36 @@ impl<'a> Execution<'a> {
                 needs: self.pipeline.stages[need].name.clone(),
             };
             self.emit(event);
-            self.settle(stage, Outcome::Skipped);
-            return;
+            self.states[stage] = State::Settled(Outcome::Skipped);
+            return true;
         }
-        let upstream: Vec<&StagePlan> = needs
-            .iter()
-            .filter_map(|need| self.plans[*need].as_ref())
-            .collect();
-        match self.planner.decide(stage, &self.known, &upstream) {
+        match self.planner.decide(stage, &self.known, &self.plans) {
             Ok(mut plan) => {
-                if plan.decision == Decision::Cached {
-                    self.known[stage] = plan.record.take().map(|record| record.outputs);
+                if let Some(record) = plan.record.take() {
+                    self.known[stage] = Some(record.outputs);
                     let event = RunEvent::StageCached {
                         stage: name.clone(),
                         notes: std::mem::take(&mut plan.notes),
                     };
                     self.emit(event);
                     self.plans[stage] = Some(plan);
-                    self.settle(stage, Outcome::Cached);
-                } else {
-                    self.plans[stage] = Some(plan);
-                    self.states[stage] = State::Queued;
-                    self.queue.push_back(stage);
+                    self.states[stage] = State::Settled(Outcome::Cached);
+                    return true;
                 }
+                if plan.fingerprint.is_none() && self.planner.was_fetched(stage) {
+                    let error = StageError::new("BUG: a digest is open though everything is known");
+                    self.note_failure(stage, &error);
+                    return true;
+                }
+                self.plans[stage] = Some(plan);
+                self.states[stage] = State::Queued;
+                self.queue.push_back(stage);
+                false
             }
-            Err((_, error)) => self.fail(stage, &error),
+            Err((_, error)) => {
+                self.note_failure(stage, &error);
+                true
+            }
         }
     }
 
@@ -381,9 +402,10 @@ impl<'a> Execution<'a> {
     }
 
     fn log_path(&self, stage: usize) -> PathBuf {
+        let name = &self.pipeline.stages[stage].name;
         self.folder
             .join("logs")
-            .join(format!("{}.log", self.pipeline.stages[stage].name))
+            .join(format!("{}.log", file_name(name)))
     }
 
     fn take(&mut self, stage: usize, message: Message) {
@@ -409,7 +431,12 @@ impl<'a> Execution<'a> {
                     worker.command_group = group;
                 }
             }
-            Message::Event(WorkerEvent::Started) => {}
+            Message::Event(WorkerEvent::Started) => {
+                // Waiting for another process is no part of the time that a stage may take.
+                if let Some(worker) = self.workers.get_mut(&stage) {
+                    worker.started = Some(Instant::now());
+                }
+            }
             Message::Event(last) => {
                 if let Some(worker) = self.workers.get_mut(&stage) {
                     worker.last = Some(last);
@@ -448,20 +475,22 @@ impl<'a> Execution<'a> {
             }
             Some(WorkerEvent::Fetched) => {
                 self.states[stage] = State::Waiting;
-                self.options.plan.refresh = false;
-                self.planner = Planner::new(self.pipeline, self.store, self.options.plan.clone());
+                self.planner.note_fetched(stage);
                 self.decide_if_ready(stage);
             }
-            Some(WorkerEvent::Interrupted) => self.interrupted(stage, name),
+            Some(WorkerEvent::Interrupted) if self.stopping => self.interrupted(stage, name),
+            Some(WorkerEvent::Interrupted) => {
+                let error = StageError::new("its worker was asked to stop by somebody else");
+                self.failed_or_retried(stage, name, error);
+            }
             Some(WorkerEvent::Damaged { artifact, message }) => {
                 self.heal(stage, &artifact, &message)
             }
             Some(WorkerEvent::Failed { message, hint }) => {
                 self.failed_or_retried(stage, name, StageError::Failed { message, hint });
             }
-            _ if self.options.interrupts.load(Ordering::SeqCst) > 0 => {
-                self.interrupted(stage, name)
-            }
+            // It was asked to stop before it could listen, or ended at the second request.
+            _ if self.stopping && worker.timed_out.is_none() => self.interrupted(stage, name),
             _ => {
                 let mut error = StageError::new(match &worker.timed_out {
                     Some(seconds) => format!("ended after its timeout of {seconds} s"),
@@ -503,6 +532,11 @@ impl<'a> Execution<'a> {
     }
 
     fn fail(&mut self, stage: usize, error: &StageError) {
+        self.note_failure(stage, error);
+        self.settle(stage, Outcome::Failed);
+    }
+
+    fn note_failure(&mut self, stage: usize, error: &StageError) {
         let (message, hint) = match error {
             StageError::Failed { message, hint } => (message.clone(), hint.clone()),
             StageError::Interrupted => ("interrupted".to_owned(), None),
@@ -526,7 +560,7 @@ impl<'a> Execution<'a> {
                 worker.ask_to_stop();
             }
         }
-        self.settle(stage, Outcome::Failed);
+        self.states[stage] = State::Settled(Outcome::Failed);
     }
 
     /// An input turned out to be damaged: its producer runs again, and then the stage that needs it.
@@ -597,7 +631,8 @@ impl<'a> Execution<'a> {
         for (stage, worker) in &mut self.workers {
             if let Some(timeout) = self.pipeline.stages[*stage].timeout
                 && worker.timed_out.is_none()
-                && worker.started.elapsed().as_secs_f64() > timeout
+                && let Some(started) = worker.started
+                && started.elapsed().as_secs_f64() > timeout
             {
                 worker.timed_out = Some(timeout);
                 worker.kill();
@@ -610,9 +645,36 @@ impl<'a> Execution<'a> {
             value["time"] = json!(jiff::Timestamp::now().to_string());
             // The log is for reading later; a full disk must not end the run for its sake.
             let _ = writeln!(self.event_log, "{value}");
+            // A thousand cached stages are no news that could be lost.
+            if !matches!(event, RunEvent::StageCached { .. }) {
+                let _ = self.event_log.flush();
+            }
         }
         self.observer.event(&event);
     }
+}
+
+/// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so
+/// that no two stages share a file.
+fn file_name(stage: &str) -> String {
+    const LONGEST: usize = 150;
+    let safe: String = stage
+        .chars()
+        .map(|c| match c {
+            '/' | '\\' | ':' => '_',
+            c if c.is_control() => '_',
+            c => c,
+        })
+        .collect();
+    if safe == stage && safe.len() <= LONGEST {
+        return safe;
+    }
+    let mut end = safe.len().min(LONGEST);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let digest = super::artifact::Digest::of(stage.as_bytes());
+    format!("{}-{}", &safe[..end], digest.short())
 }
 
 fn new_run_folder(store: &Store) -> Result<(String, PathBuf), StageError> {

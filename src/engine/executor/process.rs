@@ -1,6 +1,5 @@
 //! Worker processes, seen from the executor.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,8 @@ pub(super) struct WorkerProcess {
     /// Closed when this is dropped, or when this process dies: either ends the worker.
     _stdin: ChildStdin,
     pub(super) grant: Grant,
-    pub(super) started: Instant,
+    /// When it had its lock and began; `None` while it waits.
+    pub(super) started: Option<Instant>,
     /// Process group of the command that the stage runs; 0 for none.
     pub(super) command_group: i32,
     /// What the worker said last of how it went.
@@ -41,13 +41,16 @@ pub(super) fn start(
     if let Some(folder) = log.parent() {
         fs_err::create_dir_all(folder)?;
     }
-    let log = File::options().create(true).append(true).open(&log)?;
+    let log = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)?;
     let mut command = Command::new(program);
     command
         .arg("worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(log.into_parts().0)
         .env("RAYON_NUM_THREADS", grant.cpus.to_string())
         .env("POLARS_MAX_THREADS", grant.cpus.to_string())
         // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.
@@ -66,9 +69,12 @@ pub(super) fn start(
         .and_then(|()| stdin.write_all(b"\n"));
     let sender = sender.clone();
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines() {
+        // Not `lines`: a library that prints something else than text must not end the conversation.
+        for line in BufReader::new(stdout).split(b'\n') {
             let Ok(line) = line else { break };
-            let event = serde_json::from_str(&line).unwrap_or(WorkerEvent::Note { text: line });
+            let event = serde_json::from_slice(&line).unwrap_or_else(|_| WorkerEvent::Note {
+                text: String::from_utf8_lossy(&line).into_owned(),
+            });
             if sender.send((stage, Message::Event(event))).is_err() {
                 return;
             }
@@ -79,7 +85,7 @@ pub(super) fn start(
         child,
         _stdin: stdin,
         grant: grant.clone(),
-        started: Instant::now(),
+        started: None,
         command_group: 0,
         last: None,
         timed_out: None,

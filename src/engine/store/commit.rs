@@ -1,41 +1,73 @@
 //! Bringing outputs into the store.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Store;
-use super::object::{ObjectStat, digest_file};
+use super::object::{ObjectStat, TICK_NS, digest_file, now_ns};
 use super::record::ObjectStats;
 use crate::engine::artifact::{Artifact, ArtifactFile, Digest, is_inside};
 use crate::engine::stage::{Output, StageError};
 
 /// Writes a file under a temporary name, syncs it, renames it into place and syncs the folder.
 pub fn publish(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    write_synced(path, |file| file.write_all(bytes))
+    let folder = path.parent().unwrap_or(Path::new("."));
+    make_folder(folder)?;
+    write_and_rename(path, folder, bytes, true)
+        .and_then(|()| sync_folder(folder))
+        .map_err(|error| {
+            std::io::Error::new(
+                error.kind(),
+                format!("cannot write {}: {error}", path.display()),
+            )
+        })
 }
 
-pub(super) fn write_synced(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+/// Writes a file that only saves work: it is whole or absent, but after a power cut it may be empty.
+pub(super) fn publish_unsynced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs_err::create_dir_all(folder)?;
+    write_and_rename(path, folder, bytes, false)
+}
+
+fn write_and_rename(path: &Path, folder: &Path, bytes: &[u8], sync: bool) -> std::io::Result<()> {
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(folder)?;
-    write(temporary.as_file_mut())?;
+    temporary.write_all(bytes)?;
     temporary
         .as_file()
         .set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    temporary.as_file().sync_all()?;
+    if sync {
+        temporary.as_file().sync_all()?;
+    }
     temporary.persist(path).map_err(|error| error.error)?;
-    sync_folder(folder)
+    Ok(())
+}
+
+/// Makes a folder such that it outlives a power cut.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    make_folder(parent)?;
+    match fs_err::create_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    sync_folder(parent)
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
     fs_err::File::open(folder)?.sync_all()
 }
 
@@ -48,6 +80,8 @@ impl Store {
     ) -> Result<(BTreeMap<String, Artifact>, ObjectStats), StageError> {
         let mut artifacts = BTreeMap::new();
         let mut stats = ObjectStats::new();
+        let mut trees = Vec::new();
+        let mut last_write = 0;
         for output in outputs {
             let tree = folder.join(&output.name);
             let mut paths = Vec::new();
@@ -61,6 +95,14 @@ impl Store {
                 )));
             }
             paths.sort();
+            for path in &paths {
+                let metadata = fs_err::symlink_metadata(tree.join(path))?;
+                last_write = last_write.max(ObjectStat::of(&metadata).mtime_ns);
+            }
+            trees.push((output, tree, paths));
+        }
+        wait_for_next_tick(last_write);
+        for (output, tree, paths) in trees {
             let mut files = Vec::new();
             for path in paths {
                 let (file, stat) = self.commit_file(&tree, path)?;
@@ -78,6 +120,7 @@ impl Store {
         path: String,
     ) -> Result<(ArtifactFile, ObjectStat), StageError> {
         let source = tree.join(&path);
+        let hashed = ObjectStat::of(&fs_err::metadata(&source)?);
         let digest = match self.linked_object(&source)? {
             Some(digest) => digest,
             None => digest_file(&source)?,
@@ -85,28 +128,31 @@ impl Store {
         let target = self.object_path(&digest);
         let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
         // An object that is there already is kept if its bytes are right, and healed if they are not.
-        if self.check_object(&digest).is_err() {
-            if is_link {
+        let stat = match self.check_object(&digest) {
+            Ok(stat) => stat,
+            Err(_) if is_link => {
                 return Err(StageError::new(format!(
                     "object {} changed while the stage ran",
                     target.display()
                 )));
             }
-            let file = fs_err::OpenOptions::new().read(true).open(&source)?;
-            file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-            file.sync_all()?;
-            let folder = target.parent().unwrap_or(self.root());
-            fs_err::create_dir_all(folder)?;
-            fs_err::rename(&source, &target)?;
-            sync_folder(folder)?;
-        }
-        let metadata = fs_err::metadata(&target)?;
+            Err(_) => {
+                let file = fs_err::OpenOptions::new().read(true).open(&source)?;
+                file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+                file.sync_all()?;
+                let folder = target.parent().unwrap_or(self.root());
+                make_folder(folder)?;
+                fs_err::rename(&source, &target)?;
+                sync_folder(folder)?;
+                ObjectStat::of_renamed(&fs_err::metadata(&target)?, &hashed)
+            }
+        };
         let file = ArtifactFile {
             path,
-            size: metadata.len(),
+            size: stat.size,
             digest,
         };
-        Ok((file, ObjectStat::of(&metadata)))
+        Ok((file, stat))
     }
 
     /// A link to an object stands for that object: this is how an adapter's artifact shares its base weights.
@@ -153,6 +199,12 @@ impl Store {
     }
 }
 
+/// Waits until a further write could not hide behind the time of the last one; see [`ObjectStat::of_renamed`].
+fn wait_for_next_tick(last_write_ns: i64) {
+    let wait = (last_write_ns + TICK_NS + 1 - now_ns()).clamp(0, TICK_NS);
+    std::thread::sleep(Duration::from_nanos(wait.unsigned_abs()));
+}
+
 fn list_files(folder: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
@@ -197,6 +249,10 @@ mod tests {
         let (artifacts, stats) = store.commit_outputs(&staging, &outputs).unwrap();
         let model = &artifacts["model"];
         assert_eq!(stats.len(), 2);
+        for (digest, stat) in &stats {
+            let glance = store.glance_at_object(digest, Some(stat)).unwrap();
+            assert_eq!(glance, None, "the bytes had to be read again");
+        }
         assert_eq!(
             model
                 .files

@@ -1,7 +1,9 @@
 //! Locks: one worker at a time for each fingerprint, on whatever machine shares the store.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+
+use fs_err::OpenOptions;
 
 use super::Store;
 use crate::engine::artifact::Digest;
@@ -35,7 +37,9 @@ impl Store {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(folder.join(fingerprint.to_string()))?;
+            .open(folder.join(fingerprint.to_string()))?
+            .into_parts()
+            .0;
         match file.try_lock() {
             Ok(()) => {
                 file.set_len(0)?;
@@ -49,6 +53,28 @@ impl Store {
                 Ok(LockState::Busy { holder })
             }
             Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Removes the scratch of stages that were killed between their record and the end.
+    ///
+    /// Nothing depends on it, so whatever goes wrong is left for another time.
+    pub fn sweep_finished_scratch(&self) {
+        let Ok(entries) = std::fs::read_dir(self.root().join("scratch")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(fingerprint) = name.to_str().and_then(|name| name.parse::<Digest>().ok())
+            else {
+                continue;
+            };
+            if self.record_path(&fingerprint).exists()
+                && let Ok(LockState::Held(_lock)) =
+                    self.try_lock(&fingerprint, "a sweep of scratch")
+            {
+                let _ = fs_err::remove_dir_all(entry.path());
+            }
         }
     }
 }

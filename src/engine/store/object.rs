@@ -1,6 +1,7 @@
 //! Objects: immutable files named by the digest of their content.
 
 use std::fs::Metadata;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,12 +22,15 @@ pub struct ObjectStat {
     pub ctime_ns: i64,
     /// The inode.
     pub inode: u64,
-    /// When this was looked at.
+    /// When this was looked at, just before the bytes were read.
     pub checked_ns: i64,
 }
 
-/// A change within one tick of the file system's clock would leave its times as they were.
-const RACY_NS: i64 = 20_000_000;
+/// A change within one tick of the file system's clock would leave its times as they were. Linux takes file times
+/// from its tick, of 10 ms at most.
+pub(super) const TICK_NS: i64 = 12_000_000;
+/// The tick of file systems that keep whole seconds; FAT even has two.
+const COARSE_TICK_NS: i64 = 2_000_000_000;
 
 impl ObjectStat {
     /// Takes what matters from the file system's answer.
@@ -48,11 +52,37 @@ impl ObjectStat {
             && self.mtime_ns == current.mtime_ns
             && self.ctime_ns == current.ctime_ns
             && self.inode == current.inode
-            && self.mtime_ns.max(self.ctime_ns).saturating_add(RACY_NS) < self.checked_ns
+            && self
+                .mtime_ns
+                .max(self.ctime_ns)
+                .saturating_add(self.tick_ns())
+                < self.checked_ns
+    }
+
+    /// Takes a file that was hashed and then renamed, which renews its ctime but not its mtime.
+    ///
+    /// It is vouched for at once, without waiting for the next tick, if its last write was more than a tick before
+    /// `hashed` (what it was when the hashing began) and there was none since: whoever could write to it has ended.
+    pub(super) fn of_renamed(metadata: &Metadata, hashed: &Self) -> Self {
+        let mut stat = Self::of(metadata);
+        let unwritten = stat.mtime_ns == hashed.mtime_ns && stat.size == hashed.size;
+        if unwritten && hashed.mtime_ns.saturating_add(hashed.tick_ns()) < hashed.checked_ns {
+            let next_tick = stat.mtime_ns.max(stat.ctime_ns) + stat.tick_ns() + 1;
+            stat.checked_ns = stat.checked_ns.max(next_tick);
+        }
+        stat
+    }
+
+    fn tick_ns(&self) -> i64 {
+        if self.mtime_ns % 1_000_000_000 == 0 {
+            COARSE_TICK_NS
+        } else {
+            TICK_NS
+        }
     }
 }
 
-fn now_ns() -> i64 {
+pub(super) fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {
@@ -82,19 +112,58 @@ pub enum Damage {
         path: PathBuf,
         /// What the file system said.
         message: String,
+        /// The same, for programs.
+        kind: ErrorKind,
     },
 }
 
-/// Digests the bytes of a file; large ones on all threads of the pool.
-pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
-    const LARGE: u64 = 1 << 20;
-    let mut hasher = blake3::Hasher::new();
-    if fs_err::metadata(path)?.len() >= LARGE {
-        hasher.update_mmap_rayon(path)?;
-    } else {
-        hasher.update(&fs_err::read(path)?);
+impl Damage {
+    /// Whether the object may be whole, and only this user may not read it.
+    pub fn is_denied(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreadable {
+                kind: ErrorKind::PermissionDenied,
+                ..
+            }
+        )
     }
-    Ok(hasher.finalize().into())
+
+    fn unreadable(path: PathBuf, error: &std::io::Error) -> Self {
+        Self::Unreadable {
+            path,
+            message: error.to_string(),
+            kind: error.kind(),
+        }
+    }
+}
+
+/// Digests the bytes of a file; large ones on all threads of the pool.
+///
+/// The file is read, not mapped: one that another program cuts short meanwhile must not end this process.
+pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+    const CHUNK: usize = 4 << 20;
+    let mut file = fs_err::File::open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut chunk = vec![0; length.saturating_add(1).min(CHUNK)];
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        let mut filled = 0;
+        while filled < chunk.len() {
+            match file.read(&mut chunk[filled..])? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled < CHUNK {
+            hasher.update(&chunk[..filled]);
+        } else {
+            hasher.update_rayon(&chunk);
+        }
+        if filled < chunk.len() {
+            return Ok(hasher.finalize().into());
+        }
+    }
 }
 
 impl Store {
@@ -103,23 +172,17 @@ impl Store {
         let path = self.object_path(digest);
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(Damage::Missing { path });
             }
-            Err(error) => {
-                return Err(Damage::Unreadable {
-                    path,
-                    message: error.to_string(),
-                });
-            }
+            Err(error) => return Err(Damage::unreadable(path, &error)),
         };
+        // Taken before the bytes are read: a write meanwhile must not seem to have been there already.
+        let stat = ObjectStat::of(&metadata);
         match digest_file(&path) {
-            Ok(found) if found == *digest => Ok(ObjectStat::of(&metadata)),
+            Ok(found) if found == *digest => Ok(stat),
             Ok(_) => Err(Damage::Altered { path }),
-            Err(error) => Err(Damage::Unreadable {
-                path,
-                message: error.to_string(),
-            }),
+            Err(error) => Err(Damage::unreadable(path, &error)),
         }
     }
 
@@ -151,6 +214,9 @@ impl Store {
         }
         for prefix in fs_err::read_dir(&folder)? {
             let prefix = prefix?;
+            if !prefix.file_type()?.is_dir() {
+                continue;
+            }
             for entry in fs_err::read_dir(prefix.path())? {
                 let name = format!(
                     "{}{}",

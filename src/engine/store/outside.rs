@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::commit::publish_unsynced;
 use super::object::{ObjectStat, digest_file};
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
@@ -55,7 +56,7 @@ impl Store {
             && ObjectStat::of(&fs_err::metadata(&path)?).mtime_ns == stat.mtime_ns
         {
             let text = serde_json::to_vec(&Remembered { path, stat, digest })?;
-            let _ = publish(&memory, &text);
+            let _ = publish_unsynced(&memory, &text);
         }
         Ok(digest)
     }

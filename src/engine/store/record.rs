@@ -1,13 +1,12 @@
 //! Records: which outputs a fingerprint gave, and how that went.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::commit::write_synced;
+use super::commit::publish;
 use super::object::{Damage, ObjectStat};
 use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::fingerprint::Manifest;
@@ -85,6 +84,11 @@ impl RecordError {
             Self::Read { path, .. } | Self::Damaged { path, .. } => path,
         }
     }
+
+    /// Whether the record may be whole, and only this user may not read it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied)
+    }
 }
 
 const HEAD: &str = "{\"digest\":\"";
@@ -138,9 +142,10 @@ impl Store {
     /// Writes a record; from then on the result exists.
     pub fn write_record(&self, record: &Record) -> std::io::Result<()> {
         let body = serde_json::to_string(record)?;
-        write_synced(&self.record_path(&record.fingerprint), |file| {
-            file.write_all(encode(&body).as_bytes())
-        })
+        publish(
+            &self.record_path(&record.fingerprint),
+            encode(&body).as_bytes(),
+        )
     }
 
     /// Reads every record, and says which could not be read.

@@ -43,6 +43,7 @@ struct Index {
 impl SafetensorsFiles {
     /// Opens one file.
     pub(super) fn open(path: &Path) -> Result<Self, FormatError> {
+        refuse_pickle(path)?;
         let mut files = Self {
             path: path.to_owned(),
             files: Vec::new(),
@@ -131,6 +132,24 @@ impl TensorSource for SafetensorsFiles {
         let (path, map) = &self.files[entry.file];
         entry.read(path, map, name)
     }
+}
+
+/// Says so if a missing file is there in PyTorch's older, pickled form.
+fn refuse_pickle(path: &Path) -> Result<(), FormatError> {
+    let older = match path.file_name().and_then(|name| name.to_str()) {
+        Some("model.safetensors") => "pytorch_model.bin",
+        Some("adapter_model.safetensors") => "adapter_model.bin",
+        _ => return Ok(()),
+    };
+    let older = path.with_file_name(older);
+    if path.exists() || !older.exists() {
+        return Ok(());
+    }
+    Err(FormatError::unsupported(
+        &older,
+        "a pickled file, which can run code when it is opened,",
+        "load it in PyTorch and save it with `safe_serialization=True`",
+    ))
 }
 
 /// Parses the header of file number `file`.

@@ -157,7 +157,6 @@ pub(super) fn check(options: &GenerateOptions, strategy: &Strategy) -> Result<()
         )
     } else {
         match strategy {
-            Strategy::Greedy => return Ok(()),
             Strategy::Sampling(sampling) if !positive(sampling.temperature) => format!(
                 "`temperature` is {}, expected a number above 0 (or the greedy strategy)",
                 sampling.temperature
@@ -165,7 +164,6 @@ pub(super) fn check(options: &GenerateOptions, strategy: &Strategy) -> Result<()
             Strategy::Sampling(sampling) if !(0.0..=1.0).contains(&sampling.top_p) => {
                 format!("`top_p` is {}, expected 0 to 1", sampling.top_p)
             }
-            Strategy::Sampling(_) => return Ok(()),
             Strategy::Contrastive(search) if !(0.0..=1.0).contains(&search.alpha) => {
                 format!("`alpha` is {}, expected 0 to 1", search.alpha)
             }
@@ -176,7 +174,7 @@ pub(super) fn check(options: &GenerateOptions, strategy: &Strategy) -> Result<()
                 "`temperature` is {}, expected a number above 0",
                 search.temperature.unwrap_or_default()
             ),
-            Strategy::Contrastive(_) => return Ok(()),
+            Strategy::Greedy | Strategy::Sampling(_) | Strategy::Contrastive(_) => return Ok(()),
         }
     };
     Err(GenerateError::Option { reason })

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 
-use super::contrastive;
+use super::contrastive::{self, Candidate};
 use super::decoder::{Decoder, HostDecoder};
 use super::distribution::{Choice, draw, largest, log_sum_exp, penalise};
 use super::options::{
-    Completion, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
+    Completion, Contrastive, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
 };
 use super::recompute::Recompute;
 use crate::ml::llama::Llama;
@@ -92,14 +92,14 @@ struct Job<'a> {
 }
 
 /// A sequence that is being continued.
-pub(super) struct Row<M> {
+struct Row<M> {
     /// Place of the prompt in the list.
     index: usize,
-    pub(super) memory: M,
+    memory: M,
     /// Hidden state of the last token.
-    pub(super) hidden: Vec<f32>,
+    hidden: Vec<f32>,
     /// Hidden states of the context at unit length, for contrastive search.
-    pub(super) context: Vec<f32>,
+    context: Vec<f32>,
     /// Different tokens of prompt and completion, for the repetition penalty.
     seen: BTreeSet<u32>,
     draws: Draws,
@@ -191,71 +191,35 @@ impl Job<'_> {
             .iter()
             .flat_map(|row| row.hidden.iter().copied())
             .collect();
-        let mut logits = decoder.logits(&hidden)?;
-        let vocabulary = logits.len() / rows.len();
-        if let Strategy::Contrastive(search) = self.strategy {
-            let policies: Vec<(Vec<(u32, f32)>, Vec<f32>)> = rows
-                .par_iter()
-                .zip(logits.par_chunks_exact_mut(vocabulary))
-                .map(|(row, logits)| {
-                    let normaliser = self.normaliser(row, logits)?;
-                    let raw = logits.to_vec();
-                    self.penalise(row, logits);
-                    let candidates = contrastive::candidates(logits, search);
-                    let log_probs = candidates
-                        .iter()
-                        .map(|(token, _)| raw[*token as usize] - normaliser)
-                        .collect();
-                    Ok((candidates, log_probs))
-                })
-                .collect::<Result<_>>()?;
-            let tried: Vec<(&D::Memory, u32)> = rows
-                .iter()
-                .zip(&policies)
-                .flat_map(|(row, (candidates, _))| {
-                    candidates.iter().map(|(token, _)| (&row.memory, *token))
-                })
-                .collect();
-            let step = decoder.step(&tried)?;
-            let mut first = 0;
-            for (row, (candidates, log_probs)) in rows.iter_mut().zip(&policies) {
-                let states: Vec<Vec<f32>> = (first..first + candidates.len())
-                    .map(|index| decoder.hidden(&step, index))
-                    .collect();
-                let best = contrastive::choose(candidates, &states, &row.context, search.alpha);
-                row.accept(Choice {
-                    token: candidates[best].0,
-                    log_prob: log_probs[best],
-                    sampling_log_prob: 0.0,
-                });
-                let width = states[best].len();
-                row.context
-                    .extend(contrastive::unit_length(&states[best], width));
-                row.hidden.clone_from(&states[best]);
-                decoder.take(&mut row.memory, &step, first + best);
-                first += candidates.len();
-            }
-            return Ok(self.remove_finished(rows));
+        let logits = decoder.logits(&hidden)?;
+        match self.strategy {
+            Strategy::Contrastive(search) => self.search(decoder, rows, logits, search),
+            Strategy::Greedy | Strategy::Sampling(_) => self.extend(decoder, rows, logits),
         }
+    }
+
+    /// Chooses tokens by their logits, then reads those of the rows that go on.
+    fn extend<D: Decoder>(
+        &self,
+        decoder: &D,
+        rows: &mut Vec<Row<D::Memory>>,
+        mut logits: Vec<f32>,
+    ) -> Result<Vec<Row<D::Memory>>> {
+        let vocabulary = logits.len() / rows.len();
         let choices: Vec<Choice> = rows
             .par_iter_mut()
             .zip(logits.par_chunks_exact_mut(vocabulary))
             .map(|(row, logits)| self.choose(row, logits))
             .collect::<Result<_>>()?;
-        for (row, choice) in rows.iter_mut().zip(choices) {
+        for (row, choice) in rows.iter_mut().zip(&choices) {
             row.accept(choice);
         }
         let finished = self.remove_finished(rows);
-        if !rows.is_empty() {
-            let tokens: Vec<(&D::Memory, u32)> = rows
-                .iter()
-                .map(|row| {
-                    (
-                        &row.memory,
-                        row.completion.tokens[row.completion.tokens.len() - 1],
-                    )
-                })
-                .collect();
+        let tokens: Vec<(&D::Memory, u32)> = rows
+            .iter()
+            .filter_map(|row| Some((&row.memory, *row.completion.tokens.last()?)))
+            .collect();
+        if !tokens.is_empty() {
             let step = decoder.step(&tokens)?;
             for (index, row) in rows.iter_mut().enumerate() {
                 row.hidden = decoder.hidden(&step, index);
@@ -265,9 +229,55 @@ impl Job<'_> {
         Ok(finished)
     }
 
+    /// Tries each row's candidates, then chooses by the hidden states that they lead to.
+    fn search<D: Decoder>(
+        &self,
+        decoder: &D,
+        rows: &mut Vec<Row<D::Memory>>,
+        mut logits: Vec<f32>,
+        search: &Contrastive,
+    ) -> Result<Vec<Row<D::Memory>>> {
+        let vocabulary = logits.len() / rows.len();
+        let candidates: Vec<Vec<Candidate>> = rows
+            .par_iter()
+            .zip(logits.par_chunks_exact_mut(vocabulary))
+            .map(|(row, logits)| {
+                let normaliser = row.normaliser(logits)?;
+                let raw = logits.to_vec();
+                self.penalise(row, logits);
+                Ok(contrastive::candidates(logits, &raw, normaliser, search))
+            })
+            .collect::<Result<_>>()?;
+        let tried: Vec<(&D::Memory, u32)> = rows
+            .iter()
+            .zip(&candidates)
+            .flat_map(|(row, candidates)| candidates.iter().map(|c| (&row.memory, c.token)))
+            .collect();
+        let step = decoder.step(&tried)?;
+        let mut first = 0;
+        for (row, candidates) in rows.iter_mut().zip(&candidates) {
+            let states: Vec<Vec<f32>> = (first..first + candidates.len())
+                .map(|index| decoder.hidden(&step, index))
+                .collect();
+            let best = contrastive::choose(candidates, &states, &row.context, search.alpha);
+            row.accept(&Choice {
+                token: candidates[best].token,
+                log_prob: candidates[best].log_prob,
+                sampling_log_prob: 0.0,
+            });
+            let width = states[best].len();
+            let state = contrastive::unit_length(&states[best], width);
+            row.context.extend(state);
+            row.hidden.clone_from(&states[best]);
+            decoder.take(&mut row.memory, &step, first + best);
+            first += candidates.len();
+        }
+        Ok(self.remove_finished(rows))
+    }
+
     /// Chooses by the highest logit or by a draw.
     fn choose<M>(&self, row: &mut Row<M>, logits: &mut [f32]) -> Result<Choice> {
-        let normaliser = self.normaliser(row, logits)?;
+        let normaliser = row.normaliser(logits)?;
         let raw = logits.to_vec();
         self.penalise(row, logits);
         let (token, sampling_log_prob) = match self.strategy {
@@ -278,17 +288,6 @@ impl Job<'_> {
             token,
             log_prob: raw[token as usize] - normaliser,
             sampling_log_prob,
-        })
-    }
-
-    fn normaliser<M>(&self, row: &Row<M>, logits: &[f32]) -> Result<f32> {
-        let normaliser = log_sum_exp(logits);
-        if normaliser.is_finite() {
-            return Ok(normaliser);
-        }
-        Err(GenerateError::NonFinite {
-            index: row.index,
-            tokens: row.completion.tokens.len(),
         })
     }
 
@@ -320,7 +319,19 @@ impl Job<'_> {
 }
 
 impl<M> Row<M> {
-    fn accept(&mut self, choice: Choice) {
+    /// Returns `log sum exp` of the next token's logits.
+    fn normaliser(&self, logits: &[f32]) -> Result<f32> {
+        let normaliser = log_sum_exp(logits);
+        if normaliser.is_finite() {
+            return Ok(normaliser);
+        }
+        Err(GenerateError::NonFinite {
+            index: self.index,
+            tokens: self.completion.tokens.len(),
+        })
+    }
+
+    fn accept(&mut self, choice: &Choice) {
         self.seen.insert(choice.token);
         self.completion.tokens.push(choice.token);
         self.completion.log_probs.push(choice.log_prob);

@@ -94,7 +94,7 @@ fn wide_model() -> Llama {
 fn wide_prompts() -> Vec<Vec<u32>> {
     let mut draws = Stream::new(3, "prompts").at(0);
     (0..16)
-        .map(|row| (0..1 + row % 7).map(|_| draws.below(300) as u32).collect())
+        .map(|row| (0..=row % 7).map(|_| draws.below(300) as u32).collect())
         .collect()
 }
 
@@ -378,6 +378,9 @@ fn a_completion_ends_at_the_end_token_or_the_horizon() {
     );
 }
 
+/// Points over `[0, 1)`; they give each token its probability to within their spacing.
+const GRID: usize = 4096;
+
 #[test]
 fn draws_follow_the_reshaped_distribution_of_transformers() {
     let cases: Vec<BTreeMap<String, serde_json::Value>> =
@@ -389,8 +392,6 @@ fn draws_follow_the_reshaped_distribution_of_transformers() {
         }))
         .unwrap();
         let expected: Vec<f64> = serde_json::from_value(case["probabilities"].clone()).unwrap();
-        // A fine grid over [0, 1) gives each token its probability to within the grid's spacing.
-        const GRID: usize = 4096;
         let mut counts = [0usize; 32];
         for place in 0..GRID {
             let mut logits: Vec<f32> = (0..32).map(|i| (i * 37 % 32) as f32 / 9.0 - 1.5).collect();

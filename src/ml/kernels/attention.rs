@@ -52,7 +52,7 @@ impl Attention {
         if width != self.heads * self.head_size || k.dims() != kv || v.dims() != kv {
             bail!("attention: shapes {q:?}, {k:?}, {v:?} do not fit the heads");
         }
-        if self.kv_heads == 0 || self.heads % self.kv_heads != 0 {
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             bail!(
                 "attention: {} heads over {} key/value heads",
                 self.heads,

@@ -5,10 +5,6 @@ use super::vectorised::vectorised;
 
 /// Returns `e^x` with a relative error below 2e-7; 0 below -87.3, and the value at 88 above it.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "it must be inlined into loops to be vectorised"
-)]
 pub(super) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;

@@ -183,7 +183,6 @@ vectorised! {
 
 /// Asks for a cache line ahead of its use.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "a call costs more than it gains")]
 fn prefetch(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {

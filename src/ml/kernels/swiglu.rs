@@ -80,7 +80,7 @@ impl CustomOp2 for Swiglu {
         let (gate, up) = (slice(gate, gate_layout)?, slice(up, up_layout)?);
         let mut out = vec![0f32; gate.len()];
         for_blocks(&mut out, gate, up, |out, gate, up| {
-            gate_forward(gate, up, out)
+            gate_forward(gate, up, out);
         });
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }

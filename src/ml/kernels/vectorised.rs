@@ -10,7 +10,6 @@ macro_rules! vectorised {
         $(#[$meta])*
         $vis fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            #[expect(clippy::inline_always, reason = "it must be compiled within its callers' instruction sets")]
             fn portable($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::projection::dropout_mask;
 use super::*;
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::config::RopeLayout;
 use crate::ml::optimizer::Gradients;
 use crate::ml::parameters;
+use crate::random::Stream;
 
 /// Largest difference allowed, as a share of the largest value (or of 1).
 const TOLERANCE: f32 = 1e-5;

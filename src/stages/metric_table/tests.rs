@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::artifacts::curve::Status;
 use crate::artifacts::embeddings::EmbeddingMatrix;
 use crate::artifacts::table::Values;
 use crate::stages::fixture::{curve, rows, scored, with_rewards};

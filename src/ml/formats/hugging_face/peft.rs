@@ -84,6 +84,11 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
         ("target_parameters", Value::Null),
         ("trainable_token_indices", Value::Null),
         ("use_qalora", json!(false)),
+        ("use_bdlora", json!(false)),
+        ("exclude_modules", Value::Null),
+        ("alora_invocation_tokens", Value::Null),
+        ("arrow_config", Value::Null),
+        ("monteclora_config", Value::Null),
     ] {
         if let Some(found) = object.get(key)
             && !found.is_null()
@@ -329,6 +334,18 @@ mod tests {
             let message = format!("DIR/adapter_config.json: {message}");
             assert_eq!(load(&folder).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn pickled_weights_are_refused() {
+        let folder = saved(&adapter(&["q_proj"]));
+        let weights = folder.path().join("adapter_model.safetensors");
+        fs_err::rename(&weights, weights.with_extension("bin")).unwrap();
+        assert_eq!(
+            load(&folder).unwrap_err(),
+            "DIR/adapter_model.bin: a pickled file, which can run code when it is opened, is not \
+             supported; load it in PyTorch and save it with `safe_serialization=True`"
+        );
     }
 
     #[test]

@@ -44,7 +44,7 @@ use crate::ml::optimizer::{AdamW, LearningRate, ParameterGroup};
 use crate::random::Stream;
 
 pub use options::{ControlledKl, PpoTrainerOptions, Whitening};
-pub use rollout::Scorer;
+pub use rollout::{Score, Scorer};
 
 /// What a [`PpoTrainer`] starts from.
 pub struct PpoStart {

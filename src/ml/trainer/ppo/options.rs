@@ -71,7 +71,8 @@ pub struct PpoTrainerOptions {
     pub gamma: f64,
     /// Decay of generalised advantage estimates.
     pub lambda: f64,
-    /// Clip ranges, weight of the value loss, and the mean ratio above which no update is made.
+    /// Clip ranges, weight of the value loss (above 0: the head is trained by nothing else), and the mean ratio of a
+    /// mini-batch above which no update is made on it.
     pub loss: PpoOptions,
     /// Mean log-ratio to the sampling policy, times 1.5, above which a step's remaining updates are left out.
     pub target_kl: Option<f64>,

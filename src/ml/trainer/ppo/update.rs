@@ -134,7 +134,7 @@ impl PpoTrainer {
     }
 
     /// Computes the gradients of a mini-batch, pass by pass.
-    fn gradients(
+    pub(super) fn gradients(
         &self,
         mini_batch: &[&Rollout],
         pass: &mut u64,

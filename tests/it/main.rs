@@ -1,0 +1,14 @@
+//! The engine and its command line, driven as a user drives them: pipeline files, the program, its exit codes and
+//! what it prints. Stages are commands, so no test trains anything.
+
+mod cache;
+mod check_errors;
+mod cli;
+mod command_kind;
+mod concurrency;
+mod failure;
+mod kill;
+mod matrix;
+mod plan;
+mod space;
+mod store_damage;
