@@ -26,6 +26,7 @@ impl Stream {
     }
 
     /// Names a stream within this one.
+    #[must_use]
     pub fn child(&self, label: &str) -> Self {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(label.as_bytes());

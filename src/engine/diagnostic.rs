@@ -26,6 +26,7 @@ impl Path {
     }
 
     /// Returns the path of a key below this one.
+    #[must_use]
     pub fn key(&self, key: &str) -> Self {
         let mut path = self.clone();
         path.0.push(Segment::Key(key.to_owned()));
@@ -33,6 +34,7 @@ impl Path {
     }
 
     /// Returns the path of a list item below this one.
+    #[must_use]
     pub fn index(&self, index: usize) -> Self {
         let mut path = self.clone();
         path.0.push(Segment::Index(index));
@@ -40,6 +42,7 @@ impl Path {
     }
 
     /// Returns this path continued by `rest`.
+    #[must_use]
     pub fn join(&self, rest: &Path) -> Self {
         Self(self.0.iter().chain(&rest.0).cloned().collect())
     }

@@ -9,7 +9,7 @@ use super::store::{Record, Store};
 
 /// The records of a store. Read only when some stage is not cached.
 #[derive(Debug, Default)]
-pub struct History {
+pub(super) struct History {
     entries: Vec<Entry>,
     by_stage: BTreeMap<String, Vec<usize>>,
     /// By kind, version and params: what a manifest always knows of itself.
@@ -24,7 +24,7 @@ struct Entry {
 
 impl History {
     /// Reads every record that can be read.
-    pub fn read(store: &Store) -> Self {
+    pub(super) fn read(store: &Store) -> Self {
         let mut history = Self::default();
         for record in store.read_records().0 {
             let at = history.entries.len();
@@ -44,7 +44,7 @@ impl History {
     ///
     /// A record of a stage in `present`, the names of the pipeline, is the past of that stage and of no other.
     /// Records of names that are gone count only if almost everything agrees: the stage was renamed.
-    pub fn nearest(
+    pub(super) fn nearest(
         &self,
         stage: &str,
         pipeline: &str,
@@ -79,7 +79,7 @@ impl History {
     }
 
     /// Whether some record agrees with everything that is known of `manifest`.
-    pub fn has_known_part(&self, manifest: &Manifest) -> bool {
+    pub(super) fn has_known_part(&self, manifest: &Manifest) -> bool {
         self.by_params
             .get(&params_key(manifest))
             .into_iter()

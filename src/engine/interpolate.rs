@@ -9,7 +9,7 @@ use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::value::{Map, Value};
 
 /// What `${}` can refer to.
-pub struct Scope<'a> {
+pub(super) struct Scope<'a> {
     params: &'a Map,
     matrix: Option<&'a IndexMap<String, Value>>,
     used: &'a RefCell<BTreeSet<String>>,
@@ -17,7 +17,7 @@ pub struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     /// Makes the scope of a pipeline's params; `used` collects the first names that were referred to.
-    pub fn new(params: &'a Map, used: &'a RefCell<BTreeSet<String>>) -> Self {
+    pub(super) fn new(params: &'a Map, used: &'a RefCell<BTreeSet<String>>) -> Self {
         Self {
             params,
             matrix: None,
@@ -26,7 +26,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Adds the axis values of one matrix instance.
-    pub fn with_matrix(&self, axes: &'a IndexMap<String, Value>) -> Self {
+    pub(super) fn with_matrix(&self, axes: &'a IndexMap<String, Value>) -> Self {
         Self {
             params: self.params,
             matrix: Some(axes),
@@ -35,7 +35,12 @@ impl<'a> Scope<'a> {
     }
 
     /// Replaces every `${}` in `value`, which stands at `path`.
-    pub fn resolve(&self, value: &Value, path: &Path, errors: &mut Vec<Diagnostic>) -> Value {
+    pub(super) fn resolve(
+        &self,
+        value: &Value,
+        path: &Path,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Value {
         self.value(value, path, errors, &mut Vec::new())
     }
 

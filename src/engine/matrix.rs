@@ -7,13 +7,13 @@ use super::reference::is_name;
 use super::value::{Map, Value};
 
 /// The axis values of one instance, in axis order.
-pub type AxisValues = IndexMap<String, Value>;
+pub(super) type AxisValues = IndexMap<String, Value>;
 
 /// Expands a `matrix:` whose `${}` are resolved; `None` stands for a stage without one.
 ///
 /// The last axis varies fastest. `exclude` removes the combinations that agree with one of its maps,
 /// `include` adds combinations, each giving every axis.
-pub fn expand(
+pub(super) fn expand(
     matrix: Option<&Value>,
     path: &Path,
     errors: &mut Vec<Diagnostic>,

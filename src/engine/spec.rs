@@ -100,7 +100,6 @@ pub enum LoadError {
 
 /// A stage of the file before its matrix is expanded into instances.
 pub(super) struct Template {
-    pub(super) path: Path,
     pub(super) axes: IndexMap<String, Vec<String>>,
     /// Positions of its instances in the pipeline, with their axis values.
     pub(super) instances: Vec<(Labels, usize)>,
@@ -397,7 +396,6 @@ impl Builder<'_> {
             combinations.clear();
         }
         let mut template = Template {
-            path: path.clone(),
             axes: IndexMap::new(),
             instances: Vec::new(),
         };
@@ -407,7 +405,7 @@ impl Builder<'_> {
                 .map(|(axis, value)| (axis.clone(), value.to_string()))
                 .collect();
             for (axis, value) in &axes {
-                let values = template.axes.entry(axis.clone()).or_insert_with(Vec::new);
+                let values = template.axes.entry(axis.clone()).or_default();
                 if !values.contains(value) {
                     values.push(value.clone());
                 }

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::Value as Json;
 
 /// A map of the pipeline file, in file order.
-pub type Map = IndexMap<String, Value>;
+pub(super) type Map = IndexMap<String, Value>;
 
 /// A value of the pipeline file.
 #[derive(Debug, Clone, PartialEq)]

@@ -93,7 +93,7 @@ impl Kind for InitModel {
         let tokenizer = Tokenizer::load(&ctx.input("tokenizer")?.path)?;
         let config = self.config(tokenizer.vocab_size());
         let weights = init(&config, &Stream::new(self.seed, "init_model"), &Device::Cpu)?;
-        let count: usize = weights.values().map(|tensor| tensor.elem_count()).sum();
+        let count: usize = weights.values().map(candle_core::Tensor::elem_count).sum();
         ctx.note(&format!("{count} parameters"));
         Ok(save_new(
             &ctx.output("model")?,

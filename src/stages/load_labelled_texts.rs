@@ -313,7 +313,7 @@ mod tests {
                     .unwrap()
                     .parse()
                     .unwrap();
-                index % 10 == 0
+                index.is_multiple_of(10)
             })
             .collect();
         assert_eq!(rare, [0, 3]);

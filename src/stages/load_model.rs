@@ -119,7 +119,7 @@ impl Kind for LoadModel {
         let parameters: usize = checkpoint
             .weights
             .values()
-            .map(|tensor| tensor.elem_count())
+            .map(candle_core::Tensor::elem_count)
             .sum();
         ctx.note(&format!(
             "{:.1} million parameters, {} layers, vocabulary {}, context {}",

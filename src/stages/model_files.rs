@@ -13,7 +13,7 @@ use crate::sources::{Sha256, Source};
 /// A file from outside.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ModelFile {
+pub(super) struct ModelFile {
     /// Where it comes from.
     pub source: Source,
     /// The SHA-256 that it must have.
@@ -22,10 +22,10 @@ pub struct ModelFile {
 }
 
 /// Files by the names that they have in a model's folder.
-pub type ModelFiles = BTreeMap<String, ModelFile>;
+pub(super) type ModelFiles = BTreeMap<String, ModelFile>;
 
 /// The params of a kind that reads a model.
-pub struct Given<'a> {
+pub(super) struct Given<'a> {
     /// A file or a local folder.
     pub source: Option<&'a Source>,
     /// Pins the file.
@@ -36,7 +36,7 @@ pub struct Given<'a> {
 
 impl Given<'_> {
     /// Checks that there is one way to the model, and that names are names.
-    pub fn validate(&self, problems: &mut Vec<Problem>) {
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
         match (self.source, self.files.is_empty()) {
             (None, true) => problems.push(
                 Problem::new("source", "the model comes from nowhere")
@@ -65,7 +65,7 @@ impl Given<'_> {
     }
 
     /// Returns what the engine has to fetch.
-    pub fn sources(&self) -> Vec<SourceParam> {
+    pub(super) fn sources(&self) -> Vec<SourceParam> {
         let one = self.source.map(|source| SourceParam {
             key: "source".to_owned(),
             source: source.clone(),
@@ -80,7 +80,7 @@ impl Given<'_> {
     }
 
     /// Returns the file or folder; `files` are linked into a folder under their names.
-    pub fn path(&self, ctx: &RunContext) -> Result<PathBuf, StageError> {
+    pub(super) fn path(&self, ctx: &RunContext) -> Result<PathBuf, StageError> {
         if self.files.is_empty() {
             let path = ctx.source("source")?.to_owned();
             if path.is_dir() && self.sha256.is_some() {

@@ -144,9 +144,9 @@ mod tests {
 
     #[test]
     fn all_samples_of_a_question_are_drawn_together() {
-        // Two questions with two equal samples each: every resampled mean is 0, 1/2 or 1.
+        // The means of the two questions are 1/4 and 7/8, so a resampled mean is one of three numbers.
         let grouped = Measured {
-            measurement: Measurement::Mean(vec![(0, 0.0), (1, 1.0), (2, 0.0), (3, 1.0)]),
+            measurement: Measurement::Mean(vec![(0, 0.0), (1, 1.0), (2, 0.5), (3, 0.75)]),
             questions: vec![vec![0, 2], vec![1, 3]],
         };
         let zero = Measured {
@@ -160,10 +160,16 @@ mod tests {
         };
         let found = resampled_effects(&[pair], 200, &Stream::new(1, "grouped"));
         assert!(
-            found.iter().all(|value| [0.0, 0.5, 1.0].contains(value)),
+            found
+                .iter()
+                .all(|value| [0.25, 0.5625, 0.875].contains(value)),
             "{found:?}"
         );
-        assert!([0.0, 0.5, 1.0].iter().all(|value| found.contains(value)));
+        assert!(
+            [0.25, 0.5625, 0.875]
+                .iter()
+                .all(|value| found.contains(value))
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::random::Stream;
 /// AdamW and its schedule.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct OptimizerParams {
+pub(super) struct OptimizerParams {
     /// Peak learning rate.
     pub lr: f64,
     /// How the learning rate falls after the warm-up.
@@ -69,7 +69,7 @@ fn max_grad_norm() -> Option<f64> {
 
 impl OptimizerParams {
     /// Returns AdamW's constants.
-    pub fn adamw(&self) -> AdamWConfig {
+    pub(super) fn adamw(&self) -> AdamWConfig {
         AdamWConfig {
             beta1: self.beta1,
             beta2: self.beta2,
@@ -79,7 +79,7 @@ impl OptimizerParams {
     }
 
     /// Returns the schedule of a training of `steps`.
-    pub fn schedule(&self, steps: u64) -> Schedule {
+    pub(super) fn schedule(&self, steps: u64) -> Schedule {
         Schedule {
             decay: self.schedule,
             warmup_steps: self.warmup_steps,
@@ -89,7 +89,7 @@ impl OptimizerParams {
     }
 
     /// Checks ranges.
-    pub fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
+    pub(super) fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
         let mut require = |ok: bool, field: &str, expected: &str| {
             if !ok {
                 problems.push(Problem::new(
@@ -122,7 +122,7 @@ impl OptimizerParams {
 /// What happens when a training diverges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "snake_case")]
-pub enum OnDivergence {
+pub(super) enum OnDivergence {
     /// The stage fails.
     #[default]
     Fail,
@@ -131,7 +131,7 @@ pub enum OnDivergence {
 }
 
 /// Checks that a whole number is at least 1.
-pub fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
+pub(super) fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
     if value == 0 {
         problems.push(Problem::new(key, format!("`{key}` must be at least 1")));
     }
@@ -140,7 +140,7 @@ pub fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
 /// Opens the model that a stage starts from, ready for training.
 ///
 /// An adapter of another configuration than `lora` is merged into the base first.
-pub fn trained_model(
+pub(super) fn trained_model(
     model: &mut LanguageModel,
     lora: Option<&LoraConfig>,
     stream: &Stream,
@@ -165,7 +165,7 @@ pub fn trained_model(
 /// Writes a trained model: its adapter on the base it started from, or all of its weights.
 ///
 /// `parameters` are the trained parameters under the names of [`trainer::parameters`].
-pub fn save_model(
+pub(super) fn save_model(
     start: &LanguageModel,
     merged_start: bool,
     trained: &TrainedModel,
@@ -209,7 +209,7 @@ pub fn save_model(
 
 /// Turns an example into tokens, its completion ended by the end-of-sequence token; `None` if it is longer than
 /// `max_tokens`.
-pub fn tokenize(
+pub(super) fn tokenize(
     tokenizer: &Tokenizer,
     eos: u32,
     prompt: &str,
@@ -228,7 +228,7 @@ pub fn tokenize(
 }
 
 /// Tokenizes the preferred completions of `examples`; says how many were too long.
-pub fn tokenize_chosen(
+pub(super) fn tokenize_chosen(
     model: &LanguageModel,
     examples: &[Example],
     max_tokens: usize,
@@ -268,7 +268,7 @@ pub fn tokenize_chosen(
 }
 
 /// How a training is run.
-pub struct Run<'a> {
+pub(super) struct Run<'a> {
     /// What is trained, for the curve's title.
     pub title: &'a str,
     /// Steps in all.
@@ -280,7 +280,7 @@ pub struct Run<'a> {
 }
 
 /// What a training left.
-pub struct Trained {
+pub(super) struct Trained {
     /// The trained parameters at the end.
     pub end: Weights,
     /// The trained parameters at each label.
@@ -292,7 +292,7 @@ pub struct Trained {
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// Runs a training: steps, progress, checkpoints, resumption, divergence.
-pub fn train(
+pub(super) fn train(
     trainer: &mut dyn Trainer,
     run: &Run<'_>,
     ctx: &mut RunContext,
@@ -515,7 +515,10 @@ fn latest(folder: &Path) -> Result<Option<(Record, TrainerState)>, StageError> {
 }
 
 /// Returns what `model` is before training, for messages about its size.
-pub fn context_length(model: &LanguageModel, asked: Option<usize>) -> Result<usize, ModelError> {
+pub(super) fn context_length(
+    model: &LanguageModel,
+    asked: Option<usize>,
+) -> Result<usize, ModelError> {
     Ok(asked
         .unwrap_or(model.config.max_position_embeddings)
         .min(model.config.max_position_embeddings))

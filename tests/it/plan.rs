@@ -236,7 +236,9 @@ fn dags() -> impl Strategy<Value = Dag> {
                 .map(|(at, (word, bits, constant))| {
                     (
                         word,
-                        (0..at).filter(|need| bits >> (2 * need) & 3 == 0).collect(),
+                        (0..at)
+                            .filter(|need| (bits >> (2 * need)).is_multiple_of(4))
+                            .collect(),
                         constant,
                     )
                 })

@@ -123,7 +123,7 @@ fn verify_says_which_stages_made_what_is_damaged_and_repair_removes_it() {
             .display()
             .to_string();
         let (folder, name) = text.rsplit_once('/').unwrap();
-        let kind = if name.ends_with(".json") { ".json" } else { "" };
+        let kind = name.find(".json").map_or("", |_| ".json");
         format!("{folder}/DIGEST{kind}")
     };
     let expected = format!(

@@ -418,7 +418,7 @@ impl<'a> Execution<'a> {
                 });
             }
             Message::Event(WorkerEvent::Note { text }) => {
-                self.emit(RunEvent::StageNote { stage: name, text })
+                self.emit(RunEvent::StageNote { stage: name, text });
             }
             Message::Event(WorkerEvent::Waiting { holder }) => {
                 self.emit(RunEvent::StageWaiting {
@@ -484,7 +484,7 @@ impl<'a> Execution<'a> {
                 self.failed_or_retried(stage, name, error);
             }
             Some(WorkerEvent::Damaged { artifact, message }) => {
-                self.heal(stage, &artifact, &message)
+                self.heal(stage, &artifact, &message);
             }
             Some(WorkerEvent::Failed { message, hint }) => {
                 self.failed_or_retried(stage, name, StageError::Failed { message, hint });
