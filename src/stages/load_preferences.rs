@@ -263,15 +263,18 @@ impl LoadPreferences {
             Layout::StackExchangePaired => {
                 let columns = ["qid", "question", "response_j", "response_k"];
                 let rows = read_rows(path, &name, &columns)?;
+                // Sites number their questions each for itself.
+                let mut ids = BTreeMap::new();
                 let pair = |row: Row| {
-                    let id = row.values[0].parse().map_err(|_| {
+                    let qid: u64 = row.values[0].parse().map_err(|_| {
                         row.error(format!(
                             "`qid` is {}, expected a whole number",
                             row.values[0]
                         ))
                     })?;
+                    let next = ids.len() as u64;
                     Ok(Pair {
-                        id,
+                        id: *ids.entry((qid, values(&row, 1))).or_insert(next),
                         question: Question::Text(values(&row, 1)),
                         chosen: values(&row, 2),
                         rejected: values(&row, 3),
@@ -383,7 +386,7 @@ mod tests {
         7,why so,because,dunno\n\
         7,why so,same,same\n\
         9,how come,thus,\"a, b\"\n\
-        11,what a long question,x,y\n";
+        7,what a long question,x,y\n";
 
     #[test]
     fn stack_exchange_pairs_become_prompts() {
@@ -392,7 +395,7 @@ mod tests {
         );
         let found = examples(&kind, PAIRS);
         let ids: Vec<u64> = found.iter().map(|example| example.question_id).collect();
-        assert_eq!(ids, [7, 7, 9]);
+        assert_eq!(ids, [0, 0, 1]);
         assert_eq!(found[2].prompt, "Question: how come\n\nAnswer: ");
         assert_eq!(found[2].rejected.as_deref(), Some("a, b"));
         assert_eq!(found[0].chosen.as_deref(), Some("because"));

@@ -29,6 +29,7 @@ pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
 
+mod expected_size;
 #[cfg(test)]
 mod fixture;
 mod groups;

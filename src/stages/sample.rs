@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expected_size::{ExpectedSize, Work, estimate};
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
 use crate::random::Stream;
 
@@ -66,6 +67,9 @@ pub struct Sample {
     /// Completions decoded together; changes no result.
     #[serde(default = "batch_size", skip_serializing)]
     batch_size: usize,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
 }
 
 fn one() -> f64 {
@@ -190,7 +194,26 @@ impl Kind for Sample {
             "above 0",
         );
         require(self.batch_size > 0, "batch_size", "at least 1");
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
         problems
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: self.n as f64,
+            // Contrastive search looks at every candidate.
+            forward: if self.strategy == StrategyName::Contrastive {
+                self.top_k.unwrap_or(4) as f64
+            } else {
+                1.0
+            },
+            backward: 0.0,
+            trains_all: false,
+            models: 1.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
@@ -12,7 +13,7 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
 use crate::ml::objectives::ReferenceTerms;
@@ -159,6 +160,9 @@ pub struct TrainGflownet {
     on_divergence: OnDivergence,
     /// Seed of prompts, completions, sampling and dropout.
     seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
 }
 
 fn tenth() -> f64 {
@@ -291,7 +295,25 @@ impl Kind for TrainGflownet {
                 ));
             }
         }
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
         problems
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: (self.steps as usize * self.prompts_per_step * self.completions_per_prompt)
+                as f64,
+            // The policy, the reward model, the reference where it is asked, and generation.
+            forward: 2.0
+                + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target))
+                + self.on_policy,
+            backward: 1.0,
+            trains_all: self.adapter.is_none(),
+            models: 3.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

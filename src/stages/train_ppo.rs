@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{
     OnDivergence, OptimizerParams, Run, at_least_one, save_model, train, trained_model,
 };
@@ -14,7 +15,7 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
@@ -121,6 +122,9 @@ pub struct TrainPpo {
     on_divergence: OnDivergence,
     /// Seed of prompts' order, sampling, dropout, and new weights.
     seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
 }
 
 /// What moves the coefficient of the KL penalty.
@@ -317,7 +321,22 @@ seed: 1
                 problems.push(Problem::new(&key, text));
             }
         }
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
         problems
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: self.steps as f64 * self.batch_size as f64,
+            // Generation, policy, reference and reward once; then the policy in each epoch.
+            forward: 4.0 + self.ppo_epochs as f64,
+            backward: self.ppo_epochs as f64,
+            trains_all: self.adapter.is_none(),
+            models: 3.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

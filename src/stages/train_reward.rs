@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
 use crate::ml::parameters::Weights;
@@ -53,6 +54,9 @@ pub struct TrainReward {
     require_margin: Option<f64>,
     /// Seed of the head, of the order of pairs and of dropout.
     seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
 }
 
 /// What the scores of a reward model are scaled and shifted to match.
@@ -106,7 +110,21 @@ impl Kind for TrainReward {
                 "`prefix_weight` must be at least 0",
             ));
         }
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
         problems
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: self.steps as f64 * self.batch_size as f64 * 2.0,
+            forward: 1.0,
+            backward: 1.0,
+            trains_all: self.adapter.is_none(),
+            models: 1.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

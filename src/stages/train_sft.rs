@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::supervised::{SupervisedOptions, SupervisedTrainer};
@@ -46,6 +47,9 @@ pub struct TrainSft {
     max_tokens: Option<usize>,
     /// Seed of the order of examples and of dropout.
     seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
 }
 
 impl Kind for TrainSft {
@@ -90,7 +94,21 @@ impl Kind for TrainSft {
                     .hint("set `learn_prompts: true`, or leave `packing` out"),
             );
         }
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
         problems
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: self.steps as f64 * self.batch_size as f64,
+            forward: 1.0,
+            backward: 1.0,
+            trains_all: self.adapter.is_none(),
+            models: 1.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
