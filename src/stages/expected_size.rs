@@ -9,34 +9,34 @@ use crate::engine::stage::{Estimate, Problem};
 /// Sizes that only the data and the model know, as the pipeline expects them; for the plan's estimates alone.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ExpectedSize {
+pub(super) struct ExpectedSize {
     /// Parameters of the model.
-    pub parameters: u64,
+    pub(super) parameters: u64,
     /// Tokens of a row: prompt and completion.
-    pub row_tokens: u64,
+    pub(super) row_tokens: u64,
     /// Floating-point operations a second that the machine really makes; without it no time is estimated.
     #[serde(default)]
-    pub flops_per_second: Option<f64>,
+    pub(super) flops_per_second: Option<f64>,
 }
 
 /// Work of a stage in forward passes.
 #[derive(Debug, Clone, Copy)]
-pub struct Work {
+pub(super) struct Work {
     /// Rows in all.
-    pub rows: f64,
+    pub(super) rows: f64,
     /// Forward passes over each row, those of frozen models and of generation included.
-    pub forward: f64,
+    pub(super) forward: f64,
     /// Backward passes over each row.
-    pub backward: f64,
+    pub(super) backward: f64,
     /// Whether all weights are trained, not an adapter alone.
-    pub trains_all: bool,
+    pub(super) trains_all: bool,
     /// Models in memory at once.
-    pub models: f64,
+    pub(super) models: f64,
 }
 
 impl ExpectedSize {
     /// Checks ranges.
-    pub fn validate(&self, problems: &mut Vec<Problem>) {
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
         at_least_one("expected_size.parameters", self.parameters, problems);
         at_least_one("expected_size.row_tokens", self.row_tokens, problems);
         if self.flops_per_second.is_some_and(|rate| rate <= 0.0) {
@@ -51,7 +51,7 @@ impl ExpectedSize {
     /// weights, if those are trained (Kaplan et al. 2020, section 2.1).
     ///
     /// Memory is that of 32-bit weights, gradients and AdamW's two moments; activations are not in it.
-    pub fn estimate(&self, work: Work) -> Estimate {
+    pub(super) fn estimate(&self, work: Work) -> Estimate {
         let backward = if work.trains_all { 2.0 } else { 1.0 } * work.backward;
         let tokens = work.rows * self.row_tokens as f64;
         let flops = 2.0 * self.parameters as f64 * tokens * (work.forward + backward);
@@ -70,7 +70,7 @@ impl ExpectedSize {
 }
 
 /// Estimates the cost of `work`, if a size is given.
-pub fn estimate(size: Option<&ExpectedSize>, work: Work) -> Estimate {
+pub(super) fn estimate(size: Option<&ExpectedSize>, work: Work) -> Estimate {
     size.map_or_else(Estimate::default, |size| size.estimate(work))
 }
 
