@@ -53,6 +53,10 @@ stages:
 ";
 
 /// Starts a run and waits until the policy has made a few steps.
+#[expect(
+    clippy::zombie_processes,
+    reason = "whoever asked waits for it, in `end`"
+)]
 fn start(space: &Space) -> (Child, BufReader<ChildStdout>) {
     let mut child = space
         .program(&["run", "p.yaml", "--json"])
