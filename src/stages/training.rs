@@ -311,9 +311,13 @@ pub(super) fn train(
     let mut spoken = Instant::now();
     while progress.step < run.steps && progress.diverged.is_none() {
         let last_good = trainer::parameters(trainer)?;
+        let updates = trainer.optimizer().steps();
         let report = match trainer.step(progress.step) {
             Err(TrainError::Cancelled) => {
-                trainer::set_parameters(trainer, &last_good)?;
+                // Given up before an update, the trainer is as it was before the step.
+                if trainer.optimizer().steps() == updates {
+                    checkpoint(&folder, &progress, &trainer::state(trainer)?)?;
+                }
                 return Err(StageError::Interrupted);
             }
             other => other?,

@@ -411,7 +411,7 @@ impl GflownetTrainer {
             .iter()
             .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
             .collect();
-        let completions = self.generate(&prompts, step)?;
+        let completions = self.generate(&prompts, step, true)?;
         for (index, completion) in completions.into_iter().enumerate() {
             rows.generated += completion.tokens.len() as u64;
             rows.truncated += usize::from(completion.truncated);
@@ -440,10 +440,12 @@ impl GflownetTrainer {
         Ok(groups)
     }
 
+    /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
     fn generate(
         &self,
         prompts: &[Vec<u32>],
         step: u64,
+        cancellable: bool,
     ) -> Result<Vec<crate::ml::generate::Completion>, TrainError> {
         let options = GenerateOptions {
             batch_size: 64,
@@ -464,14 +466,14 @@ impl GflownetTrainer {
             &stream,
             &keys,
             &mut |_| {
-                if cancelled.load(Ordering::Relaxed) {
+                if cancellable && cancelled.load(Ordering::Relaxed) {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
                 }
             },
         );
-        if self.cancelled.load(Ordering::Relaxed) {
+        if cancellable && self.cancelled.load(Ordering::Relaxed) {
             return Err(TrainError::Cancelled);
         }
         Ok(found?)
@@ -488,7 +490,7 @@ impl GflownetTrainer {
             })
             .collect();
         // Its own stream: watching must not change what the training samples.
-        let completions = self.generate(&prompts, u64::MAX - step)?;
+        let completions = self.generate(&prompts, u64::MAX - step, false)?;
         let rows: Vec<TokenizedCompletion> = prompts
             .iter()
             .zip(&completions)
