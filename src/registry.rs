@@ -24,13 +24,16 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
     // Completions and what is said of them.
     StageKind::of::<stages::sample::Sample>(),
+    StageKind::of::<stages::enumerate_answers::EnumerateAnswers>(),
     StageKind::of::<stages::score::Score>(),
+    StageKind::of::<stages::score_policy::ScorePolicy>(),
     StageKind::of::<stages::score_classifier::ScoreClassifier>(),
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::embed_sentences::EmbedSentences>(),
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
+    StageKind::of::<stages::target_distance::TargetDistance>(),
     StageKind::of::<stages::t_test::TTest>(),
     StageKind::of::<stages::normality::Normality>(),
     StageKind::of::<stages::compare_completions::CompareCompletions>(),

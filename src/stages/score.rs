@@ -10,6 +10,7 @@ use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::ml::llama::Llama;
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::actions::Actions;
@@ -71,27 +72,35 @@ impl Kind for Score {
         if let Some(input) = ctx.optional_input("reference") {
             let reference = LanguageModel::load(&input.path)?;
             let sequences = tokenize(&rows, &reference.tokenizer, &reference.eos)?;
-            let llama = reference.frozen()?;
-            let mut kl = Vec::with_capacity(rows.len());
-            for (rows, sequences) in rows
-                .chunks(self.batch_size)
-                .zip(sequences.chunks(self.batch_size))
-            {
-                let actions = Actions::new(&sequences.iter().collect::<Vec<_>>());
-                let log_probs = actions.frozen_log_probs(&llama)?.to_vec2::<f32>()?;
-                kl.extend(rows.iter().zip(log_probs).map(|(row, log_probs)| {
-                    let reference: f64 = log_probs.iter().map(|value| f64::from(*value)).sum();
-                    Some(row.log_prob - reference)
-                }));
-            }
+            let log_probs = log_probs(&reference.frozen()?, &sequences, self.batch_size)?;
+            let kl = rows.iter().zip(log_probs);
+            let kl = kl.map(|(row, reference)| Some(row.log_prob - reference));
             table.number_column("kl", 3, kl);
         }
         Ok(table.write_data(&ctx.output("scores")?)?)
     }
 }
 
+/// Returns the log-probability of each completion under a model.
+pub(super) fn log_probs(
+    model: &Llama,
+    sequences: &[TokenizedCompletion],
+    batch_size: usize,
+) -> Result<Vec<f64>, StageError> {
+    let mut sums = Vec::with_capacity(sequences.len());
+    for sequences in sequences.chunks(batch_size) {
+        let actions = Actions::new(&sequences.iter().collect::<Vec<_>>());
+        let log_probs = actions.frozen_log_probs(model)?.to_vec2::<f32>()?;
+        sums.extend(log_probs.iter().map(|tokens| {
+            let tokens = tokens.iter().map(|value| f64::from(*value));
+            tokens.sum::<f64>()
+        }));
+    }
+    Ok(sums)
+}
+
 /// Tokenizes completions as they were generated: ended by the end-of-sequence token unless the horizon ended them.
-fn tokenize(
+pub(super) fn tokenize(
     rows: &[CompletionRow],
     tokenizer: &Tokenizer,
     eos: &[u32],

@@ -1,0 +1,96 @@
+//! `enumerate_answers`: every legal answer of the generated world to some questions.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::training::at_least_one;
+use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
+use crate::artifacts::dataset::{DATASET, Dataset};
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::sources::embedded::World;
+
+/// Lists every legal answer of the generated world to some questions, so that a policy can be measured exactly.
+///
+/// The completions are ended; `log_prob` is the log-probability with which the world itself gives the answer, and
+/// `exact_reward` its reward. `score_policy` puts a model's log-probability in its place, `target_distance` compares
+/// that with R(y) / Z.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnumerateAnswers {
+    /// How many questions, the first ones of `prompts`; each has 249 answers.
+    n: usize,
+    /// Which world.
+    #[serde(default)]
+    world: u64,
+}
+
+impl Kind for EnumerateAnswers {
+    const NAME: &'static str = "enumerate_answers";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{ n: 20 }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::one(
+            "prompts",
+            &[DATASET],
+            "questions of the generated world",
+        )]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("answers", COMPLETIONS)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        at_least_one("n", self.n as u64, &mut problems);
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let dataset = Dataset::read(&ctx.input("prompts")?.path)?;
+        let examples = dataset.distinct_prompts();
+        if examples.len() < self.n {
+            return Err(StageError::new(format!(
+                "`n` is {}, but the dataset has {} distinct prompts",
+                self.n,
+                examples.len()
+            )));
+        }
+        let world = World::new(self.world);
+        let mut rows = Vec::new();
+        let mut rewards = Vec::new();
+        let mut modes = Vec::new();
+        for example in &examples[..self.n] {
+            let question = world.find(&example.question).ok_or_else(|| {
+                StageError::new(format!(
+                    "`{}` is not a question of the generated world {}",
+                    example.question, self.world
+                ))
+            })?;
+            for (sample, answer) in (0..).zip(world.legal_answers(question)) {
+                // A token a word in the world's own tokenizer, and the end.
+                let tokens = answer.text.split(' ').count() as u64 + 1;
+                rewards.push(Some(answer.reward));
+                modes.push(Some(
+                    answer.mode.map_or("none", |mode| mode.name()).to_owned(),
+                ));
+                rows.push(CompletionRow {
+                    question_id: example.question_id,
+                    sample,
+                    question: example.question.clone(),
+                    prompt: example.prompt.clone(),
+                    completion: answer.text,
+                    tokens,
+                    truncated: false,
+                    log_prob: answer.log_prior,
+                });
+            }
+        }
+        let mut table = to_table("Legal answers of the generated world", &rows);
+        table.number_column("exact_reward", 3, rewards);
+        table.text_column("mode", modes);
+        Ok(table.write_data(&ctx.output("answers")?)?)
+    }
+}

@@ -1,0 +1,63 @@
+//! `score_policy`: log-probabilities of given completions.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::score::{log_probs, tokenize};
+use super::training::at_least_one;
+use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::table::Table;
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+
+/// Sets `log_prob` of completions to their log-probability under a policy, whoever wrote them.
+///
+/// At temperature 1, over all the completion's tokens and its end. A column `kl`, which compares the former
+/// `log_prob` with a reference, is dropped.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScorePolicy {
+    /// Completions in a forward pass; changes no result.
+    #[serde(default = "batch_size", skip_serializing)]
+    batch_size: usize,
+}
+
+fn batch_size() -> usize {
+    64
+}
+
+impl Kind for ScorePolicy {
+    const NAME: &'static str = "score_policy";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{}";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one("completions", &[COMPLETIONS, SCORES], "what is scored"),
+            Port::one("policy", &[LANGUAGE_MODEL], "scores it"),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("scores", SCORES)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        at_least_one("batch_size", self.batch_size as u64, &mut problems);
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let mut table = Table::read(&ctx.input("completions")?.path)?;
+        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let sequences = tokenize(&from_table(&table)?, &policy.tokenizer, &policy.eos)?;
+        let log_probs = log_probs(&policy.frozen()?, &sequences, self.batch_size)?;
+        table
+            .columns
+            .retain(|column| column.name != "log_prob" && column.name != "kl");
+        table.number_column("log_prob", 3, log_probs.into_iter().map(Some));
+        Ok(table.write_data(&ctx.output("scores")?)?)
+    }
+}
