@@ -9,7 +9,7 @@ use super::language_model::{LanguageModel, ModelError};
 use crate::ml::formats::FormatError;
 use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use crate::ml::head::{HeadGradient, ScalarHead};
-use crate::ml::llama::{Llama, TokenBatch};
+use crate::ml::llama::{Llama, LlamaError, TokenBatch};
 use crate::ml::parameters::Weights;
 
 /// The artifact kind.
@@ -102,8 +102,6 @@ impl RewardModel {
         Ok(rewards)
     }
 }
-
-use crate::ml::llama::LlamaError;
 
 #[cfg(test)]
 mod tests {

@@ -63,6 +63,21 @@ pub enum Values {
     Numbers(Vec<Option<f64>>),
 }
 
+/// How people see a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// As a column.
+    #[default]
+    Own,
+    /// In the cells of the column before, after a `±`.
+    Spread,
+    /// In the cells of the column before, as the first of two bounds; [`Place::High`] follows.
+    Low,
+    /// The second bound.
+    High,
+}
+
 /// One column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
@@ -72,6 +87,29 @@ pub struct Column {
     pub values: Values,
     /// Digits after the decimal point, for numbers.
     pub decimals: usize,
+    /// Where people see it.
+    pub place: Place,
+}
+
+impl Column {
+    fn is_number(&self) -> bool {
+        matches!(self.values, Values::Numbers(_))
+    }
+
+    /// Returns a cell by itself as people see it; `None` if it is empty.
+    fn cell(&self, row: usize) -> Option<String> {
+        match &self.values {
+            Values::Text(values) => values[row].clone(),
+            Values::Numbers(values) => values[row].map(|value| {
+                // A tiny value must not look like zero.
+                if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(self.decimals as i32)) {
+                    format!("{value:.1e}")
+                } else {
+                    format!("{value:.*}", self.decimals)
+                }
+            }),
+        }
+    }
 }
 
 /// A table.
@@ -90,6 +128,8 @@ struct Description {
     title: String,
     notes: Vec<String>,
     decimals: Vec<usize>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    places: Vec<Place>,
 }
 
 /// Rules above, below and under the headings; rows need none.
@@ -117,6 +157,7 @@ impl Table {
             name: name.into(),
             values: Values::Text(values.into_iter().collect()),
             decimals: 0,
+            place: Place::Own,
         });
     }
 
@@ -131,6 +172,38 @@ impl Table {
             name: name.into(),
             values: Values::Numbers(values.into_iter().collect()),
             decimals,
+            place: Place::Own,
+        });
+    }
+
+    /// Adds the spread of the last column: people see `value ± spread`.
+    pub fn spread_of_last(&mut self, name: &str, values: impl IntoIterator<Item = Option<f64>>) {
+        self.add_to_last(name, Place::Spread, values.into_iter().collect());
+    }
+
+    /// Adds bounds of the last column: people see `value [low, high]`.
+    pub fn interval_of_last(
+        &mut self,
+        bounds: impl IntoIterator<Item = (Option<f64>, Option<f64>)>,
+    ) {
+        let (low, high) = bounds.into_iter().unzip();
+        self.add_to_last("low", Place::Low, low);
+        self.add_to_last("high", Place::High, high);
+    }
+
+    fn add_to_last(&mut self, name: &str, place: Place, values: Vec<Option<f64>>) {
+        let last = self
+            .columns
+            .iter()
+            .rfind(|column| column.place == Place::Own);
+        let (heading, decimals) = last.map_or((String::new(), 0), |last| {
+            (format!("{} {name}", last.name), last.decimals)
+        });
+        self.columns.push(Column {
+            name: heading,
+            values: Values::Numbers(values),
+            decimals,
+            place,
         });
     }
 
@@ -233,6 +306,11 @@ impl Table {
             title: self.title.clone(),
             notes: self.notes.clone(),
             decimals: self.columns.iter().map(|column| column.decimals).collect(),
+            places: if self.columns.iter().all(|column| column.place == Place::Own) {
+                Vec::new()
+            } else {
+                self.columns.iter().map(|column| column.place).collect()
+            },
         };
         let text = serde_json::to_string_pretty(&description).map_err(std::io::Error::from)?;
         fs_err::write(folder.join("table.json"), text)?;
@@ -265,6 +343,7 @@ impl Table {
                 name: column.name().to_string(),
                 values,
                 decimals: description.decimals.get(at).copied().unwrap_or(3),
+                place: description.places.get(at).copied().unwrap_or_default(),
             });
         }
         Ok(Self {
@@ -274,34 +353,43 @@ impl Table {
         })
     }
 
-    /// Returns a cell as people see it.
-    fn cell(&self, column: &Column, row: usize) -> String {
-        match &column.values {
-            Values::Text(values) => values[row].clone().unwrap_or_default(),
-            Values::Numbers(values) => values[row].map_or_else(String::new, |value| {
-                let text = format!("{value:.*}", column.decimals);
-                // A tiny value must not look like zero.
-                if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(column.decimals as i32)) {
-                    format!("{value:.1e}")
-                } else {
-                    text
-                }
-            }),
+    /// The columns as people see them: each with those that stand in its cells.
+    fn shown(&self) -> Vec<&[Column]> {
+        self.columns
+            .chunk_by(|_, next| next.place != Place::Own)
+            .collect()
+    }
+
+    /// Returns what people see in the cell of a row.
+    fn cell(shown: &[Column], row: usize) -> String {
+        let mut text = String::new();
+        for column in shown {
+            let Some(cell) = column.cell(row) else {
+                continue;
+            };
+            match column.place {
+                Place::Own => text.push_str(&cell),
+                Place::Spread => text.push_str(&format!(" ± {cell}")),
+                Place::Low => text.push_str(&format!(" [{cell}")),
+                Place::High => text.push_str(&format!(", {cell}]")),
+            }
         }
+        text
     }
 
     /// Returns the table for a terminal.
     pub fn text(&self) -> String {
+        let shown = self.shown();
         let mut table = TextTable::new();
         table
             .load_style(RULES)
             .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(self.columns.iter().map(|column| column.name.as_str()));
+            .set_header(shown.iter().map(|columns| columns[0].name.as_str()));
         for row in 0..self.height() {
-            table.add_row(self.columns.iter().map(|column| self.cell(column, row)));
+            table.add_row(shown.iter().map(|columns| Self::cell(columns, row)));
         }
-        for (at, column) in self.columns.iter().enumerate() {
-            if matches!(column.values, Values::Numbers(_))
+        for (at, columns) in shown.iter().enumerate() {
+            if columns[0].is_number()
                 && let Some(column) = table.column_mut(at)
             {
                 column.set_cell_alignment(CellAlignment::Right);
@@ -318,35 +406,28 @@ impl Table {
     /// Returns the table as Markdown.
     pub fn markdown(&self) -> String {
         let escape = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
-        let headings: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| escape(&column.name))
-            .collect();
-        let rules: Vec<&str> = self
-            .columns
-            .iter()
-            .map(|column| {
-                if matches!(column.values, Values::Numbers(_)) {
-                    "---:"
-                } else {
-                    "---"
-                }
-            })
-            .collect();
+        let shown = self.shown();
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let headings = shown.iter().map(|columns| escape(&columns[0].name));
+        let rules = shown.iter().map(|columns| {
+            let rule = if columns[0].is_number() {
+                "---:"
+            } else {
+                "---"
+            };
+            rule.to_owned()
+        });
         let mut text = format!(
-            "**{}**\n\n| {} |\n| {} |\n",
+            "**{}**\n\n{}{}",
             self.title,
-            headings.join(" | "),
-            rules.join(" | ")
+            line(headings.collect()),
+            line(rules.collect())
         );
         for row in 0..self.height() {
-            let cells: Vec<String> = self
-                .columns
+            let cells = shown
                 .iter()
-                .map(|column| escape(&self.cell(column, row)))
-                .collect();
-            text.push_str(&format!("| {} |\n", cells.join(" | ")));
+                .map(|columns| escape(&Self::cell(columns, row)));
+            text.push_str(&line(cells.collect()));
         }
         for note in &self.notes {
             text.push_str(&format!("\n{note}\n"));
@@ -394,6 +475,31 @@ mod tests {
             fs_err::read(folder.path().join("table.parquet")).unwrap(),
             first
         );
+    }
+
+    #[test]
+    fn people_see_spread_and_bounds_in_the_cell_of_their_value() {
+        let mut table = Table::new("means");
+        table.number_column("Mean", 2, [Some(1.0), Some(2.0), Some(3.0)]);
+        table.spread_of_last("sd", [Some(0.5), None, Some(0.001)]);
+        table.interval_of_last([(Some(0.0), Some(2.0)), (Some(1.0), Some(3.0)), (None, None)]);
+        table.number_column("Other", 0, [Some(7.0), None, Some(8.0)]);
+        let markdown = table.markdown();
+        assert_eq!(
+            markdown.lines().skip(2).collect::<Vec<_>>(),
+            [
+                "| Mean | Other |",
+                "| ---: | ---: |",
+                "| 1.00 ± 0.50 [0.00, 2.00] | 7 |",
+                "| 2.00 [1.00, 3.00] |  |",
+                "| 3.00 ± 1.0e-3 | 8 |"
+            ]
+        );
+        let names: Vec<&str> = table.columns.iter().map(|column| &*column.name).collect();
+        assert_eq!(names, ["Mean", "Mean sd", "Mean low", "Mean high", "Other"]);
+        let folder = tempfile::tempdir().unwrap();
+        table.write(folder.path()).unwrap();
+        assert_eq!(Table::read(folder.path()).unwrap(), table);
     }
 
     #[test]

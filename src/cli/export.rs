@@ -30,7 +30,7 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
-    let artifact = show::find(&pipeline, store, &args.result)?;
+    let artifact = show::find(&pipeline, store, &args.result)?.artifact;
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         if !is_inside(&file.path) {

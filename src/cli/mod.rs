@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod costs;
 mod diagnostics;
 mod export;
 mod graph;

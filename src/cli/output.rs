@@ -43,8 +43,18 @@ impl Output {
     pub(super) fn error(&self, message: &str, hint: Option<&str>) {
         self.line(&format!("{} {message}", "error:".red().bold()));
         if let Some(hint) = hint {
-            self.line(&format!("{} {hint}", "hint:".cyan()));
+            self.hint(hint);
         }
+    }
+
+    /// Writes a warning with its hint.
+    pub(super) fn warning(&self, message: &str, hint: &str) {
+        self.line(&format!("{} {message}", "warning:".yellow().bold()));
+        self.hint(hint);
+    }
+
+    fn hint(&self, hint: &str) {
+        self.line(&format!("{} {hint}", "hint:".cyan()));
     }
 }
 

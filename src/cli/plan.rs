@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::output::{Output, bytes, counted, duration};
 use super::{Failure, PipelineOptions, exit_code};
-use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner};
-use crate::engine::stage::Registry;
+use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner, StagePlan};
+use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
 
 #[derive(Debug, Args)]
@@ -27,7 +27,6 @@ pub(super) struct PlanArgs {
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
-        use crate::engine::stage::StageError;
         let mut messages = Vec::new();
         let mut hints = Vec::new();
         for (stage, failure) in error.failures {
@@ -123,19 +122,68 @@ pub(super) fn run(
             .filter(|plan| plan.decision == Decision::Run)
             .count();
         text.push_str(&format!(
-            "{:>12} {}: {} cached, {would} to run, {} to run if an input changes\n",
+            "{:>12} {}: {} cached, {would} to run, {} to run if an input changes{}\n",
             "Plan",
             counted(plans.len(), "stage"),
             plans.len() - runs,
-            runs - would
+            runs - would,
+            in_all(&plans)
         ));
         output.data(&text);
     }
+    warn_of_obstacles(&plans, output);
     Ok(if args.exit_code && runs > 0 {
         exit_code::WOULD_RUN
     } else {
         exit_code::OK
     })
+}
+
+/// Says what would stop a run at once, such as data that were not given.
+fn warn_of_obstacles(plans: &[StagePlan], output: &Output) {
+    let obstacles = || plans.iter().filter_map(|plan| plan.obstacle.as_ref());
+    let count = obstacles().count();
+    if count == 0 {
+        return;
+    }
+    let mut hints = Vec::new();
+    for obstacle in obstacles() {
+        if let StageError::Failed {
+            hint: Some(hint), ..
+        } = obstacle
+            && !hints.contains(&hint.as_str())
+        {
+            hints.push(hint);
+        }
+    }
+    output.warning(
+        &format!(
+            "{} would fail when run, for lack of a source",
+            counted(count, "stage")
+        ),
+        &hints.join("\n      "),
+    );
+}
+
+/// Writes the cost of all that runs, as far as estimates tell.
+fn in_all(plans: &[StagePlan]) -> String {
+    let estimates = || {
+        let run = plans
+            .iter()
+            .filter(|plan| plan.decision != Decision::Cached);
+        run.map(|plan| plan.estimate)
+    };
+    let seconds: f64 = estimates().filter_map(|estimate| estimate.seconds).sum();
+    let flops: f64 = estimates().filter_map(|estimate| estimate.flops).sum();
+    let mut text = String::new();
+    if seconds > 0.0 {
+        text.push_str(&format!(" (about {} of work", duration(seconds)));
+        if flops > 0.0 {
+            text.push_str(&format!(", {flops:.1e} FLOPs"));
+        }
+        text.push(')');
+    }
+    text
 }
 
 /// Writes causes in one line: `lr 1e-5 -> 2e-5`, or `needs ppo (lr 1e-5 -> 2e-5)`.

@@ -10,7 +10,7 @@ use owo_colors::OwoColorize;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, counted};
-use super::{Failure, PipelineOptions, diagnostics, exit_code, progress, show};
+use super::{Failure, PipelineOptions, costs, diagnostics, exit_code, progress, show};
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
 use crate::engine::plan::PlanOptions;
@@ -275,6 +275,10 @@ fn print_tables(
         if let Some(artifact) = artifact.filter(|artifact| artifact.kind == "table") {
             let text = show::table_text(store, artifact)?;
             output.data(&format!("\n{}\n{text}", stage.name.bold()));
+            let costs = costs::table(pipeline, store, at, |stage| report.fingerprints[stage]);
+            if let Some(costs) = costs {
+                output.data(&format!("\n{}", costs.text()));
+            }
         }
     }
     Ok(())

@@ -6,10 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::Output;
-use super::{Failure, PipelineOptions, exit_code};
+use super::{Failure, PipelineOptions, costs, exit_code};
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Artifact;
-use crate::engine::plan::{PlanOptions, Planner};
+use crate::engine::plan::{PlanOptions, Planner, StagePlan};
 use crate::engine::reference::{Reference, Selection};
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
@@ -30,7 +30,11 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
-    let artifact = find(&pipeline, store, &args.result)?;
+    let Found {
+        artifact,
+        stage,
+        plans,
+    } = find(&pipeline, store, &args.result)?;
     for file in &artifact.files {
         store
             .check_object(&file.digest)
@@ -55,6 +59,9 @@ pub(super) fn run(
     }
     if artifact.kind == "table" {
         output.data(&table_text(store, &artifact)?);
+        if let Some(costs) = costs::table(&pipeline, store, stage, |at| plans[at].fingerprint) {
+            output.data(&format!("\n{}", costs.text()));
+        }
         return Ok(exit_code::OK);
     }
     if let [file] = artifact.files.as_slice()
@@ -82,8 +89,17 @@ fn is_short_text(path: &str, size: u64) -> bool {
     size < LONG && (text.iter().any(|suffix| path.ends_with(suffix)) || !path.contains('.'))
 }
 
+/// A result that a user named.
+pub(super) struct Found {
+    pub(super) artifact: Artifact,
+    /// The position of its stage.
+    stage: usize,
+    /// Those of the whole pipeline.
+    plans: Vec<StagePlan>,
+}
+
 /// Finds the artifact that `text` names, as the pipeline stands now.
-pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Artifact, Failure> {
+pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Found, Failure> {
     let reference = Reference::parse(text).map_err(Failure::usage)?;
     let matches: Vec<usize> = (0..pipeline.stages.len())
         .filter(|at| {
@@ -138,7 +154,7 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Art
         .record
         .as_ref()
         .and_then(|record| record.outputs.get(&name));
-    artifact.cloned().ok_or_else(|| Failure::Other {
+    let artifact = artifact.cloned().ok_or_else(|| Failure::Other {
         message: format!(
             "stage `{}` has no result as the pipeline stands now",
             instance.name
@@ -149,6 +165,11 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Art
             instance.name
         )),
         code: exit_code::STAGE_FAILED,
+    })?;
+    Ok(Found {
+        artifact,
+        stage,
+        plans,
     })
 }
 

@@ -60,6 +60,8 @@ pub struct StagePlan {
     pub estimate: Estimate,
     /// Things people should know: another machine's numerics, a damaged object.
     pub notes: Vec<String>,
+    /// Why running it would fail at once: a source that is not there.
+    pub obstacle: Option<StageError>,
 }
 
 /// How records are trusted and what is forced.
@@ -123,7 +125,7 @@ impl<'a> Planner<'a> {
     /// Decides about every stage with what is known before anything runs.
     ///
     /// # Errors
-    /// A source file that cannot be read.
+    /// A result that may be there but cannot be read.
     pub fn plan(&self) -> Result<Vec<StagePlan>, PlanError> {
         let mut plans: Vec<Option<StagePlan>> =
             (0..self.pipeline.stages.len()).map(|_| None).collect();
@@ -148,7 +150,7 @@ impl<'a> Planner<'a> {
     /// Decides about one stage. `plans` are those made so far, by position, for the causes.
     ///
     /// # Errors
-    /// A source that is not there, or a result that may be there but cannot be read.
+    /// A result that may be there but cannot be read.
     pub fn decide(
         &self,
         stage: usize,
@@ -157,7 +159,7 @@ impl<'a> Planner<'a> {
     ) -> Result<StagePlan, (String, StageError)> {
         let instance = &self.pipeline.stages[stage];
         let failed = |error: StageError| (instance.name.clone(), error);
-        let manifest = self.manifest(stage, known).map_err(failed)?;
+        let (manifest, obstacle) = self.manifest(stage, known);
         let mut plan = StagePlan {
             decision: Decision::Run,
             fingerprint: manifest.fingerprint(),
@@ -166,9 +168,12 @@ impl<'a> Planner<'a> {
             causes: Vec::new(),
             estimate: instance.stage.estimate(),
             notes: Vec::new(),
+            obstacle,
         };
         let mut reason = None;
-        if self.options.rerun.get(stage).copied().unwrap_or(false) {
+        if let Some(StageError::Failed { message, .. }) = &plan.obstacle {
+            reason = Some(message.clone());
+        } else if self.options.rerun.get(stage).copied().unwrap_or(false) {
             reason = Some("asked to run again".to_owned());
         } else if let Some(fingerprint) = plan.fingerprint {
             match self.look_up(&fingerprint).map_err(failed)? {
@@ -233,7 +238,8 @@ impl<'a> Planner<'a> {
         Ok(Found::Usable(Box::new(record), notes))
     }
 
-    fn manifest(&self, stage: usize, known: &Known) -> Result<Manifest, StageError> {
+    /// Returns the manifest, and what is wrong with a source.
+    fn manifest(&self, stage: usize, known: &Known) -> (Manifest, Option<StageError>) {
         let instance = &self.pipeline.stages[stage];
         let inputs = instance.inputs.iter().map(|input| {
             let items = input
@@ -251,10 +257,15 @@ impl<'a> Planner<'a> {
         });
         let inputs = inputs.collect();
         let mut sources = BTreeMap::new();
+        let mut obstacle = None;
         for source in instance.stage.sources() {
-            sources.insert(source.key.clone(), self.source_digest(stage, &source)?);
+            let digest = self.source_digest(stage, &source).unwrap_or_else(|error| {
+                obstacle.get_or_insert(error);
+                None
+            });
+            sources.insert(source.key, digest);
         }
-        Ok(Manifest {
+        let manifest = Manifest {
             format: MANIFEST_FORMAT,
             kind: instance.kind.name.to_owned(),
             version: instance.kind.version,
@@ -262,7 +273,8 @@ impl<'a> Planner<'a> {
             inputs,
             sources,
             environment: instance.stage.environment(),
-        })
+        };
+        (manifest, obstacle)
     }
 
     /// Returns the digest of a source: a local file's by its bytes, a pinned one's by its pin, another's by what

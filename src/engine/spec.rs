@@ -2,6 +2,8 @@
 //!
 //! Everything that can be known to be wrong before running is found here, all of it at once.
 
+mod execution;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path as FilePath, PathBuf};
@@ -556,87 +558,6 @@ impl Builder<'_> {
         None
     }
 
-    fn resources(&mut self, value: Option<Value>, default: Resources, path: &Path) -> Resources {
-        let mut resources = default;
-        let Some(value) = value else { return resources };
-        let Some(map) = value.as_map() else {
-            self.errors.push(
-                Diagnostic::error(
-                    path.clone(),
-                    format!("`resources` must be a map, found {}", value.type_name()),
-                )
-                .hint("for example `resources: { cpus: 2, memory: 4GB, gpus: 1 }`"),
-            );
-            return resources;
-        };
-        for (key, value) in map {
-            let path = path.key(key);
-            let count = match value {
-                Value::Integer(count) => usize::try_from(*count).ok(),
-                _ => None,
-            };
-            match (key.as_str(), count) {
-                ("cpus", Some(count)) if count > 0 => resources.cpus = count,
-                ("gpus", Some(count)) => resources.gpus = count,
-                ("memory", _) => match parse_bytes(value) {
-                    Some(bytes) => resources.memory = bytes,
-                    None => self.errors.push(Diagnostic::error(
-                        path,
-                        format!(
-                            "expected an amount of memory such as `4GB` or `512MB`, found `{value}`"
-                        ),
-                    )),
-                },
-                ("cpus" | "gpus", _) => self.errors.push(Diagnostic::error(
-                    path,
-                    format!(
-                        "`{key}` must be a whole number{}, found `{value}`",
-                        if key == "cpus" { " above 0" } else { "" }
-                    ),
-                )),
-                _ => self.errors.push(
-                    Diagnostic::error(path, format!("unknown resource `{key}`"))
-                        .at_key()
-                        .maybe_hint(did_you_mean(key, ["cpus", "memory", "gpus"])),
-                ),
-            }
-        }
-        resources
-    }
-
-    fn retries(&mut self, value: Option<Value>, path: &Path) -> u32 {
-        let retries = match &value {
-            None | Some(Value::Null) => Some(0),
-            Some(Value::Integer(number)) => u32::try_from(*number).ok(),
-            Some(_) => None,
-        };
-        retries.unwrap_or_else(|| {
-            self.unfit(value, path, "`retries` must be a whole number");
-            0
-        })
-    }
-
-    fn timeout(&mut self, value: Option<Value>, path: &Path) -> Option<f64> {
-        let seconds = match &value {
-            None | Some(Value::Null) => return None,
-            Some(Value::Integer(number)) => *number as f64,
-            Some(Value::Float(number)) => *number,
-            Some(_) => 0.0,
-        };
-        if seconds <= 0.0 {
-            self.unfit(value, path, "`timeout` must be a number of seconds above 0");
-        }
-        Some(seconds)
-    }
-
-    fn unfit(&mut self, value: Option<Value>, path: &Path, expected: &str) {
-        let found = value.unwrap_or(Value::Null);
-        self.errors.push(Diagnostic::error(
-            path.clone(),
-            format!("{expected}, found `{found}`"),
-        ));
-    }
-
     fn map<'a>(&mut self, value: Option<&'a Value>, path: &Path, what: &str) -> Option<&'a Map> {
         match value? {
             Value::Map(map) => Some(map),
@@ -704,34 +625,6 @@ fn ring_error(ring: &[usize], stages: &[Instance]) -> Diagnostic {
         .map_or("", |stage| stages[*stage].template.as_str());
     Diagnostic::error(Path::of(["stages", template, "inputs"]), message)
         .hint("an arrow points from a stage to one that reads its output; remove one of them")
-}
-
-/// Reads an amount of memory: a number of bytes, or a number with KB, MB, GB or TB (powers of 1000) or KiB, MiB,
-/// GiB, TiB (powers of 1024).
-fn parse_bytes(value: &Value) -> Option<u64> {
-    let text = match value {
-        Value::Integer(bytes) => return u64::try_from(*bytes).ok(),
-        Value::String(text) => text.trim(),
-        _ => return None,
-    };
-    let split = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number.trim().parse().ok()?;
-    let factor: f64 = match unit {
-        "" | "B" => 1.0,
-        "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "TB" => 1e12,
-        "KiB" => 1024.0,
-        "MiB" => 1_048_576.0,
-        "GiB" => 1_073_741_824.0,
-        "TiB" => 1_099_511_627_776.0,
-        _ => return None,
-    };
-    (number >= 0.0 && number.is_finite()).then_some((number * factor) as u64)
 }
 
 /// Whether any of `diagnostics` is an error.

@@ -50,6 +50,8 @@ pub struct Port {
     pub arity: Arity,
     /// Whether axis values and stage names of the items are part of the result (a table prints them).
     pub labelled: bool,
+    /// Whether time and memory of what made the items are shown beside the stage's table.
+    pub with_costs: bool,
     /// One line for people.
     pub about: &'static str,
 }
@@ -62,6 +64,7 @@ impl Port {
             accepts,
             arity: Arity::One,
             labelled: false,
+            with_costs: false,
             about,
         }
     }
@@ -102,6 +105,13 @@ impl Port {
     #[must_use]
     pub fn labelled(mut self) -> Self {
         self.labelled = true;
+        self
+    }
+
+    /// Shows time and memory of what made the items beside the stage's table; they are no part of the result.
+    #[must_use]
+    pub fn with_costs(mut self) -> Self {
+        self.with_costs = true;
         self
     }
 }
@@ -203,7 +213,7 @@ impl Problem {
 /// Why a stage failed.
 ///
 /// It converts from every error type, with its chain of causes, so that `?` works in stages.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum StageError {
     /// The stage could not do its work.
     Failed {
@@ -249,7 +259,11 @@ impl<E: std::error::Error> From<E> for StageError {
             }
             cause = inner.source();
         }
-        Self::new(message)
+        // Errors below the engine write their hint behind what went wrong.
+        match message.split_once("; hint: ") {
+            Some((message, hint)) => Self::new(message).hint(hint),
+            None => Self::new(message),
+        }
     }
 }
 

@@ -160,6 +160,39 @@ pub fn main(registry: &Registry) -> u8 {
     code
 }
 
+/// Returns where sources lie on this machine, with how the pipeline names them.
+fn source_names(stage: &dyn Stage, paths: &BTreeMap<String, PathBuf>) -> Vec<(String, String)> {
+    let sources = stage.sources().into_iter();
+    sources
+        .filter_map(|param| {
+            let path = paths.get(&param.key)?.display().to_string();
+            Some((path, param.source.to_string()))
+        })
+        .collect()
+}
+
+/// Replaces paths of caches and of this try, which mean nothing to a reader, by what they stand for.
+fn in_words(error: StageError, names: &[(String, String)], try_folder: &Path) -> StageError {
+    let StageError::Failed { mut message, hint } = error else {
+        return error;
+    };
+    // Inputs are given by their canonical paths.
+    let canonical = fs_err::canonicalize(try_folder);
+    for folder in [Some(try_folder), canonical.as_deref().ok()]
+        .into_iter()
+        .flatten()
+    {
+        message = message.replace(&format!("{}/", folder.display()), "");
+    }
+    for (path, name) in names {
+        // A folder's own name says more than a file's name in it would say without the folder.
+        if !name.ends_with(path.trim_start_matches("./")) {
+            message = message.replace(path, name);
+        }
+    }
+    StageError::Failed { message, hint }
+}
+
 /// Ends the process, and the command it runs, when the executor is gone.
 fn end_with_parent(command_group: Arc<AtomicI32>) {
     std::thread::spawn(move || {
@@ -288,6 +321,7 @@ impl Worker<'_> {
         let try_folder = TryFolder::make(&scratch)?;
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
         let sources = self.fetch_sources(stage, Some(manifest))?;
+        let names = source_names(stage, &sources);
         let mut ctx = RunContext {
             inputs,
             sources,
@@ -301,6 +335,7 @@ impl Worker<'_> {
             try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {
+            let error = in_words(error, &names, &try_folder.0);
             return Err(self.explain_full_disk(error).into());
         }
         self.check_inputs_unchanged(&watched)?;

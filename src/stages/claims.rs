@@ -15,7 +15,7 @@ use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stats::holm;
-use decide::{Bootstrapped, Verdict};
+use decide::Verdict;
 
 /// Decides statements of a paper: supported, contradicted, or inconclusive at this scale.
 ///
@@ -182,7 +182,7 @@ fn mean_metric() -> Metric {
 
 impl Kind for Claims {
     const NAME: &'static str = "claims";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r"{ claims: [
       { id: diversity, text: FlowHF is more diverse than PPO,
         test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater } },
@@ -323,31 +323,14 @@ impl Claims {
             3,
             findings.iter().map(|finding| Some(finding.effect)),
         );
-        let mut bootstrapped =
-            |heading: &str, decimals: usize, value: &dyn Fn(&Bootstrapped) -> Option<f64>| {
-                table.number_column(
-                    heading,
-                    decimals,
-                    findings
-                        .iter()
-                        .map(|finding| value(finding.bootstrap.as_ref()?)),
-                );
-            };
-        bootstrapped("low", 3, &|found| Some(found.low));
-        bootstrapped("high", 3, &|found| Some(found.high));
-        bootstrapped("p", 4, &|found| Some(found.p()));
+        let bootstraps = || findings.iter().map(|finding| finding.bootstrap.as_ref());
+        table.interval_of_last(
+            bootstraps().map(|found| found.map(|found| (found.low, found.high)).unzip()),
+        );
+        table.number_column("p", 4, bootstraps().map(|found| Some(found?.p())));
         table.number_column("Holm p", 4, decided.iter().map(|(adjusted, _)| *adjusted));
-        let mut bootstrapped =
-            |heading: &str, decimals: usize, value: &dyn Fn(&Bootstrapped) -> Option<f64>| {
-                table.number_column(
-                    heading,
-                    decimals,
-                    findings
-                        .iter()
-                        .map(|finding| value(finding.bootstrap.as_ref()?)),
-                );
-            };
-        bootstrapped("p over runs", 4, &|found| found.over_runs);
+        let over_runs = bootstraps().map(|found| found?.over_runs);
+        table.number_column("p over runs", 4, over_runs);
         let holding = findings
             .iter()
             .map(|finding| Some(format!("{} of {}", finding.holding, finding.runs)));

@@ -67,7 +67,8 @@ impl Kind for Efficiency {
                 &[CURVE],
                 "training curves of every policy and seed",
             )
-            .labelled(),
+            .labelled()
+            .with_costs(),
         ]
     }
 

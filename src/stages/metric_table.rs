@@ -135,7 +135,7 @@ struct Measured {
 
 impl Kind for MetricTable {
     const NAME: &'static str = "metric_table";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r"{ row: policy, aggregate: seed, top_k: 20, tfidf: true, extra: [exact_reward],
       row_names: { flowhf.late: FlowHF }, reference_values: { ppo: { mean: 0.872, diversity: 0.292 } } }";
 
@@ -314,33 +314,21 @@ impl MetricTable {
             };
             let means = rows.iter().map(|row| Ok(Some(mean(&runs(row))?)));
             table.number_column(&heading, 3, means.collect::<Result<Vec<_>, StageError>>()?);
-            if rows.iter().any(|row| self.reported(row, column).is_some()) {
-                let reported = rows.iter().map(|row| self.reported(row, column));
-                table.number_column(format!("{heading} (paper)"), 3, reported);
+            if several {
+                // One run has no spread.
+                table.spread_of_last("sd", rows.iter().map(|row| sample_std(&runs(row)).ok()));
             }
             if *column == Shown::Metric(Metric::Mean) {
                 let intervals = rows
                     .iter()
                     .map(|row| self.interval(row))
                     .collect::<Result<Vec<_>, _>>()?;
-                table.number_column(
-                    format!("{heading} low"),
-                    3,
-                    intervals.iter().map(|interval| Some(interval.low)),
-                );
-                table.number_column(
-                    format!("{heading} high"),
-                    3,
-                    intervals.iter().map(|interval| Some(interval.high)),
-                );
+                let bounds = |interval: &Interval| (Some(interval.low), Some(interval.high));
+                table.interval_of_last(intervals.iter().map(bounds));
             }
-            if several {
-                // One run has no spread.
-                table.number_column(
-                    format!("{heading} sd"),
-                    3,
-                    rows.iter().map(|row| sample_std(&runs(row)).ok()),
-                );
+            if rows.iter().any(|row| self.reported(row, column).is_some()) {
+                let reported = rows.iter().map(|row| self.reported(row, column));
+                table.number_column(format!("{heading} (paper)"), 3, reported);
             }
         }
         if !curves.is_empty() {
@@ -432,12 +420,12 @@ impl MetricTable {
                 )
             };
             notes.push(format!(
-                "Mean low, high: {percent}% bootstrap interval over {runs}{caution}."
+                "[low, high]: {percent}% bootstrap interval over {runs}{caution}."
             ));
         }
         if several {
             notes.push(format!(
-                "sd: sample standard deviation over the runs ({}).",
+                "±: sample standard deviation over the runs ({}).",
                 self.aggregate
             ));
         }

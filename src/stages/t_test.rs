@@ -126,7 +126,7 @@ fn replicates() -> usize {
 
 impl Kind for TTest {
     const NAME: &'static str = "t_test";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r"{ pairs: [{ a: flowhf.late, b: ppo, claim: FlowHF beats PPO }],
       published: [{ name: FlowHF 17500 > PPO, n: 200, a: { mean: 1.024, std: 0.914 }, b: { mean: 0.872, std: 0.796 },
                     std: population, expected_p: 0.039 }] }";
@@ -258,10 +258,11 @@ impl TTest {
         numbers("Mean a", 3, &|line| Some(line.means.0));
         numbers("Mean b", 3, &|line| Some(line.means.1));
         numbers("Difference", 3, &|line| Some(line.means.0 - line.means.1));
-        numbers("low", 3, &|line| line.interval.map(|interval| interval.low));
-        numbers("high", 3, &|line| {
-            line.interval.map(|interval| interval.high)
-        });
+        let bounds = |line: &Line| line.interval.map(|found| (found.low, found.high)).unzip();
+        table.interval_of_last(lines.iter().map(bounds));
+        let mut numbers = |heading: &str, decimals: usize, value: &dyn Fn(&Line) -> Option<f64>| {
+            table.number_column(heading, decimals, lines.iter().map(value));
+        };
         numbers("Cohen's d", 2, &|line| line.effect_size);
         numbers("t", 3, &|line| line.main.map(|test| test.t));
         numbers("df", 1, &|line| {
@@ -287,7 +288,7 @@ impl TTest {
         vec![
             format!("{alternative} Holm p adjusts p for the {} pairs, among lines of equal `Runs`.", self.pairs.len()),
             format!(
-                "low, high: {}% interval of the difference; over runs it is that of the paired t-test, else a \
+                "[low, high]: {}% interval of the difference; over runs it is that of the paired t-test, else a \
                  bootstrap that resamples runs, then questions.",
                 self.level * 100.0
             ),

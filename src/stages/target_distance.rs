@@ -22,7 +22,7 @@ const ROUNDING: f64 = 1e-3;
 /// are further targets prior(y) R(y) / Z, where the prior is the policy of that row, over the legal answers. The
 /// distance is the total variation, half the sum of |pi - target|; mass that the policy gives to other strings counts
 /// as missed. All numbers are means over questions, then over the axis `aggregate`, with its sample standard deviation
-/// (`sd`); nothing is sampled.
+/// (±); nothing is sampled.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetDistance {
@@ -222,7 +222,7 @@ impl TargetDistance {
             if several {
                 // One run has no spread.
                 let spread = measured.iter().map(|runs| sample_std(&of_row(runs)).ok());
-                table.number_column(format!("{heading} sd"), 3, spread);
+                table.spread_of_last("sd", spread);
             }
             let all = measured.iter().flatten().map(|run| Some(run[at]));
             per_seed.number_column(heading, 3, all);
@@ -349,7 +349,7 @@ mod tests {
                 run_of("sft", 1, sft),
                 run_of("tb", 1, boltzmann(1.0, EXACT)),
                 run_of("prior", 1, tilted),
-                run_of("leaky", 1, [0.25, 0.25, 0.0]),
+                run_of("leaky", 1, [0.25, 0.25, 1e-15]),
             ]))
             .unwrap();
         let column = |name: &str| table.all_numbers(name).unwrap();

@@ -320,12 +320,7 @@ impl Kind for TrainGflownet {
         let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = RewardModel::load(&ctx.input("reward")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
-        if reward.model.tokenizer.vocab_size() != policy.tokenizer.vocab_size() {
-            return Err(StageError::new(
-                "policy and reward model have tokenizers of different size",
-            )
-            .hint("train the reward model from the same base as the policy"));
-        }
+        training::check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
         let stream = Stream::new(self.seed, "train_gflownet");
         let rows = training::tokenize_chosen(
             &policy,

@@ -1,13 +1,14 @@
 //! `train_ppo`: proximal policy optimisation against a reward model.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{
-    OnDivergence, OptimizerParams, Run, at_least_one, save_model, train, trained_model,
+    OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, save_model, train,
+    trained_model,
 };
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -21,7 +22,6 @@ use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl, KlController};
 use crate::ml::objectives::ppo::PpoOptions;
-use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::ppo::{
     ControlledKl, PpoStart, PpoTrainer, PpoTrainerOptions, Scorer, Whitening,
 };
@@ -487,35 +487,6 @@ fn scorer(reward: RewardModel) -> Scorer {
                 other => TrainError::Data(other.to_string()),
             })
         }),
-    }
-}
-
-/// Checks that the same ids mean the same tokens.
-fn check_vocabularies(policy: &Tokenizer, reward: &Tokenizer) -> Result<(), StageError> {
-    let fail = |what: String| {
-        StageError::new(format!(
-            "policy and reward model have different vocabularies: {what}"
-        ))
-        .hint("train the reward model from the policy's own starting model")
-    };
-    let (ours, theirs) = (policy.vocab_size(), reward.vocab_size());
-    if ours != theirs {
-        return Err(fail(format!("{ours} and {theirs} tokens")));
-    }
-    let differing: BTreeSet<u32> = (0..ours as u32)
-        .filter(|id| policy.id_to_token(*id) != reward.id_to_token(*id))
-        .collect();
-    match differing.first() {
-        None => Ok(()),
-        Some(id) => {
-            let name = |tokenizer: &Tokenizer| tokenizer.id_to_token(*id).unwrap_or_default();
-            Err(fail(format!(
-                "{} tokens differ, such as {id}: `{}` and `{}`",
-                differing.len(),
-                name(policy),
-                name(reward)
-            )))
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What all training stages share: the loop over steps, checkpoints, curves, and common params.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -526,4 +526,32 @@ pub(super) fn context_length(
     Ok(asked
         .unwrap_or(model.config.max_position_embeddings)
         .min(model.config.max_position_embeddings))
+}
+/// Checks that the same ids mean the same tokens.
+pub(super) fn check_vocabularies(policy: &Tokenizer, reward: &Tokenizer) -> Result<(), StageError> {
+    let fail = |what: String| {
+        StageError::new(format!(
+            "policy and reward model have different vocabularies: {what}"
+        ))
+        .hint("train the reward model from the policy's own starting model")
+    };
+    let (ours, theirs) = (policy.vocab_size(), reward.vocab_size());
+    if ours != theirs {
+        return Err(fail(format!("{ours} and {theirs} tokens")));
+    }
+    let differing: BTreeSet<u32> = (0..ours as u32)
+        .filter(|id| policy.id_to_token(*id) != reward.id_to_token(*id))
+        .collect();
+    match differing.first() {
+        None => Ok(()),
+        Some(id) => {
+            let name = |tokenizer: &Tokenizer| tokenizer.id_to_token(*id).unwrap_or_default();
+            Err(fail(format!(
+                "{} tokens differ, such as {id}: `{}` and `{}`",
+                differing.len(),
+                name(policy),
+                name(reward)
+            )))
+        }
+    }
 }

@@ -180,11 +180,19 @@ stages:
 "#,
     );
     let plan = space.flowgraph(&["plan", "p.yaml"]);
-    assert_eq!(plan.code, 1);
+    assert_eq!(
+        (plan.code, plan.stdout.as_str()),
+        (
+            0,
+            "         RUN a  source `file:f` does not exist\n         \
+             RUN b  source `file:g` does not exist\n         \
+             RUN c  no earlier result\n        \
+             Plan 3 stages: 0 cached, 3 to run, 0 to run if an input changes\n"
+        )
+    );
     assert_eq!(
         plan.stderr,
-        "error: stage `a`: source `file:f` does not exist\n       \
-         stage `b`: source `file:g` does not exist\n\
+        "warning: 2 stages would fail when run, for lack of a source\n\
          hint: looked for ./f and f\n      looked for ./g and g\n"
     );
     let run = space.run(&[]);

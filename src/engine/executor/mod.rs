@@ -5,6 +5,7 @@
 //! cached result, which settles it at once, or a job for the queue. Worker processes report through one
 //! channel. The loop ends when nothing runs and nothing is queued.
 
+mod endings;
 mod process;
 mod resources;
 
@@ -20,8 +21,9 @@ use serde_json::json;
 
 pub use resources::Capacity;
 
+use super::artifact::Digest;
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
-use super::plan::{Cause, Known, PlanOptions, Planner, StagePlan};
+use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::Store;
@@ -55,6 +57,8 @@ pub struct RunReport {
     pub outcomes: Vec<Option<Outcome>>,
     /// Outputs of the stages that are cached or done.
     pub known: Known,
+    /// Fingerprints of the stages that are cached or done.
+    pub fingerprints: Vec<Option<Digest>>,
     /// What failed: stage, message, hint, log file.
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
@@ -237,6 +241,9 @@ impl<'a> Execution<'a> {
             run: self.run,
             outcomes,
             known: self.known,
+            fingerprints: (self.plans.iter())
+                .map(|plan| plan.as_ref()?.fingerprint)
+                .collect(),
             failures: self.failures,
             interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
         })
@@ -289,6 +296,10 @@ impl<'a> Execution<'a> {
                     self.emit(event);
                     self.plans[stage] = Some(plan);
                     self.states[stage] = State::Settled(Outcome::Cached);
+                    return true;
+                }
+                if let Some(error) = plan.obstacle.take() {
+                    self.note_failure(stage, &error);
                     return true;
                 }
                 if plan.fingerprint.is_none() && self.planner.was_fetched(stage) {
@@ -443,172 +454,6 @@ impl<'a> Execution<'a> {
                 }
             }
             Message::Ended => self.worker_ended(stage, name),
-        }
-    }
-
-    fn worker_ended(&mut self, stage: usize, name: String) {
-        let Some(mut worker) = self.workers.remove(&stage) else {
-            return;
-        };
-        let status = worker.wait();
-        self.pool.give_back(&worker.grant);
-        match worker.last.take() {
-            Some(WorkerEvent::Done {
-                record,
-                elsewhere,
-                differs,
-            }) => {
-                if differs {
-                    self.emit(RunEvent::StageNote {
-                        stage: name.clone(),
-                        text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),
-                    });
-                }
-                self.emit(RunEvent::StageDone {
-                    stage: name,
-                    seconds: record.provenance.seconds,
-                    peak_memory_bytes: record.provenance.peak_memory_bytes,
-                    elsewhere,
-                });
-                self.known[stage] = Some(record.outputs);
-                self.settle(stage, Outcome::Done);
-            }
-            Some(WorkerEvent::Fetched) => {
-                self.states[stage] = State::Waiting;
-                self.planner.note_fetched(stage);
-                self.decide_if_ready(stage);
-            }
-            Some(WorkerEvent::Interrupted) if self.stopping => self.interrupted(stage, name),
-            Some(WorkerEvent::Interrupted) => {
-                let error = StageError::new("its worker was asked to stop by somebody else");
-                self.failed_or_retried(stage, name, error);
-            }
-            Some(WorkerEvent::Damaged { artifact, message }) => {
-                self.heal(stage, &artifact, &message);
-            }
-            Some(WorkerEvent::Failed { message, hint }) => {
-                self.failed_or_retried(stage, name, StageError::Failed { message, hint });
-            }
-            // It was asked to stop before it could listen, or ended at the second request.
-            _ if self.stopping && worker.timed_out.is_none() => self.interrupted(stage, name),
-            _ => {
-                let mut error = StageError::new(match &worker.timed_out {
-                    Some(seconds) => format!("ended after its timeout of {seconds} s"),
-                    None => format!("its worker ended early: {status}"),
-                });
-                if status.contains("signal: 9") && worker.timed_out.is_none() {
-                    error = error.hint("it was killed; if memory ran out, give it fewer neighbours with `--jobs` or `resources.memory`");
-                }
-                self.failed_or_retried(stage, name, error);
-            }
-        }
-    }
-
-    fn interrupted(&mut self, stage: usize, name: String) {
-        self.emit(RunEvent::StageInterrupted { stage: name });
-        self.settle(stage, Outcome::Interrupted);
-    }
-
-    fn failed_or_retried(&mut self, stage: usize, name: String, error: StageError) {
-        self.tries[stage] += 1;
-        let tries = self.tries[stage];
-        if tries <= self.pipeline.stages[stage].retries && !self.stopping {
-            let message = match error {
-                StageError::Failed { message, .. } => message,
-                StageError::Interrupted => "interrupted".to_owned(),
-            };
-            self.emit(RunEvent::StageRetried {
-                stage: name,
-                next_try: tries + 1,
-                message,
-            });
-            let pause = Duration::from_secs(1 << (tries - 1).min(5));
-            self.not_before.insert(stage, Instant::now() + pause);
-            self.states[stage] = State::Queued;
-            self.queue.push_back(stage);
-        } else {
-            self.fail(stage, &error);
-        }
-    }
-
-    fn fail(&mut self, stage: usize, error: &StageError) {
-        self.note_failure(stage, error);
-        self.settle(stage, Outcome::Failed);
-    }
-
-    fn note_failure(&mut self, stage: usize, error: &StageError) {
-        let (message, hint) = match error {
-            StageError::Failed { message, hint } => (message.clone(), hint.clone()),
-            StageError::Interrupted => ("interrupted".to_owned(), None),
-        };
-        let failure = StageFailure {
-            stage: self.pipeline.stages[stage].name.clone(),
-            message,
-            hint,
-            log: self.log_path(stage),
-        };
-        self.emit(RunEvent::StageFailed {
-            stage: failure.stage.clone(),
-            message: failure.message.clone(),
-            hint: failure.hint.clone(),
-            log: failure.log.display().to_string(),
-        });
-        self.failures.push(failure);
-        if self.options.fail_fast && !self.stopping {
-            self.stopping = true;
-            for worker in self.workers.values() {
-                worker.ask_to_stop();
-            }
-        }
-        self.states[stage] = State::Settled(Outcome::Failed);
-    }
-
-    /// An input turned out to be damaged: its producer runs again, and then the stage that needs it.
-    fn heal(&mut self, stage: usize, artifact: &super::artifact::Digest, message: &str) {
-        let producers: Vec<usize> = self
-            .pipeline
-            .graph
-            .needs(stage)
-            .into_iter()
-            .filter(|need| {
-                let outputs = self.known[*need].as_ref();
-                outputs.is_some_and(|outputs| {
-                    outputs.values().any(|output| output.digest == *artifact)
-                })
-            })
-            .collect();
-        self.tries[stage] += 1;
-        if producers.is_empty() || self.tries[stage] > 3 {
-            self.fail(stage, &StageError::new(message));
-            return;
-        }
-        self.states[stage] = State::Waiting;
-        for producer in producers {
-            self.emit(RunEvent::StageDamaged {
-                stage: self.pipeline.stages[producer].name.clone(),
-                message: message.to_owned(),
-            });
-            // Only the planner that re-hashes sees the damage that file times did not show.
-            self.known[producer] = None;
-            if let Some(plan) = &mut self.plans[producer] {
-                plan.causes = vec![Cause {
-                    stage: self.pipeline.stages[producer].name.clone(),
-                    key: message.to_owned(),
-                    old: None,
-                    new: None,
-                }];
-            }
-            // Who waits for resources with the old outputs in mind has to be decided about again.
-            for consumer in self.pipeline.graph.needed_by(producer) {
-                if self.states[consumer] == State::Queued {
-                    self.states[consumer] = State::Waiting;
-                    self.queue.retain(|queued| *queued != consumer);
-                }
-            }
-            if !matches!(self.states[producer], State::Queued | State::Running) {
-                self.states[producer] = State::Queued;
-                self.queue.push_back(producer);
-            }
         }
     }
 

@@ -4,10 +4,11 @@
 //! it is now (on-policy), or from a replay buffer of what it sampled before. `log R` is a scaled reward; with
 //! the forward-looking objective that of every prefix, which one causal forward pass gives.
 
+mod rollout;
+
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -18,17 +19,15 @@ use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::{StepReport, TrainError, Trainer};
-use crate::ml::generate::{GenerateOptions, Sampling, Strategy, generate};
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead};
 use crate::ml::llama::{Llama, TokenBatch};
 use crate::ml::objectives::branching::Branching;
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
-use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::objectives::trajectory_balance::{LogZ, initial_log_z, trajectory_balance};
 use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::replay_buffer::{Completion as Remembered, Priority, ReplayBuffer};
+use crate::ml::replay_buffer::ReplayBuffer;
 use crate::ml::schedule::Schedule;
 use crate::random::Stream;
 
@@ -150,15 +149,6 @@ pub struct GflownetTrainer {
 struct Values {
     buffer: ReplayBuffer,
     monitor: DivergenceMonitor,
-}
-
-/// The rows of one step, prompt by prompt.
-struct Rows {
-    /// For each prompt of the step, its completions.
-    groups: Vec<Vec<TokenizedCompletion>>,
-    generated: u64,
-    truncated: usize,
-    sampled: usize,
 }
 
 /// Sums over the micro-batches of a step.
@@ -349,168 +339,6 @@ impl GflownetTrainer {
         let count = places.len();
         let places = Tensor::from_vec(places, count, states.device())?;
         Ok(states.flatten_all()?.index_select(&places, 0)?)
-    }
-
-    /// Chooses, samples and remembers the completions of a step.
-    fn rows(&mut self, step: u64, items: &[usize]) -> Result<Rows, TrainError> {
-        let per_prompt = self.options.completions_per_prompt;
-        let share = |share: f64| (share * per_prompt as f64).round() as usize;
-        let on_policy = share(self.options.on_policy);
-        let mut rows = Rows {
-            groups: Vec::with_capacity(items.len()),
-            generated: 0,
-            truncated: 0,
-            sampled: 0,
-        };
-        let sampled = self.sample(step, items, on_policy, &mut rows)?;
-        for (place, item) in items.iter().enumerate() {
-            let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
-            let prompt = &self.prompts[*item];
-            let mut group = sampled[place].clone();
-            let replayed = share(self.options.replay).min(per_prompt - group.len());
-            let priority = self
-                .options
-                .replay_temperature
-                .map_or(Priority::Uniform, |temperature| Priority::Reward {
-                    temperature,
-                });
-            let remembered = self
-                .buffer
-                .draw(*item as u64, replayed, priority, &mut draws)
-                .map_err(|error| TrainError::Data(error.to_string()))?;
-            group.extend(
-                remembered
-                    .into_iter()
-                    .map(|completion| TokenizedCompletion {
-                        tokens: [prompt.prompt.as_slice(), &completion.tokens].concat(),
-                        prompt_length: prompt.prompt.len(),
-                    }),
-            );
-            let mut offline: Vec<&TokenizedCompletion> = prompt.completions.iter().collect();
-            draws.shuffle(&mut offline);
-            let left = per_prompt - group.len();
-            group.extend(offline.into_iter().take(left).cloned());
-            rows.groups.push(group);
-        }
-        Ok(rows)
-    }
-
-    /// Samples `count` completions of each item from the policy as it is.
-    fn sample(
-        &mut self,
-        step: u64,
-        items: &[usize],
-        count: usize,
-        rows: &mut Rows,
-    ) -> Result<Vec<Vec<TokenizedCompletion>>, TrainError> {
-        let mut groups: Vec<Vec<TokenizedCompletion>> = vec![Vec::new(); items.len()];
-        if count == 0 {
-            return Ok(groups);
-        }
-        let prompts: Vec<Vec<u32>> = items
-            .iter()
-            .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
-            .collect();
-        let completions = self.generate(&prompts, step, true)?;
-        for (index, completion) in completions.into_iter().enumerate() {
-            rows.generated += completion.tokens.len() as u64;
-            rows.truncated += usize::from(completion.truncated);
-            rows.sampled += 1;
-            let prompt = &prompts[index];
-            groups[index / count].push(TokenizedCompletion {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.len(),
-            });
-        }
-        if self.options.replay > 0.0 {
-            let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
-            let actions = Actions::new(&flat);
-            let log_r: Vec<f32> = self.terminal_log_r(&actions)?.to_vec1()?;
-            for (index, (row, log_r)) in flat.into_iter().zip(log_r).enumerate() {
-                let remembered = Remembered {
-                    tokens: row.tokens[row.prompt_length..].to_vec(),
-                    log_r: f64::from(log_r),
-                    truncated: !self.options.eos.contains(&row.tokens[row.tokens.len() - 1]),
-                };
-                self.buffer
-                    .insert(items[index / count] as u64, remembered)
-                    .map_err(|error| TrainError::Data(error.to_string()))?;
-            }
-        }
-        Ok(groups)
-    }
-
-    /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
-    fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        step: u64,
-        cancellable: bool,
-    ) -> Result<Vec<crate::ml::generate::Completion>, TrainError> {
-        let options = GenerateOptions {
-            batch_size: 64,
-            ..GenerateOptions::new(self.options.max_new_tokens, &self.options.eos)
-        };
-        let strategy = Strategy::Sampling(Sampling {
-            temperature: self.options.temperature,
-            ..Sampling::default()
-        });
-        let stream = self.sampling.child(&step.to_string());
-        let keys: Vec<u64> = (0..prompts.len() as u64).collect();
-        let cancelled = Arc::clone(&self.cancelled);
-        let found = generate(
-            &self.model.llama,
-            prompts,
-            &options,
-            &strategy,
-            &stream,
-            &keys,
-            &mut |_| {
-                if cancellable && cancelled.load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            },
-        );
-        if cancellable && self.cancelled.load(Ordering::Relaxed) {
-            return Err(TrainError::Cancelled);
-        }
-        Ok(found?)
-    }
-
-    /// Estimates the KL divergence of the policy to the reference from samples of the policy.
-    fn kl(&self, step: u64) -> Result<(f64, u64), TrainError> {
-        let count = self.options.monitor_completions;
-        let prompts: Vec<Vec<u32>> = (0..count)
-            .map(|index| {
-                self.prompts[index * self.prompts.len() / count]
-                    .prompt
-                    .clone()
-            })
-            .collect();
-        // Its own stream: watching must not change what the training samples.
-        let completions = self.generate(&prompts, u64::MAX - step, false)?;
-        let rows: Vec<TokenizedCompletion> = prompts
-            .iter()
-            .zip(&completions)
-            .map(|(prompt, completion)| TokenizedCompletion {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.len(),
-            })
-            .collect();
-        let rows: Vec<&TokenizedCompletion> = rows.iter().collect();
-        let actions = Actions::new(&rows);
-        let policy = actions.frozen_log_probs(&self.model.llama.detached())?;
-        let reference = actions.frozen_log_probs(&self.reference)?;
-        let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
-        Ok((
-            estimate.trimmed,
-            completions
-                .iter()
-                .map(|completion| completion.tokens.len() as u64)
-                .sum(),
-        ))
     }
 
     /// Computes the loss of some prompts of the step and adds its gradients.

@@ -72,8 +72,8 @@ fn true_false_and_undecided_differences_are_told_apart() {
     assert!((numbers("Effect")[0] - 0.5).abs() < 0.15);
     for row in 0..7 {
         assert!(
-            numbers("low")[row] <= numbers("Effect")[row]
-                && numbers("Effect")[row] <= numbers("high")[row]
+            numbers("Effect low")[row] <= numbers("Effect")[row]
+                && numbers("Effect")[row] <= numbers("Effect high")[row]
         );
         assert!(numbers("Holm p")[row] >= numbers("p")[row]);
         assert!((numbers("a")[row] - numbers("b")[row] - numbers("Effect")[row]).abs() < 1e-12);
@@ -176,11 +176,11 @@ fn diversity_is_resampled_within_runs() {
         table.text()
     );
     let (low, effect) = (
-        table.all_numbers("low").unwrap()[1],
+        table.all_numbers("Effect low").unwrap()[1],
         table.all_numbers("Effect").unwrap()[1],
     );
     // Resampling does not pull the diversity down by drawing the same completion twice.
-    let high = table.all_numbers("high").unwrap()[1];
+    let high = table.all_numbers("Effect high").unwrap()[1];
     assert!(
         (f64::midpoint(low, high) - effect).abs() < 0.15 * (high - low),
         "{low} {effect} {high}"

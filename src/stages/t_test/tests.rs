@@ -150,7 +150,7 @@ fn runs_are_tested_pooled_over_runs_and_one_by_one() {
         );
     }
     // The rewards share most of their noise, so pairing makes the interval narrower (0.24, where independence gives 0.33).
-    let width = cell(&table, "high", 2) - cell(&table, "low", 2);
+    let width = cell(&table, "Difference high", 2) - cell(&table, "Difference low", 2);
     assert!((0.15..0.28).contains(&width), "{width}");
     assert_eq!(table.numbers("Student t").unwrap()[1], None);
     assert_eq!(table.texts("Claim").unwrap()[5], None);
