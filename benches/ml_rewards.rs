@@ -53,8 +53,9 @@ fn main() {
     let each_alone = smollm2::processor_seconds() - start;
     println!(
         "rewards of {} prefixes: {one_pass:.2} processor seconds in one pass, {each_alone:.2} one by one: {:.1} times \
-         as many; largest difference {difference:e}",
+         as many; largest difference {difference:e}, peak {:.2} GB",
         4 * (NEW_TOKENS + 1),
         each_alone / one_pass,
+        smollm2::peak_gigabytes(),
     );
 }
