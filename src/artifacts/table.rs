@@ -97,7 +97,7 @@ impl Column {
     }
 
     /// Returns a cell by itself as people see it; `None` if it is empty.
-    fn cell(&self, row: usize) -> Option<String> {
+    pub fn cell(&self, row: usize) -> Option<String> {
         match &self.values {
             Values::Text(values) => values[row].clone(),
             Values::Numbers(values) => values[row].map(|value| {

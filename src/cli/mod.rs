@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod costs;
 mod diagnostics;
+mod diff;
 mod export;
 mod graph;
 mod kinds;
@@ -11,9 +12,11 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod runs;
 mod schema;
 mod show;
 mod verify;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -125,12 +128,18 @@ enum Command {
     Run(run::RunArgs),
     /// Say what `run` would do, and why
     Plan(plan::PlanArgs),
+    /// Show what a stage's result is made of, and what changed since the one before
+    Why(why::WhyArgs),
     /// Validate a pipeline with each of its profiles
     Check(check::CheckArgs),
     /// Print a result: a table, metrics, text, or where it is
     Show(show::ShowArgs),
     /// Copy a result out of the store
     Export(export::ExportArgs),
+    /// List the runs of the store
+    Runs(runs::RunsArgs),
+    /// Compare two runs: params, stages, tables
+    Diff(diff::DiffArgs),
     /// Draw the graph
     Graph(graph::GraphArgs),
     /// List the stage kinds, or describe one
@@ -226,9 +235,12 @@ pub fn main(registry: &Registry) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args, registry, &store, &output),
         Command::Plan(args) => plan::run(&args, registry, &store, &output),
+        Command::Why(args) => why::run(&args, registry, &store, &output),
         Command::Check(args) => check::run(&args, registry, &output),
         Command::Show(args) => show::run(&args, registry, &store, &output),
         Command::Export(args) => export::run(&args, registry, &store, &output),
+        Command::Runs(args) => runs::run(&args, &store, &output),
+        Command::Diff(args) => diff::run(&args, &store, &output),
         Command::Graph(args) => graph::run(&args, registry, &output),
         Command::Kinds(args) => kinds::run(&args, registry, &output),
         Command::Schema => schema::run(registry, &output),

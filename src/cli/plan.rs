@@ -89,11 +89,7 @@ pub(super) fn run(
             if plan.decision == Decision::Cached && output.quiet {
                 continue;
             }
-            let word = match plan.decision {
-                Decision::Cached => format!("{:>12}", "CACHED").green().to_string(),
-                Decision::Run => format!("{:>12}", "RUN").yellow().to_string(),
-                Decision::RunIf => format!("{:>12}", "RUN IF").cyan().to_string(),
-            };
+            let word = decision_word(plan.decision);
             text.push_str(&format!("{word} {}", instance.name));
             if plan.decision != Decision::Cached {
                 text.push_str(&format!("  {}", causes(&plan.causes, &instance.name)));
@@ -137,6 +133,15 @@ pub(super) fn run(
     } else {
         exit_code::OK
     })
+}
+
+/// Writes a decision at the width of a plan.
+pub(super) fn decision_word(decision: Decision) -> String {
+    match decision {
+        Decision::Cached => format!("{:>12}", "CACHED").green().to_string(),
+        Decision::Run => format!("{:>12}", "RUN").yellow().to_string(),
+        Decision::RunIf => format!("{:>12}", "RUN IF").cyan().to_string(),
+    }
 }
 
 /// Says what would stop a run at once, such as data that were not given.
@@ -211,7 +216,8 @@ pub(super) fn causes(causes: &[Cause], stage: &str) -> String {
     parts.join("; ")
 }
 
-fn value(value: Option<&Json>) -> String {
+/// Writes a component of a manifest for people; digests are shortened.
+pub(super) fn value(value: Option<&Json>) -> String {
     match value {
         None => "(none)".to_owned(),
         Some(Json::String(text))

@@ -184,7 +184,8 @@ fn with_folder<T>(
     Ok(with(folder.path().to_owned())?)
 }
 
-fn read_table(store: &Store, artifact: &Artifact) -> Result<Table, Failure> {
+/// Reads a table artifact.
+pub(super) fn read_table(store: &Store, artifact: &Artifact) -> Result<Table, Failure> {
     with_folder(store, artifact, |folder| Ok(Table::read(&folder)?))
 }
 

@@ -163,7 +163,7 @@ impl Manifest {
     }
 
     /// Returns the manifest in parts that can be compared and named.
-    pub(super) fn components(&self) -> BTreeMap<String, Json> {
+    pub fn components(&self) -> BTreeMap<String, Json> {
         let mut components = BTreeMap::new();
         components.insert("version".to_owned(), Json::from(self.version));
         components.insert("manifest format".to_owned(), Json::from(self.format));
@@ -196,7 +196,8 @@ fn open_digest() -> Json {
     Json::Null
 }
 
-fn flatten(prefix: &str, value: &Json, components: &mut BTreeMap<String, Json>) {
+/// Adds the leaves of a JSON value, each under its path.
+pub fn flatten(prefix: &str, value: &Json, components: &mut BTreeMap<String, Json>) {
     match value {
         Json::Object(map) if !map.is_empty() => {
             for (key, value) in map {

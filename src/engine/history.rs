@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
+use super::artifact::Digest;
 use super::fingerprint::Manifest;
 use super::store::{Record, Store};
 
@@ -43,14 +44,19 @@ impl History {
     /// Finds the record that a stage's manifest is most probably a changed version of.
     ///
     /// A record of a stage in `present`, the names of the pipeline, is the past of that stage and of no other.
-    /// Records of names that are gone count only if almost everything agrees: the stage was renamed.
+    /// Records of names that are gone count only if almost everything agrees: the stage was renamed. The record
+    /// of the fingerprint `but` is passed over.
     pub(super) fn nearest(
         &self,
         stage: &str,
         pipeline: &str,
         manifest: &Manifest,
+        but: Option<&Digest>,
         present: &BTreeSet<&str>,
     ) -> Option<&Record> {
+        let other = |entry: &&Entry| {
+            entry.record.manifest.kind == manifest.kind && but != Some(&entry.record.fingerprint)
+        };
         let components = manifest.components();
         let closeness = |entry: &Entry| {
             let provenance = &entry.record.provenance;
@@ -63,14 +69,14 @@ impl History {
         let own = self.by_stage.get(stage).into_iter().flatten();
         let own = own
             .map(|at| &self.entries[*at])
-            .filter(|entry| entry.record.manifest.kind == manifest.kind)
+            .filter(other)
             .max_by_key(|entry| closeness(entry));
         own.or_else(|| {
             self.entries
                 .iter()
+                .filter(other)
                 .filter(|entry| {
-                    entry.record.manifest.kind == manifest.kind
-                        && !present.contains(entry.record.provenance.stage.as_str())
+                    !present.contains(entry.record.provenance.stage.as_str())
                         && is_renamed(&entry.components, &components)
                 })
                 .max_by_key(|entry| closeness(entry))

@@ -4,7 +4,7 @@
 //!   [`overrides`] applies profiles and `--set`, `interpolate` replaces `${}`, `matrix` multiplies stages,
 //!   `wiring` resolves each [`reference`];
 //! - [`plan`] decides for each stage whether a stored result can be used ([`fingerprint`], [`store`]);
-//! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]).
+//! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]), and [`runs`] remembers it.
 
 pub mod artifact;
 pub mod context;
@@ -16,10 +16,12 @@ pub mod fingerprint;
 pub mod graph;
 mod history;
 mod interpolate;
+pub mod machine;
 mod matrix;
 pub mod overrides;
 pub mod plan;
 pub mod reference;
+pub mod runs;
 pub mod spec;
 pub mod stage;
 pub mod store;

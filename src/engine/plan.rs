@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use super::artifact::{Artifact, Digest};
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
+use super::machine::numerics_class;
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
 use super::store::{Record, Store};
@@ -187,11 +188,14 @@ impl<'a> Planner<'a> {
                 Found::Nothing => {}
             }
         }
-        let (history, present) = self.history.get_or_init(|| {
-            let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
-            (History::read(self.store), names.collect())
-        });
-        let nearest = history.nearest(&instance.name, &self.pipeline.name, &plan.manifest, present);
+        let (history, present) = self.history();
+        let nearest = history.nearest(
+            &instance.name,
+            &self.pipeline.name,
+            &plan.manifest,
+            None,
+            present,
+        );
         if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&plan.manifest)
         {
             plan.decision = Decision::RunIf;
@@ -205,6 +209,26 @@ impl<'a> Planner<'a> {
             plan.estimate.memory_bytes = Some(record.provenance.peak_memory_bytes);
         }
         Ok(plan)
+    }
+
+    /// Finds what a stage is best compared with: the nearest earlier record other than its own result.
+    pub fn nearest(&self, stage: usize, plan: &StagePlan) -> Option<&Record> {
+        let (history, present) = self.history();
+        let name = &self.pipeline.stages[stage].name;
+        history.nearest(
+            name,
+            &self.pipeline.name,
+            &plan.manifest,
+            plan.fingerprint.as_ref(),
+            present,
+        )
+    }
+
+    fn history(&self) -> &(History, BTreeSet<&'a str>) {
+        self.history.get_or_init(|| {
+            let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
+            (History::read(self.store), names.collect())
+        })
     }
 
     /// Looks for a result that can be used.
@@ -227,7 +251,7 @@ impl<'a> Planner<'a> {
         }
         let mut notes = Vec::new();
         let class = &record.provenance.numerics;
-        if *class != crate::engine::worker::numerics_class(&record.provenance.device) {
+        if *class != numerics_class(&record.provenance.device) {
             if self.options.exact_numerics {
                 return Ok(Found::Unusable(format!(
                     "its result was computed as {class}"

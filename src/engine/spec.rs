@@ -31,6 +31,10 @@ pub struct Pipeline {
     pub description: String,
     /// The file it came from.
     pub document: Document,
+    /// The profiles and settings that were applied to it.
+    pub overrides: Overrides,
+    /// Its params, with these applied.
+    pub params: Json,
     /// One entry for each combination of a stage's matrix, in file order.
     pub stages: Vec<Instance>,
     /// Which needs which.
@@ -160,6 +164,7 @@ impl Pipeline {
                 let warnings =
                     relocate_to_profiles(&document, &overrides.profiles, builder.warnings);
                 pipeline.warnings = document.locate(warnings);
+                pipeline.overrides = overrides.clone();
                 Ok(pipeline)
             }
             _ => Err(Box::new(document.invalid(located))),
@@ -349,6 +354,8 @@ impl Builder<'_> {
             name,
             description,
             document: document.clone(),
+            overrides: Overrides::default(),
+            params: Value::Map(params.clone()).to_json(),
             stages,
             graph,
             order,

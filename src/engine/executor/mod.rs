@@ -10,7 +10,6 @@ mod process;
 mod resources;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +23,7 @@ pub use resources::Capacity;
 use super::artifact::Digest;
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
 use super::plan::{Known, PlanOptions, Planner, StagePlan};
+use super::runs::{RunFolder, RunStage};
 use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::Store;
@@ -106,9 +106,7 @@ struct Execution<'a> {
     options: RunOptions,
     planner: Planner<'a>,
     observer: &'a mut dyn Observer,
-    run: String,
-    folder: PathBuf,
-    event_log: BufWriter<fs_err::File>,
+    folder: RunFolder,
     states: Vec<State>,
     plans: Vec<Option<StagePlan>>,
     known: Known,
@@ -139,10 +137,8 @@ impl<'a> Execution<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
-        let (run, folder) = new_run_folder(store)?;
+        let folder = RunFolder::create(store, pipeline)?;
         store.sweep_finished_scratch();
-        fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
-        let event_log = BufWriter::new(fs_err::File::create(folder.join("events.jsonl"))?);
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
             (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),
@@ -172,9 +168,7 @@ impl<'a> Execution<'a> {
             store,
             options,
             observer,
-            run,
             folder,
-            event_log,
             sender,
             receiver,
         })
@@ -188,7 +182,7 @@ impl<'a> Execution<'a> {
             .map(|state| *state == State::Waiting)
             .collect();
         self.emit(RunEvent::RunStarted {
-            run: self.run.clone(),
+            run: self.folder.id.clone(),
             pipeline: self.pipeline.name.clone(),
             stages: wanted.iter().filter(|wanted| **wanted).count(),
         });
@@ -237,13 +231,24 @@ impl<'a> Execution<'a> {
             seconds: clock.elapsed().as_secs_f64(),
             outcomes: summary,
         });
+        let fingerprints: Vec<Option<Digest>> = (self.plans.iter().zip(&self.states))
+            .map(|(plan, state)| match state {
+                State::Settled(Outcome::Cached | Outcome::Done) => plan.as_ref()?.fingerprint,
+                _ => None,
+            })
+            .collect();
+        let stages = self.pipeline.stages.iter().enumerate();
+        self.folder.finish(stages.map(|(at, stage)| RunStage {
+            stage: stage.name.clone(),
+            kind: stage.kind.name.to_owned(),
+            outcome: outcomes[at],
+            fingerprint: fingerprints[at],
+        }));
         Ok(RunReport {
-            run: self.run,
+            run: self.folder.id,
             outcomes,
             known: self.known,
-            fingerprints: (self.plans.iter())
-                .map(|plan| plan.as_ref()?.fingerprint)
-                .collect(),
+            fingerprints,
             failures: self.failures,
             interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
         })
@@ -414,9 +419,8 @@ impl<'a> Execution<'a> {
 
     fn log_path(&self, stage: usize) -> PathBuf {
         let name = &self.pipeline.stages[stage].name;
-        self.folder
-            .join("logs")
-            .join(format!("{}.log", file_name(name)))
+        let logs = self.folder.path.join("logs");
+        logs.join(format!("{}.log", file_name(name)))
     }
 
     fn take(&mut self, stage: usize, message: Message) {
@@ -486,15 +490,7 @@ impl<'a> Execution<'a> {
     }
 
     fn emit(&mut self, event: RunEvent) {
-        if let Ok(mut value) = serde_json::to_value(&event) {
-            value["time"] = json!(jiff::Timestamp::now().to_string());
-            // The log is for reading later; a full disk must not end the run for its sake.
-            let _ = writeln!(self.event_log, "{value}");
-            // A thousand cached stages are no news that could be lost.
-            if !matches!(event, RunEvent::StageCached { .. }) {
-                let _ = self.event_log.flush();
-            }
-        }
+        self.folder.log(&event);
         self.observer.event(&event);
     }
 }
@@ -520,29 +516,4 @@ fn file_name(stage: &str) -> String {
     }
     let digest = super::artifact::Digest::of(stage.as_bytes());
     format!("{}-{}", &safe[..end], digest.short())
-}
-
-fn new_run_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
-    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-    fs_err::create_dir_all(store.runs_path())?;
-    for suffix in 0.. {
-        let run = if suffix == 0 {
-            time.clone()
-        } else {
-            format!("{time}-{suffix}")
-        };
-        let folder = store.runs_path().join(&run);
-        match std::fs::create_dir(&folder) {
-            Ok(()) => return Ok((run, folder)),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(StageError::new(format!(
-                    "cannot create run folder {}: {error}",
-                    folder.display()
-                ))
-                .hint("give a writable store with `--store DIR`"));
-            }
-        }
-    }
-    unreachable!("there is a free suffix")
 }

@@ -1,0 +1,269 @@
+//! `flowgraph diff`: two runs side by side.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Args;
+use owo_colors::OwoColorize;
+use serde_json::{Value as Json, json};
+
+use super::output::{Output, counted};
+use super::plan::value;
+use super::{Failure, exit_code, show};
+use crate::artifacts::table::{Table, Values};
+use crate::engine::artifact::Artifact;
+use crate::engine::fingerprint::{Difference, flatten};
+use crate::engine::runs::{Run, RunStage};
+use crate::engine::store::{Record, Store};
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArgs {
+    /// A run's id, the beginning of one, `last`, or `last-1` for the one before
+    #[arg(default_value = "last-1")]
+    a: String,
+    /// The other run
+    #[arg(default_value = "last")]
+    b: String,
+}
+
+/// A stage that both runs have, with other results.
+struct Changed {
+    stage: String,
+    differences: Vec<Difference>,
+    cells: Vec<Cell>,
+}
+
+/// A cell of a table that differs.
+struct Cell {
+    row: String,
+    column: String,
+    a: String,
+    b: String,
+}
+
+pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let (a, b) = (load(store, &args.a)?, load(store, &args.b)?);
+    let params = param_differences(&a.0, &b.0);
+    let (stages_a, stages_b) = (by_name(&a.1), by_name(&b.1));
+    let only = |these: &BTreeMap<&str, &RunStage>, those: &BTreeMap<&str, &RunStage>| {
+        let missing = these.keys().filter(|name| !those.contains_key(*name));
+        missing.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+    };
+    let (only_a, only_b) = (only(&stages_a, &stages_b), only(&stages_b, &stages_a));
+    let mut changed = Vec::new();
+    // In the order of the second run's file: causes come before what they cause.
+    for stage in &b.1 {
+        let Some(other) = stages_a.get(stage.stage.as_str()) else {
+            continue;
+        };
+        if other.fingerprint != stage.fingerprint {
+            changed.push(compare(store, other, stage)?);
+        }
+    }
+    if output.json {
+        let changed: Vec<Json> = changed
+            .iter()
+            .map(|changed| {
+                let cells: Vec<Json> = changed
+                    .cells
+                    .iter()
+                    .map(|cell| json!({ "row": cell.row, "column": cell.column, "a": cell.a, "b": cell.b }))
+                    .collect();
+                json!({ "stage": changed.stage, "differences": changed.differences, "cells": cells })
+            })
+            .collect();
+        output.json(&json!({
+            "a": a.0.description, "b": b.0.description, "params": params,
+            "only_a": only_a, "only_b": only_b, "changed": changed,
+        }));
+        return Ok(exit_code::OK);
+    }
+    let mut text = format!(
+        "{} -> {}\n",
+        a.0.description.run.bold(),
+        b.0.description.run.bold()
+    );
+    for difference in &params {
+        text.push_str(&line("", difference));
+    }
+    for (run, stages) in [(&a.0, &only_a), (&b.0, &only_b)] {
+        if !stages.is_empty() {
+            text.push_str(&format!(
+                "{} only in {}: {}\n",
+                counted(stages.len(), "stage"),
+                run.description.run,
+                stages.join(", ")
+            ));
+        }
+    }
+    for changed in &changed {
+        text.push_str(&format!("{}\n", changed.stage.bold()));
+        for difference in &changed.differences {
+            text.push_str(&line("  ", difference));
+        }
+        if !changed.cells.is_empty() {
+            text.push_str(&cells_table(&changed.cells, &a.0, &b.0));
+        }
+    }
+    text.push_str(&format!(
+        "{} with other results, {} the same\n",
+        counted(changed.len(), "stage"),
+        b.1.len() - changed.len() - only_b.len()
+    ));
+    output.data(&text);
+    Ok(exit_code::OK)
+}
+
+fn load(store: &Store, name: &str) -> Result<(Run, Vec<RunStage>), Failure> {
+    let run = Run::find(store, name).map_err(Failure::usage)?;
+    let stages = run.stages().ok_or_else(|| Failure::Other {
+        message: format!(
+            "run {} has no end: it was killed, or goes on",
+            run.description.run
+        ),
+        hint: Some("`flowgraph runs` lists those that ended".to_owned()),
+        code: exit_code::USAGE,
+    })?;
+    Ok((run, stages))
+}
+
+fn by_name(stages: &[RunStage]) -> BTreeMap<&str, &RunStage> {
+    stages
+        .iter()
+        .map(|stage| (stage.stage.as_str(), stage))
+        .collect()
+}
+
+fn param_differences(a: &Run, b: &Run) -> Vec<Difference> {
+    let flat = |run: &Run| {
+        let mut components = BTreeMap::new();
+        flatten("params", &run.description.params, &mut components);
+        components
+    };
+    let (a, b) = (flat(a), flat(b));
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter()
+        .filter(|key| a.get(*key) != b.get(*key))
+        .map(|key| Difference {
+            key: key.clone(),
+            old: a.get(key).cloned(),
+            new: b.get(key).cloned(),
+        })
+        .collect()
+}
+
+fn line(indent: &str, difference: &Difference) -> String {
+    format!(
+        "{indent}{} {} -> {}\n",
+        difference.key.yellow(),
+        value(difference.old.as_ref()),
+        value(difference.new.as_ref())
+    )
+}
+
+fn compare(store: &Store, a: &RunStage, b: &RunStage) -> Result<Changed, Failure> {
+    let record = |stage: &RunStage| -> Option<Record> {
+        store.read_record(stage.fingerprint.as_ref()?).ok()?
+    };
+    let mut changed = Changed {
+        stage: b.stage.clone(),
+        differences: Vec::new(),
+        cells: Vec::new(),
+    };
+    let (Some(first), Some(second)) = (record(a), record(b)) else {
+        let state = |stage: &RunStage| {
+            Some(match (stage.fingerprint, stage.outcome) {
+                (Some(_), _) => Json::from("a result"),
+                (None, Some(outcome)) => json!(outcome),
+                (None, None) => Json::from("not wanted"),
+            })
+        };
+        changed.differences.push(Difference {
+            key: "outcome".to_owned(),
+            old: state(a),
+            new: state(b),
+        });
+        return Ok(changed);
+    };
+    changed.differences = first.manifest.differences(&second.manifest);
+    for (name, artifact) in &second.outputs {
+        let other = first.outputs.get(name);
+        if let Some(other) = other.filter(|other| other.digest != artifact.digest)
+            && artifact.kind == "table"
+            && other.kind == "table"
+        {
+            changed.cells.extend(table_cells(store, other, artifact)?);
+        }
+    }
+    Ok(changed)
+}
+
+/// Returns the cells that differ between two tables; rows are told apart by their first column, and by their number
+/// among rows that begin alike.
+fn table_cells(store: &Store, a: &Artifact, b: &Artifact) -> Result<Vec<Cell>, Failure> {
+    let read = |artifact: &Artifact| -> Result<_, Failure> {
+        let table = show::read_table(store, artifact)?;
+        Ok((keys(&table), table))
+    };
+    let ((keys_a, a), (keys_b, b)) = (read(a)?, read(b)?);
+    let mut cells = Vec::new();
+    let columns: BTreeSet<&str> = a
+        .columns
+        .iter()
+        .chain(&b.columns)
+        .map(|c| &*c.name)
+        .collect();
+    let rows: BTreeSet<&String> = keys_a.keys().chain(keys_b.keys()).collect();
+    for row in rows {
+        for column in &columns {
+            let cell = |table: &Table, keys: &BTreeMap<String, usize>| {
+                let at = *keys.get(row)?;
+                let column = table.columns.iter().find(|other| other.name == **column)?;
+                column.cell(at)
+            };
+            let (old, new) = (cell(&a, &keys_a), cell(&b, &keys_b));
+            if old != new {
+                cells.push(Cell {
+                    row: row.clone(),
+                    column: (*column).to_owned(),
+                    a: old.unwrap_or_default(),
+                    b: new.unwrap_or_default(),
+                });
+            }
+        }
+    }
+    Ok(cells)
+}
+
+fn keys(table: &Table) -> BTreeMap<String, usize> {
+    let mut keys = BTreeMap::new();
+    for row in 0..table.height() {
+        let texts = table
+            .columns
+            .iter()
+            .filter_map(|column| match &column.values {
+                Values::Text(values) => values[row].as_deref(),
+                Values::Numbers(_) => None,
+            });
+        let first = texts.take(1).collect::<Vec<_>>().join(", ");
+        let mut key = first.clone();
+        let mut number = 1;
+        while keys.contains_key(&key) {
+            number += 1;
+            key = format!("{first} ({number})");
+        }
+        keys.insert(key, row);
+    }
+    keys
+}
+
+fn cells_table(cells: &[Cell], a: &Run, b: &Run) -> String {
+    let mut table = Table::new("");
+    let mut column = |heading: &str, value: &dyn Fn(&Cell) -> &String| {
+        table.text_column(heading, cells.iter().map(|cell| Some(value(cell).clone())));
+    };
+    column("Row", &|cell| &cell.row);
+    column("Column", &|cell| &cell.column);
+    column(&a.description.run, &|cell| &cell.a);
+    column(&b.description.run, &|cell| &cell.b);
+    table.text().trim_start().to_owned()
+}

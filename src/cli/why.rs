@@ -1,0 +1,169 @@
+//! `flowgraph why`: what a result is made of, and what changed since the one before.
+
+use clap::Args;
+use owo_colors::OwoColorize;
+use serde_json::{Value as Json, json};
+
+use super::output::Output;
+use super::plan::{decision_word, value};
+use super::{Failure, PipelineOptions, exit_code};
+use crate::engine::fingerprint::Difference;
+use crate::engine::plan::{Decision, PlanOptions, Planner, StagePlan};
+use crate::engine::spec::Pipeline;
+use crate::engine::stage::Registry;
+use crate::engine::store::{Record, Store};
+
+#[derive(Debug, Args)]
+pub(super) struct WhyArgs {
+    #[command(flatten)]
+    options: PipelineOptions,
+    /// Stage, or `stage[axis=value]`
+    stage: String,
+}
+
+/// A stage compared with its past.
+struct Explained<'a> {
+    stage: usize,
+    /// How far upstream of the stage that was asked for.
+    depth: usize,
+    nearest: Option<&'a Record>,
+    differences: Vec<Difference>,
+}
+
+pub(super) fn run(
+    args: &WhyArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let pipeline = args.options.load(registry)?;
+    let stage = pipeline.find(&args.stage).map_err(Failure::usage)?;
+    let planner = Planner::new(&pipeline, store, PlanOptions::default());
+    let plans = planner.plan()?;
+    let explained = explain(&pipeline, &planner, &plans, stage);
+    if output.json {
+        output.json(&as_json(&pipeline, &plans, &explained));
+    } else {
+        output.data(&as_text(&pipeline, &plans, &explained));
+    }
+    Ok(exit_code::OK)
+}
+
+/// Compares a stage with its past, then what it needs, as far up as something runs.
+fn explain<'a>(
+    pipeline: &Pipeline,
+    planner: &'a Planner<'_>,
+    plans: &[StagePlan],
+    stage: usize,
+) -> Vec<Explained<'a>> {
+    let mut explained: Vec<Explained<'a>> = Vec::new();
+    let mut open = vec![(stage, 0)];
+    while let Some((stage, depth)) = open.pop() {
+        if explained.iter().any(|other| other.stage == stage) {
+            continue;
+        }
+        let plan = &plans[stage];
+        let nearest = planner.nearest(stage, plan);
+        explained.push(Explained {
+            stage,
+            depth,
+            nearest,
+            differences: nearest
+                .map(|record| record.manifest.differences(&plan.manifest))
+                .unwrap_or_default(),
+        });
+        let needs = pipeline.graph.needs(stage).into_iter().rev();
+        let running = needs.filter(|need| plans[*need].decision != Decision::Cached);
+        open.extend(running.map(|need| (need, depth + 1)));
+    }
+    explained
+}
+
+fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> String {
+    let mut text = String::new();
+    for one in explained {
+        let (instance, plan) = (&pipeline.stages[one.stage], &plans[one.stage]);
+        let indent = "  ".repeat(one.depth);
+        text.push_str(&format!(
+            "{indent}{} {}  {} (version {}){}\n",
+            decision_word(plan.decision).trim_start(),
+            instance.name.bold(),
+            plan.manifest.kind,
+            plan.manifest.version,
+            plan.fingerprint.map_or_else(
+                || ", an input is not known yet".to_owned(),
+                |fingerprint| format!(", fingerprint {}", fingerprint.short())
+            ),
+        ));
+        if let Some(record) = &plan.record {
+            let made = &record.provenance;
+            text.push_str(&format!(
+                "{indent}  made by {} of {} at {} on {} ({}, {} threads) in {}\n",
+                made.stage,
+                made.pipeline,
+                made.started,
+                made.host,
+                made.numerics,
+                made.threads,
+                super::output::duration(made.seconds),
+            ));
+        }
+        if one.depth == 0 {
+            for (key, component) in plan.manifest.components() {
+                text.push_str(&format!("{indent}    {key}: {}\n", value(Some(&component))));
+            }
+        }
+        match one.nearest {
+            None => text.push_str(&format!(
+                "{indent}  there is no other result to compare with\n"
+            )),
+            Some(record) => {
+                text.push_str(&format!(
+                    "{indent}  against the result of {}, fingerprint {}:\n",
+                    record.provenance.started,
+                    record.fingerprint.short()
+                ));
+                for difference in &one.differences {
+                    text.push_str(&format!(
+                        "{indent}    {} {} -> {}\n",
+                        difference.key.yellow(),
+                        value(difference.old.as_ref()),
+                        value(difference.new.as_ref())
+                    ));
+                }
+                if one.differences.is_empty() {
+                    let why = if plan.fingerprint.is_some() {
+                        plan.causes
+                            .first()
+                            .map_or("nothing differs", |cause| &cause.key)
+                    } else {
+                        "nothing that is known differs; see what it needs"
+                    };
+                    text.push_str(&format!("{indent}    {why}\n"));
+                }
+            }
+        }
+    }
+    text
+}
+
+fn as_json(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> Json {
+    let rows: Vec<Json> = explained
+        .iter()
+        .map(|one| {
+            let plan = &plans[one.stage];
+            json!({
+                "name": pipeline.stages[one.stage].name,
+                "depth": one.depth,
+                "decision": plan.decision,
+                "fingerprint": plan.fingerprint,
+                "manifest": plan.manifest,
+                "record": plan.record.as_ref().map(|record| &record.provenance),
+                "causes": plan.causes,
+                "nearest": one.nearest.map(|record| record.fingerprint),
+                "differences": one.differences,
+            })
+        })
+        .collect();
+    json!({ "stages": rows })
+}

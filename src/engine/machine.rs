@@ -1,0 +1,57 @@
+//! This machine: what records say of where a result was computed.
+
+/// Names the kernels that compute on a device: within one class, equal fingerprints give equal bytes.
+pub fn numerics_class(device: &str) -> String {
+    if device.starts_with("cuda") {
+        return "cuda".to_owned();
+    }
+    #[cfg(target_arch = "x86_64")]
+    let class = if std::arch::is_x86_feature_detected!("avx512f") {
+        "cpu-avx512"
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        "cpu-avx2"
+    } else {
+        "cpu-sse2"
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let class = concat!("cpu-", "generic");
+    class.to_owned()
+}
+
+/// Returns the machine's name.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// What a process used.
+pub(super) struct Usage {
+    pub(super) cpu_seconds: f64,
+    pub(super) peak_memory_bytes: u64,
+}
+
+/// Returns what this process and its ended children used.
+pub(super) fn usage() -> Usage {
+    let mut total = Usage {
+        cpu_seconds: 0.0,
+        peak_memory_bytes: 0,
+    };
+    for who in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        #[expect(
+            unsafe_code,
+            reason = "the standard library has no getrusage; the struct is plain numbers"
+        )]
+        let usage = unsafe {
+            libc::getrusage(who, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+        total.cpu_seconds += seconds(usage.ru_utime) + seconds(usage.ru_stime);
+        // Linux counts kilobytes.
+        total.peak_memory_bytes = total
+            .peak_memory_bytes
+            .max(usage.ru_maxrss.unsigned_abs() * 1024);
+    }
+    total
+}

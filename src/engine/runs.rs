@@ -1,0 +1,242 @@
+//! Runs: what was asked, what happened, and which result each stage had. Each has a folder that is written once.
+//!
+//! ```text
+//! runs/<id>/
+//!   run.json         what was asked
+//!   pipeline.yaml    the file as it was
+//!   events.jsonl     what happened
+//!   stages.jsonl     how each stage ended and its fingerprint; written last, so a killed run has none
+//!   logs/            what stages wrote to standard output and error
+//! ```
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::artifact::Digest;
+use super::event::{Outcome, RunEvent};
+use super::machine::host_name;
+use super::spec::Pipeline;
+use super::stage::StageError;
+use super::store::{Store, publish};
+
+/// What was asked of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunDescription {
+    /// The run's id, which sorts by time.
+    pub run: String,
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Its file.
+    pub file: PathBuf,
+    /// The profiles that were applied.
+    pub profiles: Vec<String>,
+    /// The settings that were given.
+    pub set: Vec<String>,
+    /// The pipeline's params, profiles and settings applied.
+    pub params: Json,
+    /// Version of flowgraph.
+    pub flowgraph: String,
+    /// The machine's name.
+    pub host: String,
+    /// When it started, as RFC 3339 in UTC.
+    pub started: String,
+}
+
+/// How a stage of a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunStage {
+    /// The stage.
+    pub stage: String,
+    /// Its kind.
+    pub kind: String,
+    /// How it ended; `None` if the run did not come to it.
+    pub outcome: Option<Outcome>,
+    /// The fingerprint of its result, if it has one.
+    pub fingerprint: Option<Digest>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEnd {
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// How many stages ended in which way.
+    pub outcomes: Json,
+}
+
+/// The folder of a run that is under way.
+#[derive(Debug)]
+pub(super) struct RunFolder {
+    pub(super) id: String,
+    pub(super) path: PathBuf,
+    events: BufWriter<fs_err::File>,
+}
+
+impl RunFolder {
+    /// Makes the folder of a new run.
+    pub(super) fn create(store: &Store, pipeline: &Pipeline) -> Result<Self, StageError> {
+        let (id, path) = new_folder(store)?;
+        let description = RunDescription {
+            run: id.clone(),
+            pipeline: pipeline.name.clone(),
+            file: pipeline.document.file.clone(),
+            profiles: pipeline.overrides.profiles.clone(),
+            set: pipeline.overrides.set.clone(),
+            params: pipeline.params.clone(),
+            flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
+            host: host_name(),
+            started: jiff::Timestamp::now().to_string(),
+        };
+        fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
+        fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
+        let events = BufWriter::new(fs_err::File::create(path.join("events.jsonl"))?);
+        Ok(Self { id, path, events })
+    }
+
+    /// Appends an event to the log. A full disk must not end the run for its sake.
+    pub(super) fn log(&mut self, event: &RunEvent) {
+        // A thousand cached stages are no news; `stages.jsonl` has them.
+        if matches!(event, RunEvent::StageCached { .. }) {
+            return;
+        }
+        if let Ok(mut value) = serde_json::to_value(event) {
+            value["time"] = json!(jiff::Timestamp::now().to_string());
+            let _ = writeln!(self.events, "{value}");
+            let _ = self.events.flush();
+        }
+    }
+
+    /// Writes how the stages ended.
+    pub(super) fn finish(&self, stages: impl Iterator<Item = RunStage>) {
+        let mut text = String::new();
+        for stage in stages {
+            if let Ok(line) = serde_json::to_string(&stage) {
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        let _ = publish(&self.path.join("stages.jsonl"), text.as_bytes());
+    }
+}
+
+fn new_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
+    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    fs_err::create_dir_all(store.runs_path())?;
+    for suffix in 0.. {
+        let run = if suffix == 0 {
+            time.clone()
+        } else {
+            format!("{time}-{suffix}")
+        };
+        let folder = store.runs_path().join(&run);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return Ok((run, folder)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(StageError::new(format!(
+                    "cannot create run folder {}: {error}",
+                    folder.display()
+                ))
+                .hint("give a writable store with `--store DIR`"));
+            }
+        }
+    }
+    unreachable!("there is a free suffix")
+}
+
+/// A run of the past.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What was asked.
+    pub description: RunDescription,
+    folder: PathBuf,
+}
+
+impl Run {
+    /// Lists the runs of a store, oldest first; a folder that is no run is passed over.
+    pub fn all(store: &Store) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(store.runs_path()) else {
+            return Vec::new();
+        };
+        let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        // `-2` comes before `-10`: the id is a time, and a number for runs of the same second.
+        folders.sort_by_cached_key(|folder| {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            let mut parts = name.splitn(3, '-').map(str::to_owned);
+            let (day, time) = (parts.next(), parts.next());
+            let suffix: u64 = parts.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+            (day, time, suffix)
+        });
+        folders
+            .into_iter()
+            .filter_map(|folder| {
+                let text = std::fs::read_to_string(folder.join("run.json")).ok()?;
+                let description = serde_json::from_str(&text).ok()?;
+                Some(Self {
+                    description,
+                    folder,
+                })
+            })
+            .collect()
+    }
+
+    /// Finds a run: `last`, `last-1` (the one before), an id, or the beginning of one.
+    ///
+    /// # Errors
+    /// A message, if there is no such run or more than one.
+    pub fn find(store: &Store, name: &str) -> Result<Self, String> {
+        let mut runs = Self::all(store);
+        if runs.is_empty() {
+            return Err(format!("{} has no runs", store.root().display()));
+        }
+        if let Some(rest) = name.strip_prefix("last") {
+            let back = match rest {
+                "" => Some(0),
+                rest => rest.strip_prefix('-').and_then(|back| back.parse().ok()),
+            };
+            let at = back.and_then(|back: usize| runs.len().checked_sub(back + 1));
+            return match at {
+                Some(at) => Ok(runs.swap_remove(at)),
+                None => Err(format!("no run `{name}`: there are {}", runs.len())),
+            };
+        }
+        let exact = runs.iter().position(|run| run.description.run == name);
+        let found: Vec<usize> = match exact {
+            Some(at) => vec![at],
+            None => (0..runs.len())
+                .filter(|at| runs[*at].description.run.starts_with(name))
+                .collect(),
+        };
+        match found.as_slice() {
+            [at] => Ok(runs.swap_remove(*at)),
+            [] => Err(format!("no run `{name}`; `flowgraph runs` lists them")),
+            several => Err(format!("{} runs begin with `{name}`", several.len())),
+        }
+    }
+
+    /// Returns the run's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns how the stages ended, in file order; `None` if the run was killed.
+    pub fn stages(&self) -> Option<Vec<RunStage>> {
+        let text = std::fs::read_to_string(self.folder.join("stages.jsonl")).ok()?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Returns how the run ended; `None` if it was killed, or is under way.
+    pub fn end(&self) -> Option<RunEnd> {
+        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).ok()?;
+        let last: RunEvent = serde_json::from_str(text.lines().next_back()?).ok()?;
+        match last {
+            RunEvent::RunFinished { seconds, outcomes } => Some(RunEnd { seconds, outcomes }),
+            _ => None,
+        }
+    }
+}
