@@ -14,6 +14,7 @@
 //! | `curve` | `table.parquet`, `table.json` | metrics of a training, step by step, and how it ended |
 //! | `table`, `figure`, `metrics`, `file` | | results for people |
 
+pub mod compare;
 pub mod completions;
 pub mod curve;
 pub mod dataset;

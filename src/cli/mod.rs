@@ -1,11 +1,13 @@
 //! The command line: one file per command. Only this layer prints.
 
+mod audit;
 mod check;
 mod completions;
 mod costs;
 mod diagnostics;
 mod diff;
 mod export;
+mod gc;
 mod graph;
 mod kinds;
 mod output;
@@ -43,6 +45,8 @@ pub mod exit_code {
     pub const INVALID_PIPELINE: u8 = 3;
     /// The store is damaged.
     pub const STORE_DAMAGED: u8 = 4;
+    /// An audit found other results than the stored ones.
+    pub const AUDIT_DIFFERENT: u8 = 5;
     /// `plan --exit-code`, and something would run.
     pub const WOULD_RUN: u8 = 10;
     /// Interrupted by a signal.
@@ -136,6 +140,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Copy a result out of the store
     Export(export::ExportArgs),
+    /// Compute stored results again from their recorded inputs, and compare
+    Audit(audit::AuditArgs),
     /// List the runs of the store
     Runs(runs::RunsArgs),
     /// Compare two runs: params, stages, tables
@@ -150,6 +156,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     /// Re-hash the store and name what is damaged
     Verify(verify::VerifyArgs),
+    /// Take away results that no pipeline and no recent run needs
+    Gc(gc::GcArgs),
     /// Run one stage; started by `run`
     #[command(hide = true)]
     Worker,
@@ -239,6 +247,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Check(args) => check::run(&args, registry, &output),
         Command::Show(args) => show::run(&args, registry, &store, &output),
         Command::Export(args) => export::run(&args, registry, &store, &output),
+        Command::Audit(args) => audit::run(&args, registry, &store, &output),
         Command::Runs(args) => runs::run(&args, &store, &output),
         Command::Diff(args) => diff::run(&args, &store, &output),
         Command::Graph(args) => graph::run(&args, registry, &output),
@@ -246,6 +255,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Schema => schema::run(registry, &output),
         Command::Completions(args) => completions::run(&args, &output),
         Command::Verify(args) => verify::run(&args, &store, &output),
+        Command::Gc(args) => gc::run(&args, registry, &store, &output),
         Command::Worker => {
             tune_allocator();
             Ok(worker::main(registry))

@@ -89,7 +89,7 @@ pub(super) fn run(
             if plan.decision == Decision::Cached && output.quiet {
                 continue;
             }
-            let word = decision_word(plan.decision);
+            let word = decision_word(plan.decision, 12);
             text.push_str(&format!("{word} {}", instance.name));
             if plan.decision != Decision::Cached {
                 text.push_str(&format!("  {}", causes(&plan.causes, &instance.name)));
@@ -135,12 +135,12 @@ pub(super) fn run(
     })
 }
 
-/// Writes a decision at the width of a plan.
-pub(super) fn decision_word(decision: Decision) -> String {
+/// Writes a decision, filled up on the left to `width`.
+pub(super) fn decision_word(decision: Decision, width: usize) -> String {
     match decision {
-        Decision::Cached => format!("{:>12}", "CACHED").green().to_string(),
-        Decision::Run => format!("{:>12}", "RUN").yellow().to_string(),
-        Decision::RunIf => format!("{:>12}", "RUN IF").cyan().to_string(),
+        Decision::Cached => format!("{:>width$}", "CACHED").green().to_string(),
+        Decision::Run => format!("{:>width$}", "RUN").yellow().to_string(),
+        Decision::RunIf => format!("{:>width$}", "RUN IF").cyan().to_string(),
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) fn run(
             refresh: args.refresh,
         },
         wanted: wanted(args, &pipeline)?,
-        capacity: capacity(args)?,
+        capacity: capacity(args.jobs, &args.device)?,
         fail_fast: args.fail_fast,
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,
@@ -148,9 +148,10 @@ fn forced(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
     Ok(forced)
 }
 
-fn capacity(args: &RunArgs) -> Result<Capacity, Failure> {
+/// Returns what this machine gives to a run.
+pub(super) fn capacity(jobs: Option<usize>, device: &str) -> Result<Capacity, Failure> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let jobs = args.jobs.unwrap_or(cpus);
+    let jobs = jobs.unwrap_or(cpus);
     if jobs == 0 {
         return Err(Failure::usage("`--jobs` must be at least 1"));
     }
@@ -158,7 +159,7 @@ fn capacity(args: &RunArgs) -> Result<Capacity, Failure> {
         jobs,
         cpus,
         memory: machine_memory(),
-        gpus: gpus(&args.device)?,
+        gpus: gpus(device)?,
     })
 }
 
@@ -220,7 +221,8 @@ fn gpus(device: &str) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
+/// Counts Ctrl-C and SIGTERM.
+pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
     let interrupts = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&interrupts);
     let mut signals = signal_hook::iterator::Signals::new([

@@ -9,10 +9,12 @@ use super::output::Output;
 use super::{Failure, PipelineOptions, costs, exit_code};
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Artifact;
+use crate::engine::diagnostic::did_you_mean;
 use crate::engine::plan::{PlanOptions, Planner, StagePlan};
 use crate::engine::reference::{Reference, Selection};
+use crate::engine::runs::Run;
 use crate::engine::spec::Pipeline;
-use crate::engine::stage::{Registry, StageError};
+use crate::engine::stage::{Registry, StageError, find_kind};
 use crate::engine::store::Store;
 
 #[derive(Debug, Args)]
@@ -21,6 +23,9 @@ pub(super) struct ShowArgs {
     options: PipelineOptions,
     /// Stage, or `stage.output`, or `stage[axis=value].output`
     result: String,
+    /// That of a past run: its id, the beginning of one, `last`, or `last-1` for the one before
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
 }
 
 pub(super) fn run(
@@ -29,12 +34,28 @@ pub(super) fn run(
     store: &Store,
     output: &Output,
 ) -> Result<u8, Failure> {
+    if let Some(run) = &args.run {
+        let artifact = find_in_run(store, run, &args.result, registry)?;
+        return print(&args.result, store, &artifact, output, None);
+    }
     let pipeline = args.options.load(registry)?;
     let Found {
         artifact,
         stage,
         plans,
     } = find(&pipeline, store, &args.result)?;
+    let costs = costs::table(&pipeline, store, stage, |at| plans[at].fingerprint);
+    print(&args.result, store, &artifact, output, costs)
+}
+
+/// Prints an artifact, and what its table's inputs cost.
+fn print(
+    name: &str,
+    store: &Store,
+    artifact: &Artifact,
+    output: &Output,
+    costs: Option<Table>,
+) -> Result<u8, Failure> {
     for file in &artifact.files {
         store
             .check_object(&file.digest)
@@ -46,10 +67,10 @@ pub(super) fn run(
     }
     if output.json {
         let mut value = json!({
-            "result": args.result, "kind": artifact.kind, "digest": artifact.digest, "files": artifact.files,
+            "result": name, "kind": artifact.kind, "digest": artifact.digest, "files": artifact.files,
         });
         if artifact.kind == "table" {
-            let table = read_table(store, &artifact)?;
+            let table = read_table(store, artifact)?;
             value["rows"] = table.rows_json();
             value["title"] = json!(table.title);
             value["notes"] = json!(table.notes);
@@ -58,8 +79,8 @@ pub(super) fn run(
         return Ok(exit_code::OK);
     }
     if artifact.kind == "table" {
-        output.data(&table_text(store, &artifact)?);
-        if let Some(costs) = costs::table(&pipeline, store, stage, |at| plans[at].fingerprint) {
+        output.data(&table_text(store, artifact)?);
+        if let Some(costs) = costs {
             output.data(&format!("\n{}", costs.text()));
         }
         return Ok(exit_code::OK);
@@ -87,6 +108,55 @@ fn is_short_text(path: &str, size: u64) -> bool {
         ".json", ".txt", ".md", ".csv", ".svg", ".yaml", ".jsonl", ".log", ".tsv",
     ];
     size < LONG && (text.iter().any(|suffix| path.ends_with(suffix)) || !path.contains('.'))
+}
+
+/// Finds the artifact that a stage had in a past run.
+fn find_in_run(
+    store: &Store,
+    run: &str,
+    text: &str,
+    registry: &Registry,
+) -> Result<Artifact, Failure> {
+    let run = Run::find(store, run).map_err(Failure::usage)?;
+    let id = &run.description.run;
+    let stages = run
+        .stages()
+        .ok_or_else(|| Failure::usage(format!("run {id} has no end: it was killed, or goes on")))?;
+    // An output's name follows the brackets: axis values may hold dots.
+    let (stage, output) = match text.rsplit_once('.') {
+        Some((stage, output)) if !output.contains(']') => (stage, Some(output)),
+        _ => (text, None),
+    };
+    let found = stages.iter().find(|found| found.stage == stage);
+    let found = found.ok_or_else(|| {
+        let names = stages.iter().map(|found| found.stage.as_str());
+        let hint = did_you_mean(stage, names).unwrap_or_default();
+        Failure::usage(format!("run {id} has no stage `{stage}`; {hint}"))
+    })?;
+    let missing = |why: &str| Failure::Other {
+        message: format!("stage `{stage}` of run {id} {why}"),
+        hint: None,
+        code: exit_code::STAGE_FAILED,
+    };
+    let fingerprint = found.fingerprint.ok_or_else(|| missing("has no result"))?;
+    let record = store
+        .read_record(&fingerprint)
+        .map_err(|error| missing(&error.to_string()))?
+        .ok_or_else(|| missing("was evicted"))?;
+    let default = || {
+        let parsed = find_kind(registry, &record.manifest.kind)
+            .and_then(|kind| (kind.parse)(&record.manifest.params).ok());
+        let first = parsed.and_then(|stage| Some(stage.outputs().first()?.name.to_string()));
+        first.or_else(|| record.outputs.keys().next().cloned())
+    };
+    let output = output.map(str::to_owned).or_else(default);
+    let artifact = output
+        .as_ref()
+        .and_then(|output| record.outputs.get(output));
+    artifact.cloned().ok_or_else(|| {
+        let known: Vec<&str> = record.outputs.keys().map(String::as_str).collect();
+        missing(&format!("has the outputs {}", known.join(", ")))
+    })
 }
 
 /// A result that a user named.

@@ -86,7 +86,7 @@ fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
         let indent = "  ".repeat(one.depth);
         text.push_str(&format!(
             "{indent}{} {}  {} (version {}){}\n",
-            decision_word(plan.decision).trim_start(),
+            decision_word(plan.decision, 0),
             instance.name.bold(),
             plan.manifest.kind,
             plan.manifest.version,

@@ -1,9 +1,11 @@
 //! What happens during a run: everything that people, logs and programs see derives from these events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::artifact::Digest;
+use super::artifact::{Artifact, Digest};
 use super::context::Progress;
 use super::plan::Cause;
 use super::store::Record;
@@ -40,8 +42,8 @@ pub enum WorkerEvent {
         record: Box<Record>,
         /// Whether another process had done the work.
         elsewhere: bool,
-        /// Whether a forced run gave other bytes than the record that was kept.
-        differs: bool,
+        /// What a forced run gave, where it is not what the record says, which is kept.
+        other: Option<BTreeMap<String, Artifact>>,
     },
     /// A source was fetched.
     Fetched,

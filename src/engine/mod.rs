@@ -4,9 +4,11 @@
 //!   [`overrides`] applies profiles and `--set`, `interpolate` replaces `${}`, `matrix` multiplies stages,
 //!   `wiring` resolves each [`reference`];
 //! - [`plan`] decides for each stage whether a stored result can be used ([`fingerprint`], [`store`]);
-//! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]), and [`runs`] remembers it.
+//! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]), and [`runs`] remembers it;
+//! - [`audit`] computes stored results again.
 
 pub mod artifact;
+pub mod audit;
 pub mod context;
 pub mod diagnostic;
 pub mod document;

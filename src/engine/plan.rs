@@ -185,6 +185,9 @@ impl<'a> Planner<'a> {
                     return Ok(plan);
                 }
                 Found::Unusable(why) => reason = Some(why),
+                Found::Nothing if self.store.is_evicted(&fingerprint) => {
+                    reason = Some("its result was evicted".to_owned());
+                }
                 Found::Nothing => {}
             }
         }

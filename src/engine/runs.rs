@@ -20,7 +20,7 @@ use super::event::{Outcome, RunEvent};
 use super::machine::host_name;
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::{Store, publish};
+use super::store::{Lock, Store, publish};
 
 /// What was asked of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,12 +73,15 @@ pub(super) struct RunFolder {
     pub(super) id: String,
     pub(super) path: PathBuf,
     events: BufWriter<fs_err::File>,
+    /// Nothing is collected while the run is under way.
+    _in_use: Lock,
 }
 
 impl RunFolder {
     /// Makes the folder of a new run.
     pub(super) fn create(store: &Store, pipeline: &Pipeline) -> Result<Self, StageError> {
         let (id, path) = new_folder(store)?;
+        let in_use = store.share()?;
         let description = RunDescription {
             run: id.clone(),
             pipeline: pipeline.name.clone(),
@@ -93,7 +96,12 @@ impl RunFolder {
         fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
         fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
         let events = BufWriter::new(fs_err::File::create(path.join("events.jsonl"))?);
-        Ok(Self { id, path, events })
+        Ok(Self {
+            id,
+            path,
+            events,
+            _in_use: in_use,
+        })
     }
 
     /// Appends an event to the log. A full disk must not end the run for its sake.

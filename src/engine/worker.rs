@@ -280,6 +280,7 @@ impl Worker<'_> {
         fingerprint: &Digest,
         rerun: bool,
     ) -> Result<WorkerEvent, Failure> {
+        let _in_use = self.store.share()?;
         let _lock = self.lock(fingerprint)?;
         // The record counts only after the lock: another process may have finished while we waited.
         let mut earlier = self.store.read_record(fingerprint).ok().flatten();
@@ -293,7 +294,7 @@ impl Worker<'_> {
             return Ok(WorkerEvent::Done {
                 record: Box::new(record),
                 elsewhere: true,
-                differs: false,
+                other: None,
             });
         }
         self.events.send(&WorkerEvent::Started);
@@ -346,10 +347,10 @@ impl Worker<'_> {
             },
             stats,
         };
-        let mut differs = false;
+        let mut other = None;
         if let Some(earlier) = earlier {
-            differs = earlier.outputs != record.outputs;
-            record = earlier;
+            let made = std::mem::replace(&mut record, earlier).outputs;
+            other = Some(made).filter(|made| *made != record.outputs);
         } else {
             self.store.write_record(&record)?;
         }
@@ -358,7 +359,7 @@ impl Worker<'_> {
         Ok(WorkerEvent::Done {
             record: Box::new(record),
             elsewhere: false,
-            differs,
+            other,
         })
     }
 

@@ -180,7 +180,7 @@ impl Space {
 
     /// Replaces what differs from run to run: the folder, run ids, seconds, process ids and the host.
     fn scrub(&self, text: &str) -> String {
-        let host = flowgraph::engine::worker::host_name();
+        let host = flowgraph::engine::machine::host_name();
         let text = text
             .replace(self.folder.path().to_str().unwrap(), "{here}")
             .replace(&format!(" on {host}"), " on HOST");

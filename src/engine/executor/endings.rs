@@ -19,9 +19,10 @@ impl Execution<'_> {
             Some(WorkerEvent::Done {
                 record,
                 elsewhere,
-                differs,
+                other,
             }) => {
-                if differs {
+                if let Some(other) = other {
+                    self.reruns.insert(stage, other);
                     self.emit(RunEvent::StageNote {
                         stage: name.clone(),
                         text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),

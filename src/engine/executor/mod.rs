@@ -20,7 +20,7 @@ use serde_json::json;
 
 pub use resources::Capacity;
 
-use super::artifact::Digest;
+use super::artifact::{Artifact, Digest};
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
 use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::runs::{RunFolder, RunStage};
@@ -59,6 +59,8 @@ pub struct RunReport {
     pub known: Known,
     /// Fingerprints of the stages that are cached or done.
     pub fingerprints: Vec<Option<Digest>>,
+    /// What stages gave that ran again with other bytes; their earlier results were kept.
+    pub reruns: BTreeMap<usize, BTreeMap<String, Artifact>>,
     /// What failed: stage, message, hint, log file.
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
@@ -119,6 +121,7 @@ struct Execution<'a> {
     sender: Sender<(usize, Message)>,
     receiver: Receiver<(usize, Message)>,
     failures: Vec<StageFailure>,
+    reruns: BTreeMap<usize, BTreeMap<String, Artifact>>,
     stopping: bool,
 }
 
@@ -163,6 +166,7 @@ impl<'a> Execution<'a> {
             tries: vec![0; count],
             workers: BTreeMap::new(),
             failures: Vec::new(),
+            reruns: BTreeMap::new(),
             stopping: false,
             pipeline,
             store,
@@ -249,6 +253,7 @@ impl<'a> Execution<'a> {
             outcomes,
             known: self.known,
             fingerprints,
+            reruns: self.reruns,
             failures: self.failures,
             interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
         })

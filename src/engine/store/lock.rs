@@ -14,6 +14,12 @@ pub struct Lock {
     _file: File,
 }
 
+impl Lock {
+    pub(super) fn of(file: File) -> Self {
+        Self { _file: file }
+    }
+}
+
 /// The answer to asking for a lock.
 #[derive(Debug)]
 pub enum LockState {

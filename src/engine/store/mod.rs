@@ -7,12 +7,14 @@
 //!   runs/<id>/                    event log and per-stage logs of one invocation
 //!   scratch/<fingerprint>/        staging and checkpoints of an unfinished stage
 //!   sources/                      downloads, and what unpinned sources turned out to be
+//!   evicted/<fingerprint>.json    records of results that a collection took away
 //!   locks/                        one file for each fingerprint that a worker is or was at
 //!   stat/                         digests of outside files, by size, times and inode
 //! ```
 //!
 //! Everything is written elsewhere, synced, then renamed into place; a record comes last.
 
+mod collect;
 mod commit;
 mod lock;
 mod object;
@@ -21,6 +23,7 @@ mod record;
 
 use std::path::{Path, PathBuf};
 
+pub use collect::Garbage;
 pub use commit::publish;
 pub use lock::{Lock, LockState};
 pub use object::{Damage, ObjectStat};

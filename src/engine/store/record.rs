@@ -196,16 +196,16 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::fingerprint::MANIFEST_FORMAT;
 
-    fn record() -> Record {
+    pub(in crate::engine::store) fn record(lr: f64) -> Record {
         let manifest = Manifest {
             format: MANIFEST_FORMAT,
             kind: "k".to_owned(),
             version: 1,
-            params: serde_json::json!({ "lr": 0.1 }),
+            params: serde_json::json!({ "lr": lr }),
             inputs: BTreeMap::new(),
             sources: BTreeMap::new(),
             environment: Vec::new(),
@@ -223,7 +223,7 @@ mod tests {
     fn every_flipped_byte_and_every_truncation_of_a_record_shows() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path());
-        let record = record();
+        let record = record(0.1);
         store.write_record(&record).unwrap();
         assert_eq!(
             store.read_record(&record.fingerprint).unwrap(),
