@@ -61,6 +61,25 @@ fn schema(registry: &Registry) -> Json {
         "properties": {
             "name": { "type": "string" },
             "description": { "type": "string" },
+            "import": {
+                "type": "object",
+                "description": "Pipeline files whose stages come in under a namespace, as in `base/sft`.",
+                "additionalProperties": {
+                    "anyOf": [
+                        { "type": "string" },
+                        {
+                            "type": "object",
+                            "required": ["pipeline"],
+                            "additionalProperties": false,
+                            "properties": {
+                                "pipeline": { "type": "string" },
+                                "profiles": { "type": "array", "items": { "type": "string" } },
+                                "params": { "type": "object" },
+                            },
+                        },
+                    ],
+                },
+            },
             "params": { "type": "object", "description": "Values for `${}`." },
             "profiles": {
                 "type": "object",

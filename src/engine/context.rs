@@ -62,12 +62,18 @@ pub trait Reporter: Send {
     fn command_group(&mut self, _group: i32) {}
 }
 
+/// Names what is kept of a step among checkpoints.
+pub(super) fn kept_name(step: u64) -> String {
+    format!("at-{step:012}")
+}
+
 /// What a running stage sees.
 pub struct RunContext {
     pub(super) inputs: BTreeMap<String, Vec<Input>>,
     pub(super) sources: BTreeMap<String, PathBuf>,
     pub(super) try_folder: PathBuf,
     pub(super) checkpoints: PathBuf,
+    pub(super) keeps_end_state: bool,
     pub(super) source_cache: PathBuf,
     pub(super) base_folder: PathBuf,
     pub(super) device: String,
@@ -127,6 +133,16 @@ impl RunContext {
     pub fn checkpoints(&self) -> Result<&Path, StageError> {
         fs_err::create_dir_all(&self.checkpoints)?;
         Ok(&self.checkpoints)
+    }
+
+    /// Returns where, below [`Self::checkpoints`], what is kept of a step belongs.
+    pub fn kept_at(&self, step: u64) -> PathBuf {
+        self.checkpoints.join(kept_name(step))
+    }
+
+    /// Says that the checkpoints hold the end of a whole training, from which a longer one may continue.
+    pub fn keep_end_state(&mut self) {
+        self.keeps_end_state = true;
     }
 
     /// Returns the folder that relative paths of the pipeline start from.

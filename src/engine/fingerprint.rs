@@ -82,6 +82,20 @@ impl Manifest {
         })
     }
 
+    /// Returns what trainings share that differ only in how long they are: the digest of the manifest without the
+    /// params `steps` and `checkpoints`; `None` if a digest is open.
+    pub fn continuation_key(&self) -> Option<Digest> {
+        self.fingerprint()?;
+        let mut shared = self.clone();
+        if let Json::Object(params) = &mut shared.params {
+            params.remove("steps");
+            params.remove("checkpoints");
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("flowgraph training continuation v1");
+        hasher.update(shared.canonical().as_bytes());
+        Some(hasher.finalize().into())
+    }
+
     /// Writes the manifest as JSON with sorted keys and no spaces.
     pub fn canonical(&self) -> String {
         // Only the params can be of any shape; the fields are written here in the order of their names, and

@@ -1,7 +1,7 @@
 //! The graph engine: spec -> plan -> execute. It knows nothing of machine learning.
 //!
 //! - [`spec`] turns a pipeline file into a checked graph of stage instances: [`document`] is the file's text,
-//!   [`overrides`] applies profiles and `--set`, `interpolate` replaces `${}`, `matrix` multiplies stages,
+//!   `import` brings stages of other files, [`overrides`] applies profiles and `--set`, `interpolate` replaces `${}`, `matrix` multiplies stages,
 //!   `wiring` resolves each [`reference`];
 //! - [`plan`] decides for each stage whether a stored result can be used ([`fingerprint`], [`store`]);
 //! - [`executor`] runs the rest, each stage in its own process ([`worker`], [`event`]), and [`runs`] remembers it;
@@ -17,6 +17,7 @@ pub mod executor;
 pub mod fingerprint;
 pub mod graph;
 mod history;
+mod import;
 mod interpolate;
 pub mod machine;
 mod matrix;

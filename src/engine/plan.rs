@@ -86,7 +86,6 @@ pub struct Planner<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
     options: PlanOptions,
-    base_folder: PathBuf,
     history: OnceCell<(History, BTreeSet<&'a str>)>,
     /// Stages whose unpinned sources were fetched by this run, and need no further look.
     fetched: Vec<bool>,
@@ -107,7 +106,6 @@ impl<'a> Planner<'a> {
             pipeline,
             store,
             options,
-            base_folder: pipeline.base_folder(),
             history: OnceCell::new(),
             fetched: vec![false; pipeline.stages.len()],
         }
@@ -202,6 +200,13 @@ impl<'a> Planner<'a> {
         if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&plan.manifest)
         {
             plan.decision = Decision::RunIf;
+        }
+        if let (Some(training), Some(key)) = (
+            instance.stage.continuation(),
+            plan.manifest.continuation_key(),
+        ) && let Some((steps, _)) = self.store.find_state(&key, &training)
+        {
+            plan.notes.push(format!("continues from step {steps}"));
         }
         plan.causes = match reason {
             Some(reason) => vec![cause(instance, &reason)],
@@ -311,7 +316,8 @@ impl<'a> Planner<'a> {
         stage: usize,
         param: &SourceParam,
     ) -> Result<Option<String>, StageError> {
-        if let Some(path) = local_path(&param.source, &self.base_folder)? {
+        let folder = &self.pipeline.stages[stage].base_folder;
+        if let Some(path) = local_path(&param.source, folder)? {
             let digest = self.store.digest_outside(&path, self.options.paranoid)?;
             return Ok(Some(format!("blake3:{digest}")));
         }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use indexmap::IndexMap;
 
+use super::import::is_qualified_name;
+
 /// How one axis of a referenced stage is chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
@@ -53,10 +55,9 @@ impl Reference {
             },
             None => (head, None),
         };
-        for name in std::iter::once(stage).chain(output) {
-            if !is_name(name) {
-                return fail(format!("`{name}` is not a name"));
-            }
+        let wrong = (!is_qualified_name(stage)).then_some(stage);
+        if let Some(name) = wrong.or(output.filter(|output| !is_name(output))) {
+            return fail(format!("`{name}` is not a name"));
         }
         let mut all = false;
         let mut axes = IndexMap::new();
@@ -137,6 +138,7 @@ mod tests {
             "samples[policy=flowhf.early,seed=1].scores",
             "samples[*,seed=2]",
             "samples[seed=*]",
+            "base/samples[seed=1].scores",
         ] {
             assert_eq!(Reference::parse(text).unwrap().to_string(), text);
         }

@@ -6,7 +6,8 @@ mod execution;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
@@ -15,6 +16,7 @@ use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located};
 use super::graph::Graph;
+use super::import::{self, Imported, folder_of, namespace};
 use super::interpolate::Scope;
 use super::matrix;
 use super::overrides::{self, Overrides};
@@ -51,6 +53,8 @@ pub struct Instance {
     pub name: String,
     /// Name of the stage in the file.
     pub template: String,
+    /// The folder that relative paths start from: that of the file it stands in.
+    pub base_folder: Arc<FilePath>,
     /// Axis values as text, in axis order.
     pub axes: Labels,
     /// Its kind.
@@ -118,7 +122,14 @@ pub(super) struct Draft {
     pub(super) inputs: Map,
 }
 
-const ROOT_KEYS: [&str; 5] = ["name", "description", "params", "profiles", "stages"];
+const ROOT_KEYS: [&str; 6] = [
+    "name",
+    "description",
+    "import",
+    "params",
+    "profiles",
+    "stages",
+];
 const STAGE_KEYS: [&str; 8] = [
     "kind",
     "inputs",
@@ -151,9 +162,11 @@ impl Pipeline {
             unreachable!("`parse` returns maps only");
         };
         let mut errors = Vec::new();
+        let imported = import::expand(&mut root, &document, registry, &mut errors)?;
         overrides::apply(&mut root, overrides, &mut errors);
         let mut builder = Builder {
             registry,
+            imported: &imported,
             errors,
             warnings: Vec::new(),
         };
@@ -169,6 +182,23 @@ impl Pipeline {
             }
             _ => Err(Box::new(document.invalid(located))),
         }
+    }
+
+    /// Says what is wrong with a file that another one imports.
+    pub(super) fn problems(
+        document: &Document,
+        root: &Map,
+        imported: &[Imported],
+        registry: &Registry,
+    ) -> Vec<Diagnostic> {
+        let mut builder = Builder {
+            registry,
+            imported,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        };
+        builder.build(document, root);
+        builder.errors
     }
 
     /// Names of the profiles of a pipeline file.
@@ -208,16 +238,6 @@ impl Pipeline {
                 instances.len(),
                 self.stages[*first].name
             )),
-        }
-    }
-
-    /// Returns the folder that relative paths of the pipeline start from.
-    pub fn base_folder(&self) -> PathBuf {
-        let folder = self.document.file.parent().unwrap_or(FilePath::new(""));
-        if folder.as_os_str().is_empty() {
-            PathBuf::from(".")
-        } else {
-            folder.to_owned()
         }
     }
 }
@@ -277,6 +297,8 @@ fn depth(root: &Value, path: &Path) -> usize {
 
 struct Builder<'a> {
     registry: &'a Registry,
+    /// The namespaces that other files' stages are in.
+    imported: &'a [Imported],
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
@@ -329,11 +351,23 @@ impl Builder<'_> {
                 // What `${}` gives here is reported by the stage itself, if it came so far.
                 let path = path.key("inputs");
                 let inputs = scope.resolve(inputs, &path, &mut Vec::new());
-                wiring::check_names(&inputs, &path, stages, &mut self.errors);
+                wiring::check_names(name, &inputs, &path, stages, &mut self.errors);
             }
         }
         self.unused_params(params, &scope, &used);
-        let stages = wiring::wire(drafts, &templates, stages, &mut self.errors);
+        let folder: Arc<FilePath> = folder_of(&document.file).into();
+        for draft in &mut drafts {
+            let prefix = namespace(&draft.instance.template);
+            let import = self.imported.iter().find(|import| import.prefix == prefix);
+            draft.instance.base_folder = import.map_or_else(
+                || Arc::clone(&folder),
+                |import| import.folder.as_path().into(),
+            );
+        }
+        let mut stages = wiring::wire(drafts, &templates, stages, &mut self.errors);
+        if !self.imported.is_empty() {
+            stages = needed_by_own(stages);
+        }
         let edges: Vec<(usize, usize)> = stages
             .iter()
             .enumerate()
@@ -371,7 +405,9 @@ impl Builder<'_> {
         scope: &Scope<'_>,
         drafts: &mut Vec<Draft>,
     ) -> Option<Template> {
-        if !is_name(name) {
+        let prefix = namespace(name);
+        let known = prefix.is_empty() || self.imported.iter().any(|import| import.prefix == prefix);
+        if !known || !is_name(&name[prefix.len()..]) {
             self.errors.push(
                 Diagnostic::error(path.clone(), format!("`{name}` cannot name a stage"))
                     .at_key()
@@ -528,6 +564,7 @@ impl Builder<'_> {
             instance: Instance {
                 name,
                 template: template.to_owned(),
+                base_folder: FilePath::new(".").into(),
                 axes: axes.clone(),
                 kind,
                 raw_params,
@@ -599,7 +636,8 @@ impl Builder<'_> {
         for (name, value) in params {
             // Resolving checks `${}` inside params that no stage uses, too.
             scope.resolve(value, &Path::of(["params", name]), &mut ignored);
-            if !seen.contains(name) {
+            // What an imported file does not need here it needs there.
+            if !seen.contains(name) && namespace(name).is_empty() {
                 self.warnings.push(
                     Diagnostic::warning(
                         Path::of(["params", name]),
@@ -611,6 +649,35 @@ impl Builder<'_> {
         }
         self.errors.extend(ignored);
     }
+}
+
+/// Leaves out imported stages that no stage of the file itself needs.
+fn needed_by_own(stages: Vec<Instance>) -> Vec<Instance> {
+    let mut needed = vec![false; stages.len()];
+    let own = (0..stages.len()).filter(|at| namespace(&stages[*at].template).is_empty());
+    let mut open: Vec<usize> = own.collect();
+    while let Some(stage) = open.pop() {
+        if !std::mem::replace(&mut needed[stage], true) {
+            let items = stages[stage].inputs.iter().flat_map(|input| &input.items);
+            open.extend(items.map(|item| item.producer));
+        }
+    }
+    let mut places = vec![0; stages.len()];
+    let mut kept: Vec<Instance> = Vec::new();
+    for (at, stage) in stages.into_iter().enumerate() {
+        if needed[at] {
+            places[at] = kept.len();
+            kept.push(stage);
+        }
+    }
+    for item in kept
+        .iter_mut()
+        .flat_map(|stage| &mut stage.inputs)
+        .flat_map(|input| &mut input.items)
+    {
+        item.producer = places[item.producer];
+    }
+    kept
 }
 
 fn ring_error(ring: &[usize], stages: &[Instance]) -> Diagnostic {

@@ -4,6 +4,7 @@
 //! derive from that struct and from the table of kinds ([`StageKind`]) that the engine is given.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -267,6 +268,16 @@ impl<E: std::error::Error> From<E> for StageError {
     }
 }
 
+/// How a training may continue from the end of a shorter one that is equal but for the params `steps` and
+/// `checkpoints`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Steps in all.
+    pub steps: u64,
+    /// Steps after which something is kept, under [`RunContext::kept_at`].
+    pub kept_steps: BTreeSet<u64>,
+}
+
 /// A stage kind; the implementing struct holds its params.
 ///
 /// Params that cannot change the result are marked `#[serde(skip_serializing)]`, which keeps them out of
@@ -307,6 +318,10 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn estimate(&self) -> Estimate {
         Estimate::default()
     }
+    /// Says that a run may continue from where a shorter one ended; the bytes must be those of one go.
+    fn continuation(&self) -> Option<Continuation> {
+        None
+    }
     /// Does the work.
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError>;
 }
@@ -329,6 +344,8 @@ pub trait Stage: Send + Sync {
     fn resources(&self) -> Resources;
     /// See [`Kind::estimate`].
     fn estimate(&self) -> Estimate;
+    /// See [`Kind::continuation`].
+    fn continuation(&self) -> Option<Continuation>;
     /// See [`Kind::run`].
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError>;
 }
@@ -365,6 +382,10 @@ impl<K: Kind> Stage for K {
 
     fn estimate(&self) -> Estimate {
         Kind::estimate(self)
+    }
+
+    fn continuation(&self) -> Option<Continuation> {
+        Kind::continuation(self)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 
 use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::import::namespace;
 use super::reference::{Reference, Selection, is_name};
 use super::spec::{Draft, InputItem, Instance, PortInput, Template};
 use super::stage::{Output, Port};
@@ -218,12 +219,18 @@ impl Wiring<'_> {
         reference: &Reference,
         errors: &mut Vec<Diagnostic>,
     ) -> Option<Vec<InputItem>> {
-        let Some(template) = self.templates.get(&reference.stage) else {
-            errors.extend(unknown_stage(&consumer.path, reference, self.names));
+        // Stages of an imported file name each other as they do there.
+        let name = format!(
+            "{}{}",
+            namespace(&consumer.instance.template),
+            reference.stage
+        );
+        let Some(template) = self.templates.get(&name) else {
+            errors.extend(unknown_stage(&consumer.path, &name, self.names));
             return None;
         };
         let choices = choices(consumer, reference, template, errors)?;
-        let instances = &self.lookup[reference.stage.as_str()];
+        let instances = &self.lookup[name.as_str()];
         let mut combinations: Vec<Vec<&str>> = vec![Vec::new()];
         for values in choices.values() {
             combinations = combinations
@@ -343,7 +350,13 @@ impl Wiring<'_> {
 
 /// Checks the references of a stage that is broken otherwise, as far as that is possible: whether there are such
 /// stages.
-pub(super) fn check_names(inputs: &Value, path: &Path, names: &Map, errors: &mut Vec<Diagnostic>) {
+pub(super) fn check_names(
+    consumer: &str,
+    inputs: &Value,
+    path: &Path,
+    names: &Map,
+    errors: &mut Vec<Diagnostic>,
+) {
     for (port, value) in inputs.as_map().into_iter().flatten() {
         let path = path.key(port);
         let references: Vec<(Path, &Value)> = match value {
@@ -356,7 +369,10 @@ pub(super) fn check_names(inputs: &Value, path: &Path, names: &Map, errors: &mut
         };
         for (path, reference) in references {
             match reference.as_str().map(Reference::parse) {
-                Some(Ok(reference)) => errors.extend(unknown_stage(&path, &reference, names)),
+                Some(Ok(reference)) => {
+                    let name = format!("{}{}", namespace(consumer), reference.stage);
+                    errors.extend(unknown_stage(&path, &name, names));
+                }
                 Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
                 None => {}
             }
@@ -364,15 +380,12 @@ pub(super) fn check_names(inputs: &Value, path: &Path, names: &Map, errors: &mut
     }
 }
 
-fn unknown_stage(path: &Path, reference: &Reference, names: &Map) -> Option<Diagnostic> {
-    if names.contains_key(&reference.stage) {
+fn unknown_stage(path: &Path, name: &str, names: &Map) -> Option<Diagnostic> {
+    if names.contains_key(name) {
         return None;
     }
-    let error = Diagnostic::error(path.clone(), format!("no stage `{}`", reference.stage));
-    Some(error.maybe_hint(did_you_mean(
-        &reference.stage,
-        names.keys().map(String::as_str),
-    )))
+    let error = Diagnostic::error(path.clone(), format!("no stage `{name}`"));
+    Some(error.maybe_hint(did_you_mean(name, names.keys().map(String::as_str))))
 }
 
 /// Returns the values that each axis of the referenced stage takes.

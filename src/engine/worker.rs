@@ -306,10 +306,14 @@ impl Worker<'_> {
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
         let sources = self.fetch_sources(stage, Some(manifest))?;
         let names = source_names(stage, &sources);
+        if !rerun {
+            self.lend_state(stage, manifest, &scratch.join("checkpoints"));
+        }
         let mut ctx = RunContext {
             inputs,
             sources,
             checkpoints: scratch.join("checkpoints"),
+            keeps_end_state: false,
             source_cache: self.store.sources_path(),
             base_folder: self.job.base_folder.clone(),
             device: self.job.device.clone(),
@@ -355,12 +359,35 @@ impl Worker<'_> {
             self.store.write_record(&record)?;
         }
         drop(try_folder);
+        // Only saves work later: whatever goes wrong is no failure of this stage.
+        if let (true, Some(training), Some(key)) = (
+            ctx.keeps_end_state,
+            stage.continuation(),
+            manifest.continuation_key(),
+        ) {
+            let _ = self
+                .store
+                .keep_state(&key, training.steps, &ctx.checkpoints);
+        }
         let _ = fs_err::remove_dir_all(&scratch);
         Ok(WorkerEvent::Done {
             record: Box::new(record),
             elsewhere: false,
             other,
         })
+    }
+
+    /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the
+    /// beginning.
+    fn lend_state(&self, stage: &dyn Stage, manifest: &Manifest, checkpoints: &Path) {
+        let own = std::fs::read_dir(checkpoints).is_ok_and(|mut found| found.next().is_some());
+        if let (false, Some(training), Some(key)) =
+            (own, stage.continuation(), manifest.continuation_key())
+            && let Some((_, state)) = self.store.find_state(&key, &training)
+            && self.store.lend_state(&state, checkpoints).is_err()
+        {
+            let _ = fs_err::remove_dir_all(checkpoints);
+        }
     }
 
     fn lock(&self, fingerprint: &Digest) -> Result<Lock, Failure> {

@@ -14,7 +14,7 @@ use crate::artifacts::text_encoder::{
     ClassifierMetrics, TEXT_CLASSIFIER, TEXT_ENCODER, TextClassifier, TextEncoder, save,
 };
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, Kind, Output, Port, Problem, StageError};
 use crate::ml::bert::{BertClassifier, ClassifierHead};
 use crate::ml::formats::hugging_face::EncoderCheckpoint;
 use crate::ml::trainer::classifier::{
@@ -100,6 +100,10 @@ impl Kind for TrainClassifier {
         problems
     }
 
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let TextEncoder {
             checkpoint,
@@ -161,6 +165,7 @@ impl Kind for TrainClassifier {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
+            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         weights.extend(result.end);

@@ -13,7 +13,7 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
 use crate::ml::objectives::ReferenceTerms;
@@ -316,6 +316,10 @@ impl Kind for TrainGflownet {
         estimate(self.expected_size.as_ref(), work)
     }
 
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &self.checkpoints, &self.optimizer)
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = RewardModel::load(&ctx.input("reward")?.path)?;
@@ -383,6 +387,7 @@ impl Kind for TrainGflownet {
             steps: self.steps,
             checkpoints: &self.checkpoints,
             on_divergence: self.on_divergence,
+            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
 use super::training::{
-    OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, save_model, train,
-    trained_model,
+    OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, continuation, save_model,
+    train, trained_model,
 };
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -16,7 +16,7 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
@@ -339,6 +339,10 @@ seed: 1
         estimate(self.expected_size.as_ref(), work)
     }
 
+    fn continuation(&self) -> Option<Continuation> {
+        continuation(self.steps, &self.checkpoints, &self.optimizer)
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut start = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = RewardModel::load(&ctx.input("reward")?.path)?;
@@ -364,6 +368,7 @@ seed: 1
             steps: self.steps,
             checkpoints: &self.checkpoints,
             on_divergence: self.on_divergence,
+            continues: Kind::continuation(self).is_some(),
         };
         let trained = train(&mut trainer, &run, ctx)?;
         let labelled = trained

@@ -12,7 +12,7 @@ use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
 use crate::ml::parameters::Weights;
@@ -127,6 +127,10 @@ impl Kind for TrainReward {
         estimate(self.expected_size.as_ref(), work)
     }
 
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
@@ -166,6 +170,7 @@ impl Kind for TrainReward {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
+            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         let folder = ctx.output("model")?;

@@ -11,7 +11,7 @@ use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::supervised::{SupervisedOptions, SupervisedTrainer};
@@ -111,6 +111,10 @@ impl Kind for TrainSft {
         estimate(self.expected_size.as_ref(), work)
     }
 
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;
@@ -139,6 +143,7 @@ impl Kind for TrainSft {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
+            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(&model, merged, &trained, &result.end, &ctx.output("model")?)?;

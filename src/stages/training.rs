@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::curve::{Curve, Status, TrainingSummary};
 use crate::artifacts::dataset::Example;
 use crate::artifacts::language_model::{LanguageModel, ModelError};
+use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
-use crate::engine::stage::{Problem, StageError};
+use crate::engine::stage::{Continuation, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::optimizer::AdamWConfig;
 use crate::ml::parameters::{Weights, load, save};
@@ -277,6 +278,20 @@ pub(super) struct Run<'a> {
     pub checkpoints: &'a BTreeMap<String, u64>,
     /// What divergence means.
     pub on_divergence: OnDivergence,
+    /// Whether a longer training may continue from the end of this one: no step knows how many there are.
+    pub continues: bool,
+}
+
+/// How a training continues from a shorter one, if its learning rate does not depend on its length.
+pub(super) fn continuation(
+    steps: u64,
+    checkpoints: &BTreeMap<String, u64>,
+    optimizer: &OptimizerParams,
+) -> Option<Continuation> {
+    (optimizer.schedule == Decay::Constant).then(|| Continuation {
+        steps,
+        kept_steps: checkpoints.values().copied().collect(),
+    })
 }
 
 /// What a training left.
@@ -299,7 +314,7 @@ pub(super) fn train(
 ) -> Result<Trained, StageError> {
     let folder = ctx.checkpoints()?.to_owned();
     let mut progress = Record::default();
-    if let Some((record, state)) = latest(&folder)? {
+    if let Some((record, state)) = resumable(&folder, run, ctx)? {
         trainer::restore(trainer, &state)?;
         ctx.note(&format!(
             "continues from step {} of {}",
@@ -328,13 +343,8 @@ pub(super) fn train(
             break;
         }
         progress.step += 1;
-        for (label, step) in run.checkpoints {
-            if *step == progress.step {
-                publish(
-                    &folder.join(format!("label-{label}.safetensors")),
-                    &trainer::parameters(trainer)?,
-                )?;
-            }
+        if run.checkpoints.values().any(|step| *step == progress.step) {
+            publish(&ctx.kept_at(progress.step), &trainer::parameters(trainer)?)?;
         }
         let done = progress.step == run.steps;
         if done || spoken.elapsed() > Duration::from_millis(100) {
@@ -369,11 +379,14 @@ pub(super) fn train(
                 .hint("lower the learning rate, or set `on_divergence: complete` to keep what it had learnt"));
         }
         ctx.note(&format!("diverged at step {}: {reason}", progress.step));
+    } else if run.continues {
+        checkpoint(&folder, &progress, &trainer::state(trainer)?)?;
+        ctx.keep_end_state();
     }
     let end = trainer::parameters(trainer)?;
     let mut labelled = BTreeMap::new();
-    for label in run.checkpoints.keys() {
-        let path = folder.join(format!("label-{label}.safetensors"));
+    for (label, step) in run.checkpoints {
+        let path = ctx.kept_at(*step);
         // A training that diverged before a label's step has its last good parameters there.
         let parameters = if path.exists() {
             load(&path, &Device::Cpu)?
@@ -476,9 +489,18 @@ fn checkpoint(folder: &Path, record: &Record, state: &TrainerState) -> Result<()
         trainer: &state.values,
     };
     fs_err::write(temporary.join("values.json"), serde_json::to_vec(&values)?)?;
+    let mut digests = BTreeMap::new();
     for name in ["tensors.safetensors", "values.json"] {
-        fs_err::File::open(temporary.join(name))?.sync_all()?;
+        let path = temporary.join(name);
+        digests.insert(name.to_owned(), digest_of(&path)?);
+        fs_err::File::open(path)?.sync_all()?;
     }
+    for (name, path) in kept(folder)? {
+        digests.insert(name, digest_of(&path)?);
+    }
+    let digests_path = temporary.join("digests.json");
+    fs_err::write(&digests_path, serde_json::to_vec(&digests)?)?;
+    fs_err::File::open(digests_path)?.sync_all()?;
     let target = folder.join(format!("checkpoint-{:012}", record.step));
     let _ = fs_err::remove_dir_all(&target);
     fs_err::rename(&temporary, &target)?;
@@ -505,17 +527,72 @@ fn checkpoints(folder: &Path) -> Result<Vec<(PathBuf, u64)>, StageError> {
     Ok(found)
 }
 
-fn latest(folder: &Path) -> Result<Option<(Record, TrainerState)>, StageError> {
-    let Some((path, _)) = checkpoints(folder)?.pop() else {
+/// Lists what is kept of steps.
+fn kept(folder: &Path) -> Result<Vec<(String, PathBuf)>, StageError> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("at-") && !name.ends_with(".new") {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn digest_of(path: &Path) -> Result<Digest, StageError> {
+    Ok(blake3::Hasher::new()
+        .update_mmap_rayon(path)?
+        .finalize()
+        .into())
+}
+
+/// Reads the latest checkpoint, if it is whole and has what the labels need. Else the training begins anew: a
+/// checkpoint only saves time.
+fn resumable(
+    folder: &Path,
+    run: &Run<'_>,
+    ctx: &mut RunContext,
+) -> Result<Option<(Record, TrainerState)>, StageError> {
+    let Some((path, step)) = checkpoints(folder)?.pop() else {
         return Ok(None);
     };
+    let behind = run.checkpoints.values().filter(|kept| **kept <= step);
+    let missing = behind.clone().find(|kept| !ctx.kept_at(**kept).exists());
+    let problem = match (missing, read_checkpoint(folder, &path)) {
+        (None, Ok(found)) => return Ok(Some(found)),
+        (Some(kept), _) => format!("it lacks the parameters of step {kept}"),
+        (None, Err(StageError::Failed { message, .. })) => message,
+        (None, Err(StageError::Interrupted)) => return Err(StageError::Interrupted),
+    };
+    ctx.note(&format!(
+        "the checkpoint of step {step} cannot be used ({problem}): begins at the beginning"
+    ));
+    fs_err::remove_dir_all(folder)?;
+    fs_err::create_dir_all(folder)?;
+    Ok(None)
+}
+
+fn read_checkpoint(folder: &Path, path: &Path) -> Result<(Record, TrainerState), StageError> {
+    let digests: BTreeMap<String, Digest> =
+        serde_json::from_slice(&fs_err::read(path.join("digests.json"))?)?;
+    for (name, digest) in digests {
+        let file = if name.starts_with("at-") {
+            folder.join(&name)
+        } else {
+            path.join(&name)
+        };
+        if digest_of(&file)? != digest {
+            return Err(StageError::new(format!("{name} is damaged")));
+        }
+    }
     let values: StoredValues = serde_json::from_slice(&fs_err::read(path.join("values.json"))?)?;
     let tensors = load(&path.join("tensors.safetensors"), &Device::Cpu)?;
     let state = TrainerState {
         tensors,
         values: values.trainer,
     };
-    Ok(Some((values.record, state)))
+    Ok((values.record, state))
 }
 
 /// Returns what `model` is before training, for messages about its size.

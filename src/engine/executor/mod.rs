@@ -416,7 +416,7 @@ impl<'a> Execution<'a> {
             kind: instance.kind.name.to_owned(),
             params: instance.raw_params.clone(),
             inputs: inputs.collect(),
-            base_folder: self.pipeline.base_folder(),
+            base_folder: instance.base_folder.to_path_buf(),
             device: grant.device(),
             threads: grant.cpus,
         }

@@ -6,6 +6,7 @@
 //!   records/<fingerprint>.json    manifest, outputs, provenance: the only thing that makes a result exist
 //!   runs/<id>/                    event log and per-stage logs of one invocation
 //!   scratch/<fingerprint>/        staging and checkpoints of an unfinished stage
+//!   states/<key>/<steps>/         where finished trainings ended, for longer ones to continue from
 //!   sources/                      downloads, and what unpinned sources turned out to be
 //!   evicted/<fingerprint>.json    records of results that a collection took away
 //!   locks/                        one file for each fingerprint that a worker is or was at
@@ -20,6 +21,7 @@ mod lock;
 mod object;
 mod outside;
 mod record;
+mod states;
 
 use std::path::{Path, PathBuf};
 

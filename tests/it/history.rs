@@ -1,0 +1,193 @@
+//! The past of a store: `why`, `runs`, `diff`, `show --run`, `gc`, `audit`.
+
+use serde_json::Value as Json;
+
+use crate::space::Space;
+
+const PIPELINE: &str = r#"
+name: past
+params: { a: one, b: two }
+stages:
+  a: { kind: command, params: { run: "echo ${a} > out", outputs: { out: out } } }
+  b: { kind: command, inputs: { x: a }, params: { run: "cat $x > out; echo ${b} >> out", outputs: { out: out } } }
+  c: { kind: command, inputs: { x: b }, params: { run: "wc -l < $x > out", outputs: { out: out } } }
+"#;
+
+fn json(space: &Space, args: &[&str]) -> Json {
+    let outcome = space.flowgraph(&[args, &["--json"]].concat());
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    serde_json::from_str(&outcome.stdout).unwrap()
+}
+
+#[test]
+fn why_follows_a_change_up_to_its_cause() {
+    let space = Space::new(PIPELINE);
+    space.run(&[]);
+    let cached = json(&space, &["why", "p.yaml", "c"]);
+    assert_eq!(cached["stages"][0]["decision"], "cached");
+    assert_eq!(cached["stages"][0]["nearest"], Json::Null);
+    assert_eq!(cached["stages"][0]["record"]["stage"], "c");
+
+    let args = ["why", "p.yaml", "c", "--set", "a=three"];
+    let changed = json(&space, &args);
+    let names: Vec<&Json> = changed["stages"].as_array().unwrap().iter().collect();
+    let names: Vec<&str> = names
+        .iter()
+        .map(|stage| stage["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["c", "b", "a"]);
+    let difference = &changed["stages"][2]["differences"][0];
+    assert_eq!(difference["key"], "params.run");
+    assert_eq!(
+        (&difference["old"], &difference["new"]),
+        (
+            &Json::from("echo one > out"),
+            &Json::from("echo three > out")
+        )
+    );
+    let text = space.flowgraph(&args).stdout;
+    assert!(
+        text.contains("params.run echo one > out -> echo three > out"),
+        "{text}"
+    );
+    let unknown = space.flowgraph(&["why", "p.yaml", "d"]);
+    assert_eq!(unknown.code, 2);
+}
+
+#[test]
+fn runs_are_listed_and_compared() {
+    let space = Space::new(PIPELINE);
+    space.run(&[]);
+    space.run(&["--set", "b=four"]);
+    let runs = json(&space, &["runs"]);
+    let runs = runs["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    assert_eq!(runs[1]["description"]["set"], serde_json::json!(["b=four"]));
+    assert_eq!(
+        runs[1]["outcomes"],
+        serde_json::json!({ "cached": 1, "done": 2, "failed": 0, "skipped": 0, "interrupted": 0 })
+    );
+
+    let diff = json(&space, &["diff"]);
+    assert_eq!(
+        diff["params"],
+        serde_json::json!([{ "key": "params.b", "old": "two", "new": "four" }])
+    );
+    let changed = diff["changed"].as_array().unwrap();
+    // `b` gave other bytes, so `c` has another manifest, though it gave the same.
+    let names: Vec<&str> = changed
+        .iter()
+        .map(|stage| stage["stage"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["b", "c"]);
+
+    // What a past run had, whatever the pipeline says now.
+    let past = |run: &str| {
+        space
+            .flowgraph(&["show", "p.yaml", "b", "--run", run])
+            .stdout
+    };
+    assert_eq!(
+        (past("last-1").as_str(), past("last").as_str()),
+        ("one\ntwo\n", "one\nfour\n")
+    );
+    assert_eq!(space.flowgraph(&["diff", "last-7"]).code, 2);
+    assert_eq!(
+        space
+            .flowgraph(&["show", "p.yaml", "z", "--run", "last"])
+            .code,
+        2
+    );
+}
+
+#[test]
+fn what_no_run_and_no_pipeline_needs_goes_and_comes_back() {
+    let space = Space::new(PIPELINE);
+    let first = space.run(&[]);
+    space.run(&["--set", "b=four"]);
+    assert_eq!(
+        space.flowgraph(&["gc", "--keep", "0"]).code,
+        2,
+        "it would empty the store"
+    );
+
+    let dry = json(&space, &["gc", "--keep", "1", "--dry-run"]);
+    let stages = dry["results"].as_array().unwrap();
+    let mut stages: Vec<&str> = stages
+        .iter()
+        .map(|result| result["stage"].as_str().unwrap())
+        .collect();
+    stages.sort_unstable();
+    assert_eq!(stages, ["b", "c"]);
+    assert_eq!(
+        space.run(&[]).outcomes(),
+        "a cached, b cached, c cached",
+        "a dry run takes nothing"
+    );
+
+    // The pipeline as it stands keeps its results even without runs.
+    let kept = json(&space, &["gc", "p.yaml", "--keep", "0"]);
+    assert_eq!(kept["results"].as_array().unwrap().len(), 2);
+    assert_eq!(space.run(&[]).outcomes(), "a cached, b cached, c cached");
+    let plan = space.plan(&["--set", "b=four"]);
+    assert!(
+        plan[1].text().contains("its result was evicted"),
+        "{}",
+        plan[1].text()
+    );
+    let again = space.run(&["--set", "b=four"]);
+    assert_eq!(again.outcomes(), "a cached, b done, c done");
+    assert_eq!(space.run(&[]).digests(), first.digests());
+    assert_eq!(space.flowgraph(&["verify"]).code, 0);
+}
+
+#[test]
+fn an_audit_tells_reproducible_stages_from_others_and_changes_nothing() {
+    let space = Space::new(
+        r#"
+name: audited
+stages:
+  fixed: { kind: command, params: { run: "echo one > out", outputs: { out: out } } }
+  random: { kind: command, inputs: { x: fixed }, params: { run: "cat $x /proc/sys/kernel/random/uuid > out", outputs: { out: out } } }
+  after: { kind: command, inputs: { x: random }, params: { run: "cat $x > out", outputs: { out: out } } }
+  broken: { kind: command, params: { run: "test -e {here}/there && echo > out", outputs: { out: out } } }
+"#,
+    );
+    space.write("there", "");
+    let before = space.run(&[]);
+    assert_eq!(before.code, 0, "{}", before.stderr);
+    std::fs::remove_file(space.path("there")).unwrap();
+    let audit = space.flowgraph(&["audit", "p.yaml", "--json"]);
+    assert_eq!(audit.code, 5, "{}", audit.stderr);
+    let report: Json = serde_json::from_str(&audit.stdout).unwrap();
+    let verdicts: Vec<String> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|found| format!("{} {}", found["stage"], found["verdict"]).replace('"', ""))
+        .collect();
+    // `after` reads the recorded bytes of `random`, not those of the audit.
+    assert_eq!(
+        verdicts,
+        [
+            "fixed reproduced",
+            "random different",
+            "after reproduced",
+            "broken not_auditable"
+        ]
+    );
+    assert_eq!(
+        space.flowgraph(&["audit", "p.yaml", "fixed", "after"]).code,
+        0
+    );
+    assert_eq!(space.flowgraph(&["audit", "p.yaml", "nothing"]).code, 2);
+    assert_eq!(
+        space.flowgraph(&["audit", "p.yaml", "--sample", "1"]).code,
+        0
+    );
+
+    assert_eq!(space.run(&[]).digests(), before.digests());
+    assert_eq!(space.flowgraph(&["verify"]).code, 0);
+    let left = std::fs::read_dir(space.path(".flowgraph/audit")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "the audit's store is removed");
+}
