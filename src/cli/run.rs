@@ -1,5 +1,6 @@
 //! `flowgraph run`: execute what is not cached, then print the tables.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,9 @@ pub(super) struct RunArgs {
     /// Device for stages that can use one: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// How many there are of a token that stages ask for (default: 1)
+    #[arg(long, value_name = "NAME=N")]
+    tokens: Vec<String>,
     /// Stop at the first failure
     #[arg(long)]
     fail_fast: bool,
@@ -69,7 +73,10 @@ pub(super) fn run(
             refresh: args.refresh,
         },
         wanted: wanted(args, &pipeline)?,
-        capacity: capacity(args.jobs, &args.device)?,
+        capacity: Capacity {
+            tokens: tokens(&args.tokens)?,
+            ..capacity(args.jobs, &args.device)?
+        },
         fail_fast: args.fail_fast,
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,
@@ -160,7 +167,24 @@ pub(super) fn capacity(jobs: Option<usize>, device: &str) -> Result<Capacity, Fa
         cpus,
         memory: machine_memory(),
         gpus: gpus(device)?,
+        tokens: BTreeMap::new(),
     })
+}
+
+fn tokens(given: &[String]) -> Result<BTreeMap<String, usize>, Failure> {
+    let mut tokens = BTreeMap::new();
+    for text in given {
+        let parsed = text
+            .split_once('=')
+            .and_then(|(name, count)| Some((name, count.parse().ok()?)));
+        let (name, count) = parsed.ok_or_else(|| {
+            Failure::usage(format!(
+                "`--tokens {text}`: expected NAME=N, such as `license=2`"
+            ))
+        })?;
+        tokens.insert(name.to_owned(), count);
+    }
+    Ok(tokens)
 }
 
 /// Returns the bytes of memory that this machine, or the container that it runs in, has; 0 if that is unknown.

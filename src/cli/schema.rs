@@ -44,6 +44,7 @@ fn schema(registry: &Registry) -> Json {
                     "cpus": { "type": ["integer", "string"] },
                     "memory": { "type": ["integer", "string"], "description": "Bytes, or text such as 4GB." },
                     "gpus": { "type": ["integer", "string"] },
+                    "tokens": { "type": "object", "description": "Of each token, how many; `run --tokens NAME=N` says how many there are." },
                 },
             },
             "retries": { "type": ["integer", "string"], "description": "How often a failed run is tried again." },

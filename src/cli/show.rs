@@ -146,7 +146,7 @@ fn find_in_run(
     let default = || {
         let parsed = find_kind(registry, &record.manifest.kind)
             .and_then(|kind| (kind.parse)(&record.manifest.params).ok());
-        let first = parsed.and_then(|stage| Some(stage.outputs().first()?.name.to_string()));
+        let first = parsed.and_then(|stage| Some(stage.outputs().first()?.name.clone()));
         first.or_else(|| record.outputs.keys().next().cloned())
     };
     let output = output.map(str::to_owned).or_else(default);

@@ -4,7 +4,7 @@
 //! derive from that struct and from the table of kinds ([`StageKind`]) that the engine is given.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -148,7 +148,7 @@ pub struct SourceParam {
 }
 
 /// What a stage needs while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Worker threads.
     pub cpus: usize,
@@ -156,6 +156,8 @@ pub struct Resources {
     pub memory: u64,
     /// GPUs; 0 for a stage that runs on CPU even when a GPU is there.
     pub gpus: usize,
+    /// Of each token by name, how many: of a licence, or of a service that bears so many clients.
+    pub tokens: BTreeMap<String, usize>,
 }
 
 impl Default for Resources {
@@ -164,6 +166,7 @@ impl Default for Resources {
             cpus: 1,
             memory: 0,
             gpus: 0,
+            tokens: BTreeMap::new(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, within};
 use super::measure::Metric;
 use super::metric_table::check_bootstrap;
@@ -34,19 +35,19 @@ pub struct Claims {
     #[expect(clippy::struct_field_names, reason = "the name in pipelines")]
     claims: Vec<Claim>,
     /// The axis whose values are compared.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The column of `scores` that is the reward, unless a claim names another.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     column: String,
     /// How many completions the top-K metrics take.
-    #[serde(default = "twenty")]
+    #[serde(default = "defaults::twenty")]
     top_k: usize,
     /// The greatest Holm p that decides a claim.
-    #[serde(default = "alpha")]
+    #[serde(default = "defaults::alpha")]
     alpha: f64,
     /// The fewest runs that decide a claim.
     #[serde(default = "two")]
@@ -58,10 +59,10 @@ pub struct Claims {
     #[serde(default = "title")]
     title: String,
     /// Coverage of the intervals.
-    #[serde(default = "level")]
+    #[serde(default = "defaults::level")]
     level: f64,
     /// Bootstrap replicates.
-    #[serde(default = "replicates")]
+    #[serde(default = "defaults::replicates")]
     replicates: usize,
     /// Seed of the bootstrap.
     #[serde(default)]
@@ -140,40 +141,12 @@ impl Direction {
     }
 }
 
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
-}
-
-fn twenty() -> usize {
-    20
-}
-
-fn alpha() -> f64 {
-    0.05
-}
-
 fn two() -> usize {
     2
 }
 
 fn title() -> String {
     "Claims and what this experiment says of them".to_owned()
-}
-
-fn level() -> f64 {
-    0.95
-}
-
-fn replicates() -> usize {
-    10_000
 }
 
 fn mean_metric() -> Metric {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, Run, row_named, within};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
@@ -22,10 +23,10 @@ pub struct CompareCompletions {
     #[serde(default)]
     sample: u64,
     /// The axis whose values are compared.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The run shown, a value of `aggregate`; the first one if null.
     #[serde(default)]
@@ -46,14 +47,6 @@ pub struct CompareCompletions {
 
 fn first() -> Vec<usize> {
     vec![0]
-}
-
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
 }
 
 fn reward() -> Vec<String> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, row_named};
 use super::trainings::{ended, load_curves};
 use crate::artifacts::curve::{CURVE, Curve, TrainingSummary};
@@ -20,10 +21,10 @@ use crate::engine::stage::{Kind, Output, Port, StageError};
 #[serde(deny_unknown_fields)]
 pub struct Efficiency {
     /// The axis whose values are the rows; a training without it is named after its stage.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The row whose operations are 100%.
     #[serde(default)]
@@ -40,14 +41,6 @@ pub struct Efficiency {
     /// What else must be known to read the table.
     #[serde(default)]
     notes: Vec<String>,
-}
-
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
 }
 
 fn title() -> String {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, training_of, within};
 use super::measure::Metric;
 use super::scored::{self, Scored};
@@ -26,16 +27,16 @@ use crate::stats::{Bootstrap, Interval, mean, sample_std};
 #[serde(deny_unknown_fields)]
 pub struct MetricTable {
     /// The axis whose values are the rows.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The column of `scores` that is the reward.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     column: String,
     /// How many completions the top-K metrics take, those with the greatest reward.
-    #[serde(default = "twenty")]
+    #[serde(default = "defaults::twenty")]
     top_k: usize,
     /// The metrics shown, in this order; all that the inputs allow if empty.
     #[serde(default)]
@@ -62,42 +63,18 @@ pub struct MetricTable {
     #[serde(default)]
     notes: Vec<String>,
     /// Coverage of the interval.
-    #[serde(default = "level")]
+    #[serde(default = "defaults::level")]
     level: f64,
     /// Bootstrap replicates.
-    #[serde(default = "replicates")]
+    #[serde(default = "defaults::replicates")]
     replicates: usize,
     /// Seed of the bootstrap.
     #[serde(default)]
     seed: u64,
 }
 
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
-}
-
-fn twenty() -> usize {
-    20
-}
-
 fn title() -> String {
     "Reward, diversity and novelty".to_owned()
-}
-
-fn level() -> f64 {
-    0.95
-}
-
-fn replicates() -> usize {
-    10_000
 }
 
 /// A column of the table.

@@ -32,6 +32,7 @@ pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
 
+mod defaults;
 mod expected_size;
 #[cfg(test)]
 mod fixture;

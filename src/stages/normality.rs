@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, within};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
@@ -20,16 +21,16 @@ use crate::stats::{NormalityTest, StatsError, dagostino_pearson, shapiro_wilk};
 #[serde(deny_unknown_fields)]
 pub struct Normality {
     /// The axis whose values are the rows.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The numeric column of `scores` that is tested.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     column: String,
     /// Below this p of K2 the verdict is `not normal`.
-    #[serde(default = "alpha")]
+    #[serde(default = "defaults::alpha")]
     alpha: f64,
     /// Names shown instead of values of `row`.
     #[serde(default)]
@@ -37,22 +38,6 @@ pub struct Normality {
     /// The title.
     #[serde(default = "title")]
     title: String,
-}
-
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
-}
-
-fn alpha() -> f64 {
-    0.05
 }
 
 fn title() -> String {

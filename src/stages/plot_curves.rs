@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, row_named};
 use super::trainings::load_curves;
 use crate::artifacts::curve::{CURVE, Curve, Status};
@@ -23,10 +24,10 @@ pub struct PlotCurves {
     /// The metrics drawn, a figure each.
     metrics: Vec<MetricFigure>,
     /// The axis whose values are the lines; a training without it is named after its stage.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a line.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The lines drawn, in this order; all if empty.
     #[serde(default)]
@@ -62,14 +63,6 @@ pub enum Scale {
     Linear,
     /// Equal ratios are equally long; what is not positive is a gap.
     Log,
-}
-
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
 }
 
 impl Kind for PlotCurves {

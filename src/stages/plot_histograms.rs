@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, row_named};
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
@@ -19,16 +20,16 @@ use crate::stats::figure::HistogramChart;
 #[serde(deny_unknown_fields)]
 pub struct PlotHistograms {
     /// The axis whose values are the histograms.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The rows drawn, in this order; all if empty.
     #[serde(default)]
     rows: Vec<String>,
     /// The numeric column of `scores` that is counted.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     column: String,
     /// Number of bins over the range of all values.
     #[serde(default = "bins")]
@@ -42,18 +43,6 @@ pub struct PlotHistograms {
     /// The name of the horizontal axis; that of the column if empty.
     #[serde(default)]
     x_label: String,
-}
-
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
 }
 
 fn bins() -> usize {

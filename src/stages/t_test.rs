@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, row_named, within};
 use super::metric_table::check_bootstrap;
 use super::scored::{self, Scored};
@@ -30,13 +31,13 @@ pub struct TTest {
     /// The pairs of rows to compare.
     pairs: Vec<Pair>,
     /// The axis whose values are the rows.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The column of `scores` that is compared.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     column: String,
     /// What counts against equal means.
     #[serde(default)]
@@ -54,10 +55,10 @@ pub struct TTest {
     #[serde(default = "title")]
     title: String,
     /// Coverage of the interval.
-    #[serde(default = "level")]
+    #[serde(default = "defaults::level")]
     level: f64,
     /// Bootstrap replicates.
-    #[serde(default = "replicates")]
+    #[serde(default = "defaults::replicates")]
     replicates: usize,
     /// Seed of the bootstrap.
     #[serde(default)]
@@ -100,28 +101,8 @@ impl From<Alternative> for stats::Alternative {
     }
 }
 
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
-}
-
 fn title() -> String {
     "t-tests of the mean reward".to_owned()
-}
-
-fn level() -> f64 {
-    0.95
-}
-
-fn replicates() -> usize {
-    10_000
 }
 
 impl Kind for TTest {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::groups::{Grouping, Row, row_named, within};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
@@ -27,16 +28,16 @@ const ROUNDING: f64 = 1e-3;
 #[serde(deny_unknown_fields)]
 pub struct TargetDistance {
     /// The axis whose values are the rows.
-    #[serde(default = "policy")]
+    #[serde(default = "defaults::policy")]
     row: String,
     /// The axis whose values are the runs of a row.
-    #[serde(default = "seed_axis")]
+    #[serde(default = "defaults::seed_axis")]
     aggregate: String,
     /// The column of the true reward.
     #[serde(default = "exact_reward")]
     exact: String,
     /// The column of the learned reward.
-    #[serde(default = "reward")]
+    #[serde(default = "defaults::reward")]
     learned: String,
     /// What rewards are multiplied by in the targets.
     #[serde(default = "scales")]
@@ -55,20 +56,8 @@ pub struct TargetDistance {
     title: String,
 }
 
-fn policy() -> String {
-    "policy".to_owned()
-}
-
-fn seed_axis() -> String {
-    "seed".to_owned()
-}
-
 fn exact_reward() -> String {
     "exact_reward".to_owned()
-}
-
-fn reward() -> String {
-    "reward".to_owned()
 }
 
 fn scales() -> Vec<f64> {

@@ -533,7 +533,8 @@ fn kept(folder: &Path) -> Result<Vec<(String, PathBuf)>, StageError> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("at-") && !name.ends_with(".new") {
+        // One that is being written has an extension.
+        if name.starts_with("at-") && entry.path().extension().is_none() {
             found.push((name, entry.path()));
         }
     }

@@ -28,6 +28,20 @@ impl Execution<'_> {
                         text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),
                     });
                 }
+                let declared = self.pipeline.stages[stage].resources.memory;
+                let peak = record.provenance.peak_memory_bytes;
+                if declared > 0 && peak > declared && !elsewhere {
+                    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+                    self.emit(RunEvent::StageNote {
+                        stage: name.clone(),
+                        text: format!(
+                            "warning: used {} MB, and declares {} MB: set `resources.memory` to {}MB or more",
+                            megabytes(peak),
+                            megabytes(declared),
+                            megabytes(peak)
+                        ),
+                    });
+                }
                 self.emit(RunEvent::StageDone {
                     stage: name,
                     seconds: record.provenance.seconds,

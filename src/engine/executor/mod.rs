@@ -344,12 +344,8 @@ impl<'a> Execution<'a> {
         let mut kept = VecDeque::new();
         while let Some(stage) = self.queue.pop_front() {
             let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
-            let request = self.pipeline.stages[stage].resources;
-            let grant = if waits {
-                None
-            } else {
-                self.pool.take(&request)
-            };
+            let request = &self.pipeline.stages[stage].resources;
+            let grant = if waits { None } else { self.pool.take(request) };
             let Some(grant) = grant else {
                 kept.push_back(stage);
                 continue;

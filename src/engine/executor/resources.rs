@@ -1,5 +1,7 @@
 //! What the machine offers, and who has it.
 
+use std::collections::BTreeMap;
+
 use crate::engine::stage::Resources;
 
 /// What a run may use of the machine.
@@ -13,6 +15,8 @@ pub struct Capacity {
     pub memory: u64,
     /// Ids of the GPUs, as `CUDA_VISIBLE_DEVICES` has them.
     pub gpus: Vec<String>,
+    /// Tokens by name; of one that is not named here there is one.
+    pub tokens: BTreeMap<String, usize>,
 }
 
 /// What a running stage was given.
@@ -21,6 +25,7 @@ pub(super) struct Grant {
     pub(super) cpus: usize,
     pub(super) memory: u64,
     pub(super) gpus: Vec<String>,
+    tokens: BTreeMap<String, usize>,
 }
 
 impl Grant {
@@ -55,13 +60,31 @@ impl Pool {
         let memory = request.memory.min(self.total.memory);
         let gpus = request.gpus.min(self.total.gpus.len());
         let free = &mut self.free;
+        let of = |tokens: &BTreeMap<String, usize>, name: &String| {
+            tokens.get(name).copied().unwrap_or(1)
+        };
+        let tokens: BTreeMap<String, usize> = request
+            .tokens
+            .iter()
+            .map(|(name, count)| (name.clone(), (*count).min(of(&self.total.tokens, name))))
+            .collect();
+        if tokens
+            .iter()
+            .any(|(name, count)| of(&free.tokens, name) < *count)
+        {
+            return None;
+        }
         if free.jobs == 0 || free.cpus < cpus || free.memory < memory || free.gpus.len() < gpus {
             return None;
         }
         free.jobs -= 1;
         free.cpus -= cpus;
         free.memory -= memory;
+        for (name, count) in &tokens {
+            *free.tokens.entry(name.clone()).or_insert(1) -= count;
+        }
         Some(Grant {
+            tokens,
             cpus,
             memory,
             gpus: free.gpus.drain(..gpus).collect(),
@@ -74,6 +97,9 @@ impl Pool {
         self.free.memory += grant.memory;
         self.free.gpus.extend(grant.gpus.iter().cloned());
         self.free.gpus.sort();
+        for (name, count) in &grant.tokens {
+            *self.free.tokens.entry(name.clone()).or_insert(0) += count;
+        }
     }
 }
 
@@ -82,7 +108,12 @@ mod tests {
     use super::*;
 
     fn resources(cpus: usize, memory: u64, gpus: usize) -> Resources {
-        Resources { cpus, memory, gpus }
+        Resources {
+            cpus,
+            memory,
+            gpus,
+            ..Resources::default()
+        }
     }
 
     #[test]
@@ -92,6 +123,7 @@ mod tests {
             cpus: 4,
             memory: 100,
             gpus: vec!["0".to_owned(), "3".to_owned()],
+            tokens: BTreeMap::new(),
         });
         let first = pool.take(&resources(2, 60, 1)).unwrap();
         assert_eq!(first.gpus, ["0"]);
@@ -104,12 +136,48 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_counted_by_name() {
+        let tokens = |counts: &[(&str, usize)]| -> BTreeMap<String, usize> {
+            counts
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect()
+        };
+        let mut pool = Pool::new(&Capacity {
+            jobs: 8,
+            cpus: 8,
+            memory: 0,
+            gpus: Vec::new(),
+            tokens: tokens(&[("judge", 2)]),
+        });
+        let with = |counts: &[(&str, usize)]| Resources {
+            tokens: tokens(counts),
+            ..Resources::default()
+        };
+        let first = pool.take(&with(&[("judge", 1), ("license", 1)])).unwrap();
+        assert!(
+            pool.take(&with(&[("license", 1)])).is_none(),
+            "of an unnamed one there is one"
+        );
+        assert!(
+            pool.take(&with(&[("judge", 2)])).is_none(),
+            "one of two is taken"
+        );
+        assert!(pool.take(&with(&[("judge", 1)])).is_some());
+        assert!(pool.take(&with(&[])).is_some());
+        pool.give_back(&first);
+        // More than there is: all there is.
+        assert!(pool.take(&with(&[("license", 5)])).is_some());
+    }
+
+    #[test]
     fn a_request_above_the_machine_gets_all_of_it() {
         let mut pool = Pool::new(&Capacity {
             jobs: 2,
             cpus: 2,
             memory: 0,
             gpus: Vec::new(),
+            tokens: BTreeMap::new(),
         });
         let all = pool.take(&resources(64, 1 << 40, 8)).unwrap();
         assert_eq!((all.cpus, all.device()), (2, "cpu".to_owned()));

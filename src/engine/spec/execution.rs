@@ -42,6 +42,28 @@ impl Builder<'_> {
                         ),
                     )),
                 },
+                ("tokens", _) => {
+                    for (name, count) in value.as_map().into_iter().flatten() {
+                        match count {
+                            Value::Integer(count) if *count > 0 => {
+                                resources.tokens.insert(name.clone(), *count as usize);
+                            }
+                            _ => self.errors.push(Diagnostic::error(
+                                path.key(name),
+                                format!("a count of tokens must be a whole number above 0, found `{count}`"),
+                            )),
+                        }
+                    }
+                    if value.as_map().is_none() {
+                        self.errors.push(
+                            Diagnostic::error(
+                                path,
+                                format!("`tokens` must be a map, found {}", value.type_name()),
+                            )
+                            .hint("for example `tokens: { license: 1 }`"),
+                        );
+                    }
+                }
                 ("cpus" | "gpus", _) => self.errors.push(Diagnostic::error(
                     path,
                     format!(
@@ -52,7 +74,7 @@ impl Builder<'_> {
                 _ => self.errors.push(
                     Diagnostic::error(path, format!("unknown resource `{key}`"))
                         .at_key()
-                        .maybe_hint(did_you_mean(key, ["cpus", "memory", "gpus"])),
+                        .maybe_hint(did_you_mean(key, ["cpus", "memory", "gpus", "tokens"])),
                 ),
             }
         }
