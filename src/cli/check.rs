@@ -51,6 +51,11 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
                 warnings.extend(mistaken.cloned());
                 counts.push((name, pipeline.stages.len()));
             }
+            // What is wrong with an imported file is wrong for every profile.
+            Err(invalid) if invalid.document.file != document.file => {
+                diagnostics::report(&invalid.document, &invalid.diagnostics, output);
+                return Ok(exit_code::INVALID_PIPELINE);
+            }
             Err(invalid) => {
                 broken = true;
                 for mut located in invalid.diagnostics {

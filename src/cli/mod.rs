@@ -7,6 +7,7 @@ mod costs;
 mod diagnostics;
 mod diff;
 mod export;
+mod export_provenance;
 mod gc;
 mod graph;
 mod kinds;
@@ -156,6 +157,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     /// Re-hash the store and name what is damaged
     Verify(verify::VerifyArgs),
+    /// Say how results were made, as RO-Crate, W3C PROV or in-toto
+    ExportProvenance(export_provenance::ExportProvenanceArgs),
     /// Take away results that no pipeline and no recent run needs
     Gc(gc::GcArgs),
     /// Run one stage; started by `run`
@@ -255,6 +258,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Schema => schema::run(registry, &output),
         Command::Completions(args) => completions::run(&args, &output),
         Command::Verify(args) => verify::run(&args, &store, &output),
+        Command::ExportProvenance(args) => export_provenance::run(&args, registry, &store, &output),
         Command::Gc(args) => gc::run(&args, registry, &store, &output),
         Command::Worker => {
             tune_allocator();

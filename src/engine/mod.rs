@@ -23,6 +23,7 @@ pub mod machine;
 mod matrix;
 pub mod overrides;
 pub mod plan;
+pub mod provenance;
 pub mod reference;
 pub mod runs;
 pub mod spec;

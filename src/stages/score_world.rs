@@ -37,6 +37,15 @@ pub struct ScoreWorld {
     reward: WorldReward,
 }
 
+/// The columns that this kind adds.
+const ADDED: [&str; 5] = [
+    "exact_reward",
+    "coherent",
+    "rude_words",
+    "slot_errors",
+    "mode",
+];
+
 impl Kind for ScoreWorld {
     const NAME: &'static str = "score_world";
     const VERSION: u32 = 1;
@@ -86,6 +95,10 @@ impl Kind for ScoreWorld {
                 table.number_column("reward", 3, rewards.collect::<Vec<_>>());
             }
         }
+        // Scored before, or enumerated with their rewards.
+        table
+            .columns
+            .retain(|column| !ADDED.contains(&column.name.as_str()));
         let number = |flag: bool| Some(f64::from(u8::from(flag)));
         table.number_column("exact_reward", 3, assessed.iter().map(|a| Some(a.reward)));
         table.number_column(

@@ -181,13 +181,94 @@ stages:
         0
     );
     assert_eq!(space.flowgraph(&["audit", "p.yaml", "nothing"]).code, 2);
-    assert_eq!(
-        space.flowgraph(&["audit", "p.yaml", "--sample", "1"]).code,
-        0
-    );
+    let sampled = space.flowgraph(&["audit", "p.yaml", "--sample", "1", "--json"]);
+    let sampled: Json = serde_json::from_str(&sampled.stdout).unwrap();
+    assert_eq!(sampled["findings"].as_array().unwrap().len(), 1);
 
     assert_eq!(space.run(&[]).digests(), before.digests());
     assert_eq!(space.flowgraph(&["verify"]).code, 0);
     let left = std::fs::read_dir(space.path(".flowgraph/audit")).map_or(0, Iterator::count);
     assert_eq!(left, 0, "the audit's store is removed");
+}
+
+#[test]
+fn provenance_is_written_so_that_every_reference_leads_somewhere() {
+    let space = Space::new(&PIPELINE.replace(
+        "  c:",
+        "  t: { kind: normality, inputs: { scores: [s] } }\n  s: { kind: score_world, inputs: { completions: m }, params: { reward: exact } }\n  \
+         m: { kind: enumerate_answers, inputs: { prompts: w.evaluation }, params: { n: 1 } }\n  \
+         w: { kind: generate_world, params: { seed: 1, pretraining_documents: 10, finetune_pairs: 10, reward_pairs: 10, rl_questions: 5 } }\n  c:",
+    ).replace("inputs: { scores: [s] }", "inputs: { scores: [s] }, params: { row: stage }"));
+    let run = space.run(&[]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+
+    let export =
+        |args: &[&str]| space.flowgraph(&[&["export-provenance", "p.yaml"], args].concat());
+    let prov: Json = serde_json::from_str(&export(&["--format", "prov"]).stdout).unwrap();
+    for relation in ["used", "wasGeneratedBy"] {
+        let links = prov[relation].as_object().unwrap();
+        assert!(links.len() > 3, "{relation}");
+        for link in links.values() {
+            let id = |key: &str| link[key].as_str().unwrap();
+            assert!(
+                prov["activity"].get(id("prov:activity")).is_some(),
+                "{link}"
+            );
+            assert!(prov["entity"].get(id("prov:entity")).is_some(), "{link}");
+        }
+    }
+    assert_eq!(prov["activity"].as_object().unwrap().len(), 7);
+
+    // One stage with what it is made of.
+    let statements = export(&["--format", "in-toto", "c"]).stdout;
+    let statements: Vec<Json> = statements
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(statements.len(), 3);
+    for statement in &statements {
+        assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
+        for subject in statement["subject"].as_array().unwrap() {
+            assert_eq!(subject["digest"]["blake3"].as_str().unwrap().len(), 64);
+        }
+    }
+    let made = &statements[0]["subject"][0]["digest"];
+    let read = &statements[1]["predicate"]["buildDefinition"]["resolvedDependencies"][0]["digest"];
+    assert_eq!(made, read, "what `a` made is what `b` read");
+
+    let crated = export(&["--format", "ro-crate", "--output", "crate"]);
+    assert_eq!(crated.code, 0, "{}", crated.stderr);
+    let metadata: Json = serde_json::from_str(&space.read("crate/ro-crate-metadata.json")).unwrap();
+    let graph = metadata["@graph"].as_array().unwrap();
+    let ids: Vec<&str> = graph
+        .iter()
+        .map(|entity| entity["@id"].as_str().unwrap())
+        .collect();
+    let mut unique = ids.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), ids.len(), "each entity stands once");
+    let root = graph.iter().find(|entity| entity["@id"] == "./").unwrap();
+    for part in root["hasPart"].as_array().unwrap() {
+        let id = part["@id"].as_str().unwrap();
+        assert!(space.path("crate").join(id).exists(), "{id}");
+    }
+    for entity in graph
+        .iter()
+        .filter(|entity| entity["@type"] == "CreateAction")
+    {
+        let lists = ["object", "result"].map(|key| entity[key].as_array().unwrap());
+        for reference in lists.into_iter().flatten() {
+            assert!(
+                ids.contains(&reference["@id"].as_str().unwrap()),
+                "{reference}"
+            );
+        }
+    }
+    assert!(space.path("crate/t/table/table.md").exists());
+    assert_eq!(
+        export(&["--format", "ro-crate", "--output", "crate"]).code,
+        2,
+        "it is not overwritten"
+    );
 }

@@ -112,7 +112,9 @@ fn a_damaged_state_costs_time_and_never_a_result() {
     let space = Space::new(PIPELINE);
     space.run(&["--only", "gflownet"]);
     let before = space.files(".flowgraph/records");
-    let states: Vec<PathBuf> = space.files(".flowgraph/states");
+    // The stages before it left states too, after 4 steps.
+    let mut states: Vec<PathBuf> = space.files(".flowgraph/states");
+    states.retain(|file| file.components().any(|part| part.as_os_str() == "6"));
     assert!(states.len() >= 4, "{states:?}");
     let mut began_anew = 0;
     for file in states {

@@ -142,14 +142,15 @@ impl Store {
 
     fn use_file(&self) -> std::io::Result<std::fs::File> {
         let folder = self.root().join("locks");
+        let path = folder.join("store");
+        // Reading is enough to lock: the file may be another user's.
+        if let Ok(file) = std::fs::File::open(&path) {
+            return Ok(file);
+        }
         fs_err::create_dir_all(&folder)?;
-        let file = fs_err::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(folder.join("store"))?;
-        Ok(file.into_parts().0)
+        let mut options = fs_err::OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false);
+        Ok(file.open(path)?.into_parts().0)
     }
 }
 

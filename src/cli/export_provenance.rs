@@ -1,0 +1,128 @@
+//! `flowgraph export-provenance`: how results were made, for other tools.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::output::{Output, counted};
+use super::{Failure, PipelineOptions, exit_code};
+use crate::engine::plan::{PlanOptions, Planner};
+use crate::engine::provenance::Provenance;
+use crate::engine::stage::Registry;
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct ExportProvenanceArgs {
+    #[command(flatten)]
+    options: PipelineOptions,
+    /// Stages, with what they are made of (default: all)
+    stages: Vec<String>,
+    /// What to write
+    #[arg(long, value_enum)]
+    format: Format,
+    /// A folder for an RO-Crate, a file for the others (default: standard output)
+    #[arg(long, short, value_name = "PATH")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// An RO-Crate 1.1 with the profile Process Run Crate, tables and figures inside
+    RoCrate,
+    /// W3C PROV as PROV-JSON
+    Prov,
+    /// in-toto statements with SLSA provenance, one to a line
+    InToto,
+}
+
+pub(super) fn run(
+    args: &ExportProvenanceArgs,
+    registry: &Registry,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let pipeline = args.options.load(registry)?;
+    let plans = Planner::new(&pipeline, store, PlanOptions::default()).plan()?;
+    let mut targets = Vec::new();
+    for name in &args.stages {
+        let all = pipeline.stages.iter().enumerate();
+        let found = all.filter(|(_, stage)| stage.name == *name || stage.template == *name);
+        let before = targets.len();
+        targets.extend(found.map(|(at, _)| at));
+        if targets.len() == before {
+            return Err(Failure::usage(
+                pipeline.find(name).err().unwrap_or_default(),
+            ));
+        }
+    }
+    if targets.is_empty() {
+        targets.extend(0..pipeline.stages.len());
+    }
+    let wanted = pipeline.graph.upstream(targets);
+    let provenance = Provenance::of(&pipeline, &plans, &wanted);
+    let missing = wanted.iter().filter(|wanted| **wanted).count() - provenance.len();
+    if provenance.is_empty() {
+        return Err(Failure::Other {
+            message: "no stage has a result as the pipeline stands now".to_owned(),
+            hint: Some("`flowgraph run` makes them".to_owned()),
+            code: exit_code::STAGE_FAILED,
+        });
+    }
+    if missing > 0 {
+        output.warning(
+            &format!(
+                "{} without a result are left out",
+                counted(missing, "stage")
+            ),
+            "`flowgraph run` makes them",
+        );
+    }
+    let text = match args.format {
+        Format::Prov => serde_json::to_string_pretty(&provenance.prov()).unwrap_or_default() + "\n",
+        Format::InToto => {
+            let statements = provenance.in_toto().into_iter();
+            statements
+                .map(|statement| format!("{statement}\n"))
+                .collect()
+        }
+        Format::RoCrate => {
+            let folder = args.output.as_ref().ok_or_else(|| {
+                Failure::usage("an RO-Crate is a folder: give one with `--output FOLDER`")
+            })?;
+            if folder.join("ro-crate-metadata.json").exists() {
+                return Err(Failure::usage(format!(
+                    "{} holds an RO-Crate",
+                    folder.display()
+                )));
+            }
+            let (metadata, payload) = provenance.ro_crate();
+            for (path, artifact) in payload {
+                let target = folder.join(path);
+                fs_err::create_dir_all(&target)?;
+                for file in &artifact.files {
+                    let copy = target.join(&file.path);
+                    if let Some(parent) = copy.parent() {
+                        fs_err::create_dir_all(parent)?;
+                    }
+                    fs_err::copy(store.object_path(&file.digest), copy)?;
+                }
+            }
+            fs_err::create_dir_all(folder)?;
+            fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
+            // The metadata makes it a crate, so it comes last.
+            let text = serde_json::to_string_pretty(&metadata).unwrap_or_default() + "\n";
+            fs_err::write(folder.join("ro-crate-metadata.json"), text)?;
+            output.line(&format!(
+                "{}: an RO-Crate of {}",
+                folder.display(),
+                counted(provenance.len(), "stage")
+            ));
+            return Ok(exit_code::OK);
+        }
+    };
+    match &args.output {
+        Some(path) => fs_err::write(path, text)?,
+        None => output.data(&text),
+    }
+    Ok(exit_code::OK)
+}
