@@ -327,7 +327,7 @@ impl Claims {
                 self.alpha, self.min_runs
             ),
             format!(
-                "Effect: mean over runs of a - b; low, high: {}% bootstrap interval over runs, then questions. p: twice the \
+                "Effect: mean over runs of a - b; [low, high]: {}% bootstrap interval over runs, then questions. p: twice the \
                  smaller share of {} replicates for and against the claim; Holm p adjusts for {differences} differences.",
                 self.level * 100.0,
                 self.replicates
