@@ -13,7 +13,7 @@ use super::executor::{self, RunOptions};
 use super::plan::StagePlan;
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::Store;
+use super::store::{Lock, Store};
 
 /// What came of a stage when it was computed again.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct AuditStore {
     folder: PathBuf,
     /// Where the stages run.
     pub store: Store,
+    /// Says that the audit is alive.
+    _in_use: Lock,
 }
 
 impl AuditStore {
@@ -44,8 +46,11 @@ impl AuditStore {
             .root()
             .join("audit")
             .join(std::process::id().to_string());
+        store.sweep_leftovers();
+        let copy = Store::new(&folder);
         let copy = Self {
-            store: Store::new(&folder),
+            _in_use: copy.share()?,
+            store: copy,
             folder,
         };
         for record in plans.iter().filter_map(|plan| plan.record.as_ref()) {

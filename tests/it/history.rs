@@ -189,6 +189,10 @@ stages:
     assert_eq!(space.flowgraph(&["verify"]).code, 0);
     let left = std::fs::read_dir(space.path(".flowgraph/audit")).map_or(0, Iterator::count);
     assert_eq!(left, 0, "the audit's store is removed");
+    // What a killed one leaves, the next run sweeps away.
+    std::fs::create_dir_all(space.path(".flowgraph/audit/1/objects")).unwrap();
+    space.run(&[]);
+    assert!(!space.path(".flowgraph/audit/1").exists());
 }
 
 #[test]

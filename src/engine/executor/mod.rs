@@ -141,7 +141,7 @@ impl<'a> Execution<'a> {
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
         let folder = RunFolder::create(store, pipeline)?;
-        store.sweep_finished_scratch();
+        store.sweep_leftovers();
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
             (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),

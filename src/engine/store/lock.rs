@@ -62,10 +62,21 @@ impl Store {
         }
     }
 
-    /// Removes the scratch of stages that were killed between their record and the end.
+    /// Removes what killed processes left: scratch of stages that were killed between their record and the end,
+    /// and the stores of audits.
     ///
     /// Nothing depends on it, so whatever goes wrong is left for another time.
-    pub fn sweep_finished_scratch(&self) {
+    pub fn sweep_leftovers(&self) {
+        for entry in std::fs::read_dir(self.root().join("audit"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // An audit holds its store from beginning to end.
+            if let Ok(LockState::Held(_lock)) = Self::new(entry.path()).lock_alone() {
+                let _ = fs_err::remove_dir_all(entry.path());
+            }
+        }
         let Ok(entries) = std::fs::read_dir(self.root().join("scratch")) else {
             return;
         };
