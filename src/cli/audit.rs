@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::output::{Output, counted};
 use super::run::{capacity, count_interrupts};
-use super::{Failure, PipelineOptions, exit_code, progress};
+use super::{Failure, PipelineOptions, exit_code, progress, stages_named};
 use crate::artifacts::compare::{self, Difference};
 use crate::engine::audit::{AuditStore, Reexecuted};
 use crate::engine::executor::RunOptions;
@@ -189,14 +189,7 @@ fn chosen(args: &AuditArgs, pipeline: &Pipeline) -> Result<Vec<usize>, Failure> 
     } else {
         let mut chosen = Vec::new();
         for name in &args.stages {
-            let before = chosen.len();
-            let all = pipeline.stages.iter().enumerate();
-            let matching = all.filter(|(_, stage)| stage.template == *name || stage.name == *name);
-            chosen.extend(matching.map(|(at, _)| at));
-            if chosen.len() == before {
-                let problem = pipeline.find(name).err().unwrap_or_default();
-                return Err(Failure::usage(problem));
-            }
+            chosen.extend(stages_named(pipeline, name)?);
         }
         chosen
     };

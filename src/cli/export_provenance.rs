@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::output::{Output, counted};
-use super::{Failure, PipelineOptions, exit_code};
+use super::{Failure, PipelineOptions, exit_code, stages_named};
 use crate::engine::plan::{PlanOptions, Planner};
 use crate::engine::provenance::Provenance;
 use crate::engine::stage::Registry;
@@ -45,15 +45,7 @@ pub(super) fn run(
     let plans = Planner::new(&pipeline, store, PlanOptions::default()).plan()?;
     let mut targets = Vec::new();
     for name in &args.stages {
-        let all = pipeline.stages.iter().enumerate();
-        let found = all.filter(|(_, stage)| stage.name == *name || stage.template == *name);
-        let before = targets.len();
-        targets.extend(found.map(|(at, _)| at));
-        if targets.len() == before {
-            return Err(Failure::usage(
-                pipeline.find(name).err().unwrap_or_default(),
-            ));
-        }
+        targets.extend(stages_named(&pipeline, name)?);
     }
     if targets.is_empty() {
         targets.extend(0..pipeline.stages.len());

@@ -127,6 +127,21 @@ impl PipelineOptions {
     }
 }
 
+/// Finds a stage by its full name, or all instances of one by the name in the file.
+fn stages_named(pipeline: &Pipeline, name: &str) -> Result<Vec<usize>, Failure> {
+    let stages = pipeline.stages.iter().enumerate();
+    let found: Vec<usize> = stages
+        .filter(|(_, stage)| stage.name == name || stage.template == name)
+        .map(|(at, _)| at)
+        .collect();
+    if found.is_empty() {
+        return Err(Failure::usage(
+            pipeline.find(name).err().unwrap_or_default(),
+        ));
+    }
+    Ok(found)
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Execute what is not cached, and print the tables

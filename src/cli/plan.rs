@@ -27,20 +27,18 @@ pub(super) struct PlanArgs {
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
-        let mut messages = Vec::new();
-        let mut hints = Vec::new();
-        for (stage, failure) in error.failures {
-            match failure {
-                StageError::Failed { message, hint } => {
-                    messages.push(format!("stage `{stage}`: {message}"));
-                    hints.extend(hint.filter(|hint| !hints.contains(hint)));
-                }
-                StageError::Interrupted => messages.push(format!("stage `{stage}`: interrupted")),
-            }
-        }
+        let hint = hints(error.failures.iter().map(|(_, failure)| failure));
+        let messages: Vec<String> = error
+            .failures
+            .into_iter()
+            .map(|(stage, failure)| match failure {
+                StageError::Failed { message, .. } => format!("stage `{stage}`: {message}"),
+                StageError::Interrupted => format!("stage `{stage}`: interrupted"),
+            })
+            .collect();
         Self::Other {
             message: messages.join("\n       "),
-            hint: (!hints.is_empty()).then(|| hints.join("\n      ")),
+            hint: (!hint.is_empty()).then_some(hint),
             code: exit_code::STAGE_FAILED,
         }
     }
@@ -151,23 +149,28 @@ fn warn_of_obstacles(plans: &[StagePlan], output: &Output) {
     if count == 0 {
         return;
     }
-    let mut hints = Vec::new();
-    for obstacle in obstacles() {
-        if let StageError::Failed {
-            hint: Some(hint), ..
-        } = obstacle
-            && !hints.contains(&hint.as_str())
-        {
-            hints.push(hint);
-        }
-    }
     output.warning(
         &format!(
             "{} would fail when run, for lack of a source",
             counted(count, "stage")
         ),
-        &hints.join("\n      "),
+        &hints(obstacles()),
     );
+}
+
+/// Writes the hints of errors below each other, each once.
+fn hints<'a>(errors: impl Iterator<Item = &'a StageError>) -> String {
+    let mut hints: Vec<&str> = Vec::new();
+    for error in errors {
+        if let StageError::Failed {
+            hint: Some(hint), ..
+        } = error
+            && !hints.contains(&hint.as_str())
+        {
+            hints.push(hint);
+        }
+    }
+    hints.join("\n      ")
 }
 
 /// Writes the cost of all that runs, as far as estimates tell.

@@ -11,7 +11,9 @@ use owo_colors::OwoColorize;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, counted};
-use super::{Failure, PipelineOptions, costs, diagnostics, exit_code, progress, show};
+use super::{
+    Failure, PipelineOptions, costs, diagnostics, exit_code, progress, show, stages_named,
+};
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
 use crate::engine::plan::PlanOptions;
@@ -126,27 +128,14 @@ fn wanted(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
 }
 
 fn forced(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
-    let find = |name: &String| -> Result<Vec<usize>, Failure> {
-        let found: Vec<usize> = (0..pipeline.stages.len())
-            .filter(|stage| {
-                pipeline.stages[*stage].name == *name || pipeline.stages[*stage].template == *name
-            })
-            .collect();
-        if found.is_empty() {
-            return Err(Failure::usage(
-                pipeline.find(name).err().unwrap_or_default(),
-            ));
-        }
-        Ok(found)
-    };
     let mut forced = vec![false; pipeline.stages.len()];
     for name in &args.rerun {
-        find(name)?
+        stages_named(pipeline, name)?
             .into_iter()
             .for_each(|stage| forced[stage] = true);
     }
     for name in &args.from {
-        let after = pipeline.graph.downstream(find(name)?);
+        let after = pipeline.graph.downstream(stages_named(pipeline, name)?);
         forced
             .iter_mut()
             .zip(after)

@@ -122,15 +122,13 @@ fn find_in_run(
     let stages = run
         .stages()
         .ok_or_else(|| Failure::usage(format!("run {id} has no end: it was killed, or goes on")))?;
-    // An output's name follows the brackets: axis values may hold dots.
-    let (stage, output) = match text.rsplit_once('.') {
-        Some((stage, output)) if !output.contains(']') => (stage, Some(output)),
-        _ => (text, None),
-    };
+    let mut reference = Reference::parse(text).map_err(Failure::usage)?;
+    let output = reference.output.take();
+    let stage = reference.to_string();
     let found = stages.iter().find(|found| found.stage == stage);
     let found = found.ok_or_else(|| {
         let names = stages.iter().map(|found| found.stage.as_str());
-        let hint = did_you_mean(stage, names).unwrap_or_default();
+        let hint = did_you_mean(&stage, names).unwrap_or_default();
         Failure::usage(format!("run {id} has no stage `{stage}`; {hint}"))
     })?;
     let missing = |why: &str| Failure::Other {
@@ -149,7 +147,7 @@ fn find_in_run(
         let first = parsed.and_then(|stage| Some(stage.outputs().first()?.name.clone()));
         first.or_else(|| record.outputs.keys().next().cloned())
     };
-    let output = output.map(str::to_owned).or_else(default);
+    let output = output.or_else(default);
     let artifact = output
         .as_ref()
         .and_then(|output| record.outputs.get(output));

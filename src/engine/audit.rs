@@ -5,7 +5,7 @@
 //! the stages before it. The audited store is only read.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::artifact::Artifact;
 use super::event::{Observer, Outcome};
@@ -29,7 +29,6 @@ pub enum Reexecuted {
 /// A copy of a store, removed when the audit ends.
 #[derive(Debug)]
 pub struct AuditStore {
-    folder: PathBuf,
     /// Where the stages run.
     pub store: Store,
     /// Says that the audit is alive.
@@ -51,7 +50,6 @@ impl AuditStore {
         let copy = Self {
             _in_use: copy.share()?,
             store: copy,
-            folder,
         };
         for record in plans.iter().filter_map(|plan| plan.record.as_ref()) {
             for file in record.outputs.values().flat_map(|artifact| &artifact.files) {
@@ -107,7 +105,7 @@ impl AuditStore {
 
 impl Drop for AuditStore {
     fn drop(&mut self) {
-        let _ = fs_err::remove_dir_all(&self.folder);
+        let _ = fs_err::remove_dir_all(self.store.root());
     }
 }
 

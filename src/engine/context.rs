@@ -73,6 +73,7 @@ pub struct RunContext {
     pub(super) sources: BTreeMap<String, PathBuf>,
     pub(super) try_folder: PathBuf,
     pub(super) checkpoints: PathBuf,
+    pub(super) continues: bool,
     pub(super) keeps_end_state: bool,
     pub(super) source_cache: PathBuf,
     pub(super) base_folder: PathBuf,
@@ -138,6 +139,11 @@ impl RunContext {
     /// Returns where, below [`Self::checkpoints`], what is kept of a step belongs.
     pub fn kept_at(&self, step: u64) -> PathBuf {
         self.checkpoints.join(kept_name(step))
+    }
+
+    /// Whether a longer run may continue from the end of this one; see [`Kind::continuation`](super::stage::Kind).
+    pub fn continues(&self) -> bool {
+        self.continues
     }
 
     /// Says that the checkpoints hold the end of a whole training, from which a longer one may continue.

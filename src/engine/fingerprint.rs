@@ -69,23 +69,24 @@ pub struct Difference {
 impl Manifest {
     /// Returns the fingerprint, unless a digest is open.
     pub fn fingerprint(&self) -> Option<Digest> {
-        let inputs_known = self
-            .inputs
-            .values()
-            .flatten()
-            .all(|input| input.digest.is_some());
-        let sources_known = self.sources.values().all(Option::is_some);
-        (inputs_known && sources_known).then(|| {
+        self.is_known().then(|| {
             let mut hasher = blake3::Hasher::new_derive_key("flowgraph stage fingerprint v1");
             hasher.update(self.canonical().as_bytes());
             hasher.finalize().into()
         })
     }
 
+    fn is_known(&self) -> bool {
+        let mut inputs = self.inputs.values().flatten();
+        inputs.all(|input| input.digest.is_some()) && self.sources.values().all(Option::is_some)
+    }
+
     /// Returns what trainings share that differ only in how long they are: the digest of the manifest without the
     /// params `steps` and `checkpoints`; `None` if a digest is open.
     pub fn continuation_key(&self) -> Option<Digest> {
-        self.fingerprint()?;
+        if !self.is_known() {
+            return None;
+        }
         let mut shared = self.clone();
         if let Json::Object(params) = &mut shared.params {
             params.remove("steps");

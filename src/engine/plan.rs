@@ -201,10 +201,9 @@ impl<'a> Planner<'a> {
         {
             plan.decision = Decision::RunIf;
         }
-        if let (Some(training), Some(key)) = (
-            instance.stage.continuation(),
-            plan.manifest.continuation_key(),
-        ) && let Some((steps, _)) = self.store.find_state(&key, &training)
+        if let Some(training) = instance.stage.continuation()
+            && let Some(key) = plan.manifest.continuation_key()
+            && let Some((steps, _)) = self.store.find_state(&key, &training)
         {
             plan.notes.push(format!("continues from step {steps}"));
         }

@@ -19,7 +19,7 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::machine::{host_name, numerics_class, usage};
 use super::plan::local_path;
-use super::stage::{Registry, SourceParam, Stage, StageError, find_kind};
+use super::stage::{Continuation, Registry, SourceParam, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, ObjectStat, Provenance, Record, Store};
 use crate::sources::{self, FetchOptions, Source, SourceError};
 
@@ -306,13 +306,15 @@ impl Worker<'_> {
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
         let sources = self.fetch_sources(stage, Some(manifest))?;
         let names = source_names(stage, &sources);
-        if !rerun {
-            self.lend_state(stage, manifest, &scratch.join("checkpoints"));
+        let training = stage.continuation();
+        if let (false, Some(training)) = (rerun, &training) {
+            self.lend_state(training, manifest, &scratch.join("checkpoints"));
         }
         let mut ctx = RunContext {
             inputs,
             sources,
             checkpoints: scratch.join("checkpoints"),
+            continues: training.is_some(),
             keeps_end_state: false,
             source_cache: self.store.sources_path(),
             base_folder: self.job.base_folder.clone(),
@@ -360,11 +362,10 @@ impl Worker<'_> {
         }
         drop(try_folder);
         // Only saves work later: whatever goes wrong is no failure of this stage.
-        if let (true, Some(training), Some(key)) = (
-            ctx.keeps_end_state,
-            stage.continuation(),
-            manifest.continuation_key(),
-        ) {
+        if ctx.keeps_end_state
+            && let Some(training) = training
+            && let Some(key) = manifest.continuation_key()
+        {
             let _ = self
                 .store
                 .keep_state(&key, training.steps, &ctx.checkpoints);
@@ -379,11 +380,11 @@ impl Worker<'_> {
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the
     /// beginning.
-    fn lend_state(&self, stage: &dyn Stage, manifest: &Manifest, checkpoints: &Path) {
+    fn lend_state(&self, training: &Continuation, manifest: &Manifest, checkpoints: &Path) {
         let own = std::fs::read_dir(checkpoints).is_ok_and(|mut found| found.next().is_some());
-        if let (false, Some(training), Some(key)) =
-            (own, stage.continuation(), manifest.continuation_key())
-            && let Some((_, state)) = self.store.find_state(&key, &training)
+        if !own
+            && let Some(key) = manifest.continuation_key()
+            && let Some((_, state)) = self.store.find_state(&key, training)
             && self.store.lend_state(&state, checkpoints).is_err()
         {
             let _ = fs_err::remove_dir_all(checkpoints);

@@ -165,7 +165,6 @@ impl Kind for TrainClassifier {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
-            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         weights.extend(result.end);

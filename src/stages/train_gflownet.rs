@@ -387,7 +387,6 @@ impl Kind for TrainGflownet {
             steps: self.steps,
             checkpoints: &self.checkpoints,
             on_divergence: self.on_divergence,
-            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(

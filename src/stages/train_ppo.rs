@@ -368,7 +368,6 @@ seed: 1
             steps: self.steps,
             checkpoints: &self.checkpoints,
             on_divergence: self.on_divergence,
-            continues: Kind::continuation(self).is_some(),
         };
         let trained = train(&mut trainer, &run, ctx)?;
         let labelled = trained

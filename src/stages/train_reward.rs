@@ -170,7 +170,6 @@ impl Kind for TrainReward {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
-            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         let folder = ctx.output("model")?;

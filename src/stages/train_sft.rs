@@ -143,7 +143,6 @@ impl Kind for TrainSft {
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
             on_divergence: OnDivergence::Fail,
-            continues: Kind::continuation(self).is_some(),
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(&model, merged, &trained, &result.end, &ctx.output("model")?)?;

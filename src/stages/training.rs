@@ -278,8 +278,6 @@ pub(super) struct Run<'a> {
     pub checkpoints: &'a BTreeMap<String, u64>,
     /// What divergence means.
     pub on_divergence: OnDivergence,
-    /// Whether a longer training may continue from the end of this one: no step knows how many there are.
-    pub continues: bool,
 }
 
 /// How a training continues from a shorter one, if its learning rate does not depend on its length.
@@ -379,7 +377,7 @@ pub(super) fn train(
                 .hint("lower the learning rate, or set `on_divergence: complete` to keep what it had learnt"));
         }
         ctx.note(&format!("diverged at step {}: {reason}", progress.step));
-    } else if run.continues {
+    } else if ctx.continues() {
         checkpoint(&folder, &progress, &trainer::state(trainer)?)?;
         ctx.keep_end_state();
     }
@@ -605,6 +603,7 @@ pub(super) fn context_length(
         .unwrap_or(model.config.max_position_embeddings)
         .min(model.config.max_position_embeddings))
 }
+
 /// Checks that the same ids mean the same tokens.
 pub(super) fn check_vocabularies(policy: &Tokenizer, reward: &Tokenizer) -> Result<(), StageError> {
     let fail = |what: String| {
