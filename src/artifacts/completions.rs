@@ -24,6 +24,8 @@ pub struct CompletionRow {
     pub completion: String,
     /// Its length in tokens, the end-of-sequence token included.
     pub tokens: u64,
+    /// The tokens themselves, where a policy chose them: the text read again may be cut into others.
+    pub token_ids: Option<Vec<u32>>,
     /// Whether the horizon ended it.
     pub truncated: bool,
     /// Its log-probability under the policy, temperature 1.
@@ -49,6 +51,16 @@ pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
         rows.iter().map(|row| Some(row.completion.clone())),
     );
     table.number_column("tokens", 0, rows.iter().map(|row| Some(row.tokens as f64)));
+    if rows.iter().any(|row| row.token_ids.is_some()) {
+        let spelt = |ids: &[u32]| {
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            ids.join(" ")
+        };
+        table.text_column(
+            "token_ids",
+            rows.iter().map(|row| row.token_ids.as_deref().map(spelt)),
+        );
+    }
     table.number_column(
         "truncated",
         0,
@@ -71,16 +83,32 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
     let (truncated, log_probs) = (number("truncated")?, number("log_prob")?);
     let (questions, prompts) = (table.all_texts("question")?, table.all_texts("prompt")?);
     let completions = table.all_texts("completion")?;
-    Ok((0..table.height())
-        .map(|row| CompletionRow {
-            question_id: ids[row] as u64,
-            sample: samples[row] as u64,
-            question: questions[row].clone(),
-            prompt: prompts[row].clone(),
-            completion: completions[row].clone(),
-            tokens: tokens[row] as u64,
-            truncated: truncated[row] != 0.0,
-            log_prob: log_probs[row],
+    let has_tokens = table
+        .columns
+        .iter()
+        .any(|column| column.name == "token_ids");
+    let token_ids = has_tokens.then(|| table.texts("token_ids")).transpose()?;
+    let parsed = |cell: &Option<String>| -> Result<Option<Vec<u32>>, TableError> {
+        let ids = cell.as_ref().map(|cell| {
+            let ids = cell.split_ascii_whitespace().map(str::parse);
+            ids.collect::<Result<_, _>>()
+        });
+        ids.transpose()
+            .map_err(|_| table.missing("token_ids", "whole numbers, apart by spaces"))
+    };
+    (0..table.height())
+        .map(|row| {
+            Ok(CompletionRow {
+                question_id: ids[row] as u64,
+                sample: samples[row] as u64,
+                question: questions[row].clone(),
+                prompt: prompts[row].clone(),
+                completion: completions[row].clone(),
+                tokens: tokens[row] as u64,
+                token_ids: token_ids.map_or(Ok(None), |cells| parsed(&cells[row]))?,
+                truncated: truncated[row] != 0.0,
+                log_prob: log_probs[row],
+            })
         })
-        .collect())
+        .collect()
 }

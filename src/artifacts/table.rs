@@ -207,7 +207,7 @@ impl Table {
         });
     }
 
-    fn missing(&self, column: &str, expected: &'static str) -> TableError {
+    pub(super) fn missing(&self, column: &str, expected: &'static str) -> TableError {
         let names: Vec<&str> = self
             .columns
             .iter()

@@ -34,3 +34,8 @@ pub(super) fn alpha() -> f64 {
 pub(super) fn twenty() -> usize {
     20
 }
+
+/// Texts in a forward pass.
+pub(super) fn batch_size() -> usize {
+    64
+}

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::training::at_least_one;
 use crate::artifacts::completions::{self, COMPLETIONS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -29,12 +30,8 @@ pub struct EmbedHidden {
     #[serde(default)]
     limit: Option<usize>,
     /// Texts in a forward pass; changes no result.
-    #[serde(default = "batch_size", skip_serializing)]
+    #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
-}
-
-fn batch_size() -> usize {
-    64
 }
 
 impl Kind for EmbedHidden {

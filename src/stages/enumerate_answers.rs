@@ -83,6 +83,7 @@ impl Kind for EnumerateAnswers {
                     prompt: example.prompt.clone(),
                     completion: answer.text,
                     tokens,
+                    token_ids: None,
                     truncated: false,
                     log_prob: answer.log_prior,
                 });

@@ -108,7 +108,7 @@ impl Sample {
 
 impl Kind for Sample {
     const NAME: &'static str = "sample";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ strategy: contrastive, alpha: 0.6, top_k: 4, n: 200, max_new_tokens: 24 }";
 
@@ -286,6 +286,7 @@ impl Kind for Sample {
         for (row, completion) in rows.iter_mut().zip(completions?) {
             row.completion = model.tokenizer.decode(&completion.tokens)?;
             row.tokens = completion.tokens.len() as u64;
+            row.token_ids = Some(completion.tokens);
             row.truncated = completion.truncated;
             row.log_prob = completion
                 .log_probs

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training;
+use super::{defaults, training};
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, SCORES, from_table};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
@@ -23,17 +23,13 @@ use crate::ml::trainer::actions::Actions;
 #[serde(deny_unknown_fields)]
 pub struct Score {
     /// Completions in a forward pass; changes no result.
-    #[serde(default = "batch_size", skip_serializing)]
+    #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
-}
-
-fn batch_size() -> usize {
-    64
 }
 
 impl Kind for Score {
     const NAME: &'static str = "score";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {
@@ -99,7 +95,7 @@ pub(super) fn log_probs(
     Ok(sums)
 }
 
-/// Tokenizes completions as they were generated: ended by the end-of-sequence token unless the horizon ended them.
+/// Tokenizes completions as they were generated.
 pub(super) fn tokenize(
     rows: &[CompletionRow],
     tokenizer: &Tokenizer,
@@ -109,10 +105,7 @@ pub(super) fn tokenize(
         .map(|row| {
             let mut tokens = tokenizer.encode_prompt(&row.prompt)?;
             let prompt_length = tokens.len();
-            tokens.extend(tokenizer.encode(&row.completion)?);
-            if !row.truncated {
-                tokens.push(eos[0]);
-            }
+            tokens.extend(completion_tokens(row, tokenizer, eos)?);
             if tokens.len() == prompt_length {
                 return Err(StageError::new(format!(
                     "the completion of question {} has no tokens and did not end: it cannot be scored",
@@ -122,4 +115,95 @@ pub(super) fn tokenize(
             Ok(TokenizedCompletion { tokens, prompt_length })
         })
         .collect()
+}
+
+/// The tokens that the policy chose if they spell the completion in this tokenizer; else those of its text, ended by
+/// the end-of-sequence token unless the horizon ended it.
+fn completion_tokens(
+    row: &CompletionRow,
+    tokenizer: &Tokenizer,
+    eos: &[u32],
+) -> Result<Vec<u32>, StageError> {
+    if let Some(ids) = &row.token_ids {
+        let has_ended = ids.last().is_some_and(|id| eos.contains(id));
+        if has_ended != row.truncated && tokenizer.decode(ids)? == row.completion {
+            return Ok(ids.clone());
+        }
+    }
+    let mut tokens = tokenizer.encode(&row.completion)?;
+    if !row.truncated {
+        tokens.push(eos[0]);
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
+
+    const EOS: [u32; 1] = [2];
+
+    fn tokenizer(text: &str) -> Tokenizer {
+        train_tokenizer(TokenizerAlgorithm::Bpe, [text], 270, &[]).unwrap()
+    }
+
+    /// A completion whose every byte was chosen as a token of its own.
+    fn by_bytes(tokenizer: &Tokenizer, text: &str, truncated: bool) -> CompletionRow {
+        let ids = text.split_inclusive(|_| true);
+        let ids = ids.flat_map(|byte| tokenizer.encode(byte).unwrap());
+        let ids = ids.chain((!truncated).then_some(EOS[0]));
+        CompletionRow {
+            prompt: "why".to_owned(),
+            completion: text.to_owned(),
+            token_ids: Some(ids.collect()),
+            truncated,
+            ..CompletionRow::default()
+        }
+    }
+
+    fn completion(row: &CompletionRow, tokenizer: &Tokenizer) -> Vec<u32> {
+        let rows = tokenize(std::slice::from_ref(row), tokenizer, &EOS).unwrap();
+        rows[0].tokens[rows[0].prompt_length..].to_vec()
+    }
+
+    #[test]
+    fn tokens_are_those_that_the_policy_chose() {
+        let tokenizer = tokenizer("that that that");
+        let read_again = tokenizer.encode("that").unwrap();
+        for truncated in [true, false] {
+            let row = by_bytes(&tokenizer, "that", truncated);
+            let chosen = completion(&row, &tokenizer);
+            assert_eq!(Some(&chosen), row.token_ids.as_ref());
+            assert!(read_again.len() < 4 && chosen.len() == 4 + usize::from(!truncated));
+        }
+    }
+
+    #[test]
+    fn tokens_of_another_tokenizer_are_read_again_from_the_text() {
+        let (ours, theirs) = (tokenizer("that that that"), tokenizer("why why why"));
+        let row = CompletionRow {
+            token_ids: Some(theirs.encode("why").unwrap()),
+            ..by_bytes(&ours, "why", true)
+        };
+        assert_eq!(completion(&row, &ours), ours.encode("why").unwrap());
+        let written = CompletionRow {
+            token_ids: None,
+            truncated: false,
+            ..row
+        };
+        let expected = [ours.encode("why").unwrap(), EOS.to_vec()].concat();
+        assert_eq!(completion(&written, &ours), expected);
+    }
+
+    #[test]
+    fn tokens_without_the_end_that_the_row_claims_are_read_again() {
+        let tokenizer = tokenizer("that that that");
+        let row = CompletionRow {
+            truncated: false,
+            ..by_bytes(&tokenizer, "that", true)
+        };
+        let expected = [tokenizer.encode("that").unwrap(), EOS.to_vec()].concat();
+        assert_eq!(completion(&row, &tokenizer), expected);
+    }
 }

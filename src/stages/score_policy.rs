@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::score::{log_probs, tokenize};
 use super::training::at_least_one;
 use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
@@ -19,17 +20,13 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 #[serde(deny_unknown_fields)]
 pub struct ScorePolicy {
     /// Completions in a forward pass; changes no result.
-    #[serde(default = "batch_size", skip_serializing)]
+    #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
-}
-
-fn batch_size() -> usize {
-    64
 }
 
 impl Kind for ScorePolicy {
     const NAME: &'static str = "score_policy";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {
