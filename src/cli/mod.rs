@@ -21,6 +21,7 @@ mod show;
 mod verify;
 mod why;
 
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -118,12 +119,14 @@ struct PipelineOptions {
 }
 
 impl PipelineOptions {
-    fn load(&self, registry: &Registry) -> Result<Pipeline, Failure> {
+    /// Loads the pipeline. It is never taken apart: with 10,000 stages that takes longer than to exit.
+    fn load(&self, registry: &Registry) -> Result<ManuallyDrop<Pipeline>, Failure> {
         let overrides = Overrides {
             profiles: self.profiles.clone(),
             set: self.set.clone(),
         };
-        Ok(Pipeline::load(&self.pipeline, &overrides, registry)?)
+        let pipeline = Pipeline::load(&self.pipeline, &overrides, registry)?;
+        Ok(ManuallyDrop::new(pipeline))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `flowgraph plan`: what `run` would do, and why.
 
+use std::mem::ManuallyDrop;
+
 use clap::Args;
 use owo_colors::OwoColorize;
 use serde_json::{Value as Json, json};
@@ -57,7 +59,8 @@ pub(super) fn run(
         ..PlanOptions::default()
     };
     let planner = Planner::new(&pipeline, store, options);
-    let plans = planner.plan()?;
+    // Left as they are at the end, like the pipeline.
+    let plans = ManuallyDrop::new(planner.plan()?);
     let runs = plans
         .iter()
         .filter(|plan| plan.decision != Decision::Cached)
@@ -66,7 +69,7 @@ pub(super) fn run(
         let rows: Vec<Json> = pipeline
             .stages
             .iter()
-            .zip(&plans)
+            .zip(plans.iter())
             .map(|(stage, plan)| {
                 json!({
                     "name": stage.name,
