@@ -92,7 +92,7 @@ fn difference(scores: &PairScores<'_>, pairs: usize) -> Result<Tensor, Objective
     Ok((full_precision(scores.chosen)? - full_precision(scores.rejected)?)?)
 }
 
-fn accuracy(differences: &[f64]) -> f64 {
+pub(super) fn accuracy(differences: &[f64]) -> f64 {
     let wins: f64 = differences
         .iter()
         .map(|difference| match difference.partial_cmp(&0.0) {

@@ -11,7 +11,11 @@
 //! | [`bradley_terry`] | preference pairs | Bradley and Terry 1952; Ouyang et al. 2022 |
 //! | [`ppo`] | tokens of completions | Schulman et al. 2017, as in TRL 0.4.7 (`StackLLaMA`) |
 //! | [`trajectory_balance`] | trajectories | Malkin et al. 2022; `VarGrad`: Richter et al. 2020, Zhang et al. 2023 |
-//! | [`forward_looking`] | trajectories | Pan et al. 2023; FlowHF equation 3 |
+//! | [`forward_looking`] | trajectories | Pan et al. 2023; FlowHF equation 3; without energies detailed balance (Bengio et al. 2023) |
+//! | [`windows`] | trajectories or windows | sub-trajectory balance, Madan et al. 2023 |
+//! | [`terminable`] | trajectories or windows | Deleu et al. 2022; Hu et al. 2024 |
+//! | [`gflownet_dpo`] | trajectories | Kwon et al. 2024 |
+//! | [`preference`] | preference pairs | DPO, IPO, CPO, ORPO, SimPO, KTO |
 //!
 //! # Gradient accumulation
 //!
@@ -32,12 +36,16 @@ pub mod bradley_terry;
 pub mod branching;
 pub mod divergence;
 pub mod forward_looking;
+pub mod gflownet_dpo;
 pub mod kl_control;
 pub mod kl_estimate;
 pub mod ppo;
+pub mod preference;
 pub mod residual;
 pub mod supervised;
+pub mod terminable;
 pub mod trajectory_balance;
+pub mod windows;
 
 #[cfg(test)]
 mod fixture;
@@ -53,6 +61,7 @@ use thiserror::Error;
 
 pub use branching::Branching;
 pub use residual::{ReferenceTerms, Steps, Trajectories};
+pub use windows::Windows;
 
 /// What can be wrong with the inputs of an objective.
 #[derive(Debug, Error)]

@@ -215,6 +215,16 @@ pub(super) fn squared(
     Ok((residuals.sqr()?.sum_all()? / divisor)?)
 }
 
+/// Checks one count for each of `batch` rows, 0 to `time`.
+pub(super) fn check_counts(
+    counts: &[usize],
+    batch: usize,
+    time: usize,
+) -> Result<(), ObjectiveError> {
+    let least_one: Vec<usize> = counts.iter().map(|count| (*count).max(1)).collect();
+    check_lengths(&least_one, batch, time.max(1))
+}
+
 /// Checks one length for each of `batch` rows, 1 to `time`.
 pub(super) fn check_lengths(
     lengths: &[usize],
