@@ -9,6 +9,7 @@ use crate::stages;
 pub const REGISTRY: &Registry = &[
     // Data and models.
     StageKind::of::<stages::generate_world::GenerateWorld>(),
+    StageKind::of::<stages::generate_tree::GenerateTree>(),
     StageKind::of::<stages::load_preferences::LoadPreferences>(),
     StageKind::of::<stages::load_labelled_texts::LoadLabelledTexts>(),
     StageKind::of::<stages::load_model::LoadModel>(),
@@ -22,6 +23,8 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train_ppo::TrainPpo>(),
     StageKind::of::<stages::train_classifier::TrainClassifier>(),
     StageKind::of::<stages::train_gflownet::TrainGflownet>(),
+    StageKind::of::<stages::train_preference::TrainPreference>(),
+    StageKind::of::<stages::train_gflownet_dpo::TrainGflownetDpo>(),
     // Completions and what is said of them.
     StageKind::of::<stages::sample::Sample>(),
     StageKind::of::<stages::enumerate_answers::EnumerateAnswers>(),
@@ -34,6 +37,7 @@ pub const REGISTRY: &Registry = &[
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
     StageKind::of::<stages::target_distance::TargetDistance>(),
+    StageKind::of::<stages::objective_table::ObjectiveTable>(),
     StageKind::of::<stages::t_test::TTest>(),
     StageKind::of::<stages::normality::Normality>(),
     StageKind::of::<stages::compare_completions::CompareCompletions>(),

@@ -17,6 +17,52 @@ pub enum Decay {
     Cosine,
 }
 
+/// A number that stays, or goes from one value to another over the first steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
+pub enum Ramp {
+    /// The same at every step.
+    Constant(f64),
+    /// On a straight line from `start` to `end` over `steps` steps, then `end`.
+    Line {
+        /// At the first step.
+        start: f64,
+        /// After `steps` steps.
+        end: f64,
+        /// Length of the way.
+        steps: u64,
+    },
+}
+
+impl Default for Ramp {
+    fn default() -> Self {
+        Self::Constant(1.0)
+    }
+}
+
+impl Ramp {
+    /// Returns the value at `step`, counted from 0.
+    pub fn at(self, step: u64) -> f64 {
+        match self {
+            Self::Constant(value) => value,
+            Self::Line { start, end, steps } => {
+                let share = (step as f64 / steps.max(1) as f64).min(1.0);
+                start + (end - start) * share
+            }
+        }
+    }
+
+    /// Whether every value is above 0.
+    pub fn is_positive(self) -> bool {
+        match self {
+            Self::Constant(value) => value.is_finite() && value > 0.0,
+            Self::Line { start, end, .. } => {
+                start.is_finite() && end.is_finite() && start > 0.0 && end > 0.0
+            }
+        }
+    }
+}
+
 /// A linear warm-up, then a decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
@@ -105,6 +151,21 @@ mod tests {
                 0.1,
             ],
         );
+    }
+
+    #[test]
+    fn a_ramp_goes_straight_and_then_stays() {
+        let ramp = Ramp::Line {
+            start: 1.0,
+            end: 0.8,
+            steps: 4,
+        };
+        assert_close(
+            &[0, 1, 2, 4, 9].map(|step| ramp.at(step)),
+            &[1.0, 0.95, 0.9, 0.8, 0.8],
+        );
+        assert_eq!(Ramp::default().at(7), 1.0);
+        assert!(ramp.is_positive() && !Ramp::Constant(0.0).is_positive());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `train_gflownet`: GFlowNet fine-tuning against a reward model (FlowHF and its relatives).
+//! `train_gflownet`: GFlowNet fine-tuning against a reward model, by every objective of the field.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,11 @@ use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
-use crate::ml::objectives::ReferenceTerms;
 use crate::ml::objectives::divergence::DivergenceLimits;
+use crate::ml::objectives::{ReferenceTerms, Windows};
+use crate::ml::schedule::Ramp;
 use crate::ml::trainer::gflownet::{
-    GflownetOptions, GflownetTrainer, LogZSource, Objective, group_by_prompt,
+    Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, group_by_prompt,
 };
 use crate::ml::trainer::{ModelSize, TrainError};
 use crate::random::Stream;
@@ -29,9 +30,73 @@ use crate::random::Stream;
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveName {
     /// TB (Malkin et al. 2022).
+    #[serde(alias = "tb")]
     TrajectoryBalance,
+    /// TB whose log Z is the mean over the completions of a prompt (Richter et al. 2020; Zhang et al. 2023).
+    Vargrad,
+    /// DB (Bengio et al. 2023), with a flow head.
+    #[serde(alias = "db")]
+    DetailedBalance,
+    /// SubTB(lambda) (Madan et al. 2023), with a flow head.
+    #[serde(alias = "subtb")]
+    SubTrajectoryBalance,
     /// FL (Pan et al. 2023), the terminals' log-flow pinned to 0.
     ForwardLooking,
+    /// SubTB on prefixes that may all end (Hu et al. 2024): flows from the probability of stopping, no head.
+    #[serde(alias = "modified_subtb")]
+    ModifiedSubTrajectoryBalance,
+    /// RTB (Venkatraman et al. 2024): TB whose target is the starting model's distribution times R.
+    #[serde(alias = "rtb")]
+    RelativeTrajectoryBalance,
+    /// TBA (Bartoldson et al. 2025): RTB whose log Z is the mean over the completions of a prompt.
+    Tba,
+    /// FlowRL (Zhu et al. 2025): RTB of log-probabilities divided by length and rewards standardised among the
+    /// completions of a prompt; log Z is a linear head on the prompt's last state here, not a network of three layers.
+    /// Every completion serves one update, just after it was sampled, so its importance weight is 1.
+    Flowrl,
+}
+
+impl ObjectiveName {
+    fn has_flow_head(self) -> bool {
+        matches!(
+            self,
+            Self::DetailedBalance | Self::SubTrajectoryBalance | Self::ForwardLooking
+        )
+    }
+
+    fn has_windows(self) -> bool {
+        matches!(
+            self,
+            Self::SubTrajectoryBalance | Self::ModifiedSubTrajectoryBalance
+        )
+    }
+
+    /// Where log Z comes from unless the params say so; `None` if there is none.
+    fn log_z(self) -> Option<LogZSource> {
+        match self {
+            Self::TrajectoryBalance => Some(LogZSource::Scalar),
+            Self::RelativeTrajectoryBalance | Self::Flowrl => Some(LogZSource::PerPrompt),
+            Self::Vargrad | Self::Tba => Some(LogZSource::Batch),
+            _ => None,
+        }
+    }
+
+    fn has_prior_in_target(self) -> bool {
+        matches!(
+            self,
+            Self::RelativeTrajectoryBalance | Self::Tba | Self::Flowrl
+        )
+    }
+}
+
+/// Over what the weights of sub-trajectories add up to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// Those of one trajectory.
+    Trajectory,
+    /// Those of all trajectories of a step.
+    Batch,
 }
 
 /// Whether the flow head's gradient reaches the model.
@@ -93,6 +158,9 @@ pub struct TrainGflownet {
     adapter: Option<LoraConfig>,
     /// Factor from reward to log R.
     reward_scale: f64,
+    /// What log R is divided by: a number, or `{ start, end, steps }` for a straight line.
+    #[serde(default, skip_serializing_if = "is_one")]
+    reward_temperature: Ramp,
     /// Coefficient of a KL penalty to the starting model, inside the reward; 0 leaves it out.
     #[serde(default)]
     kl: f64,
@@ -102,6 +170,15 @@ pub struct TrainGflownet {
     /// Where trajectory balance takes log Z from.
     #[serde(default)]
     log_z: Option<LogZSource>,
+    /// Whether log-probabilities are divided by the length of the completion; this shifts the target.
+    #[serde(default, skip_serializing_if = "is_false")]
+    length_normalised: bool,
+    /// Factor between the weights of sub-trajectories of one length and the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lambda: Option<f64>,
+    /// Over what the weights of sub-trajectories add up to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weighting: Option<Weighting>,
     /// Learning rate of log Z.
     #[serde(default = "tenth")]
     log_z_lr: f64,
@@ -114,7 +191,7 @@ pub struct TrainGflownet {
     /// Whether the flow head's gradient reaches the model.
     #[serde(default)]
     flow_gradient: FlowGradient,
-    /// Completions that each prompt must have under the forward-looking objective.
+    /// Completions that each prompt must have under objectives with a flow head.
     #[serde(default = "two")]
     least_completions: usize,
     /// Share of completions that the policy samples anew at each step.
@@ -137,9 +214,12 @@ pub struct TrainGflownet {
     /// What becomes of completions of the data set beyond the horizon.
     #[serde(default)]
     long_completions: LongCompletions,
-    /// Temperature of on-policy sampling.
-    #[serde(default = "one")]
-    temperature: f64,
+    /// Temperature of on-policy sampling: a number, or `{ start, end, steps }` for a straight line.
+    #[serde(default)]
+    temperature: Ramp,
+    /// Steps that sample at a random temperature instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exploration: Option<Exploration>,
     /// Labels of further outputs, with the step after which each is taken.
     #[serde(default)]
     checkpoints: BTreeMap<String, u64>,
@@ -169,8 +249,12 @@ fn tenth() -> f64 {
     0.1
 }
 
-fn one() -> f64 {
-    1.0
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_one(value: &Ramp) -> bool {
+    *value == Ramp::default()
 }
 
 fn two() -> usize {
@@ -191,7 +275,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
@@ -261,7 +345,21 @@ impl Kind for TrainGflownet {
             "replay",
             "0 without `on_policy`: nothing fills the buffer",
         );
-        require(self.temperature > 0.0, "temperature", "above 0");
+        require(self.temperature.is_positive(), "temperature", "above 0");
+        require(
+            self.reward_temperature.is_positive(),
+            "reward_temperature",
+            "above 0",
+        );
+        require(
+            self.exploration.is_none_or(|exploration| {
+                (0.0..=1.0).contains(&exploration.probability)
+                    && exploration.low > 0.0
+                    && exploration.low <= exploration.high
+            }),
+            "exploration",
+            "a probability from 0 to 1 and temperatures above 0, `low` not above `high`",
+        );
         require(self.log_z_lr > 0.0, "log_z_lr", "above 0");
         require(self.flow_lr > 0.0, "flow_lr", "above 0");
         require(
@@ -269,16 +367,44 @@ impl Kind for TrainGflownet {
             "replay_temperature",
             "above 0",
         );
-        let balance = self.objective == ObjectiveName::TrajectoryBalance;
+        let own_log_z = self.objective.log_z();
         require(
-            balance || self.log_z.is_none(),
+            self.log_z.is_none() || (own_log_z.is_some() && own_log_z != Some(LogZSource::Batch)),
             "log_z",
-            "left out: only trajectory balance has a log Z",
+            "left out: this objective has no log Z to choose",
         );
         require(
-            !(balance && self.log_z == Some(LogZSource::Batch)) || self.completions_per_prompt >= 2,
+            self.log_z.or(own_log_z) != Some(LogZSource::Batch) || self.completions_per_prompt >= 2,
             "completions_per_prompt",
             "at least 2 where log Z is the mean over the completions of a prompt",
+        );
+        require(
+            !self.length_normalised || own_log_z.is_some(),
+            "length_normalised",
+            "left out: only objectives on whole trajectories can be divided by length",
+        );
+        require(
+            self.objective.has_windows() || (self.lambda.is_none() && self.weighting.is_none()),
+            "lambda",
+            "left out, with `weighting`: this objective has no sub-trajectories to weigh",
+        );
+        require(
+            self.lambda
+                .is_none_or(|lambda| lambda > 0.0 && lambda.is_finite()),
+            "lambda",
+            "above 0",
+        );
+        let modified = self.objective == ObjectiveName::ModifiedSubTrajectoryBalance;
+        require(
+            !modified || self.kl == 0.0,
+            "kl",
+            "0: modified sub-trajectory balance has no KL penalty; `prior_in_target` keeps it near the start",
+        );
+        let flowrl = self.objective == ObjectiveName::Flowrl;
+        require(
+            !flowrl || (self.on_policy == 1.0 && self.completions_per_prompt >= 2),
+            "on_policy",
+            "1, with at least 2 completions of a prompt: FlowRL trains on fresh samples alone",
         );
         for (label, step) in &self.checkpoints {
             let key = format!("checkpoints.{label}");
@@ -307,7 +433,7 @@ impl Kind for TrainGflownet {
                 as f64,
             // The policy, the reward model, the reference where it is asked, and generation.
             forward: 2.0
-                + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target))
+                + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target()))
                 + self.on_policy,
             backward: 1.0,
             trains_all: self.adapter.is_none(),
@@ -343,7 +469,7 @@ impl Kind for TrainGflownet {
             })
             .collect();
         let mut prompts = group_by_prompt(kept);
-        if self.objective == ObjectiveName::ForwardLooking && self.on_policy < 1.0 {
+        if self.objective.has_flow_head() && self.on_policy < 1.0 {
             let before = prompts.len();
             prompts.retain(|prompt| prompt.completions.len() >= self.least_completions);
             if prompts.len() < before {
@@ -423,15 +549,42 @@ impl TrainGflownet {
         examples
     }
 
+    fn prior_in_target(&self) -> bool {
+        self.prior_in_target || self.objective.has_prior_in_target()
+    }
+
+    /// Returns the sub-trajectories that are squared, as the objective's authors did unless the params say otherwise.
+    fn windows(&self, lambda: f64, weighting: Weighting) -> Windows {
+        let lambda = self.lambda.unwrap_or(lambda);
+        match self.weighting.unwrap_or(weighting) {
+            Weighting::Trajectory => Windows::WithinTrajectory { lambda },
+            Weighting::Batch => Windows::AcrossBatch { lambda },
+        }
+    }
+
     fn options(&self, policy: &LanguageModel) -> GflownetOptions {
         GflownetOptions {
-            objective: match self.objective {
-                ObjectiveName::TrajectoryBalance => Objective::TrajectoryBalance {
-                    log_z: self.log_z.unwrap_or(LogZSource::Scalar),
+            objective: match self.objective.log_z() {
+                Some(own) => Objective::TrajectoryBalance {
+                    log_z: self.log_z.unwrap_or(own),
                     log_z_lr: self.log_z_lr,
                     log_z_start: self.log_z_start,
+                    length_normalised: self.length_normalised
+                        || self.objective == ObjectiveName::Flowrl,
+                    group_rewards: self.objective == ObjectiveName::Flowrl,
                 },
-                ObjectiveName::ForwardLooking => Objective::ForwardLooking {
+                None if self.objective == ObjectiveName::ModifiedSubTrajectoryBalance => {
+                    Objective::Terminable {
+                        windows: self.windows(1.0, Weighting::Batch),
+                    }
+                }
+                None => Objective::StateFlows {
+                    energies: self.objective == ObjectiveName::ForwardLooking,
+                    windows: if self.objective.has_windows() {
+                        self.windows(0.9, Weighting::Trajectory)
+                    } else {
+                        Windows::Transitions
+                    },
                     flow_lr: self.flow_lr,
                     flow_gradient: match self.flow_gradient {
                         FlowGradient::Detached => HeadGradient::Detached,
@@ -443,8 +596,10 @@ impl TrainGflownet {
             reward_scale: self.reward_scale,
             reference: ReferenceTerms {
                 kl_beta: self.kl,
-                in_target: self.prior_in_target,
+                in_target: self.prior_in_target(),
             },
+            reward_temperature: self.reward_temperature,
+            exploration: self.exploration,
             prompts_per_step: self.prompts_per_step,
             completions_per_prompt: self.completions_per_prompt,
             on_policy: self.on_policy,

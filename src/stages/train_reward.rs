@@ -314,7 +314,7 @@ pub(super) fn tokenize_pairs(
         let (Some(chosen), Some(rejected)) = (&example.chosen, &example.rejected) else {
             return Err(
                 StageError::new(format!("row {index} of the dataset is not a pair"))
-                    .hint("a reward model learns from two completions of each prompt"),
+                    .hint("preferences are learnt from two completions of each prompt"),
             );
         };
         let tokenize =

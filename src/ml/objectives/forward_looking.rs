@@ -25,17 +25,22 @@
 
 use candle_core::Tensor;
 
-use super::residual::{ResidualSummary, mean, pin_terminal, squared, transition_residuals};
+use super::residual::{ResidualSummary, mean, pin_terminal, transition_residuals};
 use super::{
-    Branching, Normaliser, ObjectiveError, ReferenceTerms, Steps, Trajectories, expect_shape, keep,
-    matrix, prefix_mask, vector,
+    Branching, Normaliser, ObjectiveError, ReferenceTerms, Steps, Trajectories, Windows,
+    expect_shape, keep, matrix, prefix_mask, vector,
 };
 
-/// Choices of the forward-looking objective.
+/// Choices of the forward-looking objective and its relatives.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ForwardLookingOptions {
     /// The reference model's part; a KL penalty counts per transition (FlowHF's row FL+KL).
     pub reference: ReferenceTerms,
+    /// Whether flows are shaped by the rewards of prefixes; without, the head learns whole flows: detailed balance
+    /// and sub-trajectory balance.
+    pub energies: bool,
+    /// Which sums of residuals are squared.
+    pub windows: Windows,
     /// Completions that every prompt must have; 1 allows what the paper did with single answers.
     pub least_completions: usize,
 }
@@ -44,6 +49,8 @@ impl Default for ForwardLookingOptions {
     fn default() -> Self {
         Self {
             reference: ReferenceTerms::default(),
+            energies: true,
+            windows: Windows::Transitions,
             least_completions: 2,
         }
     }
@@ -61,9 +68,9 @@ pub struct StateFlows<'a> {
 /// The forward-looking loss of a batch.
 #[derive(Debug, Clone)]
 pub struct ForwardLooking {
-    /// Mean over trajectories of the sum of squared residuals in nats squared, a scalar.
+    /// Mean over trajectories of the sum of squared residuals in nats squared, a scalar; see [`Windows`] for others.
     pub loss: Tensor,
-    /// Trajectories: the units of the mean.
+    /// Units of the mean; see [`Windows::units`].
     pub count: f64,
     /// Transitions of this call.
     pub transitions: f64,
@@ -96,14 +103,13 @@ pub fn forward_looking(
     expect_shape("log_flow", states.log_flow, &[batch, time + 1])?;
     expect_shape("log_r", states.log_r, &[batch, time + 1])?;
     // Inner states only: a reward in padding may be anything.
-    let inner = prefix_mask(lengths, time + 1, steps.terms.device())?;
     let dtype = steps.terms.dtype();
-    let prefix_log_r = keep(&states.log_r.detach().to_dtype(dtype)?, &inner)?;
-    let log_state_flow = pin_terminal(
-        &(states.log_flow.to_dtype(dtype)? + prefix_log_r)?,
-        states.log_r,
-        lengths,
-    )?;
+    let mut log_flow = states.log_flow.to_dtype(dtype)?;
+    if options.energies {
+        let inner = prefix_mask(lengths, time + 1, steps.terms.device())?;
+        log_flow = (log_flow + keep(&states.log_r.detach().to_dtype(dtype)?, &inner)?)?;
+    }
+    let log_state_flow = pin_terminal(&log_flow, states.log_r, lengths)?;
     let residuals = transition_residuals(&steps, &log_state_flow)?;
     let terminals: Vec<f64> = matrix(states.log_r)?
         .iter()
@@ -112,8 +118,8 @@ pub fn forward_looking(
         .collect();
     let values = matrix(&residuals)?;
     Ok(ForwardLooking {
-        loss: squared(&residuals, batch, normaliser)?,
-        count: batch as f64,
+        loss: options.windows.loss(&residuals, lengths, normaliser)?,
+        count: options.windows.units(lengths),
         transitions: lengths.iter().sum::<usize>() as f64,
         log_z: mean(&vector(&log_state_flow.narrow(1, 0, 1)?.squeeze(1)?)?),
         log_pf: mean(&steps.log_pf),
@@ -157,6 +163,7 @@ mod tests {
         let options = ForwardLookingOptions {
             reference: terms,
             least_completions: 1,
+            ..ForwardLookingOptions::default()
         };
         let states = StateFlows { log_flow, log_r };
         let branching = Branching::of_rows(&fixture.prompt_of);
@@ -253,12 +260,28 @@ mod tests {
         let own = Normaliser::Own;
         let (log_pf, log_flow) = (&fixture.log_pf, &fixture.log_flow);
         let found = loss_of(&fixture, log_pf, log_flow, &zeros, PLAIN, own);
-        let expected = detailed_balance(
-            &fixture,
-            &log_flow.to_vec2().unwrap(),
-            &zeros.to_vec2().unwrap(),
+        let of = |log_r: &Tensor| {
+            let (log_flow, log_r) = (log_flow.to_vec2().unwrap(), log_r.to_vec2().unwrap());
+            detailed_balance(&fixture, &log_flow, &log_r)
+        };
+        close(scalar(&found.loss).unwrap(), of(&zeros), 1e-12);
+        // The same without energies, whatever the rewards of prefixes are.
+        let states = StateFlows {
+            log_flow,
+            log_r: &fixture.prefix_log_r,
+        };
+        let options = ForwardLookingOptions {
+            energies: false,
+            ..ForwardLookingOptions::default()
+        };
+        let branching = Branching::of_rows(&fixture.prompt_of);
+        let trajectories = fixture.trajectories(log_pf);
+        let found = forward_looking(&trajectories, states, options, branching, own).unwrap();
+        close(
+            scalar(&found.loss).unwrap(),
+            of(&fixture.prefix_log_r),
+            1e-12,
         );
-        close(scalar(&found.loss).unwrap(), expected, 1e-12);
     }
 
     #[test]

@@ -4,11 +4,13 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::advantage::{KlPenalty, generalised_advantages, pad, penalised_rewards, whiten};
 use super::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
+use super::gflownet_dpo::{PreferenceReward, ReferenceReward, gflownet_dpo};
 use super::ppo::{PpoBatch, PpoOptions, ppo};
 use super::residual::{Steps, transition_residuals};
+use super::terminable::modified_sub_trajectory_balance;
 use super::trajectory_balance::{LogZ, initial_log_z, trajectory_balance};
 use super::tree::{Batch, Tree, minimise, total_variation};
-use super::{Normaliser, ReferenceTerms, prefix_mask, scalar};
+use super::{Normaliser, ReferenceTerms, Windows, prefix_mask, scalar};
 use crate::random::Stream;
 
 const TIME: usize = Tree::HORIZON;
@@ -163,15 +165,25 @@ fn trained_log_z_is_the_partition_function() {
 }
 
 fn fl_loss(batch: &Batch, policy: &Tensor, flows: &Tensor, terms: ReferenceTerms) -> Tensor {
+    let options = ForwardLookingOptions {
+        reference: terms,
+        least_completions: 1,
+        ..ForwardLookingOptions::default()
+    };
+    flow_loss(batch, policy, flows, options)
+}
+
+fn flow_loss(
+    batch: &Batch,
+    policy: &Tensor,
+    flows: &Tensor,
+    options: ForwardLookingOptions,
+) -> Tensor {
     let log_pf = batch.log_pf(policy);
     let log_flow = batch.of_states(flows);
     let states = StateFlows {
         log_flow: &log_flow,
         log_r: &batch.prefix_log_r,
-    };
-    let options = ForwardLookingOptions {
-        reference: terms,
-        least_completions: 1,
     };
     let trajectories = batch.trajectories(&log_pf);
     forward_looking(
@@ -251,6 +263,102 @@ fn unpinned_loss(batch: &Batch, policy: &Tensor, flows: &Tensor) -> Tensor {
     let log_state_flow = (batch.of_states(flows) + &batch.prefix_log_r).unwrap();
     let residuals = transition_residuals(&steps, &log_state_flow).unwrap();
     (residuals.sqr().unwrap().sum_all().unwrap() / batch.rows.len() as f64).unwrap()
+}
+
+const ALL_WINDOWS: [Windows; 3] = [
+    Windows::Transitions,
+    Windows::WithinTrajectory { lambda: 0.9 },
+    Windows::AcrossBatch { lambda: 1.0 },
+];
+
+#[test]
+fn detailed_and_sub_trajectory_balance_sample_their_target() {
+    let tree = Tree::new(1);
+    let batch = tree.batch(tree.everything(), TIME, DType::F64);
+    for (windows, energies, terms) in [
+        (ALL_WINDOWS[0], false, PLAIN),
+        (ALL_WINDOWS[1], false, POSTERIOR),
+        (ALL_WINDOWS[2], false, PLAIN),
+        (ALL_WINDOWS[1], true, PLAIN),
+    ] {
+        let options = ForwardLookingOptions {
+            reference: terms,
+            energies,
+            windows,
+            least_completions: 1,
+        };
+        let (policy, flows) = (tree.policy(2, DType::F64), tree.state_table(DType::F64));
+        minimise(&[&policy, &flows], 1500, 0.1, |_| {
+            flow_loss(&batch, &policy, &flows, options)
+        });
+        let distance = total_variation(&tree.distribution(&policy), &target(&tree, terms));
+        assert!(distance <= NEAR, "{windows:?}, {energies}: {distance}");
+    }
+}
+
+#[test]
+fn modified_sub_trajectory_balance_samples_its_target() {
+    let tree = Tree::new(1);
+    let batch = tree.batch(tree.everything(), TIME, DType::F64);
+    for windows in ALL_WINDOWS {
+        let policy = tree.policy(2, DType::F64);
+        minimise(&[&policy], 1500, 0.1, |_| {
+            let (log_pf, log_stop) = (batch.log_pf(&policy), batch.log_stop(&policy));
+            let trajectories = batch.terminable(&log_pf, &log_stop);
+            let log_r = &batch.stop_log_r;
+            modified_sub_trajectory_balance(&trajectories, log_r, windows, Normaliser::Own)
+                .unwrap()
+                .loss
+        });
+        let distance = total_variation(&tree.distribution(&policy), &target(&tree, PLAIN));
+        assert!(distance <= NEAR, "{windows:?}: {distance}");
+    }
+}
+
+/// `GFlowNet`-DPO samples the reference, tilted by the preferences, where these are consistent: only completions
+/// that the horizon ended are rejected, since no other completion goes through their last states.
+#[test]
+fn gflownet_dpo_samples_the_reference_tilted_by_preferences() {
+    let tree = Tree::new(1);
+    let batch = tree.batch(tree.everything(), TIME, DType::F64);
+    let preferred: Vec<bool> = (batch.forced.iter().enumerate())
+        .map(|(row, forced)| !forced || row % 2 == 0)
+        .collect();
+    let preference = PreferenceReward {
+        alpha: 0.2,
+        rejected: -8.0,
+    };
+    let policy = tree.policy(2, DType::F64);
+    minimise(&[&policy], 1500, 0.1, |_| {
+        let (log_pf, log_stop) = (batch.log_pf(&policy), batch.log_stop(&policy));
+        gflownet_dpo(
+            &batch.terminable(&log_pf, &log_stop),
+            ReferenceReward {
+                log_pf: &batch.reference,
+                log_stop: &batch.reference_stop,
+            },
+            &preferred,
+            preference,
+            Windows::Transitions,
+            Normaliser::Own,
+        )
+        .unwrap()
+        .loss
+    });
+    let mut tilted = tree.target(0.0, 1.0);
+    for (row, (prompt, completion)) in batch.rows.iter().enumerate() {
+        if !preferred[row] {
+            tilted[*prompt][*completion] *= (preference.alpha * preference.rejected).exp();
+        }
+    }
+    for row in &mut tilted {
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().for_each(|value| *value /= sum);
+    }
+    let found = tree.distribution(&policy);
+    let distance = total_variation(&found, &tilted);
+    assert!(distance <= NEAR, "{distance}");
+    assert!(total_variation(&tilted, &tree.target(0.0, 1.0)) > 2.0 * NEAR);
 }
 
 /// The smallest loss that the flows can reach for a fixed, wrong policy.

@@ -119,6 +119,17 @@ impl Steps {
         })
     }
 
+    /// Divides the step terms of each row by its number of actions, so that their sum is their mean.
+    ///
+    /// The optimum is no longer the target: a completion of `n` actions gets `(R / Z)^n`, up to one `Z` for all.
+    #[must_use = "the steps themselves stay as they are"]
+    pub fn divided_by_lengths(mut self, lengths: &[usize]) -> Result<Self, ObjectiveError> {
+        let lengths: Vec<f64> = lengths.iter().map(|length| *length as f64).collect();
+        let lengths = Tensor::new(lengths, self.terms.device())?.to_dtype(self.terms.dtype())?;
+        self.terms = self.terms.broadcast_div(&lengths.unsqueeze(1)?)?;
+        Ok(self)
+    }
+
     /// Returns the mean over rows of the summed `log pi - log pi_ref`: the plain (k1) estimate of the KL
     /// divergence to the reference, if the trajectories are samples of the policy.
     pub fn mean_log_ratio(&self) -> Option<f64> {

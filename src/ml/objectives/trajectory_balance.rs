@@ -33,6 +33,36 @@ pub enum LogZ<'a> {
     Batch(&'a [usize]),
 }
 
+/// Choices of trajectory balance.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TrajectoryBalanceOptions {
+    /// The reference model's part.
+    pub reference: ReferenceTerms,
+    /// Whether `sum_t a_t` is divided by the number of actions (`FlowRL`: Zhu et al. 2025), which shifts the optimum
+    /// away from the target.
+    pub length_normalised: bool,
+}
+
+impl From<ReferenceTerms> for TrajectoryBalanceOptions {
+    fn from(reference: ReferenceTerms) -> Self {
+        Self {
+            reference,
+            length_normalised: false,
+        }
+    }
+}
+
+impl TrajectoryBalanceOptions {
+    fn steps(self, trajectories: &Trajectories<'_>) -> Result<Steps, ObjectiveError> {
+        let steps = Steps::new(trajectories, self.reference)?;
+        if self.length_normalised {
+            steps.divided_by_lengths(trajectories.lengths)
+        } else {
+            Ok(steps)
+        }
+    }
+}
+
 /// The trajectory-balance loss of a batch.
 #[derive(Debug, Clone)]
 pub struct TrajectoryBalance {
@@ -57,10 +87,10 @@ pub fn trajectory_balance(
     trajectories: &Trajectories<'_>,
     log_r: &Tensor,
     log_z: LogZ<'_>,
-    reference: ReferenceTerms,
+    options: impl Into<TrajectoryBalanceOptions>,
     normaliser: Normaliser,
 ) -> Result<TrajectoryBalance, ObjectiveError> {
-    let steps = Steps::new(trajectories, reference)?;
+    let steps = options.into().steps(trajectories)?;
     let batch = steps.terms.dim(0)?;
     let dtype = steps.terms.dtype();
     expect_shape("log_r", log_r, &[batch])?;
@@ -99,9 +129,9 @@ pub fn trajectory_balance(
 pub fn initial_log_z(
     trajectories: &Trajectories<'_>,
     log_r: &Tensor,
-    reference: ReferenceTerms,
+    options: impl Into<TrajectoryBalanceOptions>,
 ) -> Result<f64, ObjectiveError> {
-    let steps = Steps::new(trajectories, reference)?;
+    let steps = options.into().steps(trajectories)?;
     expect_shape("log_r", log_r, &[steps.terms.dim(0)?])?;
     Ok(mean(&log_z_of_rows(&steps, log_r)?))
 }
@@ -251,6 +281,42 @@ mod tests {
                 .unwrap()
                 .loss
         });
+    }
+
+    #[test]
+    fn sums_can_be_divided_by_lengths() {
+        let fixture = Fixture::new();
+        let loss = |inputs: &[Tensor]| {
+            let options = TrajectoryBalanceOptions {
+                reference: POSTERIOR,
+                length_normalised: true,
+            };
+            let trajectories = fixture.trajectories(&inputs[0]);
+            let log_z = LogZ::PerPrompt(&inputs[1]);
+            trajectory_balance(
+                &trajectories,
+                &fixture.log_r,
+                log_z,
+                options,
+                Normaliser::Own,
+            )
+            .unwrap()
+            .loss
+        };
+        let inputs = [fixture.log_pf.clone(), fixture.log_z.clone()];
+        // log Z + mean of log pi - log pi_ref - log R: the log-ratios sum up to 0.3, 0.3, -0.9, -0.5.
+        let residuals = [
+            0.7 + 0.1 - 1.0,
+            0.7 + 0.15 + 0.5,
+            -0.2 - 0.9 - 2.0,
+            -0.2 - 0.5 / 3.0 - 0.3,
+        ];
+        let squares: f64 = residuals
+            .iter()
+            .map(|residual: &f64| residual.powi(2))
+            .sum();
+        close(scalar(&loss(&inputs)).unwrap(), squares / 4.0, 1e-12);
+        assert_gradients(&inputs, 1.0, loss);
     }
 
     #[test]

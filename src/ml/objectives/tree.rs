@@ -10,6 +10,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
 
+use super::terminable::TerminableTrajectories;
 use super::{Branching, Trajectories};
 use crate::random::{Draws, Stream};
 
@@ -48,6 +49,16 @@ pub(crate) struct Batch {
     pub(crate) prefix_log_r: Tensor,
     /// Reference log-probabilities, `(batch, time)`.
     pub(crate) reference: Tensor,
+    /// Tokens of each row, EOS not counted.
+    pub(crate) tokens: Vec<usize>,
+    /// Which rows the horizon ended.
+    pub(crate) forced: Vec<bool>,
+    /// `log R` of the completion that ends in each visited state, `(batch, time + 1)`.
+    pub(crate) stop_log_r: Tensor,
+    /// The reference's log-probability of EOS in each visited state, `(batch, time + 1)`.
+    pub(crate) reference_stop: Tensor,
+    /// Indices into the rows of the policy table, `(batch * (time + 1))`.
+    choices: Tensor,
     /// Indices into the flattened policy table, `(batch * time)`.
     actions: Tensor,
     /// Indices into a flattened table of states, `(batch * (time + 1))`.
@@ -187,9 +198,26 @@ impl Tree {
     pub(crate) fn batch(&self, rows: Vec<Row>, time: usize, dtype: DType) -> Batch {
         let (mut actions, mut states, mut lengths, mut log_r) = (vec![], vec![], vec![], vec![]);
         let (mut prefix_log_r, mut reference) = (vec![], vec![]);
+        let (mut stop_log_r, mut reference_stop, mut choices) = (vec![], vec![], vec![]);
+        let (mut tokens, mut forced) = (vec![], vec![]);
         for (prompt, completion) in &rows {
             let path = &self.paths[*completion];
             let length = path.actions.len();
+            let is_forced = path.actions[length - 1] != Self::SYMBOLS;
+            forced.push(is_forced);
+            tokens.push(length - usize::from(!is_forced));
+            for t in 0..=time {
+                let choice = path.states.get(t).copied();
+                choices.push((prompt * self.inner + choice.unwrap_or(0)) as u32);
+                reference_stop.push(choice.map_or(f64::NAN, |state| {
+                    self.reference[*prompt][state][Self::SYMBOLS]
+                }));
+                let stopped = match choice {
+                    Some(state) => Some(self.stopped_in(state)),
+                    None => (is_forced && t == length).then_some(path.terminal),
+                };
+                stop_log_r.push(stopped.map_or(f64::NAN, |state| self.log_r[*prompt][state]));
+            }
             for t in 0..time {
                 let (state, action) = if t < length {
                     (path.states[t], path.actions[t])
@@ -230,6 +258,11 @@ impl Tree {
             log_r: float(log_r, &[count]),
             prefix_log_r: float(prefix_log_r, &[count, time + 1]),
             reference: float(reference, &[count, time]),
+            stop_log_r: float(stop_log_r, &[count, time + 1]),
+            reference_stop: float(reference_stop, &[count, time + 1]),
+            choices: Tensor::new(choices, &device).unwrap(),
+            tokens,
+            forced,
             actions: Tensor::new(actions, &device).unwrap(),
             states: Tensor::new(states, &device).unwrap(),
             prompts: Tensor::new(prompts, &device).unwrap(),
@@ -237,6 +270,14 @@ impl Tree {
             rows,
             time,
         }
+    }
+
+    /// The terminal that EOS leads to in an inner state.
+    fn stopped_in(&self, state: usize) -> usize {
+        let ends_here = |path: &&Path| {
+            path.states.last() == Some(&state) && path.actions.last() == Some(&Self::SYMBOLS)
+        };
+        self.paths.iter().find(ends_here).unwrap().terminal
     }
 
     /// `pi(y | x)` of every completion, `[prompt][completion]`.
@@ -327,6 +368,23 @@ impl Batch {
         self.poison(&values, 0)
     }
 
+    /// `log pi(EOS)` in the batch's states, `(batch, time + 1)`, NaN where there is no choice.
+    pub(crate) fn log_stop(&self, policy: &Tensor) -> Tensor {
+        let table = candle_nn::ops::log_softmax(policy, 1).unwrap();
+        let stops = table.narrow(1, Tree::SYMBOLS, 1).unwrap();
+        let values = stops
+            .flatten_all()
+            .and_then(|flat| flat.index_select(&self.choices, 0))
+            .and_then(|flat| flat.reshape((self.rows.len(), self.time + 1)))
+            .unwrap();
+        let free: Vec<usize> = (self.tokens.iter().zip(&self.forced))
+            .map(|(tokens, forced)| tokens + usize::from(!forced))
+            .collect();
+        let mask = super::prefix_mask(&free, self.time + 1, values.device()).unwrap();
+        let nan = (values.zeros_like().unwrap() + f64::NAN).unwrap();
+        mask.where_cond(&values, &nan).unwrap()
+    }
+
     /// Entries of a state table, `(batch, time + 1)`, NaN in padding.
     pub(crate) fn of_states(&self, table: &Tensor) -> Tensor {
         let values = table
@@ -346,6 +404,19 @@ impl Batch {
             log_pf,
             lengths: &self.lengths,
             reference: Some(&self.reference),
+        }
+    }
+
+    pub(crate) fn terminable<'a>(
+        &'a self,
+        log_pf: &'a Tensor,
+        log_stop: &'a Tensor,
+    ) -> TerminableTrajectories<'a> {
+        TerminableTrajectories {
+            log_pf,
+            log_stop,
+            tokens: &self.tokens,
+            forced: &self.forced,
         }
     }
 

@@ -91,6 +91,89 @@ impl Actions {
             .detach())
     }
 
+    /// Returns the number of columns: actions of the longest row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Returns the log-probabilities of the action taken and of `stop` in each state: (rows, columns + 1) twice, 0 past
+    /// a row's end.
+    ///
+    /// `states` are those of [`Self::states`] with the terminal, in which no action is taken. A temperature divides the
+    /// logits.
+    pub fn log_probs_and_stops(
+        &self,
+        model: &Llama,
+        states: &Tensor,
+        stop: u32,
+        temperature: f64,
+    ) -> Result<(Tensor, Tensor), LlamaError> {
+        self.log_probs_of(
+            model,
+            states,
+            |row, column| self.action(row, column),
+            stop,
+            temperature,
+        )
+    }
+
+    /// The same, the actions scored being those that `action(row, column)` says.
+    pub fn log_probs_of(
+        &self,
+        model: &Llama,
+        states: &Tensor,
+        action: impl Fn(usize, usize) -> u32,
+        stop: u32,
+        temperature: f64,
+    ) -> Result<(Tensor, Tensor), LlamaError> {
+        let mut targets = Vec::with_capacity(self.lengths.len() * (self.columns + 1) * 2);
+        for (row, length) in self.lengths.iter().enumerate() {
+            for column in 0..=self.columns {
+                let targets_here = if column <= *length {
+                    [action(row, column), stop]
+                } else {
+                    [IGNORED; 2]
+                };
+                targets.extend(targets_here);
+            }
+        }
+        let found = model.log_probs(states, &targets, temperature)?.log_probs;
+        let of = |which: usize| found.narrow(2, which, 1)?.squeeze(2);
+        Ok((of(0)?, of(1)?))
+    }
+
+    /// The action that a row takes in a column, if it takes one there.
+    pub fn action(&self, row: usize, column: usize) -> u32 {
+        if column < self.lengths[row] {
+            self.targets[row * self.columns + column]
+        } else {
+            IGNORED
+        }
+    }
+
+    /// Returns `sum_{i <= t} log p(y_i) + log p(stop | s_t)` in each state t, from (rows, columns + 1) twice.
+    ///
+    /// In the last state of a row that the horizon ended (`forced`) the stop is certain.
+    pub fn prefix_sums(
+        &self,
+        log_probs: &Tensor,
+        log_stop: &Tensor,
+        forced: &[bool],
+    ) -> candle_core::Result<Tensor> {
+        let (rows, device) = (self.lengths.len(), log_probs.device());
+        let start = Tensor::zeros((rows, 1), log_probs.dtype(), device)?;
+        let taken = log_probs.narrow(1, 0, self.columns)?;
+        let sums = Tensor::cat(&[&start, &taken.cumsum(1)?], 1)?;
+        let mut free = vec![1f32; rows * (self.columns + 1)];
+        for (row, length) in self.lengths.iter().enumerate() {
+            if forced[row] {
+                free[row * (self.columns + 1) + length] = 0.0;
+            }
+        }
+        let free = Tensor::from_vec(free, (rows, self.columns + 1), device)?;
+        sums + (log_stop * free.to_dtype(log_stop.dtype())?)?
+    }
+
     /// Returns the lengths of the rows in tokens, for counting operations.
     pub fn row_lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.batch.spans().iter().map(ExactSizeIterator::len)

@@ -18,6 +18,19 @@ impl TokenizedCompletion {
     }
 }
 
+/// Returns each row's tokens without the one that ends it, and whether none does: the horizon ended it.
+pub(super) fn tokens_before_end(
+    rows: &[&TokenizedCompletion],
+    eos: &[u32],
+) -> (Vec<usize>, Vec<bool>) {
+    let rows = rows.iter();
+    rows.map(|row| {
+        let ended = eos.contains(&row.tokens[row.tokens.len() - 1]);
+        (row.completion_length() - usize::from(ended), !ended)
+    })
+    .unzip()
+}
+
 /// Shuffled passes over `count` items; the items of a step depend on the stream and the step alone, so there
 /// is no cursor to store.
 #[derive(Debug, Clone)]

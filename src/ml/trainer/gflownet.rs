@@ -1,9 +1,10 @@
-//! GFlowNet fine-tuning of a language model: trajectory balance and forward-looking objectives.
+//! GFlowNet fine-tuning of a language model, by any of the objectives of [`crate::ml::objectives`].
 //!
 //! A step takes some prompts with several completions each: from the data set (off-policy), from the policy as
 //! it is now (on-policy), or from a replay buffer of what it sampled before. `log R` is a scaled reward; with
 //! the forward-looking objective that of every prefix, which one causal forward pass gives.
 
+mod loss;
 mod rollout;
 
 use std::collections::BTreeMap;
@@ -14,21 +15,20 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use self::loss::Found;
 use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion};
-use super::flops::{ModelSize, backward_flops, forward_flops};
+use super::flops::{ModelSize, forward_flops};
 use super::policy::TrainedModel;
 use super::{StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead};
 use crate::ml::llama::{Llama, TokenBatch};
-use crate::ml::objectives::branching::Branching;
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
-use crate::ml::objectives::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
-use crate::ml::objectives::trajectory_balance::{LogZ, initial_log_z, trajectory_balance};
-use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories};
+use crate::ml::objectives::trajectory_balance::initial_log_z;
+use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories, Windows};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
 use crate::ml::replay_buffer::ReplayBuffer;
-use crate::ml::schedule::Schedule;
+use crate::ml::schedule::{Ramp, Schedule};
 use crate::random::Stream;
 
 /// Where trajectory balance takes `log Z` from.
@@ -54,9 +54,22 @@ pub enum Objective {
         log_z_lr: f64,
         /// Where it starts; from data if absent.
         log_z_start: Option<f64>,
+        /// Whether log-probabilities are divided by the length of the completion.
+        length_normalised: bool,
+        /// Whether rewards are standardised among the completions of a prompt (`FlowRL`).
+        group_rewards: bool,
     },
-    /// The forward-looking objective.
-    ForwardLooking {
+    /// Modified sub-trajectory balance: flows from the probability of stopping, without a head.
+    Terminable {
+        /// Which sums of residuals are squared.
+        windows: Windows,
+    },
+    /// Objectives with a flow head: detailed and sub-trajectory balance, forward-looking.
+    StateFlows {
+        /// Whether the rewards of prefixes shape the flows (forward-looking).
+        energies: bool,
+        /// Which sums of residuals are squared.
+        windows: Windows,
         /// The flow head's learning rate.
         flow_lr: f64,
         /// Whether the flow head's gradient reaches the model.
@@ -71,8 +84,10 @@ pub enum Objective {
 pub struct GflownetOptions {
     /// The loss.
     pub objective: Objective,
-    /// `log R = reward_scale x reward`.
+    /// `log R = reward_scale x reward / reward_temperature`.
     pub reward_scale: f64,
+    /// The reward's temperature over the steps.
+    pub reward_temperature: Ramp,
     /// How the reference model enters.
     pub reference: ReferenceTerms,
     /// Prompts in a step.
@@ -89,8 +104,10 @@ pub struct GflownetOptions {
     pub replay_temperature: Option<f64>,
     /// The horizon.
     pub max_new_tokens: usize,
-    /// Temperature of on-policy sampling.
-    pub temperature: f64,
+    /// Temperature of on-policy sampling over the steps.
+    pub temperature: Ramp,
+    /// Steps at which another temperature is drawn.
+    pub exploration: Option<Exploration>,
     /// Peak learning rate of the policy.
     pub lr: f64,
     /// Warm-up and decay, of all learning rates alike.
@@ -109,6 +126,18 @@ pub struct GflownetOptions {
     pub limits: DivergenceLimits,
     /// Ids that end a completion.
     pub eos: Vec<u32>,
+}
+
+/// Sampling at random temperatures (Hu et al. 2024).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exploration {
+    /// Share of steps that sample at a temperature drawn evenly from `low` to `high`.
+    pub probability: f64,
+    /// The lowest temperature.
+    pub low: f64,
+    /// The highest temperature.
+    pub high: f64,
 }
 
 /// A prompt with the completions that the data set has for it.
@@ -203,7 +232,8 @@ impl GflownetTrainer {
             )
         };
         match options.objective {
-            Objective::ForwardLooking { flow_lr, .. } => {
+            Objective::Terminable { .. } => {}
+            Objective::StateFlows { flow_lr, .. } => {
                 let flow = new_head()?;
                 groups.push(ParameterGroup {
                     parameters: flow.trainable("flow."),
@@ -305,10 +335,11 @@ impl GflownetTrainer {
                     lengths: &actions.lengths,
                     reference: reference.as_ref(),
                 };
+                let prompt_of = loss::prompt_of(&groups);
                 initial_log_z(
                     &trajectories,
-                    &self.terminal_log_r(&actions)?,
-                    self.options.reference,
+                    &self.terminal_log_r(0, &actions, &prompt_of)?,
+                    self.balance_options(),
                 )?
             }
         };
@@ -319,155 +350,21 @@ impl GflownetTrainer {
     fn needs_reference(&self) -> bool {
         self.options.reference.in_target || self.options.reference.kl_beta > 0.0
     }
-
-    /// `log R` of every state: (rows, columns + 1).
-    fn state_log_r(&self, actions: &Actions) -> Result<Tensor, TrainError> {
-        let rewards = (self.rewards)(&actions.batch)?;
-        Ok((actions.per_state(&rewards)? * self.options.reward_scale)?)
-    }
-
-    /// `log R` of the terminals: (rows).
-    fn terminal_log_r(&self, actions: &Actions) -> Result<Tensor, TrainError> {
-        let states = self.state_log_r(actions)?;
-        let columns = states.dim(1)?;
-        let places: Vec<u32> = actions
-            .lengths
-            .iter()
-            .enumerate()
-            .map(|(row, length)| (row * columns + length) as u32)
-            .collect();
-        let count = places.len();
-        let places = Tensor::from_vec(places, count, states.device())?;
-        Ok(states.flatten_all()?.index_select(&places, 0)?)
-    }
-
-    /// Computes the loss of some prompts of the step and adds its gradients.
-    fn micro_batch(
-        &self,
-        step: u64,
-        groups: &[Vec<TokenizedCompletion>],
-        total: f64,
-        gradients: &mut Gradients,
-        sums: &mut Sums,
-    ) -> Result<(), TrainError> {
-        let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
-        let prompt_of: Vec<usize> = groups
-            .iter()
-            .enumerate()
-            .flat_map(|(prompt, group)| std::iter::repeat_n(prompt, group.len()))
-            .collect();
-        let actions = Actions::new(&rows);
-        let llama = &self.model.llama;
-        let hidden = llama.forward_training(&actions.batch, self.model.dropout(step).as_ref())?;
-        let states = actions.states(&hidden, true)?;
-        let columns = states.dim(1)? - 1;
-        let log_pf = actions.log_probs(llama, &states.narrow(1, 0, columns)?.contiguous()?)?;
-        let forward = forward_flops(&self.size, actions.row_lengths());
-        let mut flops = forward + backward_flops(&self.size, forward);
-        flops += forward_flops(&self.reward_size, actions.row_lengths());
-        let reference = if self.needs_reference() {
-            flops += forward;
-            Some(actions.frozen_log_probs(&self.reference)?)
-        } else {
-            None
-        };
-        let trajectories = Trajectories {
-            log_pf: &log_pf,
-            lengths: &actions.lengths,
-            reference: reference.as_ref(),
-        };
-        let normaliser = Normaliser::Total(total);
-        let count = rows.len() as f64 / total;
-        let loss = match self.options.objective {
-            Objective::ForwardLooking {
-                flow_gradient,
-                least_completions,
-                ..
-            } => {
-                let Some(head) = &self.head else {
-                    unreachable!("FL has a flow head")
-                };
-                let log_flow = head.apply(&states, flow_gradient)?;
-                let log_r = self.state_log_r(&actions)?;
-                let branching = Branching::of_distinct(
-                    prompt_of
-                        .iter()
-                        .copied()
-                        .zip(rows.iter().map(|row| &row.tokens[row.prompt_length..])),
-                );
-                let flows = StateFlows {
-                    log_flow: &log_flow,
-                    log_r: &log_r,
-                };
-                let options = ForwardLookingOptions {
-                    reference: self.options.reference,
-                    least_completions,
-                };
-                let found = forward_looking(&trajectories, flows, options, branching, normaliser)?;
-                sums.add(
-                    count,
-                    found.log_z,
-                    found.log_r,
-                    found.log_pf,
-                    found.log_ratio,
-                    found.residual.root_mean_square,
-                );
-                found.loss
-            }
-            Objective::TrajectoryBalance { log_z, .. } => {
-                let log_r = self.terminal_log_r(&actions)?;
-                let per_prompt;
-                let log_z = match (log_z, &self.log_z, &self.head) {
-                    (LogZSource::Scalar, Some(var), _) => LogZ::Scalar(var.as_tensor()),
-                    (LogZSource::PerPrompt, _, Some(head)) => {
-                        let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-                        per_prompt = head.apply(&first, HeadGradient::Detached)?;
-                        LogZ::PerPrompt(&per_prompt)
-                    }
-                    _ => LogZ::Batch(&prompt_of),
-                };
-                let found = trajectory_balance(
-                    &trajectories,
-                    &log_r,
-                    log_z,
-                    self.options.reference,
-                    normaliser,
-                )?;
-                sums.add(
-                    count,
-                    found.log_z,
-                    found.log_r,
-                    found.log_pf,
-                    found.log_ratio,
-                    found.residual.root_mean_square,
-                );
-                found.loss
-            }
-        };
-        sums.loss += f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-        sums.flops += flops;
-        gradients.add(&loss.backward()?, &self.optimizer.parameters())?;
-        Ok(())
-    }
 }
 
 impl Sums {
-    fn add(
-        &mut self,
-        share: f64,
-        log_z: f64,
-        log_r: f64,
-        log_pf: f64,
-        log_ratio: Option<f64>,
-        residual: f64,
-    ) {
-        self.log_z += share * log_z;
-        self.log_r += share * log_r;
-        self.log_pf += share * log_pf;
-        self.residual_square += share * residual * residual;
-        if let Some(ratio) = log_ratio {
+    fn add(&mut self, found: &Found, total: f64) -> Result<(), TrainError> {
+        let share = found.rows as f64 / total;
+        self.loss += f64::from(found.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        self.flops += found.flops;
+        self.log_z += share * found.log_z;
+        self.log_r += share * found.log_r;
+        self.log_pf += share * found.log_pf;
+        self.residual_square += share * found.residual.powi(2);
+        if let Some(ratio) = found.log_ratio {
             *self.log_ratio.get_or_insert(0.0) += share * ratio;
         }
+        Ok(())
     }
 }
 
@@ -475,14 +372,17 @@ impl Trainer for GflownetTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
         let items = self.epochs.at(step);
         let rows = self.rows(step, &items)?;
-        let total: usize = rows.groups.iter().map(Vec::len).sum();
+        let all: Vec<&TokenizedCompletion> = rows.groups.iter().flatten().collect();
+        let (total, units) = (all.len() as f64, self.units(&all));
         let mut gradients = Gradients::default();
         let mut sums = Sums::default();
         for groups in rows.groups.chunks(self.options.micro_batch.max(1)) {
             if groups.iter().all(Vec::is_empty) {
                 continue;
             }
-            self.micro_batch(step, groups, total as f64, &mut gradients, &mut sums)?;
+            let found = self.loss(step, groups, Normaliser::Total(units))?;
+            gradients.add(&found.loss.backward()?, &self.optimizer.parameters())?;
+            sums.add(&found, total)?;
         }
         let mut report = StepReport {
             trained_tokens: rows

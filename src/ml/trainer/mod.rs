@@ -8,6 +8,7 @@ mod batches;
 pub mod classifier;
 mod flops;
 pub mod gflownet;
+pub mod pairs;
 pub mod policy;
 pub mod ppo;
 pub mod reward;

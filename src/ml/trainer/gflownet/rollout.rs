@@ -80,7 +80,8 @@ impl GflownetTrainer {
             .iter()
             .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
             .collect();
-        let completions = self.generate(&prompts, step, true)?;
+        let temperature = self.temperature(step);
+        let completions = self.generate(&prompts, step, temperature, true)?;
         for (index, completion) in completions.into_iter().enumerate() {
             rows.generated += completion.tokens.len() as u64;
             rows.truncated += usize::from(completion.truncated);
@@ -94,11 +95,12 @@ impl GflownetTrainer {
         if self.options.replay > 0.0 {
             let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
             let actions = Actions::new(&flat);
-            let log_r: Vec<f32> = self.terminal_log_r(&actions)?.to_vec1()?;
+            // Before any tempering or standardising, which change from step to step.
+            let log_r = self.untempered_log_r(&actions)?;
             for (index, (row, log_r)) in flat.into_iter().zip(log_r).enumerate() {
                 let remembered = Remembered {
                     tokens: row.tokens[row.prompt_length..].to_vec(),
-                    log_r: f64::from(log_r),
+                    log_r,
                     truncated: !self.options.eos.contains(&row.tokens[row.tokens.len() - 1]),
                 };
                 self.buffer
@@ -109,11 +111,23 @@ impl GflownetTrainer {
         Ok(groups)
     }
 
+    /// Returns the temperature that a step samples at.
+    fn temperature(&self, step: u64) -> f64 {
+        if let Some(exploration) = self.options.exploration {
+            let mut draws = self.sampling.child("exploration").at(step);
+            if draws.uniform() < exploration.probability {
+                return exploration.low + (exploration.high - exploration.low) * draws.uniform();
+            }
+        }
+        self.options.temperature.at(step)
+    }
+
     /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
     fn generate(
         &self,
         prompts: &[Vec<u32>],
         step: u64,
+        temperature: f64,
         cancellable: bool,
     ) -> Result<Vec<Completion>, TrainError> {
         let options = GenerateOptions {
@@ -121,7 +135,7 @@ impl GflownetTrainer {
             ..GenerateOptions::new(self.options.max_new_tokens, &self.options.eos)
         };
         let strategy = Strategy::Sampling(Sampling {
-            temperature: self.options.temperature,
+            temperature,
             ..Sampling::default()
         });
         let stream = self.sampling.child(&step.to_string());
@@ -159,7 +173,7 @@ impl GflownetTrainer {
             })
             .collect();
         // Its own stream: watching must not change what the training samples.
-        let completions = self.generate(&prompts, u64::MAX - step, false)?;
+        let completions = self.generate(&prompts, u64::MAX - step, 1.0, false)?;
         let rows: Vec<TokenizedCompletion> = prompts
             .iter()
             .zip(&completions)
