@@ -33,6 +33,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::embed_sentences::EmbedSentences>(),
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
+    StageKind::of::<stages::semantic_diversity::SemanticDiversity>(),
     StageKind::of::<stages::target_distance::TargetDistance>(),
     StageKind::of::<stages::t_test::TTest>(),
     StageKind::of::<stages::normality::Normality>(),

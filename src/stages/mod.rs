@@ -23,6 +23,7 @@ pub mod score;
 pub mod score_classifier;
 pub mod score_policy;
 pub mod score_world;
+pub mod semantic_diversity;
 pub mod t_test;
 pub mod target_distance;
 pub mod train_classifier;
@@ -32,6 +33,7 @@ pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
 
+mod axes;
 mod defaults;
 mod expected_size;
 #[cfg(test)]
