@@ -31,9 +31,11 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::embed_sentences::EmbedSentences>(),
+    StageKind::of::<stages::judge::Judge>(),
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
     StageKind::of::<stages::semantic_diversity::SemanticDiversity>(),
+    StageKind::of::<stages::win_rate::WinRate>(),
     StageKind::of::<stages::target_distance::TargetDistance>(),
     StageKind::of::<stages::t_test::TTest>(),
     StageKind::of::<stages::normality::Normality>(),

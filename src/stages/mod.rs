@@ -9,6 +9,7 @@ pub mod embed_sentences;
 pub mod enumerate_answers;
 pub mod generate_world;
 pub mod init_model;
+pub mod judge;
 pub mod load_encoder;
 pub mod load_labelled_texts;
 pub mod load_model;
@@ -32,6 +33,7 @@ pub mod train_ppo;
 pub mod train_reward;
 pub mod train_sft;
 pub mod train_tokenizer;
+pub mod win_rate;
 
 mod axes;
 mod defaults;
