@@ -44,6 +44,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::claims::Claims>(),
     StageKind::of::<stages::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::plot_curves::PlotCurves>(),
+    StageKind::of::<stages::plot_frontier::PlotFrontier>(),
     // Anything else.
     StageKind::of::<stages::command::Command>(),
 ];

@@ -18,6 +18,7 @@ pub mod load_reward;
 pub mod metric_table;
 pub mod normality;
 pub mod plot_curves;
+pub mod plot_frontier;
 pub mod plot_histograms;
 pub mod sample;
 pub mod score;

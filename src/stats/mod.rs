@@ -32,7 +32,7 @@ pub use histogram::{Histogram, even_edges};
 pub use multiple::holm;
 pub use ngrams::{distinct_n, self_bleu};
 pub use normality::{NormalityTest, dagostino_pearson, shapiro_wilk};
-pub use selection::top_k;
+pub use selection::{pareto_optimal, top_k};
 pub use t_test::{
     Alternative, StdKind, Summary, TTest, Variances, one_sample_t_test, paired_t_test,
     two_sample_t_test,
