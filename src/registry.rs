@@ -34,8 +34,11 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::score_world::ScoreWorld>(),
     StageKind::of::<stages::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::embed_sentences::EmbedSentences>(),
+    StageKind::of::<stages::judge::Judge>(),
     // Results.
     StageKind::of::<stages::metric_table::MetricTable>(),
+    StageKind::of::<stages::semantic_diversity::SemanticDiversity>(),
+    StageKind::of::<stages::win_rate::WinRate>(),
     StageKind::of::<stages::target_distance::TargetDistance>(),
     StageKind::of::<stages::objective_table::ObjectiveTable>(),
     StageKind::of::<stages::t_test::TTest>(),
@@ -45,6 +48,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::claims::Claims>(),
     StageKind::of::<stages::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::plot_curves::PlotCurves>(),
+    StageKind::of::<stages::plot_frontier::PlotFrontier>(),
     // Anything else.
     StageKind::of::<stages::command::Command>(),
 ];

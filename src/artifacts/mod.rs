@@ -8,6 +8,8 @@
 //! | `reward_model` | the same with `score.safetensors` and `reward.json` | a reward model with its calibration |
 //! | `completions` | `table.parquet`, `table.json` | what a policy wrote for each prompt |
 //! | `scores` | `table.parquet`, `table.json` | completions with rewards |
+//! | `judgements` | `table.parquet`, `table.json` | which of two completions is better |
+//! | `replies` | `replies.jsonl` | raw replies of a judge by the digest of the request |
 //! | `embeddings` | `embeddings.safetensors` | one vector for each text |
 //! | `text_encoder`, `text_classifier` | the Hugging Face layout, `metrics.json` | a BERT encoder, without and with a head |
 //! | `labelled_texts` | `table.parquet`, `table.json` | texts with a class each |
@@ -20,6 +22,7 @@ pub mod curve;
 pub mod dataset;
 pub mod embeddings;
 pub mod figure;
+pub mod judgements;
 pub mod labelled_texts;
 pub mod language_model;
 pub mod reward_model;

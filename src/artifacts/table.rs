@@ -15,6 +15,9 @@ use polars::prelude::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+mod csv;
+mod latex;
+
 /// The artifact kind of tables for people.
 pub const TABLE: &str = "table";
 

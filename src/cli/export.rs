@@ -1,12 +1,14 @@
 //! `flowgraph export`: copy a result out of the store.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::output::{Output, bytes, counted};
 use super::{Failure, PipelineOptions, exit_code, show};
-use crate::engine::artifact::is_inside;
+use crate::engine::artifact::{Artifact, is_inside};
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
 
@@ -21,6 +23,33 @@ pub(super) struct ExportArgs {
     /// Replace files that are there already
     #[arg(long)]
     force: bool,
+    /// Write a table in this format instead of copying its files; repeatable
+    #[arg(long, value_enum)]
+    format: Vec<Format>,
+}
+
+/// How a table is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Format {
+    /// `table.md`, as people see it
+    Markdown,
+    /// `table.tex`, as people see it, with the rules of booktabs
+    Latex,
+    /// `table.csv`, every column, numbers in full
+    Csv,
+    /// `table.parquet`, the same
+    Parquet,
+}
+
+impl Format {
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Markdown => "table.md",
+            Self::Latex => "table.tex",
+            Self::Csv => "table.csv",
+            Self::Parquet => "table.parquet",
+        }
+    }
 }
 
 pub(super) fn run(
@@ -31,6 +60,9 @@ pub(super) fn run(
 ) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
     let artifact = show::find(&pipeline, store, &args.result)?.artifact;
+    if !args.format.is_empty() {
+        return export_table(args, store, &artifact, output);
+    }
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         if !is_inside(&file.path) {
@@ -39,34 +71,13 @@ pub(super) fn run(
                 file.path
             )));
         }
-        if target.exists() && !args.force {
-            return Err(Failure::Other {
-                message: format!("{} exists", target.display()),
-                hint: Some("choose another folder, or give `--force`".to_owned()),
-                code: exit_code::USAGE,
-            });
-        }
+        args.refuse_existing(&target)?;
     }
+    check_objects(store, &artifact)?;
     for file in &artifact.files {
-        store
-            .check_object(&file.digest)
-            .map_err(|damage| Failure::Other {
-                message: damage.to_string(),
-                hint: Some("`flowgraph run` makes it again".to_owned()),
-                code: exit_code::STORE_DAMAGED,
-            })?;
         let target = args.folder.join(&file.path);
-        let parent = target.parent().unwrap_or(&args.folder);
-        fs_err::create_dir_all(parent)?;
-        // Not a link and not read-only: the copy is the user's.
-        let mut temporary = tempfile::NamedTempFile::new_in(parent)?;
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
-        std::io::copy(&mut source, temporary.as_file_mut())?;
-        use std::os::unix::fs::PermissionsExt;
-        temporary
-            .as_file()
-            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        temporary.persist(&target).map_err(|error| error.error)?;
+        write(&target, &mut source)?;
     }
     output.line(&format!(
         "{} ({}, {}) -> {}",
@@ -75,5 +86,87 @@ pub(super) fn run(
         bytes(artifact.size()),
         args.folder.display()
     ));
+    Ok(exit_code::OK)
+}
+
+impl ExportArgs {
+    fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
+        if target.exists() && !self.force {
+            return Err(Failure::Other {
+                message: format!("{} exists", target.display()),
+                hint: Some("choose another folder, or give `--force`".to_owned()),
+                code: exit_code::USAGE,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_objects(store: &Store, artifact: &Artifact) -> Result<(), Failure> {
+    for file in &artifact.files {
+        store
+            .check_object(&file.digest)
+            .map_err(|damage| Failure::Other {
+                message: damage.to_string(),
+                hint: Some("`flowgraph run` makes it again".to_owned()),
+                code: exit_code::STORE_DAMAGED,
+            })?;
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all.
+fn write(target: &Path, source: &mut dyn Read) -> Result<(), Failure> {
+    let parent = target.parent().unwrap_or(Path::new("."));
+    fs_err::create_dir_all(parent)?;
+    // Not a link and not read-only: the copy is the user's.
+    let mut temporary = tempfile::NamedTempFile::new_in(parent)?;
+    std::io::copy(source, temporary.as_file_mut())?;
+    use std::os::unix::fs::PermissionsExt;
+    temporary
+        .as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    temporary.persist(target).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Writes a table in the formats asked for.
+fn export_table(
+    args: &ExportArgs,
+    store: &Store,
+    artifact: &Artifact,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let parquet = artifact
+        .files
+        .iter()
+        .find(|file| file.path == "table.parquet")
+        .ok_or_else(|| Failure::Other {
+            message: format!("`{}` is no table but {}", args.result, artifact.kind),
+            hint: Some("leave `--format` out to copy its files".to_owned()),
+            code: exit_code::USAGE,
+        })?;
+    let formats: BTreeSet<Format> = args.format.iter().copied().collect();
+    for format in &formats {
+        args.refuse_existing(&args.folder.join(format.file_name()))?;
+    }
+    check_objects(store, artifact)?;
+    let table = show::read_table(store, artifact)?;
+    for format in formats {
+        let target = args.folder.join(format.file_name());
+        let text = match format {
+            Format::Markdown => table.markdown(),
+            Format::Latex => table.latex(),
+            Format::Csv => table.csv(),
+            Format::Parquet => {
+                let mut source = fs_err::File::open(store.object_path(&parquet.digest))?;
+                write(&target, &mut source)?;
+                output.line(&format!("{} -> {}", args.result, target.display()));
+                continue;
+            }
+        };
+        write(&target, &mut text.as_bytes())?;
+        output.line(&format!("{} -> {}", args.result, target.display()));
+    }
     Ok(exit_code::OK)
 }

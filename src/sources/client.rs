@@ -122,12 +122,11 @@ impl Client {
         })
     }
 
-    /// Sends one GET request; any status but 200, 206 and 416 is a failure. Redirects are followed, with
-    /// the `Authorization` header only to the same server.
-    pub(super) fn get(
+    /// Calls `send` with the agents whose roots may trust the server, until one does.
+    fn with_agents(
         &self,
         address: &Address,
-        headers: &[(&str, String)],
+        send: impl Fn(&Agent) -> Result<Response<Body>, ureq::Error>,
     ) -> Result<Response<Body>, Failure> {
         let mut answer = Err(ureq::Error::ConnectionFailed);
         let agents = if address.is_local() {
@@ -136,6 +135,53 @@ impl Client {
             &self.agents
         };
         for agent in agents {
+            answer = send(agent);
+            if !answer.as_ref().is_err_and(is_distrust) {
+                break;
+            }
+        }
+        answer.map_err(|error| failure(address, &error))
+    }
+
+    /// Sends one POST request with a JSON body, and returns status, body (at most `limit` bytes) and what the server asks
+    /// to wait. Redirects are not followed: body and token are for this server alone.
+    pub(super) fn post_json(
+        &self,
+        address: &Address,
+        token: Option<&str>,
+        body: &str,
+        timeout: Duration,
+        limit: u64,
+    ) -> Result<(u16, String, Option<Duration>), Failure> {
+        let response = self.with_agents(address, |agent| {
+            let mut request = agent
+                .post(address.request_target())
+                .config()
+                .timeout_global(Some(timeout))
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .build()
+                .content_type("application/json");
+            if let Some(token) = token {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            request.send(body)
+        })?;
+        let (status, wished) = (response.status().as_u16(), retry_after(response.headers()));
+        let body = response.into_body().into_with_config().limit(limit);
+        let text = body.read_to_string();
+        let text = text.map_err(|error| failure(address, &error))?;
+        Ok((status, text, wished))
+    }
+
+    /// Sends one GET request; any status but 200, 206 and 416 is a failure. Redirects are followed, with
+    /// the `Authorization` header only to the same server.
+    pub(super) fn get(
+        &self,
+        address: &Address,
+        headers: &[(&str, String)],
+    ) -> Result<Response<Body>, Failure> {
+        let response = self.with_agents(address, |agent| {
             let mut request = agent.get(address.request_target());
             if let Some(authorization) = address.authorization() {
                 request = request.header("authorization", authorization);
@@ -143,12 +189,8 @@ impl Client {
             for (name, value) in headers {
                 request = request.header(*name, value);
             }
-            answer = request.call();
-            if !answer.as_ref().is_err_and(is_distrust) {
-                break;
-            }
-        }
-        let response = answer.map_err(|error| failure(address, &error))?;
+            request.call()
+        })?;
         match response.status().as_u16() {
             200 | 206 | 416 => Ok(response),
             status @ (408 | 425 | 429 | 500 | 502 | 503 | 504) => Err(Failure::Transient {

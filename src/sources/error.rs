@@ -66,6 +66,19 @@ pub enum SourceError {
         /// What it usually means.
         hint: &'static str,
     },
+    /// The server refused a request, and says why.
+    #[error("{address} answered with status {status}: {said}")]
+    Refused {
+        /// What was asked.
+        address: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its own words.
+        said: String,
+    },
+    /// A key that no header can hold.
+    #[error("the key is empty, or holds spaces, line breaks or letters beyond ASCII")]
+    Key,
     /// The network failed, also when tried again.
     #[error("{address} could not be read ({attempts} attempts): {problem}")]
     Network {

@@ -11,6 +11,7 @@ pub mod rows;
 mod address;
 mod archive;
 mod cache;
+mod chat;
 mod client;
 mod download;
 mod error;
@@ -22,12 +23,15 @@ mod sha256;
 mod source;
 
 #[cfg(test)]
+mod chat_tests;
+#[cfg(test)]
 mod fetch_tests;
 #[cfg(test)]
 mod index_tests;
 #[cfg(test)]
-mod test_server;
+pub(crate) mod test_server;
 
+pub use chat::{ChatClient, ChatOptions, check_chat_url};
 pub use client::Patience;
 pub use error::SourceError;
 pub use fetch::{FetchOptions, Fetched, Progress, fetch};

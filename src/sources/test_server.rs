@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
@@ -11,16 +11,18 @@ use std::{
 
 /// What was asked for.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
-    pub(super) path: String,
+pub(crate) struct Request {
+    pub(crate) path: String,
     /// Names in lower case.
-    pub(super) headers: BTreeMap<String, String>,
+    pub(crate) headers: BTreeMap<String, String>,
+    /// What was sent along.
+    pub(crate) body: String,
     /// How many requests came before this one.
-    pub(super) number: usize,
+    pub(crate) number: usize,
 }
 
 impl Request {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
@@ -36,20 +38,22 @@ impl Request {
 
 /// What is answered.
 #[derive(Debug, Clone)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
-    pub(super) cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// Wait before the body.
-    pub(super) delay: Duration,
+    pub(crate) delay: Duration,
     /// Leave the length out.
-    pub(super) without_length: bool,
+    pub(crate) without_length: bool,
+    /// Close the connection without a word.
+    pub(crate) hang_up: bool,
 }
 
 impl Reply {
-    pub(super) fn new(status: u16, body: &[u8]) -> Self {
+    pub(crate) fn new(status: u16, body: &[u8]) -> Self {
         Self {
             status,
             headers: Vec::new(),
@@ -57,11 +61,12 @@ impl Reply {
             cut: None,
             delay: Duration::ZERO,
             without_length: false,
+            hang_up: false,
         }
     }
 
     /// A whole file, or the range of it that is asked for, if its tag is that of the request.
-    pub(super) fn file(request: &Request, body: &[u8], etag: &str) -> Self {
+    pub(crate) fn file(request: &Request, body: &[u8], etag: &str) -> Self {
         let same = request.header("if-range").is_none_or(|tag| tag == etag);
         let reply = match request.range_start() {
             Some(start) if same && start >= body.len() => Self::new(416, b""),
@@ -74,12 +79,12 @@ impl Reply {
         reply.with("etag", etag)
     }
 
-    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub(super) fn cut_after(self, bytes: usize) -> Self {
+    pub(crate) fn cut_after(self, bytes: usize) -> Self {
         Self {
             cut: Some(bytes),
             ..self
@@ -88,13 +93,13 @@ impl Reply {
 }
 
 /// A server on this machine, which serves until the test ends.
-pub(super) struct TestServer {
-    pub(super) address: String,
+pub(crate) struct TestServer {
+    pub(crate) address: String,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl TestServer {
-    pub(super) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -108,7 +113,7 @@ impl TestServer {
         Self { address, requests }
     }
 
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -132,17 +137,25 @@ fn serve(
             None => break,
         };
     }
+    let length = headers.get("content-length");
+    let length = length.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
     let request = {
         let mut seen = seen.lock().unwrap();
         let request = Request {
             path,
             headers,
+            body: String::from_utf8(body).ok()?,
             number: seen.len(),
         };
         seen.push(request.clone());
         request
     };
     let reply = answer(&request);
+    if reply.hang_up {
+        return None;
+    }
     let mut head = vec![format!("HTTP/1.1 {} Status", reply.status)];
     head.push("connection: close".to_owned());
     if !reply.without_length {

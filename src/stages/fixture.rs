@@ -60,7 +60,7 @@ pub(super) fn with_rewards(rewards: &[f64], completions: &[String]) -> Scored {
 pub(super) fn rows<T>(items: Vec<(Labels, T)>) -> Vec<Row<T>> {
     let names = BTreeMap::new();
     let grouping = Grouping {
-        row: "policy",
+        row: &["policy".to_owned()],
         aggregate: "seed",
         names: &names,
     };

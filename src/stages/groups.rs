@@ -1,7 +1,8 @@
-//! Labelled artifacts as the rows of a table: grouped by one axis, with the runs of another beside each other.
+//! Labelled artifacts as the rows of a table: grouped by axes, with the runs of another axis beside each other.
 
 use std::collections::BTreeMap;
 
+use crate::artifacts::table::Table;
 use crate::engine::context::{Input, Labels};
 use crate::engine::stage::StageError;
 
@@ -11,8 +12,8 @@ const STAGE: &str = "stage";
 /// Which axis makes the rows and which the runs of a row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grouping<'a> {
-    /// The axis whose values are the rows, such as `policy`.
-    pub(super) row: &'a str,
+    /// The axes whose values are the rows, such as `policy`.
+    pub(super) row: &'a [String],
     /// The axis whose values are the runs of a row, such as `seed`.
     pub(super) aggregate: &'a str,
     /// Names shown instead of axis values.
@@ -22,10 +23,14 @@ pub(super) struct Grouping<'a> {
 /// All runs of one row.
 #[derive(Debug)]
 pub(super) struct Row<T> {
-    /// The axis value.
+    /// The axis value; those of several axes with `, ` between.
     pub(super) label: String,
     /// What is shown for it.
     pub(super) name: String,
+    /// The value of each axis.
+    pub(super) values: Vec<String>,
+    /// What is shown for each of them.
+    pub(super) shown: Vec<String>,
     /// The runs, in the order of the inputs.
     pub(super) runs: Vec<Run<T>>,
 }
@@ -58,7 +63,6 @@ impl<T> Row<T> {
         mut map: impl FnMut(Run<T>) -> Result<U, StageError>,
     ) -> Result<Row<U>, StageError> {
         let mut runs = Vec::with_capacity(self.runs.len());
-        let (label, name) = (self.label.clone(), self.name.clone());
         let whole: Vec<String> = self
             .runs
             .iter()
@@ -73,7 +77,25 @@ impl<T> Row<T> {
                 content,
             });
         }
-        Ok(Row { label, name, runs })
+        Ok(Row {
+            label: self.label,
+            name: self.name,
+            values: self.values,
+            shown: self.shown,
+            runs,
+        })
+    }
+}
+
+/// Adds a column for each axis of the rows; `row_of_line` holds the row of each line of the table.
+pub(super) fn add_axes<'a, T: 'a>(
+    table: &mut Table,
+    axes: &[String],
+    row_of_line: impl Iterator<Item = &'a Row<T>> + Clone,
+) {
+    for (at, axis) in axes.iter().enumerate() {
+        let shown = row_of_line.clone().map(|row| Some(row.shown[at].clone()));
+        table.text_column(axis, shown);
     }
 }
 
@@ -91,8 +113,8 @@ pub(super) fn within(place: &str, error: impl Into<StageError>) -> StageError {
 /// Groups artifacts into rows, in the order in which they appear.
 ///
 /// Two artifacts that are the same run of the same row are an error, and so are artifacts that differ in a
-/// third axis: a row must not mix what is not comparable. An artifact without the row axis is named after
-/// its stage if `by_stage` says so.
+/// further axis: a row must not mix what is not comparable. An artifact without the only row axis is named
+/// after its stage if `by_stage` says so.
 pub(super) fn group<T>(
     items: Vec<(Labels, T)>,
     grouping: Grouping<'_>,
@@ -101,7 +123,12 @@ pub(super) fn group<T>(
     one_value_of_other_axes(&items, grouping)?;
     let mut rows: Vec<Row<T>> = Vec::new();
     for (labels, content) in items {
-        let label = row_of(&labels, grouping.row, by_stage)?;
+        let by_stage = by_stage && grouping.row.len() == 1;
+        let values = grouping.row.iter();
+        let values = values
+            .map(|axis| row_of(&labels, axis, by_stage))
+            .collect::<Result<Vec<String>, _>>()?;
+        let label = values.join(", ");
         let run = labels.get(grouping.aggregate).cloned().unwrap_or_default();
         let run = Run {
             label: run,
@@ -118,11 +145,17 @@ pub(super) fn group<T>(
                 .hint("select one value of each axis that is neither `row` nor `aggregate`"));
             }
             Some(row) => row.runs.push(run),
-            None => rows.push(Row {
-                name: grouping.names.get(&label).unwrap_or(&label).clone(),
-                label,
-                runs: vec![run],
-            }),
+            None => {
+                let name = |value: &String| grouping.names.get(value).unwrap_or(value).clone();
+                let shown: Vec<String> = values.iter().map(name).collect();
+                rows.push(Row {
+                    name: shown.join(", "),
+                    label,
+                    values,
+                    shown,
+                    runs: vec![run],
+                });
+            }
         }
     }
     Ok(rows)
@@ -149,7 +182,7 @@ fn one_value_of_other_axes<T>(
     let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
     for (labels, _) in items {
         for (axis, value) in labels {
-            if [STAGE, grouping.row, grouping.aggregate].contains(&axis.as_str()) {
+            if [STAGE, grouping.aggregate].contains(&axis.as_str()) || grouping.row.contains(axis) {
                 continue;
             }
             let first = seen.entry(axis).or_insert(value);
@@ -267,7 +300,7 @@ pub(super) mod tests {
     fn grouped(items: &[&[(&str, &str)]], by_stage: bool) -> Result<Vec<String>, String> {
         let names = [("ppo".to_owned(), "PPO".to_owned())].into();
         let grouping = Grouping {
-            row: "policy",
+            row: &["policy".to_owned()],
             aggregate: "seed",
             names: &names,
         };
@@ -297,6 +330,45 @@ pub(super) mod tests {
             false,
         );
         assert_eq!(found.unwrap(), ["tb 2 1", "PPO 2", "base "]);
+    }
+
+    #[test]
+    fn rows_may_have_several_axes() {
+        let names = [("ppo".to_owned(), "PPO".to_owned())].into();
+        let axes = ["policy", "temperature"].map(str::to_owned);
+        let grouping = Grouping {
+            row: &axes,
+            aggregate: "seed",
+            names: &names,
+        };
+        let item = |policy: &str, temperature: &str, seed: &str| {
+            let pairs = [
+                ("policy", policy),
+                ("temperature", temperature),
+                ("seed", seed),
+            ];
+            (labels(&pairs), ())
+        };
+        let items = vec![
+            item("ppo", "0.7", "1"),
+            item("ppo", "1", "1"),
+            item("ppo", "0.7", "2"),
+        ];
+        let rows = group(items, grouping, false).unwrap();
+        let found: Vec<(&str, &str, usize)> = rows
+            .iter()
+            .map(|row| (row.label.as_str(), row.name.as_str(), row.runs.len()))
+            .collect();
+        assert_eq!(
+            found,
+            [("ppo, 0.7", "PPO, 0.7", 2), ("ppo, 1", "PPO, 1", 1)]
+        );
+        let mut table = Table::new("axes");
+        add_axes(&mut table, &axes, rows.iter());
+        assert_eq!(table.all_texts("policy").unwrap(), ["PPO", "PPO"]);
+        assert_eq!(table.all_texts("temperature").unwrap(), ["0.7", "1"]);
+        let half = vec![(labels(&[("policy", "ppo"), ("stage", "x")]), ())];
+        assert!(group(half, grouping, true).is_err());
     }
 
     #[test]
@@ -346,7 +418,7 @@ pub(super) mod tests {
     fn checkpoints_belong_to_the_training_that_made_them() {
         let names = BTreeMap::new();
         let grouping = Grouping {
-            row: "policy",
+            row: &["policy".to_owned()],
             aggregate: "seed",
             names: &names,
         };

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::axes::Axes;
 use super::defaults;
-use super::groups::{Grouping, Row, training_of, within};
+use super::groups::{Grouping, Row, add_axes, training_of, within};
 use super::measure::Metric;
 use super::scored::{self, Scored};
 use super::trainings::{curves_port, ended, load_curves};
@@ -20,15 +21,15 @@ use crate::stats::{Bootstrap, Interval, mean, sample_std};
 
 /// Shows reward, diversity and novelty of the completions of several policies, beside a paper's numbers.
 ///
-/// One row for each value of the axis `row`. Over the axis `aggregate` it shows the mean and the sample
+/// One row for each value of the axis `row`, or of each combination of several (named `gdpo, 0.7`). Over the axis `aggregate` it shows the mean and the sample
 /// standard deviation (`sd`), and for `Mean` a bootstrap interval that resamples runs, then questions within
 /// each run. The output `per_seed` has one row for each run.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricTable {
-    /// The axis whose values are the rows.
-    #[serde(default = "defaults::policy")]
-    row: String,
+    /// The axis whose values are the rows, or a list of axes.
+    #[serde(default)]
+    row: Axes,
     /// The axis whose values are the runs of a row.
     #[serde(default = "defaults::seed_axis")]
     aggregate: String,
@@ -158,7 +159,12 @@ impl Kind for MetricTable {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let rows = scored::load(ctx, self.grouping(), self.tfidf)?;
-        let curves = load_curves(ctx, self.grouping())?;
+        // A training has the first axis alone: what it was sampled with comes after it.
+        let trainings = Grouping {
+            row: &self.row.names()[..1],
+            ..self.grouping()
+        };
+        let curves = load_curves(ctx, trainings)?;
         for row in self
             .reference_values
             .keys()
@@ -192,7 +198,7 @@ pub(super) fn check_bootstrap(level: f64, replicates: usize, problems: &mut Vec<
 impl MetricTable {
     fn grouping(&self) -> Grouping<'_> {
         Grouping {
-            row: &self.row,
+            row: self.row.names(),
             aggregate: &self.aggregate,
             names: &self.row_names,
         }
@@ -270,7 +276,7 @@ impl MetricTable {
     ) -> Result<Table, StageError> {
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
-        table.text_column(&self.row, rows.iter().map(|row| Some(row.name.clone())));
+        add_axes(&mut table, self.row.names(), rows.iter());
         table.number_column(
             "n",
             0,
@@ -315,7 +321,7 @@ impl MetricTable {
                     ended(
                         &row.runs
                             .iter()
-                            .filter_map(|run| training_of(curves, &row.label, &run.label))
+                            .filter_map(|run| training_of(curves, &row.values[0], &run.label))
                             .collect::<Vec<_>>(),
                     )
                 }),
@@ -331,7 +337,7 @@ impl MetricTable {
             rows.iter()
                 .flat_map(|row| row.runs.iter().map(move |run| (row, run)))
         };
-        table.text_column(&self.row, runs().map(|(row, _)| Some(row.name.clone())));
+        add_axes(&mut table, self.row.names(), runs().map(|(row, _)| row));
         table.text_column(
             &self.aggregate,
             runs().map(|(_, run)| Some(run.label.clone())),
@@ -342,8 +348,9 @@ impl MetricTable {
             table.number_column(column.heading(self.top_k), 3, values);
         }
         if !curves.is_empty() {
-            let training =
-                |row: &Row<Measured>, run: &str| ended(&[training_of(curves, &row.label, run)?]);
+            let training = |row: &Row<Measured>, run: &str| {
+                ended(&[training_of(curves, &row.values[0], run)?])
+            };
             table.text_column(
                 "Training",
                 runs().map(|(row, run)| training(row, &run.label)),

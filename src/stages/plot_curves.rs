@@ -108,7 +108,7 @@ impl Kind for PlotCurves {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let grouping = Grouping {
-            row: &self.row,
+            row: std::slice::from_ref(&self.row),
             aggregate: &self.aggregate,
             names: &self.row_names,
         };

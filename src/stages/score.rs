@@ -95,6 +95,27 @@ pub(super) fn log_probs(
     Ok(sums)
 }
 
+/// Returns the log-probability of each completion under a model, and the mean over its tokens of the entropy of the
+/// next-token distribution, in nats.
+pub(super) fn log_probs_and_entropies(
+    model: &Llama,
+    sequences: &[TokenizedCompletion],
+    batch_size: usize,
+) -> Result<(Vec<f64>, Vec<f64>), StageError> {
+    let (mut sums, mut entropies) = (Vec::new(), Vec::new());
+    for sequences in sequences.chunks(batch_size) {
+        let actions = Actions::new(&sequences.iter().collect::<Vec<_>>());
+        let states = actions.states(&model.forward(&actions.batch)?, false)?;
+        let log_probs = actions.log_probs(model, &states)?.to_vec2::<f32>()?;
+        sums.extend(log_probs.iter().map(|tokens| {
+            let tokens = tokens.iter().map(|value| f64::from(*value));
+            tokens.sum::<f64>()
+        }));
+        entropies.extend(actions.mean_entropies(model, &states)?);
+    }
+    Ok((sums, entropies))
+}
+
 /// Tokenizes completions as they were generated.
 pub(super) fn tokenize(
     rows: &[CompletionRow],

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::score::{log_probs, tokenize};
+use super::score::{log_probs_and_entropies, tokenize};
 use super::training::at_least_one;
 use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
@@ -12,10 +12,11 @@ use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
-/// Sets `log_prob` of completions to their log-probability under a policy, whoever wrote them.
+/// Sets `log_prob` of completions to their log-probability under a policy, whoever wrote them, and adds `entropy`.
 ///
-/// At temperature 1, over all the completion's tokens and its end. A column `kl`, which compares the former
-/// `log_prob` with a reference, is dropped.
+/// At temperature 1, over all the completion's tokens and its end. `entropy` is the mean over these tokens of the exact
+/// entropy of the distribution that each was chosen from, H = -sum_v p_v ln p_v in nats. A column `kl`, which compares
+/// the former `log_prob` with a reference, is dropped.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScorePolicy {
@@ -26,7 +27,7 @@ pub struct ScorePolicy {
 
 impl Kind for ScorePolicy {
     const NAME: &'static str = "score_policy";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {
@@ -50,11 +51,13 @@ impl Kind for ScorePolicy {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let sequences = tokenize(&from_table(&table)?, &policy.tokenizer, &policy.eos)?;
-        let log_probs = log_probs(&policy.frozen()?, &sequences, self.batch_size)?;
+        let (log_probs, entropies) =
+            log_probs_and_entropies(&policy.frozen()?, &sequences, self.batch_size)?;
         table
             .columns
-            .retain(|column| column.name != "log_prob" && column.name != "kl");
+            .retain(|column| !["log_prob", "kl", "entropy"].contains(&column.name.as_str()));
         table.number_column("log_prob", 3, log_probs.into_iter().map(Some));
+        table.number_column("entropy", 3, entropies.into_iter().map(Some));
         Ok(table.write_data(&ctx.output("scores")?)?)
     }
 }

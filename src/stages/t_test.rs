@@ -187,7 +187,7 @@ fn defined<T>(result: Result<T, StatsError>) -> Result<Option<T>, StatsError> {
 impl TTest {
     fn grouping(&self) -> Grouping<'_> {
         Grouping {
-            row: &self.row,
+            row: std::slice::from_ref(&self.row),
             aggregate: &self.aggregate,
             names: &self.row_names,
         }

@@ -14,24 +14,28 @@ mod error;
 pub mod figure;
 mod histogram;
 mod multiple;
+mod ngrams;
 mod normality;
 mod selection;
 mod t_test;
 mod tfidf;
+mod vendi;
 
 pub use bootstrap::{Bootstrap, Pairing};
 pub use categories::{entropy, kullback_leibler, softmax, total_variation};
 pub use correlation::{pearson, spearman};
 pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
 pub use distance::{Embeddings, diversity, nearest_distances, novelty, pairwise_distances};
-pub use effect::{Interval, cohens_d};
+pub use effect::{Interval, cohens_d, wilson};
 pub use error::StatsError;
 pub use histogram::{Histogram, even_edges};
 pub use multiple::holm;
+pub use ngrams::{distinct_n, self_bleu};
 pub use normality::{NormalityTest, dagostino_pearson, shapiro_wilk};
-pub use selection::top_k;
+pub use selection::{pareto_optimal, top_k};
 pub use t_test::{
     Alternative, StdKind, Summary, TTest, Variances, one_sample_t_test, paired_t_test,
     two_sample_t_test,
 };
-pub use tfidf::TfIdf;
+pub use tfidf::{TfIdf, words_of};
+pub use vendi::vendi_score;

@@ -22,6 +22,21 @@ pub fn top_k(rewards: &[f64], k: usize) -> Result<Vec<usize>, StatsError> {
     Ok(order)
 }
 
+/// Says of each point whether it is Pareto-optimal: no other is at least as great in both coordinates and greater in one.
+///
+/// Equal points are optimal together. A point that is not finite is not optimal, and does not count against others.
+pub fn pareto_optimal(points: &[(f64, f64)]) -> Vec<bool> {
+    let is_finite = |point: &(f64, f64)| point.0.is_finite() && point.1.is_finite();
+    let dominates = |a: &(f64, f64), b: &(f64, f64)| a.0 >= b.0 && a.1 >= b.1 && a != b;
+    points
+        .iter()
+        .map(|point| {
+            let mut others = points.iter().filter(|other| is_finite(other));
+            is_finite(point) && !others.any(|other| dominates(other, point))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +56,22 @@ mod tests {
             Err(StatsError::TooManyAskedFor { k: 2, n: 1 })
         );
         assert!(top_k(&[1.0, f64::NAN], 1).is_err());
+    }
+
+    #[test]
+    fn points_that_nothing_beats_in_both_ways_are_optimal() {
+        let points = [
+            (1.0, 5.0),
+            (2.0, 4.0),
+            (2.0, 3.0),
+            (3.0, 3.0),
+            (1.0, 4.0),
+            (3.0, 3.0),
+            (f64::NAN, 9.0),
+            (0.0, f64::INFINITY),
+        ];
+        let expected = [true, true, false, true, false, true, false, false];
+        assert_eq!(pareto_optimal(&points), expected);
+        assert_eq!(pareto_optimal(&[]), Vec::<bool>::new());
     }
 }

@@ -85,7 +85,8 @@ impl TfIdf {
     }
 }
 
-fn words_of(text: &str) -> Vec<String> {
+/// Returns the words of a text: runs of letters and digits, in lower case, and every other visible character by itself.
+pub fn words_of(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     for character in text.chars() {

@@ -174,6 +174,23 @@ impl Actions {
         sums + (log_stop * free.to_dtype(log_stop.dtype())?)?
     }
 
+    /// Returns, for each row, the mean over its actions of the entropy, in nats, of the distribution that the action
+    /// was chosen from, at temperature 1: H = log sum_v exp z_v - sum_v p_v z_v with logits z.
+    ///
+    /// `states` are those of [`Self::states`] without the terminal. One row at a time goes through the output head:
+    /// the logits of a whole batch would not fit, and no row depends on its neighbours.
+    pub fn mean_entropies(&self, model: &Llama, states: &Tensor) -> Result<Vec<f64>, LlamaError> {
+        let mut means = Vec::with_capacity(self.lengths.len());
+        for (row, length) in self.lengths.iter().enumerate() {
+            // (actions, hidden) to (actions, vocab)
+            let states = states.get(row)?.narrow(0, 0, *length)?.contiguous()?;
+            let logits = model.logits(&states)?.to_vec2::<f32>()?;
+            let sum: f64 = logits.iter().map(|logits| entropy(logits)).sum();
+            means.push(sum / *length as f64);
+        }
+        Ok(means)
+    }
+
     /// Returns the lengths of the rows in tokens, for counting operations.
     pub fn row_lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.batch.spans().iter().map(ExactSizeIterator::len)
@@ -182,5 +199,102 @@ impl Actions {
     /// Returns the number of actions in all rows.
     pub fn count(&self) -> usize {
         self.lengths.iter().sum()
+    }
+}
+
+/// The entropy of `softmax(logits)` in nats.
+fn entropy(logits: &[f32]) -> f64 {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // With logits shifted by the greatest: H = ln Z - sum_v e^{z_v} z_v / Z.
+    let (mut normaliser, mut weighted) = (0.0, 0.0);
+    for logit in logits {
+        let shifted = f64::from(logit - greatest);
+        let weight = shifted.exp();
+        // A forbidden token: 0 times infinity is 0 here.
+        if weight > 0.0 {
+            normaliser += weight;
+            weighted += weight * shifted;
+        }
+    }
+    normaliser.ln() - weighted / normaliser
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::llama::{Training, init};
+    use crate::random::Stream;
+
+    fn small_model() -> Llama {
+        let config = LlamaConfig {
+            vocab_size: 12,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 2,
+            num_heads: 2,
+            num_kv_heads: 1,
+            rope_theta: 1e4,
+            rope_layout: RopeLayout::HalfSplit,
+            rms_norm_eps: 1e-5,
+            tie_word_embeddings: false,
+            max_position_embeddings: 32,
+        };
+        let mut weights = init(&config, &Stream::new(5, "entropy"), &Device::Cpu).unwrap();
+        // Initial weights are so small that all tokens are about equally probable.
+        for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
+            *weight = weight.affine(10.0, 0.0).unwrap();
+        }
+        Llama::new(&config, &weights, Training::Frozen).unwrap()
+    }
+
+    #[test]
+    fn a_rows_entropy_is_that_of_its_own_distributions_whatever_is_beside_it() {
+        let model = small_model();
+        let rows = [
+            (vec![1, 4, 5, 6, 7, 2], 2),
+            (vec![1, 8, 2], 2),
+            (vec![3, 3, 9, 10, 11, 5, 4, 2], 3),
+        ]
+        .map(|(tokens, prompt_length)| TokenizedCompletion {
+            tokens,
+            prompt_length,
+        });
+        let entropies = |rows: &[&TokenizedCompletion]| {
+            let actions = Actions::new(rows);
+            let hidden = model.forward(&actions.batch).unwrap();
+            let states = actions.states(&hidden, false).unwrap();
+            actions.mean_entropies(&model, &states).unwrap()
+        };
+        let together = entropies(&rows.iter().collect::<Vec<_>>());
+        for (row, found) in rows.iter().zip(&together) {
+            assert_eq!(entropies(&[row]), [*found]);
+            // By the definition, token by token over the whole vocabulary.
+            let batch = TokenBatch::right_padded(std::slice::from_ref(&row.tokens));
+            let logits = model.logits(&model.forward(&batch).unwrap()).unwrap();
+            let logits = logits.get(0).unwrap().to_vec2::<f32>().unwrap();
+            let places = row.prompt_length - 1..row.tokens.len() - 1;
+            let each = logits[places].iter().map(|logits| {
+                let weights: Vec<f64> = logits.iter().map(|z| f64::from(*z).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let terms = weights.iter().map(|w| -w / total * (w / total).ln());
+                terms.sum::<f64>()
+            });
+            let expected = each.sum::<f64>() / row.completion_length() as f64;
+            assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+        }
+        assert!((together[0] - together[1]).abs() > 1e-3, "{together:?}");
+    }
+
+    #[test]
+    fn entropies_are_those_of_known_distributions() {
+        assert!((entropy(&[3.0; 8]) - 8f64.ln()).abs() < 1e-15);
+        assert!(entropy(&[0.0, 200.0, f32::NEG_INFINITY]).abs() < 1e-15);
+        // Probabilities 1/2, 1/4, 1/4 and 0.
+        let halves = [0.0, 0.5f32.ln(), 0.5f32.ln(), f32::NEG_INFINITY].map(|z| z + 100.0);
+        let found = entropy(&halves);
+        assert!((found - 1.5 * 2f64.ln()).abs() < 1e-5, "{found}");
     }
 }

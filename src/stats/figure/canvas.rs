@@ -4,7 +4,7 @@ use plotters::{
     chart::{ChartBuilder, ChartContext},
     coord::cartesian::Cartesian2d,
     drawing::{DrawingArea, IntoDrawingArea},
-    element::{DashedPathElement, PathElement, Text},
+    element::{Circle, DashedPathElement, PathElement, Text},
     prelude::SVGBackend,
     series::LineSeries,
     style::{Color, FontTransform, IntoTextStyle, RGBColor, ShapeStyle, TextStyle, WHITE},
@@ -42,6 +42,8 @@ pub(super) struct Labels<'a> {
     pub(super) y: &'a str,
     /// One for each series, in the order of their colours.
     pub(super) series: Vec<String>,
+    /// What a ring around a point means; empty without rings.
+    pub(super) ring: &'a str,
 }
 
 /// The colour of a series.
@@ -103,7 +105,9 @@ pub(super) fn draw(
             .into_drawing_area();
         root.fill(&WHITE).map_err(drawing)?;
         let series: Vec<String> = labels.series.iter().map(|label| printable(label)).collect();
-        let (plot, legend) = root.split_horizontally(pixels(WIDTH - legend_width(&series)));
+        let ring = printable(labels.ring);
+        let width = legend_width(series.iter().chain(std::iter::once(&ring)));
+        let (plot, legend) = root.split_horizontally(pixels(WIDTH - width));
         let (x_format, y_format) = (x_axis.clone(), y_axis.clone());
         let mut builder = ChartBuilder::on(&plot);
         builder
@@ -133,7 +137,7 @@ pub(super) fn draw(
             .draw()
             .map_err(drawing)?;
         data(&mut chart)?;
-        draw_legend(&legend, &series)?;
+        draw_legend(&legend, &series, &ring)?;
         root.present().map_err(drawing)?;
     }
     let drawn = format!(
@@ -146,8 +150,9 @@ pub(super) fn draw(
 }
 
 /// Room for the longest label, at most 40 % of the figure.
-fn legend_width(labels: &[String]) -> u32 {
-    let longest = labels.iter().map(|label| label.chars().count()).max();
+fn legend_width<'a>(labels: impl Iterator<Item = &'a String>) -> u32 {
+    let longest = labels.map(|label| label.chars().count()).max();
+    let longest = longest.filter(|characters| *characters > 0);
     longest.map_or(0, |characters| {
         (44 + 7 * characters as u32).min(WIDTH * 2 / 5)
     })
@@ -156,6 +161,7 @@ fn legend_width(labels: &[String]) -> u32 {
 fn draw_legend(
     area: &DrawingArea<SVGBackend, plotters::coord::Shift>,
     labels: &[String],
+    ring: &str,
 ) -> Result<(), FigureError> {
     for (series, label) in labels.iter().enumerate() {
         let y = pixels(44) + pixels(20) * series as i32;
@@ -179,10 +185,23 @@ fn draw_legend(
         ))
         .map_err(drawing)?;
     }
+    if !ring.is_empty() {
+        let y = pixels(44) + pixels(20) * labels.len() as i32;
+        area.draw(&Circle::new((pixels(11), y), pixels(7), ring_style()))
+            .map_err(drawing)?;
+        let place = (pixels(28), y - pixels(6));
+        area.draw(&Text::new(ring.to_owned(), place, font(12)))
+            .map_err(drawing)?;
+    }
     Ok(())
 }
 
-fn font(size: u32) -> TextStyle<'static> {
+/// The outline around a point that stands out.
+pub(super) fn ring_style() -> ShapeStyle {
+    INK.stroke_width(5)
+}
+
+pub(super) fn font(size: u32) -> TextStyle<'static> {
     // The library takes sizes in its own coordinates and prints them divided by 1.24.
     ("sans-serif", f64::from(size * DETAIL) * 1.24)
         .into_text_style(&(WIDTH, HEIGHT))
@@ -191,7 +210,7 @@ fn font(size: u32) -> TextStyle<'static> {
 }
 
 /// Leaves out control characters, which XML forbids.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .filter(|character| !character.is_control())
         .collect()

@@ -74,6 +74,7 @@ impl HistogramChart {
                     },
                 )
                 .collect(),
+            ring: "",
         };
         canvas::draw(&labels, x_axis, y_axis, |chart| {
             for (number, shares) in shares.iter().enumerate() {

@@ -70,6 +70,7 @@ impl LineChart {
                 .iter()
                 .map(|series| series.label.clone())
                 .collect(),
+            ring: "",
         };
         let (x_scale, y_scale) = (x_axis.scale(), y_axis.scale());
         canvas::draw(&labels, x_axis, y_axis, |chart| {

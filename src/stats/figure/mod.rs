@@ -4,12 +4,14 @@ mod axis;
 mod canvas;
 mod histogram_chart;
 mod line_chart;
+mod point_chart;
 
 use thiserror::Error;
 
 pub use axis::Scale;
 pub use histogram_chart::HistogramChart;
 pub use line_chart::{LineChart, Series};
+pub use point_chart::{Point, PointChart, PointSeries};
 
 use super::StatsError;
 
