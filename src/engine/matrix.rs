@@ -11,7 +11,8 @@ pub(super) type AxisValues = IndexMap<String, Value>;
 
 /// Expands a `matrix:` whose `${}` are resolved; `None` stands for a stage without one.
 ///
-/// The last axis varies fastest. `exclude` removes the combinations that agree with one of its maps,
+/// The last axis varies fastest. `exclude` removes the combinations that agree with one of its maps (a list stands for
+/// any of its values),
 /// `include` adds combinations, each giving every axis.
 pub(super) fn expand(
     matrix: Option<&Value>,
@@ -100,7 +101,11 @@ pub(super) fn expand(
         combinations.retain(|combination| {
             !exclude
                 .iter()
-                .all(|(axis, value)| combination.get(axis) == Some(value))
+                .all(|(axis, value)| match (combination.get(axis), value) {
+                    // Any of several.
+                    (Some(found), Value::List(values)) => values.contains(found),
+                    (found, value) => found == Some(value),
+                })
         });
         let known = exclude.keys().all(|axis| axes.contains(axis));
         if known && combinations.len() == before {
@@ -213,6 +218,11 @@ mod tests {
         );
         assert_eq!(combinations, ["a 1", "b 1", "b 2", "c 9"]);
         assert_eq!(errors, Vec::<String>::new());
+        // Any of several values.
+        let several =
+            "policy: [a, b, c]\nseed: [1, 2, 3]\nexclude: [{policy: [a, b], seed: [2, 3]}]\n";
+        let (combinations, _) = expanded(several);
+        assert_eq!(combinations, ["a 1", "b 1", "c 1", "c 2", "c 3"]);
     }
 
     #[test]

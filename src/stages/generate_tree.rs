@@ -71,6 +71,26 @@ impl GenerateTree {
         total.checked_mul(self.prompts)
     }
 
+    /// Words of a prompt: enough to tell all prompts apart.
+    fn prompt_length(&self) -> usize {
+        let mut length = 1;
+        while self.symbols > 1 && self.symbols.pow(length) < self.prompts {
+            length += 1;
+        }
+        length as usize
+    }
+
+    /// Prompts have one length, so that none begins another: a state would belong to two trees.
+    fn prompt(&self, question: usize) -> String {
+        let mut rest = question;
+        let words = (0..self.prompt_length()).map(|_| {
+            let word = symbol(rest % self.symbols);
+            rest /= self.symbols;
+            word
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     fn tokenizer(&self) -> Result<Tokenizer, StageError> {
         let words: Vec<String> = (0..self.symbols).map(symbol).collect();
         let words = words.iter().map(String::as_str);
@@ -90,7 +110,7 @@ impl GenerateTree {
             rope_layout: RopeLayout::HalfSplit,
             rms_norm_eps: 1e-5,
             tie_word_embeddings: false,
-            max_position_embeddings: self.horizon + self.prompts + 2,
+            max_position_embeddings: self.horizon + self.prompt_length() + 2,
         }
     }
 
@@ -120,9 +140,7 @@ impl GenerateTree {
         }
         let mut rows = Vec::with_capacity(texts.len() * self.prompts);
         for question in 0..self.prompts {
-            // One word, two words, ...: prompts of different lengths.
-            let words: Vec<String> = (0..=question).map(|at| symbol(at % self.symbols)).collect();
-            let prompt = words.join(" ");
+            let prompt = self.prompt(question);
             for (sample, (tokens, truncated)) in (0..).zip(&texts) {
                 rows.push(CompletionRow {
                     question_id: question as u64,
@@ -171,6 +189,12 @@ impl Kind for GenerateTree {
             ("prompts", self.prompts),
         ] {
             super::training::at_least_one(key, value as u64, &mut problems);
+        }
+        if self.symbols == 1 && self.prompts > 1 {
+            problems.push(Problem::new(
+                "prompts",
+                "`prompts` must be 1 with one symbol: no two could be told apart",
+            ));
         }
         if !(self.spread.is_finite() && self.spread > 0.0) {
             problems.push(Problem::new("spread", "`spread` must be above 0"));
@@ -285,6 +309,10 @@ mod tests {
             .map(|row| (row.question_id, row.token_ids.clone()))
             .collect();
         assert_eq!(distinct.len(), rows.len());
+        // No prompt begins another, even with a completion behind it.
+        let starts: BTreeSet<_> = rows.iter().map(|row| &row.prompt).collect();
+        assert_eq!(starts.len(), 3);
+        assert!(starts.iter().all(|prompt| prompt.split(' ').count() == 2));
         for row in &rows {
             let tokens = row.token_ids.as_deref().unwrap();
             assert_eq!(row.truncated, !tokens.contains(&eos));
