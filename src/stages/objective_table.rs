@@ -55,6 +55,9 @@ pub struct ObjectiveTable {
     /// Names shown instead of objectives.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
+    /// Names shown instead of values of `updates`.
+    #[serde(default)]
+    column_names: BTreeMap<String, String>,
     /// The title.
     #[serde(default = "title")]
     title: String,
@@ -256,8 +259,11 @@ impl ObjectiveTable {
                 table.spread_of_last("sd", spread);
             }
         };
+        let name = |column: &'_ String| -> String {
+            self.column_names.get(column).unwrap_or(column).clone()
+        };
         for column in columns {
-            add(&format!("TV after {column}"), column, |measured| {
+            add(&format!("TV after {}", name(column)), column, |measured| {
                 measured.distance
             });
         }
@@ -272,7 +278,7 @@ impl ObjectiveTable {
                 "Modes found: share of the {} completions of a prompt that the target gives the most which the policy \
                  gives at least half as much, after {}.",
                 self.modes,
-                columns.last().map_or("training", String::as_str)
+                columns.last().map_or_else(|| "training".to_owned(), name)
             ),
         ];
         Ok(table)
