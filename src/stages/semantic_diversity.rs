@@ -44,7 +44,7 @@ pub struct SemanticDiversity {
     /// Names shown instead of values of `row`.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
-    /// A paper's numbers: for each row (the values of several axes with `, ` between), measures with their values.
+    /// A paper's numbers: for each row (of several axes: `gdpo, 1.0`), measures with their values.
     #[serde(default)]
     reference_values: BTreeMap<String, BTreeMap<Measure, f64>>,
     /// The title.
@@ -153,7 +153,7 @@ impl Kind for SemanticDiversity {
     const NAME: &'static str = "semantic_diversity";
     const VERSION: u32 = 1;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], columns: [semantic_diversity, distinct_2, self_bleu, vendi, entropy],
-      row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1": { semantic_diversity: 0.690 } } }"#;
+      row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": { semantic_diversity: 0.690 } } }"#;
 
     fn ports(&self) -> Vec<Port> {
         vec![

@@ -38,7 +38,7 @@ pub struct WinRate {
     /// Names shown instead of values of `row`.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
-    /// A paper's win rates in percent, by row (the values of several axes with `, ` between).
+    /// A paper's win rates in percent, by row (of several axes: `gdpo, 1.0`).
     #[serde(default)]
     reference_values: BTreeMap<String, f64>,
     /// The title.
@@ -140,7 +140,7 @@ impl Won {
 impl Kind for WinRate {
     const NAME: &'static str = "win_rate";
     const VERSION: u32 = 1;
-    const EXAMPLE: &'static str = r#"{ row: [policy, temperature], row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1": 60 } }"#;
+    const EXAMPLE: &'static str = r#"{ row: [policy, temperature], row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": 60 } }"#;
 
     fn ports(&self) -> Vec<Port> {
         vec![

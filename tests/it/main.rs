@@ -8,6 +8,7 @@ mod check_errors;
 mod cli;
 mod command_kind;
 mod concurrency;
+mod evaluation;
 mod failure;
 mod golden;
 mod history;
