@@ -16,7 +16,7 @@ use super::diagnostic::{Diagnostic, Path, Severity};
 use super::document::{Document, Invalid};
 use super::overrides::{self, Overrides};
 use super::reference::is_name;
-use super::spec::Pipeline;
+use super::spec::{Instance, Pipeline};
 use super::stage::Registry;
 use super::value::{Map, Value};
 
@@ -270,6 +270,35 @@ fn qualified(value: &Value, prefix: &str) -> Value {
         ),
         other => other.clone(),
     }
+}
+
+/// Leaves out imported stages that no stage of the file itself needs.
+pub(super) fn needed_by_own(stages: Vec<Instance>) -> Vec<Instance> {
+    let mut needed = vec![false; stages.len()];
+    let own = (0..stages.len()).filter(|at| namespace(&stages[*at].template).is_empty());
+    let mut open: Vec<usize> = own.collect();
+    while let Some(stage) = open.pop() {
+        if !std::mem::replace(&mut needed[stage], true) {
+            let items = stages[stage].inputs.iter().flat_map(|input| &input.items);
+            open.extend(items.map(|item| item.producer));
+        }
+    }
+    let mut places = vec![0; stages.len()];
+    let mut kept: Vec<Instance> = Vec::new();
+    for (at, stage) in stages.into_iter().enumerate() {
+        if needed[at] {
+            places[at] = kept.len();
+            kept.push(stage);
+        }
+    }
+    for item in kept
+        .iter_mut()
+        .flat_map(|stage| &mut stage.inputs)
+        .flat_map(|input| &mut input.items)
+    {
+        item.producer = places[item.producer];
+    }
+    kept
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Profiles and `--set`: what changes a pipeline file before it is read.
 
-use super::diagnostic::{Diagnostic, Path, did_you_mean};
-use super::document::without_positions;
+use super::diagnostic::{Diagnostic, Path, Segment, did_you_mean};
+use super::document::{Document, without_positions};
 use super::value::{Map, Value};
 
 /// What the command line changes in a pipeline.
@@ -199,6 +199,59 @@ fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
     }
     target.insert(keys[keys.len() - 1].to_owned(), value);
     Ok(())
+}
+
+/// What a profile gives is shown where the profile gives it.
+pub(super) fn relocate_to_profiles(
+    document: &Document,
+    profiles: &[String],
+    mut diagnostics: Vec<Diagnostic>,
+) -> Vec<Diagnostic> {
+    if profiles.is_empty() || diagnostics.is_empty() {
+        return diagnostics;
+    }
+    let Ok(root) = document.parse() else {
+        return diagnostics;
+    };
+    for diagnostic in &mut diagnostics {
+        let path = &diagnostic.path;
+        let in_file = depth(&root, path);
+        let found = profiles.iter().rev().find_map(|profile| {
+            let prefix = Path::of(["profiles", profile]);
+            let in_profile = depth(&root, &prefix.join(path)).checked_sub(prefix.0.len())?;
+            let deeper = in_profile > in_file || in_profile == path.0.len();
+            (in_profile > 0 && (deeper || is_replaced(&root, profile, path)))
+                .then(|| prefix.join(path))
+        });
+        if let Some(found) = found {
+            diagnostic.path = found;
+        }
+    }
+    diagnostics
+}
+
+/// Whether a profile gives the stage that `path` is in another kind: nothing of it is in the file's stage.
+fn is_replaced(root: &Value, profile: &str, path: &Path) -> bool {
+    let [Segment::Key(stages), Segment::Key(stage), ..] = path.0.as_slice() else {
+        return false;
+    };
+    let kind = root.get(["profiles", profile, stages, stage, "kind"]);
+    stages == "stages" && kind.is_some() && kind != root.get([stages.as_str(), stage, "kind"])
+}
+
+/// Returns how many segments of `path` exist.
+fn depth(root: &Value, path: &Path) -> usize {
+    let mut value = root;
+    for (depth, segment) in path.0.iter().enumerate() {
+        let next = match (value, segment) {
+            (Value::Map(map), Segment::Key(key)) => map.get(key),
+            (Value::List(list), Segment::Index(index)) => list.get(*index),
+            _ => None,
+        };
+        let Some(next) = next else { return depth };
+        value = next;
+    }
+    path.0.len()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value as Json, json};
 
 use super::artifact::Artifact;
+use super::artifact::Digest;
 use super::plan::StagePlan;
 use super::spec::Pipeline;
 use super::store::Record;
@@ -304,13 +305,15 @@ fn times(record: &Record) -> (String, String) {
     (start, end)
 }
 
-/// Makes a folder's name of a stage's, with nothing that an identifier would have to escape.
+/// Makes a folder's name of a stage's, with nothing that an identifier would have to escape; a digest tells apart what
+/// would look alike, such as `base/sft` and `base_sft`.
 fn folder_name(stage: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-=.,".contains(c);
-    stage
-        .chars()
-        .map(|c| if plain(c) { c } else { '_' })
-        .collect::<String>()
-        .trim_end_matches('_')
-        .to_owned()
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-=.,".contains(c);
+    if stage.chars().all(is_plain) {
+        return stage.to_owned();
+    }
+    let plain = stage.chars().map(|c| if is_plain(c) { c } else { '_' });
+    let plain: String = plain.collect();
+    let digest = Digest::of(stage.as_bytes());
+    format!("{}-{}", plain.trim_end_matches('_'), digest.short())
 }

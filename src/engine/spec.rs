@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 use super::context::Labels;
-use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
+use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located};
 use super::graph::Graph;
 use super::import::{self, Imported, folder_of, namespace};
@@ -171,11 +171,15 @@ impl Pipeline {
             warnings: Vec::new(),
         };
         let pipeline = builder.build(&document, &root);
-        let located = relocate_to_profiles(&document, &overrides.profiles, builder.errors);
+        let located =
+            overrides::relocate_to_profiles(&document, &overrides.profiles, builder.errors);
         match pipeline {
             Some(mut pipeline) if located.is_empty() => {
-                let warnings =
-                    relocate_to_profiles(&document, &overrides.profiles, builder.warnings);
+                let warnings = overrides::relocate_to_profiles(
+                    &document,
+                    &overrides.profiles,
+                    builder.warnings,
+                );
                 pipeline.warnings = document.locate(warnings);
                 pipeline.overrides = overrides.clone();
                 Ok(pipeline)
@@ -240,59 +244,6 @@ impl Pipeline {
             )),
         }
     }
-}
-
-/// What a profile gives is shown where the profile gives it.
-fn relocate_to_profiles(
-    document: &Document,
-    profiles: &[String],
-    mut diagnostics: Vec<Diagnostic>,
-) -> Vec<Diagnostic> {
-    if profiles.is_empty() || diagnostics.is_empty() {
-        return diagnostics;
-    }
-    let Ok(root) = document.parse() else {
-        return diagnostics;
-    };
-    for diagnostic in &mut diagnostics {
-        let path = &diagnostic.path;
-        let in_file = depth(&root, path);
-        let found = profiles.iter().rev().find_map(|profile| {
-            let prefix = Path::of(["profiles", profile]);
-            let in_profile = depth(&root, &prefix.join(path)).checked_sub(prefix.0.len())?;
-            let deeper = in_profile > in_file || in_profile == path.0.len();
-            (in_profile > 0 && (deeper || is_replaced(&root, profile, path)))
-                .then(|| prefix.join(path))
-        });
-        if let Some(found) = found {
-            diagnostic.path = found;
-        }
-    }
-    diagnostics
-}
-
-/// Whether a profile gives the stage that `path` is in another kind: nothing of it is in the file's stage.
-fn is_replaced(root: &Value, profile: &str, path: &Path) -> bool {
-    let [Segment::Key(stages), Segment::Key(stage), ..] = path.0.as_slice() else {
-        return false;
-    };
-    let kind = root.get(["profiles", profile, stages, stage, "kind"]);
-    stages == "stages" && kind.is_some() && kind != root.get([stages.as_str(), stage, "kind"])
-}
-
-/// Returns how many segments of `path` exist.
-fn depth(root: &Value, path: &Path) -> usize {
-    let mut value = root;
-    for (depth, segment) in path.0.iter().enumerate() {
-        let next = match (value, segment) {
-            (Value::Map(map), Segment::Key(key)) => map.get(key),
-            (Value::List(list), Segment::Index(index)) => list.get(*index),
-            _ => None,
-        };
-        let Some(next) = next else { return depth };
-        value = next;
-    }
-    path.0.len()
 }
 
 struct Builder<'a> {
@@ -366,7 +317,7 @@ impl Builder<'_> {
         }
         let mut stages = wiring::wire(drafts, &templates, stages, &mut self.errors);
         if !self.imported.is_empty() {
-            stages = needed_by_own(stages);
+            stages = import::needed_by_own(stages);
         }
         let edges: Vec<(usize, usize)> = stages
             .iter()
@@ -649,35 +600,6 @@ impl Builder<'_> {
         }
         self.errors.extend(ignored);
     }
-}
-
-/// Leaves out imported stages that no stage of the file itself needs.
-fn needed_by_own(stages: Vec<Instance>) -> Vec<Instance> {
-    let mut needed = vec![false; stages.len()];
-    let own = (0..stages.len()).filter(|at| namespace(&stages[*at].template).is_empty());
-    let mut open: Vec<usize> = own.collect();
-    while let Some(stage) = open.pop() {
-        if !std::mem::replace(&mut needed[stage], true) {
-            let items = stages[stage].inputs.iter().flat_map(|input| &input.items);
-            open.extend(items.map(|item| item.producer));
-        }
-    }
-    let mut places = vec![0; stages.len()];
-    let mut kept: Vec<Instance> = Vec::new();
-    for (at, stage) in stages.into_iter().enumerate() {
-        if needed[at] {
-            places[at] = kept.len();
-            kept.push(stage);
-        }
-    }
-    for item in kept
-        .iter_mut()
-        .flat_map(|stage| &mut stage.inputs)
-        .flat_map(|input| &mut input.items)
-    {
-        item.producer = places[item.producer];
-    }
-    kept
 }
 
 fn ring_error(ring: &[usize], stages: &[Instance]) -> Diagnostic {
