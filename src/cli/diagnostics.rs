@@ -7,12 +7,29 @@ use serde_json::json;
 
 use super::output::{Output, counted};
 use crate::engine::diagnostic::Severity;
-use crate::engine::document::{Document, Located};
+use crate::engine::document::{Document, Located, Span};
+
+/// Diagnostics that people are shown; nobody reads more.
+const MOST: usize = 100;
+
+/// Lines longer than this many bytes are not shown: the place is given all the same.
+const LONGEST_LINE: usize = 2000;
 
 #[derive(Debug)]
 struct Shown<'a> {
     located: &'a Located,
     source: NamedSource<String>,
+    /// What of the source is underlined.
+    span: Option<Span>,
+}
+
+/// Whether the lines around `span` are short enough to be shown.
+fn fits(text: &str, span: Span) -> bool {
+    let is_short = |line: &str| line.len() <= LONGEST_LINE;
+    let around = text.get(..span.start).zip(text.get(span.start..));
+    around.is_some_and(|(before, after)| {
+        before.rsplit('\n').take(2).all(is_short) && after.split('\n').take(2).all(is_short)
+    })
 }
 
 impl fmt::Display for Shown<'_> {
@@ -40,11 +57,11 @@ impl miette::Diagnostic for Shown<'_> {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.located.span.map(|_| &self.source as &dyn SourceCode)
+        self.span.map(|_| &self.source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let span = self.located.span?;
+        let span = self.span?;
         let label = LabeledSpan::new(None, span.start, span.end.saturating_sub(span.start));
         Some(Box::new(std::iter::once(label)))
     }
@@ -79,9 +96,10 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
         _ => GraphicalTheme::unicode(),
     };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
-    for located in diagnostics {
+    for located in diagnostics.iter().take(MOST) {
         let shown = Shown {
             located,
+            span: located.span.filter(|span| fits(&document.text, *span)),
             source: NamedSource::new(&file, document.text.clone()).with_language("yaml"),
         };
         let mut text = String::new();
@@ -98,6 +116,11 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
             output.line(text.trim_end());
             output.line("");
         }
+    }
+    if diagnostics.len() > MOST {
+        let more = diagnostics.len() - MOST;
+        output.line(&format!("and {more} more; `--json` lists them all"));
+        output.line("");
     }
     let errors = diagnostics
         .iter()

@@ -11,6 +11,14 @@ use saphyr_parser::{Event, Parser, Span as ParserSpan};
 use super::diagnostic::{Diagnostic, Path, Segment, Severity, Target};
 use super::value::Value;
 
+/// Brackets that may be open at once, and dashes that may begin a line. The parsers refuse more than 128 levels, but only
+/// after a time that grows with the square of them.
+const MOST_BRACKETS: usize = 1000;
+const MOST_DASHES: usize = 64;
+
+/// Levels down to which places are looked for.
+const DEEPEST: usize = 200;
+
 /// A pipeline file that was read.
 #[derive(Debug, Clone)]
 pub struct Document {
@@ -60,6 +68,26 @@ fn summary(diagnostics: &[Located]) -> String {
         .join("; ")
 }
 
+/// Whether the text seems to be nested far beyond what the parsers take; brackets in quotes count as well.
+fn is_too_deep(text: &str) -> bool {
+    let mut open = 0usize;
+    let brackets = text.bytes().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > MOST_BRACKETS
+    });
+    // `- - - x` is a list in a list in a list; so are maps with `?` and `:`.
+    brackets
+        || text.lines().any(|line| {
+            let words = line.split_ascii_whitespace();
+            let dashes = words.take_while(|word| matches!(*word, "-" | "?" | ":"));
+            dashes.count() > MOST_DASHES
+        })
+}
+
 impl Document {
     /// Reads a pipeline file.
     pub fn read(file: &FilePath) -> std::io::Result<Self> {
@@ -71,6 +99,12 @@ impl Document {
 
     /// Parses the text.
     pub fn parse(&self) -> Result<Value, Invalid> {
+        if is_too_deep(&self.text) {
+            return Err(self.invalid(vec![Diagnostic::error(
+                Path::default(),
+                "lists or maps lie too deep in each other",
+            )]));
+        }
         let error = match serde_yaml::from_str::<Value>(&self.text) {
             Ok(value @ Value::Map(_)) => return Ok(value),
             Ok(other) => {
@@ -89,11 +123,15 @@ impl Document {
             .map(|places| places.duplicates)
             .unwrap_or_default();
         let diagnostics = if duplicates.is_empty() {
-            let span = error.location().map(|at| Span {
-                start: at.index(),
-                end: at.index() + 1,
-                line: at.line(),
-                column: at.column(),
+            let span = error.location().map(|at| {
+                let start = self.text.floor_char_boundary(at.index());
+                let length = self.text[start..].chars().next().map_or(0, char::len_utf8);
+                Span {
+                    start,
+                    end: start + length,
+                    line: at.line(),
+                    column: at.column(),
+                }
             });
             vec![Located {
                 diagnostic: Diagnostic::error(Path::default(), without_positions(&error)),
@@ -151,6 +189,7 @@ impl Document {
                 .chain(self.text.match_indices('\n').map(|(at, _)| at + 1))
                 .collect(),
             text: &self.text,
+            reached: (0, 0, 0),
             places: Places::default(),
         };
         // Stream start, document start, the root node.
@@ -190,6 +229,8 @@ struct Walk<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
     line_starts: Vec<usize>,
     text: &'a str,
+    /// Line, column and byte of the last place: the next one is mostly not far behind it.
+    reached: (usize, usize, usize),
     places: Places,
 }
 
@@ -198,28 +239,30 @@ impl<'a> Walk<'a> {
         self.parser.next()?.ok()
     }
 
-    fn span(&self, span: ParserSpan) -> Span {
-        let byte = |line: usize, column: usize| {
-            let start = self
-                .line_starts
-                .get(line.saturating_sub(1))
-                .copied()
-                .unwrap_or(0);
-            let rest = &self.text[start..];
-            start
-                + rest
-                    .char_indices()
-                    .nth(column)
-                    .map_or(rest.len(), |(at, _)| at)
+    /// Returns the byte at a line, counted from 1, and a column in characters, counted from 0.
+    fn byte(&self, line: usize, column: usize) -> usize {
+        let (reached_line, reached_column, reached) = self.reached;
+        let (start, left) = if line == reached_line && column >= reached_column {
+            (reached, column - reached_column)
+        } else {
+            let start = self.line_starts.get(line.saturating_sub(1));
+            (start.copied().unwrap_or(0), column)
         };
-        let start = byte(span.start.line(), span.start.col());
-        let end = byte(span.end.line(), span.end.col())
+        let rest = &self.text[start..];
+        let found = rest.char_indices().nth(left);
+        start + found.map_or(rest.len(), |(at, _)| at)
+    }
+
+    fn span(&mut self, span: ParserSpan) -> Span {
+        let start = self.byte(span.start.line(), span.start.col());
+        self.reached = (span.start.line(), span.start.col(), start);
+        let end = self
+            .byte(span.end.line(), span.end.col())
             .max(start + 1)
             .min(self.text.len());
         // A block's span reaches to the next token: its first line says enough.
-        let line_end = self.text[start..]
-            .find('\n')
-            .map_or(self.text.len(), |at| start + at);
+        let next_line = self.line_starts.get(span.start.line());
+        let line_end = next_line.map_or(self.text.len(), |next| next - 1);
         Span {
             start,
             end: end.min(line_end).max(start),
@@ -229,6 +272,9 @@ impl<'a> Walk<'a> {
     }
 
     fn node(&mut self, path: &Path, event: &Event<'a>, span: ParserSpan) -> Option<()> {
+        if path.0.len() > DEEPEST {
+            return None;
+        }
         let place = self.span(span);
         self.places.values.insert(path.clone(), place);
         match event {
@@ -293,6 +339,45 @@ mod tests {
             file: "p.yaml".into(),
             text: text.to_owned(),
         }
+    }
+
+    #[test]
+    fn what_lies_too_deep_is_refused_before_it_is_parsed() {
+        for (nested, levels) in [
+            ("[", 50_000),
+            ("{a: ", 50_000),
+            ("- ", 50_000),
+            (": ", 20_000),
+        ] {
+            let text = format!("name: x\nparams:\n  {}\n", nested.repeat(levels));
+            let error = document(&text).parse().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "p.yaml is not a valid pipeline: lists or maps lie too deep in each other"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fault_at_a_wide_character_is_shown_whole() {
+        let text = "name: \u{65e5}\nstages: {a: \"x\" \u{672c}}\n";
+        let error = document(text).parse().unwrap_err();
+        let place = error.diagnostics[0].span.unwrap();
+        assert_eq!(&text[place.start..place.end], "\u{672c}");
+        assert_eq!((place.line, place.column), (2, 17));
+    }
+
+    #[test]
+    fn places_on_one_long_line_are_those_of_short_lines() {
+        let text = "name: \u{65e5}\u{672c}\nstages: {a: {x: \u{ef}, y: [1, {z: 2}]}, b: 3}\n";
+        let places = document(text).places().unwrap();
+        for (path, place) in &places.keys {
+            let Some(Segment::Key(key)) = path.0.last() else {
+                panic!("{path} is no key");
+            };
+            assert_eq!(&text[place.start..place.end], key, "{path}");
+        }
+        assert_eq!(places.keys.len(), 7);
     }
 
     #[test]

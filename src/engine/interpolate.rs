@@ -1,6 +1,6 @@
 //! `${}` references to params, the pipeline's own and a matrix's.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
@@ -8,11 +8,20 @@ use indexmap::IndexMap;
 use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::value::{Map, Value};
 
+/// Values and bytes of text that one resolved value may have. A dozen params that each refer to the one before
+/// twice could ask for more than any machine has.
+const LARGEST: usize = 1 << 20;
+
+/// How many params may refer to each other in a row.
+const DEEPEST: usize = 64;
+
 /// What `${}` can refer to.
 pub(super) struct Scope<'a> {
     params: &'a Map,
     matrix: Option<&'a IndexMap<String, Value>>,
     used: &'a RefCell<BTreeSet<String>>,
+    /// How large the value that is being resolved is by now.
+    size: Cell<usize>,
 }
 
 impl<'a> Scope<'a> {
@@ -22,6 +31,7 @@ impl<'a> Scope<'a> {
             params,
             matrix: None,
             used,
+            size: Cell::new(0),
         }
     }
 
@@ -31,6 +41,7 @@ impl<'a> Scope<'a> {
             params: self.params,
             matrix: Some(axes),
             used: self.used,
+            size: Cell::new(0),
         }
     }
 
@@ -41,7 +52,25 @@ impl<'a> Scope<'a> {
         path: &Path,
         errors: &mut Vec<Diagnostic>,
     ) -> Value {
-        self.value(value, path, errors, &mut Vec::new())
+        self.size.set(0);
+        let resolved = self.value(value, path, errors, &mut Vec::new());
+        if self.size.get() <= LARGEST {
+            return resolved;
+        }
+        errors.push(
+            Diagnostic::error(
+                path.clone(),
+                format!("with its `${{}}` replaced it is larger than {LARGEST} bytes"),
+            )
+            .hint("params that refer to others several times multiply"),
+        );
+        Value::Null
+    }
+
+    /// Notes that what is being resolved grows; whether it may.
+    fn grows(&self, by: usize) -> bool {
+        self.size.set(self.size.get().saturating_add(by));
+        self.size.get() <= LARGEST
     }
 
     fn value(
@@ -51,6 +80,9 @@ impl<'a> Scope<'a> {
         errors: &mut Vec<Diagnostic>,
         open: &mut Vec<String>,
     ) -> Value {
+        if !self.grows(1) {
+            return Value::Null;
+        }
         match value {
             Value::String(text) if text.contains('$') => self.text(text, path, errors, open),
             Value::List(items) => Value::List(
@@ -102,8 +134,11 @@ impl<'a> Scope<'a> {
                     );
                     return Value::Null;
                 };
-                let value = self.lookup(name.trim(), path, errors, open);
-                result.push_str(&value.to_string());
+                let value = self.lookup(name.trim(), path, errors, open).to_string();
+                if !self.grows(value.len()) {
+                    return Value::Null;
+                }
+                result.push_str(&value);
                 rest = after;
             } else {
                 // A lone `$` belongs to the shell.
@@ -141,15 +176,15 @@ impl<'a> Scope<'a> {
         }
         self.used.borrow_mut().insert(keys[0].to_owned());
         let mut found: Option<&Value> = self.params.get(keys[0]);
-        let mut level: Vec<&str> = self.params.keys().map(String::as_str).collect();
+        let mut level = self.params;
         let mut missing = keys[0];
         for key in &keys[1..] {
-            let Some(map) = found.and_then(Value::as_map) else {
-                break;
-            };
-            level = map.keys().map(String::as_str).collect();
-            missing = key;
-            found = map.get(*key);
+            let map = found.and_then(Value::as_map);
+            found = map.and_then(|map| map.get(*key));
+            if let Some(map) = map {
+                level = map;
+                missing = key;
+            }
         }
         let Some(value) = found else {
             errors.push(
@@ -157,7 +192,7 @@ impl<'a> Scope<'a> {
                     path.clone(),
                     format!("`${{{name}}}` is not defined in `params`"),
                 )
-                .maybe_hint(did_you_mean(missing, level)),
+                .maybe_hint(did_you_mean(missing, level.keys().map(String::as_str))),
             );
             return Value::Null;
         };
@@ -166,6 +201,13 @@ impl<'a> Scope<'a> {
             errors.push(Diagnostic::error(
                 path.clone(),
                 format!("params refer to each other in a ring: {ring}"),
+            ));
+            return Value::Null;
+        }
+        if open.len() == DEEPEST {
+            errors.push(Diagnostic::error(
+                path.clone(),
+                format!("more than {DEEPEST} params refer to each other in a row"),
             ));
             return Value::Null;
         }
@@ -225,5 +267,32 @@ mod tests {
             ["`${matrix.seed}` names no axis of this stage"]
         );
         assert_eq!(resolve(params, "x ${a").1, ["`${` without its `}`"]);
+    }
+
+    #[test]
+    fn what_lies_below_a_scalar_is_not_defined() {
+        assert_eq!(
+            resolve("lr: 3\n", "${lr.peak}").1,
+            ["`${lr.peak}` is not defined in `params`"]
+        );
+    }
+
+    #[test]
+    fn params_that_multiply_or_go_deep_are_errors() {
+        for double in ["'${p#}${p#}'", "['${p#}', '${p#}']"] {
+            let lines =
+                (0..40).map(|n| format!("p{n}: {}\n", double.replace('#', &(n + 1).to_string())));
+            let params = lines.collect::<String>() + "p40: x\n";
+            assert_eq!(
+                resolve(&params, "${p0}").1,
+                ["with its `${}` replaced it is larger than 1048576 bytes"]
+            );
+        }
+        let lines = (0..100).map(|n| format!("p{n}: '${{p{}}}'\n", n + 1));
+        let params = lines.collect::<String>() + "p100: x\n";
+        assert_eq!(
+            resolve(&params, "${p0}").1,
+            ["more than 64 params refer to each other in a row"]
+        );
     }
 }

@@ -1,10 +1,15 @@
 //! Matrices: one stage template, one instance for each combination of axis values.
 
+use std::collections::BTreeSet;
+
 use indexmap::IndexMap;
 
 use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::reference::is_name;
 use super::value::{Map, Value};
+
+/// Combinations that one matrix may have: a few long axes would fill the memory.
+const MOST: usize = 100_000;
 
 /// The axis values of one instance, in axis order.
 pub(super) type AxisValues = IndexMap<String, Value>;
@@ -62,6 +67,7 @@ pub(super) fn expand(
                 format!("axis `{axis}` has no values"),
             ));
         }
+        let mut spelt = BTreeSet::new();
         for (index, value) in values.iter().enumerate() {
             if matches!(value, Value::List(_) | Value::Map(_) | Value::Null) {
                 errors.push(Diagnostic::error(
@@ -71,10 +77,7 @@ pub(super) fn expand(
                         value.type_name()
                     ),
                 ));
-            } else if values[..index]
-                .iter()
-                .any(|other| other.to_string() == value.to_string())
-            {
+            } else if !spelt.insert(value.to_string()) {
                 // By text, because text names the instance: `1` and `"1"` would be one name.
                 errors.push(Diagnostic::error(
                     path.index(index),
@@ -83,6 +86,13 @@ pub(super) fn expand(
             }
         }
         axes.push(axis.clone());
+        if combinations.len().saturating_mul(values.len()) > MOST {
+            errors.push(Diagnostic::error(
+                path,
+                format!("with axis `{axis}` the matrix has more than {MOST} combinations"),
+            ));
+            return Vec::new();
+        }
         combinations = combinations
             .iter()
             .flat_map(|combination| {
@@ -223,6 +233,20 @@ mod tests {
             "policy: [a, b, c]\nseed: [1, 2, 3]\nexclude: [{policy: [a, b], seed: [2, 3]}]\n";
         let (combinations, _) = expanded(several);
         assert_eq!(combinations, ["a 1", "b 1", "c 1", "c 2", "c 3"]);
+    }
+
+    #[test]
+    fn a_matrix_that_would_fill_the_memory_is_an_error() {
+        let axis = format!(
+            "[{}]",
+            (0..1000).map(|n| format!("{n},")).collect::<String>()
+        );
+        let (combinations, errors) = expanded(&format!("a: {axis}\nb: {axis}\nc: {axis}\n"));
+        assert!(combinations.is_empty());
+        assert_eq!(
+            errors,
+            ["with axis `b` the matrix has more than 100000 combinations"]
+        );
     }
 
     #[test]

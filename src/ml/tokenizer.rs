@@ -12,6 +12,7 @@ mod tests;
 mod train;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -87,6 +88,14 @@ pub struct Tokenizer {
     vocab_size: usize,
 }
 
+/// Calls the crate, which panics on what some documents ask for: a pattern that matches nothing, say.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    let called = catch_unwind(AssertUnwindSafe(call));
+    called.unwrap_or_else(|_| {
+        Err("the tokenizer is damaged: expected one that handles every text".into())
+    })
+}
+
 impl Tokenizer {
     /// Builds a tokenizer from the bytes of a `tokenizer.json`.
     ///
@@ -114,7 +123,7 @@ impl Tokenizer {
         let pad = id("padding", &tokens.pad)?;
         let largest = inner.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        let around_nothing = inner.encode("", true).map_err(invalid)?;
+        let around_nothing = guarded(|| inner.encode("", true)).map_err(invalid)?;
         let adds_bos = bos.is_some() && around_nothing.get_ids().first().copied() == bos;
         Ok(Self {
             inner,
@@ -223,7 +232,7 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens);
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
         encoding
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| TokenizerError::Text {
@@ -243,7 +252,7 @@ impl Tokenizer {
     }
 
     fn text(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        let text = self.inner.decode(ids, skip_special_tokens);
+        let text = guarded(|| self.inner.decode(ids, skip_special_tokens));
         text.map_err(|error| TokenizerError::Text {
             action: "decode",
             reason: error.to_string(),

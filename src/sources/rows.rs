@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,12 @@ pub enum RowsError {
         file: Arc<str>,
         /// What polars says.
         source: PolarsError,
+    },
+    /// A parquet or CSV file is damaged in a way that polars does not expect.
+    #[error("{file}: damaged: expected a whole parquet or CSV file")]
+    Damaged {
+        /// The file.
+        file: Arc<str>,
     },
     /// A column is not there.
     #[error("{file}: no column `{column}`; found: {found}")]
@@ -113,29 +120,47 @@ fn read_file(path: &Path, name: Arc<str>, columns: &[&str]) -> Result<Vec<Row>, 
     let mut start = Vec::new();
     file.by_ref().take(64).read_to_end(&mut start)?;
     file.rewind()?;
-    let frame = |source| RowsError::Frame {
-        file: Arc::clone(&name),
-        source,
-    };
-    if start.starts_with(b"PAR1") {
-        let mut reader = ParquetReader::new(file);
-        let schema = reader.schema().map_err(frame)?;
-        let known: Vec<String> = schema.iter_names().map(ToString::to_string).collect();
-        check_columns(&name, columns, &known)?;
-        let wanted = columns.iter().map(|column| (*column).to_owned()).collect();
-        let read = reader.with_columns(Some(wanted)).finish();
-        frame_rows(&read.map_err(frame)?, &name, columns)
-    } else if start.starts_with(&[0x1f, 0x8b]) {
+    if start.starts_with(&[0x1f, 0x8b]) {
         json_rows(BufReader::new(MultiGzDecoder::new(file)), &name, columns)
     } else if start.trim_ascii_start().starts_with(b"{") {
         json_rows(BufReader::new(file), &name, columns)
+    } else {
+        // polars panics on some of the files that are not what they should be.
+        let read = || frame_file(file, start.starts_with(b"PAR1"), &name, columns);
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            Err(RowsError::Damaged {
+                file: Arc::clone(&name),
+            })
+        })
+    }
+}
+
+/// Reads a parquet or CSV file.
+fn frame_file(
+    file: File,
+    is_parquet: bool,
+    name: &Arc<str>,
+    columns: &[&str],
+) -> Result<Vec<Row>, RowsError> {
+    let frame = |source| RowsError::Frame {
+        file: Arc::clone(name),
+        source,
+    };
+    if is_parquet {
+        let mut reader = ParquetReader::new(file);
+        let schema = reader.schema().map_err(frame)?;
+        let known: Vec<String> = schema.iter_names().map(ToString::to_string).collect();
+        check_columns(name, columns, &known)?;
+        let wanted = columns.iter().map(|column| (*column).to_owned()).collect();
+        let read = reader.with_columns(Some(wanted)).finish();
+        frame_rows(&read.map_err(frame)?, name, columns)
     } else {
         let options = CsvReadOptions::default()
             .with_has_header(true)
             // Every column as text.
             .with_infer_schema_length(Some(0));
         let read = options.into_reader_with_file_handle(file).finish();
-        frame_rows(&read.map_err(frame)?, &name, columns)
+        frame_rows(&read.map_err(frame)?, name, columns)
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use flowgraph::engine::store::ObjectStat;
 
+use crate::disk::Disk;
 use crate::space::{Space, lines};
 
 const PIPELINE: &str = r#"
@@ -350,27 +351,6 @@ fn a_store_that_cannot_be_written_is_good_to_read_and_says_so_when_it_is_not() {
     assert_eq!(space.run(&[]).outcomes(), "a cached, b cached, c cached");
 }
 
-/// A small disk of its own; unmounted at the end.
-struct Disk<'a>(&'a Path);
-
-impl<'a> Disk<'a> {
-    fn mount(at: &'a Path, kilobytes: usize) -> Option<Self> {
-        fs::create_dir_all(at).ok()?;
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={kilobytes}k"), "tmpfs"])
-            .arg(at)
-            .output()
-            .ok()?;
-        mounted.status.success().then_some(Self(at))
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).output();
-    }
-}
-
 #[test]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let space = Space::new(
@@ -383,7 +363,7 @@ params: { bytes: 600000 }
 "#,
     );
     let path = space.path("disk");
-    let Some(_disk) = Disk::mount(&path, 400) else {
+    let Some(_disk) = Disk::in_memory(&path, "size=400k") else {
         eprintln!("skipped: a tmpfs cannot be mounted here");
         return;
     };

@@ -77,6 +77,9 @@ impl Execution<'_> {
                 if status.contains("signal: 9") && worker.timed_out.is_none() {
                     error = error.hint("it was killed; if memory ran out, give it fewer neighbours with `--jobs` or `resources.memory`");
                 }
+                if status.contains("signal: 6") {
+                    error = error.hint("it gave up, as for memory that no machine has: its log says why, and a damaged input file may be the cause");
+                }
                 self.failed_or_retried(stage, name, error);
             }
         }

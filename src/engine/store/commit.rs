@@ -129,7 +129,11 @@ impl Store {
         let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
         // An object that is there already is kept if its bytes are right, and healed if they are not.
         let stat = match self.check_object(&digest) {
-            Ok(stat) => stat,
+            Ok(stat) => {
+                // Whoever put it there may have been killed before this.
+                sync_folder(target.parent().unwrap_or(self.root()))?;
+                stat
+            }
             Err(_) if is_link => {
                 return Err(StageError::new(format!(
                     "object {} changed while the stage ran",

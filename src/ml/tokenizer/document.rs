@@ -81,6 +81,7 @@ pub(super) fn vocabulary<'a>(
 /// panic on it.
 pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, TokenizerError> {
     if let Some(model) = document.get("model") {
+        check_lengths(model)?;
         check_merges(model)?;
     }
     if let Some(processor) = document.get("post_processor") {
@@ -91,8 +92,29 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
         object.remove("padding");
     }
     let bytes = document.to_string();
-    tokenizers::Tokenizer::from_bytes(bytes)
+    super::guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
         .map_err(|error| TokenizerError::Invalid(error.to_string()))
+}
+
+/// Bytes of the longest token. The crate takes tokens apart by calls within calls, one for each byte.
+const LONGEST_TOKEN: usize = 4096;
+
+/// Checks that no token is so long that the crate would run out of stack.
+fn check_lengths(model: &Value) -> Result<(), TokenizerError> {
+    let longest = match model.get("vocab") {
+        Some(Value::Object(vocabulary)) => vocabulary.keys().map(String::len).max(),
+        Some(Value::Array(tokens)) => {
+            let texts = tokens.iter().filter_map(|token| token.get(0)?.as_str());
+            texts.map(str::len).max()
+        }
+        _ => None,
+    };
+    match longest {
+        Some(length) if length > LONGEST_TOKEN => Err(TokenizerError::Invalid(format!(
+            "a token has {length} bytes, expected at most {LONGEST_TOKEN}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that both halves of every merge and their concatenation are tokens.
