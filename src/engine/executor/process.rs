@@ -63,10 +63,13 @@ pub(super) fn start(
         unreachable!("both were asked for as pipes");
     };
     let line = serde_json::to_string(job)?;
-    // A worker that died already is reported by the end of its output.
-    let _ = stdin
+    let told = stdin
         .write_all(line.as_bytes())
         .and_then(|()| stdin.write_all(b"\n"));
+    if told.is_err() {
+        // It would wait for the rest of its job for ever. Its end, or that it died before, shows in its output.
+        let _ = child.kill();
+    }
     let sender = sender.clone();
     std::thread::spawn(move || {
         // Not `lines`: a library that prints something else than text must not end the conversation.
