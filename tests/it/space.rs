@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use flowgraph::engine::store::{Record, Store};
@@ -68,7 +69,7 @@ impl Space {
     pub(crate) fn outcome(&self, output: Output) -> Outcome {
         let scrub = |bytes: &[u8]| self.scrub(&String::from_utf8_lossy(bytes));
         Outcome {
-            code: output.status.code().unwrap_or(-1),
+            code: code(output.status),
             stdout: scrub(&output.stdout),
             stderr: scrub(&output.stderr),
         }
@@ -101,7 +102,7 @@ impl Space {
             }
         }
         Report {
-            code: output.status.code().unwrap_or(-1),
+            code: code(output.status),
             stderr: self.scrub(&String::from_utf8_lossy(&output.stderr)),
             events,
             stages,
@@ -193,6 +194,12 @@ impl Space {
         }
         clean
     }
+}
+
+/// The exit code, or minus the signal that ended a process.
+fn code(status: ExitStatus) -> i32 {
+    let signal = || -status.signal().unwrap_or_default();
+    status.code().unwrap_or_else(signal)
 }
 
 /// Replaces `1.234s`, `20261122-162656-1`, `process 123` and digests in a line.
