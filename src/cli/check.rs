@@ -30,7 +30,7 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
     let mut found: Vec<Located> = Vec::new();
     let (mut warnings, mut counts) = (Vec::new(), Vec::new());
     let mut broken = false;
-    let in_profile = Segment::Key("profiles".to_owned());
+    let in_profile = Segment::Key("profiles".into());
     for profiles in variants {
         let overrides = Overrides {
             profiles: profiles.clone(),

@@ -51,7 +51,7 @@ pub(super) fn run(
         targets.extend(0..pipeline.stages.len());
     }
     let wanted = pipeline.graph.upstream(targets);
-    let provenance = Provenance::of(&pipeline, &plans, &wanted);
+    let provenance = Provenance::of(&pipeline, store, &plans, &wanted);
     let missing = wanted.iter().filter(|wanted| **wanted).count() - provenance.len();
     if provenance.is_empty() {
         return Err(Failure::Other {

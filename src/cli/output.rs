@@ -1,7 +1,9 @@
 //! Standard output for data, standard error for everything else.
 
+use std::borrow::Cow;
 use std::io::Write;
 
+use anstream::adapter::strip_str;
 use owo_colors::OwoColorize;
 use serde::Serialize;
 
@@ -19,7 +21,12 @@ pub(super) struct Output {
 impl Output {
     /// Writes data. A reader that has gone (`| head`) is no error.
     pub(super) fn data(&self, text: &str) {
-        let mut stdout = anstream::stdout().lock();
+        let mut stdout = std::io::stdout().lock();
+        // Stripped here and not by the stream, which would write each piece between two colours by itself.
+        let text = match anstream::AutoStream::choice(&stdout) {
+            anstream::ColorChoice::Never => Cow::from(strip_str(text).to_string()),
+            _ => Cow::from(text),
+        };
         let _ = stdout.write_all(text.as_bytes());
         if !text.ends_with('\n') {
             let _ = stdout.write_all(b"\n");

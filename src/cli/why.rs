@@ -1,5 +1,7 @@
 //! `flowgraph why`: what a result is made of, and what changed since the one before.
 
+use std::borrow::Cow;
+
 use clap::Args;
 use owo_colors::OwoColorize;
 use serde_json::{Value as Json, json};
@@ -7,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::output::Output;
 use super::plan::{decision_word, value};
 use super::{Failure, PipelineOptions, exit_code};
-use crate::engine::fingerprint::Difference;
+use crate::engine::fingerprint::{Difference, Manifest};
 use crate::engine::plan::{Decision, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
@@ -26,6 +28,7 @@ struct Explained<'a> {
     stage: usize,
     /// How far upstream of the stage that was asked for.
     depth: usize,
+    manifest: Cow<'a, Manifest>,
     nearest: Option<&'a Record>,
     differences: Vec<Difference>,
 }
@@ -40,7 +43,7 @@ pub(super) fn run(
     let stage = pipeline.find(&args.stage).map_err(Failure::usage)?;
     let planner = Planner::new(&pipeline, store, PlanOptions::default());
     let plans = planner.plan()?;
-    let explained = explain(&pipeline, &planner, &plans, stage);
+    let explained = explain(&pipeline, store, &planner, &plans, stage)?;
     if output.json {
         output.json(&as_json(&pipeline, &plans, &explained));
     } else {
@@ -52,10 +55,11 @@ pub(super) fn run(
 /// Compares a stage with its past, then what it needs, as far up as something runs.
 fn explain<'a>(
     pipeline: &Pipeline,
+    store: &Store,
     planner: &'a Planner<'_>,
-    plans: &[StagePlan],
+    plans: &'a [StagePlan],
     stage: usize,
-) -> Vec<Explained<'a>> {
+) -> Result<Vec<Explained<'a>>, Failure> {
     let mut explained: Vec<Explained<'a>> = Vec::new();
     let mut open = vec![(stage, 0)];
     while let Some((stage, depth)) = open.pop() {
@@ -63,20 +67,41 @@ fn explain<'a>(
             continue;
         }
         let plan = &plans[stage];
-        let nearest = planner.nearest(stage, plan);
+        let Some(manifest) = manifest(store, plan)? else {
+            continue;
+        };
+        let nearest = planner.nearest(stage, &manifest);
         explained.push(Explained {
             stage,
             depth,
             nearest,
             differences: nearest
-                .map(|record| record.manifest.differences(&plan.manifest))
+                .map(|record| record.manifest.differences(&manifest))
                 .unwrap_or_default(),
+            manifest,
         });
         let needs = pipeline.graph.needs(stage).into_iter().rev();
         let running = needs.filter(|need| plans[*need].decision != Decision::Cached);
         open.extend(running.map(|need| (need, depth + 1)));
     }
-    explained
+    Ok(explained)
+}
+
+/// Returns a stage's manifest: its plan's, or its record's if it is cached.
+fn manifest<'a>(store: &Store, plan: &'a StagePlan) -> Result<Option<Cow<'a, Manifest>>, Failure> {
+    if let Some(manifest) = &plan.manifest {
+        return Ok(Some(Cow::Borrowed(manifest)));
+    }
+    let Some(head) = &plan.record else {
+        return Ok(None);
+    };
+    let record = store.read_record(&head.fingerprint);
+    let record = record.map_err(|error| Failure::Other {
+        message: error.to_string(),
+        hint: Some("`flowgraph verify --repair` drops damaged records".to_owned()),
+        code: exit_code::STORE_DAMAGED,
+    })?;
+    Ok(record.map(|record| Cow::Owned(record.manifest)))
 }
 
 fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> String {
@@ -88,8 +113,8 @@ fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
             "{indent}{} {}  {} (version {}){}\n",
             decision_word(plan.decision, 0),
             instance.name.bold(),
-            plan.manifest.kind,
-            plan.manifest.version,
+            one.manifest.kind,
+            one.manifest.version,
             plan.fingerprint.map_or_else(
                 || ", an input is not known yet".to_owned(),
                 |fingerprint| format!(", fingerprint {}", fingerprint.short())
@@ -109,7 +134,7 @@ fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
             ));
         }
         if one.depth == 0 {
-            for (key, component) in plan.manifest.components() {
+            for (key, component) in one.manifest.components() {
                 text.push_str(&format!("{indent}    {key}: {}\n", value(Some(&component))));
             }
         }
@@ -157,7 +182,7 @@ fn as_json(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
                 "depth": one.depth,
                 "decision": plan.decision,
                 "fingerprint": plan.fingerprint,
-                "manifest": plan.manifest,
+                "manifest": one.manifest,
                 "record": plan.record.as_ref().map(|record| &record.provenance),
                 "causes": plan.causes,
                 "nearest": one.nearest.map(|record| record.fingerprint),

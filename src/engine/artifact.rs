@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use indexmap::IndexMap;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -98,6 +99,9 @@ pub struct Artifact {
     /// The files, sorted by path.
     pub files: Vec<ArtifactFile>,
 }
+
+/// The artifacts that a stage made, by output name.
+pub type Outputs = IndexMap<String, Artifact>;
 
 impl Artifact {
     /// Makes the artifact of `files`.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::artifact::Artifact;
+use super::artifact::Outputs;
 use super::event::{Observer, Outcome};
 use super::executor::{self, RunOptions};
 use super::plan::StagePlan;
@@ -21,7 +21,7 @@ pub enum Reexecuted {
     /// The same bytes.
     Same,
     /// Other bytes: the artifacts, which are in the audit's store.
-    Other(BTreeMap<String, Artifact>),
+    Other(Outputs),
     /// It did not end.
     Failed(String),
 }
@@ -51,14 +51,18 @@ impl AuditStore {
             _in_use: copy.share()?,
             store: copy,
         };
-        for record in plans.iter().filter_map(|plan| plan.record.as_ref()) {
+        for head in plans.iter().filter_map(|plan| plan.record.as_ref()) {
+            let record = store.read_record(&head.fingerprint);
+            let record = record.map_err(|error| StageError::new(error.to_string()))?;
+            // One that is gone meanwhile is no result any more.
+            let Some(record) = record else { continue };
             for file in record.outputs.values().flat_map(|artifact| &artifact.files) {
                 link(
                     &store.object_path(&file.digest),
                     &copy.store.object_path(&file.digest),
                 )?;
             }
-            copy.store.write_record(record)?;
+            copy.store.write_record(&record)?;
         }
         let sources = fs_err::canonicalize(store.root())?.join("sources");
         if sources.exists() {

@@ -62,6 +62,13 @@ pub trait Reporter: Send {
     fn command_group(&mut self, _group: i32) {}
 }
 
+/// Names the folder of an input within that of a try, beside the outputs, whose names have no dot.
+///
+/// Few folders, none within another: on a busy disk they cost more than all else that a small stage does.
+pub fn input_folder(port: &str, index: usize) -> String {
+    format!("{port}.{index}")
+}
+
 /// Names what is kept of a step among checkpoints.
 pub(super) fn kept_name(step: u64) -> String {
     format!("at-{step:012}")
@@ -107,14 +114,14 @@ impl RunContext {
 
     /// Makes the folder of an output and returns it; what is written there becomes the artifact.
     pub fn output(&self, name: &str) -> Result<PathBuf, StageError> {
-        let folder = self.try_folder.join("outputs").join(name);
+        let folder = self.try_folder.join(name);
         fs_err::create_dir_all(&folder)?;
         Ok(folder)
     }
 
     /// Makes an empty folder that is thrown away after the stage.
     pub fn scratch(&self, name: &str) -> Result<PathBuf, StageError> {
-        let folder = self.try_folder.join("scratch").join(name);
+        let folder = self.try_folder.join(format!("scratch.{name}"));
         fs_err::create_dir_all(&folder)?;
         Ok(folder)
     }

@@ -1,12 +1,13 @@
 //! What is wrong with a pipeline, where, and what to do about it.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// One step into the pipeline document.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
-    /// A key of a map.
-    Key(String),
+    /// A key of a map; shared, because every stage that is read makes many paths and needs few.
+    Key(Arc<str>),
     /// A position in a list.
     Index(usize),
 }
@@ -20,7 +21,7 @@ impl Path {
     pub fn of<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         Self(
             keys.into_iter()
-                .map(|key| Segment::Key(key.to_owned()))
+                .map(|key| Segment::Key(key.into()))
                 .collect(),
         )
     }
@@ -28,17 +29,20 @@ impl Path {
     /// Returns the path of a key below this one.
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        let mut path = self.clone();
-        path.0.push(Segment::Key(key.to_owned()));
-        path
+        self.continued(Segment::Key(key.into()))
     }
 
     /// Returns the path of a list item below this one.
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        let mut path = self.clone();
-        path.0.push(Segment::Index(index));
-        path
+        self.continued(Segment::Index(index))
+    }
+
+    fn continued(&self, segment: Segment) -> Self {
+        let mut segments = Vec::with_capacity(self.0.len() + 1);
+        segments.extend_from_slice(&self.0);
+        segments.push(segment);
+        Self(segments)
     }
 
     /// Returns this path continued by `rest`.

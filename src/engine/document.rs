@@ -375,7 +375,7 @@ mod tests {
             let Some(Segment::Key(key)) = path.0.last() else {
                 panic!("{path} is no key");
             };
-            assert_eq!(&text[place.start..place.end], key, "{path}");
+            assert_eq!(&text[place.start..place.end], &**key, "{path}");
         }
         assert_eq!(places.keys.len(), 7);
     }

@@ -1,11 +1,9 @@
 //! What happens during a run: everything that people, logs and programs see derives from these events.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::artifact::{Artifact, Digest};
+use super::artifact::{Digest, Outputs};
 use super::context::Progress;
 use super::plan::Cause;
 use super::store::Record;
@@ -43,7 +41,7 @@ pub enum WorkerEvent {
         /// Whether another process had done the work.
         elsewhere: bool,
         /// What a forced run gave, where it is not what the record says, which is kept.
-        other: Option<BTreeMap<String, Artifact>>,
+        other: Option<Outputs>,
     },
     /// A source was fetched.
     Fetched,

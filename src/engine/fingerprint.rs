@@ -1,7 +1,6 @@
 //! What determines a stage's bytes, in a form that can be both hashed and read.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -101,17 +100,22 @@ impl Manifest {
     pub fn canonical(&self) -> String {
         // Only the params can be of any shape; the fields are written here in the order of their names, and
         // `BTreeMap`s are sorted already.
-        let json = |part: Result<String, serde_json::Error>| part.unwrap_or_default();
-        format!(
-            r#"{{"environment":{},"format":{},"inputs":{},"kind":{},"params":{},"sources":{},"version":{}}}"#,
-            json(serde_json::to_string(&self.environment)),
-            self.format,
-            json(serde_json::to_string(&self.inputs)),
-            json(serde_json::to_string(&self.kind)),
-            canonical_json(&self.params),
-            json(serde_json::to_string(&self.sources)),
-            self.version,
-        )
+        let mut text = Vec::with_capacity(512);
+        let mut part = |key: &str, part: &dyn Fn(&mut Vec<u8>)| {
+            text.push(if text.is_empty() { b'{' } else { b',' });
+            write_json(key, &mut text);
+            text.push(b':');
+            part(&mut text);
+        };
+        part("environment", &|text| write_json(&self.environment, text));
+        part("format", &|text| write_json(&self.format, text));
+        part("inputs", &|text| write_json(&self.inputs, text));
+        part("kind", &|text| write_json(&self.kind, text));
+        part("params", &|text| write_canonical(&self.params, text));
+        part("sources", &|text| write_json(&self.sources, text));
+        part("version", &|text| write_json(&self.version, text));
+        text.push(b'}');
+        as_text(text)
     }
 
     /// Whether `other` agrees in everything that is known here.
@@ -229,39 +233,50 @@ pub fn flatten(prefix: &str, value: &Json, components: &mut BTreeMap<String, Jso
 
 /// Writes JSON with keys sorted and no spaces, whatever features serde_json was built with.
 pub fn canonical_json(value: &Json) -> String {
-    fn write(value: &Json, text: &mut String) {
-        match value {
-            Json::Object(map) => {
-                let mut keys: Vec<&String> = map.keys().collect();
-                keys.sort_unstable();
-                text.push('{');
-                for (position, key) in keys.into_iter().enumerate() {
-                    if position > 0 {
-                        text.push(',');
-                    }
-                    let _ = write!(text, "{}:", Json::from(key.as_str()));
-                    write(&map[key], text);
+    let mut text = Vec::new();
+    write_canonical(value, &mut text);
+    as_text(text)
+}
+
+fn write_canonical(value: &Json, text: &mut Vec<u8>) {
+    match value {
+        Json::Object(map) => {
+            let mut entries: Vec<(&String, &Json)> = map.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| *key);
+            text.push(b'{');
+            for (position, (key, value)) in entries.into_iter().enumerate() {
+                if position > 0 {
+                    text.push(b',');
                 }
-                text.push('}');
+                write_json(key, text);
+                text.push(b':');
+                write_canonical(value, text);
             }
-            Json::Array(list) => {
-                text.push('[');
-                for (position, item) in list.iter().enumerate() {
-                    if position > 0 {
-                        text.push(',');
-                    }
-                    write(item, text);
-                }
-                text.push(']');
-            }
-            leaf => {
-                let _ = write!(text, "{leaf}");
-            }
+            text.push(b'}');
         }
+        Json::Array(list) => {
+            text.push(b'[');
+            for (position, item) in list.iter().enumerate() {
+                if position > 0 {
+                    text.push(b',');
+                }
+                write_canonical(item, text);
+            }
+            text.push(b']');
+        }
+        leaf => write_json(leaf, text),
     }
-    let mut text = String::new();
-    write(value, &mut text);
-    text
+}
+
+/// Writes what always has a JSON form: text, numbers, and lists and maps of them by text.
+fn write_json<T: Serialize + ?Sized>(part: &T, text: &mut Vec<u8>) {
+    if let Err(error) = serde_json::to_writer(text, part) {
+        unreachable!("a manifest has a JSON form: {error}");
+    }
+}
+
+fn as_text(json: Vec<u8>) -> String {
+    String::from_utf8(json).unwrap_or_else(|error| unreachable!("JSON is UTF-8: {error}"))
 }
 
 #[cfg(test)]

@@ -129,7 +129,12 @@ fn expand_below(
                 .or_insert_with(|| Value::Map(Map::new()));
             own.merge(&Value::Map(params.clone()));
         }
-        wrong.extend(Pipeline::problems(&target, &imported, &below, registry));
+        wrong.extend(Pipeline::problems(
+            &target,
+            imported.clone(),
+            &below,
+            registry,
+        ));
         wrong.retain(|wrong| wrong.severity == Severity::Error);
         if !wrong.is_empty() {
             return Err(Box::new(target.invalid(wrong)));

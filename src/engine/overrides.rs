@@ -236,7 +236,7 @@ fn is_replaced(root: &Value, profile: &str, path: &Path) -> bool {
         return false;
     };
     let kind = root.get(["profiles", profile, stages, stage, "kind"]);
-    stages == "stages" && kind.is_some() && kind != root.get([stages.as_str(), stage, "kind"])
+    &**stages == "stages" && kind.is_some() && kind != root.get([&**stages, &**stage, "kind"])
 }
 
 /// Returns how many segments of `path` exist.
@@ -244,7 +244,7 @@ fn depth(root: &Value, path: &Path) -> usize {
     let mut value = root;
     for (depth, segment) in path.0.iter().enumerate() {
         let next = match (value, segment) {
-            (Value::Map(map), Segment::Key(key)) => map.get(key),
+            (Value::Map(map), Segment::Key(key)) => map.get(&**key),
             (Value::List(list), Segment::Index(index)) => list.get(*index),
             _ => None,
         };

@@ -10,13 +10,13 @@ use std::path::{Path as FilePath, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::artifact::{Artifact, Digest};
+use super::artifact::{Digest, Outputs};
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
 use super::machine::numerics_class;
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
-use super::store::{Record, Store};
+use super::store::{Record, RecordHead, Store};
 use crate::sources::Source;
 
 /// What will happen to a stage.
@@ -49,12 +49,12 @@ pub struct Cause {
 pub struct StagePlan {
     /// What will happen.
     pub decision: Decision,
-    /// The manifest, as far as it is known.
-    pub manifest: Manifest,
+    /// The manifest, as far as it is known; absent if `cached`, since the record has it.
+    pub manifest: Option<Manifest>,
     /// Its fingerprint, if it is wholly known.
     pub fingerprint: Option<Digest>,
     /// The record to use, if `cached`.
-    pub record: Option<Record>,
+    pub record: Option<RecordHead>,
     /// Why the stage will run; empty if `cached`.
     pub causes: Vec<Cause>,
     /// What running it will cost, as far as params and earlier records tell.
@@ -79,7 +79,7 @@ pub struct PlanOptions {
 }
 
 /// Outputs that are known so far, by position of their stage.
-pub type Known = Vec<Option<BTreeMap<String, Artifact>>>;
+pub type Known = Vec<Option<Outputs>>;
 
 /// Decides about the stages of one pipeline.
 pub struct Planner<'a> {
@@ -96,7 +96,7 @@ enum Found {
     Nothing,
     /// A result that cannot be used, and why.
     Unusable(String),
-    Usable(Box<Record>, Vec<String>),
+    Usable(Box<RecordHead>, Vec<String>),
 }
 
 impl<'a> Planner<'a> {
@@ -132,11 +132,17 @@ impl<'a> Planner<'a> {
         let mut errors = Vec::new();
         for &stage in &self.pipeline.order {
             match self.decide(stage, &known, &plans) {
-                Ok(plan) => {
-                    known[stage] = plan.record.as_ref().map(|record| record.outputs.clone());
+                Ok(mut plan) => {
+                    let record = plan.record.as_mut();
+                    known[stage] = record.map(|record| std::mem::take(&mut record.outputs));
                     plans[stage] = Some(plan);
                 }
                 Err(error) => errors.push(error),
+            }
+        }
+        for (plan, outputs) in plans.iter_mut().flatten().zip(known) {
+            if let (Some(record), Some(outputs)) = (&mut plan.record, outputs) {
+                record.outputs = outputs;
             }
         }
         if errors.is_empty() {
@@ -162,7 +168,7 @@ impl<'a> Planner<'a> {
         let mut plan = StagePlan {
             decision: Decision::Run,
             fingerprint: manifest.fingerprint(),
-            manifest,
+            manifest: None,
             record: None,
             causes: Vec::new(),
             estimate: instance.stage.estimate(),
@@ -193,40 +199,40 @@ impl<'a> Planner<'a> {
         let nearest = history.nearest(
             &instance.name,
             &self.pipeline.name,
-            &plan.manifest,
+            &manifest,
             None,
             present,
         );
-        if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&plan.manifest)
-        {
+        if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&manifest) {
             plan.decision = Decision::RunIf;
         }
         if let Some(training) = instance.stage.continuation()
-            && let Some(key) = plan.manifest.continuation_key()
+            && let Some(key) = manifest.continuation_key()
             && let Some((steps, _)) = self.store.find_state(&key, &training)
         {
             plan.notes.push(format!("continues from step {steps}"));
         }
         plan.causes = match reason {
             Some(reason) => vec![cause(instance, &reason)],
-            None => causes(instance, &plan, nearest, plans),
+            None => causes(instance, plan.decision, &manifest, nearest, plans),
         };
         if let Some(record) = nearest.filter(|record| record.provenance.stage == instance.name) {
             plan.estimate.seconds = Some(record.provenance.seconds);
             plan.estimate.memory_bytes = Some(record.provenance.peak_memory_bytes);
         }
+        plan.manifest = Some(manifest);
         Ok(plan)
     }
 
     /// Finds what a stage is best compared with: the nearest earlier record other than its own result.
-    pub fn nearest(&self, stage: usize, plan: &StagePlan) -> Option<&Record> {
+    pub fn nearest(&self, stage: usize, manifest: &Manifest) -> Option<&Record> {
         let (history, present) = self.history();
         let name = &self.pipeline.stages[stage].name;
         history.nearest(
             name,
             &self.pipeline.name,
-            &plan.manifest,
-            plan.fingerprint.as_ref(),
+            manifest,
+            manifest.fingerprint().as_ref(),
             present,
         )
     }
@@ -245,7 +251,7 @@ impl<'a> Planner<'a> {
                 "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
             )
         };
-        let mut record = match self.store.read_record(fingerprint) {
+        let mut record = match self.store.read_record_head(fingerprint) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Found::Nothing),
             Err(error) if error.is_denied() => return Err(unreadable(error.to_string())),
@@ -270,7 +276,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the manifest, and what is wrong with a source.
-    fn manifest(&self, stage: usize, known: &Known) -> (Manifest, Option<StageError>) {
+    pub(super) fn manifest(&self, stage: usize, known: &Known) -> (Manifest, Option<StageError>) {
         let instance = &self.pipeline.stages[stage];
         let inputs = instance.inputs.iter().map(|input| {
             let items = input
@@ -342,20 +348,21 @@ pub struct PlanError {
 /// inputs are so.
 fn causes(
     instance: &Instance,
-    plan: &StagePlan,
+    decision: Decision,
+    manifest: &Manifest,
     nearest: Option<&Record>,
     plans: &[Option<StagePlan>],
 ) -> Vec<Cause> {
     let mut own = Vec::new();
-    if plan.decision == Decision::Run {
+    if decision == Decision::Run {
         let Some(record) = nearest else {
             return vec![cause(instance, "no earlier result")];
         };
-        own = record.manifest.differences(&plan.manifest);
+        own = record.manifest.differences(manifest);
     }
     let mut upstream: Vec<&Cause> = Vec::new();
     for input in &instance.inputs {
-        let items = plan.manifest.inputs.get(&input.port);
+        let items = manifest.inputs.get(&input.port);
         for (index, item) in input.items.iter().enumerate() {
             let Some(producer) = &plans[item.producer] else {
                 continue;
@@ -386,7 +393,7 @@ fn causes(
             new: difference.new,
         })
         .collect();
-    let open_sources = plan.manifest.sources.iter();
+    let open_sources = manifest.sources.iter();
     for (key, _) in open_sources.filter(|(_, digest)| digest.is_none()) {
         let reason = format!("source `{key}` was not fetched yet");
         causes.push(cause(instance, &reason));

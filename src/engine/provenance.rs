@@ -12,12 +12,12 @@ use super::artifact::Artifact;
 use super::artifact::Digest;
 use super::plan::StagePlan;
 use super::spec::Pipeline;
-use super::store::Record;
+use super::store::{Record, Store};
 
 /// A stage with its record and what it read.
 struct Step<'a> {
     name: &'a str,
-    record: &'a Record,
+    record: Record,
     /// Port and artifact, in the order of the references.
     inputs: Vec<(&'a str, &'a Artifact)>,
 }
@@ -30,7 +30,12 @@ pub struct Provenance<'a> {
 
 impl<'a> Provenance<'a> {
     /// Takes the stages marked in `wanted` that have results.
-    pub fn of(pipeline: &'a Pipeline, plans: &'a [StagePlan], wanted: &[bool]) -> Self {
+    pub fn of(
+        pipeline: &'a Pipeline,
+        store: &Store,
+        plans: &'a [StagePlan],
+        wanted: &[bool],
+    ) -> Self {
         let record = |stage: usize| plans[stage].record.as_ref();
         let steps = pipeline.order.iter().filter(|stage| wanted[**stage]);
         let steps = steps.filter_map(|stage| {
@@ -43,7 +48,7 @@ impl<'a> Provenance<'a> {
             });
             Some(Step {
                 name: &instance.name,
-                record: record(*stage)?,
+                record: store.read_record(&record(*stage)?.fingerprint).ok()??,
                 inputs: inputs.collect(),
             })
         });
@@ -79,7 +84,7 @@ impl<'a> Provenance<'a> {
             let made = &step.record.provenance;
             let stage = format!("fg:stage-{}", step.record.fingerprint);
             let params = step.record.manifest.params.to_string();
-            let (start, end) = times(step.record);
+            let (start, end) = times(&step.record);
             activities.insert(
                 stage.clone(),
                 json!({
@@ -149,7 +154,7 @@ impl<'a> Provenance<'a> {
                     dependencies.push(json!({ "name": key, "digest": digest }));
                 }
             }
-            let (start, end) = times(step.record);
+            let (start, end) = times(&step.record);
             json!({
                 "_type": "https://in-toto.io/Statement/v1",
                 "subject": subject,
@@ -180,11 +185,11 @@ impl<'a> Provenance<'a> {
 
     /// Writes the metadata of an RO-Crate, and says which files belong into it beside: path in the crate and
     /// artifact. They are the pipeline's tables and figures.
-    pub fn ro_crate(&self) -> (Json, Vec<(String, &'a Artifact)>) {
+    pub fn ro_crate(&self) -> (Json, Vec<(String, &Artifact)>) {
         const PROFILE: &str = "https://w3id.org/ro/wfrun/process/0.5";
         let reference = |id: &str| json!({ "@id": id });
         let mut entities: BTreeMap<String, Json> = BTreeMap::new();
-        let mut payload: Vec<(String, &'a Artifact)> = Vec::new();
+        let mut payload: Vec<(String, &Artifact)> = Vec::new();
         let mut parts: BTreeSet<String> = BTreeSet::from(["pipeline.yaml".to_owned()]);
         // What is carried is a folder of the crate; of the rest there is only the digest.
         let mut ids: BTreeMap<String, String> = BTreeMap::new();
@@ -247,7 +252,7 @@ impl<'a> Provenance<'a> {
             let outputs = step.record.outputs.values();
             let result = outputs.filter_map(|artifact| ids.get(&artifact.digest.to_string()));
             let result: Vec<Json> = result.map(|id| reference(id)).collect();
-            let (start, end) = times(step.record);
+            let (start, end) = times(&step.record);
             actions.push(reference(&action));
             let manifest = &step.record.manifest;
             let about = json!({
@@ -259,7 +264,7 @@ impl<'a> Provenance<'a> {
             });
             entities.insert(action, about);
         }
-        let ends = self.steps.iter().map(|step| times(step.record).1).max();
+        let ends = self.steps.iter().map(|step| times(&step.record).1).max();
         let published = ends.unwrap_or_default();
         let root = json!({
             "@id": "./", "@type": "Dataset", "name": self.pipeline.name,

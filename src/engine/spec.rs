@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
@@ -59,8 +60,8 @@ pub struct Instance {
     pub axes: Labels,
     /// Its kind.
     pub kind: StageKind,
-    /// Its params as written, `${}` replaced: what a worker parses again.
-    pub raw_params: Json,
+    /// Its params as written, `${}` replaced, as JSON text: what a worker parses again.
+    pub raw_params: Box<RawValue>,
     /// Its params, typed.
     pub stage: Box<dyn Stage>,
     /// What it reads.
@@ -170,7 +171,7 @@ impl Pipeline {
             errors,
             warnings: Vec::new(),
         };
-        let pipeline = builder.build(&document, &root);
+        let pipeline = builder.build(&document, root);
         let located =
             overrides::relocate_to_profiles(&document, &overrides.profiles, builder.errors);
         match pipeline {
@@ -191,7 +192,7 @@ impl Pipeline {
     /// Says what is wrong with a file that another one imports.
     pub(super) fn problems(
         document: &Document,
-        root: &Map,
+        root: Map,
         imported: &[Imported],
         registry: &Registry,
     ) -> Vec<Diagnostic> {
@@ -255,7 +256,8 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build(&mut self, document: &Document, root: &Map) -> Option<Pipeline> {
+    fn build(&mut self, document: &Document, mut root: Map) -> Option<Pipeline> {
+        let stages = root.get_mut("stages").map(std::mem::take);
         for key in root.keys().filter(|key| !ROOT_KEYS.contains(&key.as_str())) {
             self.errors.push(
                 Diagnostic::error(Path::of([key.as_str()]), format!("unknown key `{key}`"))
@@ -281,20 +283,29 @@ impl Builder<'_> {
             );
         }
         let description = text(self, "description");
-        let Some(stages) = root.get("stages") else {
+        let Some(mut stages) = stages else {
             self.errors.push(
                 Diagnostic::error(Path::default(), "missing key `stages`")
                     .hint("a pipeline without stages does nothing"),
             );
             return None;
         };
-        let stages = self.map(Some(stages), &Path::of(["stages"]), "stages")?;
+        let stages = match &mut stages {
+            Value::Map(stages) => stages,
+            other => {
+                self.map(Some(other), &Path::of(["stages"]), "stages");
+                return None;
+            }
+        };
+        let mut broken = Vec::new();
         let mut templates = IndexMap::new();
         let mut drafts = Vec::new();
-        for (name, body) in stages {
+        for (name, body) in stages.iter_mut() {
+            // Thousands of stages as text beside the same stages drafted would take twice the memory.
+            let body = std::mem::take(body);
             let path = Path::of(["stages", name]);
             let drafted = drafts.len();
-            if let Some(template) = self.template(name, body, path.clone(), &scope, &mut drafts) {
+            if let Some(template) = self.template(name, &body, path.clone(), &scope, &mut drafts) {
                 templates.insert(name.clone(), template);
             } else if drafts.len() == drafted
                 && let Some(inputs) = body.get(["inputs"])
@@ -302,8 +313,12 @@ impl Builder<'_> {
                 // What `${}` gives here is reported by the stage itself, if it came so far.
                 let path = path.key("inputs");
                 let inputs = scope.resolve(inputs, &path, &mut Vec::new());
-                wiring::check_names(name, &inputs, &path, stages, &mut self.errors);
+                broken.push((name.clone(), inputs, path));
             }
+        }
+        let names = &*stages;
+        for (name, inputs, path) in broken {
+            wiring::check_names(&name, &inputs, &path, names, &mut self.errors);
         }
         self.unused_params(params, &scope, &used);
         let folder: Arc<FilePath> = folder_of(&document.file).into();
@@ -315,7 +330,7 @@ impl Builder<'_> {
                 |import| import.folder.as_path().into(),
             );
         }
-        let mut stages = wiring::wire(drafts, &templates, stages, &mut self.errors);
+        let mut stages = wiring::wire(drafts, &templates, names, &mut self.errors);
         if !self.imported.is_empty() {
             stages = import::needed_by_own(stages);
         }
@@ -483,9 +498,9 @@ impl Builder<'_> {
             None => String::new(),
             Some(value) => self.text(value, &path.key("description"), "description"),
         };
-        let raw_params = params.to_json();
+        let params = params.to_json();
         let stage = if params_are_known {
-            self.stage(template, kind, &raw_params, &path.key("params"))
+            self.stage(template, kind, &params, &path.key("params"))
         } else {
             None
         };
@@ -518,7 +533,7 @@ impl Builder<'_> {
                 base_folder: FilePath::new(".").into(),
                 axes: axes.clone(),
                 kind,
-                raw_params,
+                raw_params: to_raw_value(&params).ok()?,
                 stage,
                 inputs: Vec::new(),
                 resources,

@@ -546,7 +546,7 @@ fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             at_key: false,
             hint: None,
         });
-        if trial.remove(&top).is_none() {
+        if trial.remove(&*top).is_none() {
             break;
         }
     }
@@ -559,7 +559,7 @@ fn json_path(path: &serde_path_to_error::Path) -> Path {
         path.iter()
             .filter_map(|step| match step {
                 Step::Seq { index } => Some(Segment::Index(*index)),
-                Step::Map { key } => Some(Segment::Key(key.clone())),
+                Step::Map { key } => Some(Segment::Key(key.as_str().into())),
                 Step::Enum { .. } | Step::Unknown => None,
             })
             .collect(),

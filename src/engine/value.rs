@@ -10,9 +10,10 @@ use serde_json::Value as Json;
 pub(super) type Map = IndexMap<String, Value>;
 
 /// A value of the pipeline file.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub enum Value {
     /// `null`, `~` or nothing.
+    #[default]
     Null,
     /// `true` or `false`.
     Bool(bool),
@@ -190,6 +191,7 @@ struct Key(String);
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(text)),
             Value::List(_) | Value::Map(_) | Value::Null => {
                 Err(D::Error::custom("expected a text key"))
             }

@@ -137,10 +137,7 @@ impl Wiring<'_> {
                 port,
                 path: inputs_path.key(&port.name),
             };
-            let mut items = self.port(&consumer, value, errors);
-            if !port.labelled {
-                items.iter_mut().for_each(|item| item.labels.clear());
-            }
+            let items = self.port(&consumer, value, errors);
             wired.push(PortInput {
                 port: port.name.to_string(),
                 labelled: port.labelled,
@@ -260,17 +257,16 @@ impl Wiring<'_> {
                 continue;
             };
             let output = self.output(consumer, reference, producer, errors)?;
-            let mut labels: Labels = template
-                .axes
-                .keys()
-                .cloned()
-                .zip(combination.iter().map(ToString::to_string))
-                .collect();
-            let stage = reference.output.as_ref().map_or_else(
-                || reference.stage.clone(),
-                |output| format!("{}.{output}", reference.stage),
-            );
-            labels.insert("stage".to_owned(), stage);
+            let mut labels = Labels::new();
+            if consumer.port.labelled {
+                let axes = template.axes.keys().cloned();
+                labels.extend(axes.zip(combination.iter().map(ToString::to_string)));
+                let stage = reference.output.as_ref().map_or_else(
+                    || reference.stage.clone(),
+                    |output| format!("{}.{output}", reference.stage),
+                );
+                labels.insert("stage".to_owned(), stage);
+            }
             items.push(InputItem {
                 producer,
                 output,

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 
 use super::artifact::{Artifact, Digest};
-use super::context::{Input, Labels, Progress, Reporter, RunContext};
+use super::context::{Input, Labels, Progress, Reporter, RunContext, input_folder};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::machine::{host_name, numerics_class, usage};
@@ -36,8 +36,8 @@ pub struct Job {
     pub stage: String,
     /// The stage kind.
     pub kind: String,
-    /// Params as written.
-    pub params: Json,
+    /// Params as written, as JSON text.
+    pub params: Box<RawValue>,
     /// Its inputs.
     pub inputs: Vec<JobInput>,
     /// The folder that relative paths start from.
@@ -253,7 +253,9 @@ impl Worker<'_> {
     fn perform(self, registry: &Registry) -> Result<WorkerEvent, Failure> {
         let kind = find_kind(registry, &self.job.kind)
             .ok_or_else(|| StageError::new(format!("unknown stage kind `{}`", self.job.kind)))?;
-        let stage = (kind.parse)(&self.job.params).map_err(|problems| {
+        let params = serde_json::from_str(self.job.params.get())
+            .map_err(|error| StageError::new(format!("cannot read the params: {error}")))?;
+        let stage = (kind.parse)(&params).map_err(|problems| {
             let text: Vec<String> = problems
                 .into_iter()
                 .map(|problem| problem.message)
@@ -330,9 +332,7 @@ impl Worker<'_> {
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_local_sources(stage, manifest, "changed while the stage ran")?;
-        let (outputs, stats) = self
-            .store
-            .commit_outputs(&try_folder.0.join("outputs"), &stage.outputs())?;
+        let (outputs, stats) = self.store.commit_outputs(&try_folder.0, &stage.outputs())?;
         let usage = usage();
         let mut record = Record {
             fingerprint: *fingerprint,
@@ -439,10 +439,7 @@ impl Worker<'_> {
                 });
             }
             let port = inputs.entry(input.port.clone()).or_default();
-            let folder = try_folder
-                .join("inputs")
-                .join(&input.port)
-                .join(port.len().to_string());
+            let folder = try_folder.join(input_folder(&input.port, port.len()));
             self.store.lay_out(&input.artifact, &folder)?;
             port.push(Input {
                 kind: input.artifact.kind.clone(),

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::{Digest, is_inside};
-use crate::engine::context::RunContext;
+use crate::engine::context::{RunContext, input_folder};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::sources::Source;
 
@@ -43,7 +43,7 @@ const PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES"];
 
 impl Kind for Command {
     const NAME: &'static str = "command";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ run: "python3 plot.py $scores > fig.svg", outputs: { svg: fig.svg }, code: [plot.py] }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -141,7 +141,7 @@ impl Kind for Command {
             fs_err::copy(ctx.source(path)?, &target)?;
         }
         let before = input_times(ctx)?;
-        let mut process = Process::new("sh");
+        let mut process = Process::new("/bin/sh");
         process
             .arg("-ec")
             .arg(&self.run)
@@ -171,7 +171,7 @@ impl Kind for Command {
         die_with_parent(&mut process);
         let child = process
             .spawn()
-            .map_err(|error| StageError::new(format!("cannot start `sh`: {error}")))?;
+            .map_err(|error| StageError::new(format!("cannot start `/bin/sh`: {error}")))?;
         ctx.command_group(child.id() as i32);
         let status = wait(child, ctx);
         ctx.command_group(0);
@@ -196,7 +196,7 @@ impl Kind for Command {
 
 /// The path of an input from the working directory: relative, so that it says nothing of this machine.
 fn relative_path(port: &str, index: usize, files: &[String]) -> String {
-    let folder = format!("../../inputs/{port}/{index}");
+    let folder = format!("../{}", input_folder(port, index));
     match files {
         [file] => format!("{folder}/{file}"),
         _ => folder,

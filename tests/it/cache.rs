@@ -139,9 +139,9 @@ stages:
     // Two new stages with one fingerprint: one of them does the work.
     let report = space.run(&[
         "--set",
-        "stages.one.params.run=echo x >> ../../../../../../ran; echo new > out",
+        "stages.one.params.run=echo x >> ../../../../../ran; echo new > out",
         "--set",
-        "stages.two.params.run=echo x >> ../../../../../../ran; echo new > out",
+        "stages.two.params.run=echo x >> ../../../../../ran; echo new > out",
     ]);
     assert_eq!(report.outcomes(), "one done, two done");
     assert_eq!(space.ran(), ["x"]);

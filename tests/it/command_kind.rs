@@ -40,7 +40,7 @@ fn ports_are_relative_paths_of_files_or_folders() {
     );
     assert_eq!(
         found,
-        "../../inputs/one/0/one\n../../inputs/both/0 ../../inputs/both/1/one\n1\na\nb\none\n"
+        "../one.0/one\n../both.0 ../both.1/one\n1\na\nb\none\n"
     );
 }
 

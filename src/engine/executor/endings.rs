@@ -172,6 +172,9 @@ impl Execution<'_> {
             // Only the planner that re-hashes sees the damage that file times did not show.
             self.known[producer] = None;
             if let Some(plan) = &mut self.plans[producer] {
+                // It was cached, and is asked to run with what it was planned with.
+                let manifest = || self.planner.manifest(producer, &self.known).0;
+                plan.manifest.get_or_insert_with(manifest);
                 plan.causes = vec![Cause {
                     stage: self.pipeline.stages[producer].name.clone(),
                     key: message.to_owned(),

@@ -20,7 +20,7 @@ use serde_json::json;
 
 pub use resources::Capacity;
 
-use super::artifact::{Artifact, Digest};
+use super::artifact::{Digest, Outputs};
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
 use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::runs::{RunFolder, RunStage};
@@ -60,7 +60,7 @@ pub struct RunReport {
     /// Fingerprints of the stages that are cached or done.
     pub fingerprints: Vec<Option<Digest>>,
     /// What stages gave that ran again with other bytes; their earlier results were kept.
-    pub reruns: BTreeMap<usize, BTreeMap<String, Artifact>>,
+    pub reruns: BTreeMap<usize, Outputs>,
     /// What failed: stage, message, hint, log file.
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
@@ -121,7 +121,7 @@ struct Execution<'a> {
     sender: Sender<(usize, Message)>,
     receiver: Receiver<(usize, Message)>,
     failures: Vec<StageFailure>,
-    reruns: BTreeMap<usize, BTreeMap<String, Artifact>>,
+    reruns: BTreeMap<usize, Outputs>,
     stopping: bool,
 }
 
@@ -388,7 +388,7 @@ impl<'a> Execution<'a> {
         let task = plan
             .and_then(|plan| {
                 Some(Task::Run {
-                    manifest: plan.manifest.clone(),
+                    manifest: plan.manifest.clone()?,
                     fingerprint: plan.fingerprint?,
                     rerun: self.options.plan.rerun.get(stage).copied().unwrap_or(false),
                 })

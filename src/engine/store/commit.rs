@@ -1,6 +1,5 @@
 //! Bringing outputs into the store.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::time::Duration;
 use super::Store;
 use super::object::{ObjectStat, TICK_NS, digest_file, now_ns};
 use super::record::ObjectStats;
-use crate::engine::artifact::{Artifact, ArtifactFile, Digest, is_inside};
+use crate::engine::artifact::{Artifact, ArtifactFile, Digest, Outputs, is_inside};
 use crate::engine::stage::{Output, StageError};
 
 /// Writes a file under a temporary name, syncs it, renames it into place and syncs the folder.
@@ -77,8 +76,8 @@ impl Store {
         &self,
         folder: &Path,
         outputs: &[Output],
-    ) -> Result<(BTreeMap<String, Artifact>, ObjectStats), StageError> {
-        let mut artifacts = BTreeMap::new();
+    ) -> Result<(Outputs, ObjectStats), StageError> {
+        let mut artifacts = Outputs::new();
         let mut stats = ObjectStats::new();
         let mut trees = Vec::new();
         let mut last_write = 0;

@@ -29,7 +29,7 @@ pub use collect::Garbage;
 pub use commit::publish;
 pub use lock::{Lock, LockState};
 pub use object::{Damage, ObjectStat};
-pub use record::{ObjectStats, Provenance, Record, RecordError};
+pub use record::{ObjectStats, Provenance, Record, RecordError, RecordHead};
 
 use super::artifact::Digest;
 

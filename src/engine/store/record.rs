@@ -1,33 +1,37 @@
 //! Records: which outputs a fingerprint gave, and how that went.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::commit::publish;
 use super::object::{Damage, ObjectStat};
-use crate::engine::artifact::{Artifact, Digest};
+use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
 
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Record<M = Manifest> {
     /// The fingerprint of `manifest`.
     pub fingerprint: Digest,
     /// What determined the bytes.
-    pub manifest: Manifest,
+    pub manifest: M,
     /// The artifacts, by output name.
-    pub outputs: BTreeMap<String, Artifact>,
+    pub outputs: Outputs,
     /// How it went.
     pub provenance: Provenance,
     /// What the file system said of the objects.
     pub stats: ObjectStats,
 }
 
+/// A record read without its manifest, which whoever has its fingerprint knows.
+pub type RecordHead = Record<IgnoredAny>;
+
 /// What the file system said of objects, by digest.
-pub type ObjectStats = BTreeMap<Digest, ObjectStat>;
+pub type ObjectStats = IndexMap<Digest, ObjectStat>;
 
 /// How a stage was run. None of this is part of its fingerprint.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -100,7 +104,7 @@ fn encode(body: &str) -> String {
     format!("{HEAD}{}{MIDDLE}{body}{TAIL}", Digest::of(body.as_bytes()))
 }
 
-fn decode(text: &str) -> Result<Record, String> {
+fn decode<M: DeserializeOwned>(text: &str) -> Result<Record<M>, String> {
     let rest = text
         .strip_prefix(HEAD)
         .ok_or("its head is not a record's")?;
@@ -109,7 +113,7 @@ fn decode(text: &str) -> Result<Record, String> {
         .strip_prefix(MIDDLE)
         .and_then(|rest| rest.strip_suffix(TAIL))
         .ok_or("it is cut short")?;
-    if digest != Digest::of(body.as_bytes()).to_string() {
+    if digest.parse() != Ok(Digest::of(body.as_bytes())) {
         return Err("its bytes have another digest".to_owned());
     }
     serde_json::from_str(body).map_err(|error| error.to_string())
@@ -118,6 +122,21 @@ fn decode(text: &str) -> Result<Record, String> {
 impl Store {
     /// Reads the record of `fingerprint`, if there is one.
     pub fn read_record(&self, fingerprint: &Digest) -> Result<Option<Record>, RecordError> {
+        self.read(fingerprint)
+    }
+
+    /// Reads the record of `fingerprint` without its manifest, if there is one.
+    pub fn read_record_head(
+        &self,
+        fingerprint: &Digest,
+    ) -> Result<Option<RecordHead>, RecordError> {
+        self.read(fingerprint)
+    }
+
+    fn read<M: DeserializeOwned>(
+        &self,
+        fingerprint: &Digest,
+    ) -> Result<Option<Record<M>>, RecordError> {
         let path = self.record_path(fingerprint);
         let text = match std::fs::read(&path) {
             Ok(bytes) => bytes,
@@ -129,7 +148,7 @@ impl Store {
             what,
         };
         let text = String::from_utf8(text).map_err(|_| damaged("it is not text".to_owned()))?;
-        let record = decode(&text).map_err(damaged)?;
+        let record: Record<M> = decode(&text).map_err(damaged)?;
         if record.fingerprint != *fingerprint {
             return Err(RecordError::Damaged {
                 path,
@@ -172,7 +191,7 @@ impl Store {
 
     /// Checks that every object of a record is there and intact, by its bytes if `paranoid`, else by what the
     /// file system says where that suffices. Refreshes the record's stats.
-    pub fn check_record(&self, record: &mut Record, paranoid: bool) -> Result<(), Damage> {
+    pub fn check_record<M>(&self, record: &mut Record<M>, paranoid: bool) -> Result<(), Damage> {
         let digests: Vec<Digest> = record
             .outputs
             .values()
@@ -189,7 +208,10 @@ impl Store {
         }
         if refreshed && !paranoid {
             // Only saves hashing next time: a store that cannot be written is still good to read.
-            let _ = self.write_record(record);
+            if let Ok(Some(whole)) = self.read_record(&record.fingerprint) {
+                let stats = record.stats.clone();
+                let _ = self.write_record(&Record { stats, ..whole });
+            }
         }
         Ok(())
     }
@@ -206,14 +228,14 @@ pub(super) mod tests {
             kind: "k".to_owned(),
             version: 1,
             params: serde_json::json!({ "lr": lr }),
-            inputs: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            inputs: std::collections::BTreeMap::default(),
+            sources: std::collections::BTreeMap::default(),
             environment: Vec::new(),
         };
         Record {
             fingerprint: manifest.fingerprint().unwrap(),
             manifest,
-            outputs: BTreeMap::new(),
+            outputs: Outputs::new(),
             provenance: Provenance::default(),
             stats: ObjectStats::new(),
         }
