@@ -16,7 +16,7 @@ use super::history::History;
 use super::machine::numerics_class;
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
-use super::store::{Record, RecordHead, Store};
+use super::store::{ObjectStats, Record, RecordHead, Store};
 use crate::sources::Source;
 
 /// What will happen to a stage.
@@ -182,8 +182,10 @@ impl<'a> Planner<'a> {
             reason = Some("asked to run again".to_owned());
         } else if let Some(fingerprint) = plan.fingerprint {
             match self.look_up(&fingerprint).map_err(failed)? {
-                Found::Usable(record, notes) => {
+                Found::Usable(mut record, notes) => {
                     plan.decision = Decision::Cached;
+                    // Looked at, and of no use to anybody else.
+                    record.stats = ObjectStats::new();
                     plan.record = Some(*record);
                     plan.notes = notes;
                     return Ok(plan);

@@ -13,6 +13,7 @@ mod evaluation;
 mod failure;
 mod faults;
 mod golden;
+mod golden_outputs;
 mod history;
 mod import;
 mod kill;

@@ -142,7 +142,7 @@ impl Damage {
 ///
 /// The file is read, not mapped: one that another program cuts short meanwhile must not end this process.
 pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
-    const CHUNK: usize = 4 << 20;
+    const CHUNK: usize = 1 << 20;
     let mut file = fs_err::File::open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut chunk = vec![0; length.saturating_add(1).min(CHUNK)];
