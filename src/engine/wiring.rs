@@ -28,6 +28,7 @@ pub(super) fn wire(
         .collect();
     let lookup: BTreeMap<&str, BTreeMap<Vec<&str>, usize>> = templates
         .iter()
+        .filter(|(_, template)| !template.axes.is_empty())
         .map(|(name, template)| {
             let instances = template
                 .instances
@@ -56,6 +57,7 @@ pub(super) fn wire(
 struct Wiring<'a> {
     templates: &'a IndexMap<String, Template>,
     outputs: &'a [Vec<Output>],
+    /// The instances of each template that has a matrix, by their axis values.
     lookup: &'a BTreeMap<&'a str, BTreeMap<Vec<&'a str>, usize>>,
     names: &'a Map,
 }
@@ -227,7 +229,8 @@ impl Wiring<'_> {
             return None;
         };
         let choices = choices(consumer, reference, template, errors)?;
-        let instances = &self.lookup[name.as_str()];
+        let instances = self.lookup.get(name.as_str());
+        let only = template.instances.first().map(|(_, at)| *at);
         let mut combinations: Vec<Vec<&str>> = vec![Vec::new()];
         for values in choices.values() {
             combinations = combinations
@@ -243,7 +246,11 @@ impl Wiring<'_> {
         let mut items = Vec::new();
         for combination in combinations {
             // `exclude` may have removed a combination of a list; a single one must be there.
-            let Some(producer) = instances.get(&combination).copied() else {
+            let producer = match instances {
+                Some(instances) => instances.get(&combination).copied(),
+                None => only,
+            };
+            let Some(producer) = producer else {
                 if single {
                     errors.push(Diagnostic::error(
                         consumer.path.clone(),

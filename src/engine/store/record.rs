@@ -1,5 +1,6 @@
 //! Records: which outputs a fingerprint gave, and how that went.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -119,6 +120,14 @@ fn decode<M: DeserializeOwned>(text: &str) -> Result<Record<M>, String> {
     serde_json::from_str(body).map_err(|error| error.to_string())
 }
 
+/// Reads a file of a few kilobytes, without asking how long it is first.
+fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    let mut file = std::fs::File::open(path)?.take(u64::MAX);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Store {
     /// Reads the record of `fingerprint`, if there is one.
     pub fn read_record(&self, fingerprint: &Digest) -> Result<Option<Record>, RecordError> {
@@ -138,7 +147,7 @@ impl Store {
         fingerprint: &Digest,
     ) -> Result<Option<Record<M>>, RecordError> {
         let path = self.record_path(fingerprint);
-        let text = match std::fs::read(&path) {
+        let text = match read_small(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(RecordError::Read { path, source }),
