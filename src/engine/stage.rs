@@ -3,7 +3,9 @@
 //! A kind is one struct: its fields are its params. Help, JSON schema, completions and did-you-mean all
 //! derive from that struct and from the table of kinds ([`StageKind`]) that the engine is given.
 
-use std::borrow::Cow;
+mod explain;
+mod port;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
@@ -11,130 +13,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use port::{Arity, Output, Port};
+
 use super::context::RunContext;
-use super::diagnostic::{Path, Segment, did_you_mean};
+use super::diagnostic::Path;
 use crate::sources::{Sha256, Source};
-
-/// How many artifacts a port takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arity {
-    /// Exactly one.
-    One,
-    /// None or one.
-    Optional,
-    /// A list of at least one.
-    Many,
-    /// A list of at least one, or nothing.
-    OptionalMany,
-}
-
-impl Arity {
-    /// Whether the port may be left out.
-    pub fn is_optional(self) -> bool {
-        matches!(self, Self::Optional | Self::OptionalMany)
-    }
-
-    /// Whether the port takes a list.
-    pub fn is_list(self) -> bool {
-        matches!(self, Self::Many | Self::OptionalMany)
-    }
-}
-
-/// A named, typed input of a kind.
-#[derive(Debug, Clone)]
-pub struct Port {
-    /// The name in `inputs`.
-    pub name: Cow<'static, str>,
-    /// Artifact kinds that fit; empty means any.
-    pub accepts: &'static [&'static str],
-    /// How many artifacts it takes.
-    pub arity: Arity,
-    /// Whether axis values and stage names of the items are part of the result (a table prints them).
-    pub labelled: bool,
-    /// Whether time and memory of what made the items are shown beside the stage's table.
-    pub with_costs: bool,
-    /// One line for people.
-    pub about: &'static str,
-}
-
-impl Port {
-    /// A port that takes exactly one artifact.
-    pub fn one(name: &'static str, accepts: &'static [&'static str], about: &'static str) -> Self {
-        Self {
-            name: Cow::Borrowed(name),
-            accepts,
-            arity: Arity::One,
-            labelled: false,
-            with_costs: false,
-            about,
-        }
-    }
-
-    /// A port that may be left out.
-    pub fn optional(
-        name: &'static str,
-        accepts: &'static [&'static str],
-        about: &'static str,
-    ) -> Self {
-        Self {
-            arity: Arity::Optional,
-            ..Self::one(name, accepts, about)
-        }
-    }
-
-    /// A port that takes a list.
-    pub fn many(name: &'static str, accepts: &'static [&'static str], about: &'static str) -> Self {
-        Self {
-            arity: Arity::Many,
-            ..Self::one(name, accepts, about)
-        }
-    }
-
-    /// A port that takes a list and may be left out.
-    pub fn optional_many(
-        name: &'static str,
-        accepts: &'static [&'static str],
-        about: &'static str,
-    ) -> Self {
-        Self {
-            arity: Arity::OptionalMany,
-            ..Self::one(name, accepts, about)
-        }
-    }
-
-    /// Makes labels part of what the stage depends on.
-    #[must_use]
-    pub fn labelled(mut self) -> Self {
-        self.labelled = true;
-        self
-    }
-
-    /// Shows time and memory of what made the items beside the stage's table; they are no part of the result.
-    #[must_use]
-    pub fn with_costs(mut self) -> Self {
-        self.with_costs = true;
-        self
-    }
-}
-
-/// A named, typed output of a stage. The first output of a stage is its default.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// The name after the dot of a reference.
-    pub name: String,
-    /// The artifact kind.
-    pub kind: Cow<'static, str>,
-}
-
-impl Output {
-    /// Makes an output.
-    pub fn new(name: impl Into<String>, kind: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            name: name.into(),
-            kind: kind.into(),
-        }
-    }
-}
 
 /// Bytes from outside the graph that a stage reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -458,112 +341,8 @@ fn parse<K: Kind>(params: &Json) -> Result<Box<dyn Stage>, Vec<Problem>> {
             }
             Err(problems)
         }
-        Err(_) => Err(explain::<K>(params)),
+        Err(_) => Err(explain::explain::<K>(params)),
     }
-}
-
-/// Finds every problem of params that do not parse: serde stops at the first.
-fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut params = match params {
-        Json::Object(map) => map.clone(),
-        other => {
-            return vec![Problem {
-                path: Path::default(),
-                at_key: false,
-                message: format!("expected a map of params, found {other}"),
-                hint: None,
-            }];
-        }
-    };
-    let schema = schema::<K>();
-    let empty = serde_json::Map::new();
-    let properties = schema
-        .get("properties")
-        .and_then(Json::as_object)
-        .unwrap_or(&empty);
-    let known: Vec<&str> = properties.keys().map(String::as_str).collect();
-    let unknown: Vec<String> = params
-        .keys()
-        .filter(|key| !known.contains(&key.as_str()))
-        .cloned()
-        .collect();
-    for key in unknown {
-        params.remove(&key);
-        problems.push(Problem {
-            path: Path::of([key.as_str()]),
-            at_key: true,
-            message: format!("unknown param `{key}` of `{}`", K::NAME),
-            hint: did_you_mean(&key, known.iter().copied())
-                .or_else(|| Some(format!("`flowgraph kinds {}` lists its params", K::NAME))),
-        });
-    }
-    let required = schema
-        .get("required")
-        .and_then(Json::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let missing: Vec<String> = required
-        .iter()
-        .filter_map(Json::as_str)
-        .filter(|key| !params.contains_key(*key))
-        .map(str::to_owned)
-        .collect();
-    for key in &missing {
-        problems.push(Problem {
-            path: Path::default(),
-            at_key: false,
-            message: format!("missing param `{key}` of `{}`", K::NAME),
-            hint: properties
-                .get(key)
-                .and_then(|schema| schema.get("description"))
-                .and_then(Json::as_str)
-                .map(|about| format!("`{key}`: {}", about.lines().next().unwrap_or_default())),
-        });
-    }
-    // Each round removes the value that serde stopped at, so that it goes on to the next.
-    let mut trial = params.clone();
-    for _ in 0..params.len() {
-        let Err(error) = serde_path_to_error::deserialize::<_, K>(Json::Object(trial.clone()))
-        else {
-            break;
-        };
-        let path = json_path(error.path());
-        let Some(Segment::Key(top)) = path.0.first().cloned() else {
-            if problems.is_empty() {
-                problems.push(Problem {
-                    path: Path::default(),
-                    at_key: false,
-                    message: error.into_inner().to_string(),
-                    hint: None,
-                });
-            }
-            break;
-        };
-        problems.push(Problem {
-            message: format!("`{path}`: {}", error.into_inner()),
-            path,
-            at_key: false,
-            hint: None,
-        });
-        if trial.remove(&*top).is_none() {
-            break;
-        }
-    }
-    problems
-}
-
-fn json_path(path: &serde_path_to_error::Path) -> Path {
-    use serde_path_to_error::Segment as Step;
-    Path(
-        path.iter()
-            .filter_map(|step| match step {
-                Step::Seq { index } => Some(Segment::Index(*index)),
-                Step::Map { key } => Some(Segment::Key(key.as_str().into())),
-                Step::Enum { .. } | Step::Unknown => None,
-            })
-            .collect(),
-    )
 }
 
 #[cfg(test)]

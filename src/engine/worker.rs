@@ -3,8 +3,10 @@
 //! It reads a [`Job`] from standard input and writes [`WorkerEvent`]s to standard output. Standard input
 //! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Write};
+mod events;
+mod inputs;
+
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,14 +16,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::artifact::{Artifact, Digest};
-use super::context::{Input, Labels, Progress, Reporter, RunContext, input_folder};
+use super::context::RunContext;
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::machine::{host_name, numerics_class, usage};
-use super::plan::local_path;
-use super::stage::{Continuation, Registry, SourceParam, Stage, StageError, find_kind};
-use super::store::{Lock, LockState, ObjectStat, Provenance, Record, Store};
-use crate::sources::{self, FetchOptions, Source, SourceError};
+use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
+use super::store::{Lock, LockState, Provenance, Record, Store};
+pub(super) use events::kill_group;
+use events::{Events, end_with_parent};
+use inputs::source_names;
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -143,17 +146,6 @@ pub fn main(registry: &Registry) -> u8 {
     code
 }
 
-/// Returns where sources lie on this machine, with how the pipeline names them.
-fn source_names(stage: &dyn Stage, paths: &BTreeMap<String, PathBuf>) -> Vec<(String, String)> {
-    let sources = stage.sources().into_iter();
-    sources
-        .filter_map(|param| {
-            let path = paths.get(&param.key)?.display().to_string();
-            Some((path, param.source.to_string()))
-        })
-        .collect()
-}
-
 /// Replaces paths of caches and of this try, which mean nothing to a reader, by what they stand for.
 fn in_words(error: StageError, names: &[(String, String)], try_folder: &Path) -> StageError {
     let StageError::Failed { mut message, hint } = error else {
@@ -174,61 +166,6 @@ fn in_words(error: StageError, names: &[(String, String)], try_folder: &Path) ->
         }
     }
     StageError::Failed { message, hint }
-}
-
-/// Ends the process, and the command it runs, when the executor is gone.
-fn end_with_parent(command_group: Arc<AtomicI32>) {
-    std::thread::spawn(move || {
-        let mut rest = Vec::new();
-        let _ = std::io::stdin().lock().read_to_end(&mut rest);
-        kill_group(command_group.load(Ordering::SeqCst));
-        // Nothing is half-written: results appear by rename only.
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
-            .ok();
-    });
-}
-
-/// Kills a process group; 0 stands for none.
-pub(super) fn kill_group(group: i32) {
-    if let Some(group) = rustix::process::Pid::from_raw(group).filter(|group| !group.is_init()) {
-        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
-    }
-}
-
-#[derive(Clone)]
-struct Events(Arc<Mutex<std::io::Stdout>>, Arc<AtomicI32>);
-
-impl Events {
-    fn send(&self, event: &WorkerEvent) {
-        let Ok(mut line) = serde_json::to_string(event) else {
-            return;
-        };
-        line.push('\n');
-        if let Ok(mut stdout) = self.0.lock() {
-            // If nobody listens any more, the end of standard input ends the process.
-            let _ = stdout
-                .write_all(line.as_bytes())
-                .and_then(|()| stdout.flush());
-        }
-    }
-}
-
-impl Reporter for Events {
-    fn progress(&mut self, progress: Progress) {
-        self.send(&WorkerEvent::Progress { progress });
-    }
-
-    fn note(&mut self, text: &str) {
-        self.send(&WorkerEvent::Note {
-            text: text.to_owned(),
-        });
-    }
-
-    fn command_group(&mut self, group: i32) {
-        // What a command leaves in the background ends with it: it could still write to the outputs.
-        kill_group(self.1.swap(group, Ordering::SeqCst));
-        self.send(&WorkerEvent::CommandGroup { group });
-    }
 }
 
 enum Failure {
@@ -419,44 +356,6 @@ impl Worker<'_> {
         }
     }
 
-    /// Lays out the inputs, every byte of them checked, and returns them with what to watch.
-    fn lay_out_inputs(&self, try_folder: &Path) -> Result<(Inputs, Vec<Watched>), Failure> {
-        let mut inputs = Inputs::new();
-        let mut watched = Vec::new();
-        for input in &self.job.inputs {
-            for file in &input.artifact.files {
-                let stat =
-                    self.store
-                        .check_object(&file.digest)
-                        .map_err(|damage| Failure::Damaged {
-                            artifact: input.artifact.digest,
-                            message: damage.to_string(),
-                        })?;
-                watched.push(Watched {
-                    port: input.port.clone(),
-                    digest: file.digest,
-                    stat,
-                });
-            }
-            let port = inputs.entry(input.port.clone()).or_default();
-            let folder = try_folder.join(input_folder(&input.port, port.len()));
-            self.store.lay_out(&input.artifact, &folder)?;
-            port.push(Input {
-                kind: input.artifact.kind.clone(),
-                digest: input.artifact.digest,
-                path: fs_err::canonicalize(&folder)?,
-                files: input
-                    .artifact
-                    .files
-                    .iter()
-                    .map(|file| file.path.clone())
-                    .collect(),
-                labels: input.labels.iter().cloned().collect::<Labels>(),
-            });
-        }
-        Ok((inputs, watched))
-    }
-
     /// A program that met a full disk may have said so only in its log, which could not be written either.
     fn explain_full_disk(&self, error: StageError) -> StageError {
         const LITTLE: u64 = 64 << 10;
@@ -470,108 +369,6 @@ impl Worker<'_> {
             other => other,
         }
     }
-
-    /// A result made from inputs that changed meanwhile would be a wrong one.
-    fn check_inputs_unchanged(&self, watched: &[Watched]) -> Result<(), StageError> {
-        for input in watched {
-            let glance = self
-                .store
-                .glance_at_object(&input.digest, Some(&input.stat));
-            if let Err(damage) = glance {
-                return Err(StageError::new(format!(
-                    "input `{}` changed while the stage ran: {damage}",
-                    input.port
-                ))
-                .hint("inputs belong to the store: a stage must not write to them"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the local files that the stage reads with what its fingerprint was made of.
-    fn check_local_sources(
-        &self,
-        stage: &dyn Stage,
-        manifest: &Manifest,
-        how: &str,
-    ) -> Result<(), StageError> {
-        for param in stage.sources() {
-            let Some(path) = local_path(&param.source, &self.job.base_folder)? else {
-                continue;
-            };
-            let digest = format!("blake3:{}", self.store.digest_outside(&path, false)?);
-            let planned = manifest.sources.get(&param.key).and_then(Option::as_ref);
-            if planned != Some(&digest) {
-                return Err(StageError::new(format!("source `{}` {how}", param.key))
-                    .hint("give the same command again"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the sources available; those of a run are exactly what its manifest says.
-    fn fetch_sources(
-        &self,
-        stage: &dyn Stage,
-        manifest: Option<&Manifest>,
-    ) -> Result<BTreeMap<String, PathBuf>, StageError> {
-        if let Some(manifest) = manifest {
-            self.check_local_sources(stage, manifest, "changed since the stage was planned")?;
-        }
-        let mut paths = BTreeMap::new();
-        for mut param in stage.sources() {
-            let planned = manifest.and_then(|manifest| manifest.sources.get(&param.key)?.as_ref());
-            let path = match local_path(&param.source, &self.job.base_folder)? {
-                Some(folder) if folder.is_dir() => folder,
-                Some(file) => self.fetch(&Source::File(file), &param)?,
-                None => {
-                    let pinned = planned.and_then(|digest| digest.strip_prefix("sha256:"));
-                    if let Some(pinned) = pinned {
-                        param.sha256 = Some(pinned.parse()?);
-                    }
-                    self.fetch(&param.source, &param)?
-                }
-            };
-            paths.insert(param.key, path);
-        }
-        Ok(paths)
-    }
-
-    fn fetch(&self, source: &Source, param: &SourceParam) -> Result<PathBuf, StageError> {
-        let progress = |progress: sources::Progress| {
-            self.events.clone().progress(Progress {
-                step: progress.bytes,
-                total: progress.total.unwrap_or(0),
-                unit: "bytes".to_owned(),
-                ..Progress::default()
-            });
-        };
-        let cancelled = || self.cancelled.load(Ordering::Relaxed);
-        let mut options = FetchOptions::new(self.store.sources_path());
-        options.progress = Some(&progress);
-        options.cancelled = Some(&cancelled);
-        // An unpinned source is fetched by a task of its own, which looks again if that was asked for.
-        options.refresh = matches!(self.job.task, Task::Fetch);
-        let fetched = match sources::fetch(source, param.sha256, &options) {
-            Err(SourceError::Cancelled) => return Err(StageError::Interrupted),
-            other => other?,
-        };
-        if matches!(self.job.task, Task::Fetch) && param.sha256.is_none() {
-            let name = param.source.to_string();
-            self.store
-                .remember_fetched(&name, &fetched.sha256.to_string())?;
-        }
-        Ok(fetched.path)
-    }
-}
-
-type Inputs = BTreeMap<String, Vec<Input>>;
-
-/// A file of an input, as it was when the stage started.
-struct Watched {
-    port: String,
-    digest: Digest,
-    stat: ObjectStat,
 }
 
 /// The folder of one try; it goes with the value.

@@ -1,0 +1,110 @@
+//! What is wrong with params that could not be read: all of it, and not only what serde stopped at.
+
+use serde_json::Value as Json;
+
+use super::{Kind, Problem, schema};
+use crate::engine::diagnostic::{Path, Segment, did_you_mean};
+
+/// Finds every problem of params that do not parse: serde stops at the first.
+pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut params = match params {
+        Json::Object(map) => map.clone(),
+        other => {
+            return vec![Problem {
+                path: Path::default(),
+                at_key: false,
+                message: format!("expected a map of params, found {other}"),
+                hint: None,
+            }];
+        }
+    };
+    let schema = schema::<K>();
+    let empty = serde_json::Map::new();
+    let properties = schema
+        .get("properties")
+        .and_then(Json::as_object)
+        .unwrap_or(&empty);
+    let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+    let unknown: Vec<String> = params
+        .keys()
+        .filter(|key| !known.contains(&key.as_str()))
+        .cloned()
+        .collect();
+    for key in unknown {
+        params.remove(&key);
+        problems.push(Problem {
+            path: Path::of([key.as_str()]),
+            at_key: true,
+            message: format!("unknown param `{key}` of `{}`", K::NAME),
+            hint: did_you_mean(&key, known.iter().copied())
+                .or_else(|| Some(format!("`flowgraph kinds {}` lists its params", K::NAME))),
+        });
+    }
+    let required = schema
+        .get("required")
+        .and_then(Json::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let missing: Vec<String> = required
+        .iter()
+        .filter_map(Json::as_str)
+        .filter(|key| !params.contains_key(*key))
+        .map(str::to_owned)
+        .collect();
+    for key in &missing {
+        problems.push(Problem {
+            path: Path::default(),
+            at_key: false,
+            message: format!("missing param `{key}` of `{}`", K::NAME),
+            hint: properties
+                .get(key)
+                .and_then(|schema| schema.get("description"))
+                .and_then(Json::as_str)
+                .map(|about| format!("`{key}`: {}", about.lines().next().unwrap_or_default())),
+        });
+    }
+    // Each round removes the value that serde stopped at, so that it goes on to the next.
+    let mut trial = params.clone();
+    for _ in 0..params.len() {
+        let Err(error) = serde_path_to_error::deserialize::<_, K>(Json::Object(trial.clone()))
+        else {
+            break;
+        };
+        let path = json_path(error.path());
+        let Some(Segment::Key(top)) = path.0.first().cloned() else {
+            if problems.is_empty() {
+                problems.push(Problem {
+                    path: Path::default(),
+                    at_key: false,
+                    message: error.into_inner().to_string(),
+                    hint: None,
+                });
+            }
+            break;
+        };
+        problems.push(Problem {
+            message: format!("`{path}`: {}", error.into_inner()),
+            path,
+            at_key: false,
+            hint: None,
+        });
+        if trial.remove(&*top).is_none() {
+            break;
+        }
+    }
+    problems
+}
+
+fn json_path(path: &serde_path_to_error::Path) -> Path {
+    use serde_path_to_error::Segment as Step;
+    Path(
+        path.iter()
+            .filter_map(|step| match step {
+                Step::Seq { index } => Some(Segment::Index(*index)),
+                Step::Map { key } => Some(Segment::Key(key.as_str().into())),
+                Step::Enum { .. } | Step::Unknown => None,
+            })
+            .collect(),
+    )
+}

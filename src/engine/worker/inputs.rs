@@ -1,0 +1,177 @@
+//! What the stage reads: artifacts of other stages, and sources from outside.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use super::{Failure, Task, Worker};
+use crate::engine::artifact::Digest;
+use crate::engine::context::{Input, Labels, Progress, Reporter, input_folder};
+use crate::engine::fingerprint::Manifest;
+use crate::engine::plan::local_path;
+use crate::engine::stage::{SourceParam, Stage, StageError};
+use crate::engine::store::ObjectStat;
+use crate::sources::{self, FetchOptions, Source, SourceError};
+
+pub(super) type Inputs = BTreeMap<String, Vec<Input>>;
+
+/// A file of an input, as it was when the stage started.
+pub(super) struct Watched {
+    port: String,
+    digest: Digest,
+    stat: ObjectStat,
+}
+
+/// Returns where sources lie on this machine, with how the pipeline names them.
+pub(super) fn source_names(
+    stage: &dyn Stage,
+    paths: &BTreeMap<String, PathBuf>,
+) -> Vec<(String, String)> {
+    let sources = stage.sources().into_iter();
+    sources
+        .filter_map(|param| {
+            let path = paths.get(&param.key)?.display().to_string();
+            Some((path, param.source.to_string()))
+        })
+        .collect()
+}
+
+impl Worker<'_> {
+    /// Lays out the inputs, every byte of them checked, and returns them with what to watch.
+    pub(super) fn lay_out_inputs(
+        &self,
+        try_folder: &Path,
+    ) -> Result<(Inputs, Vec<Watched>), Failure> {
+        let mut inputs = Inputs::new();
+        let mut watched = Vec::new();
+        for input in &self.job.inputs {
+            for file in &input.artifact.files {
+                let stat =
+                    self.store
+                        .check_object(&file.digest)
+                        .map_err(|damage| Failure::Damaged {
+                            artifact: input.artifact.digest,
+                            message: damage.to_string(),
+                        })?;
+                watched.push(Watched {
+                    port: input.port.clone(),
+                    digest: file.digest,
+                    stat,
+                });
+            }
+            let port = inputs.entry(input.port.clone()).or_default();
+            let folder = try_folder.join(input_folder(&input.port, port.len()));
+            self.store.lay_out(&input.artifact, &folder)?;
+            port.push(Input {
+                kind: input.artifact.kind.clone(),
+                digest: input.artifact.digest,
+                path: fs_err::canonicalize(&folder)?,
+                files: input
+                    .artifact
+                    .files
+                    .iter()
+                    .map(|file| file.path.clone())
+                    .collect(),
+                labels: input.labels.iter().cloned().collect::<Labels>(),
+            });
+        }
+        Ok((inputs, watched))
+    }
+
+    /// A result made from inputs that changed meanwhile would be a wrong one.
+    pub(super) fn check_inputs_unchanged(&self, watched: &[Watched]) -> Result<(), StageError> {
+        for input in watched {
+            let glance = self
+                .store
+                .glance_at_object(&input.digest, Some(&input.stat));
+            if let Err(damage) = glance {
+                return Err(StageError::new(format!(
+                    "input `{}` changed while the stage ran: {damage}",
+                    input.port
+                ))
+                .hint("inputs belong to the store: a stage must not write to them"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the local files that the stage reads with what its fingerprint was made of.
+    pub(super) fn check_local_sources(
+        &self,
+        stage: &dyn Stage,
+        manifest: &Manifest,
+        how: &str,
+    ) -> Result<(), StageError> {
+        for param in stage.sources() {
+            let Some(path) = local_path(&param.source, &self.job.base_folder)? else {
+                continue;
+            };
+            let digest = format!("blake3:{}", self.store.digest_outside(&path, false)?);
+            let planned = manifest.sources.get(&param.key).and_then(Option::as_ref);
+            if planned != Some(&digest) {
+                return Err(StageError::new(format!("source `{}` {how}", param.key))
+                    .hint("give the same command again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the sources available; those of a run are exactly what its manifest says.
+    pub(super) fn fetch_sources(
+        &self,
+        stage: &dyn Stage,
+        manifest: Option<&Manifest>,
+    ) -> Result<BTreeMap<String, PathBuf>, StageError> {
+        if let Some(manifest) = manifest {
+            self.check_local_sources(stage, manifest, "changed since the stage was planned")?;
+        }
+        let mut paths = BTreeMap::new();
+        for mut param in stage.sources() {
+            let planned = manifest.and_then(|manifest| manifest.sources.get(&param.key)?.as_ref());
+            let path = match local_path(&param.source, &self.job.base_folder)? {
+                Some(folder) if folder.is_dir() => folder,
+                Some(file) => self.fetch(&Source::File(file), &param)?,
+                None => {
+                    let pinned = planned.and_then(|digest| digest.strip_prefix("sha256:"));
+                    if let Some(pinned) = pinned {
+                        param.sha256 = Some(pinned.parse()?);
+                    }
+                    self.fetch(&param.source, &param)?
+                }
+            };
+            paths.insert(param.key, path);
+        }
+        Ok(paths)
+    }
+
+    pub(super) fn fetch(
+        &self,
+        source: &Source,
+        param: &SourceParam,
+    ) -> Result<PathBuf, StageError> {
+        let progress = |progress: sources::Progress| {
+            self.events.clone().progress(Progress {
+                step: progress.bytes,
+                total: progress.total.unwrap_or(0),
+                unit: "bytes".to_owned(),
+                ..Progress::default()
+            });
+        };
+        let cancelled = || self.cancelled.load(Ordering::Relaxed);
+        let mut options = FetchOptions::new(self.store.sources_path());
+        options.progress = Some(&progress);
+        options.cancelled = Some(&cancelled);
+        // An unpinned source is fetched by a task of its own, which looks again if that was asked for.
+        options.refresh = matches!(self.job.task, Task::Fetch);
+        let fetched = match sources::fetch(source, param.sha256, &options) {
+            Err(SourceError::Cancelled) => return Err(StageError::Interrupted),
+            other => other?,
+        };
+        if matches!(self.job.task, Task::Fetch) && param.sha256.is_none() {
+            let name = param.source.to_string();
+            self.store
+                .remember_fetched(&name, &fetched.sha256.to_string())?;
+        }
+        Ok(fetched.path)
+    }
+}
