@@ -8,9 +8,9 @@ use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use crate::sources::embedded::World;
+use crate::sources::embedded::Examiner;
 
-/// Lists every legal answer of the generated world to some questions, so that a policy can be measured exactly.
+/// Lists every legal answer of the generated world to some questions (or dialogues; or every legal summary of posts), so that a policy can be measured exactly.
 ///
 /// The completions are ended; `log_prob` is the log-probability with which the world itself gives the answer, and
 /// `exact_reward` its reward. `score_policy` puts a model's log-probability in its place, `target_distance` compares
@@ -18,7 +18,8 @@ use crate::sources::embedded::World;
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EnumerateAnswers {
-    /// How many questions, the first ones of `prompts`; each has 249 answers.
+    /// How many questions, the first ones of `prompts`; each question has 249 answers, each post 153
+    /// summaries.
     n: usize,
     /// Which world.
     #[serde(default)]
@@ -34,7 +35,7 @@ impl Kind for EnumerateAnswers {
         vec![Port::one(
             "prompts",
             &[DATASET],
-            "questions of the generated world",
+            "prompts of the generated world",
         )]
     }
 
@@ -58,24 +59,22 @@ impl Kind for EnumerateAnswers {
                 examples.len()
             )));
         }
-        let world = World::new(self.world);
+        let examiner = Examiner::new(self.world);
         let mut rows = Vec::new();
         let mut rewards = Vec::new();
         let mut modes = Vec::new();
         for example in &examples[..self.n] {
-            let question = world.find(&example.question).ok_or_else(|| {
+            let exam = examiner.exam(&example.question).ok_or_else(|| {
                 StageError::new(format!(
-                    "`{}` is not a question of the generated world {}",
+                    "`{}` is no prompt of the generated world {}",
                     example.question, self.world
                 ))
             })?;
-            for (sample, answer) in (0..).zip(world.legal_answers(question)) {
+            for (sample, answer) in (0..).zip(exam.legal()) {
                 // A token a word in the world's own tokenizer, and the end.
                 let tokens = answer.text.split(' ').count() as u64 + 1;
                 rewards.push(Some(answer.reward));
-                modes.push(Some(
-                    answer.mode.map_or("none", |mode| mode.name()).to_owned(),
-                ));
+                modes.push(Some(answer.mode.unwrap_or("none").to_owned()));
                 rows.push(CompletionRow {
                     question_id: example.question_id,
                     sample,

@@ -1,4 +1,4 @@
-//! `generate_world`: the embedded question/answer world as datasets.
+//! `generate_world`: the embedded world as datasets: questions, dialogues or posts.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,19 +7,29 @@ use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
-use crate::sources::embedded::{PreferencePair, Question, Split, World};
+use crate::sources::embedded::Split;
 use crate::stages::training::at_least_one;
+use material::{Context, Form, Item, Material};
+
+mod material;
 
 /// Generates questions, answers and preferences of a small world with a known reward.
 ///
 /// Nothing is downloaded. Questions are split into training, validation and test questions; every question has 249
 /// legal answers of known reward, three of them equally excellent. Preferences follow the reward with noise.
+///
+/// `form: dialogues` puts a question at the end of a dialogue that says part of it in an earlier turn; `form: posts`
+/// has posts with 153 legal summaries each, three of them equally excellent, in place of questions. The texts of both
+/// are whole prompts: give `template: "{question}"` and `pretraining_template: "{question}"`.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateWorld {
     /// Which world: its questions, wording and splits.
     #[serde(default)]
     world: u64,
+    /// What a prompt is.
+    #[serde(default, skip_serializing_if = "Form::is_questions")]
+    form: Form,
     /// Which draws of answers and preferences from it.
     seed: u64,
     /// Documents for pre-training: a question, then an answer.
@@ -82,9 +92,11 @@ impl Kind for GenerateWorld {
     }
 
     fn outputs(&self) -> Vec<Output> {
+        // There are no rude posts.
         OUTPUTS
-            .iter()
-            .map(|name| Output::new(*name, DATASET))
+            .into_iter()
+            .filter(|name| *name != "rude" || self.form != Form::Posts)
+            .map(|name| Output::new(name, DATASET))
             .collect()
     }
 
@@ -113,64 +125,60 @@ impl Kind for GenerateWorld {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let world = World::new(self.world);
+        let material = Material::new(self.form, self.world);
         let stream = Stream::new(self.seed, "generate_world");
-        let train = world.questions(Split::Train);
-        let test = world.questions(Split::Test);
+        let train = material.ids(Split::Train);
         let write = |ctx: &RunContext,
                      name: &str,
                      title: &str,
-                     examples: Vec<Example>|
+                     items: Vec<Item>|
          -> Result<(), StageError> {
+            let template = match name {
+                "pretrain" => &self.pretraining_template,
+                _ => &self.template,
+            };
             let dataset = Dataset {
                 title: format!("{title} of the generated world {}", self.world),
-                examples,
+                examples: items
+                    .into_iter()
+                    .map(|item| example(template, item))
+                    .collect(),
             };
             Ok(dataset.write(&ctx.output(name)?)?)
         };
-        let pairs = |name: &str, questions: &[Question], count: usize| -> Vec<Example> {
-            world
-                .preference_pairs(questions, count, &stream.child(name))
-                .into_iter()
-                .map(|pair| self.pair(pair))
-                .collect()
+        let mut some = train.clone();
+        stream.child("rl questions").at(0).shuffle(&mut some);
+        some.truncate(self.rl_questions);
+        let pairs = |name: &str, count: usize| {
+            material.pairs(&train, count, Context::Varying, &stream.child(name))
         };
-        let mut questions = train.clone();
-        stream.child("rl questions").at(0).shuffle(&mut questions);
-        questions.truncate(self.rl_questions);
         write(
             ctx,
             "finetune",
             "Answers for supervised fine-tuning",
-            pairs("finetune", &train, self.finetune_pairs),
+            pairs("finetune", self.finetune_pairs),
         )?;
         write(
             ctx,
             "reward",
             "Preferences for the reward model",
-            pairs("reward", &train, self.reward_pairs),
+            pairs("reward", self.reward_pairs),
         )?;
-        let rl_pairs = questions.len() * self.rl_pairs_per_question;
+        let count = some.len() * self.rl_pairs_per_question;
         write(
             ctx,
             "rl",
-            "Questions for reinforcement learning",
-            pairs("rl", &questions, rl_pairs),
+            &format!("{} for reinforcement learning", material.name()),
+            material.pairs(&some, count, Context::Fixed, &stream.child("rl")),
         )?;
-        // Test and validation questions do not depend on the seed: every policy answers the same ones.
-        let held_out = |split, name: &str| -> Vec<Example> {
-            let questions = world.questions(split);
-            let count = self.evaluation_pairs.max(questions.len());
+        // Test and validation prompts do not depend on the seed: every policy answers the same ones.
+        let held_out = |split, name: &str| -> Vec<Item> {
+            let mut order = material.ids(split);
+            let count = self.evaluation_pairs.max(order.len());
             let stream = Stream::new(self.world, "generate_world held out").child(name);
-            let mut order = questions;
             stream.child("order").at(0).shuffle(&mut order);
-            world
-                .preference_pairs(&order, count, &stream)
-                .into_iter()
-                .map(|pair| self.pair(pair))
-                .collect()
+            material.pairs(&order, count, Context::Fixed, &stream)
         };
-        debug_assert!(!test.is_empty());
         write(
             ctx,
             "evaluation",
@@ -183,55 +191,27 @@ impl Kind for GenerateWorld {
             "Preferences for choosing settings",
             held_out(Split::Validation, "validation"),
         )?;
-        let mut rude = world.rude_questions(Split::Test);
-        Stream::new(self.world, "generate_world rude")
-            .at(0)
-            .shuffle(&mut rude);
-        let rude = rude
-            .iter()
-            .map(|question| self.example(question, &self.template, None, None))
-            .collect();
-        write(ctx, "rude", "Rude questions", rude)?;
-        let documents = world
-            .pretraining_documents(self.pretraining_documents.max(1), &stream.child("pretrain"));
-        let documents = documents
-            .into_iter()
-            .map(|document| {
-                self.example(
-                    &document.question,
-                    &self.pretraining_template,
-                    Some(document.answer.text),
-                    None,
-                )
-            })
-            .collect();
+        if self.form != Form::Posts {
+            let stream = Stream::new(self.world, "generate_world rude");
+            write(
+                ctx,
+                "rude",
+                "Rude questions",
+                material.rude(Split::Test, &stream),
+            )?;
+        }
+        let documents =
+            material.documents(self.pretraining_documents.max(1), &stream.child("pretrain"));
         write(ctx, "pretrain", "Documents for pre-training", documents)
     }
 }
 
-impl GenerateWorld {
-    fn pair(&self, pair: PreferencePair) -> Example {
-        self.example(
-            &pair.question,
-            &self.template,
-            Some(pair.chosen.text),
-            Some(pair.rejected.text),
-        )
-    }
-
-    fn example(
-        &self,
-        question: &Question,
-        template: &str,
-        chosen: Option<String>,
-        rejected: Option<String>,
-    ) -> Example {
-        Example {
-            question_id: u64::from(question.id),
-            question: question.text.clone(),
-            prompt: template.replace("{question}", &question.text),
-            chosen,
-            rejected,
-        }
+fn example(template: &str, item: Item) -> Example {
+    Example {
+        question_id: u64::from(item.id),
+        prompt: template.replace("{question}", &item.text),
+        question: item.text,
+        chosen: item.chosen,
+        rejected: item.rejected,
     }
 }

@@ -7,7 +7,7 @@ use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, StageError};
-use crate::sources::embedded::{World, toxicity_reward};
+use crate::sources::embedded::{Examiner, toxicity_reward};
 
 /// What fills the column `reward`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -25,7 +25,8 @@ pub enum WorldReward {
 /// Adds the generated world's own judgement of completions: `exact_reward`, `coherent`, `rude_words`,
 /// `slot_errors`, `mode`.
 ///
-/// Beside a learned reward this shows reward hacking: a policy can raise the learned reward while the exact one falls.
+/// Completions of questions, of dialogues and of posts (whose form is the `mode`, and whose wrong words are the
+/// `slot_errors`). Beside a learned reward this shows reward hacking: a policy can raise the learned reward while the exact one falls.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreWorld {
@@ -55,7 +56,7 @@ impl Kind for ScoreWorld {
         vec![Port::one(
             "completions",
             &[COMPLETIONS, SCORES],
-            "completions of questions of the world",
+            "completions of prompts of the world",
         )]
     }
 
@@ -65,17 +66,17 @@ impl Kind for ScoreWorld {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
-        let world = World::new(self.world);
+        let examiner = Examiner::new(self.world);
         let rows = from_table(&table)?;
         let mut assessed = Vec::with_capacity(rows.len());
         for row in &rows {
-            let question = world.find(&row.question).ok_or_else(|| {
+            let exam = examiner.exam(&row.question).ok_or_else(|| {
                 StageError::new(format!(
-                    "`{}` is not a question of the generated world {}",
+                    "`{}` is no prompt of the generated world {}",
                     row.question, self.world
                 ))
             })?;
-            assessed.push(world.assess(question, &row.completion, !row.truncated));
+            assessed.push(exam.marks(&row.completion, !row.truncated));
         }
         match self.reward {
             WorldReward::Keep if !table.has("reward") => {
@@ -122,7 +123,7 @@ impl Kind for ScoreWorld {
             "mode",
             assessed
                 .iter()
-                .map(|a| Some(a.mode.map_or("none", |mode| mode.name()).to_owned())),
+                .map(|a| Some(a.mode.unwrap_or("none").to_owned())),
         );
         Ok(table.write_data(&ctx.output("scores")?)?)
     }

@@ -18,7 +18,7 @@ use crate::ml::head::{HeadInit, ScalarHead};
 use crate::ml::parameters::Weights;
 use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
 use crate::random::Stream;
-use crate::sources::embedded::World;
+use crate::sources::embedded::Examiner;
 use crate::stats;
 
 /// Trains a reward model on preference pairs (Bradley-Terry), and measures it on held-out pairs.
@@ -224,7 +224,7 @@ impl TrainReward {
             return Ok(());
         }
         let examples = &data.examples[..data.examples.len().min(CALIBRATION_ROWS)];
-        let world = World::new(0);
+        let examiner = Examiner::new(0);
         let (mut rows, mut exact) = (Vec::new(), Vec::new());
         for example in examples {
             let Some(chosen) = &example.chosen else {
@@ -236,9 +236,9 @@ impl TrainReward {
             {
                 rows.push(row.tokens);
                 exact.extend(
-                    world
-                        .find(&example.question)
-                        .map(|question| world.assess(question, chosen, true).reward),
+                    examiner
+                        .exam(&example.question)
+                        .map(|exam| exam.marks(chosen, true).reward),
                 );
             }
         }
@@ -246,7 +246,7 @@ impl TrainReward {
         let (mean, std) = match self.calibration {
             Calibration::World if exact.len() != rows.len() => {
                 return Err(StageError::new(
-                    "`calibration: world` needs questions of the generated world",
+                    "`calibration: world` needs prompts of the generated world",
                 ));
             }
             Calibration::World => (stats::mean(&exact)?, stats::population_std(&exact)?),

@@ -61,7 +61,11 @@ impl Kind for TrainSft {
     fn ports(&self) -> Vec<Port> {
         vec![
             Port::one("model", &[LANGUAGE_MODEL], "the model to start from"),
-            Port::one("data", &[DATASET], "prompts with completions"),
+            Port::many(
+                "data",
+                &[DATASET],
+                "prompts with completions, of one dataset or of several together",
+            ),
         ]
     }
 
@@ -117,10 +121,13 @@ impl Kind for TrainSft {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
-        let dataset = Dataset::read(&ctx.input("data")?.path)?;
+        let mut examples = Vec::new();
+        for input in ctx.inputs("data") {
+            examples.extend(Dataset::read(&input.path)?.examples);
+        }
         let stream = Stream::new(self.seed, "train_sft");
         let most = training::context_length(&model, self.max_tokens)?;
-        let rows = training::tokenize_chosen(&model, &dataset.examples, most, ctx)?;
+        let rows = training::tokenize_chosen(&model, &examples, most, ctx)?;
         let mut rows: Vec<TokenizedCompletion> = rows.into_iter().map(|(_, row)| row).collect();
         if let Some(length) = self.packing {
             rows = pack(&rows, length)?;

@@ -62,23 +62,9 @@ impl World {
         count: usize,
         stream: &Stream,
     ) -> Vec<PreferencePair> {
-        if questions.is_empty() {
-            return Vec::new();
-        }
-        let (orders, pairs) = (stream.child("order"), stream.child("pair"));
-        let mut order: Vec<usize> = Vec::new();
-        (0..count)
-            .map(|index| {
-                let place = index % questions.len();
-                if place == 0 {
-                    order = (0..questions.len()).collect();
-                    orders
-                        .at((index / questions.len()) as u64)
-                        .shuffle(&mut order);
-                }
-                self.preference_pair(&questions[order[place]], &mut pairs.at(index as u64))
-            })
-            .collect()
+        in_rounds(questions, count, stream, |question, draws| {
+            self.preference_pair(question, draws)
+        })
     }
 
     /// Draws two answers independently until they differ, and a noisy preference between them.
@@ -90,8 +76,7 @@ impl World {
                 break (first, second);
             }
         };
-        let wins = 1.0 / (1.0 + (-PREFERENCE_SHARPNESS * (first.reward - second.reward)).exp());
-        let (chosen, rejected) = if draws.chance(wins) {
+        let (chosen, rejected) = if first_wins(first.reward, second.reward, draws) {
             (first, second)
         } else {
             (second, first)
@@ -102,4 +87,33 @@ impl World {
             rejected,
         }
     }
+}
+
+/// Draws whether the first of two texts is preferred, by their exact rewards.
+pub(super) fn first_wins(first: f64, second: f64, draws: &mut Draws) -> bool {
+    draws.chance(1.0 / (1.0 + (-PREFERENCE_SHARPNESS * (first - second)).exp()))
+}
+
+/// Draws `count` times: round after round through all items, each round in an order of its own.
+pub(super) fn in_rounds<T, D>(
+    items: &[T],
+    count: usize,
+    stream: &Stream,
+    draw: impl Fn(&T, &mut Draws) -> D,
+) -> Vec<D> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let (orders, pairs) = (stream.child("order"), stream.child("pair"));
+    let mut order: Vec<usize> = Vec::new();
+    (0..count)
+        .map(|index| {
+            let place = index % items.len();
+            if place == 0 {
+                order = (0..items.len()).collect();
+                orders.at((index / items.len()) as u64).shuffle(&mut order);
+            }
+            draw(&items[order[place]], &mut pairs.at(index as u64))
+        })
+        .collect()
 }

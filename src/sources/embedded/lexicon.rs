@@ -12,6 +12,11 @@ pub(super) const TOOLS: [&str; 8] = [
 pub(super) const ALTERNATIVES: [&str; 8] = [
     "conda", "clippy", "helm", "hub", "zsh", "sheets", "sqlite", "gradle",
 ];
+/// What somebody may have tried: tools, then alternatives.
+pub(super) const TRIED: [&str; 16] = [
+    "pipx", "cargo", "podman", "gitk", "bash", "calc", "psql", "maven", "conda", "clippy", "helm",
+    "hub", "zsh", "sheets", "sqlite", "gradle",
+];
 /// What is to be done.
 pub(super) const VERBS: [&str; 10] = [
     "sort", "open", "copy", "delete", "merge", "print", "lock", "start", "move", "split",
@@ -51,10 +56,12 @@ pub(super) enum Slot {
     Object,
     /// The property of the object.
     Property,
+    /// What was tried (posts only).
+    Tried,
 }
 
 impl Slot {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Topic,
         Self::Tool,
         Self::Alternative,
@@ -62,6 +69,7 @@ impl Slot {
         Self::Option,
         Self::Object,
         Self::Property,
+        Self::Tried,
     ];
 
     /// Reads a template's `{name}`.
@@ -74,6 +82,7 @@ impl Slot {
             "{option}" => Self::Option,
             "{object}" => Self::Object,
             "{property}" => Self::Property,
+            "{tried}" => Self::Tried,
             _ => return None,
         })
     }
@@ -88,6 +97,7 @@ impl Slot {
             Self::Option => &OPTIONS,
             Self::Object => &OBJECTS,
             Self::Property => &PROPERTIES,
+            Self::Tried => &TRIED,
         }
     }
 }
@@ -110,6 +120,11 @@ impl Subject {
         }
     }
 
+    /// The place of the combination in [`Subject::from_index`].
+    pub(super) fn index(self) -> usize {
+        (self.topic * VERBS.len() + self.verb) * OBJECTS.len() + self.object
+    }
+
     /// The right word for `slot`.
     pub(super) fn word(self, slot: Slot) -> &'static str {
         slot.words()[self.right(slot)]
@@ -118,7 +133,8 @@ impl Subject {
     /// The index of the right word for `slot`.
     pub(super) fn right(self, slot: Slot) -> usize {
         match slot {
-            Slot::Topic | Slot::Tool | Slot::Alternative => self.topic,
+            // A question does not say what was tried; the tool stands for it.
+            Slot::Topic | Slot::Tool | Slot::Alternative | Slot::Tried => self.topic,
             Slot::Verb | Slot::Option => self.verb,
             Slot::Object => self.object,
             Slot::Property => self.object % PROPERTIES.len(),

@@ -18,16 +18,26 @@
 //! Wrong slots (the named tool, option, object or property does not belong to the question) cost half a
 //! point, which a small reward model hardly learns to see: reward hacking becomes measurable as exact
 //! reward against learned reward.
+//!
+//! A question may stand at the end of a [`Dialogue`] that says part of it only; and there are [`Posts`] to be
+//! summarised, with rewards and legal summaries of their own ([`SummaryReading`]). [`Examiner`] judges completions of
+//! either.
 
 mod answer;
 mod corpus;
+mod dialogue;
+mod examiner;
 mod grammar;
 mod lexicon;
+mod post;
 mod question;
 mod reward;
 mod style;
+mod summary;
 mod world;
 
+#[cfg(test)]
+mod form_tests;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +45,13 @@ pub use answer::{
     ANSWERS_PER_QUESTION, AnswerClass, Closing, LegalAnswer, MAXIMUM_ANSWER_WORDS, Mode, Prefix,
 };
 pub use corpus::{Document, PREFERENCE_SHARPNESS, PreferencePair, RUDE_DOCUMENT_SHARE};
+pub use dialogue::{Change, Dialogue};
+pub use examiner::{Exam, Examiner, Legal, Marks};
+pub use post::{Post, Posts, Request};
 pub use question::{Kind, Question, Split, Tone};
 pub use reward::{Assessment, Fit, toxicity_reward};
+pub use summary::{
+    Coverage, Ending, FREE_WORDS, Form, LegalSummary, SUMMARIES_PER_POST, SummaryClass,
+    SummaryPair, SummaryReading, Useless,
+};
 pub use world::World;

@@ -3,7 +3,7 @@
 use super::{
     answer::{Closing, Mode, Prefix},
     grammar::{self, Piece},
-    lexicon::{Slot, Subject},
+    lexicon::Slot,
 };
 use crate::random::{Draws, Stream};
 
@@ -82,8 +82,9 @@ impl Confusions {
         }
     }
 
-    pub(super) fn wrong_word(&self, subject: Subject, slot: Slot) -> &'static str {
+    /// The word that takes the place of word `right` of the slot's list.
+    pub(super) fn wrong_word(&self, slot: Slot, right: usize) -> &'static str {
         let words = slot.words();
-        words[(subject.right(slot) + self.shifts[slot as usize]) % words.len()]
+        words[(right + self.shifts[slot as usize]) % words.len()]
     }
 }

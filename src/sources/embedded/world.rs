@@ -106,6 +106,12 @@ impl World {
         self.question(*self.by_text.get(&words.join(" "))?)
     }
 
+    /// Finds the plain question of `kind` about `subject`.
+    pub(super) fn question_about(&self, kind: Kind, subject: Subject) -> &Question {
+        // Plain questions stand first, the kinds of a subject beside each other.
+        &self.questions[subject.index() * Kind::ALL.len() + kind as usize]
+    }
+
     /// Every word that occurs in questions or legal answers, sorted.
     pub fn vocabulary(&self) -> Vec<String> {
         let mut words = BTreeSet::new();
@@ -212,7 +218,7 @@ impl World {
     }
 
     /// The words of the one text of `class` for `question`.
-    fn words(&self, question: &Question, class: AnswerClass) -> Vec<&'static str> {
+    pub(super) fn words(&self, question: &Question, class: AnswerClass) -> Vec<&'static str> {
         let subject = question.subject;
         let style = &self.styles[subject.topic];
         let right = |slot| subject.word(slot);
@@ -228,7 +234,7 @@ impl World {
                 let confused = wrong_slot.then(|| style.confused_slot(mode));
                 grammar::write_words(&mut words, style.core(mode), |slot| {
                     if Some(slot) == confused {
-                        self.confusions.wrong_word(subject, slot)
+                        self.confusions.wrong_word(slot, subject.right(slot))
                     } else {
                         right(slot)
                     }
@@ -244,7 +250,7 @@ impl World {
     }
 }
 
-fn split_combinations(stream: &Stream) -> Vec<Split> {
+pub(super) fn split_combinations(stream: &Stream) -> Vec<Split> {
     let mut order: Vec<usize> = (0..COMBINATIONS).collect();
     stream.child("split").at(0).shuffle(&mut order);
     let mut splits = vec![Split::Train; COMBINATIONS];
