@@ -220,6 +220,20 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Encodes the beginning of a document in at most `most` tokens: the begin token stays, the oldest of the others go.
+    pub fn encode_prompt_within(
+        &self,
+        text: &str,
+        most: Option<usize>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode_prompt(text)?;
+        if let Some(excess) = most.and_then(|most| ids.len().checked_sub(most)) {
+            let first = usize::from(self.adds_bos && self.bos.is_some()).min(ids.len() - excess);
+            ids.drain(first..first + excess);
+        }
+        Ok(ids)
+    }
+
     /// Encodes texts in parallel, each as [`Tokenizer::encode`] does; results are in order.
     pub fn encode_batch<T: AsRef<str> + Sync>(
         &self,

@@ -33,7 +33,7 @@ pub fn split_pair<'a>(chosen: &'a str, rejected: &'a str) -> Option<DialoguePair
 }
 
 /// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Speaker {
     /// The user.
     Human,

@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
-use polars::prelude::{CsvReadOptions, DataFrame, DataType, ParquetReader, PolarsError, SerReader};
+use polars::prelude::{CsvReadOptions, DataFrame, ParquetReader, PolarsError, SerReader};
 use serde_json::{Map, Value};
+
+use self::cell::Cell;
+
+mod cell;
 
 /// No line of a JSON-lines file may be longer.
 const MAXIMUM_LINE: u64 = 64 << 20;
@@ -64,18 +68,18 @@ pub enum RowsError {
     },
 }
 
-/// One row.
+/// One row, of text or of nested values.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct Row<T = String> {
     /// Its file, as messages name it.
     pub file: Arc<str>,
     /// Its number in the file, from 1.
     pub number: usize,
     /// The values of the columns that were asked for, in that order.
-    pub values: Vec<String>,
+    pub values: Vec<T>,
 }
 
-impl Row {
+impl<T> Row<T> {
     /// Makes an error about this row.
     pub fn error(&self, reason: impl Into<String>) -> RowsError {
         RowsError::Row {
@@ -90,6 +94,21 @@ impl Row {
 ///
 /// `name` stands for a single file in messages. Every row must have a value in every column; numbers become text.
 pub fn read_rows(path: &Path, name: &str, columns: &[&str]) -> Result<Vec<Row>, RowsError> {
+    read(path, name, columns)
+}
+
+/// Reads `columns` as [`read_rows`] does, lists and structures included.
+///
+/// CSV files have text only.
+pub fn read_nested_rows(
+    path: &Path,
+    name: &str,
+    columns: &[&str],
+) -> Result<Vec<Row<Value>>, RowsError> {
+    read(path, name, columns)
+}
+
+fn read<T: Cell>(path: &Path, name: &str, columns: &[&str]) -> Result<Vec<Row<T>>, RowsError> {
     if !fs_err::metadata(path)?.is_dir() {
         return read_file(path, name.into(), columns);
     }
@@ -115,7 +134,11 @@ pub fn read_rows(path: &Path, name: &str, columns: &[&str]) -> Result<Vec<Row>, 
     Ok(rows)
 }
 
-fn read_file(path: &Path, name: Arc<str>, columns: &[&str]) -> Result<Vec<Row>, RowsError> {
+fn read_file<T: Cell>(
+    path: &Path,
+    name: Arc<str>,
+    columns: &[&str],
+) -> Result<Vec<Row<T>>, RowsError> {
     let mut file: File = fs_err::File::open(path)?.into();
     let mut start = Vec::new();
     file.by_ref().take(64).read_to_end(&mut start)?;
@@ -136,12 +159,12 @@ fn read_file(path: &Path, name: Arc<str>, columns: &[&str]) -> Result<Vec<Row>, 
 }
 
 /// Reads a parquet or CSV file.
-fn frame_file(
+fn frame_file<T: Cell>(
     file: File,
     is_parquet: bool,
     name: &Arc<str>,
     columns: &[&str],
-) -> Result<Vec<Row>, RowsError> {
+) -> Result<Vec<Row<T>>, RowsError> {
     let frame = |source| RowsError::Frame {
         file: Arc::clone(name),
         source,
@@ -177,7 +200,11 @@ fn check_columns(name: &Arc<str>, columns: &[&str], known: &[String]) -> Result<
     })
 }
 
-fn frame_rows(frame: &DataFrame, name: &Arc<str>, columns: &[&str]) -> Result<Vec<Row>, RowsError> {
+fn frame_rows<T: Cell>(
+    frame: &DataFrame,
+    name: &Arc<str>,
+    columns: &[&str],
+) -> Result<Vec<Row<T>>, RowsError> {
     let wrap = |source| RowsError::Frame {
         file: Arc::clone(name),
         source,
@@ -188,7 +215,7 @@ fn frame_rows(frame: &DataFrame, name: &Arc<str>, columns: &[&str]) -> Result<Ve
         .map(|column| column.name().to_string())
         .collect();
     check_columns(name, columns, &known)?;
-    let mut rows: Vec<Row> = (1..=frame.height())
+    let mut rows: Vec<Row<T>> = (1..=frame.height())
         .map(|number| Row {
             file: Arc::clone(name),
             number,
@@ -197,22 +224,22 @@ fn frame_rows(frame: &DataFrame, name: &Arc<str>, columns: &[&str]) -> Result<Ve
         .collect();
     for column in columns {
         let values = frame.column(column).map_err(wrap)?;
-        let values = values.cast(&DataType::String).map_err(wrap)?;
-        for (row, value) in rows.iter_mut().zip(values.str().map_err(wrap)?.iter()) {
+        for (row, value) in rows.iter_mut().zip(T::of_column(values).map_err(wrap)?) {
             match value {
-                Some(value) => row.values.push(value.to_owned()),
-                None => return Err(row.error(format!("`{column}` is empty"))),
+                Ok(Some(value)) => row.values.push(value),
+                Ok(None) => return Err(row.error(format!("`{column}` is empty"))),
+                Err(what) => return Err(row.error(format!("`{column}` is {what}"))),
             }
         }
     }
     Ok(rows)
 }
 
-fn json_rows(
+fn json_rows<T: Cell>(
     mut reader: impl BufRead,
     name: &Arc<str>,
     columns: &[&str],
-) -> Result<Vec<Row>, RowsError> {
+) -> Result<Vec<Row<T>>, RowsError> {
     let mut rows = Vec::new();
     let mut line = Vec::new();
     for number in 1.. {
@@ -240,15 +267,9 @@ fn json_rows(
         let object: Map<String, Value> =
             serde_json::from_slice(&line).map_err(|error| row.error(error.to_string()))?;
         for column in columns {
-            let value = match object.get(*column) {
-                Some(Value::String(text)) => text.clone(),
-                Some(Value::Number(number)) => number.to_string(),
-                Some(_) => {
-                    return Err(row.error(format!("`{column}` is neither text nor a number")));
-                }
-                None => return Err(row.error(format!("`{column}` is missing"))),
-            };
-            row.values.push(value);
+            let value = object.get(*column).ok_or("missing").and_then(T::of_json);
+            row.values
+                .push(value.map_err(|what| row.error(format!("`{column}` is {what}")))?);
         }
         rows.push(row);
     }
@@ -256,122 +277,4 @@ fn json_rows(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use flate2::Compression;
-    use flate2::write::GzEncoder;
-    use polars::prelude::{NamedFrom, ParquetWriter, Series};
-
-    use super::*;
-
-    const COLUMNS: [&str; 2] = ["id", "text"];
-
-    fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        fs_err::write(&path, bytes).unwrap();
-        (folder, path)
-    }
-
-    fn read(bytes: &[u8]) -> Result<Vec<Vec<String>>, String> {
-        let (_folder, path) = written("data", bytes);
-        match read_rows(&path, "DATA", &COLUMNS) {
-            Ok(rows) => Ok(rows.into_iter().map(|row| row.values).collect()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn parquet(texts: &[Option<&str>]) -> Vec<u8> {
-        let ids: Vec<i64> = (0..texts.len() as i64).collect();
-        let columns = vec![
-            Series::new("text".into(), texts).into(),
-            Series::new("id".into(), ids).into(),
-            Series::new("other".into(), vec![0.5f64; texts.len()]).into(),
-        ];
-        let mut frame = DataFrame::new(texts.len(), columns).unwrap();
-        let mut bytes = Vec::new();
-        ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
-        bytes
-    }
-
-    fn gzip(text: &str) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(text.as_bytes()).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn every_format_gives_the_same_rows() {
-        let expected = vec![vec!["0", "a, b"], vec!["1", "c\nd"]];
-        let csv = b",id,text\n7,0,\"a, b\"\n8,1,\"c\nd\"\n";
-        assert_eq!(read(csv).unwrap(), expected);
-        let lines = "{\"text\": \"a, b\", \"id\": 0}\n\n{\"id\": \"1\", \"text\": \"c\\nd\"}";
-        assert_eq!(read(lines.as_bytes()).unwrap(), expected);
-        assert_eq!(read(&gzip(lines)).unwrap(), expected);
-        assert_eq!(
-            read(&parquet(&[Some("a, b"), Some("c\nd")])).unwrap(),
-            expected
-        );
-    }
-
-    #[test]
-    fn faults_name_file_and_row() {
-        for (bytes, message) in [
-            (
-                b"id,words\n0,a\n".to_vec(),
-                "DATA: no column `text`; found: id, words",
-            ),
-            (
-                b"id,text\n0,a\n1,\n".to_vec(),
-                "DATA, row 2: `text` is empty",
-            ),
-            (
-                b"{\"id\": 0, \"text\": \"a\"}\n{\"id\": 1, \"text\": ".to_vec(),
-                "DATA, row 2: EOF while parsing a value",
-            ),
-            (b"{\"id\": 0}".to_vec(), "DATA, row 1: `text` is missing"),
-            (
-                b"{\"id\": 0, \"text\": [1]}".to_vec(),
-                "DATA, row 1: `text` is neither text nor a number",
-            ),
-            (parquet(&[Some("a"), None]), "DATA, row 2: `text` is empty"),
-        ] {
-            let error = read(&bytes).unwrap_err();
-            assert!(error.starts_with(message), "{error}");
-        }
-    }
-
-    #[test]
-    fn truncated_files_are_refused() {
-        let texts: Vec<String> = (0..300).map(|row| format!("text {row}")).collect();
-        let texts: Vec<_> = texts.iter().map(|text| Some(text.as_str())).collect();
-        let whole = parquet(&texts);
-        let error = read(&whole[..whole.len() / 2]).unwrap_err();
-        assert!(error.starts_with("DATA: "), "{error}");
-        let lines: String = (0..300)
-            .map(|row| format!("{{\"id\": {row}, \"text\": \"{}\"}}\n", row * 7919))
-            .collect();
-        let whole = gzip(&lines);
-        let error = read(&whole[..whole.len() / 2]).unwrap_err();
-        assert!(error.starts_with("DATA, row "), "{error}");
-    }
-
-    #[test]
-    fn part_files_come_in_the_order_of_their_names() {
-        let (folder, _) = written("part-1.csv", b"id,text\n2,c\n");
-        fs_err::write(
-            folder.path().join("part-0.parquet"),
-            parquet(&[Some("a"), Some("b")]),
-        )
-        .unwrap();
-        fs_err::write(folder.path().join("README"), "not data").unwrap();
-        let rows = read_rows(folder.path(), "", &COLUMNS).unwrap();
-        let texts: Vec<&str> = rows.iter().map(|row| row.values[1].as_str()).collect();
-        assert_eq!(texts, ["a", "b", "c"]);
-        assert!(rows[2].file.ends_with("part-1.csv") && rows[2].number == 1);
-        let empty = tempfile::tempdir().unwrap();
-        let error = read_rows(empty.path(), "", &COLUMNS).unwrap_err();
-        assert!(error.to_string().contains("no file ends in"), "{error}");
-    }
-}
+mod tests;

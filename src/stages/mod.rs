@@ -51,5 +51,6 @@ mod model_files;
 mod pairs;
 mod resample;
 mod scored;
+mod tokenized;
 mod training;
 mod trainings;

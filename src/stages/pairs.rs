@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::expected_size::{ExpectedSize, Work, estimate};
-use super::train_reward::tokenize_pairs;
+use super::tokenized::{Limits, tokenize_pairs};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -22,7 +22,7 @@ pub(super) struct PairTraining<'a> {
     pub(super) micro_batch: usize,
     pub(super) optimizer: &'a OptimizerParams,
     pub(super) adapter: Option<&'a LoraConfig>,
-    pub(super) max_tokens: Option<usize>,
+    pub(super) lengths: Limits,
     pub(super) seed: u64,
     pub(super) expected_size: Option<&'a ExpectedSize>,
 }
@@ -50,6 +50,7 @@ impl PairTraining<'_> {
         at_least_one("steps", self.steps, problems);
         at_least_one("batch_size", self.batch_size as u64, problems);
         at_least_one("micro_batch", self.micro_batch as u64, problems);
+        self.lengths.validate(problems);
         self.optimizer.validate("optimizer", problems);
         if let Some(size) = self.expected_size {
             size.validate(problems);
@@ -77,13 +78,14 @@ impl PairTraining<'_> {
         let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let stream = Stream::new(self.seed, kind);
-        let most = training::context_length(&policy, self.max_tokens)?;
-        let pairs = tokenize_pairs(&policy, &data.examples, most)?;
+        let lengths = self.lengths.lengths(&policy);
+        let pairs = tokenize_pairs(&policy, &data.examples, lengths)?;
         if pairs.len() < data.examples.len() {
             ctx.note(&format!(
-                "{} of {} pairs fit into {most} tokens",
+                "{} of {} pairs fit into {} tokens",
                 pairs.len(),
-                data.examples.len()
+                data.examples.len(),
+                lengths.most
             ));
         }
         let reference = policy.frozen()?;

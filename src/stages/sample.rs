@@ -59,6 +59,9 @@ pub struct Sample {
     /// Distinct prompts of the dataset to skip first.
     #[serde(default)]
     skip: usize,
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_prompt_tokens: Option<usize>,
     /// The horizon.
     max_new_tokens: usize,
     /// Seed of the draws.
@@ -143,6 +146,11 @@ impl Kind for Sample {
             "at least 1",
         );
         require(self.max_new_tokens > 0, "max_new_tokens", "at least 1");
+        require(
+            self.max_prompt_tokens != Some(0),
+            "max_prompt_tokens",
+            "at least 1",
+        );
         require(
             self.samples_per_prompt == 1 || sampling,
             "samples_per_prompt",
@@ -242,7 +250,12 @@ impl Kind for Sample {
                 index % self.samples_per_prompt,
             );
             let example = chosen[place];
-            prompts.push(model.tokenizer.encode_prompt(&example.prompt)?);
+            let most = self.max_prompt_tokens;
+            prompts.push(
+                model
+                    .tokenizer
+                    .encode_prompt_within(&example.prompt, most)?,
+            );
             keys.push(((self.skip + place) as u64) << 20 | sample as u64);
             rows.push(CompletionRow {
                 question_id: example.question_id,

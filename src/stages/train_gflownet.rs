@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use self::objective::{ObjectiveName, Weighting};
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::tokenized::{Lengths, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
@@ -48,17 +49,6 @@ pub enum Offline {
     All,
     /// Preferred ones only.
     Chosen,
-}
-
-/// What becomes of completions of the data set beyond the horizon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LongCompletions {
-    /// They are left out.
-    #[default]
-    LeaveOut,
-    /// They end at the horizon, where the stop is forced, as sampled ones do.
-    Truncate,
 }
 
 /// Fine-tunes a policy to sample completions in proportion to their reward.
@@ -381,10 +371,10 @@ impl Kind for TrainGflownet {
         let data = Dataset::read(&ctx.input("data")?.path)?;
         training::check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
         let stream = Stream::new(self.seed, "train_gflownet");
-        let rows = training::tokenize_chosen(
+        let rows = tokenize_chosen(
             &policy,
             &self.trajectories(&data),
-            policy.config.max_position_embeddings,
+            Lengths::up_to(policy.config.max_position_embeddings),
             ctx,
         )?;
         let kept: Vec<_> = rows

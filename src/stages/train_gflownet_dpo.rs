@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::ExpectedSize;
 use super::pairs::{self, PairTraining};
+use super::tokenized::{Limits, LongCompletions};
 use super::training::{self, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -56,9 +57,15 @@ pub struct TrainGflownetDpo {
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
     adapter: Option<LoraConfig>,
-    /// Pairs with a longer side are left out; the model's context if absent.
+    /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
     max_tokens: Option<usize>,
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_prompt_tokens: Option<usize>,
+    /// What becomes of completions that go beyond `max_tokens`.
+    #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
+    long_completions: LongCompletions,
     /// Seed of the order of pairs and of dropout.
     seed: u64,
     /// Expected sizes, for the plan's estimates; they change no result.
@@ -142,7 +149,11 @@ impl TrainGflownetDpo {
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
             optimizer: &self.optimizer,
             adapter: self.adapter.as_ref(),
-            max_tokens: self.max_tokens,
+            lengths: Limits {
+                max_tokens: self.max_tokens,
+                max_prompt_tokens: self.max_prompt_tokens,
+                long_completions: self.long_completions,
+            },
             seed: self.seed,
             expected_size: self.expected_size.as_ref(),
         }

@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::tokenized::{Lengths, context_length, tokenize, tokenize_pairs};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
-use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
@@ -16,7 +17,7 @@ use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, 
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
 use crate::ml::parameters::Weights;
-use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
+use crate::ml::trainer::reward::{RewardOptions, RewardTrainer};
 use crate::random::Stream;
 use crate::sources::embedded::Examiner;
 use crate::stats;
@@ -136,8 +137,8 @@ impl Kind for TrainReward {
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
         let stream = Stream::new(self.seed, "train_reward");
-        let most = training::context_length(&model, self.max_tokens)?;
-        let pairs = tokenize_pairs(&model, &data.examples, most)?;
+        let most = context_length(&model, self.max_tokens);
+        let pairs = tokenize_pairs(&model, &data.examples, Lengths::up_to(most))?;
         if pairs.len() < data.examples.len() {
             ctx.note(&format!(
                 "{} of {} pairs fit into {most} tokens",
@@ -231,9 +232,13 @@ impl TrainReward {
                 continue;
             };
             let tokenizer = &raw.model.tokenizer;
-            if let Some(row) =
-                training::tokenize(tokenizer, raw.model.eos[0], &example.prompt, chosen, most)?
-            {
+            if let Some(row) = tokenize(
+                tokenizer,
+                raw.model.eos[0],
+                &example.prompt,
+                chosen,
+                Lengths::up_to(most),
+            )? {
                 rows.push(row.tokens);
                 exact.extend(
                     examiner
@@ -270,7 +275,7 @@ fn measure(
     most: usize,
     description: &mut RewardDescription,
 ) -> Result<(), StageError> {
-    let pairs = tokenize_pairs(&raw.model, &evaluation.examples, most)?;
+    let pairs = tokenize_pairs(&raw.model, &evaluation.examples, Lengths::up_to(most))?;
     let chosen: Vec<Vec<u32>> = pairs
         .iter()
         .map(|pair| pair.chosen.tokens.clone())
@@ -301,32 +306,4 @@ fn measure(
             .map(|(a, b)| a.len().cmp(&b.len())),
     ));
     Ok(())
-}
-
-/// Tokenizes pairs; those with a side that is too long are left out.
-pub(super) fn tokenize_pairs(
-    model: &LanguageModel,
-    examples: &[Example],
-    most: usize,
-) -> Result<Vec<TokenizedPair>, StageError> {
-    let mut pairs = Vec::new();
-    for (index, example) in examples.iter().enumerate() {
-        let (Some(chosen), Some(rejected)) = (&example.chosen, &example.rejected) else {
-            return Err(
-                StageError::new(format!("row {index} of the dataset is not a pair"))
-                    .hint("preferences are learnt from two completions of each prompt"),
-            );
-        };
-        let tokenize =
-            |text| training::tokenize(&model.tokenizer, model.eos[0], &example.prompt, text, most);
-        if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
-            pairs.push(TokenizedPair { chosen, rejected });
-        }
-    }
-    if pairs.is_empty() {
-        return Err(StageError::new(format!(
-            "no pair has at most {most} tokens on both sides"
-        )));
-    }
-    Ok(pairs)
 }

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::tokenized::{Limits, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -42,9 +43,15 @@ pub struct TrainSft {
     /// Joins documents, each with its end-of-sequence token, into rows of so many tokens.
     #[serde(default)]
     packing: Option<usize>,
-    /// Longer examples are left out; the model's context if absent.
+    /// Longer examples are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
     max_tokens: Option<usize>,
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_prompt_tokens: Option<usize>,
+    /// What becomes of completions that go beyond `max_tokens`.
+    #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
+    long_completions: LongCompletions,
     /// Seed of the order of examples and of dropout.
     seed: u64,
     /// Expected sizes, for the plan's estimates; they change no result.
@@ -85,6 +92,7 @@ impl Kind for TrainSft {
             self.micro_batch.unwrap_or(1) as u64,
             &mut problems,
         );
+        self.limits().validate(&mut problems);
         self.optimizer.validate("optimizer", &mut problems);
         if self.packing.is_some_and(|length| length < 2) {
             problems.push(Problem::new(
@@ -126,8 +134,8 @@ impl Kind for TrainSft {
             examples.extend(Dataset::read(&input.path)?.examples);
         }
         let stream = Stream::new(self.seed, "train_sft");
-        let most = training::context_length(&model, self.max_tokens)?;
-        let rows = training::tokenize_chosen(&model, &examples, most, ctx)?;
+        let lengths = self.limits().lengths(&model);
+        let rows = tokenize_chosen(&model, &examples, lengths, ctx)?;
         let mut rows: Vec<TokenizedCompletion> = rows.into_iter().map(|(_, row)| row).collect();
         if let Some(length) = self.packing {
             rows = pack(&rows, length)?;
@@ -154,6 +162,16 @@ impl Kind for TrainSft {
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(&model, merged, &trained, &result.end, &ctx.output("model")?)?;
         Ok(result.curve.write(&ctx.output("curve")?)?)
+    }
+}
+
+impl TrainSft {
+    fn limits(&self) -> Limits {
+        Limits {
+            max_tokens: self.max_tokens,
+            max_prompt_tokens: self.max_prompt_tokens,
+            long_completions: self.long_completions,
+        }
     }
 }
 

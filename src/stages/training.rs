@@ -10,8 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifacts::curve::{Curve, Status, TrainingSummary};
-use crate::artifacts::dataset::Example;
-use crate::artifacts::language_model::{LanguageModel, ModelError};
+use crate::artifacts::language_model::LanguageModel;
 use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Continuation, Problem, StageError};
@@ -21,9 +20,7 @@ use crate::ml::parameters::{Weights, load, save};
 use crate::ml::schedule::{Decay, Schedule};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::policy::TrainedModel;
-use crate::ml::trainer::{
-    self, StepReport, TokenizedCompletion, TrainError, Trainer, TrainerState,
-};
+use crate::ml::trainer::{self, StepReport, TrainError, Trainer, TrainerState};
 use crate::random::Stream;
 
 /// AdamW and its schedule.
@@ -206,66 +203,6 @@ pub(super) fn save_model(
         }
     }
     Ok(())
-}
-
-/// Turns an example into tokens, its completion ended by the end-of-sequence token; `None` if it is longer than
-/// `max_tokens`.
-pub(super) fn tokenize(
-    tokenizer: &Tokenizer,
-    eos: u32,
-    prompt: &str,
-    completion: &str,
-    max_tokens: usize,
-) -> Result<Option<TokenizedCompletion>, StageError> {
-    let mut tokens = tokenizer.encode_prompt(prompt)?;
-    let prompt_length = tokens.len();
-    tokens.extend(tokenizer.encode(completion)?);
-    tokens.push(eos);
-    let fits = tokens.len() <= max_tokens && prompt_length > 0;
-    Ok(fits.then_some(TokenizedCompletion {
-        tokens,
-        prompt_length,
-    }))
-}
-
-/// Tokenizes the preferred completions of `examples`; says how many were too long.
-pub(super) fn tokenize_chosen(
-    model: &LanguageModel,
-    examples: &[Example],
-    max_tokens: usize,
-    ctx: &mut RunContext,
-) -> Result<Vec<(u64, TokenizedCompletion)>, StageError> {
-    let mut rows = Vec::new();
-    let mut long = 0;
-    for (index, example) in examples.iter().enumerate() {
-        let completion = example.chosen.as_deref().ok_or_else(|| {
-            StageError::new(format!("row {index} of the dataset has no completion"))
-                .hint("it has prompts only")
-        })?;
-        match tokenize(
-            &model.tokenizer,
-            model.eos[0],
-            &example.prompt,
-            completion,
-            max_tokens,
-        )? {
-            Some(row) => rows.push((example.question_id, row)),
-            None => long += 1,
-        }
-    }
-    if long > 0 {
-        ctx.note(&format!(
-            "{long} of {} examples are longer than {max_tokens} tokens and were left out",
-            examples.len()
-        ));
-    }
-    if rows.is_empty() {
-        return Err(
-            StageError::new(format!("no example has at most {max_tokens} tokens"))
-                .hint("raise `max_tokens`, or look at the dataset"),
-        );
-    }
-    Ok(rows)
 }
 
 /// How a training is run.
@@ -592,16 +529,6 @@ fn read_checkpoint(folder: &Path, path: &Path) -> Result<(Record, TrainerState),
         values: values.trainer,
     };
     Ok((values.record, state))
-}
-
-/// Returns what `model` is before training, for messages about its size.
-pub(super) fn context_length(
-    model: &LanguageModel,
-    asked: Option<usize>,
-) -> Result<usize, ModelError> {
-    Ok(asked
-        .unwrap_or(model.config.max_position_embeddings)
-        .min(model.config.max_position_embeddings))
 }
 
 /// Checks that the same ids mean the same tokens.

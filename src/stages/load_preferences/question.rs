@@ -1,0 +1,145 @@
+//! What is asked, and how it becomes a prompt.
+
+use crate::ml::tokenizer::PromptTemplate;
+use crate::sources::dialogue::{Speaker, turns};
+
+/// How a question becomes a prompt.
+pub(super) enum Template {
+    /// As it stands.
+    Plain,
+    /// ChatML with what comes before the first turn.
+    Chat(&'static str),
+    Text(PromptTemplate),
+}
+
+impl Template {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        const SMOLLM2_SYSTEM: &str = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by \
+            Hugging Face<|im_end|>\n";
+        let text = match text {
+            "plain" => return Ok(Self::Plain),
+            "chatml" => return Ok(Self::Chat("")),
+            "smollm2" => return Ok(Self::Chat(SMOLLM2_SYSTEM)),
+            "stack_llama" => PromptTemplate::STACK_LLAMA.to_owned(),
+            text if text.contains("{answer}") => text.to_owned(),
+            text => format!("{text}{{answer}}"),
+        };
+        let template = PromptTemplate::parse(&text).map_err(|error| error.to_string())?;
+        Ok(Self::Text(template))
+    }
+
+    pub(super) fn prompt(&self, question: &Question) -> String {
+        match self {
+            Self::Plain => question.plain(),
+            Self::Text(template) => template.prompt(&question.shown()),
+            Self::Chat(system) => {
+                let mut prompt = (*system).to_owned();
+                for (speaker, text) in question.turns() {
+                    let role = match speaker {
+                        Speaker::Human => "user",
+                        Speaker::Assistant => "assistant",
+                    };
+                    prompt.push_str(&format!("<|im_start|>{role}\n{text}<|im_end|>\n"));
+                }
+                prompt + "<|im_start|>assistant\n"
+            }
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Question {
+    Text(String),
+    /// A context in the layout of HH that ends with an open turn of the assistant.
+    Dialogue(String),
+    /// Turns, the last of which is to be answered.
+    Turns(Vec<(Speaker, String)>),
+}
+
+impl Question {
+    /// The question as it stands; turns in the layout of HH.
+    fn plain(&self) -> String {
+        match self {
+            Self::Text(text) | Self::Dialogue(text) => text.clone(),
+            Self::Turns(turns) => {
+                let mut text = String::new();
+                for (speaker, said) in turns {
+                    let tag = match speaker {
+                        Speaker::Human => "Human",
+                        Speaker::Assistant => "Assistant",
+                    };
+                    text.push_str(&format!("\n\n{tag}: {said}"));
+                }
+                text + "\n\nAssistant:"
+            }
+        }
+    }
+
+    /// The question for people and for text templates.
+    pub(super) fn shown(&self) -> String {
+        if let Self::Text(text) = self {
+            return text.clone();
+        }
+        let context = self.plain();
+        let end = context.rfind("\n\nAssistant:").unwrap_or(context.len());
+        context[..end].trim().to_owned()
+    }
+
+    fn turns(&self) -> Vec<(Speaker, &str)> {
+        match self {
+            Self::Text(text) => vec![(Speaker::Human, text)],
+            Self::Dialogue(context) => turns(context),
+            Self::Turns(turns) => turns
+                .iter()
+                .map(|(who, said)| (*who, said.as_str()))
+                .collect(),
+        }
+    }
+
+    /// How many characters it has when it is not cut.
+    pub(super) fn length(&self) -> usize {
+        self.plain().chars().count()
+    }
+
+    /// Shortens to at most `limit` characters; `false` if that is impossible.
+    pub(super) fn cut(&mut self, limit: usize) -> bool {
+        match self {
+            Self::Text(text) => *text = cut_end(text, limit).to_owned(),
+            // The oldest turns go first; a dialogue still starts with the user.
+            Self::Dialogue(context) => {
+                while context.chars().count() > limit {
+                    let next = context.match_indices("\n\nHuman:").nth(1);
+                    let Some((start, _)) = next else { return false };
+                    context.drain(..start);
+                }
+            }
+            Self::Turns(_) => {
+                while self.length() > limit {
+                    let Self::Turns(turns) = self else {
+                        return false;
+                    };
+                    let mut later = turns.iter().skip(1);
+                    let next = later.position(|(speaker, _)| *speaker == Speaker::Human);
+                    let Some(next) = next else { return false };
+                    turns.drain(..=next);
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Cuts a text to at most `limit` characters, at the last white space if there is one.
+pub(super) fn cut_end(text: &str, limit: usize) -> &str {
+    let Some((end, _)) = text.char_indices().nth(limit) else {
+        return text;
+    };
+    let whole = text[end..].starts_with(char::is_whitespace);
+    let end = if whole {
+        end
+    } else {
+        text[..end].rfind(char::is_whitespace).unwrap_or(end)
+    };
+    text[..end].trim_end()
+}

@@ -1,0 +1,313 @@
+//! Pairs in each layout, questions, templates, faults.
+
+use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series};
+
+use super::*;
+
+fn kind(params: &str) -> LoadPreferences {
+    serde_yaml::from_str(params).unwrap()
+}
+
+fn examples(kind: &LoadPreferences, data: impl AsRef<[u8]>) -> Vec<Example> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    fs_err::write(&path, data).unwrap();
+    let pairs = kind
+        .layout
+        .read(&path, "file:d")
+        .map_err(|error| format!("{error:?}"))
+        .unwrap();
+    kind.select(kind.usable(pairs).0)
+        .map_err(|error| format!("{error:?}"))
+        .unwrap()
+}
+
+const PAIRS: &str = "qid,question,response_j,response_k\n\
+    7,why so,because,no idea\n\
+    7,why so,because,dunno\n\
+    7,why so,same,same\n\
+    9,how come,thus,\"a, b\"\n\
+    7,what a long question,x,y\n";
+
+#[test]
+fn stack_exchange_pairs_become_prompts() {
+    let kind = kind(
+        "{ source: d, layout: stack_exchange_paired, template: stack_llama, max_question_chars: 9 }",
+    );
+    let found = examples(&kind, PAIRS);
+    let ids: Vec<u64> = found.iter().map(|example| example.question_id).collect();
+    assert_eq!(ids, [0, 0, 1]);
+    assert_eq!(found[2].prompt, "Question: how come\n\nAnswer: ");
+    assert_eq!(found[2].rejected.as_deref(), Some("a, b"));
+    assert_eq!(found[0].chosen.as_deref(), Some("because"));
+}
+
+#[test]
+fn questions_are_limited_whole_and_shuffled_by_seed() {
+    let text = "{ source: d, layout: stack_exchange_paired, max_pairs_per_question: 1, max_rows: 2, seed: 1 }";
+    let first = examples(&kind(text), PAIRS);
+    assert_eq!(first.len(), 2);
+    assert_ne!(first[0].question_id, first[1].question_id);
+    assert_eq!(examples(&kind(text), PAIRS), first);
+    let orders: std::collections::BTreeSet<Vec<u64>> = (0..20)
+        .map(|seed| {
+            let kind = kind(&text.replace("seed: 1", &format!("seed: {seed}")));
+            examples(&kind, PAIRS)
+                .iter()
+                .map(|example| example.question_id)
+                .collect()
+        })
+        .collect();
+    assert!(orders.len() > 2, "{orders:?}");
+}
+
+#[test]
+fn long_questions_are_cut_at_white_space() {
+    let text = "{ source: d, layout: stack_exchange_paired, max_question_chars: 13, long_questions: cut, \
+                max_answer_chars: 3, template: 'Q {question} A ' }";
+    let found = examples(&kind(text), PAIRS);
+    assert_eq!(found.last().unwrap().prompt, "Q what a long A ");
+    assert_eq!(found[0].chosen.as_deref(), Some("bec"));
+    assert_eq!(found[0].rejected.as_deref(), Some("no"));
+}
+
+const DIALOGUES: &str = concat!(
+    r#"{"chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: Sorry."}"#,
+    "\n",
+    r#"{"chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant: A", "rejected": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"}"#,
+    "\n"
+);
+
+#[test]
+fn dialogues_keep_their_turns() {
+    let plain = examples(&kind("{ source: d, layout: anthropic_hh }"), DIALOGUES);
+    // The second pair has an empty answer.
+    assert_eq!(plain.len(), 1);
+    assert_eq!(
+        plain[0].prompt,
+        "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+    );
+    assert_eq!(plain[0].chosen.as_deref(), Some("So."));
+    assert_eq!(
+        plain[0].question,
+        "Human: Hi?\n\nAssistant: Hello.\n\nHuman: Why?"
+    );
+    let chat = examples(
+        &kind("{ source: d, layout: anthropic_hh, template: chatml }"),
+        DIALOGUES,
+    );
+    assert_eq!(
+        chat[0].prompt,
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n\
+         <|im_start|>assistant\n"
+    );
+    let cut = "{ source: d, layout: anthropic_hh, max_question_chars: 40, long_questions: cut }";
+    assert_eq!(
+        examples(&kind(cut), DIALOGUES)[0].prompt,
+        "\n\nHuman: Why?\n\nAssistant:"
+    );
+}
+
+#[test]
+fn faulty_rows_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    for (layout, data, message) in [
+        (
+            "stack_exchange_paired",
+            "qid,question,response_j,response_k\nx,a,b,c\n",
+            "file:d, row 1: `qid` is x",
+        ),
+        (
+            "anthropic_hh",
+            r#"{"chosen": "a", "rejected": "b"}"#,
+            "file:d, row 1: `chosen` and `rejected` share",
+        ),
+    ] {
+        fs_err::write(&path, data).unwrap();
+        let kind = kind(&format!("{{ source: d, layout: {layout} }}"));
+        let error = kind.layout.read(&path, "file:d").err().unwrap().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let kind = kind("{ source: d, layout: anthropic_hh, template: 'no placeholder' }");
+    assert_eq!(kind.validate().len(), 1);
+}
+
+const TURNS: &str = concat!(
+    r#"{"context": [{"role": "human", "text": "Hi?"}, {"role": "assistant", "text": "Hello."}, {"role": "human", "text": "Why?\n\nHuman: no turn"}], "chosen": {"role": "assistant", "text": "So."}, "rejected": {"role": "assistant", "text": "Go."}}"#,
+    "\n",
+    r#"{"context": [{"role": "human", "text": "Who?"}], "chosen": {"text": "Me."}, "rejected": {"text": " "}}"#,
+    "\n",
+    r#"{"context": [{"role": "human", "text": "Who?"}], "chosen": {"text": "Me."}, "rejected": {"text": "You."}}"#,
+    "\n"
+);
+
+/// A list of turns for each row, as polars has it.
+fn turns_column(rows: &[&[(&str, &str)]]) -> Column {
+    let lists: Vec<Series> = rows
+        .iter()
+        .map(|turns| {
+            let (roles, texts): (Vec<&str>, Vec<&str>) = turns.iter().copied().unzip();
+            structures("", &[("role", &roles), ("text", &texts)])
+        })
+        .collect();
+    Series::new("context".into(), lists).into()
+}
+
+fn structures(name: &str, fields: &[(&str, &[&str])]) -> Series {
+    let columns: Vec<Column> = fields
+        .iter()
+        .map(|(name, values)| Series::new((*name).into(), *values).into())
+        .collect();
+    let frame = DataFrame::new(fields[0].1.len(), columns).unwrap();
+    frame.into_struct(name.into()).into_series()
+}
+
+fn parquet(columns: Vec<Column>) -> Vec<u8> {
+    let mut frame = DataFrame::new(columns[0].len(), columns).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+    bytes
+}
+
+fn nested_parquet() -> Vec<u8> {
+    let first = [
+        ("human", "Hi?"),
+        ("assistant", "Hello."),
+        ("human", "Why?\n\nHuman: no turn"),
+    ];
+    let who = [("human", "Who?")];
+    parquet(vec![
+        turns_column(&[&first, &who, &who]),
+        structures("chosen", &[("text", &["So.", "Me.", "Me."])]).into(),
+        structures(
+            "rejected",
+            &[
+                ("role", &["assistant", "assistant", "assistant"]),
+                ("text", &["Go.", " ", "You."]),
+            ],
+        )
+        .into(),
+    ])
+}
+
+#[test]
+fn turns_of_pku_become_prompts_from_json_lines_and_from_parquet() {
+    let chat = kind("{ source: d, layout: pku_hh, template: chatml }");
+    let found = examples(&chat, TURNS);
+    // The second pair has an empty answer.
+    assert_eq!(found.len(), 2);
+    assert_eq!(
+        found[0].prompt,
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n\
+         <|im_start|>user\nWhy?\n\nHuman: no turn<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(found[0].chosen.as_deref(), Some("So."));
+    assert_eq!(found[1].rejected.as_deref(), Some("You."));
+    assert_eq!([found[0].question_id, found[1].question_id], [0, 1]);
+    assert_eq!(examples(&chat, nested_parquet()), found);
+
+    let plain = examples(&kind("{ source: d, layout: pku_hh }"), TURNS);
+    assert_eq!(plain[1].prompt, "\n\nHuman: Who?\n\nAssistant:", "as in HH");
+    assert_eq!(plain[1].question, "Human: Who?");
+    let cut = "{ source: d, layout: pku_hh, max_question_chars: 52, long_questions: cut }";
+    let found = examples(&kind(cut), TURNS);
+    assert_eq!(
+        found[0].prompt, "\n\nHuman: Why?\n\nHuman: no turn\n\nAssistant:",
+        "what a turn says is no turn"
+    );
+    let shorter = cut.replace("52", "40");
+    assert_eq!(examples(&kind(&shorter), TURNS).len(), 1);
+}
+
+#[test]
+fn summaries_lose_the_words_that_announce_them() {
+    let rows = concat!(
+        r#"{"prompt": "POST: a\n\nTL;DR:", "chosen": "TL;DR: one", "rejected": " TL;DR:two "}"#,
+        "\n",
+        r#"{"prompt": "POST: b", "chosen": "x", "rejected": "TL;DR: x"}"#,
+        "\n",
+        r#"{"prompt": "POST: b", "chosen": "so TL;DR: y", "rejected": "TL;DR:"}"#,
+        "\n",
+        r#"{"prompt": "POST: a\n\nTL;DR:", "chosen": "three", "rejected": "four"}"#,
+        "\n"
+    );
+    let layout = "{ source: d, layout: openai_summarize_comparisons, template: chatml }";
+    let found = examples(&kind(layout), rows);
+    // Of the second question one pair has the same summary twice, the other an empty one.
+    let answers = |example: &Example| (example.chosen.clone(), example.rejected.clone());
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        found.iter().map(answers).collect::<Vec<_>>(),
+        [(text("one"), text("two")), (text("three"), text("four"))]
+    );
+    assert_eq!([found[0].question_id, found[1].question_id], [0, 0]);
+    assert_eq!(
+        found[0].prompt,
+        "<|im_start|>user\nPOST: a\n\nTL;DR:<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let one = layout.replace("template: chatml", "max_pairs_per_question: 1");
+    assert_eq!(examples(&kind(&one), rows).len(), 1);
+}
+
+#[test]
+fn damaged_nested_rows_are_named() {
+    let good = r#""chosen": {"text": "a"}, "rejected": {"text": "b"}}"#;
+    let fault = |data: &[u8]| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        fs_err::write(&path, data).unwrap();
+        Layout::PkuHh
+            .read(&path, "file:d")
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    for (context, message) in [
+        (r"[]", "`context` has no turn"),
+        (
+            r#""Hi""#,
+            "`context`: invalid type: string \"Hi\", expected a sequence",
+        ),
+        (r"null", "`context`: invalid type: null"),
+        (
+            r#"[{"role": "user", "text": "a"}]"#,
+            "`context`: unknown variant `user`, expected `human` or `assistant`",
+        ),
+        (r#"[{"role": "human"}]"#, "`context`: missing field `text`"),
+    ] {
+        let whole = format!("{{\"context\": [{{\"role\": \"human\", \"text\": \"q\"}}], {good}\n");
+        let error = fault(format!("{whole}{{\"context\": {context}, {good}\n").as_bytes());
+        let expected = format!("file:d, row 2: {message}");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    let error = fault(br#"{"context": [{"role": "human", "text": "q"}], "chosen": {"text": "a"}}"#);
+    assert_eq!(error, "file:d, row 1: `rejected` is missing");
+
+    let who = turns_column(&[&[("human", "Who?")]]);
+    let text: Column = Series::new("chosen".into(), ["a"]).into();
+    let answer: Column = structures("rejected", &[("text", &["b"])]).into();
+    let error = fault(&parquet(vec![who.clone(), text, answer.clone()]));
+    let expected = "file:d, row 1: `chosen`: invalid type: string \"a\", expected struct Answer";
+    assert_eq!(error, expected);
+    let other: Column = structures("chosen", &[("words", &["a"])]).into();
+    let error = fault(&parquet(vec![who.clone(), other, answer.clone()]));
+    assert_eq!(error, "file:d, row 1: `chosen`: missing field `text`");
+    let error = fault(&parquet(vec![who, answer]));
+    assert!(error.starts_with("file:d: no column `chosen`"), "{error}");
+
+    let whole = nested_parquet();
+    for end in [whole.len() / 4, whole.len() / 2, whole.len() - 1] {
+        let error = fault(&whole[..end]);
+        assert!(error.starts_with("file:d"), "{error}");
+    }
+    // Nested columns are no text.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    fs_err::write(&path, &whole).unwrap();
+    let error = Layout::AnthropicHh.read(&path, "file:d").err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "file:d, row 1: `chosen` is neither text nor a number"
+    );
+}
