@@ -2,6 +2,10 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
+mod network;
+
+pub use network::{NetworkDropout, ScalarNetwork};
+
 use super::kernels::linear::linear;
 use super::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;

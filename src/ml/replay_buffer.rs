@@ -4,6 +4,12 @@
 //! depends only on what was inserted, not on the order (as long as a completion keeps its reward); draws
 //! depend only on its content and on the given [`Draws`]. So a training that resumes from a stored buffer
 //! continues with the same bytes.
+//!
+//! With a least distance (Hu et al. 2024) completions must also differ in so many tokens: of close ones the best
+//! stays, so that the buffer does not fill with one answer in many wordings. What it holds then depends on the order
+//! of insertion too: A is close to B and B to C, but A need not be to C.
+
+mod edit_distance;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -38,6 +44,9 @@ pub enum ReplayBufferError {
     /// A temperature that makes no distribution.
     #[error("the priority temperature is {0}, expected a positive number")]
     Temperature(f64),
+    /// A distance that is none.
+    #[error("the least distance is {0}, expected a number above 0 and at most 1")]
+    Distance(f64),
     /// A stored buffer that breaks the buffer's own rules.
     #[error("stored replay buffer: prompt {prompt} {problem}")]
     Stored {
@@ -80,7 +89,9 @@ pub enum Insertion {
     Added,
     /// It was there; its reward is now the given one.
     Updated,
-    /// The buffer is full for this prompt and holds better ones.
+    /// It took the place of worse ones that it is close to.
+    Replaced,
+    /// The buffer is full for this prompt and holds better ones, or one that is close and as good.
     Rejected,
 }
 
@@ -89,6 +100,9 @@ pub enum Insertion {
 #[serde(try_from = "StoredBuffer")]
 pub struct ReplayBuffer {
     capacity: usize,
+    /// Share of two completions' lengths together by which they must differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_distance: Option<f64>,
     /// Completions of a prompt, best first; see [`order`].
     prompts: BTreeMap<u64, Vec<Completion>>,
 }
@@ -97,6 +111,8 @@ pub struct ReplayBuffer {
 #[serde(deny_unknown_fields)]
 struct StoredBuffer {
     capacity: usize,
+    #[serde(default)]
+    min_distance: Option<f64>,
     prompts: BTreeMap<u64, Vec<Completion>>,
 }
 
@@ -106,6 +122,15 @@ fn order(left: &Completion, right: &Completion) -> Ordering {
         .log_r
         .total_cmp(&left.log_r)
         .then_with(|| left.tokens.cmp(&right.tokens))
+}
+
+/// Says whether the edit distance of two completions, their EOS aside, is below `share` of their lengths together.
+fn are_close(left: &Completion, right: &Completion, share: f64) -> bool {
+    let words =
+        |completion: &Completion| completion.tokens.len() - usize::from(!completion.truncated);
+    let (left, right) = (&left.tokens[..words(left)], &right.tokens[..words(right)]);
+    let least = (share * (left.len() + right.len()) as f64).ceil() as usize;
+    least > 0 && edit_distance::within(left, right, least - 1)
 }
 
 fn check(prompt: u64, completion: &Completion) -> Result<(), ReplayBufferError> {
@@ -129,11 +154,29 @@ impl ReplayBuffer {
         }
         Ok(Self {
             capacity,
+            min_distance: None,
             prompts: BTreeMap::new(),
         })
     }
 
+    /// Sets the least edit distance of two completions of a prompt, as a share of their lengths together; without one
+    /// they must only not be the same. Set it before anything is inserted.
+    pub fn with_min_distance(self, min_distance: Option<f64>) -> Result<Self, ReplayBufferError> {
+        if let Some(distance) = min_distance
+            && !(distance > 0.0 && distance <= 1.0)
+        {
+            return Err(ReplayBufferError::Distance(distance));
+        }
+        Ok(Self {
+            min_distance,
+            ..self
+        })
+    }
+
     /// Inserts a completion of a prompt.
+    ///
+    /// It is compared to every completion that is held of the prompt. One that is close to a stored one and not better
+    /// is rejected; a better one replaces all that it is close to.
     pub fn insert(
         &mut self,
         prompt: u64,
@@ -145,6 +188,28 @@ impl ReplayBuffer {
         if let Some(index) = known {
             held.remove(index);
         }
+        let mut replaces = false;
+        if let Some(share) = self.min_distance {
+            // Best first: the first one that is close is the best of them.
+            let mut best = None;
+            let close: Vec<bool> = held
+                .iter()
+                .map(|other| {
+                    let close = best.is_none_or(|best: f64| best < completion.log_r)
+                        && are_close(other, &completion, share);
+                    if close {
+                        best.get_or_insert(other.log_r);
+                    }
+                    close
+                })
+                .collect();
+            if best.is_some_and(|best| best >= completion.log_r) {
+                return Ok(Insertion::Rejected);
+            }
+            replaces = best.is_some();
+            let mut close = close.into_iter();
+            held.retain(|_| !close.next().unwrap_or(false));
+        }
         let place = held.partition_point(|c| order(c, &completion) == Ordering::Less);
         if place >= self.capacity {
             return Ok(Insertion::Rejected);
@@ -153,6 +218,8 @@ impl ReplayBuffer {
         held.truncate(self.capacity);
         Ok(if known.is_some() {
             Insertion::Updated
+        } else if replaces {
+            Insertion::Replaced
         } else {
             Insertion::Added
         })
@@ -218,9 +285,10 @@ impl TryFrom<StoredBuffer> for ReplayBuffer {
     type Error = ReplayBufferError;
 
     fn try_from(stored: StoredBuffer) -> Result<Self, ReplayBufferError> {
+        let empty = Self::new(stored.capacity)?.with_min_distance(stored.min_distance)?;
         let buffer = Self {
             prompts: stored.prompts,
-            ..Self::new(stored.capacity)?
+            ..empty
         };
         for (prompt, held) in &buffer.prompts {
             let wrong = |problem| {
@@ -252,165 +320,4 @@ impl TryFrom<StoredBuffer> for ReplayBuffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::random::Stream;
-
-    fn completion(token: u32, log_r: f64) -> Completion {
-        Completion {
-            tokens: vec![token, 0],
-            log_r,
-            truncated: token % 2 == 1,
-        }
-    }
-
-    fn filled(rewards: &[f64], capacity: usize) -> ReplayBuffer {
-        let mut buffer = ReplayBuffer::new(capacity).unwrap();
-        for (token, log_r) in rewards.iter().enumerate() {
-            buffer.insert(5, completion(token as u32, *log_r)).unwrap();
-        }
-        buffer
-    }
-
-    #[test]
-    fn the_best_distinct_completions_stay() {
-        let mut buffer = filled(&[1.0, 3.0, 2.0], 2);
-        let rewards: Vec<f64> = buffer.completions(5).iter().map(|c| c.log_r).collect();
-        assert_eq!(rewards, [3.0, 2.0]);
-        assert_eq!(
-            buffer.insert(5, completion(9, 1.5)).unwrap(),
-            Insertion::Rejected
-        );
-        assert_eq!(
-            buffer.insert(5, completion(1, 2.5)).unwrap(),
-            Insertion::Updated
-        );
-        assert_eq!(
-            buffer.insert(6, completion(1, -8.0)).unwrap(),
-            Insertion::Added
-        );
-        assert_eq!(buffer.len(), 3);
-        assert_eq!(buffer.prompts().collect::<Vec<_>>(), [5, 6]);
-        assert_eq!(buffer.completions(5)[0].log_r, 2.5);
-        assert!(buffer.completions(7).is_empty());
-    }
-
-    #[test]
-    fn uniform_draws_are_uniform_and_without_replacement() {
-        let buffer = filled(&[0.0, 50.0, 1.0, 2.0], 4);
-        let stream = Stream::new(1, "replay");
-        let mut counts = [0usize; 4];
-        for counter in 0..4000 {
-            let drawn = buffer
-                .draw(5, 2, Priority::Uniform, &mut stream.at(counter))
-                .unwrap();
-            assert_eq!(drawn.len(), 2);
-            assert_ne!(drawn[0].tokens, drawn[1].tokens);
-            counts[drawn[0].tokens[0] as usize] += 1;
-        }
-        assert!(counts.iter().all(|n| (900..1100).contains(n)), "{counts:?}");
-        let all = buffer.draw(5, 99, Priority::Uniform, &mut stream.at(0));
-        assert_eq!(all.unwrap().len(), 4);
-        let none = buffer.draw(8, 1, Priority::Uniform, &mut stream.at(0));
-        assert!(none.unwrap().is_empty());
-    }
-
-    #[test]
-    fn prioritised_draws_follow_the_reward() {
-        let buffer = filled(&[0.0, 2.0 * 3f64.ln(), -5000.0], 4);
-        let stream = Stream::new(2, "replay");
-        let mut counts = [0usize; 3];
-        for counter in 0..4000 {
-            let priority = Priority::Reward { temperature: 2.0 };
-            let drawn = buffer
-                .draw(5, 1, priority, &mut stream.at(counter))
-                .unwrap();
-            counts[drawn[0].tokens[0] as usize] += 1;
-        }
-        assert!((2900..3100).contains(&counts[1]), "{counts:?}");
-        assert_eq!(counts[2], 0);
-        for temperature in [0.0, f64::NAN, -1.0] {
-            let priority = Priority::Reward { temperature };
-            assert!(buffer.draw(5, 1, priority, &mut stream.at(0)).is_err());
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_ordered_is_refused() {
-        assert_eq!(
-            ReplayBuffer::new(0).unwrap_err(),
-            ReplayBufferError::NoCapacity
-        );
-        let mut buffer = ReplayBuffer::new(1).unwrap();
-        let error = buffer.insert(3, completion(1, f64::INFINITY)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a completion of prompt 3 has log-reward inf, expected a finite number"
-        );
-        let mut empty = completion(1, 0.0);
-        empty.tokens.clear();
-        assert!(buffer.insert(3, empty).is_err());
-        assert!(buffer.is_empty());
-    }
-
-    #[test]
-    fn a_forged_buffer_is_refused() {
-        let json = serde_json::to_string(&filled(&[1.0, 2.0], 2)).unwrap();
-        serde_json::from_str::<ReplayBuffer>(&json).unwrap();
-        for (from, to, problem) in [
-            ("\"capacity\":2", "\"capacity\":1", "more completions"),
-            ("\"capacity\":2", "\"capacity\":0", "capacity"),
-            ("2.0", "0.5", "not sorted"),
-            ("[0,0]", "[1,0]", "twice"),
-            ("[0,0]", "[]", "no tokens"),
-            ("\"capacity\"", "\"extra\":1,\"capacity\"", "unknown field"),
-        ] {
-            let forged = json.replace(from, to);
-            assert_ne!(forged, json);
-            let error = serde_json::from_str::<ReplayBuffer>(&forged).unwrap_err();
-            assert!(error.to_string().contains(problem), "{error}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn content_does_not_depend_on_the_order_of_insertion(
-            items in proptest::collection::vec((0u64..3, 0u32..6), 0..40),
-            seed in any::<u64>(),
-        ) {
-            // One completion has one reward, with ties between completions.
-            let reward = |token: u32| f64::from(token / 2) * 0.3;
-            let fill = |items: &[(u64, u32)]| {
-                let mut buffer = ReplayBuffer::new(3).unwrap();
-                for (prompt, token) in items {
-                    buffer.insert(*prompt, completion(*token, reward(*token))).unwrap();
-                }
-                buffer
-            };
-            let mut shuffled = items.clone();
-            Stream::new(seed, "shuffle").at(0).shuffle(&mut shuffled);
-            prop_assert_eq!(fill(&items), fill(&shuffled));
-        }
-
-        #[test]
-        fn a_stored_buffer_comes_back_bit_by_bit(
-            items in proptest::collection::vec((any::<u64>(), 0u32..9, -1e30f64..1e30), 0..30),
-        ) {
-            let mut buffer = ReplayBuffer::new(4).unwrap();
-            for (prompt, token, log_r) in items {
-                buffer.insert(prompt % 3, completion(token, log_r)).unwrap();
-            }
-            let json = serde_json::to_string(&buffer).unwrap();
-            let back: ReplayBuffer = serde_json::from_str(&json).unwrap();
-            prop_assert_eq!(&back, &buffer);
-            for prompt in buffer.prompts() {
-                for (a, b) in buffer.completions(prompt).iter().zip(back.completions(prompt)) {
-                    prop_assert_eq!(a.log_r.to_bits(), b.log_r.to_bits());
-                }
-            }
-            prop_assert_eq!(serde_json::to_string(&back).unwrap(), json);
-        }
-    }
-}
+mod tests;

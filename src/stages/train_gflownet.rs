@@ -63,6 +63,10 @@ pub struct TrainGflownet {
     objective: ObjectiveName,
     /// Optimizer steps.
     steps: u64,
+    /// Steps that learn from the same completions before others are taken; `flowrl` weighs them by how likely they
+    /// have become.
+    #[serde(default = "one", skip_serializing_if = "is_one_update")]
+    updates_per_batch: u64,
     /// Prompts in a step.
     prompts_per_step: usize,
     /// Completions of each prompt in a step.
@@ -122,6 +126,10 @@ pub struct TrainGflownet {
     /// Completions that the buffer keeps of each prompt.
     #[serde(default = "sixteen")]
     replay_capacity: usize,
+    /// Least edit distance between completions of a prompt in the buffer, as a share of their lengths together: of
+    /// closer ones only the best stays (Hu et al. 2024: 0.25). If absent only the same completion counts as close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replay_min_distance: Option<f64>,
     /// Temperature of priorities by log R in the buffer; uniform if absent.
     #[serde(default)]
     replay_temperature: Option<f64>,
@@ -166,6 +174,18 @@ pub struct TrainGflownet {
 
 fn tenth() -> f64 {
     0.1
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_one_update(updates: &u64) -> bool {
+    *updates == 1
 }
 
 fn is_false(value: &bool) -> bool {
@@ -233,6 +253,7 @@ impl Kind for TrainGflownet {
         let mut problems = Vec::new();
         for (key, value) in [
             ("steps", self.steps),
+            ("updates_per_batch", self.updates_per_batch),
             ("prompts_per_step", self.prompts_per_step as u64),
             ("completions_per_prompt", self.completions_per_prompt as u64),
             ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
@@ -285,6 +306,12 @@ impl Kind for TrainGflownet {
             self.replay_temperature.is_none_or(|t| t > 0.0),
             "replay_temperature",
             "above 0",
+        );
+        require(
+            self.replay_min_distance
+                .is_none_or(|distance| distance > 0.0 && distance <= 1.0),
+            "replay_min_distance",
+            "above 0 and at most 1",
         );
         let own_log_z = self.objective.log_z();
         require(
@@ -353,7 +380,7 @@ impl Kind for TrainGflownet {
             // The policy, the reward model, the reference where it is asked, and generation.
             forward: 2.0
                 + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target()))
-                + self.on_policy,
+                + self.on_policy / self.updates_per_batch as f64,
             backward: 1.0,
             trains_all: self.adapter.is_none(),
             models: 3.0,
@@ -491,6 +518,7 @@ impl TrainGflownet {
                     length_normalised: self.length_normalised
                         || self.objective == ObjectiveName::Flowrl,
                     group_rewards: self.objective == ObjectiveName::Flowrl,
+                    importance: self.objective == ObjectiveName::Flowrl,
                 },
                 None if self.objective == ObjectiveName::ModifiedSubTrajectoryBalance => {
                     Objective::Terminable {
@@ -519,11 +547,13 @@ impl TrainGflownet {
             },
             reward_temperature: self.reward_temperature,
             exploration: self.exploration,
+            updates_per_batch: self.updates_per_batch,
             prompts_per_step: self.prompts_per_step,
             completions_per_prompt: self.completions_per_prompt,
             on_policy: self.on_policy,
             replay: self.replay,
             replay_capacity: self.replay_capacity,
+            replay_min_distance: self.replay_min_distance,
             replay_temperature: self.replay_temperature,
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,

@@ -3,31 +3,10 @@
 use std::path::PathBuf;
 
 use crate::space::{Report, Space};
+use crate::tiny;
 
-/// Every kind of training, tiny, with rates that do not depend on the length.
-const PIPELINE: &str = r"
-name: lengthening
-params: { steps: 6 }
-stages:
-  world:
-    kind: generate_world
-    params: { seed: 1, pretraining_documents: 200, finetune_pairs: 100, reward_pairs: 100, rl_questions: 30 }
-  tokenizer:
-    kind: train_tokenizer
-    inputs: { data: [world.pretrain, world.evaluation] }
-    params: { algorithm: word_level, vocab_size: 256 }
-  random_model:
-    kind: init_model
-    inputs: { tokenizer: tokenizer }
-    params: { hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 32, max_position_embeddings: 64, seed: 1 }
-  base:
-    kind: train_sft
-    inputs: { model: random_model, data: world.finetune }
-    params: { steps: 4, batch_size: 8, optimizer: { lr: 1e-2 }, seed: 1 }
-  scorer:
-    kind: train_reward
-    inputs: { model: base, data: world.reward, evaluation: world.validation }
-    params: { steps: 4, batch_size: 8, optimizer: { lr: 3e-3 }, calibration: standard, seed: 1 }
+/// Every kind of training, with rates that do not depend on the length.
+const STAGES: &str = r"
   sft:
     kind: train_sft
     inputs: { model: random_model, data: world.finetune }
@@ -40,6 +19,18 @@ stages:
     kind: train_ppo
     inputs: { policy: base, reward: scorer, data: world.rl }
     params: { steps: '${steps}', batch_size: 8, minibatch_size: 4, ppo_epochs: 2, optimizer: { lr: 1e-3 }, max_new_tokens: 8, init_kl: 0.2, kl: { adaptive: { target: 2, horizon: 100 } }, checkpoints: { early: 3 }, seed: 1 }
+  dpo:
+    kind: train_preference
+    inputs: { policy: base, data: world.reward }
+    params: { objective: { loss: dpo, beta: 0.1 }, steps: '${steps}', batch_size: 8, micro_batch: 3, optimizer: { lr: 1e-3, warmup_steps: 2 }, adapter: { rank: 2, alpha: 4, dropout: 0.1, target_modules: [q_proj, v_proj] }, seed: 1 }
+  kto:
+    kind: train_preference
+    inputs: { policy: base, data: world.reward }
+    params: { objective: { loss: kto, beta: 0.1 }, steps: '${steps}', batch_size: 8, optimizer: { lr: 1e-3 }, seed: 1 }
+  gdpo:
+    kind: train_gflownet_dpo
+    inputs: { policy: base, data: world.reward }
+    params: { alpha: 0.5, gamma: 1, steps: '${steps}', batch_size: 8, optimizer: { lr: 1e-3 }, seed: 1 }
   gflownet:
     kind: train_gflownet
     inputs: { policy: base, reward: scorer, data: world.rl }
@@ -48,6 +39,7 @@ stages:
       log_z: per_prompt
       on_policy: 0.5
       replay: 0.25
+      replay_min_distance: 0.25
       steps: '${steps}'
       prompts_per_step: 2
       completions_per_prompt: 4
@@ -58,13 +50,38 @@ stages:
       monitor_completions: 2
       checkpoints: { early: 3 }
       seed: 1
+  # The shorter training ends between two updates on the same completions.
+  flowrl:
+    kind: train_gflownet
+    inputs: { policy: base, reward: scorer, data: world.rl }
+    params:
+      objective: flowrl
+      log_z: network
+      log_z_lr: 1e-3
+      on_policy: 1
+      updates_per_batch: 4
+      steps: '${steps}'
+      prompts_per_step: 2
+      completions_per_prompt: 4
+      optimizer: { lr: 1e-3 }
+      reward_scale: 15
+      max_new_tokens: 12
+      monitor_every: 4
+      monitor_completions: 2
+      seed: 1
   samples:
     kind: sample
     inputs: { policy: gflownet.early, prompts: world.evaluation }
     params: { strategy: sampling, n: 3, max_new_tokens: 8, seed: 1 }
 ";
 
-const TRAININGS: [&str; 4] = ["sft", "reward", "ppo", "gflownet"];
+fn pipeline() -> String {
+    tiny::pipeline("params: { steps: 6 }", STAGES)
+}
+
+const TRAININGS: [&str; 8] = [
+    "dpo", "flowrl", "gdpo", "gflownet", "kto", "ppo", "reward", "sft",
+];
 
 fn continued(report: &Report) -> Vec<&str> {
     let notes = report.events.iter().filter(|event| {
@@ -79,21 +96,21 @@ fn continued(report: &Report) -> Vec<&str> {
 #[test]
 fn a_longer_training_has_the_bytes_of_one_go() {
     let longer = ["--set", "steps=10"];
-    let one_go = Space::new(PIPELINE);
+    let one_go = Space::new(&pipeline());
     let expected = one_go.run(&longer);
     assert_eq!(expected.code, 0, "{}", expected.stderr);
 
-    let space = Space::new(PIPELINE);
+    let space = Space::new(&pipeline());
     assert_eq!(space.run(&[]).code, 0);
     let plan = space.flowgraph(&["plan", "p.yaml", "--set", "steps=10"]);
     assert_eq!(
         plan.stdout.matches("continues from step 6").count(),
-        4,
+        TRAININGS.len(),
         "{}",
         plan.stdout
     );
     let lengthened = space.run(&longer);
-    assert_eq!(continued(&lengthened), ["gflownet", "ppo", "reward", "sft"]);
+    assert_eq!(continued(&lengthened), TRAININGS);
     for stage in TRAININGS {
         assert_eq!(
             lengthened.stages[stage].1, expected.stages[stage].1,
@@ -107,9 +124,9 @@ fn a_longer_training_has_the_bytes_of_one_go() {
 #[test]
 fn a_damaged_state_costs_time_and_never_a_result() {
     let longer = ["--set", "steps=10", "--only", "gflownet"];
-    let one_go = Space::new(PIPELINE);
+    let one_go = Space::new(&pipeline());
     let expected = one_go.run(&longer);
-    let space = Space::new(PIPELINE);
+    let space = Space::new(&pipeline());
     space.run(&["--only", "gflownet"]);
     let before = space.files(".flowgraph/records");
     // The stages before it left states too, after 4 steps.

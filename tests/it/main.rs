@@ -24,4 +24,5 @@ mod power_loss;
 mod random_kills;
 mod space;
 mod store_damage;
+mod tiny;
 mod training;

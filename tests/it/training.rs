@@ -7,33 +7,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 
 use crate::space::Space;
+use crate::tiny;
 
-/// A tiny world, model and reward model; then a GFlowNet training of a second or two.
-const PIPELINE: &str = r"
-name: training
-stages:
-  world:
-    kind: generate_world
-    params: { seed: 1, pretraining_documents: 400, finetune_pairs: 200, reward_pairs: 200, rl_questions: 50 }
-  tokenizer:
-    kind: train_tokenizer
-    inputs: { data: [world.pretrain, world.evaluation] }
-    params: { algorithm: word_level, vocab_size: 256 }
-  random_model:
-    kind: init_model
-    inputs: { tokenizer: tokenizer }
-    params: { hidden_size: 16, num_layers: 2, num_heads: 2, intermediate_size: 32, max_position_embeddings: 64, seed: 1 }
-  sft:
-    kind: train_sft
-    inputs: { model: random_model, data: world.finetune }
-    params: { steps: 5, batch_size: 8, optimizer: { lr: 1e-2 }, adapter: { rank: 2, alpha: 4, dropout: 0.1, target_modules: [q_proj, v_proj] }, seed: 1 }
-  reward_model:
-    kind: train_reward
-    inputs: { model: sft, data: world.reward, evaluation: world.validation }
-    params: { steps: 5, batch_size: 8, optimizer: { lr: 3e-3 }, prefix_weight: 0.5, calibration: standard, seed: 1 }
+/// Trainings of a second or two.
+const STAGES: &str = r"
   policy:
     kind: train_gflownet
-    inputs: { policy: sft, reward: reward_model, data: world.rl }
+    inputs: { policy: base, reward: scorer, data: world.rl }
     params:
       objective: trajectory_balance
       log_z: per_prompt
@@ -50,16 +30,28 @@ stages:
       monitor_completions: 4
       checkpoints: { early: 3, late: 110 }
       seed: 1
+  dpo:
+    kind: train_preference
+    inputs: { policy: base, data: world.reward }
+    params: { objective: { loss: dpo, beta: 0.1 }, steps: 300, batch_size: 8, optimizer: { lr: 1e-3, schedule: cosine }, adapter: { rank: 2, alpha: 4, dropout: 0.1, target_modules: [q_proj, v_proj] }, seed: 1 }
+  gdpo:
+    kind: train_gflownet_dpo
+    inputs: { policy: base, data: world.reward }
+    params: { alpha: 0.5, gamma: 1, steps: 300, batch_size: 8, optimizer: { lr: 1e-3, schedule: cosine }, seed: 1 }
 ";
 
-/// Starts a run and waits until the policy has made a few steps.
+fn space() -> Space {
+    Space::new(&tiny::pipeline("", STAGES))
+}
+
+/// Starts a run and waits until a training has made a few steps.
 #[expect(
     clippy::zombie_processes,
     reason = "whoever asked waits for it, in `end`"
 )]
-fn start(space: &Space) -> (Child, BufReader<ChildStdout>) {
+fn start(space: &Space, stage: &str) -> (Child, BufReader<ChildStdout>) {
     let mut child = space
-        .program(&["run", "p.yaml", "--json"])
+        .program(&["run", "p.yaml", "--json", "--only", stage])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -74,7 +66,7 @@ fn start(space: &Space) -> (Child, BufReader<ChildStdout>) {
         );
         let event: Json = serde_json::from_str(&line).unwrap();
         if event["event"] == "stage_progress"
-            && event["stage"] == "policy"
+            && event["stage"] == stage
             && event["progress"]["step"].as_u64() >= Some(5)
         {
             return (child, lines);
@@ -96,21 +88,22 @@ fn end(mut child: Child, lines: BufReader<ChildStdout>) -> i32 {
     child.wait().unwrap().code().unwrap_or(-1)
 }
 
-#[test]
-fn an_interrupted_training_continues_from_its_checkpoint_with_the_same_bytes() {
-    let undisturbed = Space::new(PIPELINE);
-    let expected = undisturbed.run(&[]);
+/// Interrupts a training, then kills another try of it, and goes on.
+fn interrupt(stage: &str) {
+    let undisturbed = space();
+    let only = ["--only", stage];
+    let expected = undisturbed.run(&only);
     assert_eq!(expected.code, 0, "{}", expected.stderr);
 
-    let space = Space::new(PIPELINE);
-    let (child, lines) = start(&space);
+    let disturbed = space();
+    let (child, lines) = start(&disturbed, stage);
     signal(&child, Signal::INT);
     assert_eq!(end(child, lines), 130);
-    let resumed = space.run(&[]);
+    let resumed = disturbed.run(&only);
     let notes: Vec<&str> = resumed
         .events
         .iter()
-        .filter(|event| event["event"] == "stage_note" && event["stage"] == "policy")
+        .filter(|event| event["event"] == "stage_note" && event["stage"] == stage)
         .filter_map(|event| event["text"].as_str())
         .filter(|text| text.starts_with("continues from step"))
         .collect();
@@ -120,32 +113,41 @@ fn an_interrupted_training_continues_from_its_checkpoint_with_the_same_bytes() {
         "the training began anew: {:?}",
         resumed.events
     );
-    assert_eq!(resumed.stages["policy"].1, expected.stages["policy"].1);
+    assert_eq!(resumed.stages[stage].1, expected.stages[stage].1);
 
     // Killed outright there may be no checkpoint yet; the bytes are the same all the same.
-    let space = Space::new(PIPELINE);
-    let (child, lines) = start(&space);
+    let killed = space();
+    let (child, lines) = start(&killed, stage);
     signal(&child, Signal::KILL);
     end(child, lines);
-    assert_eq!(
-        space.run(&[]).stages["policy"].1,
-        expected.stages["policy"].1
-    );
+    assert_eq!(killed.run(&only).stages[stage].1, expected.stages[stage].1);
+}
+
+#[test]
+fn an_interrupted_training_continues_from_its_checkpoint_with_the_same_bytes() {
+    interrupt("policy");
+}
+
+#[test]
+fn interrupted_trainings_on_pairs_continue_with_the_same_bytes() {
+    interrupt("dpo");
+    interrupt("gdpo");
 }
 
 #[test]
 fn thread_count_changes_no_byte_of_a_training() {
-    let one = Space::new(PIPELINE);
-    let two = Space::new(PIPELINE);
-    let args = |cpus: &str| {
-        [
-            "--set".to_owned(),
-            format!("stages.policy.resources={{cpus: {cpus}}}"),
-        ]
+    let (one, two) = (space(), space());
+    let trainings = ["policy", "dpo", "gdpo"];
+    let run = |space: &Space, cpus: &str| {
+        let settings = trainings.map(|stage| format!("stages.{stage}.resources={{cpus: {cpus}}}"));
+        let args: Vec<&str> = settings
+            .iter()
+            .flat_map(|setting| ["--set", setting.as_str()])
+            .collect();
+        space.run(&args)
     };
-    let run = |space: &Space, args: [String; 2]| space.run(&[args[0].as_str(), args[1].as_str()]);
-    assert_eq!(
-        run(&one, args("1")).stages["policy"].1,
-        run(&two, args("2")).stages["policy"].1
-    );
+    let (one, two) = (run(&one, "1"), run(&two, "2"));
+    for stage in trainings {
+        assert_eq!(one.stages[stage].1, two.stages[stage].1, "{stage}");
+    }
 }

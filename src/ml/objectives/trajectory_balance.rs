@@ -90,6 +90,19 @@ pub fn trajectory_balance(
     options: impl Into<TrajectoryBalanceOptions>,
     normaliser: Normaliser,
 ) -> Result<TrajectoryBalance, ObjectiveError> {
+    weighted_trajectory_balance(trajectories, log_r, log_z, options, None, normaliser)
+}
+
+/// Computes the same loss with a weight for each squared residual, such as those of
+/// [`importance_weights`](super::importance::importance_weights); the mean is still over trajectories.
+pub fn weighted_trajectory_balance(
+    trajectories: &Trajectories<'_>,
+    log_r: &Tensor,
+    log_z: LogZ<'_>,
+    options: impl Into<TrajectoryBalanceOptions>,
+    weights: Option<&[f64]>,
+    normaliser: Normaliser,
+) -> Result<TrajectoryBalance, ObjectiveError> {
     let steps = options.into().steps(trajectories)?;
     let batch = steps.terms.dim(0)?;
     let dtype = steps.terms.dtype();
@@ -113,8 +126,22 @@ pub fn trajectory_balance(
         LogZ::Batch(prompt_of) => batch_log_z(&steps, &log_r, prompt_of)?,
     };
     let residuals = sequence_residuals(&steps, &log_z, &log_r)?;
+    let weighted = match weights {
+        None => residuals.clone(),
+        Some(weights) => {
+            if weights.len() != batch {
+                return Err(ObjectiveError::Length {
+                    what: "weights",
+                    expected: batch,
+                    got: weights.len(),
+                });
+            }
+            let roots: Vec<f64> = weights.iter().map(|weight| weight.sqrt()).collect();
+            (&residuals * Tensor::new(roots, residuals.device())?.to_dtype(dtype)?)?
+        }
+    };
     Ok(TrajectoryBalance {
-        loss: squared(&residuals, batch, normaliser)?,
+        loss: squared(&weighted, batch, normaliser)?,
         count: batch as f64,
         log_z: mean(&vector(&log_z)?),
         log_pf: mean(&steps.log_pf),
@@ -317,6 +344,27 @@ mod tests {
             .sum();
         close(scalar(&loss(&inputs)).unwrap(), squares / 4.0, 1e-12);
         assert_gradients(&inputs, 1.0, loss);
+    }
+
+    #[test]
+    fn squares_can_be_weighted() {
+        let fixture = Fixture::new();
+        let weights = [0.8, 1.0, 1.28, 0.9];
+        let weighted = |inputs: &[Tensor], weights: &[f64]| {
+            let trajectories = fixture.trajectories(&inputs[0]);
+            let (log_r, log_z) = (&fixture.log_r, LogZ::PerPrompt(&inputs[1]));
+            let own = Normaliser::Own;
+            weighted_trajectory_balance(&trajectories, log_r, log_z, PLAIN, Some(weights), own)
+        };
+        let inputs = [fixture.log_pf.clone(), fixture.log_z.clone()];
+        // Residuals -2.3, -0.1, -4.2, -2.8; the sum is divided by the number of rows, not by that of the weights.
+        let squares = 0.8 * 5.29 + 0.01 + 1.28 * 17.64 + 0.9 * 7.84;
+        let loss = weighted(&inputs, &weights).unwrap().loss;
+        close(scalar(&loss).unwrap(), squares / 4.0, 1e-12);
+        assert_gradients(&inputs, 1.0, |inputs| {
+            weighted(inputs, &weights).unwrap().loss
+        });
+        assert!(weighted(&inputs, &weights[1..]).is_err());
     }
 
     #[test]

@@ -52,6 +52,21 @@ impl Actions {
             .reshape((self.lengths.len(), columns, width))
     }
 
+    /// Returns the mean of each prompt's hidden states without that of its last token, or of that alone if there is no
+    /// other: (rows, time, hidden) to (rows, hidden), in `f32`.
+    pub fn prompt_means(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let time = hidden.dim(1)?;
+        let mut shares = vec![0f32; self.starts.len() * time];
+        for (row, start) in self.starts.iter().enumerate() {
+            let count = (*start).max(1);
+            shares[row * time..][..count].fill(1.0 / count as f32);
+        }
+        let shares = Tensor::from_vec(shares, (self.starts.len(), 1, time), hidden.device())?;
+        shares
+            .matmul(&hidden.to_dtype(candle_core::DType::F32)?.contiguous()?)?
+            .squeeze(1)
+    }
+
     /// Returns per-place numbers of every state, the terminal among them: (rows, time) to (rows, columns + 1).
     pub fn per_state(&self, values: &Tensor) -> candle_core::Result<Tensor> {
         let columns = self.columns + 1;

@@ -1,9 +1,12 @@
 //! Which examples a step sees.
 
+use serde::{Deserialize, Serialize};
+
 use crate::random::Stream;
 
 /// A prompt with a completion, as tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TokenizedCompletion {
     /// Prompt, then completion, the end-of-sequence token included.
     pub tokens: Vec<u32>,

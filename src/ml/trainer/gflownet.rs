@@ -15,13 +15,13 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use self::loss::Found;
+use self::loss::{Found, Part};
 use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};
 use super::policy::TrainedModel;
 use super::{StepReport, TrainError, Trainer};
-use crate::ml::head::{HeadGradient, HeadInit, ScalarHead};
+use crate::ml::head::{HeadGradient, HeadInit, ScalarHead, ScalarNetwork};
 use crate::ml::llama::{Llama, TokenBatch};
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::trajectory_balance::initial_log_z;
@@ -39,6 +39,9 @@ pub enum LogZSource {
     Scalar,
     /// A trained head on the prompt's last state.
     PerPrompt,
+    /// A trained network of three layers on the mean of the prompt's states, without the last one (`FlowRL`); its
+    /// gradient reaches the model.
+    Network,
     /// The mean over the completions of a prompt in the batch (VarGrad).
     Batch,
 }
@@ -58,6 +61,8 @@ pub enum Objective {
         length_normalised: bool,
         /// Whether rewards are standardised among the completions of a prompt (`FlowRL`).
         group_rewards: bool,
+        /// Whether completions that serve several updates are weighted by how likely they are by now (`FlowRL`).
+        importance: bool,
     },
     /// Modified sub-trajectory balance: flows from the probability of stopping, without a head.
     Terminable {
@@ -90,6 +95,8 @@ pub struct GflownetOptions {
     pub reward_temperature: Ramp,
     /// How the reference model enters.
     pub reference: ReferenceTerms,
+    /// Updates that the completions of a step serve before others are taken.
+    pub updates_per_batch: u64,
     /// Prompts in a step.
     pub prompts_per_step: usize,
     /// Completions of each prompt in a step.
@@ -100,6 +107,8 @@ pub struct GflownetOptions {
     pub replay: f64,
     /// Completions that the buffer keeps of each prompt.
     pub replay_capacity: usize,
+    /// Share of their lengths by which completions of a prompt in the buffer differ, if they must.
+    pub replay_min_distance: Option<f64>,
     /// Temperature of the buffer's priorities; `None` draws uniformly.
     pub replay_temperature: Option<f64>,
     /// The horizon.
@@ -167,8 +176,12 @@ pub struct GflownetTrainer {
     sampling: Stream,
     head: Option<ScalarHead>,
     log_z: Option<Var>,
+    log_z_network: Option<ScalarNetwork>,
+    log_z_dropout: Stream,
     size: ModelSize,
     buffer: ReplayBuffer,
+    /// The completions that the next update is to see again.
+    held: Option<Batch>,
     monitor: DivergenceMonitor,
     cancelled: Arc<AtomicBool>,
 }
@@ -178,6 +191,19 @@ pub struct GflownetTrainer {
 struct Values {
     buffer: ReplayBuffer,
     monitor: DivergenceMonitor,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<Batch>,
+}
+
+/// Completions for one update or several.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Batch {
+    /// The first step that sees them.
+    step: u64,
+    /// For each prompt, its completions.
+    groups: Vec<Vec<TokenizedCompletion>>,
+    /// Summed log-probabilities under the policy of the first step, where they are needed.
+    drawn: Option<Vec<f64>>,
 }
 
 /// Sums over the micro-batches of a step.
@@ -188,6 +214,7 @@ struct Sums {
     log_r: f64,
     log_pf: f64,
     log_ratio: Option<f64>,
+    weight: Option<f64>,
     residual_square: f64,
     flops: f64,
 }
@@ -220,7 +247,7 @@ impl GflownetTrainer {
             learning_rate: LearningRate::Multiple(1.0),
             weight_decay: options.weight_decay,
         }];
-        let (mut head, mut log_z) = (None, None);
+        let (mut head, mut log_z, mut log_z_network) = (None, None, None);
         let own_rate = |lr: f64| LearningRate::Multiple(lr / options.lr);
         let new_head = || {
             ScalarHead::init(
@@ -254,6 +281,13 @@ impl GflownetTrainer {
                         log_z = Some(var.clone());
                         vec![("log_z".to_owned(), var)]
                     }
+                    LogZSource::Network => {
+                        let own = stream.child("head");
+                        let network = ScalarNetwork::init(hidden_size, &own, &device)?;
+                        let parameters = network.trainable("log_z.");
+                        log_z_network = Some(network);
+                        parameters
+                    }
                     LogZSource::PerPrompt => {
                         let per_prompt = new_head()?;
                         let parameters = per_prompt.trainable("log_z.");
@@ -279,7 +313,9 @@ impl GflownetTrainer {
             picks: stream.child("completions"),
             sampling: stream.child("sampling"),
             buffer: ReplayBuffer::new(options.replay_capacity.max(1))
+                .and_then(|buffer| buffer.with_min_distance(options.replay_min_distance))
                 .map_err(|error| TrainError::Data(error.to_string()))?,
+            held: None,
             monitor: DivergenceMonitor::new(options.limits),
             model,
             reference,
@@ -289,6 +325,8 @@ impl GflownetTrainer {
             options,
             head,
             log_z,
+            log_z_network,
+            log_z_dropout: stream.child("log_z_dropout"),
             cancelled,
         };
         trainer.start_log_z()?;
@@ -306,16 +344,18 @@ impl GflownetTrainer {
         let Objective::TrajectoryBalance { log_z_start, .. } = self.options.objective else {
             return Ok(());
         };
-        let target: Option<(Var, String)> = match (&self.log_z, &self.head) {
-            (Some(var), _) => Some((var.clone(), "log_z".to_owned())),
-            (None, Some(head)) => head
-                .trainable("log_z.")
-                .into_iter()
-                .find(|(name, _)| name.ends_with("bias"))
-                .map(|(name, var)| (var, name)),
-            (None, None) => None,
+        let named = |vars: Vec<(String, Var)>, end: &str| {
+            let mut vars = vars.into_iter();
+            vars.find(|(name, _)| name.ends_with(end))
+                .map(|(_, var)| var)
         };
-        let Some((var, _)) = target else {
+        let target = match (&self.log_z, &self.head, &self.log_z_network) {
+            (Some(var), _, _) => Some(var.clone()),
+            (_, Some(head), _) => named(head.trainable(""), "bias"),
+            (_, _, Some(network)) => named(network.trainable(""), &ScalarNetwork::last_bias()),
+            _ => None,
+        };
+        let Some(var) = target else {
             return Ok(());
         };
         let start = match log_z_start {
@@ -364,35 +404,43 @@ impl Sums {
         if let Some(ratio) = found.log_ratio {
             *self.log_ratio.get_or_insert(0.0) += share * ratio;
         }
+        if let Some(weight) = found.weight {
+            *self.weight.get_or_insert(0.0) += share * weight;
+        }
         Ok(())
     }
 }
 
 impl Trainer for GflownetTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
-        let items = self.epochs.at(step);
-        let rows = self.rows(step, &items)?;
-        let all: Vec<&TokenizedCompletion> = rows.groups.iter().flatten().collect();
+        let (batch, rows) = self.batch(step)?;
+        let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
         let (total, units) = (all.len() as f64, self.units(&all));
         let mut gradients = Gradients::default();
         let mut sums = Sums::default();
-        for groups in rows.groups.chunks(self.options.micro_batch.max(1)) {
-            if groups.iter().all(Vec::is_empty) {
+        let mut first_row = 0;
+        for groups in batch.groups.chunks(self.options.micro_batch.max(1)) {
+            let count = groups.iter().map(Vec::len).sum::<usize>();
+            if count == 0 {
                 continue;
             }
-            let found = self.loss(step, groups, Normaliser::Total(units))?;
+            let part = Part {
+                groups,
+                first_row,
+                drawn: batch
+                    .drawn
+                    .as_ref()
+                    .map(|drawn| &drawn[first_row..][..count]),
+            };
+            first_row += count;
+            let found = self.loss(step, part, Normaliser::Total(units))?;
             gradients.add(&found.loss.backward()?, &self.optimizer.parameters())?;
             sums.add(&found, total)?;
         }
         let mut report = StepReport {
-            trained_tokens: rows
-                .groups
-                .iter()
-                .flatten()
-                .map(|row| row.tokens.len() as u64)
-                .sum(),
+            trained_tokens: all.iter().map(|row| row.tokens.len() as u64).sum(),
             generated_tokens: rows.generated,
-            flops: sums.flops,
+            flops: sums.flops + rows.flops,
             ..StepReport::default()
         };
         // Each generated token is one forward pass over one token with a cache.
@@ -405,6 +453,9 @@ impl Trainer for GflownetTrainer {
         metrics.insert("residual", sums.residual_square.sqrt());
         if let Some(ratio) = sums.log_ratio {
             metrics.insert("log_ratio", ratio);
+        }
+        if let Some(weight) = sums.weight {
+            metrics.insert("importance", weight);
         }
         if rows.sampled > 0 {
             metrics.insert("truncated", rows.truncated as f64 / rows.sampled as f64);
@@ -450,6 +501,7 @@ impl Trainer for GflownetTrainer {
         serde_json::to_value(Values {
             buffer: self.buffer.clone(),
             monitor: self.monitor.clone(),
+            held: self.held.clone(),
         })
         .unwrap_or_default()
     }
@@ -457,8 +509,21 @@ impl Trainer for GflownetTrainer {
     fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
         let values: Values = serde_json::from_value(values.clone())
             .map_err(|error| TrainError::State(error.to_string()))?;
+        if let Some(batch) = &values.held {
+            let rows = batch.groups.iter().flatten();
+            let faulty = rows
+                .clone()
+                .any(|row| !(1..row.tokens.len()).contains(&row.prompt_length));
+            let drawn = batch.drawn.as_ref();
+            if faulty || drawn.is_some_and(|drawn| drawn.len() != rows.count()) {
+                return Err(TrainError::State(
+                    "its completions are not whole".to_owned(),
+                ));
+            }
+        }
         self.buffer = values.buffer;
         self.monitor = values.monitor;
+        self.held = values.held;
         Ok(())
     }
 }
@@ -482,3 +547,6 @@ pub fn group_by_prompt(rows: Vec<(u64, TokenizedCompletion)>) -> Vec<PromptCompl
     }
     groups
 }
+
+#[cfg(test)]
+mod tests;

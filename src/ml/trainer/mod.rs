@@ -6,6 +6,8 @@
 pub mod actions;
 mod batches;
 pub mod classifier;
+#[cfg(test)]
+mod fixture;
 mod flops;
 pub mod gflownet;
 pub mod pairs;

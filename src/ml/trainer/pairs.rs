@@ -349,20 +349,29 @@ fn margins(log_pf: &Tensor, reference: &Tensor) -> Result<Vec<(&'static str, f64
     ])
 }
 
-impl Trainer for PairTrainer {
-    fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
-        let items = self.epochs.at(step);
+impl PairTrainer {
+    /// What KTO's loss compares rewards to, 0 for the other losses; a number of the whole step.
+    fn baseline(&self, items: &[usize]) -> Result<f64, TrainError> {
+        match self.options.objective {
+            PairObjective::Preference(PreferenceLoss::Kto { .. }) => self.mismatched_kl(items),
+            _ => Ok(0.0),
+        }
+    }
+
+    /// Adds up the gradients of a step's micro-batches.
+    fn gradients(
+        &self,
+        step: u64,
+        items: &[usize],
+        baseline: f64,
+    ) -> Result<(Gradients, StepReport), TrainError> {
         let total = items.len() as f64;
         let longest = self
-            .rows(&items)
+            .rows(items)
             .iter()
             .map(|row| row.tokens.len())
             .max()
             .unwrap_or(0);
-        let kl = match self.options.objective {
-            PairObjective::Preference(PreferenceLoss::Kto { .. }) => self.mismatched_kl(&items)?,
-            _ => 0.0,
-        };
         let mut gradients = Gradients::default();
         let mut report = StepReport::default();
         let mut loss = 0.0;
@@ -381,7 +390,7 @@ impl Trainer for PairTrainer {
                     match objective {
                         PairObjective::Preference(loss) => {
                             let normaliser = Normaliser::Total(total);
-                            self.preference(loss, &actions, &hidden, kl, normaliser)?
+                            self.preference(loss, &actions, &hidden, baseline, normaliser)?
                         }
                         PairObjective::GflownetDpo { .. } => {
                             let normaliser = Normaliser::Total(2.0 * total);
@@ -401,6 +410,15 @@ impl Trainer for PairTrainer {
             report.trained_tokens += actions.row_lengths().sum::<usize>() as u64;
         }
         report.metrics.shift_insert(0, "loss", loss);
+        Ok((gradients, report))
+    }
+}
+
+impl Trainer for PairTrainer {
+    fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
+        let items = self.epochs.at(step);
+        let baseline = self.baseline(&items)?;
+        let (gradients, mut report) = self.gradients(step, &items, baseline)?;
         let lr = self.options.lr * self.options.schedule.factor(step);
         match self.optimizer.step(&gradients, lr)? {
             Step::Updated { grad_norm } => {
@@ -408,7 +426,8 @@ impl Trainer for PairTrainer {
             }
             Step::NonFinite { parameter } => {
                 report.diverged = Some(format!(
-                    "the gradient of `{parameter}` is not finite (loss {loss})"
+                    "the gradient of `{parameter}` is not finite (loss {})",
+                    report.metrics["loss"]
                 ));
             }
         }
@@ -420,3 +439,6 @@ impl Trainer for PairTrainer {
         &mut self.optimizer
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,8 +31,8 @@ pub(super) enum ObjectiveName {
     /// TBA (Bartoldson et al. 2025): RTB whose log Z is the mean over the completions of a prompt.
     Tba,
     /// FlowRL (Zhu et al. 2025): RTB of log-probabilities divided by length and rewards standardised among the
-    /// completions of a prompt; log Z is a linear head on the prompt's last state here, not a network of three layers.
-    /// Every completion serves one update, just after it was sampled, so its importance weight is 1.
+    /// completions of a prompt. Log Z is a linear head on the prompt's last state unless `log_z: network` asks for the
+    /// authors' network of three layers. With `updates_per_batch` above 1 completions have importance weights.
     Flowrl,
 }
 

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 
 use super::{GflownetTrainer, LogZSource, Objective, TokenizedCompletion, TrainError};
-use crate::ml::head::HeadGradient;
+use crate::ml::head::{HeadGradient, NetworkDropout};
 use crate::ml::llama::TokenBatch;
 use crate::ml::objectives::branching::Branching;
 use crate::ml::objectives::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
+use crate::ml::objectives::importance::{importance_weights, summed_log_probs};
 use crate::ml::objectives::terminable::{TerminableTrajectories, modified_sub_trajectory_balance};
 use crate::ml::objectives::trajectory_balance::{
-    LogZ, TrajectoryBalanceOptions, trajectory_balance,
+    LogZ, TrajectoryBalanceOptions, weighted_trajectory_balance,
 };
 use crate::ml::objectives::{Normaliser, Trajectories};
 use crate::ml::trainer::actions::Actions;
@@ -26,9 +27,29 @@ pub(super) struct Found {
     pub(super) log_r: f64,
     pub(super) log_pf: f64,
     pub(super) log_ratio: Option<f64>,
+    /// Mean importance weight.
+    pub(super) weight: Option<f64>,
     /// Root of the mean squared residual.
     pub(super) residual: f64,
     pub(super) flops: f64,
+}
+
+/// Some prompts of a step.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// For each prompt, its completions.
+    pub(super) groups: &'a [Vec<TokenizedCompletion>],
+    /// The place of the first completion among those of the step.
+    pub(super) first_row: usize,
+    /// Summed log-probabilities of the completions when they were drawn.
+    pub(super) drawn: Option<&'a [f64]>,
+}
+
+/// Where log Z comes from, with its values where they are at hand.
+#[derive(Clone, Copy)]
+enum PromptLogZ<'a> {
+    Network(&'a Tensor),
+    Other(LogZSource),
 }
 
 /// Names the prompt of each row.
@@ -61,11 +82,11 @@ impl GflownetTrainer {
     pub(super) fn loss(
         &self,
         step: u64,
-        groups: &[Vec<TokenizedCompletion>],
+        part: Part<'_>,
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
-        let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
-        let prompt_of = prompt_of(groups);
+        let rows: Vec<&TokenizedCompletion> = part.groups.iter().flatten().collect();
+        let prompt_of = prompt_of(part.groups);
         let actions = Actions::new(&rows);
         let llama = &self.model.llama;
         let hidden = llama.forward_training(&actions.batch, self.model.dropout(step).as_ref())?;
@@ -78,7 +99,12 @@ impl GflownetTrainer {
         }
         let mut found = match self.options.objective {
             Objective::TrajectoryBalance { log_z, .. } => {
-                self.trajectory_balance(step, &actions, &states, &prompt_of, log_z, normaliser)?
+                let network = self.network_log_z(step, part, &actions, &hidden)?;
+                let log_z = match (log_z, &network) {
+                    (_, Some(network)) => PromptLogZ::Network(network),
+                    (log_z, None) => PromptLogZ::Other(log_z),
+                };
+                self.trajectory_balance(step, part, &actions, &states, log_z, normaliser)?
             }
             Objective::StateFlows { .. } => {
                 self.state_flows(step, &rows, &actions, &states, &prompt_of, normaliser)?
@@ -120,15 +146,35 @@ impl GflownetTrainer {
         }
     }
 
+    /// Applies the network for log Z, if there is one, to the prompt of each row.
+    fn network_log_z(
+        &self,
+        step: u64,
+        part: Part<'_>,
+        actions: &Actions,
+        hidden: &Tensor,
+    ) -> Result<Option<Tensor>, TrainError> {
+        let Some(network) = &self.log_z_network else {
+            return Ok(None);
+        };
+        let dropout = NetworkDropout {
+            stream: self.log_z_dropout.child(&step.to_string()),
+            first_row: part.first_row as u64,
+        };
+        let means = actions.prompt_means(hidden)?;
+        Ok(Some(network.apply(&means, Some(&dropout))?))
+    }
+
     fn trajectory_balance(
         &self,
         step: u64,
+        part: Part<'_>,
         actions: &Actions,
         states: &Tensor,
-        prompt_of: &[usize],
-        log_z: LogZSource,
+        log_z: PromptLogZ<'_>,
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
+        let prompt_of = &prompt_of(part.groups);
         let (log_pf, reference) = self.log_probs(actions, states)?;
         let trajectories = Trajectories {
             log_pf: &log_pf,
@@ -138,8 +184,9 @@ impl GflownetTrainer {
         let log_r = self.terminal_log_r(step, actions, prompt_of)?;
         let per_prompt;
         let log_z = match (log_z, &self.log_z, &self.head) {
-            (LogZSource::Scalar, Some(var), _) => LogZ::Scalar(var.as_tensor()),
-            (LogZSource::PerPrompt, _, Some(head)) => {
+            (PromptLogZ::Network(values), _, _) => LogZ::PerPrompt(values),
+            (PromptLogZ::Other(LogZSource::Scalar), Some(var), _) => LogZ::Scalar(var.as_tensor()),
+            (PromptLogZ::Other(LogZSource::PerPrompt), _, Some(head)) => {
                 let first = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
                 per_prompt = head.apply(&first, HeadGradient::Detached)?;
                 LogZ::PerPrompt(&per_prompt)
@@ -147,14 +194,30 @@ impl GflownetTrainer {
             _ => LogZ::Batch(prompt_of),
         };
         let options = self.balance_options();
-        let found = trajectory_balance(&trajectories, &log_r, log_z, options, normaliser)?;
+        let weights = part
+            .drawn
+            .map(|drawn| {
+                let now = summed_log_probs(&log_pf, &actions.lengths)?;
+                importance_weights(&now, drawn)
+            })
+            .transpose()?;
+        let found = weighted_trajectory_balance(
+            &trajectories,
+            &log_r,
+            log_z,
+            options,
+            weights.as_deref(),
+            normaliser,
+        )?;
+        let rows = prompt_of.len();
         Ok(Found {
             loss: found.loss,
-            rows: prompt_of.len(),
+            rows,
             log_z: found.log_z,
             log_r: found.log_r,
             log_pf: found.log_pf,
             log_ratio: found.log_ratio,
+            weight: weights.map(|weights| weights.iter().sum::<f64>() / rows as f64),
             residual: found.residual.root_mean_square,
             flops: 0.0,
         })
@@ -212,6 +275,7 @@ impl GflownetTrainer {
             log_r: found.log_r,
             log_pf: found.log_pf,
             log_ratio: found.log_ratio,
+            weight: None,
             residual: found.residual.root_mean_square,
             flops: 0.0,
         })
@@ -256,6 +320,7 @@ impl GflownetTrainer {
             log_r: found.log_r,
             log_pf: found.log_pf,
             log_ratio,
+            weight: None,
             residual: found.residual.root_mean_square,
             flops: 0.0,
         })

@@ -4,22 +4,81 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{GflownetTrainer, TokenizedCompletion, TrainError};
+use super::{Batch, GflownetTrainer, Objective, TokenizedCompletion, TrainError};
 use crate::ml::generate::{Completion, GenerateOptions, Sampling, Strategy, generate};
+use crate::ml::objectives::importance::summed_log_probs;
 use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
 use crate::ml::trainer::actions::Actions;
+use crate::ml::trainer::flops::forward_flops;
 
 /// The rows of one step, prompt by prompt.
+#[derive(Default)]
 pub(super) struct Rows {
     /// For each prompt of the step, its completions.
     pub(super) groups: Vec<Vec<TokenizedCompletion>>,
     pub(super) generated: u64,
     pub(super) truncated: usize,
     pub(super) sampled: usize,
+    /// Operations beyond those of sampling.
+    pub(super) flops: f64,
 }
 
 impl GflownetTrainer {
+    /// Returns the completions that a step learns from, and what was done to get them: `groups` are in the batch alone.
+    pub(super) fn batch(&mut self, step: u64) -> Result<(Batch, Rows), TrainError> {
+        let updates = self.options.updates_per_batch.max(1);
+        let first = step - step % updates;
+        if step > first {
+            let held = self.held.clone().filter(|batch| batch.step == first);
+            let batch = held.ok_or_else(|| {
+                TrainError::State(format!("it lacks the completions of step {first}"))
+            })?;
+            return Ok((batch, Rows::default()));
+        }
+        let items = self.epochs.at(step / updates);
+        let mut rows = self.rows(step, &items)?;
+        let mut batch = Batch {
+            step,
+            groups: std::mem::take(&mut rows.groups),
+            drawn: None,
+        };
+        if updates > 1 {
+            if matches!(
+                self.options.objective,
+                Objective::TrajectoryBalance {
+                    importance: true,
+                    ..
+                }
+            ) {
+                batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
+            }
+            self.held = Some(batch.clone());
+        }
+        Ok((batch, rows))
+    }
+
+    /// Returns the summed log-probability of each completion under the policy as it is.
+    fn drawn(
+        &self,
+        groups: &[Vec<TokenizedCompletion>],
+        done: &mut Rows,
+    ) -> Result<Vec<f64>, TrainError> {
+        let policy = self.model.llama.detached();
+        let mut sums = Vec::new();
+        for groups in groups.chunks(self.options.micro_batch.max(1)) {
+            let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let actions = Actions::new(&rows);
+            let log_pf = actions.frozen_log_probs(&policy)?;
+            sums.extend(summed_log_probs(&log_pf, &actions.lengths)?);
+            done.flops += forward_flops(&self.size, actions.row_lengths());
+        }
+        Ok(sums)
+    }
+
     /// Chooses, samples and remembers the completions of a step.
     pub(super) fn rows(&mut self, step: u64, items: &[usize]) -> Result<Rows, TrainError> {
         let per_prompt = self.options.completions_per_prompt;
@@ -30,6 +89,7 @@ impl GflownetTrainer {
             generated: 0,
             truncated: 0,
             sampled: 0,
+            flops: 0.0,
         };
         let sampled = self.sample(step, items, on_policy, &mut rows)?;
         for (place, item) in items.iter().enumerate() {

@@ -1,18 +1,17 @@
 //! PPO on tiny models with rules for rewards.
 
-use candle_core::Tensor;
-
+use super::super::fixture::{bits, config, difference, lora, models, wide_config};
 use super::*;
-use crate::ml::adapter::{Adapter, LoraConfig};
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::config::LlamaConfig;
 use crate::ml::generate::Sampling;
 use crate::ml::head::HeadGradient;
-use crate::ml::llama::{self, Training};
+use crate::ml::llama::TokenBatch;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl};
 use crate::ml::objectives::ppo::PpoOptions;
-use crate::ml::optimizer::{AdamWConfig, Gradients};
-use crate::ml::parameters::{Weights, from_safetensors, to_safetensors};
+use crate::ml::optimizer::AdamWConfig;
+use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::schedule::{Decay, Schedule};
 use crate::ml::trainer::{self, TokenizedCompletion, TrainerState};
 use rollout::Rollout;
@@ -20,22 +19,6 @@ use rollout::Rollout;
 const EOS: u32 = 1;
 /// The token that the rule rewards.
 const GOOD: u32 = 7;
-
-fn config() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 16,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_layers: 2,
-        num_heads: 2,
-        num_kv_heads: 1,
-        rope_theta: 10_000.0,
-        rope_layout: RopeLayout::HalfSplit,
-        rms_norm_eps: 1e-5,
-        tie_word_embeddings: true,
-        max_position_embeddings: 16,
-    }
-}
 
 fn options() -> PpoTrainerOptions {
     PpoTrainerOptions {
@@ -84,39 +67,10 @@ fn rule(rows: &[Vec<u32>]) -> Result<Vec<f64>, TrainError> {
     Ok(rows.iter().map(count).collect())
 }
 
-fn lora() -> LoraConfig {
-    LoraConfig {
-        rank: 2,
-        alpha: 4.0,
-        dropout: 0.25,
-        target_modules: vec!["q_proj".into(), "down_proj".into()],
-    }
-}
-
 fn start_of(config: &LlamaConfig, lora: Option<&LoraConfig>, score: Score) -> PpoStart {
-    let stream = Stream::new(3, "tiny");
-    let mut weights = llama::init(config, &stream, &Device::Cpu).unwrap();
-    // As drawn, they are so small that all tokens are about equally probable.
-    for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
-        *weight = weight.affine(3.0, 0.0).unwrap();
-    }
-    // An adapter that does something, for a training to continue.
-    let adapter = lora.map(|lora| {
-        let adapter = Adapter::init(lora, &weights, &stream, &Device::Cpu).unwrap();
-        for (name, var) in adapter.parameters().trainable() {
-            let mut draws = stream.child(&name).at(1);
-            let values: Vec<f32> = (0..var.elem_count())
-                .map(|_| 0.3 * draws.normal() as f32)
-                .collect();
-            let values = Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap();
-            var.set(&values).unwrap();
-        }
-        adapter
-    });
-    let training = adapter.as_ref().map_or(Training::Frozen, Training::Adapter);
-    let reference = Llama::new(config, &weights, training).unwrap().detached();
+    let (model, reference) = models(config, lora);
     PpoStart {
-        model: TrainedModel::new(config, &weights, adapter.as_ref(), lora, &stream).unwrap(),
+        model,
         reference,
         scorer: Scorer { score, size: None },
         prompts: prompts(),
@@ -144,35 +98,6 @@ fn rollouts(trainer: &mut PpoTrainer, step: u64) -> Vec<Rollout> {
     let beta = trainer.beta();
     advantages::assign(&mut rollouts, beta, &trainer.options).unwrap();
     rollouts
-}
-
-fn bits(weights: &Weights) -> Vec<(String, Vec<u8>)> {
-    weights
-        .iter()
-        .map(|(name, tensor)| {
-            let one = Weights::from([(String::from("t"), tensor.clone())]);
-            (name.clone(), to_safetensors(&one).unwrap())
-        })
-        .collect()
-}
-
-/// The largest difference between two gradients of a parameter, over the larger one's largest entry.
-fn difference(a: &Gradients, b: &Gradients, name: &str) -> f64 {
-    let values = |gradients: &Gradients| -> Vec<f32> {
-        let gradient = gradients.get(name).unwrap();
-        gradient.flatten_all().unwrap().to_vec1().unwrap()
-    };
-    let (a, b) = (values(a), values(b));
-    let largest = a
-        .iter()
-        .chain(&b)
-        .fold(0f32, |most, value| most.max(value.abs()));
-    let apart = a
-        .iter()
-        .zip(&b)
-        .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    assert!(largest > 0.0, "`{name}` has no gradient");
-    f64::from(apart / largest)
 }
 
 #[test]
@@ -248,13 +173,6 @@ fn a_state_of_something_else_is_refused() {
 
 #[test]
 fn one_thread_and_two_end_with_the_same_bits() {
-    // Wide enough for parallel products.
-    let wide = LlamaConfig {
-        vocab_size: 300,
-        hidden_size: 64,
-        intermediate_size: 160,
-        ..config()
-    };
     let options = PpoTrainerOptions {
         batch_size: 32,
         mini_batch: 32,
@@ -267,7 +185,7 @@ fn one_thread_and_two_end_with_the_same_bits() {
             .build()
             .unwrap();
         pool.install(|| {
-            let start = start_of(&wide, None, Box::new(rule));
+            let start = start_of(&wide_config(), None, Box::new(rule));
             let mut trainer =
                 PpoTrainer::new(start, options.clone(), &Stream::new(5, "ppo")).unwrap();
             let reports = run(&mut trainer, 0..2);
@@ -298,7 +216,7 @@ fn rollouts_hold_what_the_models_say_of_each_token() {
                 tokens,
                 prompt_length,
             } = &rollout.row;
-            let batch = llama::TokenBatch::right_padded(std::slice::from_ref(tokens));
+            let batch = TokenBatch::right_padded(std::slice::from_ref(tokens));
             let log_probs = |model: &Llama| -> Vec<f32> {
                 let hidden = model.forward(&batch).unwrap();
                 let found = model.next_token_log_probs(&hidden, &batch).unwrap();

@@ -1,0 +1,139 @@
+//! Tiny models for tests of trainers, and what their gradients must be.
+
+use candle_core::{Device, Tensor, Var};
+
+use super::policy::TrainedModel;
+use crate::ml::adapter::{Adapter, LoraConfig};
+use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::llama::{self, Llama, Training};
+use crate::ml::optimizer::Gradients;
+use crate::ml::parameters::{Weights, to_safetensors};
+use crate::random::Stream;
+
+pub(super) fn config() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 16,
+        hidden_size: 16,
+        intermediate_size: 24,
+        num_layers: 2,
+        num_heads: 2,
+        num_kv_heads: 1,
+        rope_theta: 10_000.0,
+        rope_layout: RopeLayout::HalfSplit,
+        rms_norm_eps: 1e-5,
+        tie_word_embeddings: true,
+        max_position_embeddings: 16,
+    }
+}
+
+/// Wide enough for parallel products.
+pub(super) fn wide_config() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 300,
+        hidden_size: 64,
+        intermediate_size: 160,
+        ..config()
+    }
+}
+
+pub(super) fn lora() -> LoraConfig {
+    LoraConfig {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.25,
+        target_modules: vec!["q_proj".into(), "down_proj".into()],
+    }
+}
+
+/// A model to train and the frozen one it starts from; with `lora` both have an adapter that does something.
+pub(super) fn models(config: &LlamaConfig, lora: Option<&LoraConfig>) -> (TrainedModel, Llama) {
+    let stream = Stream::new(3, "tiny");
+    let mut weights = llama::init(config, &stream, &Device::Cpu).unwrap();
+    // As drawn, they are so small that all tokens are about equally probable.
+    for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
+        *weight = weight.affine(3.0, 0.0).unwrap();
+    }
+    // An adapter that does something, for a training to continue.
+    let adapter = lora.map(|lora| {
+        let adapter = Adapter::init(lora, &weights, &stream, &Device::Cpu).unwrap();
+        for (name, var) in adapter.parameters().trainable() {
+            let mut draws = stream.child(&name).at(1);
+            let values: Vec<f32> = (0..var.elem_count())
+                .map(|_| 0.3 * draws.normal() as f32)
+                .collect();
+            let values = Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap();
+            var.set(&values).unwrap();
+        }
+        adapter
+    });
+    let training = adapter.as_ref().map_or(Training::Frozen, Training::Adapter);
+    let reference = Llama::new(config, &weights, training).unwrap().detached();
+    let model = TrainedModel::new(config, &weights, adapter.as_ref(), lora, &stream).unwrap();
+    (model, reference)
+}
+
+pub(super) fn bits(weights: &Weights) -> Vec<(String, Vec<u8>)> {
+    weights
+        .iter()
+        .map(|(name, tensor)| {
+            let one = Weights::from([(String::from("t"), tensor.clone())]);
+            (name.clone(), to_safetensors(&one).unwrap())
+        })
+        .collect()
+}
+
+/// The largest difference between two gradients of a parameter, over the larger one's largest entry.
+pub(super) fn difference(a: &Gradients, b: &Gradients, name: &str) -> f64 {
+    let values = |gradients: &Gradients| -> Vec<f32> {
+        let gradient = gradients.get(name).unwrap();
+        gradient.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (a, b) = (values(a), values(b));
+    let largest = a
+        .iter()
+        .chain(&b)
+        .fold(0f32, |most, value| most.max(value.abs()));
+    let apart = a
+        .iter()
+        .zip(&b)
+        .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(largest > 0.0, "`{name}` has no gradient");
+    f64::from(apart / largest)
+}
+
+/// Asserts of every parameter that its gradient is not zero, and that the loss grows along it by its norm, as a
+/// central difference says.
+pub(super) fn assert_slopes(
+    parameters: &[(String, Var)],
+    gradients: &Gradients,
+    mut loss: impl FnMut() -> f64,
+) {
+    assert!(!parameters.is_empty());
+    for (name, var) in parameters {
+        let gradient = gradients.get(name).unwrap();
+        let square = gradient.sqr().unwrap().sum_all().unwrap();
+        let norm = f64::from(square.to_scalar::<f32>().unwrap()).sqrt();
+        assert!(norm > 0.0, "`{name}` has no gradient");
+        let start = var.as_detached_tensor().copy().unwrap();
+        let direction = (gradient / norm).unwrap();
+        let mut at = |step: f64| {
+            var.set(&(&start + (&direction * step).unwrap()).unwrap())
+                .unwrap();
+            loss()
+        };
+        const STEP: f64 = 4e-3;
+        let (up, down) = (at(STEP), at(-STEP));
+        var.set(&start).unwrap();
+        let slope = (up - down) / (2.0 * STEP);
+        // The loss is an f32.
+        let noise = 4.0 * f64::from(f32::EPSILON) * up.abs().max(1.0) / STEP;
+        assert!(
+            norm > 2.0 * noise,
+            "`{name}`: gradient {norm} is too small to be checked"
+        );
+        assert!(
+            (slope - norm).abs() < 0.02 * norm + noise,
+            "`{name}`: gradient {norm}, difference {slope}"
+        );
+    }
+}

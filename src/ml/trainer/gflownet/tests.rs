@@ -1,0 +1,292 @@
+//! `FlowRL` and completions that serve several updates, with tiny models and a rule for rewards.
+
+use candle_core::Device;
+
+use super::super::fixture::{assert_slopes, bits, config, lora, models};
+use super::*;
+use crate::ml::adapter::LoraConfig;
+use crate::ml::parameters::{from_safetensors, to_safetensors};
+use crate::ml::schedule::Decay;
+use crate::ml::trainer::{self, TrainerState};
+
+const EOS: u32 = 1;
+/// The token that the rule rewards.
+const GOOD: u32 = 7;
+
+/// Counts the rewarded token up to each place.
+fn rule(batch: &TokenBatch) -> Result<Tensor, TrainError> {
+    let time = batch.time();
+    let tokens = batch.tokens();
+    let mut rewards = Vec::with_capacity(tokens.len());
+    for row in tokens.chunks(time) {
+        let mut count = 0f32;
+        rewards.extend(row.iter().map(|token| {
+            count += f32::from(u8::from(*token == GOOD));
+            count
+        }));
+    }
+    Ok(Tensor::from_vec(
+        rewards,
+        (tokens.len() / time, time),
+        &Device::Cpu,
+    )?)
+}
+
+fn options() -> GflownetOptions {
+    GflownetOptions {
+        objective: Objective::TrajectoryBalance {
+            log_z: LogZSource::Network,
+            log_z_lr: 1e-2,
+            log_z_start: None,
+            length_normalised: true,
+            group_rewards: true,
+            importance: true,
+        },
+        reward_scale: 2.0,
+        reward_temperature: Ramp::default(),
+        reference: ReferenceTerms {
+            kl_beta: 0.0,
+            in_target: true,
+        },
+        updates_per_batch: 3,
+        prompts_per_step: 2,
+        completions_per_prompt: 4,
+        on_policy: 1.0,
+        replay: 0.0,
+        replay_capacity: 4,
+        replay_min_distance: None,
+        replay_temperature: None,
+        max_new_tokens: 5,
+        temperature: Ramp::default(),
+        exploration: None,
+        lr: 1e-2,
+        schedule: Schedule {
+            decay: Decay::Constant,
+            warmup_steps: 0,
+            total_steps: 20,
+            floor: 0.0,
+        },
+        weight_decay: 0.01,
+        optimizer: AdamWConfig::default(),
+        micro_batch: 2,
+        monitor_every: 0,
+        monitor_completions: 0,
+        limits: DivergenceLimits::default(),
+        eos: vec![EOS],
+    }
+}
+
+fn trainer_of(options: GflownetOptions, lora: Option<&LoraConfig>) -> GflownetTrainer {
+    let (model, reference) = models(&config(), lora);
+    let prompts = [vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0]];
+    let prompts = prompts.map(|prompt| PromptCompletions {
+        prompt,
+        completions: Vec::new(),
+    });
+    GflownetTrainer::new(
+        model,
+        reference,
+        Box::new(rule),
+        ModelSize::of(&config(), false),
+        prompts.to_vec(),
+        options,
+        &Stream::new(5, "gflownet"),
+        Arc::default(),
+    )
+    .unwrap()
+}
+
+fn run(trainer: &mut GflownetTrainer, steps: std::ops::Range<u64>) -> Vec<StepReport> {
+    let report = |step| {
+        let report = trainer.step(step).unwrap();
+        assert_eq!(report.diverged, None);
+        report
+    };
+    steps.map(report).collect()
+}
+
+#[test]
+fn completions_serve_several_updates_with_their_weights() {
+    let mut trainer = trainer_of(options(), None);
+    let mut batches = Vec::new();
+    let mut weights = Vec::new();
+    for step in 0..6 {
+        let report = run(&mut trainer, step..step + 1).remove(0);
+        batches.push(trainer.held.clone().unwrap());
+        weights.push(report.metrics["importance"]);
+        let samples = step % 3 == 0;
+        assert_eq!(report.generated_tokens > 0, samples, "step {step}");
+        assert_eq!(report.metrics.contains_key("truncated"), samples);
+    }
+    let groups = |step: usize| &batches[step].groups;
+    assert!(groups(0) == groups(1) && groups(0) == groups(2) && groups(3) == groups(5));
+    assert_ne!(groups(2), groups(3));
+    // Just drawn, completions are as likely as they were; later no more.
+    for (step, weight) in weights.iter().enumerate() {
+        assert_eq!((weight - 1.0).abs() < 1e-5, step % 3 == 0, "{weights:?}");
+        assert!((0.8..=1.28).contains(weight), "{weights:?}");
+    }
+    // What is weighted is the completion as it was drawn.
+    let batch = &batches[0];
+    let rows: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+    let actions = Actions::new(&rows);
+    let start = trainer_of(options(), None);
+    let log_pf = actions.frozen_log_probs(&start.model.llama).unwrap();
+    let sums = log_pf.sum(1).unwrap().to_vec1::<f32>().unwrap();
+    for (drawn, sum) in batch.drawn.as_ref().unwrap().iter().zip(sums) {
+        assert!((drawn - f64::from(sum)).abs() < 1e-4, "{drawn} for {sum}");
+    }
+
+    let alone = GflownetOptions {
+        updates_per_batch: 1,
+        ..options()
+    };
+    let mut trainer = trainer_of(alone, None);
+    let reports = run(&mut trainer, 0..2);
+    assert!(trainer.held.is_none() && !reports[1].metrics.contains_key("importance"));
+}
+
+#[test]
+fn every_parameter_of_policy_and_network_learns_by_its_slope() {
+    for lora in [None, Some(lora())] {
+        let mut trainer = trainer_of(options(), lora.as_ref());
+        // From zero the network's last map lets nothing through.
+        run(&mut trainer, 0..4);
+        let batch = trainer.held.clone().unwrap();
+        let rows: usize = batch.groups.iter().map(Vec::len).sum();
+        // Weights at their bounds do not move with the policy.
+        let drawn: Vec<f64> = (0..rows).map(|row| [-1e3, 1e3][row % 2]).collect();
+        let part = Part {
+            groups: &batch.groups,
+            first_row: 0,
+            drawn: Some(&drawn),
+        };
+        let loss = || {
+            trainer
+                .loss(4, part, Normaliser::Total(rows as f64))
+                .unwrap()
+                .loss
+        };
+        let mut gradients = Gradients::default();
+        let parameters = trainer.optimizer.parameters();
+        let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names.contains(&"log_z.net.0.weight") && names.contains(&"log_z.net.8.bias"));
+        gradients
+            .add(&loss().backward().unwrap(), &parameters)
+            .unwrap();
+        assert_slopes(&parameters, &gradients, || {
+            f64::from(loss().to_scalar::<f32>().unwrap())
+        });
+
+        // Micro-batches draw the masks of the whole batch.
+        let mut sum = 0.0;
+        let mut first_row = 0;
+        for groups in batch.groups.chunks(1) {
+            let count = groups[0].len();
+            let part = Part {
+                groups,
+                first_row,
+                drawn: Some(&drawn[first_row..][..count]),
+            };
+            first_row += count;
+            let found = trainer
+                .loss(4, part, Normaliser::Total(rows as f64))
+                .unwrap();
+            sum += f64::from(found.loss.to_scalar::<f32>().unwrap());
+        }
+        if lora.is_none() {
+            let whole = f64::from(loss().to_scalar::<f32>().unwrap());
+            assert!(
+                (sum - whole).abs() < 1e-5 * (1.0 + whole),
+                "{sum} for {whole}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_network_reads_the_prompt_without_its_last_token() {
+    let row = |prompt: &[u32], completion: &[u32]| TokenizedCompletion {
+        tokens: [prompt, completion].concat(),
+        prompt_length: prompt.len(),
+    };
+    let rows = [row(&[0, 3, 4], &[7, EOS]), row(&[0], &[7, 7, 7, EOS])];
+    let actions = Actions::new(&rows.iter().collect::<Vec<_>>());
+    let hidden: Vec<f32> = (0..20).map(|place| place as f32).collect();
+    let hidden = Tensor::from_vec(hidden, (2, 5, 2), &Device::Cpu).unwrap();
+    let means = actions.prompt_means(&hidden).unwrap();
+    // The mean of [0, 1] and [2, 3]; a prompt of one token has only that.
+    assert_eq!(means.to_vec2::<f32>().unwrap(), [[1.0, 2.0], [10.0, 11.0]]);
+}
+
+#[test]
+fn a_training_resumed_between_updates_ends_with_the_same_bits() {
+    let options = GflownetOptions {
+        on_policy: 0.5,
+        replay: 0.5,
+        replay_min_distance: Some(0.25),
+        monitor_every: 2,
+        monitor_completions: 2,
+        ..options()
+    };
+    for lora in [None, Some(lora())] {
+        let new = || trainer_of(options.clone(), lora.as_ref());
+        let mut straight = new();
+        let straight_reports = run(&mut straight, 0..8);
+        for stop in [4, 5, 6] {
+            let mut first = new();
+            run(&mut first, 0..stop);
+            let state = trainer::state(&mut first).unwrap();
+            // As a stage stores it.
+            let tensors = to_safetensors(&state.tensors).unwrap();
+            let state = TrainerState {
+                tensors: from_safetensors(&tensors, &Device::Cpu).unwrap(),
+                values: serde_json::from_str(&state.values.to_string()).unwrap(),
+            };
+            let mut resumed = new();
+            trainer::restore(&mut resumed, &state).unwrap();
+            let resumed_reports = run(&mut resumed, stop..8);
+            for (a, b) in straight_reports[stop as usize..]
+                .iter()
+                .zip(&resumed_reports)
+            {
+                assert_eq!(a.metrics, b.metrics);
+            }
+            let (a, b) = (
+                trainer::state(&mut straight).unwrap(),
+                trainer::state(&mut resumed).unwrap(),
+            );
+            assert_eq!(a.values, b.values);
+            assert!(bits(&a.tensors) == bits(&b.tensors));
+        }
+    }
+}
+
+#[test]
+fn held_completions_that_are_not_whole_are_refused() {
+    let mut trainer = trainer_of(options(), None);
+    run(&mut trainer, 0..1);
+    let state = trainer::state(&mut trainer).unwrap();
+    let forge = |change: &dyn Fn(&mut Json)| {
+        let mut forged = state.clone();
+        change(&mut forged.values["held"]);
+        let mut other = trainer_of(options(), None);
+        trainer::restore(&mut other, &forged).map(|()| other)
+    };
+    assert!(forge(&|_| {}).is_ok());
+    for change in [
+        (&|held: &mut Json| held["groups"][0][0]["prompt_length"] = 99.into())
+            as &dyn Fn(&mut Json),
+        &|held| held["drawn"] = serde_json::json!([0.5]),
+        &|held| held["groups"] = Json::Null,
+    ] {
+        assert!(matches!(forge(change).err(), Some(TrainError::State(_))));
+    }
+    // Completions of another step are as good as none.
+    let mut other = forge(&|held| held["step"] = 3.into()).unwrap();
+    let error = other.step(1).err().unwrap().to_string();
+    assert!(
+        error.contains("it lacks the completions of step 0"),
+        "{error}"
+    );
+}
