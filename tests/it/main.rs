@@ -22,6 +22,7 @@ mod matrix;
 mod plan;
 mod power_loss;
 mod random_kills;
+mod shipped;
 mod space;
 mod store_damage;
 mod tiny;
