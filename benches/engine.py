@@ -110,6 +110,12 @@ def stages(program, sizes):
                   f"{max(memory, more):.0f} |", flush=True)
 
 
+def forgetful(plan):
+    """CPU milliseconds of a plan in a store that knows no file outside yet."""
+    shutil.rmtree(".flowgraph/stat", ignore_errors=True)
+    return 1000 * measure(plan)[0]
+
+
 def large_input(program):
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -121,7 +127,7 @@ def large_input(program):
         Path(".flowgraph").mkdir()
         plan = [program, "plan", "p.yaml", "--quiet"]
         idle, _ = best([program, "--version"])
-        first = 1000 * measure(plan)[0]
+        first = min(forgetful(plan) for _ in range(3))
         print("\n| 2 GB input | first check, ms | unchanged, ms |\n| --- | ---: | ---: |")
         print(f"| flowgraph | {first:,.0f} | {best(plan)[0]:.1f}, of which {idle:.1f} are the program's start |")
         if shutil.which("b3sum"):
