@@ -212,6 +212,8 @@ impl<'a> Execution<'a> {
             // After every message, too: a stage that talks much must not outrun its timeout.
             self.enforce_timeouts();
         }
+        // Once more: what was still dying at the start is dead by now.
+        self.store.sweep_leftovers();
         let outcomes: Vec<Option<Outcome>> = self
             .states
             .iter()
