@@ -9,6 +9,7 @@ Wall-clock time says little on a busy machine, so user and system time of all pr
 keeps digests of its inputs is given a file of 2 GB, for the first time and again. A tool that is not installed is left
 out; DVC, which takes most of a second a stage, is asked for no more than 100 of them, Snakemake for no more than 1,000.
 """
+import argparse
 import os
 import resource
 import shutil
@@ -142,9 +143,12 @@ def large_input(program):
 
 
 def main():
-    program, sizes = os.path.abspath(sys.argv[1]), [int(size) for size in sys.argv[2:]] or [100, 1000, 10000]
-    stages(program, sizes)
-    large_input(program)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", type=os.path.abspath, help="the flowgraph to measure")
+    parser.add_argument("sizes", type=int, nargs="*", default=[100, 1000, 10000], help="numbers of stages")
+    options = parser.parse_args()
+    stages(options.program, options.sizes)
+    large_input(options.program)
 
 
 main()

@@ -246,9 +246,9 @@ fn judge(
             finding.reason = Some(message);
         }
         Reexecuted::Other(outputs) => {
-            let record = plans[stage].record.as_ref();
+            let cached = plans[stage].outputs.as_ref();
             for (name, artifact) in outputs {
-                let Some(recorded) = record.and_then(|record| record.outputs.get(&name)) else {
+                let Some(recorded) = cached.and_then(|cached| cached.get(&name)) else {
                     continue;
                 };
                 let differences = compare::compare(stores, (recorded, &artifact))?;

@@ -219,9 +219,9 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Fou
     }
     let plans = Planner::new(pipeline, store, PlanOptions::default()).plan()?;
     let artifact = plans[stage]
-        .record
+        .outputs
         .as_ref()
-        .and_then(|record| record.outputs.get(&name));
+        .and_then(|outputs| outputs.get(&name));
     let artifact = artifact.cloned().ok_or_else(|| Failure::Other {
         message: format!(
             "stage `{}` has no result as the pipeline stands now",

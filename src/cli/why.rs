@@ -13,7 +13,7 @@ use crate::engine::fingerprint::{Difference, Manifest};
 use crate::engine::plan::{Decision, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
-use crate::engine::store::{Record, Store};
+use crate::engine::store::{Provenance, Record, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct WhyArgs {
@@ -29,6 +29,8 @@ struct Explained<'a> {
     /// How far upstream of the stage that was asked for.
     depth: usize,
     manifest: Cow<'a, Manifest>,
+    /// How its result was made, if it is cached.
+    made: Option<Provenance>,
     nearest: Option<&'a Record>,
     differences: Vec<Difference>,
 }
@@ -67,13 +69,14 @@ fn explain<'a>(
             continue;
         }
         let plan = &plans[stage];
-        let Some(manifest) = manifest(store, plan)? else {
+        let Some((manifest, made)) = known_of(store, plan)? else {
             continue;
         };
         let nearest = planner.nearest(stage, &manifest);
         explained.push(Explained {
             stage,
             depth,
+            made,
             nearest,
             differences: nearest
                 .map(|record| record.manifest.differences(&manifest))
@@ -87,21 +90,24 @@ fn explain<'a>(
     Ok(explained)
 }
 
-/// Returns a stage's manifest: its plan's, or its record's if it is cached.
-fn manifest<'a>(store: &Store, plan: &'a StagePlan) -> Result<Option<Cow<'a, Manifest>>, Failure> {
+/// Returns a stage's manifest: its plan's, or its record's if it is cached, and then how that was made.
+fn known_of<'a>(
+    store: &Store,
+    plan: &'a StagePlan,
+) -> Result<Option<(Cow<'a, Manifest>, Option<Provenance>)>, Failure> {
     if let Some(manifest) = &plan.manifest {
-        return Ok(Some(Cow::Borrowed(manifest)));
+        return Ok(Some((Cow::Borrowed(manifest), None)));
     }
-    let Some(head) = &plan.record else {
+    let Some(fingerprint) = &plan.fingerprint else {
         return Ok(None);
     };
-    let record = store.read_record(&head.fingerprint);
+    let record = store.read_record(fingerprint);
     let record = record.map_err(|error| Failure::Other {
         message: error.to_string(),
         hint: Some("`flowgraph verify --repair` drops damaged records".to_owned()),
         code: exit_code::STORE_DAMAGED,
     })?;
-    Ok(record.map(|record| Cow::Owned(record.manifest)))
+    Ok(record.map(|record| (Cow::Owned(record.manifest), Some(record.provenance))))
 }
 
 fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> String {
@@ -120,8 +126,7 @@ fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
                 |fingerprint| format!(", fingerprint {}", fingerprint.short())
             ),
         ));
-        if let Some(record) = &plan.record {
-            let made = &record.provenance;
+        if let Some(made) = &one.made {
             text.push_str(&format!(
                 "{indent}  made by {} of {} at {} on {} ({}, {} threads) in {}\n",
                 made.stage,
@@ -183,7 +188,7 @@ fn as_json(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
                 "decision": plan.decision,
                 "fingerprint": plan.fingerprint,
                 "manifest": one.manifest,
-                "record": plan.record.as_ref().map(|record| &record.provenance),
+                "record": one.made,
                 "causes": plan.causes,
                 "nearest": one.nearest.map(|record| record.fingerprint),
                 "differences": one.differences,

@@ -51,8 +51,9 @@ impl AuditStore {
             _in_use: copy.share()?,
             store: copy,
         };
-        for head in plans.iter().filter_map(|plan| plan.record.as_ref()) {
-            let record = store.read_record(&head.fingerprint);
+        let cached = plans.iter().filter(|plan| plan.outputs.is_some());
+        for fingerprint in cached.filter_map(|plan| plan.fingerprint) {
+            let record = store.read_record(&fingerprint);
             let record = record.map_err(|error| StageError::new(error.to_string()))?;
             // One that is gone meanwhile is no result any more.
             let Some(record) = record else { continue };

@@ -83,7 +83,7 @@ fn expand_below(
         .unwrap_or_else(|_| document.file.clone());
     open.push(own);
     let mut found = Vec::new();
-    for (name, import) in &imports {
+    for (name, import) in &*imports {
         let path = path.key(name);
         if !is_name(name) {
             errors.push(
@@ -126,12 +126,12 @@ fn expand_below(
         if let Some(Value::Map(params)) = import.get(["params"]) {
             let own = imported
                 .entry("params".to_owned())
-                .or_insert_with(|| Value::Map(Map::new()));
+                .or_insert_with(|| Value::Map(Box::default()));
             own.merge(&Value::Map(params.clone()));
         }
         wrong.extend(Pipeline::problems(
             &target,
-            imported.clone(),
+            (*imported).clone(),
             &below,
             registry,
         ));
@@ -234,15 +234,15 @@ fn adopt(root: &mut Map, imported: &Map, prefix: &str) {
         };
         let target = root
             .entry(section.to_owned())
-            .or_insert_with(|| Value::Map(Map::new()));
+            .or_insert_with(|| Value::Map(Box::default()));
         let Value::Map(target) = target else { continue };
         // Before the file's own: what is imported is needed by them.
         let mut merged: Map = entries
             .iter()
             .map(|(name, value)| (format!("{prefix}{name}"), qualified(value, prefix)))
             .collect();
-        merged.extend(std::mem::take(target));
-        *target = merged;
+        merged.extend(std::mem::take(&mut **target));
+        **target = merged;
     }
 }
 
@@ -268,11 +268,10 @@ fn qualified(value: &Value, prefix: &str) -> Value {
         Value::List(items) => {
             Value::List(items.iter().map(|item| qualified(item, prefix)).collect())
         }
-        Value::Map(map) => Value::Map(
-            map.iter()
-                .map(|(key, item)| (key.clone(), qualified(item, prefix)))
-                .collect(),
-        ),
+        Value::Map(map) => map
+            .iter()
+            .map(|(key, item)| (key.clone(), qualified(item, prefix)))
+            .collect(),
         other => other.clone(),
     }
 }

@@ -92,13 +92,10 @@ impl<'a> Scope<'a> {
                     .map(|(index, item)| self.value(item, &path.index(index), errors, open))
                     .collect(),
             ),
-            Value::Map(map) => Value::Map(
-                map.iter()
-                    .map(|(key, item)| {
-                        (key.clone(), self.value(item, &path.key(key), errors, open))
-                    })
-                    .collect(),
-            ),
+            Value::Map(map) => map
+                .iter()
+                .map(|(key, item)| (key.clone(), self.value(item, &path.key(key), errors, open)))
+                .collect(),
             other => other.clone(),
         }
     }

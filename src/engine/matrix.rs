@@ -178,7 +178,7 @@ fn entries<'a>(
     let mut maps = Vec::new();
     for (index, entry) in list.iter().enumerate() {
         match entry {
-            Value::Map(map) => maps.push((index, map)),
+            Value::Map(map) => maps.push((index, &**map)),
             other => errors.push(Diagnostic::error(
                 path.key(key).index(index),
                 format!("expected a map of axis values, found {}", other.type_name()),

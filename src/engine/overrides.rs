@@ -16,7 +16,7 @@ pub struct Overrides {
 /// Applies profiles and settings to the root of a pipeline.
 pub fn apply(root: &mut Map, overrides: &Overrides, errors: &mut Vec<Diagnostic>) {
     let profiles = match root.get("profiles") {
-        Some(Value::Map(profiles)) => profiles.clone(),
+        Some(Value::Map(profiles)) => (**profiles).clone(),
         Some(other) => {
             errors.push(Diagnostic::error(
                 Path::of(["profiles"]),
@@ -68,7 +68,7 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
         }
         return;
     };
-    for (key, value) in patch {
+    for (key, value) in &**patch {
         if !["params", "stages", "description"].contains(&key.as_str()) {
             errors.push(
                 Diagnostic::error(
@@ -93,7 +93,7 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
 fn apply_patch(root: &mut Map, patch: &Map) {
     if let Some(params) = patch.get("params") {
         root.entry("params".to_owned())
-            .or_insert_with(|| Value::Map(Map::new()))
+            .or_insert_with(|| Value::Map(Box::default()))
             .merge(params);
     }
     let Some(Value::Map(patches)) = patch.get("stages") else {
@@ -101,9 +101,9 @@ fn apply_patch(root: &mut Map, patch: &Map) {
     };
     let stages = root
         .entry("stages".to_owned())
-        .or_insert_with(|| Value::Map(Map::new()));
+        .or_insert_with(|| Value::Map(Box::default()));
     let Value::Map(stages) = stages else { return };
-    for (name, patch) in patches {
+    for (name, patch) in &**patches {
         let kind = patch.get(["kind"]);
         match stages.get_mut(name) {
             _ if *patch == Value::Null => {
@@ -188,7 +188,7 @@ fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
     for key in &keys[..keys.len() - 1] {
         let next = target
             .entry((*key).to_owned())
-            .or_insert_with(|| Value::Map(Map::new()));
+            .or_insert_with(|| Value::Map(Box::default()));
         let type_name = next.type_name();
         let Value::Map(map) = next else {
             return Err(fail(format!(

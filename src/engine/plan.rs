@@ -16,7 +16,7 @@ use super::history::History;
 use super::machine::numerics_class;
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
-use super::store::{ObjectStats, Record, RecordHead, Store};
+use super::store::{Record, Store};
 use crate::sources::Source;
 
 /// What will happen to a stage.
@@ -53,8 +53,8 @@ pub struct StagePlan {
     pub manifest: Option<Manifest>,
     /// Its fingerprint, if it is wholly known.
     pub fingerprint: Option<Digest>,
-    /// The record to use, if `cached`.
-    pub record: Option<RecordHead>,
+    /// The artifacts to use, if `cached`.
+    pub outputs: Option<Outputs>,
     /// Why the stage will run; empty if `cached`.
     pub causes: Vec<Cause>,
     /// What running it will cost, as far as params and earlier records tell.
@@ -96,7 +96,7 @@ enum Found {
     Nothing,
     /// A result that cannot be used, and why.
     Unusable(String),
-    Usable(Box<RecordHead>, Vec<String>),
+    Usable(Outputs, Vec<String>),
 }
 
 impl<'a> Planner<'a> {
@@ -133,23 +133,20 @@ impl<'a> Planner<'a> {
         for &stage in &self.pipeline.order {
             match self.decide(stage, &known, &plans) {
                 Ok(mut plan) => {
-                    let record = plan.record.as_mut();
-                    known[stage] = record.map(|record| std::mem::take(&mut record.outputs));
+                    known[stage] = plan.outputs.take();
                     plans[stage] = Some(plan);
                 }
                 Err(error) => errors.push(error),
             }
         }
-        for (plan, outputs) in plans.iter_mut().flatten().zip(known) {
-            if let (Some(record), Some(outputs)) = (&mut plan.record, outputs) {
-                record.outputs = outputs;
-            }
+        if !errors.is_empty() {
+            return Err(PlanError { failures: errors });
         }
-        if errors.is_empty() {
-            Ok(plans.into_iter().flatten().collect())
-        } else {
-            Err(PlanError { failures: errors })
-        }
+        let planned = plans.into_iter().zip(known).map(|(plan, outputs)| {
+            let plan = plan.unwrap_or_else(|| unreachable!("each stage is planned or an error"));
+            StagePlan { outputs, ..plan }
+        });
+        Ok(planned.collect())
     }
 
     /// Decides about one stage. `plans` are those made so far, by position, for the causes.
@@ -169,7 +166,7 @@ impl<'a> Planner<'a> {
             decision: Decision::Run,
             fingerprint: manifest.fingerprint(),
             manifest: None,
-            record: None,
+            outputs: None,
             causes: Vec::new(),
             estimate: instance.stage.estimate(),
             notes: Vec::new(),
@@ -182,11 +179,9 @@ impl<'a> Planner<'a> {
             reason = Some("asked to run again".to_owned());
         } else if let Some(fingerprint) = plan.fingerprint {
             match self.look_up(&fingerprint).map_err(failed)? {
-                Found::Usable(mut record, notes) => {
+                Found::Usable(outputs, notes) => {
                     plan.decision = Decision::Cached;
-                    // Looked at, and of no use to anybody else.
-                    record.stats = ObjectStats::new();
-                    plan.record = Some(*record);
+                    plan.outputs = Some(outputs);
                     plan.notes = notes;
                     return Ok(plan);
                 }
@@ -274,7 +269,7 @@ impl<'a> Planner<'a> {
             }
             notes.push(format!("reuses a result computed as {class}"));
         }
-        Ok(Found::Usable(Box::new(record), notes))
+        Ok(Found::Usable(record.outputs, notes))
     }
 
     /// Returns the manifest, and what is wrong with a source.

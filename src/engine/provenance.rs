@@ -36,19 +36,21 @@ impl<'a> Provenance<'a> {
         plans: &'a [StagePlan],
         wanted: &[bool],
     ) -> Self {
-        let record = |stage: usize| plans[stage].record.as_ref();
+        let outputs = |stage: usize| plans[stage].outputs.as_ref();
         let steps = pipeline.order.iter().filter(|stage| wanted[**stage]);
         let steps = steps.filter_map(|stage| {
             let instance = &pipeline.stages[*stage];
             let inputs = instance.inputs.iter().flat_map(|input| {
                 input.items.iter().filter_map(|item| {
-                    let artifact = record(item.producer)?.outputs.get(&item.output)?;
+                    let artifact = outputs(item.producer)?.get(&item.output)?;
                     Some((input.port.as_str(), artifact))
                 })
             });
+            outputs(*stage)?;
+            let fingerprint = plans[*stage].fingerprint?;
             Some(Step {
                 name: &instance.name,
-                record: store.read_record(&record(*stage)?.fingerprint).ok()??,
+                record: store.read_record(&fingerprint).ok()??,
                 inputs: inputs.collect(),
             })
         });

@@ -22,7 +22,7 @@ use super::import::{self, Imported, folder_of, namespace};
 use super::interpolate::Scope;
 use super::overrides::{self, Overrides};
 use super::stage::{Registry, Resources, Stage, StageKind};
-use super::value::{Map, Value};
+use super::value::{Map, Value, json_of};
 use super::wiring;
 
 /// A pipeline whose every stage is typed, wired and checked.
@@ -170,7 +170,7 @@ impl Pipeline {
             errors,
             warnings: Vec::new(),
         };
-        let pipeline = builder.build(&document, root);
+        let pipeline = builder.build(&document, *root);
         let located =
             overrides::relocate_to_profiles(&document, &overrides.profiles, builder.errors);
         match pipeline {
@@ -354,7 +354,7 @@ impl Builder<'_> {
             description,
             document: document.clone(),
             overrides: Overrides::default(),
-            params: Value::Map(params.clone()).to_json(),
+            params: json_of(params),
             stages,
             graph,
             order,

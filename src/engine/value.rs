@@ -27,8 +27,8 @@ pub enum Value {
     String(String),
     /// A sequence.
     List(Vec<Value>),
-    /// A mapping with text keys.
-    Map(Map),
+    /// A mapping with text keys; boxed, since it is three times as large as any other value.
+    Map(Box<Map>),
 }
 
 impl Value {
@@ -77,11 +77,7 @@ impl Value {
             Self::Float(value) => Json::from(*value),
             Self::String(value) => Json::from(value.as_str()),
             Self::List(values) => values.iter().map(Self::to_json).collect(),
-            Self::Map(map) => Json::Object(
-                map.iter()
-                    .map(|(key, value)| (key.clone(), value.to_json()))
-                    .collect(),
-            ),
+            Self::Map(map) => json_of(map),
         }
     }
 
@@ -91,7 +87,7 @@ impl Value {
             *self = patch.clone();
             return;
         };
-        for (key, value) in patch {
+        for (key, value) in &**patch {
             if *value == Self::Null {
                 target.shift_remove(key);
             } else if let Some(present) = target.get_mut(key) {
@@ -100,6 +96,19 @@ impl Value {
                 target.insert(key.clone(), value.clone());
             }
         }
+    }
+}
+
+/// Converts a map to JSON.
+pub(super) fn json_of(map: &Map) -> Json {
+    map.iter()
+        .map(|(key, value)| (key.clone(), value.to_json()))
+        .collect()
+}
+
+impl FromIterator<(String, Value)> for Value {
+    fn from_iter<I: IntoIterator<Item = (String, Value)>>(entries: I) -> Self {
+        Self::Map(Box::new(entries.into_iter().collect()))
     }
 }
 
@@ -181,7 +190,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
             }
             map.insert(key.0, value);
         }
-        Ok(Value::Map(map))
+        Ok(Value::Map(Box::new(map)))
     }
 }
 

@@ -299,8 +299,8 @@ impl<'a> Execution<'a> {
         }
         match self.planner.decide(stage, &self.known, &self.plans) {
             Ok(mut plan) => {
-                if let Some(record) = plan.record.take() {
-                    self.known[stage] = Some(record.outputs);
+                if let Some(outputs) = plan.outputs.take() {
+                    self.known[stage] = Some(outputs);
                     let event = RunEvent::StageCached {
                         stage: name.clone(),
                         notes: std::mem::take(&mut plan.notes),

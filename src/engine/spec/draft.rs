@@ -126,13 +126,13 @@ impl Builder<'_> {
                 .map(|value| scope.resolve(value, &path.key(key), &mut builder.errors))
         };
         let params = match resolved(self, "params") {
-            None | Some(Value::Null) => Value::Map(Map::new()),
+            None | Some(Value::Null) => Value::Map(Box::default()),
             Some(params) => params,
         };
         let params_are_known = self.errors.len() == known;
         let inputs = match resolved(self, "inputs") {
             None | Some(Value::Null) => Map::new(),
-            Some(Value::Map(map)) => map,
+            Some(Value::Map(map)) => *map,
             Some(other) => {
                 self.errors.push(
                     Diagnostic::error(

@@ -15,7 +15,7 @@ use crate::engine::fingerprint::Manifest;
 
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record<M = Manifest> {
+pub struct Record<M = Manifest, P = Provenance> {
     /// The fingerprint of `manifest`.
     pub fingerprint: Digest,
     /// What determined the bytes.
@@ -23,13 +23,22 @@ pub struct Record<M = Manifest> {
     /// The artifacts, by output name.
     pub outputs: Outputs,
     /// How it went.
-    pub provenance: Provenance,
+    pub provenance: P,
     /// What the file system said of the objects.
     pub stats: ObjectStats,
 }
 
-/// A record read without its manifest, which whoever has its fingerprint knows.
-pub type RecordHead = Record<IgnoredAny>;
+/// A record read without its manifest, which whoever has its fingerprint knows, and without most of its history.
+pub type RecordHead = Record<IgnoredAny, Numerics>;
+
+/// What decides whether a result counts on this machine.
+#[derive(Debug, Deserialize)]
+pub struct Numerics {
+    /// As in [`Provenance`].
+    pub device: String,
+    /// As in [`Provenance`].
+    pub numerics: String,
+}
 
 /// What the file system said of objects, by digest.
 pub type ObjectStats = IndexMap<Digest, ObjectStat>;
@@ -105,7 +114,7 @@ fn encode(body: &str) -> String {
     format!("{HEAD}{}{MIDDLE}{body}{TAIL}", Digest::of(body.as_bytes()))
 }
 
-fn decode<M: DeserializeOwned>(text: &str) -> Result<Record<M>, String> {
+fn decode<M: DeserializeOwned, P: DeserializeOwned>(text: &str) -> Result<Record<M, P>, String> {
     let rest = text
         .strip_prefix(HEAD)
         .ok_or("its head is not a record's")?;
@@ -134,7 +143,7 @@ impl Store {
         self.read(fingerprint)
     }
 
-    /// Reads the record of `fingerprint` without its manifest, if there is one.
+    /// Reads what a plan needs of the record of `fingerprint`, if there is one.
     pub fn read_record_head(
         &self,
         fingerprint: &Digest,
@@ -142,10 +151,10 @@ impl Store {
         self.read(fingerprint)
     }
 
-    fn read<M: DeserializeOwned>(
+    fn read<M: DeserializeOwned, P: DeserializeOwned>(
         &self,
         fingerprint: &Digest,
-    ) -> Result<Option<Record<M>>, RecordError> {
+    ) -> Result<Option<Record<M, P>>, RecordError> {
         let path = self.record_path(fingerprint);
         let text = match read_small(&path) {
             Ok(bytes) => bytes,
@@ -157,7 +166,7 @@ impl Store {
             what,
         };
         let text = String::from_utf8(text).map_err(|_| damaged("it is not text".to_owned()))?;
-        let record: Record<M> = decode(&text).map_err(damaged)?;
+        let record: Record<M, P> = decode(&text).map_err(damaged)?;
         if record.fingerprint != *fingerprint {
             return Err(RecordError::Damaged {
                 path,
@@ -200,7 +209,11 @@ impl Store {
 
     /// Checks that every object of a record is there and intact, by its bytes if `paranoid`, else by what the
     /// file system says where that suffices. Refreshes the record's stats.
-    pub fn check_record<M>(&self, record: &mut Record<M>, paranoid: bool) -> Result<(), Damage> {
+    pub fn check_record<M, P>(
+        &self,
+        record: &mut Record<M, P>,
+        paranoid: bool,
+    ) -> Result<(), Damage> {
         let digests: Vec<Digest> = record
             .outputs
             .values()
