@@ -3,6 +3,7 @@
 use std::fmt;
 
 use indexmap::IndexMap;
+use indexmap::map::Entry;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 
@@ -185,10 +186,13 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some((key, value)) = entries.next_entry::<Key, Value>()? {
-            if map.contains_key(&key.0) {
-                return Err(A::Error::custom(format!("duplicate key `{}`", key.0)));
-            }
-            map.insert(key.0, value);
+            match map.entry(key.0) {
+                Entry::Vacant(free) => free.insert(value),
+                Entry::Occupied(taken) => {
+                    let message = format!("duplicate key `{}`", taken.key());
+                    return Err(A::Error::custom(message));
+                }
+            };
         }
         Ok(Value::Map(Box::new(map)))
     }

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -224,17 +228,20 @@ fn die_with_parent(process: &mut Process) {
         reason = "the only hook between fork and exec; prctl is safe to call there"
     )]
     unsafe {
-        process.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-                .map_err(Into::into)
-        });
+        process
+            .pre_exec(|| set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
     }
 }
 
 fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, StageError> {
     const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 20_000_000,
+    };
+    // Where the kernel has none (before 5.3), the waiting below is a pause.
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
     let mut asked: Option<Instant> = None;
-    let mut pause = Duration::from_micros(200);
     loop {
         if let Some(status) = child.try_wait()? {
             return if asked.is_some() {
@@ -246,19 +253,16 @@ fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, 
         if ctx.is_cancelled() {
             let late = asked.is_some_and(|asked| asked.elapsed() > PATIENCE);
             if asked.is_none() || late {
-                let signal = if late {
-                    rustix::process::Signal::KILL
-                } else {
-                    rustix::process::Signal::TERM
-                };
-                if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
-                    rustix::process::kill_process_group(group, signal).ok();
-                }
+                let signal = if late { Signal::KILL } else { Signal::TERM };
+                kill_process_group(Pid::from_child(&child), signal).ok();
                 asked.get_or_insert_with(Instant::now);
             }
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
+        // Until it ends, or it is time to look whether the stage was cancelled.
+        let mut ends = process
+            .as_ref()
+            .map(|process| PollFd::new(process, PollFlags::IN));
+        let _ = poll(ends.as_mut_slice(), Some(&PAUSE));
     }
 }
 

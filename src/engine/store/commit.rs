@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::SystemTime;
 
 use super::Store;
-use super::object::{ObjectStat, TICK_NS, digest_file, now_ns};
+use super::object::{COARSE_TICK, ObjectStat, digest_file};
 use super::record::ObjectStats;
 use crate::engine::artifact::{Artifact, ArtifactFile, Digest, Outputs, is_inside};
 use crate::engine::stage::{Output, StageError};
@@ -80,7 +80,6 @@ impl Store {
         let mut artifacts = Outputs::new();
         let mut stats = ObjectStats::new();
         let mut trees = Vec::new();
-        let mut last_write = 0;
         for output in outputs {
             let tree = folder.join(&output.name);
             let mut paths = Vec::new();
@@ -94,13 +93,8 @@ impl Store {
                 )));
             }
             paths.sort();
-            for path in &paths {
-                let metadata = fs_err::symlink_metadata(tree.join(path))?;
-                last_write = last_write.max(ObjectStat::of(&metadata).mtime_ns);
-            }
             trees.push((output, tree, paths));
         }
-        wait_for_next_tick(last_write);
         for (output, tree, paths) in trees {
             let mut files = Vec::new();
             for path in paths {
@@ -119,13 +113,16 @@ impl Store {
         path: String,
     ) -> Result<(ArtifactFile, ObjectStat), StageError> {
         let source = tree.join(&path);
+        let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
+        if !is_link {
+            set_back(&source)?;
+        }
         let hashed = ObjectStat::of(&fs_err::metadata(&source)?);
         let digest = match self.linked_object(&source)? {
             Some(digest) => digest,
             None => digest_file(&source)?,
         };
         let target = self.object_path(&digest);
-        let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
         // An object that is there already is kept if its bytes are right, and healed if they are not.
         let stat = match self.check_object(&digest) {
             Ok(stat) => {
@@ -202,10 +199,13 @@ impl Store {
     }
 }
 
-/// Waits until a further write could not hide behind the time of the last one; see [`ObjectStat::of_renamed`].
-fn wait_for_next_tick(last_write_ns: i64) {
-    let wait = (last_write_ns + TICK_NS + 1 - now_ns()).clamp(0, TICK_NS);
-    std::thread::sleep(Duration::from_nanos(wait.unsigned_abs()));
+/// Puts a file's time of modification into the past, so that a further write could not hide behind it; see
+/// [`ObjectStat::of_renamed`].
+fn set_back(path: &Path) -> std::io::Result<()> {
+    let file = fs_err::File::open(path)?.into_parts().0;
+    // Where that is refused, the object is hashed once more when it is used.
+    let _ = file.set_modified(SystemTime::now() - 2 * COARSE_TICK);
+    Ok(())
 }
 
 fn list_files(folder: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {

@@ -4,7 +4,7 @@ use std::fs::Metadata;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,9 +28,9 @@ pub struct ObjectStat {
 
 /// A change within one tick of the file system's clock would leave its times as they were. Linux takes file times
 /// from its tick, of 10 ms at most.
-pub(super) const TICK_NS: i64 = 12_000_000;
+const TICK: Duration = Duration::from_millis(12);
 /// The tick of file systems that keep whole seconds; FAT even has two.
-const COARSE_TICK_NS: i64 = 2_000_000_000;
+pub(super) const COARSE_TICK: Duration = Duration::from_secs(2);
 
 impl ObjectStat {
     /// Takes what matters from the file system's answer.
@@ -61,8 +61,9 @@ impl ObjectStat {
 
     /// Takes a file that was hashed and then renamed, which renews its ctime but not its mtime.
     ///
-    /// It is vouched for at once, without waiting for the next tick, if its last write was more than a tick before
-    /// `hashed` (what it was when the hashing began) and there was none since: whoever could write to it has ended.
+    /// It is vouched for at once, without waiting for the next tick, if the mtime was more than a tick in the past in
+    /// `hashed` (what it was when the hashing began) and is the same now: a write meanwhile would have renewed it, and
+    /// whoever could still write has ended.
     pub(super) fn of_renamed(metadata: &Metadata, hashed: &Self) -> Self {
         let mut stat = Self::of(metadata);
         let unwritten = stat.mtime_ns == hashed.mtime_ns && stat.size == hashed.size;
@@ -75,19 +76,21 @@ impl ObjectStat {
 
     fn tick_ns(&self) -> i64 {
         if self.mtime_ns % 1_000_000_000 == 0 {
-            COARSE_TICK_NS
+            nanoseconds(COARSE_TICK)
         } else {
-            TICK_NS
+            nanoseconds(TICK)
         }
     }
 }
 
-pub(super) fn now_ns() -> i64 {
+fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-        })
+        .map_or(0, nanoseconds)
+}
+
+fn nanoseconds(span: Duration) -> i64 {
+    i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// An object that is not what its name says.

@@ -132,8 +132,10 @@ fn decode<M: DeserializeOwned, P: DeserializeOwned>(text: &str) -> Result<Record
 /// Reads a file of a few kilobytes, without asking how long it is first.
 fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(4096);
-    let mut file = std::fs::File::open(path)?.take(u64::MAX);
-    file.read_to_end(&mut bytes)?;
+    // Not `read_to_end` of the file itself, which asks.
+    std::fs::File::open(path)?
+        .take(u64::MAX)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
