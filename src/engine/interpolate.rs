@@ -80,11 +80,13 @@ impl<'a> Scope<'a> {
         errors: &mut Vec<Diagnostic>,
         open: &mut Vec<String>,
     ) -> Value {
-        if !self.grows(1) {
+        let literal = literal_size(value);
+        if !self.grows(literal.unwrap_or(1)) {
             return Value::Null;
         }
         match value {
-            Value::String(text) if text.contains('$') => self.text(text, path, errors, open),
+            _ if literal.is_some() => value.clone(),
+            Value::String(text) => self.text(text, path, errors, open),
             Value::List(items) => Value::List(
                 items
                     .iter()
@@ -215,6 +217,20 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// Returns the size of a value that holds no `$`, in values and bytes of text.
+fn literal_size(value: &Value) -> Option<usize> {
+    match value {
+        Value::String(text) => (!text.contains('$')).then_some(1 + text.len()),
+        Value::List(items) => items
+            .iter()
+            .try_fold(1, |size, item| Some(size + literal_size(item)?)),
+        Value::Map(map) => map.iter().try_fold(1, |size, (key, item)| {
+            Some(size + key.len() + literal_size(item)?)
+        }),
+        _ => Some(1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,6 +301,13 @@ mod tests {
                 ["with its `${}` replaced it is larger than 1048576 bytes"]
             );
         }
+        // Text that is referred to as a whole counts, too.
+        let (text, items) = ("x".repeat(1 << 14), "'${long}', ".repeat(1 << 7));
+        let params = format!("long: {text}\nlist: [{items}]\n");
+        assert_eq!(
+            resolve(&params, "${list}").1,
+            ["with its `${}` replaced it is larger than 1048576 bytes"]
+        );
         let lines = (0..100).map(|n| format!("p{n}: '${{p{}}}'\n", n + 1));
         let params = lines.collect::<String>() + "p100: x\n";
         assert_eq!(

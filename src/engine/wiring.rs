@@ -112,7 +112,7 @@ impl Wiring<'_> {
                 );
             }
         }
-        let mut wired = Vec::new();
+        let mut wired = Vec::with_capacity(draft.inputs.len());
         for port in &ports {
             let given = draft.inputs.get(port.name.as_ref());
             let given = given.filter(|value| **value != Value::Null);
@@ -166,7 +166,7 @@ impl Wiring<'_> {
             one => vec![(consumer.path.clone(), one)],
         };
         let known = errors.len();
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(references.len());
         let mut complete = true;
         for (path, reference) in references {
             match reference.as_str().map(Reference::parse) {

@@ -122,21 +122,21 @@ impl Builder<'_> {
     ) -> Option<Draft> {
         let known = self.errors.len();
         let resolved = |builder: &mut Self, key: &str| {
-            body.get(key)
-                .map(|value| scope.resolve(value, &path.key(key), &mut builder.errors))
+            let value = body.get(key)?;
+            let path = path.key(key);
+            let value = scope.resolve(value, &path, &mut builder.errors);
+            (value != Value::Null).then_some((value, path))
         };
-        let params = match resolved(self, "params") {
-            None | Some(Value::Null) => Value::Map(Box::default()),
-            Some(params) => params,
-        };
+        let params = resolved(self, "params")
+            .map_or_else(|| Value::Map(Box::default()), |(params, _)| params);
         let params_are_known = self.errors.len() == known;
         let inputs = match resolved(self, "inputs") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Map(map)) => *map,
-            Some(other) => {
+            None => Map::new(),
+            Some((Value::Map(map), _)) => *map,
+            Some((other, path)) => {
                 self.errors.push(
                     Diagnostic::error(
-                        path.key("inputs"),
+                        path,
                         format!("`inputs` must be a map, found {}", other.type_name()),
                     )
                     .hint("for example `inputs: { model: sft }`"),
@@ -145,9 +145,9 @@ impl Builder<'_> {
             }
         };
         let retries = resolved(self, "retries");
-        let retries = self.retries(retries, &path.key("retries"));
+        let retries = self.retries(retries);
         let timeout = resolved(self, "timeout");
-        let timeout = self.timeout(timeout, &path.key("timeout"));
+        let timeout = self.timeout(timeout);
         let description = match body.get("description") {
             None => String::new(),
             Some(value) => self.text(value, &path.key("description"), "description"),
@@ -160,11 +160,7 @@ impl Builder<'_> {
         };
         let default = stage.as_ref().map(|stage| stage.resources());
         let resources = resolved(self, "resources");
-        let resources = self.resources(
-            resources,
-            default.unwrap_or_default(),
-            &path.key("resources"),
-        );
+        let resources = self.resources(resources, default.unwrap_or_default());
         if self.errors.len() > known {
             return None;
         }

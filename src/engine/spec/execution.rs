@@ -8,16 +8,17 @@ use crate::engine::value::Value;
 impl Builder<'_> {
     pub(super) fn resources(
         &mut self,
-        value: Option<Value>,
+        given: Option<(Value, Path)>,
         default: Resources,
-        path: &Path,
     ) -> Resources {
         let mut resources = default;
-        let Some(value) = value else { return resources };
+        let Some((value, path)) = given else {
+            return resources;
+        };
         let Some(map) = value.as_map() else {
             self.errors.push(
                 Diagnostic::error(
-                    path.clone(),
+                    path,
                     format!("`resources` must be a map, found {}", value.type_name()),
                 )
                 .hint("for example `resources: { cpus: 2, memory: 4GB, gpus: 1 }`"),
@@ -81,37 +82,31 @@ impl Builder<'_> {
         resources
     }
 
-    pub(super) fn retries(&mut self, value: Option<Value>, path: &Path) -> u32 {
+    pub(super) fn retries(&mut self, given: Option<(Value, Path)>) -> u32 {
+        let Some((value, path)) = given else { return 0 };
         let retries = match &value {
-            None | Some(Value::Null) => Some(0),
-            Some(Value::Integer(number)) => u32::try_from(*number).ok(),
-            Some(_) => None,
+            Value::Integer(number) => u32::try_from(*number).ok(),
+            _ => None,
         };
         retries.unwrap_or_else(|| {
-            self.unfit(value, path, "`retries` must be a whole number");
+            let message = format!("`retries` must be a whole number, found `{value}`");
+            self.errors.push(Diagnostic::error(path, message));
             0
         })
     }
 
-    pub(super) fn timeout(&mut self, value: Option<Value>, path: &Path) -> Option<f64> {
+    pub(super) fn timeout(&mut self, given: Option<(Value, Path)>) -> Option<f64> {
+        let (value, path) = given?;
         let seconds = match &value {
-            None | Some(Value::Null) => return None,
-            Some(Value::Integer(number)) => *number as f64,
-            Some(Value::Float(number)) => *number,
-            Some(_) => 0.0,
+            Value::Integer(number) => *number as f64,
+            Value::Float(number) => *number,
+            _ => 0.0,
         };
         if seconds <= 0.0 {
-            self.unfit(value, path, "`timeout` must be a number of seconds above 0");
+            let message = format!("`timeout` must be a number of seconds above 0, found `{value}`");
+            self.errors.push(Diagnostic::error(path, message));
         }
         Some(seconds)
-    }
-
-    fn unfit(&mut self, value: Option<Value>, path: &Path, expected: &str) {
-        let found = value.unwrap_or(Value::Null);
-        self.errors.push(Diagnostic::error(
-            path.clone(),
-            format!("{expected}, found `{found}`"),
-        ));
     }
 }
 
