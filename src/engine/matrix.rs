@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
 use super::diagnostic::{Diagnostic, Path, did_you_mean};
 use super::reference::is_name;
@@ -155,6 +155,27 @@ pub(super) fn expand(
     combinations
 }
 
+/// Lists the values that the axes have in `combinations`, as text: in the order of the axes, then what `include` adds.
+pub(super) fn axis_values(
+    matrix: Option<&Value>,
+    combinations: &[AxisValues],
+) -> IndexMap<String, Vec<String>> {
+    let mut axes: IndexMap<&String, IndexSet<String>> = IndexMap::new();
+    for (axis, value) in combinations.iter().flatten() {
+        axes.entry(axis).or_default().insert(value.to_string());
+    }
+    let ordered = axes.into_iter().map(|(axis, mut values)| {
+        if let Some(Value::List(order)) = matrix.and_then(|matrix| matrix.get([axis.as_str()])) {
+            // Their first combinations may come in another order, when `exclude` has taken some.
+            let order: IndexSet<String> = order.iter().map(ToString::to_string).collect();
+            let rank = |value: &String| order.get_index_of(value).unwrap_or(usize::MAX);
+            values.sort_by(|a, b| rank(a).cmp(&rank(b)));
+        }
+        (axis.clone(), values.into_iter().collect())
+    });
+    ordered.collect()
+}
+
 fn entries<'a>(
     matrix: &'a Map,
     key: &str,
@@ -233,6 +254,20 @@ mod tests {
             "policy: [a, b, c]\nseed: [1, 2, 3]\nexclude: [{policy: [a, b], seed: [2, 3]}]\n";
         let (combinations, _) = expanded(several);
         assert_eq!(combinations, ["a 1", "b 1", "c 1", "c 2", "c 3"]);
+    }
+
+    #[test]
+    fn values_keep_the_order_of_their_axis_whatever_is_excluded() {
+        let matrix: Value = serde_yaml::from_str(
+            "size: [1, 2]\nheat: [low, mid, high]\nexclude: [{size: 1, heat: [low, high]}]\ninclude: [{size: 3, heat: hot}]\n",
+        )
+        .unwrap();
+        let mut errors = Vec::new();
+        let combinations = expand(Some(&matrix), &Path::default(), &mut errors);
+        assert_eq!(combinations[0]["heat"], Value::String("mid".to_owned()));
+        let values = axis_values(Some(&matrix), &combinations);
+        assert_eq!(values["size"], ["1", "2", "3"]);
+        assert_eq!(values["heat"], ["low", "mid", "high", "hot"]);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::path::Path as FilePath;
 
-use indexmap::IndexMap;
 use serde_json::Value as Json;
 use serde_json::value::to_raw_value;
 
@@ -61,7 +60,7 @@ impl Builder<'_> {
             combinations.clear();
         }
         let mut template = Template {
-            axes: IndexMap::new(),
+            axes: matrix::axis_values(matrix.as_ref(), &combinations),
             instances: Vec::new(),
         };
         for axis_values in combinations {
@@ -69,12 +68,6 @@ impl Builder<'_> {
                 .iter()
                 .map(|(axis, value)| (axis.clone(), value.to_string()))
                 .collect();
-            for (axis, value) in &axes {
-                let values = template.axes.entry(axis.clone()).or_default();
-                if !values.contains(value) {
-                    values.push(value.clone());
-                }
-            }
             let scope = scope.with_matrix(&axis_values);
             let Some(kind) = kind else { continue };
             if let Some(draft) = self.draft(name, kind, &axes, body, &path, &scope) {
