@@ -60,6 +60,8 @@ pub trait Reporter: Send {
     fn note(&mut self, text: &str);
     /// Reports the process group of a command, so that it can be ended with the stage.
     fn command_group(&mut self, _group: i32) {}
+    /// Prepares a command whose process group is its own, so that it ends with the stage however that ends.
+    fn before_command(&mut self, _command: &mut std::process::Command) {}
 }
 
 /// Names the folder of an input within that of a try, beside the outputs, whose names have no dot.
@@ -197,6 +199,11 @@ impl RunContext {
     /// Reports something people should read.
     pub fn note(&mut self, text: &str) {
         self.reporter.note(text);
+    }
+
+    /// Prepares a command that the stage will start in a process group of its own.
+    pub fn before_command(&mut self, command: &mut std::process::Command) {
+        self.reporter.before_command(command);
     }
 
     /// Reports the process group of a command that the stage started.

@@ -7,9 +7,7 @@ use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -172,7 +170,7 @@ impl Kind for Command {
                 .collect();
             process.env(port, paths.join(" "));
         }
-        die_with_parent(&mut process);
+        ctx.before_command(&mut process);
         let child = process
             .spawn()
             .map_err(|error| StageError::new(format!("cannot start `/bin/sh`: {error}")))?;
@@ -219,18 +217,6 @@ fn input_times(ctx: &RunContext) -> Result<FileTimes, StageError> {
         }
     }
     Ok(times)
-}
-
-/// Lets the shell die with the worker even if nobody is left to kill its group.
-fn die_with_parent(process: &mut Process) {
-    #[expect(
-        unsafe_code,
-        reason = "the only hook between fork and exec; prctl is safe to call there"
-    )]
-    unsafe {
-        process
-            .pre_exec(|| set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
-    }
 }
 
 fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, StageError> {

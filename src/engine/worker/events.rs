@@ -1,8 +1,13 @@
 //! What the worker tells its executor, and how it ends with it.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
 use crate::engine::context::{Progress, Reporter};
 use crate::engine::event::WorkerEvent;
@@ -14,15 +19,14 @@ pub(super) fn end_with_parent(command_group: Arc<AtomicI32>) {
         let _ = std::io::stdin().lock().read_to_end(&mut rest);
         kill_group(command_group.load(Ordering::SeqCst));
         // Nothing is half-written: results appear by rename only.
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
-            .ok();
+        rustix::process::kill_process(getpid(), Signal::KILL).ok();
     });
 }
 
 /// Kills a process group; 0 stands for none.
 pub(in crate::engine) fn kill_group(group: i32) {
     if let Some(group) = rustix::process::Pid::from_raw(group).filter(|group| !group.is_init()) {
-        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+        rustix::process::kill_process_group(group, Signal::KILL).ok();
     }
 }
 
@@ -62,5 +66,33 @@ impl Reporter for Events {
         // What a command leaves in the background ends with it: it could still write to the outputs.
         kill_group(self.1.swap(group, Ordering::SeqCst));
         self.send(&WorkerEvent::CommandGroup { group });
+    }
+
+    fn before_command(&mut self, command: &mut Command) {
+        let worker = getpid();
+        let Ok(events) = std::io::stdout().as_fd().try_clone_to_owned() else {
+            return;
+        };
+        #[expect(
+            unsafe_code,
+            reason = "the only hook between fork and exec; what is called there neither allocates nor locks"
+        )]
+        unsafe {
+            command.pre_exec(move || {
+                // Dies with the worker even if nobody is left to kill its group.
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                if getppid() != Some(worker) {
+                    return Err(std::io::ErrorKind::BrokenPipe.into());
+                }
+                // The executor knows the group before there can be more in it, whenever the worker is killed.
+                let mut line = [0; 80];
+                let mut rest = &mut line[..];
+                let group = getpid().as_raw_nonzero();
+                writeln!(rest, "{{\"event\":\"command_group\",\"group\":{group}}}")?;
+                let length = 80 - rest.len();
+                rustix::io::write(&events, &line[..length])?;
+                Ok(())
+            });
+        }
     }
 }
