@@ -96,7 +96,7 @@ impl Lines {
             RunEvent::StageStarted {
                 stage,
                 causes,
-                device,
+                gpus,
                 notes,
                 ..
             } => {
@@ -108,8 +108,8 @@ impl Lines {
                     word("RUN").cyan(),
                     plan::causes(causes, stage)
                 );
-                if device != "cpu" {
-                    line.push_str(&format!("  on {device}"));
+                if !gpus.is_empty() {
+                    line.push_str(&format!("  with GPU {}", gpus.join(", ")));
                 }
                 for note in notes {
                     line.push_str(&format!("\n{:>12} {note}", ""));

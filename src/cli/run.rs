@@ -16,6 +16,7 @@ use super::{
 };
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
+use crate::engine::machine::{DeviceChoice, visible_gpus};
 use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
@@ -37,7 +38,7 @@ pub(super) struct RunArgs {
     /// Stages at once (default: one for each core)
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
-    /// Device for stages that can use one: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N (only a `command` can use a GPU so far; others refuse `cuda`)
     #[arg(long, default_value = "auto")]
     device: String,
     /// How many there are of a token that stages ask for (default: 1)
@@ -151,11 +152,13 @@ pub(super) fn capacity(jobs: Option<usize>, device: &str) -> Result<Capacity, Fa
     if jobs == 0 {
         return Err(Failure::usage("`--jobs` must be at least 1"));
     }
+    let (device, gpus) = self::device(device)?;
     Ok(Capacity {
         jobs,
         cpus,
         memory: machine_memory(),
-        gpus: gpus(device)?,
+        device,
+        gpus,
         tokens: BTreeMap::new(),
     })
 }
@@ -193,43 +196,31 @@ fn machine_memory() -> u64 {
     total.into_iter().chain(limit).min().unwrap_or(0)
 }
 
-/// Returns the ids of the GPUs that may be used.
-fn gpus(device: &str) -> Result<Vec<String>, Failure> {
-    let visible = || match std::env::var("CUDA_VISIBLE_DEVICES") {
-        Ok(ids) => ids
-            .split(',')
-            .filter(|id| !id.is_empty())
-            .map(str::to_owned)
-            .collect(),
-        Err(_) => std::fs::read_dir("/proc/driver/nvidia/gpus")
-            .map(|gpus| (0..gpus.count()).map(|id| id.to_string()).collect())
-            .unwrap_or_default(),
-    };
-    let built = cfg!(feature = "cuda");
-    match device {
-        "cpu" => Ok(Vec::new()),
-        "auto" if !built => Ok(Vec::new()),
-        "auto" => Ok(visible()),
-        _ if device == "cuda" || device.starts_with("cuda:") => {
-            if !built {
-                return Err(Failure::Other {
-                    message: format!("`--device {device}`: this flowgraph was built without CUDA"),
-                    hint: Some("build it with `cargo build --release --features cuda`".to_owned()),
-                    code: exit_code::USAGE,
-                });
-            }
-            let gpus: Vec<String> = device
-                .strip_prefix("cuda:")
-                .map_or_else(visible, |id| vec![id.to_owned()]);
+/// Returns where to compute, and the ids of the GPUs that may be used.
+fn device(asked: &str) -> Result<(DeviceChoice, Vec<String>), Failure> {
+    match (asked, asked.strip_prefix("cuda:")) {
+        ("cpu", _) => Ok((DeviceChoice::Cpu, Vec::new())),
+        ("auto", _) => Ok((DeviceChoice::Auto, visible_gpus())),
+        ("cuda", wanted) | (_, wanted @ Some(_)) => {
+            let mut gpus = visible_gpus();
             if gpus.is_empty() {
                 return Err(Failure::usage(format!(
-                    "`--device {device}`: no GPU is visible"
+                    "`--device {asked}`: no GPU is visible"
                 )));
             }
-            Ok(gpus)
+            if let Some(wanted) = wanted {
+                if !gpus.iter().any(|id| id == wanted) {
+                    return Err(Failure::usage(format!(
+                        "`--device {asked}`: GPU {wanted} is not visible; visible: {}",
+                        gpus.join(", ")
+                    )));
+                }
+                gpus = vec![wanted.to_owned()];
+            }
+            Ok((DeviceChoice::Cuda, gpus))
         }
         _ => Err(Failure::usage(format!(
-            "`--device {device}`: expected auto, cpu, cuda or cuda:N"
+            "`--device {asked}`: expected auto, cpu, cuda or cuda:N"
         ))),
     }
 }

@@ -86,7 +86,6 @@ pub struct RunContext {
     pub(super) keeps_end_state: bool,
     pub(super) source_cache: PathBuf,
     pub(super) base_folder: PathBuf,
-    pub(super) device: String,
     pub(super) threads: usize,
     pub(super) cancelled: Arc<AtomicBool>,
     pub(super) reporter: Box<dyn Reporter>,
@@ -168,11 +167,6 @@ impl RunContext {
     /// Returns where downloads are kept.
     pub fn source_cache(&self) -> &Path {
         &self.source_cache
-    }
-
-    /// Returns the device that the stage was given: `cpu` or `cuda:N`.
-    pub fn device(&self) -> &str {
-        &self.device
     }
 
     /// Returns the number of threads that the stage may use.

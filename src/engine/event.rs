@@ -107,8 +107,8 @@ pub enum RunEvent {
         fingerprint: Option<Digest>,
         /// Why it runs.
         causes: Vec<Cause>,
-        /// `cpu` or `cuda:N`.
-        device: String,
+        /// The GPUs that it was given.
+        gpus: Vec<String>,
         /// Things people should know.
         notes: Vec<String>,
     },

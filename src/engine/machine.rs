@@ -1,4 +1,34 @@
-//! This machine: what records say of where a result was computed.
+//! This machine: where a stage can compute, and what records say of where it did.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a run is asked to compute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// On the GPUs that a stage asks for, where there are any and its kind can use them; else on the processor.
+    #[default]
+    Auto,
+    /// On the processor alone.
+    Cpu,
+    /// On a GPU, or not at all.
+    Cuda,
+}
+
+/// Returns the ids of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` has them.
+pub fn visible_gpus() -> Vec<String> {
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(ids) => ids
+            .split(',')
+            .map(str::trim)
+            .filter(|id| !id.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        Err(_) => std::fs::read_dir("/proc/driver/nvidia/gpus")
+            .map(|gpus| (0..gpus.count()).map(|id| id.to_string()).collect())
+            .unwrap_or_default(),
+    }
+}
 
 /// Names the kernels that compute on a device: within one class, equal fingerprints give equal bytes.
 pub fn numerics_class(device: &str) -> String {

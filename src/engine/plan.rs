@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use super::artifact::{Digest, Outputs};
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
-use super::machine::numerics_class;
+use super::machine::{numerics_class, visible_gpus};
 use super::spec::{Instance, Pipeline};
 use super::stage::{Estimate, SourceParam, StageError};
 use super::store::{Record, Store};
@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
         } else if self.options.rerun.get(stage).copied().unwrap_or(false) {
             reason = Some("asked to run again".to_owned());
         } else if let Some(fingerprint) = plan.fingerprint {
-            match self.look_up(&fingerprint).map_err(failed)? {
+            match self.look_up(instance, &fingerprint).map_err(failed)? {
                 Found::Usable(outputs, notes) => {
                     plan.decision = Decision::Cached;
                     plan.outputs = Some(outputs);
@@ -242,7 +242,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Looks for a result that can be used.
-    fn look_up(&self, fingerprint: &Digest) -> Result<Found, StageError> {
+    fn look_up(&self, instance: &Instance, fingerprint: &Digest) -> Result<Found, StageError> {
         let unreadable = |message: String| {
             StageError::new(message).hint(
                 "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
@@ -261,7 +261,7 @@ impl<'a> Planner<'a> {
         }
         let mut notes = Vec::new();
         let class = &record.provenance.numerics;
-        if *class != numerics_class(&record.provenance.device) {
+        if *class != class_here(instance) {
             if self.options.exact_numerics {
                 return Ok(Found::Unusable(format!(
                     "its result was computed as {class}"
@@ -343,6 +343,16 @@ pub struct PlanError {
 
 /// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed
 /// inputs are so.
+/// The numerics class that the stage would compute in on this machine.
+fn class_here(instance: &Instance) -> String {
+    let wants = instance.resources.gpus > 0 && instance.stage.uses_gpus();
+    numerics_class(if wants && !visible_gpus().is_empty() {
+        "cuda:0"
+    } else {
+        "cpu"
+    })
+}
+
 fn causes(
     instance: &Instance,
     decision: Decision,

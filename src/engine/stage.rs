@@ -37,7 +37,7 @@ pub struct Resources {
     pub cpus: usize,
     /// Bytes of memory; 0 if unstated.
     pub memory: u64,
-    /// GPUs; 0 for a stage that runs on CPU even when a GPU is there.
+    /// GPUs; given to kinds that can use them ([`Kind::uses_gpus`]), as far as the machine has any.
     pub gpus: usize,
     /// Of each token by name, how many: of a licence, or of a service that bears so many clients.
     pub tokens: BTreeMap<String, usize>,
@@ -200,6 +200,11 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn resources(&self) -> Resources {
         Resources::default()
     }
+    /// Whether the stage can compute on the GPUs that `resources` asks for. Where it cannot, it gets none, and
+    /// `--device cuda` is refused.
+    fn uses_gpus(&self) -> bool {
+        false
+    }
     /// Estimates the cost from the params alone.
     fn estimate(&self) -> Estimate {
         Estimate::default()
@@ -228,6 +233,8 @@ pub trait Stage: Send + Sync {
     fn environment(&self) -> Vec<String>;
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
+    /// See [`Kind::uses_gpus`].
+    fn uses_gpus(&self) -> bool;
     /// See [`Kind::estimate`].
     fn estimate(&self) -> Estimate;
     /// See [`Kind::continuation`].
@@ -264,6 +271,10 @@ impl<K: Kind> Stage for K {
 
     fn resources(&self) -> Resources {
         Kind::resources(self)
+    }
+
+    fn uses_gpus(&self) -> bool {
+        Kind::uses_gpus(self)
     }
 
     fn estimate(&self) -> Estimate {

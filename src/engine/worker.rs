@@ -19,7 +19,7 @@ use super::artifact::{Artifact, Digest};
 use super::context::RunContext;
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
-use super::machine::{host_name, numerics_class, usage};
+use super::machine::{DeviceChoice, host_name, numerics_class, usage};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 pub(super) use events::kill_group;
@@ -45,8 +45,12 @@ pub struct Job {
     pub inputs: Vec<JobInput>,
     /// The folder that relative paths start from.
     pub base_folder: PathBuf,
-    /// `cpu` or `cuda:N`.
-    pub device: String,
+    /// Where the run is asked to compute.
+    pub device: DeviceChoice,
+    /// Ids of the GPUs that the stage was given.
+    pub gpus: Vec<String>,
+    /// How many it asks for.
+    pub gpus_asked_for: usize,
     /// Threads that may be used.
     pub threads: usize,
 }
@@ -237,6 +241,7 @@ impl Worker<'_> {
             });
         }
         self.events.send(&WorkerEvent::Started);
+        let device = self.device(stage)?;
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let scratch = self.store.scratch_path(fingerprint);
         sweep_dead_tries(&scratch)?;
@@ -257,7 +262,6 @@ impl Worker<'_> {
             keeps_end_state: false,
             source_cache: self.store.sources_path(),
             base_folder: self.job.base_folder.clone(),
-            device: self.job.device.clone(),
             threads: self.job.threads,
             cancelled: Arc::clone(&self.cancelled),
             reporter: Box::new(self.events.clone()),
@@ -280,8 +284,8 @@ impl Worker<'_> {
                 pipeline: self.job.pipeline.clone(),
                 flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
                 host: host_name(),
-                device: self.job.device.clone(),
-                numerics: numerics_class(&self.job.device),
+                device: device.to_owned(),
+                numerics: numerics_class(device),
                 threads: self.job.threads,
                 started: started.to_string(),
                 seconds: clock.elapsed().as_secs_f64(),
@@ -313,6 +317,36 @@ impl Worker<'_> {
             elsewhere: false,
             other,
         })
+    }
+
+    /// Says where the stage computes, or refuses if that is not where it was asked to.
+    ///
+    /// No kind puts a tensor elsewhere than on the processor; what the program of a command does with the GPUs that
+    /// it sees cannot be known, so that they count as used.
+    fn device(&self, stage: &dyn Stage) -> Result<&'static str, StageError> {
+        let (kind, asked, given) = (&self.job.kind, self.job.gpus_asked_for, self.job.gpus.len());
+        if self.job.device == DeviceChoice::Cuda && !stage.uses_gpus() {
+            return Err(StageError::new(format!(
+                "`--device cuda`: `{kind}` computes on the processor alone"
+            ))
+            .hint("`--device auto` or `--device cpu` computes it there; only a `command` can use a GPU so far"));
+        }
+        if given < asked {
+            let why = if !stage.uses_gpus() {
+                format!("`{kind}` computes on the processor alone")
+            } else if self.job.device == DeviceChoice::Cpu {
+                format!("`--device cpu` gives it {given}")
+            } else {
+                format!("this machine shows {given}")
+            };
+            self.events.send(&WorkerEvent::Note {
+                text: format!(
+                    "asks for {asked} GPU{}; {why}",
+                    if asked == 1 { "" } else { "s" }
+                ),
+            });
+        }
+        Ok(if given > 0 { "cuda:0" } else { "cpu" })
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the

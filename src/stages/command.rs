@@ -74,6 +74,10 @@ impl Kind for Command {
             .collect()
     }
 
+    fn uses_gpus(&self) -> bool {
+        true
+    }
+
     fn environment(&self) -> Vec<String> {
         self.env
             .iter()

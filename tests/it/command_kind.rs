@@ -29,7 +29,10 @@ fn the_environment_is_cleared_but_for_what_is_listed() {
         ],
     );
     // The shell itself sets PWD.
-    assert_eq!(found, "HOME\nLANG\nPATH\nPWD\nSTYLE\nTOKEN\nboth\none\n");
+    assert_eq!(
+        found,
+        "CUDA_VISIBLE_DEVICES\nHOME\nLANG\nPATH\nPWD\nSTYLE\nTOKEN\nboth\none\n"
+    );
 }
 
 #[test]

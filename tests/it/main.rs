@@ -8,6 +8,7 @@ mod check_errors;
 mod cli;
 mod command_kind;
 mod concurrency;
+mod devices;
 mod disk;
 mod evaluation;
 mod failure;

@@ -346,8 +346,13 @@ impl<'a> Execution<'a> {
         let mut kept = VecDeque::new();
         while let Some(stage) = self.queue.pop_front() {
             let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
-            let request = &self.pipeline.stages[stage].resources;
-            let grant = if waits { None } else { self.pool.take(request) };
+            let instance = &self.pipeline.stages[stage];
+            let grant = if waits {
+                None
+            } else {
+                let uses_gpus = instance.stage.uses_gpus();
+                self.pool.take(&instance.resources, uses_gpus)
+            };
             let Some(grant) = grant else {
                 kept.push_back(stage);
                 continue;
@@ -367,7 +372,7 @@ impl<'a> Execution<'a> {
                         stage: job.stage,
                         fingerprint: plan.and_then(|plan| plan.fingerprint),
                         causes: plan.map(|plan| plan.causes.clone()).unwrap_or_default(),
-                        device: job.device,
+                        gpus: job.gpus,
                         notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
                     };
                     self.emit(event);
@@ -415,7 +420,9 @@ impl<'a> Execution<'a> {
             params: instance.raw_params.clone(),
             inputs: inputs.collect(),
             base_folder: instance.base_folder.to_path_buf(),
-            device: grant.device(),
+            device: self.options.capacity.device,
+            gpus: grant.gpus.clone(),
+            gpus_asked_for: instance.resources.gpus,
             threads: grant.cpus,
         }
     }

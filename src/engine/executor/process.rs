@@ -53,11 +53,10 @@ pub(super) fn start(
         .stderr(log.into_parts().0)
         .env("RAYON_NUM_THREADS", grant.cpus.to_string())
         .env("POLARS_MAX_THREADS", grant.cpus.to_string())
+        // Empty hides them all: a stage sees no GPU that it was not given.
+        .env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","))
         // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.
         .process_group(0);
-    if !grant.gpus.is_empty() {
-        command.env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","));
-    }
     let mut child = command.spawn()?;
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         unreachable!("both were asked for as pipes");

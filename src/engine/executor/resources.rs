@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::engine::machine::DeviceChoice;
 use crate::engine::stage::Resources;
 
 /// What a run may use of the machine.
@@ -13,6 +14,8 @@ pub struct Capacity {
     pub cpus: usize,
     /// Bytes of memory; 0 if unknown.
     pub memory: u64,
+    /// Where stages are asked to compute.
+    pub device: DeviceChoice,
     /// Ids of the GPUs, as `CUDA_VISIBLE_DEVICES` has them.
     pub gpus: Vec<String>,
     /// Tokens by name; of one that is not named here there is one.
@@ -26,17 +29,6 @@ pub(super) struct Grant {
     pub(super) memory: u64,
     pub(super) gpus: Vec<String>,
     tokens: BTreeMap<String, usize>,
-}
-
-impl Grant {
-    /// The device as the stage sees it: `CUDA_VISIBLE_DEVICES` makes its first GPU number 0.
-    pub(super) fn device(&self) -> String {
-        if self.gpus.is_empty() {
-            "cpu".to_owned()
-        } else {
-            "cuda:0".to_owned()
-        }
-    }
 }
 
 pub(super) struct Pool {
@@ -54,11 +46,12 @@ impl Pool {
 
     /// Gives a stage what it asks for, or nothing if that is not free now.
     ///
-    /// A stage that asks for more than the machine has runs alone, with all there is.
-    pub(super) fn take(&mut self, request: &Resources) -> Option<Grant> {
+    /// A stage that asks for more than the machine has runs alone, with all there is; GPUs are for kinds that use
+    /// them.
+    pub(super) fn take(&mut self, request: &Resources, uses_gpus: bool) -> Option<Grant> {
         let cpus = request.cpus.min(self.total.cpus);
         let memory = request.memory.min(self.total.memory);
-        let gpus = request.gpus.min(self.total.gpus.len());
+        let gpus = if uses_gpus { request.gpus } else { 0 }.min(self.total.gpus.len());
         let free = &mut self.free;
         let of = |tokens: &BTreeMap<String, usize>, name: &String| {
             tokens.get(name).copied().unwrap_or(1)
@@ -122,17 +115,27 @@ mod tests {
             jobs: 8,
             cpus: 4,
             memory: 100,
+            device: DeviceChoice::Auto,
             gpus: vec!["0".to_owned(), "3".to_owned()],
             tokens: BTreeMap::new(),
         });
-        let first = pool.take(&resources(2, 60, 1)).unwrap();
+        let first = pool.take(&resources(2, 60, 1), true).unwrap();
         assert_eq!(first.gpus, ["0"]);
-        assert!(pool.take(&resources(1, 60, 0)).is_none(), "memory is taken");
-        assert!(pool.take(&resources(3, 0, 0)).is_none(), "cores are taken");
-        assert_eq!(pool.take(&resources(1, 10, 1)).unwrap().gpus, ["3"]);
-        assert!(pool.take(&resources(1, 0, 1)).is_none(), "GPUs are taken");
+        assert!(
+            pool.take(&resources(1, 60, 0), true).is_none(),
+            "memory is taken"
+        );
+        assert!(
+            pool.take(&resources(3, 0, 0), true).is_none(),
+            "cores are taken"
+        );
+        assert_eq!(pool.take(&resources(1, 10, 1), true).unwrap().gpus, ["3"]);
+        assert!(
+            pool.take(&resources(1, 0, 1), true).is_none(),
+            "GPUs are taken"
+        );
         pool.give_back(&first);
-        assert_eq!(pool.take(&resources(1, 60, 1)).unwrap().gpus, ["0"]);
+        assert_eq!(pool.take(&resources(1, 60, 1), true).unwrap().gpus, ["0"]);
     }
 
     #[test]
@@ -147,6 +150,7 @@ mod tests {
             jobs: 8,
             cpus: 8,
             memory: 0,
+            device: DeviceChoice::Auto,
             gpus: Vec::new(),
             tokens: tokens(&[("judge", 2)]),
         });
@@ -154,20 +158,22 @@ mod tests {
             tokens: tokens(counts),
             ..Resources::default()
         };
-        let first = pool.take(&with(&[("judge", 1), ("license", 1)])).unwrap();
+        let first = pool
+            .take(&with(&[("judge", 1), ("license", 1)]), true)
+            .unwrap();
         assert!(
-            pool.take(&with(&[("license", 1)])).is_none(),
+            pool.take(&with(&[("license", 1)]), true).is_none(),
             "of an unnamed one there is one"
         );
         assert!(
-            pool.take(&with(&[("judge", 2)])).is_none(),
+            pool.take(&with(&[("judge", 2)]), true).is_none(),
             "one of two is taken"
         );
-        assert!(pool.take(&with(&[("judge", 1)])).is_some());
-        assert!(pool.take(&with(&[])).is_some());
+        assert!(pool.take(&with(&[("judge", 1)]), true).is_some());
+        assert!(pool.take(&with(&[]), true).is_some());
         pool.give_back(&first);
         // More than there is: all there is.
-        assert!(pool.take(&with(&[("license", 5)])).is_some());
+        assert!(pool.take(&with(&[("license", 5)]), true).is_some());
     }
 
     #[test]
@@ -176,10 +182,11 @@ mod tests {
             jobs: 2,
             cpus: 2,
             memory: 0,
+            device: DeviceChoice::Auto,
             gpus: Vec::new(),
             tokens: BTreeMap::new(),
         });
-        let all = pool.take(&resources(64, 1 << 40, 8)).unwrap();
-        assert_eq!((all.cpus, all.device()), (2, "cpu".to_owned()));
+        let all = pool.take(&resources(64, 1 << 40, 8), true).unwrap();
+        assert_eq!((all.cpus, all.gpus.len()), (2, 0));
     }
 }

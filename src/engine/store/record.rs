@@ -35,8 +35,6 @@ pub type RecordHead = Record<IgnoredAny, Numerics>;
 #[derive(Debug, Deserialize)]
 pub struct Numerics {
     /// As in [`Provenance`].
-    pub device: String,
-    /// As in [`Provenance`].
     pub numerics: String,
 }
 
@@ -54,7 +52,7 @@ pub struct Provenance {
     pub flowgraph: String,
     /// The machine's name.
     pub host: String,
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, or `cuda:N` for a command that was given GPUs (as it sees them).
     pub device: String,
     /// Which kernels computed it: records of one class with one fingerprint have equal bytes.
     pub numerics: String,
