@@ -161,6 +161,9 @@ fn run() -> (String, BTreeMap<String, Made>) {
 }
 
 /// `UPDATE_GOLDEN=1` writes what has another fingerprint than before, and nothing that changed without one.
+///
+/// A file is written on the class of processors that it is for: until that was done after a mend that changes a
+/// fingerprint, those stages are listed as unrecorded and the others compared.
 #[test]
 fn outputs_change_with_the_fingerprint_alone() {
     let (numerics, found) = run();
@@ -170,12 +173,16 @@ fn outputs_change_with_the_fingerprint_alone() {
 
     let file = golden_file(&numerics);
     let golden = parse(&std::fs::read_to_string(&file).unwrap_or_default());
-    let wrong: Vec<&str> = found
+    let is_recorded = |stage: &str, made: &Made| {
+        let old = golden.get(stage);
+        old.is_some_and(|old| old.fingerprint == made.fingerprint)
+    };
+    let (recorded, unrecorded): (Vec<_>, Vec<_>) = found
         .iter()
-        .filter(|(stage, made)| {
-            let old = golden.get(*stage);
-            old.is_some_and(|old| old.fingerprint == made.fingerprint && old != *made)
-        })
+        .partition(|(stage, made)| is_recorded(stage, made));
+    let wrong: Vec<&str> = recorded
+        .iter()
+        .filter(|(stage, made)| golden.get(*stage) != Some(*made))
         .map(|(stage, _)| stage.as_str())
         .collect();
     assert!(
@@ -184,14 +191,17 @@ fn outputs_change_with_the_fingerprint_alone() {
     );
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(file, write(&found)).unwrap();
-    } else if golden.is_empty() {
-        // Nothing can be said on a processor that nobody recorded.
-        assert_ne!(numerics, "cpu-avx512", "the recorded file is gone");
-    } else {
-        assert_eq!(
-            write(&golden),
-            write(&found),
-            "run this test with UPDATE_GOLDEN=1 after a VERSION was bumped or kinds.yaml changed"
-        );
+        return;
     }
+    assert!(
+        !recorded.is_empty(),
+        "nothing is recorded of the class {numerics}: run this test with UPDATE_GOLDEN=1 on it, at a commit whose \
+         results are known to be right, and commit {}",
+        file.display()
+    );
+    let unrecorded: Vec<&str> = unrecorded
+        .into_iter()
+        .map(|(stage, _)| stage.as_str())
+        .collect();
+    println!("not recorded on {numerics} (UPDATE_GOLDEN=1 does): {unrecorded:?}");
 }
