@@ -17,6 +17,7 @@ use serde_json::Value as Json;
 
 mod csv;
 mod latex;
+mod markdown;
 
 /// The artifact kind of tables for people.
 pub const TABLE: &str = "table";
@@ -277,6 +278,20 @@ impl Table {
             })
     }
 
+    /// Keeps the rows that are marked.
+    pub fn keep_rows(&mut self, kept: &[bool]) {
+        fn keep<T>(values: &mut Vec<T>, kept: &[bool]) {
+            let mut kept = kept.iter();
+            values.retain(|_| kept.next() == Some(&true));
+        }
+        for column in &mut self.columns {
+            match &mut column.values {
+                Values::Text(values) => keep(values, kept),
+                Values::Numbers(values) => keep(values, kept),
+            }
+        }
+    }
+
     /// Writes a table for people into a folder, with its Markdown.
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
         self.write_data(folder)?;
@@ -406,38 +421,6 @@ impl Table {
         format!("{}\n{table}{notes}\n", self.title)
     }
 
-    /// Returns the table as Markdown.
-    pub fn markdown(&self) -> String {
-        let escape = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
-        let shown = self.shown();
-        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        let headings = shown.iter().map(|columns| escape(&columns[0].name));
-        let rules = shown.iter().map(|columns| {
-            let rule = if columns[0].is_number() {
-                "---:"
-            } else {
-                "---"
-            };
-            rule.to_owned()
-        });
-        let mut text = format!(
-            "**{}**\n\n{}{}",
-            self.title,
-            line(headings.collect()),
-            line(rules.collect())
-        );
-        for row in 0..self.height() {
-            let cells = shown
-                .iter()
-                .map(|columns| escape(&Self::cell(columns, row)));
-            text.push_str(&line(cells.collect()));
-        }
-        for note in &self.notes {
-            text.push_str(&format!("\n{note}\n"));
-        }
-        text
-    }
-
     /// Returns the rows as JSON objects.
     pub fn rows_json(&self) -> Json {
         (0..self.height())
@@ -462,7 +445,7 @@ mod tests {
     fn table() -> Table {
         let mut table = Table::new("Table 1");
         table.notes.push("a note".to_owned());
-        table.text_column("policy", ["ppo", "a|b"].map(|text| Some(text.to_owned())));
+        table.text_column("policy", ["ppo", "sft"].map(|text| Some(text.to_owned())));
         table.number_column("mean", 3, [Some(0.12345), None]);
         table
     }
@@ -503,13 +486,5 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         table.write(folder.path()).unwrap();
         assert_eq!(Table::read(folder.path()).unwrap(), table);
-    }
-
-    #[test]
-    fn markdown_escapes_what_would_break_it() {
-        assert_eq!(
-            table().markdown(),
-            "**Table 1**\n\n| policy | mean |\n| --- | ---: |\n| ppo | 0.123 |\n| a\\|b |  |\n\na note\n"
-        );
     }
 }

@@ -26,6 +26,9 @@ pub(super) struct ExportArgs {
     /// Write a table in this format instead of copying its files; repeatable
     #[arg(long, value_enum)]
     format: Vec<Format>,
+    /// With `--format csv`: put an apostrophe before texts that a spreadsheet would run as formulas
+    #[arg(long)]
+    spreadsheet: bool,
 }
 
 /// How a table is written.
@@ -157,7 +160,7 @@ fn export_table(
         let text = match format {
             Format::Markdown => table.markdown(),
             Format::Latex => table.latex(),
-            Format::Csv => table.csv(),
+            Format::Csv => table.csv(args.spreadsheet),
             Format::Parquet => {
                 let mut source = fs_err::File::open(store.object_path(&parquet.digest))?;
                 write(&target, &mut source)?;
@@ -167,6 +170,14 @@ fn export_table(
         };
         write(&target, &mut text.as_bytes())?;
         output.line(&format!("{} -> {}", args.result, target.display()));
+        let formulas = table.formulas();
+        if format == Format::Csv && !args.spreadsheet && formulas > 0 {
+            output.line(&format!(
+                "note: {} begin with =, +, -, @ or a tab, which a spreadsheet runs as formulas; `--spreadsheet` puts an \
+                 apostrophe before them",
+                counted(formulas, "cell")
+            ));
+        }
     }
     Ok(exit_code::OK)
 }

@@ -59,7 +59,7 @@ fn title() -> String {
 
 impl Kind for CompareCompletions {
     const NAME: &'static str = "compare_completions";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ questions: [0, 7], columns: [reward, exact_reward] }";
 
     fn ports(&self) -> Vec<Port> {

@@ -5,14 +5,22 @@ use super::{Table, Values};
 impl Table {
     /// Returns every column, spreads and bounds too, with numbers in full and names in the first line.
     ///
-    /// An empty cell is nothing, an empty text is `""`.
-    pub fn csv(&self) -> String {
+    /// An empty cell is nothing, an empty text is `""`. Where `spreadsheet`, an apostrophe stands before texts that a
+    /// spreadsheet would take for formulas.
+    pub fn csv(&self, spreadsheet: bool) -> String {
+        let quoted = |text: &str| {
+            if spreadsheet && is_formula(text) {
+                quoted(&format!("'{text}"))
+            } else {
+                quoted(text)
+            }
+        };
         let names = self.columns.iter().map(|column| quoted(&column.name));
         let mut text = line(names);
         for row in 0..self.height() {
             text.push_str(&line(self.columns.iter().map(
                 |column| match &column.values {
-                    Values::Text(values) => values[row].as_deref().map_or(String::new(), quoted),
+                    Values::Text(values) => values[row].as_deref().map_or(String::new(), &quoted),
                     Values::Numbers(values) => {
                         values[row].map_or(String::new(), |value| value.to_string())
                     }
@@ -21,6 +29,25 @@ impl Table {
         }
         text
     }
+}
+
+impl Table {
+    /// Counts the texts that a spreadsheet would take for formulas.
+    pub fn formulas(&self) -> usize {
+        let texts = self.columns.iter().map(|column| match &column.values {
+            Values::Text(values) => {
+                let formulas = values.iter().flatten().filter(|text| is_formula(text));
+                formulas.count()
+            }
+            Values::Numbers(_) => 0,
+        });
+        texts.sum()
+    }
+}
+
+/// Whether a spreadsheet takes a text for a formula (OWASP, "CSV injection").
+fn is_formula(text: &str) -> bool {
+    text.starts_with(['=', '+', '-', '@', '\t', '\r'])
 }
 
 fn line(cells: impl Iterator<Item = String>) -> String {
@@ -52,10 +79,24 @@ mod tests {
         table.number_column("n", 2, numbers.into_iter().map(Some).chain([None]));
         table.spread_of_last("sd", [Some(0.5), None, None, None, None, None]);
         assert_eq!(
-            table.csv(),
+            table.csv(false),
             "\"the, text\",n,n sd\n\"a,b\",0.30000000000000004,0.5\n\"say \"\"hi\"\"\nthere\",-1,\n\
              \"\",0.00000000000000000001,\nplain,NaN,\n\" x\",3,\n,,\n"
         );
-        assert_eq!(Table::new("none").csv(), "\n");
+        assert_eq!(Table::new("none").csv(false), "\n");
+    }
+
+    #[test]
+    fn formulas_are_counted_and_disarmed_where_that_is_asked_for() {
+        let mut table = Table::new("title");
+        let texts = ["=HYPERLINK(\"x\")", "-1", "@SUM(A1)", "a=b", "\t=1"];
+        table.text_column("text", texts.map(|text| Some(text.to_owned())));
+        table.number_column("n", 0, [-1.0; 5].map(Some));
+        assert_eq!(table.formulas(), 4);
+        assert_eq!(
+            table.csv(true),
+            "text,n\n\"'=HYPERLINK(\"\"x\"\")\",-1\n'-1,-1\n'@SUM(A1),-1\na=b,-1\n'\t=1,-1\n"
+        );
+        assert!(table.csv(false).contains("\n-1,-1\n@SUM(A1),-1\n"));
     }
 }
