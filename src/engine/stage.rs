@@ -117,7 +117,7 @@ impl StageError {
     /// Makes a failure.
     pub fn new(message: impl Into<String>) -> Self {
         Self::Failed {
-            message: message.into(),
+            message: without_backtrace(message.into()),
             hint: None,
         }
     }
@@ -133,6 +133,22 @@ impl StageError {
             Self::Interrupted => Self::Interrupted,
         }
     }
+}
+
+/// Takes a backtrace out of a message: where RUST_BACKTRACE is set, some libraries put one behind what they say.
+fn without_backtrace(message: String) -> String {
+    let is_frame = |line: &&str| {
+        let text = line.trim_start();
+        let after_number = text.trim_start_matches(|digit: char| digit.is_ascii_digit());
+        let is_numbered = after_number.len() < text.len() && after_number.starts_with(": ");
+        text.len() < line.len() && (is_numbered || text.starts_with("at "))
+    };
+    let mut lines = message.lines();
+    if !lines.any(|line| is_frame(&line) && line.trim_start().starts_with("0: ")) {
+        return message;
+    }
+    let said: Vec<&str> = message.lines().filter(|line| !is_frame(line)).collect();
+    said.join("\n").trim_end().to_owned()
 }
 
 impl<E: std::error::Error> From<E> for StageError {
@@ -397,6 +413,20 @@ mod tests {
         fn run(&self, _: &mut RunContext) -> Result<(), StageError> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn messages_carry_no_backtrace() {
+        let trace = std::backtrace::Backtrace::force_capture();
+        let text = format!("step 3: shapes differ\n{trace}");
+        assert!(text.lines().count() > 4, "{text}");
+        let StageError::Failed { message, .. } = StageError::new(text) else {
+            panic!("not failed");
+        };
+        assert_eq!(message, "step 3: shapes differ");
+        let listed = "two faults:\n  1: one\n  2: other";
+        let kept = StageError::new(listed);
+        assert!(matches!(kept, StageError::Failed { message, .. } if message == listed));
     }
 
     fn messages(params: Json) -> Vec<String> {
