@@ -12,13 +12,16 @@
 //! ml/                    models, adapters, objectives, generation, optimiser, kernels
 //! stats/                 numbers on slices
 //! sources/               where bytes from outside come from
+//! files.rs, quiet.rs     files and panics of others, with care
 //! random.rs              seeded counter streams, used by every layer above
 //! ```
 
 pub mod artifacts;
 pub mod cli;
 pub mod engine;
+pub mod files;
 pub mod ml;
+mod quiet;
 pub mod random;
 pub mod registry;
 pub mod sources;

@@ -10,6 +10,7 @@ use saphyr_parser::{Event, Parser, Span as ParserSpan};
 
 use super::diagnostic::{Diagnostic, Path, Segment, Severity, Target};
 use super::value::Value;
+use crate::files::read_text;
 
 /// Brackets that may be open at once, and dashes that may begin a line. The parsers refuse more than 128 levels, but only
 /// after a time that grows with the square of them.
@@ -88,12 +89,20 @@ fn is_too_deep(text: &str) -> bool {
         })
 }
 
+/// No pipeline file is longer.
+const MOST_BYTES: u64 = 16 << 20;
+
 impl Document {
     /// Reads a pipeline file.
     pub fn read(file: &FilePath) -> std::io::Result<Self> {
+        let text = read_text(file, MOST_BYTES)?;
         Ok(Self {
             file: file.to_owned(),
-            text: fs_err::read_to_string(file)?,
+            // Some editors put a byte order mark first, which is no part of the YAML.
+            text: text
+                .strip_prefix('\u{feff}')
+                .map(str::to_owned)
+                .unwrap_or(text),
         })
     }
 

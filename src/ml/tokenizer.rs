@@ -12,7 +12,7 @@ mod tests;
 mod train;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -22,6 +22,8 @@ pub use byte_level::{ByteLevelBpe, PreTokenizer};
 pub use scored::{ScoredToken, ScoredTokenKind, ScoredVocabulary};
 pub use template::{PromptTemplate, TemplateError};
 pub use train::{TokenizerAlgorithm, train_tokenizer};
+
+use crate::quiet::catch_quietly;
 
 /// A tokenizer could not be built or used.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +92,8 @@ pub struct Tokenizer {
 
 /// Calls the crate, which panics on what some documents ask for: a pattern that matches nothing, say.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    let called = catch_unwind(AssertUnwindSafe(call));
-    called.unwrap_or_else(|_| {
+    let called = catch_quietly(AssertUnwindSafe(call));
+    called.unwrap_or_else(|| {
         Err("the tokenizer is damaged: expected one that handles every text".into())
     })
 }

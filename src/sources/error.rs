@@ -30,12 +30,6 @@ pub enum SourceError {
     /// The file system failed; the error names the path.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A path that is not a regular file.
-    #[error("{} is not a regular file", path.display())]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
     /// The bytes are not the pinned ones.
     #[error(
         "{what} has sha256 {found}, expected {expected}; hint: it was changed, or the pinned digest is that of another file"

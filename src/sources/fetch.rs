@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
-
 use super::{
     Source, SourceError,
     cache::Cache,
@@ -13,6 +11,7 @@ use super::{
     settings::Settings,
     sha256::Sha256,
 };
+use crate::files::regular;
 
 /// A file that is here now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,12 +141,7 @@ fn remote(
 
 /// Reads a file that is on this machine already.
 pub(super) fn read_here(path: &Path, options: &FetchOptions) -> Result<Fetched, SourceError> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(SourceError::NotAFile {
-            path: path.to_owned(),
-        });
-    }
+    let metadata = regular(path)?;
     if metadata.len() > options.maximum_bytes {
         return Err(SourceError::TooLarge {
             what: path.display().to_string(),

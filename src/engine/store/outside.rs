@@ -8,6 +8,7 @@ use super::commit::publish_unsynced;
 use super::object::{ObjectStat, digest_file};
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
+use crate::files::irregular;
 
 #[derive(Serialize, Deserialize)]
 struct Remembered {
@@ -36,6 +37,9 @@ impl Store {
                 hasher.update(digest.to_string().as_bytes());
             }
             return Ok(hasher.finalize().into());
+        }
+        if !metadata.is_file() {
+            return Err(irregular(path, metadata.file_type()));
         }
         let path = fs_err::canonicalize(path)?;
         let key = Digest::of(path.as_os_str().as_encoded_bytes());

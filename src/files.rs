@@ -1,0 +1,107 @@
+//! Files that people and the world outside name: only regular ones are opened, and no more of them is read than asked for.
+//!
+//! Opening a pipe waits for a writer, a device may never end, and neither has bytes that a digest could stand for.
+
+use std::fs::{FileType, Metadata};
+use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// Returns what is known of a file, a link followed.
+///
+/// # Errors
+/// Pipes, devices, sockets and folders: the message names the path and what it is.
+pub fn regular(path: &Path) -> Result<Metadata> {
+    let metadata = fs_err::metadata(path)?;
+    if metadata.is_file() {
+        Ok(metadata)
+    } else {
+        Err(irregular(path, metadata.file_type()))
+    }
+}
+
+/// The error about something that is no regular file.
+pub fn irregular(path: &Path, kind: FileType) -> Error {
+    let what = if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_char_device() || kind.is_block_device() {
+        "a device"
+    } else {
+        "no file"
+    };
+    let path = path.display();
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{path} is {what}, expected a regular file"),
+    )
+}
+
+/// Reads a regular file of text.
+///
+/// # Errors
+/// More than `most` bytes, and what is not UTF-8, named by the path.
+pub fn read_text(path: &Path, most: u64) -> Result<String> {
+    regular(path)?;
+    let mut bytes = Vec::new();
+    fs_err::File::open(path)?
+        .take(most + 1)
+        .read_to_end(&mut bytes)?;
+    let fault = |what: String| {
+        let path = path.display();
+        Error::new(ErrorKind::InvalidData, format!("{path} {what}"))
+    };
+    if bytes.len() as u64 > most {
+        return Err(fault(format!("is longer than {most} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        fault(format!(
+            "is not UTF-8 from byte {} on",
+            error.utf8_error().valid_up_to()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_never_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, what) in [
+            (pipe.as_path(), "a named pipe"),
+            (&socket, "a socket"),
+            (Path::new("/dev/zero"), "a device"),
+            (folder.path(), "a folder"),
+        ] {
+            let error = read_text(path, 10).unwrap_err().to_string();
+            let expected = format!("{} is {what}, expected a regular file", path.display());
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn texts_are_read_up_to_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        fs_err::write(&path, "twelve bytes").unwrap();
+        assert_eq!(read_text(&path, 12).unwrap(), "twelve bytes");
+        let error = read_text(&path, 11).unwrap_err().to_string();
+        assert!(error.ends_with("text is longer than 11 bytes"), "{error}");
+        fs_err::write(&path, b"caf\xe9").unwrap();
+        let error = read_text(&path, 12).unwrap_err().to_string();
+        assert!(
+            error.ends_with("text is not UTF-8 from byte 3 on"),
+            "{error}"
+        );
+    }
+}
