@@ -58,7 +58,16 @@ impl Address {
     pub(super) fn join(&self, reference: &str) -> Result<Self, &'static str> {
         let scheme = if self.secure { "https" } else { "http" };
         let reference = reference.split('#').next().unwrap_or_default();
-        let absolute = if reference.contains("://") {
+        let is_scheme = |text: &str| {
+            text.starts_with(|letter: char| letter.is_ascii_alphabetic())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        };
+        let has_scheme = reference
+            .split_once(':')
+            .is_some_and(|(scheme, _)| is_scheme(scheme));
+        let absolute = if has_scheme {
             reference.to_owned()
         } else if let Some(rest) = reference.strip_prefix("//") {
             format!("{scheme}://{rest}")
@@ -76,8 +85,7 @@ impl Address {
             format!("{scheme}://{}{}{query}", self.host, without_dots(&path))
         };
         let mut joined = Self::parse(&absolute)?;
-        if joined.credentials.is_none() && joined.host == self.host && joined.secure == self.secure
-        {
+        if joined.credentials.is_none() && joined.is_of_server(self) {
             joined.credentials.clone_from(&self.credentials);
         }
         Ok(joined)
@@ -94,6 +102,11 @@ impl Address {
 
     pub(super) fn has_credentials(&self) -> bool {
         self.credentials.is_some()
+    }
+
+    /// Whether it is an address of the same server.
+    pub(super) fn is_of_server(&self, other: &Self) -> bool {
+        self.secure == other.secure && self.host == other.host
     }
 
     /// Whether the server is on this machine.

@@ -48,12 +48,23 @@ fn ask(client: &ChatClient, body: &str) -> Result<String, String> {
 }
 
 #[test]
+fn a_reply_that_is_no_text_is_told_as_such() {
+    let server = TestServer::start(|_| Reply::new(200, b"ok \xff\xfe"));
+    let error = ask(&client(options(&server.address)), "{}").unwrap_err();
+    assert!(
+        error.ends_with("the reply is not UTF-8 from byte 3 on"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_server_that_misbehaves_is_asked_again_until_it_answers() {
-    let faults: [fn() -> Reply; 6] = [
+    let faults: [fn() -> Reply; 7] = [
         || Reply::new(429, b"slow down").with("retry-after", "0"),
         || Reply::new(500, b""),
         || Reply::new(200, b"<html>no reply</html>"),
         || Reply::new(200, b"ok, but half of it").cut_after(5),
+        || Reply::new(200, b"ok \xff\xfe"),
         || Reply {
             hang_up: true,
             ..Reply::new(200, b"")

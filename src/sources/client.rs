@@ -44,6 +44,8 @@ const SYSTEM_CERTIFICATES: [&str; 3] = [
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
+/// How often a request is sent on to another address.
+const MOST_REDIRECTS: usize = 10;
 /// The limit on tries that do make progress.
 const MOST_ATTEMPTS: u32 = 1000;
 
@@ -169,45 +171,68 @@ impl Client {
         })?;
         let (status, wished) = (response.status().as_u16(), retry_after(response.headers()));
         let body = response.into_body().into_with_config().limit(limit);
-        let text = body.read_to_string();
-        let text = text.map_err(|error| failure(address, &error))?;
+        let bytes = body.read_to_vec().map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(limit) => Failure::Final(SourceError::TooLarge {
+                what: address.to_string(),
+                limit,
+            }),
+            other => Failure::transient(other.to_string(), false),
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            Failure::transient(
+                format!("the reply is not UTF-8 from byte {valid} on"),
+                false,
+            )
+        })?;
         Ok((status, text, wished))
     }
 
-    /// Sends one GET request; any status but 200, 206 and 416 is a failure. Redirects are followed, with
-    /// the `Authorization` header only to the same server.
+    /// Sends one GET request; any status but 200, 206 and 416 is a failure. Redirects are followed where an address may
+    /// lead, with the `Authorization` header only to the same server.
     pub(super) fn get(
         &self,
         address: &Address,
         headers: &[(&str, String)],
     ) -> Result<Response<Body>, Failure> {
-        let response = self.with_agents(address, |agent| {
-            let mut request = agent.get(address.request_target());
-            if let Some(authorization) = address.authorization() {
-                request = request.header("authorization", authorization);
+        let mut target = address.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let response = self.with_agents(&target, |agent| {
+                let mut request = agent
+                    .get(target.request_target())
+                    .config()
+                    .max_redirects(0)
+                    .max_redirects_will_error(false)
+                    .build();
+                if let Some(authorization) = target.authorization() {
+                    request = request.header("authorization", authorization);
+                }
+                for (name, value) in headers {
+                    if *name != "authorization" || target.is_of_server(address) {
+                        request = request.header(*name, value);
+                    }
+                }
+                request.call()
+            })?;
+            let Some(location) = redirect(&response) else {
+                return checked(address, response);
+            };
+            let refused = |problem: &str| {
+                Failure::Final(SourceError::Network {
+                    address: address.to_string(),
+                    problem: format!(
+                        "it redirects to an address that is not followed: {problem}; hint: the server, or somebody \
+                         between, sends another address than https:// on purpose or by mistake"
+                    ),
+                    attempts: 1,
+                })
+            };
+            target = target.join(&location).map_err(refused)?;
+            if target.is_local() && !address.is_local() {
+                return Err(refused("it leads to this machine"));
             }
-            for (name, value) in headers {
-                request = request.header(*name, value);
-            }
-            request.call()
-        })?;
-        match response.status().as_u16() {
-            200 | 206 | 416 => Ok(response),
-            status @ (408 | 425 | 429 | 500 | 502 | 503 | 504) => Err(Failure::Transient {
-                problem: format!("status {status}"),
-                pause: retry_after(response.headers()),
-                progress: false,
-            }),
-            status => Err(Failure::Final(SourceError::Status {
-                address: address.to_string(),
-                status,
-                hint: match status {
-                    401 | 403 => "the server wants credentials or refuses these",
-                    404 | 410 => "the name, the version or the path may be misspelt",
-                    _ => "the server may be of another kind than expected",
-                },
-            })),
         }
+        Err(failure(address, &ureq::Error::TooManyRedirects))
     }
 
     /// Repeats `attempt` until it succeeds or finally fails, with pauses between.
@@ -268,6 +293,34 @@ pub(super) fn pause(length: Duration, cancelled: &dyn Fn() -> bool) -> Result<()
     }
 }
 
+/// Judges the status of an answer.
+fn checked(address: &Address, response: Response<Body>) -> Result<Response<Body>, Failure> {
+    match response.status().as_u16() {
+        200 | 206 | 416 => Ok(response),
+        status @ (408 | 425 | 429 | 500 | 502 | 503 | 504) => Err(Failure::Transient {
+            problem: format!("status {status}"),
+            pause: retry_after(response.headers()),
+            progress: false,
+        }),
+        status => Err(Failure::Final(SourceError::Status {
+            address: address.to_string(),
+            status,
+            hint: match status {
+                401 | 403 => "the server wants credentials or refuses these",
+                404 | 410 => "the name, the version or the path may be misspelt",
+                _ => "the server may be of another kind than expected",
+            },
+        })),
+    }
+}
+
+/// Where an answer sends on to, if it does.
+fn redirect(response: &Response<Body>) -> Option<String> {
+    let status = response.status().as_u16();
+    let location = response.headers().get("location")?.to_str().ok()?;
+    matches!(status, 301 | 302 | 303 | 307 | 308).then(|| location.to_owned())
+}
+
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get("retry-after")?.to_str().ok()?.trim();
     Some(Duration::from_secs(seconds.parse().ok()?))
@@ -298,11 +351,8 @@ fn failure(address: &Address, error: &ureq::Error) -> Failure {
         ));
     }
     match error {
-        ureq::Error::RequireHttpsOnly(_) => {
-            final_error("it redirects to an address without encryption".to_owned())
-        }
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-            final_error("it, or what it redirects to, is not a valid address".to_owned())
+            final_error("it is not a valid address".to_owned())
         }
         ureq::Error::TooManyRedirects => final_error("it redirects in circles".to_owned()),
         ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => final_error(

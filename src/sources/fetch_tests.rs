@@ -7,7 +7,10 @@ use std::{
 use fs_err as fs;
 
 use super::{
-    FetchOptions, Fetched, Patience, Settings, Sha256, Source, SourceError, fetch,
+    FetchOptions, Fetched, Patience, Settings, Sha256, Source, SourceError,
+    address::Address,
+    client::Client,
+    fetch,
     test_server::{Reply, Request, TestServer},
 };
 
@@ -371,4 +374,65 @@ fn concurrent_fetches_download_once() {
         }
     });
     assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn redirects_lead_to_servers_only() {
+    let directory = tempfile::tempdir().unwrap();
+    for location in [
+        "file:///etc/passwd",
+        "file:/etc/passwd",
+        "FILE:///etc/passwd",
+        "ftp://example.org/a",
+        "http://example.org/a",
+    ] {
+        let server = TestServer::start(move |_| Reply::new(302, b"").with("location", location));
+        let source: Source = format!("{}/a", server.address).parse().unwrap();
+        let error = fetch(&source, None, &options(directory.path(), &[])).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("it redirects to an address that is not followed")
+                && error.contains("hint: "),
+            "{location}: {error}"
+        );
+        assert_eq!(server.requests().len(), 1, "{location}");
+    }
+    let server = TestServer::start(|_| Reply::new(302, b"").with("location", "b"));
+    let source: Source = format!("{}/a", server.address).parse().unwrap();
+    let error = fetch(&source, None, &options(directory.path(), &[])).unwrap_err();
+    assert!(
+        error.to_string().contains("it redirects in circles"),
+        "{error}"
+    );
+}
+
+#[test]
+fn redirects_are_followed_and_tokens_stay_with_their_server() {
+    let other = TestServer::start(|_| Reply::new(200, b"bytes"));
+    let target = format!("{}/c", other.address);
+    let server = TestServer::start(move |request| match request.path.as_str() {
+        "/a" => Reply::new(307, b"").with("location", "/b"),
+        _ => Reply::new(302, b"").with("location", &target),
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path(), &[]);
+    let client = Client::new(&options.settings, options.patience).unwrap();
+    let address = Address::parse(&format!("{}/a", server.address)).unwrap();
+    let token = [
+        ("authorization", "Bearer secret".to_owned()),
+        ("range", "bytes=0-".to_owned()),
+    ];
+    let Ok(response) = client.get(&address, &token) else {
+        panic!("no answer");
+    };
+    assert_eq!(response.status(), 200);
+    let authorised = |server: &TestServer| -> Vec<bool> {
+        let requests = server.requests().into_iter();
+        requests
+            .map(|request| request.header("authorization").is_some())
+            .collect()
+    };
+    assert_eq!(authorised(&server), [true, true]);
+    assert_eq!(authorised(&other), [false]);
+    assert_eq!(other.requests()[0].header("range"), Some("bytes=0-"));
 }
