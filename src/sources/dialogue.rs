@@ -9,7 +9,7 @@ const ASSISTANT: &str = "\n\nAssistant:";
 pub struct DialoguePair<'a> {
     /// What both have in common, from `\n\nHuman:` to the last `\n\nAssistant:`.
     pub context: &'a str,
-    /// The end of the preferred dialogue, without white space around it.
+    /// The end of the preferred dialogue, with the white space that follows `Assistant:`.
     pub chosen: &'a str,
     /// The end of the other one.
     pub rejected: &'a str,
@@ -27,9 +27,14 @@ pub fn split_pair<'a>(chosen: &'a str, rejected: &'a str) -> Option<DialoguePair
     let end = chosen[..common].rfind(ASSISTANT)? + ASSISTANT.len();
     Some(DialoguePair {
         context: &chosen[..end],
-        chosen: chosen[end..].trim(),
-        rejected: rejected[end..].trim(),
+        chosen: &chosen[end..],
+        rejected: &rejected[end..],
     })
+}
+
+/// Whether a text holds the beginning of a turn: as the end of a dialogue it is more than one answer.
+pub fn holds_a_turn(text: &str) -> bool {
+    text.contains(HUMAN) || text.contains(ASSISTANT)
 }
 
 /// Who says something.
@@ -72,7 +77,7 @@ mod tests {
         let context = "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:";
         let (first, second) = (format!("{context} So."), format!("{context} Somehow. "));
         let pair = split_pair(&first, &second).unwrap();
-        assert_eq!((pair.chosen, pair.rejected), ("So.", "Somehow."));
+        assert_eq!((pair.chosen, pair.rejected), (" So.", " Somehow. "));
         assert_eq!(pair.context, context);
         assert_eq!(
             turns(context),
@@ -85,16 +90,26 @@ mod tests {
     }
 
     #[test]
+    fn dialogues_that_part_early_end_in_more_than_an_answer() {
+        let start = "\n\nHuman: Hi?\n\nAssistant:";
+        let long = format!("{start} Yes.\n\nHuman: Why?\n\nAssistant: So.");
+        let short = format!("{start} No.");
+        let pair = split_pair(&long, &short).unwrap();
+        assert_eq!(pair.context, start);
+        assert!(holds_a_turn(pair.chosen) && !holds_a_turn(pair.rejected));
+    }
+
+    #[test]
     fn letters_of_several_bytes_and_empty_answers_are_no_trap() {
         let pair = split_pair(
             "\n\nHuman: é\n\nAssistant: é",
             "\n\nHuman: é\n\nAssistant: è",
         )
         .unwrap();
-        assert_eq!((pair.chosen, pair.rejected), ("é", "è"));
+        assert_eq!((pair.chosen, pair.rejected), (" é", " è"));
         let pair =
             split_pair("\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: b").unwrap();
-        assert_eq!((pair.chosen, pair.rejected), ("", "b"));
+        assert_eq!((pair.chosen, pair.rejected), ("", " b"));
         assert_eq!(
             split_pair(
                 "\n\nHuman: a\n\nAssistant: c",

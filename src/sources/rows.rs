@@ -1,23 +1,38 @@
-//! Rows of text out of parquet, CSV and JSON-lines files.
+//! Rows of text out of parquet, CSV and JSON files, one at a time.
 //!
-//! The format is told by the first bytes: a file from a cache has no telling name.
+//! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
+//! unpacked or kept of them is limited, however much a small one claims to hold.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{BufReader, Cursor, Read, Seek};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
-use polars::prelude::{CsvReadOptions, DataFrame, ParquetReader, PolarsError, SerReader};
-use serde_json::{Map, Value};
+use polars::prelude::PolarsError;
 
-use self::cell::Cell;
+use self::cell::{Cell, Fault};
+use self::meter::Metered;
+use crate::files::regular;
+
+pub use self::cell::Nested;
 
 mod cell;
+mod csv;
+mod json;
+mod meter;
+mod parquet;
+mod split;
 
-/// No line of a JSON-lines file may be longer.
-const MAXIMUM_LINE: u64 = 64 << 20;
+/// No row of a file may be longer.
+const MAXIMUM_ROW: u64 = 32 << 20;
+/// What any file may unpack to.
+const LEAST_UNPACKED: u64 = 48 << 20;
+/// What a large file may unpack to, as a multiple of its size: text packs to a third or a tenth.
+const UNPACKED_SHARE: u64 = 8;
+/// What a row, or that there is one, costs beside its text.
+const ROW_BYTES: u64 = 256;
 
 /// Why rows could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +41,7 @@ pub enum RowsError {
     /// The operating system refused; the message carries the path.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A parquet or CSV file is damaged.
+    /// A parquet file is damaged.
     #[error("{file}: {source}")]
     Frame {
         /// The file.
@@ -34,11 +49,23 @@ pub enum RowsError {
         /// What polars says.
         source: PolarsError,
     },
-    /// A parquet or CSV file is damaged in a way that polars does not expect.
-    #[error("{file}: damaged: expected a whole parquet or CSV file")]
+    /// A file that is not what it seems.
+    #[error("{file}: damaged: {reason}")]
     Damaged {
         /// The file.
         file: Arc<str>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of another format, or a column of another type.
+    #[error("{file}: {what}; hint: {hint}")]
+    Unsupported {
+        /// The file.
+        file: Arc<str>,
+        /// What it is.
+        what: String,
+        /// What can be done.
+        hint: &'static str,
     },
     /// A column is not there.
     #[error("{file}: no column `{column}`; found: {found}")]
@@ -60,11 +87,35 @@ pub enum RowsError {
         /// What is wrong.
         reason: String,
     },
+    /// More text than a file of this size may hold.
+    #[error("{file}: {what} more than {} MiB; hint: {hint}", limit >> 20)]
+    TooLarge {
+        /// The file.
+        file: Arc<str>,
+        /// What is too large.
+        what: &'static str,
+        /// The limit in bytes.
+        limit: u64,
+        /// What can be done.
+        hint: &'static str,
+    },
     /// A folder without a file that could be read.
-    #[error("{}: no file ends in .parquet, .csv, .jsonl or .jsonl.gz", folder.display())]
+    #[error("{}: no file ends in .parquet, .csv, .json or .jsonl, or one of these and .gz", folder.display())]
     NoFiles {
         /// The folder.
         folder: PathBuf,
+    },
+    /// A folder of several splits, none of them chosen; or one that is not there.
+    #[error("{}: {problem}; it has the splits {found}; hint: {hint}", folder.display())]
+    Split {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// The splits that are there.
+        found: String,
+        /// What can be done.
+        hint: &'static str,
     },
 }
 
@@ -90,190 +141,238 @@ impl<T> Row<T> {
     }
 }
 
-/// Reads `columns` of a file, or of all part files of a folder in the order of their names.
-///
-/// `name` stands for a single file in messages. Every row must have a value in every column; numbers become text.
-pub fn read_rows(path: &Path, name: &str, columns: &[&str]) -> Result<Vec<Row>, RowsError> {
-    read(path, name, columns)
+/// A file of rows, or the part files of a folder.
+#[derive(Debug)]
+pub struct RowFiles {
+    /// Paths, with what messages call them and their sizes.
+    files: Vec<(PathBuf, Arc<str>, u64)>,
+    most_text: Option<u64>,
 }
 
-/// Reads `columns` as [`read_rows`] does, lists and structures included.
-///
-/// CSV files have text only.
-pub fn read_nested_rows(
-    path: &Path,
-    name: &str,
-    columns: &[&str],
-) -> Result<Vec<Row<Value>>, RowsError> {
-    read(path, name, columns)
-}
-
-fn read<T: Cell>(path: &Path, name: &str, columns: &[&str]) -> Result<Vec<Row<T>>, RowsError> {
-    if !fs_err::metadata(path)?.is_dir() {
-        return read_file(path, name.into(), columns);
-    }
-    let mut parts = Vec::new();
-    for entry in fs_err::read_dir(path)? {
-        let part = entry?.path();
-        let name = part.to_string_lossy().into_owned();
-        let known = [".parquet", ".csv", ".jsonl", ".jsonl.gz"];
-        if known.iter().any(|ending| name.ends_with(ending)) {
-            parts.push((part, name));
+impl RowFiles {
+    /// Finds a file, which messages call `name`, or the part files of a folder in the order of their names.
+    ///
+    /// `split` chooses the files of one split, such as `train`, out of a folder of several. `most_text` limits the
+    /// bytes of text that may be kept, which otherwise follow from the sizes of the files.
+    pub fn find(
+        path: &Path,
+        name: &str,
+        split: Option<&str>,
+        most_text: Option<u64>,
+    ) -> Result<Self, RowsError> {
+        let mut files = Vec::new();
+        if fs_err::metadata(path)?.is_dir() {
+            for part in split::part_files(path, split)? {
+                let bytes = regular(&part)?.len();
+                let name = part.to_string_lossy().into();
+                files.push((part, name, bytes));
+            }
+        } else {
+            if let Some(split) = split {
+                return Err(RowsError::Unsupported {
+                    file: name.into(),
+                    what: format!(
+                        "it is one file, `split: {split}` chooses among those of a folder"
+                    ),
+                    hint: "leave `split` out, or give the folder",
+                });
+            }
+            files.push((path.to_owned(), name.into(), regular(path)?.len()));
         }
+        Ok(Self { files, most_text })
     }
-    parts.sort();
-    if parts.is_empty() {
-        return Err(RowsError::NoFiles {
-            folder: path.to_owned(),
-        });
-    }
-    let mut rows = Vec::new();
-    for (part, name) in parts {
-        rows.extend(read_file(&part, name.into(), columns)?);
-    }
-    Ok(rows)
-}
 
-fn read_file<T: Cell>(
-    path: &Path,
-    name: Arc<str>,
-    columns: &[&str],
-) -> Result<Vec<Row<T>>, RowsError> {
-    let mut file: File = fs_err::File::open(path)?.into();
-    let mut start = Vec::new();
-    file.by_ref().take(64).read_to_end(&mut start)?;
-    file.rewind()?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        json_rows(BufReader::new(MultiGzDecoder::new(file)), &name, columns)
-    } else if start.trim_ascii_start().starts_with(b"{") {
-        json_rows(BufReader::new(file), &name, columns)
-    } else {
-        // polars panics on some of the files that are not what they should be.
-        let read = || frame_file(file, start.starts_with(b"PAR1"), &name, columns);
-        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-            Err(RowsError::Damaged {
-                file: Arc::clone(&name),
-            })
-        })
+    /// Returns how much text of the files may be kept.
+    pub fn allowance(&self) -> Allowance {
+        let bytes = self.files.iter().map(|(_, _, bytes)| bytes).sum();
+        let limit = self.most_text.unwrap_or_else(|| unpacked(bytes));
+        Allowance { limit, left: limit }
     }
-}
 
-/// Reads a parquet or CSV file.
-fn frame_file<T: Cell>(
-    file: File,
-    is_parquet: bool,
-    name: &Arc<str>,
-    columns: &[&str],
-) -> Result<Vec<Row<T>>, RowsError> {
-    let frame = |source| RowsError::Frame {
-        file: Arc::clone(name),
-        source,
-    };
-    if is_parquet {
-        let mut reader = ParquetReader::new(file);
-        let schema = reader.schema().map_err(frame)?;
-        let known: Vec<String> = schema.iter_names().map(ToString::to_string).collect();
-        check_columns(name, columns, &known)?;
-        let wanted = columns.iter().map(|column| (*column).to_owned()).collect();
-        let read = reader.with_columns(Some(wanted)).finish();
-        frame_rows(&read.map_err(frame)?, name, columns)
-    } else {
-        let options = CsvReadOptions::default()
-            .with_has_header(true)
-            // Every column as text.
-            .with_infer_schema_length(Some(0));
-        let read = options.into_reader_with_file_handle(file).finish();
-        frame_rows(&read.map_err(frame)?, name, columns)
+    /// Reads `columns` row by row until `take` breaks off; numbers become text. Returns how many rows were left out
+    /// because a cell is empty.
+    pub fn read(
+        &self,
+        columns: &[&str],
+        mut take: impl FnMut(Row) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<usize, RowsError> {
+        self.each(columns, &mut take)
     }
-}
 
-fn check_columns(name: &Arc<str>, columns: &[&str], known: &[String]) -> Result<(), RowsError> {
-    let missing = columns
-        .iter()
-        .find(|column| !known.iter().any(|known| known == *column));
-    missing.map_or(Ok(()), |column| {
-        Err(RowsError::Column {
-            file: Arc::clone(name),
-            column: (*column).to_owned(),
-            found: known.join(", "),
-        })
-    })
-}
+    /// Reads `columns` as [`Self::read`] does, lists and structures included.
+    ///
+    /// CSV files have text only.
+    pub fn read_nested(
+        &self,
+        columns: &[&str],
+        mut take: impl FnMut(Row<Nested>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<usize, RowsError> {
+        self.each(columns, &mut take)
+    }
 
-fn frame_rows<T: Cell>(
-    frame: &DataFrame,
-    name: &Arc<str>,
-    columns: &[&str],
-) -> Result<Vec<Row<T>>, RowsError> {
-    let wrap = |source| RowsError::Frame {
-        file: Arc::clone(name),
-        source,
-    };
-    let known: Vec<String> = frame
-        .columns()
-        .iter()
-        .map(|column| column.name().to_string())
-        .collect();
-    check_columns(name, columns, &known)?;
-    let mut rows: Vec<Row<T>> = (1..=frame.height())
-        .map(|number| Row {
-            file: Arc::clone(name),
-            number,
-            values: Vec::with_capacity(columns.len()),
-        })
-        .collect();
-    for column in columns {
-        let values = frame.column(column).map_err(wrap)?;
-        for (row, value) in rows.iter_mut().zip(T::of_column(values).map_err(wrap)?) {
-            match value {
-                Ok(Some(value)) => row.values.push(value),
-                Ok(None) => return Err(row.error(format!("`{column}` is empty"))),
-                Err(what) => return Err(row.error(format!("`{column}` is {what}"))),
+    fn each<T: Cell>(
+        &self,
+        columns: &[&str],
+        take: &mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<usize, RowsError> {
+        let mut left_out = 0;
+        for (path, name, bytes) in &self.files {
+            let mut rows = Reading {
+                file: name,
+                columns,
+                most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
+                left_out: 0,
+                take: &mut *take,
+            };
+            let flow = rows.file(path)?;
+            left_out += rows.left_out;
+            if flow.is_break() {
+                break;
             }
         }
+        Ok(left_out)
     }
-    Ok(rows)
 }
 
-fn json_rows<T: Cell>(
-    mut reader: impl BufRead,
-    name: &Arc<str>,
-    columns: &[&str],
-) -> Result<Vec<Row<T>>, RowsError> {
-    let mut rows = Vec::new();
-    let mut line = Vec::new();
-    for number in 1.. {
-        let mut row = Row {
-            file: Arc::clone(name),
-            number,
-            values: Vec::with_capacity(columns.len()),
-        };
-        line.clear();
-        let read = reader
-            .by_ref()
-            .take(MAXIMUM_LINE)
-            .read_until(b'\n', &mut line)
-            // A truncated or damaged gzip file ends here.
-            .map_err(|error| row.error(format!("cannot be read: {error}")))?;
-        if read == 0 {
-            break;
+/// What files of so many bytes may unpack to.
+fn unpacked(bytes: u64) -> u64 {
+    LEAST_UNPACKED.saturating_add(bytes.saturating_mul(UNPACKED_SHARE))
+}
+
+/// How much text may be kept.
+#[derive(Debug)]
+pub struct Allowance {
+    limit: u64,
+    left: u64,
+}
+
+impl Allowance {
+    /// Counts a row of `file` that is kept, with texts of so many bytes.
+    pub fn keep(&mut self, file: &Arc<str>, bytes: usize) -> Result<(), RowsError> {
+        match self.left.checked_sub(bytes as u64 + ROW_BYTES) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(RowsError::TooLarge {
+                file: Arc::clone(file),
+                what: "its rows hold",
+                limit: self.limit,
+                hint: "take fewer rows, or raise `max_text_mb` if there is memory for several times as much",
+            }),
         }
-        if read as u64 == MAXIMUM_LINE {
-            return Err(row.error(format!("the line is longer than {MAXIMUM_LINE} bytes")));
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let object: Map<String, Value> =
-            serde_json::from_slice(&line).map_err(|error| row.error(error.to_string()))?;
-        for column in columns {
-            let value = object.get(*column).ok_or("missing").and_then(T::of_json);
-            row.values
-                .push(value.map_err(|what| row.error(format!("`{column}` is {what}")))?);
-        }
-        rows.push(row);
     }
-    Ok(rows)
+}
+
+/// The rows of one file on their way.
+struct Reading<'a, T> {
+    file: &'a Arc<str>,
+    columns: &'a [&'a str],
+    /// Bytes that what is packed in the file may unpack to at a time.
+    most_unpacked: u64,
+    /// Rows with an empty cell.
+    left_out: usize,
+    take: &'a mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
+}
+
+impl<T: Cell> Reading<'_, T> {
+    fn file(&mut self, path: &Path) -> Result<ControlFlow<()>, RowsError> {
+        let mut file: File = fs_err::File::open(path)?.into();
+        let mut start = Vec::new();
+        file.by_ref().take(8).read_to_end(&mut start)?;
+        file.rewind()?;
+        let packed = [
+            (b"\x28\xb5\x2f\xfd".as_slice(), "zstd"),
+            (b"PK\x03\x04", "zip"),
+            (b"\xfd7zXZ", "xz"),
+            (b"BZh", "bzip2"),
+        ];
+        if let Some((_, what)) = packed.iter().find(|(magic, _)| start.starts_with(magic)) {
+            return Err(RowsError::Unsupported {
+                file: Arc::clone(self.file),
+                what: format!("it is packed with {what}, which is not read"),
+                hint: "unpack it, or pack it with gzip",
+            });
+        }
+        if start.starts_with(b"PAR1") {
+            self.parquet(file)
+        } else if start.starts_with(&[0x1f, 0x8b]) {
+            self.text(MultiGzDecoder::new(BufReader::new(file)))
+        } else {
+            self.text(file)
+        }
+    }
+
+    /// Reads a text file: JSON lines, a JSON array, or CSV.
+    fn text(&mut self, mut reader: impl Read) -> Result<ControlFlow<()>, RowsError> {
+        let mut start = Vec::new();
+        let begin = reader.by_ref().take(512).read_to_end(&mut start);
+        begin.map_err(|error| self.unreadable(1, &error))?;
+        let start = start
+            .strip_prefix(b"\xef\xbb\xbf")
+            .unwrap_or(&start)
+            .to_vec();
+        let first = start.trim_ascii_start().first().copied();
+        let reader = Cursor::new(start).chain(reader);
+        match first {
+            Some(b'{') => self.json_lines(BufReader::new(reader)),
+            Some(b'[') => self.json_array(Metered::new(reader, MAXIMUM_ROW)),
+            _ => self.csv(Metered::new(reader, MAXIMUM_ROW)),
+        }
+    }
+
+    fn fault(&self, number: usize, reason: impl Into<String>) -> RowsError {
+        RowsError::Row {
+            file: Arc::clone(self.file),
+            row: number,
+            reason: reason.into(),
+        }
+    }
+
+    /// A truncated or damaged gzip file, say.
+    fn unreadable(&self, number: usize, error: &std::io::Error) -> RowsError {
+        self.fault(number, format!("cannot be read: {error}"))
+    }
+
+    /// Passes a row on, unless a cell of it is empty.
+    fn row(
+        &mut self,
+        number: usize,
+        values: impl Iterator<Item = Result<Option<T>, Fault>>,
+    ) -> Result<ControlFlow<()>, RowsError> {
+        let mut row = Row {
+            file: Arc::clone(self.file),
+            number,
+            values: Vec::with_capacity(self.columns.len()),
+        };
+        for (column, value) in self.columns.iter().zip(values) {
+            let value = value.map_err(|what| row.error(format!("`{column}` is {what}")))?;
+            let Some(value) = value else {
+                self.left_out += 1;
+                return Ok(ControlFlow::Continue(()));
+            };
+            row.values.push(value);
+        }
+        (self.take)(row)
+    }
+
+    /// An error about a column that is not among those that are there.
+    fn no_column(&self, column: &str, known: &[&str]) -> RowsError {
+        // A header comes from outside: a long one is not repeated whole.
+        let mut found: Vec<String> = known
+            .iter()
+            .take(20)
+            .map(|name| name.chars().take(60).collect())
+            .collect();
+        if known.len() > found.len() {
+            found.push(format!("and {} more", known.len() - found.len()));
+        }
+        RowsError::Column {
+            file: Arc::clone(self.file),
+            column: column.to_owned(),
+            found: found.join(", "),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `load_labelled_texts`: texts with classes, and prompts made of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -12,7 +14,7 @@ use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, write};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::random::Stream;
-use crate::sources::rows::{RowsError, read_rows};
+use crate::sources::rows::{RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
 
 /// How the rows of a file are laid out.
@@ -44,12 +46,16 @@ impl TextLayout {
 
 /// Loads texts with classes: a training and a held-out part, and prompts from the beginnings of held-out texts.
 ///
-/// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts.
+/// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts. Rows with an
+/// empty cell are left out; the log says how many.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadLabelledTexts {
-    /// A file, or a local folder of part files.
+    /// A file, packed with gzip or not, or a local folder of part files.
     source: Source,
+    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    split: Option<String>,
     /// The SHA-256 of the file.
     #[serde(default)]
     sha256: Option<Sha256>,
@@ -73,6 +79,9 @@ pub struct LoadLabelledTexts {
     /// Seed of the parts and of the order of prompts.
     #[serde(default)]
     seed: u64,
+    /// MiB of text that the rows may hold; if absent 48 and 8 times the file. Changes no result.
+    #[serde(default, skip_serializing)]
+    max_text_mb: Option<u64>,
 }
 
 fn eight() -> usize {
@@ -121,6 +130,7 @@ impl Kind for LoadLabelledTexts {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         at_least_one("prompt_words", self.prompt_words as u64, &mut problems);
+        at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
         if !(0.0..1.0).contains(&self.held_out) {
             problems.push(Problem::new(
                 "held_out",
@@ -159,7 +169,13 @@ impl Kind for LoadLabelledTexts {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let found = self.read(ctx.source("source")?)?;
+        let (found, left_out) = self.read(ctx.source("source")?)?;
+        if left_out > 0 {
+            ctx.note(&format!(
+                "{left_out} of {} rows have an empty cell and were left out",
+                found.len() + left_out
+            ));
+        }
         let stream = Stream::new(self.seed, "load_labelled_texts");
         let is_held_out =
             |found: &Found| stream.child("part").child(&found.text).at(0).uniform() < self.held_out;
@@ -202,26 +218,31 @@ impl LoadLabelledTexts {
         renamed.map_or_else(|| class.to_owned(), Clone::clone)
     }
 
-    fn read(&self, path: &std::path::Path) -> Result<Vec<Found>, RowsError> {
-        let rows = read_rows(path, &self.source.to_string(), &self.layout.columns())?;
+    /// Reads texts, and returns how many rows have an empty cell.
+    fn read(&self, path: &Path) -> Result<(Vec<Found>, usize), RowsError> {
+        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
+        let name = self.source.to_string();
+        let files = RowFiles::find(path, &name, self.split.as_deref(), most_text)?;
+        let mut allowance = files.allowance();
         let classes = self.layout.classes();
-        let found = rows.into_iter().map(|row| {
+        let mut found = Vec::new();
+        let left_out = files.read(&self.layout.columns(), |mut row| {
             let spelt = row.values[1].trim();
             let class = classes.iter().find(|(known, _)| *known == spelt);
             let (_, class) = class.ok_or_else(|| {
                 let known: Vec<&str> = classes.iter().map(|(known, _)| *known).collect();
                 row.error(format!(
-                    "`{}` is {spelt}, expected {}",
+                    "`{}` is {spelt:.40}, expected {}",
                     self.layout.columns()[1],
                     known.join(" or ")
                 ))
             })?;
-            Ok(Found {
-                text: row.values[0].clone(),
-                class,
-            })
-        });
-        found.collect()
+            let text = row.values.swap_remove(0);
+            allowance.keep(&row.file, text.len())?;
+            found.push(Found { text, class });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok((found, left_out))
     }
 
     /// Makes distinct prompts of the first words of texts, the classes in turn.
@@ -333,6 +354,7 @@ mod tests {
         let labels: Vec<String> = kind
             .read(&path)
             .unwrap()
+            .0
             .iter()
             .map(|found| kind.label(found.class))
             .collect();

@@ -1,11 +1,12 @@
 //! Parquet, CSV and JSON-lines files.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use flowgraph::sources::rows::read_rows;
+use flowgraph::sources::rows::RowFiles;
 use polars::prelude::{DataFrame, NamedFrom, ParquetCompression, ParquetWriter, Series};
 
 use crate::space::Space;
@@ -75,18 +76,25 @@ pub(crate) fn rows() -> Reader {
     let csv = b"id,text,other\n1,one,\n2,\"two, \"\"quoted\"\"\",x\n3,\"a\nb\",\n".to_vec();
     let json = b"{\"id\": 1, \"text\": \"one\"}\n\n{\"text\": \"t\\u00efwo\", \"id\": 2.5, \"more\": [null, {}]}\n"
         .to_vec();
+    let array =
+        b"[{\"id\": 1, \"text\": \"one\"},\n {\"text\": \"two\", \"id\": null, \"more\": [[]]}]"
+            .to_vec();
     let mut packed = GzEncoder::new(Vec::new(), Compression::default());
     packed.write_all(&json).unwrap();
     let folder = tempfile::tempdir().unwrap();
     Reader {
         name: "rows",
-        corpus: vec![csv, json, packed.finish().unwrap()],
-        words: &["id", "text", ",", "\"", "\n", "\r", "{", "}", "\u{feff}"],
+        corpus: vec![csv, json, array, packed.finish().unwrap()],
+        words: &[
+            "id", "text", ",", "\"", "\n", "\r", "{", "}", "[", "]", "\u{feff}",
+        ],
         short: 300,
         read: Box::new(move |bytes| {
             let path = folder.path().join("data");
             std::fs::write(&path, bytes).unwrap();
-            match read_rows(&path, "the-data", &["id", "text"]) {
+            let read = RowFiles::find(&path, "the-data", None, None)
+                .and_then(|files| files.read(&["id", "text"], |_| Ok(ControlFlow::Continue(()))));
+            match read {
                 Ok(_) => Ok(true),
                 Err(error) if error.to_string().contains("the-data") => Ok(false),
                 Err(error) => Err(format!("the error does not name the file: {error}")),

@@ -1,10 +1,14 @@
 //! What a row holds in a column: text, or a nested value.
 
-use polars::prelude::{AnyValue, Column, DataType, PolarsResult};
-use serde_json::{Map, Number, Value};
+use polars::prelude::{AnyValue, Column, DataType, PolarsResult, Series, StringChunked};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Number, Value};
+
+use super::MAXIMUM_ROW;
 
 /// What is wrong with a value, in words.
-type Fault = &'static str;
+pub(super) type Fault = &'static str;
 
 const NOT_TEXT: Fault = "neither text nor a number";
 /// No value of a public layout is nested deeper.
@@ -12,70 +16,130 @@ const DEEPEST: usize = 16;
 
 /// A value of a column.
 pub(super) trait Cell: Sized {
-    /// Takes a value of a JSON object.
-    fn of_json(value: &Value) -> Result<Self, Fault>;
+    /// The values of a column of a data frame.
+    type Values;
 
-    /// Takes the values of a column, nulls as `None`.
-    fn of_column(column: &Column) -> PolarsResult<Vec<Result<Option<Self>, Fault>>>;
+    /// Takes a value of a JSON object; `None` for null.
+    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault>;
+
+    /// Takes a value of a CSV file.
+    fn of_text(text: &str) -> Self;
+
+    /// Takes a column.
+    fn values(column: &Column) -> PolarsResult<Self::Values>;
+
+    /// Takes a value of a column; `None` for null.
+    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault>;
 }
 
 impl Cell for String {
-    fn of_json(value: &Value) -> Result<Self, Fault> {
-        match value {
-            Value::String(text) => Ok(text.clone()),
-            Value::Number(number) => Ok(number.to_string()),
+    /// None of a nested column.
+    type Values = Option<StringChunked>;
+
+    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+        let text = value.get();
+        // What is nested is not unpacked: it may be large.
+        if text.starts_with(['[', '{']) {
+            return Err(NOT_TEXT);
+        }
+        match serde_json::from_str(text) {
+            Ok(Value::String(text)) => Ok(Some(text)),
+            Ok(Value::Number(number)) => Ok(Some(number.to_string())),
+            Ok(Value::Null) => Ok(None),
             _ => Err(NOT_TEXT),
         }
     }
 
-    fn of_column(column: &Column) -> PolarsResult<Vec<Result<Option<Self>, Fault>>> {
+    fn of_text(text: &str) -> Self {
+        text.to_owned()
+    }
+
+    fn values(column: &Column) -> PolarsResult<Self::Values> {
         if column.dtype().is_nested() {
-            return Ok(vec![Err(NOT_TEXT); column.len()]);
+            return Ok(None);
         }
-        let values = column.cast(&DataType::String)?;
-        let values = values.str()?.iter();
-        Ok(values
-            .map(|value| Ok(value.map(ToOwned::to_owned)))
-            .collect())
+        Ok(Some(column.cast(&DataType::String)?.str()?.clone()))
+    }
+
+    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault> {
+        let values = values.as_ref().ok_or(NOT_TEXT)?;
+        Ok(values.get(row).map(ToOwned::to_owned))
     }
 }
 
-impl Cell for Value {
-    fn of_json(value: &Value) -> Result<Self, Fault> {
-        Ok(value.clone())
-    }
+/// A value of any depth, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nested(String);
 
-    fn of_column(column: &Column) -> PolarsResult<Vec<Result<Option<Self>, Fault>>> {
-        let series = column.as_materialized_series();
-        let values = series.iter().map(|value| {
-            let value = nested(value, DEEPEST)?;
-            Ok((value != Value::Null).then_some(value))
-        });
-        Ok(values.collect())
+impl Nested {
+    /// Reads the value as a type.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.0)
     }
 }
 
-/// Turns a value into JSON, at most `depth` levels of it.
-fn nested(value: AnyValue, depth: usize) -> Result<Value, Fault> {
-    let Some(depth) = depth.checked_sub(1) else {
-        return Err("nested too deeply");
-    };
-    Ok(match value.into_static() {
+impl Cell for Nested {
+    type Values = Series;
+
+    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+        let text = value.get();
+        Ok((text != "null").then(|| Self(text.to_owned())))
+    }
+
+    fn of_text(text: &str) -> Self {
+        Self(Value::from(text).to_string())
+    }
+
+    fn values(column: &Column) -> PolarsResult<Series> {
+        Ok(column.as_materialized_series().clone())
+    }
+
+    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
+        let value = values.get(row).map_err(|_| "not there")?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        write(value, DEEPEST, &mut text)?;
+        Ok(Some(Self(text)))
+    }
+}
+
+/// Writes a value as JSON, at most `depth` levels of it.
+fn write(value: AnyValue, depth: usize, text: &mut String) -> Result<(), Fault> {
+    let depth = depth.checked_sub(1).ok_or("nested too deeply")?;
+    if text.len() as u64 > MAXIMUM_ROW {
+        return Err("too large");
+    }
+    let scalar = match value.into_static() {
         AnyValue::Null => Value::Null,
         AnyValue::Boolean(value) => Value::Bool(value),
         AnyValue::String(text) => Value::String(text.to_owned()),
         AnyValue::StringOwned(text) => Value::String(text.to_string()),
         AnyValue::List(series) => {
-            let values = series.iter().map(|value| nested(value, depth));
-            Value::Array(values.collect::<Result<_, _>>()?)
+            text.push('[');
+            for (index, value) in series.iter().enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                write(value, depth, text)?;
+            }
+            text.push(']');
+            return Ok(());
         }
         AnyValue::StructOwned(parts) => {
             let (values, fields) = *parts;
-            let mut object = Map::new();
-            for (value, field) in values.into_iter().zip(fields) {
-                object.insert(field.name.to_string(), nested(value, depth)?);
+            text.push('{');
+            for (index, (value, field)) in values.into_iter().zip(fields).enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Value::from(field.name.as_str()).to_string());
+                text.push(':');
+                write(value, depth, text)?;
             }
-            Value::Object(object)
+            text.push('}');
+            return Ok(());
         }
         other => {
             let whole = other.extract::<i64>().filter(|_| other.is_integer());
@@ -83,5 +147,7 @@ fn nested(value: AnyValue, depth: usize) -> Result<Value, Fault> {
             let number = whole.map(Number::from).or(number);
             Value::Number(number.ok_or("neither text, a number, a list nor a structure")?)
         }
-    })
+    };
+    text.push_str(&scalar.to_string());
+    Ok(())
 }

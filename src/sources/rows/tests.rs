@@ -2,7 +2,7 @@ use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use polars::prelude::{NamedFrom, ParquetWriter, Series};
+use polars::prelude::{DataFrame, NamedFrom, ParquetCompression, ParquetWriter, Series};
 
 use super::*;
 
@@ -15,12 +15,29 @@ fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn read(bytes: &[u8]) -> Result<Vec<Vec<String>>, String> {
+/// The first `most` rows, and how many before them were left out.
+fn first(bytes: &[u8], most: usize) -> Result<(Vec<Vec<String>>, usize), String> {
     let (_folder, path) = written("data", bytes);
-    match read_rows(&path, "DATA", &COLUMNS) {
-        Ok(rows) => Ok(rows.into_iter().map(|row| row.values).collect()),
+    let mut rows = Vec::new();
+    let files = RowFiles::find(&path, "DATA", None, None).unwrap();
+    let mut allowance = files.allowance();
+    let read = files.read(&COLUMNS, |row| {
+        allowance.keep(&row.file, row.values.iter().map(String::len).sum())?;
+        rows.push(row.values);
+        Ok(if rows.len() == most {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    });
+    match read {
+        Ok(left_out) => Ok((rows, left_out)),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn read(bytes: &[u8]) -> Result<Vec<Vec<String>>, String> {
+    first(bytes, usize::MAX).map(|(rows, _)| rows)
 }
 
 fn parquet(texts: &[Option<&str>]) -> Vec<u8> {
@@ -42,18 +59,49 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+const LINES: &str =
+    "{\"text\": \"a, b\", \"id\": 0}\n\n{\"id\": \"1\", \"more\": [{}], \"text\": \"c\\nd\"}";
+const CSV: &str = ",id,text\n7,0,\"a, b\"\n8,1,\"c\nd\"\n";
+
 #[test]
 fn every_format_gives_the_same_rows() {
     let expected = vec![vec!["0", "a, b"], vec!["1", "c\nd"]];
-    let csv = b",id,text\n7,0,\"a, b\"\n8,1,\"c\nd\"\n";
-    assert_eq!(read(csv).unwrap(), expected);
-    let lines = "{\"text\": \"a, b\", \"id\": 0}\n\n{\"id\": \"1\", \"text\": \"c\\nd\"}";
-    assert_eq!(read(lines.as_bytes()).unwrap(), expected);
-    assert_eq!(read(&gzip(lines)).unwrap(), expected);
+    let objects: Vec<&str> = LINES.split("\n\n").collect();
+    let array = format!(" [{}\n, {}] \n", objects[0], objects[1]);
+    for text in [
+        CSV,
+        &CSV.replace('\n', "\r\n").replace("c\r", "c"),
+        LINES,
+        &array,
+    ] {
+        assert_eq!(read(text.as_bytes()).unwrap(), expected, "{text}");
+        let marked = format!("\u{feff}{text}");
+        assert_eq!(read(marked.as_bytes()).unwrap(), expected, "{marked}");
+        assert_eq!(read(&gzip(&marked)).unwrap(), expected, "{text}");
+    }
     assert_eq!(
         read(&parquet(&[Some("a, b"), Some("c\nd")])).unwrap(),
         expected
     );
+}
+
+#[test]
+fn rows_with_an_empty_cell_are_left_out_and_counted() {
+    let csv = b"id,text\n0,a\n1,\n\n2,b\n,\n3\n4,\"\"\n5,c".to_vec();
+    let lines = b"{\"id\": 0, \"text\": \"a\"}\n{\"id\": null, \"text\": \"x\"}\n\n{\"id\": 2, \"text\": \"b\"}\n\
+                  {\"id\": 5, \"text\": \"c\"}";
+    let array = b"[{\"id\": 0, \"text\": \"a\"}, {\"id\": 1, \"text\": null}, {\"id\": 2, \"text\": \"b\"}, \
+                  {\"id\": 5, \"text\": \"c\"}]";
+    let expected = [["0", "a"], ["2", "b"], ["5", "c"]].map(|row| row.map(str::to_owned).to_vec());
+    let left_out = |bytes: &[u8], count| {
+        assert_eq!(first(bytes, 9).unwrap(), (expected.to_vec(), count));
+    };
+    left_out(&csv, 4);
+    left_out(lines, 1);
+    left_out(array, 1);
+    let nulls = parquet(&[Some("a"), None, Some("b")]);
+    let (rows, count) = first(&nulls, 9).unwrap();
+    assert_eq!((rows, count), (expected[..2].to_vec(), 1));
 }
 
 #[test]
@@ -64,8 +112,12 @@ fn faults_name_file_and_row() {
             "DATA: no column `text`; found: id, words",
         ),
         (
-            b"id,text\n0,a\n1,\n".to_vec(),
-            "DATA, row 2: `text` is empty",
+            b"id,text\n0,a\n1,b,c\n".to_vec(),
+            "DATA, row 2: 3 values under 2 names",
+        ),
+        (
+            b"id,text\n0,a\n\n1,caf\xe9\n".to_vec(),
+            "DATA, row 2: `text` is not UTF-8",
         ),
         (
             b"{\"id\": 0, \"text\": \"a\"}\n{\"id\": 1, \"text\": ".to_vec(),
@@ -76,11 +128,108 @@ fn faults_name_file_and_row() {
             b"{\"id\": 0, \"text\": [1]}".to_vec(),
             "DATA, row 1: `text` is neither text nor a number",
         ),
-        (parquet(&[Some("a"), None]), "DATA, row 2: `text` is empty"),
+        (
+            b"[{\"id\": 0, \"text\": \"a\"}, 7]".to_vec(),
+            "DATA, row 2: invalid type: integer `7`, expected an object",
+        ),
+        (
+            b"[{\"id\": 0, \"text\": \"a\"}".to_vec(),
+            "DATA, row 2: EOF while parsing a list",
+        ),
+        (b"[] []".to_vec(), "DATA, row 1: trailing characters"),
+        (
+            b"\x28\xb5\x2f\xfd....".to_vec(),
+            "DATA: it is packed with zstd, which is not read; hint: unpack it",
+        ),
     ] {
         let error = read(&bytes).unwrap_err();
         assert!(error.starts_with(message), "{error}");
     }
+}
+
+#[test]
+fn a_long_header_is_not_repeated_whole() {
+    let header = format!("{},{}", "x".repeat(1000), "y,".repeat(1000));
+    let error = read(header.as_bytes()).unwrap_err();
+    assert!(
+        error.len() < 300 && error.contains("and 982 more"),
+        "{error}"
+    );
+}
+
+/// Pages of text, one row group for each.
+fn groups(texts: &[&str]) -> Vec<u8> {
+    let ids: Vec<i64> = (0..texts.len() as i64).collect();
+    let columns = vec![
+        Series::new("text".into(), texts).into(),
+        Series::new("id".into(), ids).into(),
+    ];
+    let mut frame = DataFrame::new(texts.len(), columns).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes)
+        .with_compression(ParquetCompression::Uncompressed)
+        .with_row_group_size(Some(1))
+        .finish(&mut frame)
+        .unwrap();
+    bytes
+}
+
+#[test]
+fn nothing_is_read_beyond_what_is_wanted() {
+    let mut whole = gzip(&"{\"id\": 0, \"text\": \"a\"}\n".repeat(100_000));
+    whole.truncate(whole.len() / 2);
+    assert_eq!(first(&whole, 2).unwrap().0.len(), 2);
+    assert!(first(&whole, usize::MAX).is_err());
+    let mut bytes = groups(&["first text", "other text"]);
+    assert_eq!(first(&bytes, 2).unwrap().0[1][1], "other text");
+    let other = bytes.windows(10).position(|text| text == b"other text");
+    // Its length becomes nonsense.
+    bytes[other.unwrap() - 2] = 0xff;
+    assert_eq!(first(&bytes, 1).unwrap().0[0][1], "first text");
+    assert!(first(&bytes, 2).is_err());
+}
+
+#[test]
+fn what_unpacks_to_too_much_is_refused_before_it_is_unpacked() {
+    let huge = "a".repeat(50 << 20);
+    let line = format!("{{\"id\": 0, \"text\": \"{huge}\"}}");
+    let error = read(&gzip(&line)).unwrap_err();
+    assert_eq!(error, "DATA, row 1: the line is longer than 32 MiB");
+    let error = read(&gzip(&format!("[{line}]"))).unwrap_err();
+    let expected = "DATA, row 1: the row is longer than 32 MiB";
+    assert!(error.starts_with(expected), "{error}");
+    let error = read(&gzip(&format!("id,text\n0,{huge}"))).unwrap_err();
+    let expected = "DATA, row 1: cannot be read: the row is longer than 32 MiB";
+    assert!(error.starts_with(expected), "{error}");
+    let packed = parquet(&[Some(&huge)]);
+    assert!(packed.len() < 1 << 20);
+    let error = read(&packed).unwrap_err();
+    let expected = "DATA: a row group of it unpacks to more than 4";
+    assert!(error.starts_with(expected), "{error}");
+    // One text a million times, by reference to the same bytes.
+    let text = "b".repeat(1 << 20);
+    let error = read(&parquet(&vec![Some(text.as_str()); 60])).unwrap_err();
+    assert!(error.contains(" MiB; hint: "), "{error}");
+    let lines = "{\"id\": 0, \"text\": \"a\"}\n".repeat(400_000);
+    let error = read(&gzip(&lines)).unwrap_err();
+    let expected = "DATA: its rows hold more than 48 MiB; hint: take fewer rows";
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn types_that_are_not_read_are_named() {
+    let columns = vec![
+        Series::new("text".into(), [b"a".as_slice()]).into(),
+        Series::new("id".into(), [1i64]).into(),
+    ];
+    let mut frame = DataFrame::new(1, columns).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+    let error = read(&bytes).unwrap_err();
+    assert!(
+        error.starts_with("DATA: `text` holds Binary") && error.contains("hint: write the column"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -98,6 +247,18 @@ fn truncated_files_are_refused() {
     assert!(error.starts_with("DATA, row "), "{error}");
 }
 
+/// The texts of a folder's files.
+fn texts(folder: &Path, split: Option<&str>) -> Result<Vec<String>, String> {
+    let mut texts = Vec::new();
+    let files = RowFiles::find(folder, "", split, None).map_err(|error| error.to_string())?;
+    let read = files.read(&["text"], |mut row| {
+        texts.append(&mut row.values);
+        Ok(ControlFlow::Continue(()))
+    });
+    read.map_err(|error| error.to_string())?;
+    Ok(texts)
+}
+
 #[test]
 fn part_files_come_in_the_order_of_their_names() {
     let (folder, _) = written("part-1.csv", b"id,text\n2,c\n");
@@ -107,11 +268,53 @@ fn part_files_come_in_the_order_of_their_names() {
     )
     .unwrap();
     fs_err::write(folder.path().join("README"), "not data").unwrap();
-    let rows = read_rows(folder.path(), "", &COLUMNS).unwrap();
-    let texts: Vec<&str> = rows.iter().map(|row| row.values[1].as_str()).collect();
-    assert_eq!(texts, ["a", "b", "c"]);
-    assert!(rows[2].file.ends_with("part-1.csv") && rows[2].number == 1);
+    assert_eq!(texts(folder.path(), None).unwrap(), ["a", "b", "c"]);
     let empty = tempfile::tempdir().unwrap();
-    let error = read_rows(empty.path(), "", &COLUMNS).unwrap_err();
-    assert!(error.to_string().contains("no file ends in"), "{error}");
+    let error = texts(empty.path(), None).unwrap_err();
+    assert!(error.contains("no file ends in"), "{error}");
+    let made = std::process::Command::new("mkfifo")
+        .arg(folder.path().join("part-2.csv"))
+        .status();
+    assert!(made.unwrap().success());
+    let error = texts(folder.path(), None).unwrap_err();
+    assert!(
+        error.ends_with("part-2.csv is a named pipe, expected a regular file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn splits_are_told_apart_and_one_is_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        let text = format!("text\n{name}\n");
+        fs_err::write(folder.path().join(name), text).unwrap();
+    };
+    write("train-00000-of-00002.csv");
+    write("train-00001-of-00002.csv");
+    assert_eq!(texts(folder.path(), None).unwrap().len(), 2);
+    write("test-00000-of-00001.csv");
+    let error = texts(folder.path(), None).unwrap_err();
+    assert!(
+        error.contains("several splits; it has the splits test, train; hint: choose one"),
+        "{error}"
+    );
+    let train = ["train-00000-of-00002.csv", "train-00001-of-00002.csv"];
+    assert_eq!(texts(folder.path(), Some("train")).unwrap(), train);
+    let error = texts(folder.path(), Some("validation")).unwrap_err();
+    assert!(
+        error.contains("no split `validation`; it has the splits test, train"),
+        "{error}"
+    );
+    write("hard-00000-of-00001.csv");
+    write("dataset_infos.json");
+    write("my_dev.csv");
+    assert_eq!(texts(folder.path(), Some("hard")).unwrap().len(), 1);
+    assert_eq!(
+        texts(folder.path(), Some("validation")).unwrap(),
+        ["my_dev.csv"]
+    );
+    let file = folder.path().join("my_dev.csv");
+    let error = texts(&file, Some("train")).unwrap_err();
+    assert!(error.contains("it is one file"), "{error}");
 }

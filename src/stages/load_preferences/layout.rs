@@ -1,16 +1,16 @@
 //! The public layouts of preference pairs.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::question::Question;
-use crate::sources::dialogue::{Speaker, split_pair};
-use crate::sources::rows::{Row, RowsError, read_nested_rows, read_rows};
+use super::question::{Answer, Question};
+use crate::engine::artifact::Digest;
+use crate::sources::dialogue::{Speaker, holds_a_turn, split_pair};
+use crate::sources::rows::{Nested, Row, RowFiles, RowsError};
 
 /// How the rows of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,7 +18,8 @@ use crate::sources::rows::{Row, RowsError, read_nested_rows, read_rows};
 pub enum Layout {
     /// `lvwerra/stack-exchange-paired`: `qid`, `question`, `response_j` (preferred) and `response_k`.
     StackExchangePaired,
-    /// `Anthropic/hh-rlhf`: `chosen` and `rejected`, whole dialogues that differ from one answer on.
+    /// `Anthropic/hh-rlhf`: `chosen` and `rejected`, whole dialogues that differ from one answer on. Pairs that part
+    /// before their last answer, so that a side holds a further turn, are left out.
     AnthropicHh,
     /// `PKU-Alignment/processed-hh-rlhf`: `context`, a list of turns `{ role, text }` of `human` and `assistant`,
     /// `chosen` and `rejected`, each with a `text`.
@@ -30,106 +31,125 @@ pub enum Layout {
 
 /// A row taken apart.
 pub(super) struct Pair {
-    /// The number of the question, in the order of the file.
-    pub(super) id: u64,
     pub(super) question: Question,
-    pub(super) chosen: String,
-    pub(super) rejected: String,
+    pub(super) chosen: Answer,
+    pub(super) rejected: Answer,
 }
 
-/// Numbers keys in the order in which they come.
-struct Numbers<K>(BTreeMap<K, u64>);
+/// Why a row cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Unusable {
+    /// A cell or an answer is empty.
+    Empty,
+    /// Both answers are the same.
+    Same,
+    /// The question is too long.
+    TooLong,
+    /// The dialogues have no beginning in common.
+    NothingShared,
+    /// An answer holds a further turn.
+    FurtherTurn,
+}
 
-impl<K: Ord> Numbers<K> {
-    fn new() -> Self {
-        Self(BTreeMap::new())
+impl Unusable {
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Self::Empty => "with an empty cell or answer",
+            Self::Same => "with twice the same answer",
+            Self::TooLong => "with a question that is too long",
+            Self::NothingShared => {
+                "whose dialogues share no beginning that ends in `\\n\\nAssistant:`"
+            }
+            Self::FurtherTurn => "whose dialogues part before their last answer",
+        }
     }
+}
 
-    fn of(&mut self, key: K) -> u64 {
-        let next = self.0.len() as u64;
-        *self.0.entry(key).or_insert(next)
-    }
+/// What a row holds.
+pub(super) enum Found {
+    /// A pair, with what tells its question from others.
+    Pair(Digest, Box<Pair>),
+    Unusable(Unusable),
 }
 
 impl Layout {
-    /// Reads the pairs of a file or folder, which messages call `name`.
-    pub(super) fn read(self, path: &Path, name: &str) -> Result<Vec<Pair>, RowsError> {
+    /// Reads pairs, which go to `take` with the name of their file until it breaks off. Returns how many rows have an
+    /// empty cell.
+    pub(super) fn read(
+        self,
+        files: &RowFiles,
+        mut take: impl FnMut(&Arc<str>, Found) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<usize, RowsError> {
         match self {
             Self::StackExchangePaired => {
                 let columns = ["qid", "question", "response_j", "response_k"];
-                // Sites number their questions each for itself.
-                let mut ids = Numbers::new();
-                each(read_rows(path, name, &columns)?, |row| {
-                    let [qid, question, chosen, rejected] = values(row)?;
+                files.read(&columns, |mut row| {
+                    let [qid, question, chosen, rejected] = values(&mut row)?;
                     let number: u64 = qid.parse().map_err(|_| {
-                        row.error(format!("`qid` is {qid}, expected a whole number"))
+                        row.error(format!("`qid` is {qid:.40}, expected a whole number"))
                     })?;
-                    Ok(Pair {
-                        id: ids.of((number, question.clone())),
+                    // Sites number their questions each for itself.
+                    let key = Digest::of(format!("{number} {question}").as_bytes());
+                    let pair = Pair {
                         question: Question::Text(question),
-                        chosen,
-                        rejected,
-                    })
+                        chosen: Answer::as_it_is(chosen),
+                        rejected: Answer::as_it_is(rejected),
+                    };
+                    take(&row.file, Found::Pair(key, Box::new(pair)))
                 })
             }
-            Self::AnthropicHh => {
-                let mut ids = Numbers::new();
-                each(read_rows(path, name, &["chosen", "rejected"])?, |row| {
-                    let [chosen, rejected] = values(row)?;
-                    let split = split_pair(&chosen, &rejected).ok_or_else(|| {
-                        row.error("`chosen` and `rejected` share no beginning that ends in `\\n\\nAssistant:`")
-                    })?;
-                    Ok(Pair {
-                        id: ids.of(split.context.to_owned()),
-                        question: Question::Dialogue(split.context.to_owned()),
-                        chosen: split.chosen.to_owned(),
-                        rejected: split.rejected.to_owned(),
-                    })
-                })
-            }
+            Self::AnthropicHh => files.read(&["chosen", "rejected"], |mut row| {
+                let [chosen, rejected] = values(&mut row)?;
+                let Some(split) = split_pair(&chosen, &rejected) else {
+                    return take(&row.file, Found::Unusable(Unusable::NothingShared));
+                };
+                if holds_a_turn(split.chosen) || holds_a_turn(split.rejected) {
+                    return take(&row.file, Found::Unusable(Unusable::FurtherTurn));
+                }
+                let pair = Pair {
+                    question: Question::Dialogue(split.context.to_owned()),
+                    chosen: Answer::behind_a_tag(split.chosen),
+                    rejected: Answer::behind_a_tag(split.rejected),
+                };
+                let key = Digest::of(split.context.as_bytes());
+                take(&row.file, Found::Pair(key, Box::new(pair)))
+            }),
             Self::PkuHh => {
-                let mut ids = Numbers::new();
                 let columns = ["context", "chosen", "rejected"];
-                each(read_nested_rows(path, name, &columns)?, |row| {
-                    let [context, chosen, rejected] = values(row)?;
-                    let turns: Vec<Turn> = field(row, "context", context)?;
+                files.read_nested(&columns, |mut row| {
+                    let [context, chosen, rejected] = values(&mut row)?;
+                    let turns: Vec<Turn> = field(&row, "context", &context)?;
                     if turns.is_empty() {
                         return Err(row.error("`context` has no turn"));
                     }
                     let turns = turns.into_iter().map(|turn| (turn.role.into(), turn.text));
                     let question = Question::Turns(turns.collect());
-                    let chosen: Answer = field(row, "chosen", chosen)?;
-                    let rejected: Answer = field(row, "rejected", rejected)?;
-                    Ok(Pair {
-                        id: ids.of(question.clone()),
+                    let chosen: Reply = field(&row, "chosen", &chosen)?;
+                    let rejected: Reply = field(&row, "rejected", &rejected)?;
+                    let key = Digest::of(format!("{question:?}").as_bytes());
+                    let pair = Pair {
                         question,
-                        chosen: chosen.text,
-                        rejected: rejected.text,
-                    })
+                        chosen: Answer::of_text(chosen.text),
+                        rejected: Answer::of_text(rejected.text),
+                    };
+                    take(&row.file, Found::Pair(key, Box::new(pair)))
                 })
             }
             Self::OpenaiSummarizeComparisons => {
-                let mut ids = Numbers::new();
                 let columns = ["prompt", "chosen", "rejected"];
-                each(read_rows(path, name, &columns)?, |row| {
-                    let [prompt, chosen, rejected] = values(row)?;
-                    Ok(Pair {
-                        id: ids.of(prompt.clone()),
+                files.read(&columns, |mut row| {
+                    let [prompt, chosen, rejected] = values(&mut row)?;
+                    let key = Digest::of(prompt.as_bytes());
+                    let pair = Pair {
                         question: Question::Text(prompt),
-                        chosen: summary(&chosen).to_owned(),
-                        rejected: summary(&rejected).to_owned(),
-                    })
+                        chosen: Answer::of_text(summary(&chosen).to_owned()),
+                        rejected: Answer::of_text(summary(&rejected).to_owned()),
+                    };
+                    take(&row.file, Found::Pair(key, Box::new(pair)))
                 })
             }
         }
     }
-}
-
-fn each<T>(
-    rows: Vec<Row<T>>,
-    mut pair: impl FnMut(&mut Row<T>) -> Result<Pair, RowsError>,
-) -> Result<Vec<Pair>, RowsError> {
-    rows.into_iter().map(|mut row| pair(&mut row)).collect()
 }
 
 /// Takes the values out of a row.
@@ -168,10 +188,16 @@ struct Turn {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Reply {
     text: String,
 }
 
-fn field<T: DeserializeOwned>(row: &Row<Value>, name: &str, value: Value) -> Result<T, RowsError> {
-    serde_json::from_value(value).map_err(|error| row.error(format!("`{name}`: {error}")))
+fn field<T: DeserializeOwned>(
+    row: &Row<Nested>,
+    name: &str,
+    value: &Nested,
+) -> Result<T, RowsError> {
+    value
+        .parse()
+        .map_err(|error| row.error(format!("`{name}`: {error}")))
 }

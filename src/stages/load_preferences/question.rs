@@ -47,6 +47,49 @@ impl Template {
     }
 }
 
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The white space before it in the file; one that the file has no place for is made where it is needed.
+    space: Option<String>,
+    pub(super) text: String,
+}
+
+impl Answer {
+    /// An answer whose file does not join it to its question.
+    pub(super) fn as_it_is(text: String) -> Self {
+        Self {
+            space: Some(String::new()),
+            text,
+        }
+    }
+
+    /// An answer that follows a tag such as `Assistant:`.
+    pub(super) fn behind_a_tag(text: &str) -> Self {
+        let space = &text[..text.len() - text.trim_start().len()];
+        Self {
+            space: Some(space.to_owned()),
+            text: text.trim().to_owned(),
+        }
+    }
+
+    /// An answer that must stand apart from what is before it.
+    pub(super) fn of_text(text: String) -> Self {
+        Self { space: None, text }
+    }
+
+    /// The answer behind a prompt. Where the question stands as it is, the space between them belongs to the answer;
+    /// other templates say themselves what comes before it.
+    pub(super) fn behind(self, prompt: &str, template: &Template) -> String {
+        let text = self.text;
+        match (template, self.space) {
+            (Template::Plain, Some(space)) => space + &text,
+            (Template::Plain, None) if !prompt.ends_with(char::is_whitespace) => format!(" {text}"),
+            _ => text,
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Question {
@@ -94,6 +137,14 @@ impl Question {
                 .iter()
                 .map(|(who, said)| (*who, said.as_str()))
                 .collect(),
+        }
+    }
+
+    /// How many bytes of text it holds.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Dialogue(text) => text.len(),
+            Self::Turns(turns) => turns.iter().map(|(_, said)| said.len() + 32).sum(),
         }
     }
 

@@ -8,18 +8,21 @@ fn kind(params: &str) -> LoadPreferences {
     serde_yaml::from_str(params).unwrap()
 }
 
-fn examples(kind: &LoadPreferences, data: impl AsRef<[u8]>) -> Vec<Example> {
+fn loaded(
+    kind: &LoadPreferences,
+    data: impl AsRef<[u8]>,
+) -> Result<(Vec<Example>, LeftOut), String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data");
     fs_err::write(&path, data).unwrap();
-    let pairs = kind
-        .layout
-        .read(&path, "file:d")
-        .map_err(|error| format!("{error:?}"))
-        .unwrap();
-    kind.select(kind.usable(pairs).0)
-        .map_err(|error| format!("{error:?}"))
-        .unwrap()
+    kind.load(&path, "file:d").map_err(|error| match error {
+        StageError::Failed { message, .. } => message,
+        StageError::Interrupted => unreachable!(),
+    })
+}
+
+fn examples(kind: &LoadPreferences, data: impl AsRef<[u8]>) -> Vec<Example> {
+    loaded(kind, data).unwrap().0
 }
 
 const PAIRS: &str = "qid,question,response_j,response_k\n\
@@ -87,7 +90,9 @@ fn dialogues_keep_their_turns() {
         plain[0].prompt,
         "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
     );
-    assert_eq!(plain[0].chosen.as_deref(), Some("So."));
+    // The space that the file has between `Assistant:` and the answer.
+    assert_eq!(plain[0].chosen.as_deref(), Some(" So."));
+    assert_eq!(plain[0].rejected.as_deref(), Some(" Sorry."));
     assert_eq!(
         plain[0].question,
         "Human: Hi?\n\nAssistant: Hello.\n\nHuman: Why?"
@@ -96,6 +101,7 @@ fn dialogues_keep_their_turns() {
         &kind("{ source: d, layout: anthropic_hh, template: chatml }"),
         DIALOGUES,
     );
+    assert_eq!(chat[0].chosen.as_deref(), Some("So."));
     assert_eq!(
         chat[0].prompt,
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n\
@@ -108,27 +114,112 @@ fn dialogues_keep_their_turns() {
     );
 }
 
+fn dialogues(rows: &[(&str, &str)]) -> String {
+    let rows = rows.iter().map(|(chosen, rejected)| {
+        serde_json::json!({ "chosen": chosen, "rejected": rejected }).to_string() + "\n"
+    });
+    rows.collect()
+}
+
+#[test]
+fn dialogues_that_part_early_or_share_nothing_are_left_out_and_counted() {
+    let hi = "\n\nHuman: Hi?\n\nAssistant:";
+    let long = format!("{hi} Yes.\n\nHuman: Why?\n\nAssistant: So.");
+    let (yes, no, loud) = (
+        format!("{hi} Yes."),
+        format!("{hi} No."),
+        format!("{hi}\nYES"),
+    );
+    let data = dialogues(&[
+        (&yes, &no),
+        (&long, &no),
+        ("a", "b"),
+        (&loud, &yes),
+        (&no, &no),
+    ]);
+    let data = data + "{\"chosen\": null, \"rejected\": \"x\"}\n";
+    let hh = kind("{ source: d, layout: anthropic_hh }");
+    let (found, left_out) = loaded(&hh, data).unwrap();
+    let chosen: Vec<&str> = found
+        .iter()
+        .filter_map(|example| example.chosen.as_deref())
+        .collect();
+    assert_eq!(chosen, [" Yes.", "\nYES"]);
+    let note = left_out.note().unwrap();
+    for part in [
+        "4 of 6 pairs were left out: 1 with an empty cell or answer, 1 with twice the same answer",
+        "1 whose dialogues share no beginning",
+        "1 whose dialogues part before their last answer",
+    ] {
+        assert!(note.contains(part), "{note}");
+    }
+}
+
+#[test]
+fn a_file_without_a_usable_pair_says_why() {
+    let said = |params: &str, data: &str| {
+        let (found, left_out) = loaded(&kind(params), data).unwrap();
+        assert!(found.is_empty());
+        match left_out.nothing_left("file:d") {
+            StageError::Failed { message, hint } => format!("{message}; {}", hint.unwrap()),
+            StageError::Interrupted => unreachable!(),
+        }
+    };
+    let stack = "{ source: d, layout: stack_exchange_paired, max_question_chars: 3 }";
+    let header = "qid,question,response_j,response_k\n";
+    assert_eq!(
+        said(stack, header),
+        "file:d: it has no row; expected a file with at least one pair"
+    );
+    let long = said(stack, &format!("{header}1,question,a,b\n"));
+    assert!(
+        long.ends_with("raise `max_question_chars`, or set `long_questions: cut`"),
+        "{long}"
+    );
+    let same = said(stack, &format!("{header}1,q,a,a\n"));
+    assert!(
+        same.contains("1 with twice the same answer; look at the file"),
+        "{same}"
+    );
+    let hh = said(
+        "{ source: d, layout: anthropic_hh }",
+        &dialogues(&[("a", "b")]),
+    );
+    assert!(hh.ends_with("see `layout`"), "{hh}");
+}
+
+#[test]
+fn no_more_is_read_than_max_rows_wants() {
+    // The third row would be an error.
+    let data = "qid,question,response_j,response_k\n1,q,a,b\n2,r,a,b\nx,s,a,b\n";
+    let limited = "{ source: d, layout: stack_exchange_paired, max_rows: 2 }";
+    assert_eq!(examples(&kind(limited), data).len(), 2);
+    let shuffled = limited.replace("max_rows: 2", "max_rows: 2, seed: 1");
+    let error = loaded(&kind(&shuffled), data).unwrap_err();
+    assert!(error.starts_with("file:d, row 3: `qid` is x"), "{error}");
+}
+
+#[test]
+fn text_beyond_the_allowance_is_refused() {
+    let rows: String = (0..20_000)
+        .map(|row| format!("{row},question {row},{},no\n", "a".repeat(40)))
+        .collect();
+    let data = format!("qid,question,response_j,response_k\n{rows}");
+    let text = "{ source: d, layout: stack_exchange_paired, max_text_mb: 1 }";
+    let error = loaded(&kind(text), &data).unwrap_err();
+    assert!(error.contains("its rows hold more than 1 MiB"), "{error}");
+    assert_eq!(
+        examples(&kind(&text.replace(": 1 }", ": 90 }")), &data).len(),
+        20_000
+    );
+}
+
 #[test]
 fn faulty_rows_are_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("data");
-    for (layout, data, message) in [
-        (
-            "stack_exchange_paired",
-            "qid,question,response_j,response_k\nx,a,b,c\n",
-            "file:d, row 1: `qid` is x",
-        ),
-        (
-            "anthropic_hh",
-            r#"{"chosen": "a", "rejected": "b"}"#,
-            "file:d, row 1: `chosen` and `rejected` share",
-        ),
-    ] {
-        fs_err::write(&path, data).unwrap();
-        let kind = kind(&format!("{{ source: d, layout: {layout} }}"));
-        let error = kind.layout.read(&path, "file:d").err().unwrap().to_string();
-        assert!(error.contains(message), "{error}");
-    }
+    let data = "qid,question,response_j,response_k\nx,a,b,c\n";
+    let stack = kind("{ source: d, layout: stack_exchange_paired }");
+    let error = loaded(&stack, data).unwrap_err();
+    assert!(error.starts_with("file:d, row 1: `qid` is x"), "{error}");
     let kind = kind("{ source: d, layout: anthropic_hh, template: 'no placeholder' }");
     assert_eq!(kind.validate().len(), 1);
 }
@@ -210,6 +301,7 @@ fn turns_of_pku_become_prompts_from_json_lines_and_from_parquet() {
     let plain = examples(&kind("{ source: d, layout: pku_hh }"), TURNS);
     assert_eq!(plain[1].prompt, "\n\nHuman: Who?\n\nAssistant:", "as in HH");
     assert_eq!(plain[1].question, "Human: Who?");
+    assert_eq!(plain[1].chosen.as_deref(), Some(" Me."));
     let cut = "{ source: d, layout: pku_hh, max_question_chars: 52, long_questions: cut }";
     let found = examples(&kind(cut), TURNS);
     assert_eq!(
@@ -247,29 +339,23 @@ fn summaries_lose_the_words_that_announce_them() {
         "<|im_start|>user\nPOST: a\n\nTL;DR:<|im_end|>\n<|im_start|>assistant\n"
     );
     let one = layout.replace("template: chatml", "max_pairs_per_question: 1");
-    assert_eq!(examples(&kind(&one), rows).len(), 1);
+    let plain = examples(&kind(&one), rows);
+    assert_eq!(plain.len(), 1);
+    assert_eq!(plain[0].prompt, "POST: a\n\nTL;DR:");
+    assert_eq!(plain[0].chosen.as_deref(), Some(" one"));
 }
 
 #[test]
 fn damaged_nested_rows_are_named() {
     let good = r#""chosen": {"text": "a"}, "rejected": {"text": "b"}}"#;
-    let fault = |data: &[u8]| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data");
-        fs_err::write(&path, data).unwrap();
-        Layout::PkuHh
-            .read(&path, "file:d")
-            .err()
-            .unwrap()
-            .to_string()
-    };
+    let pku = kind("{ source: d, layout: pku_hh }");
+    let fault = |data: &[u8]| loaded(&pku, data).unwrap_err();
     for (context, message) in [
         (r"[]", "`context` has no turn"),
         (
             r#""Hi""#,
             "`context`: invalid type: string \"Hi\", expected a sequence",
         ),
-        (r"null", "`context`: invalid type: null"),
         (
             r#"[{"role": "user", "text": "a"}]"#,
             "`context`: unknown variant `user`, expected `human` or `assistant`",
@@ -288,11 +374,12 @@ fn damaged_nested_rows_are_named() {
     let text: Column = Series::new("chosen".into(), ["a"]).into();
     let answer: Column = structures("rejected", &[("text", &["b"])]).into();
     let error = fault(&parquet(vec![who.clone(), text, answer.clone()]));
-    let expected = "file:d, row 1: `chosen`: invalid type: string \"a\", expected struct Answer";
-    assert_eq!(error, expected);
+    let expected = "file:d, row 1: `chosen`: invalid type: string \"a\", expected struct Reply";
+    assert!(error.starts_with(expected), "{error}");
     let other: Column = structures("chosen", &[("words", &["a"])]).into();
     let error = fault(&parquet(vec![who.clone(), other, answer.clone()]));
-    assert_eq!(error, "file:d, row 1: `chosen`: missing field `text`");
+    let expected = "file:d, row 1: `chosen`: missing field `text`";
+    assert!(error.starts_with(expected), "{error}");
     let error = fault(&parquet(vec![who, answer]));
     assert!(error.starts_with("file:d: no column `chosen`"), "{error}");
 
@@ -302,12 +389,9 @@ fn damaged_nested_rows_are_named() {
         assert!(error.starts_with("file:d"), "{error}");
     }
     // Nested columns are no text.
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("data");
-    fs_err::write(&path, &whole).unwrap();
-    let error = Layout::AnthropicHh.read(&path, "file:d").err().unwrap();
+    let error = loaded(&kind("{ source: d, layout: anthropic_hh }"), &whole).unwrap_err();
     assert_eq!(
-        error.to_string(),
+        error,
         "file:d, row 1: `chosen` is neither text nor a number"
     );
 }

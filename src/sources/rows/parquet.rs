@@ -1,0 +1,238 @@
+//! Rows of parquet files, a row group at a time, each looked at before it is unpacked.
+//!
+//! polars asks for whatever memory a file tells it to. So the headers of pages, which say what their pages unpack to, are
+//! read first, and nothing is unpacked that claims more than its file may hold.
+
+use std::fs::File;
+use std::io::{BufReader, Error, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use polars::prelude::{ArrowDataType, DataFrame, ParallelStrategy, ParquetReader, SerReader};
+use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
+use polars_parquet_format::{Encoding, PageHeader, PageType};
+
+use super::cell::Cell;
+use super::{Reading, RowsError};
+use crate::quiet::catch_quietly;
+
+/// What a value takes beside its bytes: a view, offsets, and whether it is there.
+const VALUE_BYTES: u64 = 48;
+/// No header of a page is longer.
+const HEADER_BYTES: usize = 1 << 20;
+
+/// The pages of a column chunk, by their headers.
+#[derive(Debug, Default)]
+struct Pages {
+    unpacked: u64,
+    values: u64,
+}
+
+impl<T: Cell> Reading<'_, T> {
+    pub(super) fn parquet(&mut self, file: File) -> Result<ControlFlow<()>, RowsError> {
+        let name = Arc::clone(self.file);
+        // polars panics on some of the files that are not what they should be.
+        let read = catch_quietly(AssertUnwindSafe(|| self.row_groups(&file)));
+        read.unwrap_or_else(|| {
+            Err(RowsError::Damaged {
+                file: name,
+                reason: "expected a whole parquet file".to_owned(),
+            })
+        })
+    }
+
+    fn row_groups(&mut self, file: &File) -> Result<ControlFlow<()>, RowsError> {
+        let frame = |name: &Arc<str>, source| RowsError::Frame {
+            file: Arc::clone(name),
+            source,
+        };
+        let mut reader = ParquetReader::new(file.try_clone()?);
+        let schema = reader.schema().map_err(|e| frame(self.file, e))?;
+        let known: Vec<&str> = schema.iter_names().map(|name| name.as_str()).collect();
+        for column in self.columns {
+            let Some(field) = schema.get(column) else {
+                return Err(self.no_column(column, &known));
+            };
+            if !is_read(&field.dtype) {
+                return Err(RowsError::Unsupported {
+                    file: Arc::clone(self.file),
+                    what: format!("`{column}` holds {:?}, which is not read", field.dtype),
+                    hint: "write the column as text, numbers, lists or structures of these",
+                });
+            }
+        }
+        let metadata = reader.get_metadata().map_err(|e| frame(self.file, e))?;
+        let metadata = Arc::clone(metadata);
+        let mut before = 0usize;
+        for (index, group) in metadata.row_groups.iter().enumerate() {
+            let rows = group.num_rows();
+            if rows == 0 {
+                continue;
+            }
+            let mut unpacked = 0u64;
+            for column in self.columns {
+                for chunk in group.columns_under_root_iter(column).into_iter().flatten() {
+                    let repeats = chunk.descriptor().descriptor.max_rep_level > 0;
+                    let pages = self.pages(file, index, chunk.byte_range())?;
+                    let is_whole = chunk.num_values() as u64 == pages.values
+                        && if repeats {
+                            rows as u64 <= pages.values
+                        } else {
+                            rows as u64 == pages.values
+                        };
+                    if !is_whole {
+                        return Err(self.damaged(format!(
+                            "row group {index} has {} values of `{column}` for {rows} rows",
+                            pages.values
+                        )));
+                    }
+                    unpacked = unpacked
+                        .saturating_add(pages.unpacked)
+                        .saturating_add(pages.values.saturating_mul(VALUE_BYTES));
+                }
+            }
+            if unpacked > self.most_unpacked {
+                return Err(RowsError::TooLarge {
+                    file: Arc::clone(self.file),
+                    what: "a row group of it unpacks to",
+                    limit: self.most_unpacked,
+                    hint: "write it with smaller row groups, or raise `max_text_mb`",
+                });
+            }
+            let mut reader = ParquetReader::new(file.try_clone()?);
+            reader.set_metadata(Arc::clone(&metadata));
+            let wanted = self.columns.iter().map(|column| (*column).to_owned());
+            let read = reader
+                .with_columns(Some(wanted.collect()))
+                .with_slice(Some((before, rows)))
+                .read_parallel(ParallelStrategy::None)
+                .finish();
+            let group = read.map_err(|error| frame(self.file, error))?;
+            if self.frame(&group, before)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            before = before.saturating_add(rows);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Passes the rows of a row group on, of which there are so many before it.
+    fn frame(&mut self, group: &DataFrame, before: usize) -> Result<ControlFlow<()>, RowsError> {
+        let file = self.file;
+        let wrap = |source| RowsError::Frame {
+            file: Arc::clone(file),
+            source,
+        };
+        let columns: Vec<T::Values> = self
+            .columns
+            .iter()
+            .map(|column| T::values(group.column(column).map_err(wrap)?).map_err(wrap))
+            .collect::<Result<_, _>>()?;
+        for row in 0..group.height() {
+            let values = columns.iter().map(|values| T::at(values, row));
+            if self.row(before + row + 1, values)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Reads the headers of the pages in a range of the file.
+    fn pages(
+        &self,
+        file: &File,
+        group: usize,
+        range: std::ops::Range<u64>,
+    ) -> Result<Pages, RowsError> {
+        let damaged = |reason: String| self.damaged(format!("row group {group}: {reason}"));
+        let mut pages = Pages::default();
+        let mut at = range.start;
+        while at < range.end {
+            let mut reader = BufReader::with_capacity(1024, Place { file, at });
+            let mut protocol = TCompactInputProtocol::new(&mut reader, HEADER_BYTES);
+            let header = PageHeader::read_from_in_protocol(&mut protocol)
+                .map_err(|error| damaged(format!("a page cannot be read: {error}")))?;
+            let size = |size: i32| {
+                u64::try_from(size).map_err(|_| damaged("a page has a negative size".to_owned()))
+            };
+            let left = reader.buffer().len() as u64;
+            at = reader.into_inner().at - left + size(header.compressed_page_size)?;
+            pages.unpacked = pages
+                .unpacked
+                .saturating_add(size(header.uncompressed_page_size)?);
+            let (values, encoding) = match header.type_ {
+                PageType::DATA_PAGE => header
+                    .data_page_header
+                    .map_or((0, Encoding::PLAIN), |page| {
+                        (page.num_values, page.encoding)
+                    }),
+                PageType::DATA_PAGE_V2 => header
+                    .data_page_header_v2
+                    .map_or((0, Encoding::PLAIN), |page| {
+                        (page.num_values, page.encoding)
+                    }),
+                _ => continue,
+            };
+            // Each value repeats any part of the one before: what that unpacks to, no header says.
+            if encoding == Encoding::DELTA_BYTE_ARRAY {
+                return Err(RowsError::Unsupported {
+                    file: Arc::clone(self.file),
+                    what: "it has pages in the encoding DELTA_BYTE_ARRAY, which is not read"
+                        .to_owned(),
+                    hint: "write it with the default encodings",
+                });
+            }
+            pages.values = pages.values.saturating_add(size(values)?);
+        }
+        if at > range.end {
+            return Err(damaged("a page goes beyond its column".to_owned()));
+        }
+        Ok(pages)
+    }
+}
+
+/// Whether polars reads a type as it is built here; it panics on others.
+fn is_read(dtype: &ArrowDataType) -> bool {
+    use ArrowDataType as D;
+    match dtype {
+        D::List(field) | D::LargeList(field) => is_read(&field.dtype),
+        D::Struct(fields) => fields.iter().all(|field| is_read(&field.dtype)),
+        other => matches!(
+            other,
+            D::Null
+                | D::Boolean
+                | D::Int8
+                | D::Int16
+                | D::Int32
+                | D::Int64
+                | D::UInt8
+                | D::UInt16
+                | D::UInt32
+                | D::UInt64
+                | D::Float32
+                | D::Float64
+                | D::Utf8
+                | D::LargeUtf8
+                | D::Utf8View
+        ),
+    }
+}
+
+/// A place in a file that others read as well.
+struct Place<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Place<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        if read == 0 && !buffer.is_empty() {
+            return Err(Error::from(ErrorKind::UnexpectedEof));
+        }
+        self.at += read as u64;
+        Ok(read)
+    }
+}
