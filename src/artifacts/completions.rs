@@ -18,8 +18,10 @@ pub struct CompletionRow {
     pub sample: u64,
     /// The question as it was asked.
     pub question: String,
-    /// What the policy was given.
+    /// What the policy was given: the end of a prompt that was cut.
     pub prompt: String,
+    /// The tokens of a prompt that was cut: its text read again may be cut into others.
+    pub prompt_ids: Option<Vec<u32>>,
     /// What it wrote, without special tokens.
     pub completion: String,
     /// Its length in tokens, the end-of-sequence token included.
@@ -46,21 +48,17 @@ pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
         rows.iter().map(|row| Some(row.question.clone())),
     );
     table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
+    ids_column(&mut table, "prompt_ids", rows, |row| {
+        row.prompt_ids.as_deref()
+    });
     table.text_column(
         "completion",
         rows.iter().map(|row| Some(row.completion.clone())),
     );
     table.number_column("tokens", 0, rows.iter().map(|row| Some(row.tokens as f64)));
-    if rows.iter().any(|row| row.token_ids.is_some()) {
-        let spelt = |ids: &[u32]| {
-            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-            ids.join(" ")
-        };
-        table.text_column(
-            "token_ids",
-            rows.iter().map(|row| row.token_ids.as_deref().map(spelt)),
-        );
-    }
+    ids_column(&mut table, "token_ids", rows, |row| {
+        row.token_ids.as_deref()
+    });
     table.number_column(
         "truncated",
         0,
@@ -69,6 +67,23 @@ pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
     );
     table.number_column("log_prob", 3, rows.iter().map(|row| Some(row.log_prob)));
     table
+}
+
+/// Adds a column of token ids, if a row has any.
+fn ids_column(
+    table: &mut Table,
+    name: &str,
+    rows: &[CompletionRow],
+    ids: impl Fn(&CompletionRow) -> Option<&[u32]>,
+) {
+    if rows.iter().all(|row| ids(row).is_none()) {
+        return;
+    }
+    let spelt = |ids: &[u32]| {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        ids.join(" ")
+    };
+    table.text_column(name, rows.iter().map(|row| ids(row).map(spelt)));
 }
 
 /// Reads the completions of an artifact of kind `completions` or `scores`.
@@ -83,19 +98,21 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
     let (truncated, log_probs) = (number("truncated")?, number("log_prob")?);
     let (questions, prompts) = (table.all_texts("question")?, table.all_texts("prompt")?);
     let completions = table.all_texts("completion")?;
-    let has_tokens = table
-        .columns
-        .iter()
-        .any(|column| column.name == "token_ids");
-    let token_ids = has_tokens.then(|| table.texts("token_ids")).transpose()?;
-    let parsed = |cell: &Option<String>| -> Result<Option<Vec<u32>>, TableError> {
-        let ids = cell.as_ref().map(|cell| {
-            let ids = cell.split_ascii_whitespace().map(str::parse);
-            ids.collect::<Result<_, _>>()
+    let ids_of = |name: &str| -> Result<Vec<Option<Vec<u32>>>, TableError> {
+        if !table.has(name) {
+            return Ok(vec![None; table.height()]);
+        }
+        let cells = table.texts(name)?.iter().map(|cell| {
+            let ids = cell.as_ref().map(|cell| {
+                let ids = cell.split_ascii_whitespace().map(str::parse);
+                ids.collect::<Result<Vec<u32>, _>>()
+            });
+            ids.transpose()
+                .map_err(|_| table.missing(name, "whole numbers, apart by spaces"))
         });
-        ids.transpose()
-            .map_err(|_| table.missing("token_ids", "whole numbers, apart by spaces"))
+        cells.collect()
     };
+    let (mut prompt_ids, mut token_ids) = (ids_of("prompt_ids")?, ids_of("token_ids")?);
     (0..table.height())
         .map(|row| {
             Ok(CompletionRow {
@@ -103,9 +120,10 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
                 sample: samples[row] as u64,
                 question: questions[row].clone(),
                 prompt: prompts[row].clone(),
+                prompt_ids: prompt_ids[row].take(),
                 completion: completions[row].clone(),
                 tokens: tokens[row] as u64,
-                token_ids: token_ids.map_or(Ok(None), |cells| parsed(&cells[row]))?,
+                token_ids: token_ids[row].take(),
                 truncated: truncated[row] != 0.0,
                 log_prob: log_probs[row],
             })

@@ -76,12 +76,11 @@ impl Dataset {
         })
     }
 
-    /// Returns the first example of each distinct prompt, in order.
-    pub fn distinct_prompts(&self) -> Vec<&Example> {
+    /// Returns the first example of each distinct prompt, in order, with its row.
+    pub fn distinct_prompts(&self) -> Vec<(usize, &Example)> {
         let mut seen = std::collections::BTreeSet::new();
-        self.examples
-            .iter()
-            .filter(|example| seen.insert(example.prompt.as_str()))
+        let rows = self.examples.iter().enumerate();
+        rows.filter(|(_, example)| seen.insert(example.prompt.as_str()))
             .collect()
     }
 }

@@ -222,18 +222,21 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Encodes the beginning of a document in at most `most` tokens: the begin token stays, the oldest of the others go.
-    pub fn encode_prompt_within(
-        &self,
-        text: &str,
-        most: Option<usize>,
-    ) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = self.encode_prompt(text)?;
+    /// Cuts the tokens of [`Tokenizer::encode_prompt`] to at most `most`: the begin token stays, the oldest of the
+    /// others go.
+    pub fn cut_prompt(&self, mut ids: Vec<u32>, most: Option<usize>) -> Vec<u32> {
         if let Some(excess) = most.and_then(|most| ids.len().checked_sub(most)) {
             let first = usize::from(self.adds_bos && self.bos.is_some()).min(ids.len() - excess);
             ids.drain(first..first + excess);
         }
-        Ok(ids)
+        ids
+    }
+
+    /// Decodes the tokens of [`Tokenizer::encode_prompt`], cut or not: special tokens are spelt out, all but the begin
+    /// token that it put first.
+    pub fn decode_prompt(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        let begun = self.adds_bos && self.bos.is_some() && ids.first().copied() == self.bos;
+        self.decode_with_special_tokens(&ids[usize::from(begun)..])
     }
 
     /// Encodes texts in parallel, each as [`Tokenizer::encode`] does; results are in order.

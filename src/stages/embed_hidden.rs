@@ -16,7 +16,7 @@ use crate::ml::llama::TokenBatch;
 /// Embeds completions as the mean hidden state of a layer of a language model.
 ///
 /// One frozen model embeds the texts of all policies, so that distances compare. Only the completion's own tokens
-/// are averaged; `prefix` stands before them, the prompt does not.
+/// are averaged; `prefix` stands before them, the prompt does not. What goes beyond the model's context is cut, with a note.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedHidden {
@@ -69,13 +69,22 @@ impl Kind for EmbedHidden {
         let layer = self.layer.unwrap_or(model.config.num_layers.div_ceil(2));
         let prefix = model.tokenizer.encode_prompt(&self.prefix)?;
         let dimension = model.config.hidden_size;
+        let positions = model.config.max_position_embeddings;
+        if prefix.len() >= positions {
+            return Err(StageError::new(format!(
+                "`prefix` has {} tokens, the model takes {positions}: no text fits behind it",
+                prefix.len()
+            )));
+        }
+        let mut cut = 0;
         let mut values = Vec::with_capacity(texts.len() * dimension);
         for chunk in texts.chunks(self.batch_size) {
             let mut rows = Vec::with_capacity(chunk.len());
             for text in chunk {
                 let mut tokens = prefix.clone();
                 tokens.extend(model.tokenizer.encode(text)?);
-                tokens.truncate(model.config.max_position_embeddings);
+                cut += usize::from(tokens.len() > positions);
+                tokens.truncate(positions);
                 rows.push(tokens);
             }
             let batch = TokenBatch::right_padded(&rows);
@@ -83,6 +92,12 @@ impl Kind for EmbedHidden {
             for (states, row) in hidden.iter().zip(&rows) {
                 values.extend(mean(&states[prefix.len()..row.len()], dimension));
             }
+        }
+        if cut > 0 {
+            ctx.note(&format!(
+                "{cut} of {} texts are longer than the model's {positions} tokens and were cut at the end",
+                texts.len()
+            ));
         }
         Ok(EmbeddingMatrix { values, dimension }.write(&ctx.output("embeddings")?)?)
     }

@@ -63,7 +63,7 @@ impl Kind for EnumerateAnswers {
         let mut rows = Vec::new();
         let mut rewards = Vec::new();
         let mut modes = Vec::new();
-        for example in &examples[..self.n] {
+        for (_, example) in &examples[..self.n] {
             let exam = examiner.exam(&example.question).ok_or_else(|| {
                 StageError::new(format!(
                     "`{}` is no prompt of the generated world {}",
@@ -82,9 +82,8 @@ impl Kind for EnumerateAnswers {
                     prompt: example.prompt.clone(),
                     completion: answer.text,
                     tokens,
-                    token_ids: None,
-                    truncated: false,
                     log_prob: answer.log_prior,
+                    ..CompletionRow::default()
                 });
             }
         }

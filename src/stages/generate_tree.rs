@@ -151,7 +151,7 @@ impl GenerateTree {
                     tokens: tokens.len() as u64,
                     token_ids: Some(tokens.clone()),
                     truncated: *truncated,
-                    log_prob: 0.0,
+                    ..CompletionRow::default()
                 });
             }
         }

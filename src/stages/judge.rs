@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::score::tokenize;
+use super::tokenized::tokenize_completions;
 use super::training::at_least_one;
 use crate::artifacts::completions::{self, COMPLETIONS, CompletionRow, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -145,7 +145,7 @@ impl Kind for Judge {
         let (title, judged) = match &self.judge {
             Judging::RewardModel { batch_size } => {
                 let reward = RewardModel::load(&ctx.input("reward")?.path)?;
-                let judged = by_reward(&pairs, &reward, *batch_size)?;
+                let judged = by_reward(&pairs, &reward, *batch_size, ctx)?;
                 ("Judgements of a reward model".to_owned(), judged)
             }
             Judging::Http(server) => {
@@ -232,6 +232,7 @@ impl Opponents {
         // A judge compares answers to one prompt, even where the opponent was asked in another template.
         Some(CompletionRow {
             prompt: ours.prompt.clone(),
+            prompt_ids: ours.prompt_ids.clone(),
             ..theirs
         })
     }
@@ -281,24 +282,49 @@ impl Judge {
     }
 }
 
-/// Lets a reward model judge: the greater reward wins, equal ones tie.
+/// Lets a reward model judge: the greater reward wins, equal ones tie. Pairs with a side beyond its context are left
+/// out; their number is noted.
 fn by_reward(
     pairs: &[Pair],
     reward: &RewardModel,
     batch_size: usize,
+    ctx: &mut RunContext,
 ) -> Result<Vec<Judgement>, StageError> {
-    let score = |rows: Vec<CompletionRow>| -> Result<Vec<f64>, StageError> {
-        let sequences = tokenize(&rows, &reward.model.tokenizer, &reward.model.eos)?;
-        let tokens: Vec<Vec<u32>> = sequences.into_iter().map(|row| row.tokens).collect();
-        Ok(reward.rewards(&tokens, batch_size)?)
+    let sides = |side: fn(&Pair) -> &CompletionRow| {
+        let rows: Vec<CompletionRow> = pairs.iter().map(|pair| side(pair).clone()).collect();
+        tokenize_completions(&rows, &reward.model)
     };
-    let ours = score(pairs.iter().map(|pair| pair.ours.clone()).collect())?;
-    let theirs = score(pairs.iter().map(|pair| pair.theirs.clone()).collect())?;
-    let judged = pairs.iter().zip(ours.into_iter().zip(theirs));
+    let (ours, theirs) = (sides(|pair| &pair.ours)?, sides(|pair| &pair.theirs)?);
+    let (mut judged, mut rows) = (Vec::new(), Vec::new());
+    for (pair, sides) in pairs.iter().zip(ours.into_iter().zip(theirs)) {
+        if let (Some(ours), Some(theirs)) = sides {
+            judged.push(pair);
+            rows.extend([ours.tokens, theirs.tokens]);
+        }
+    }
+    if judged.len() < pairs.len() {
+        let problem = format!(
+            "{} of {} pairs have a side of more than {} tokens with its prompt",
+            pairs.len() - judged.len(),
+            pairs.len(),
+            reward.model.config.max_position_embeddings
+        );
+        if judged.is_empty() {
+            return Err(StageError::new(problem).hint(
+                "the reward model has a shorter context: set `max_prompt_tokens` or lower `max_new_tokens` in `sample`",
+            ));
+        }
+        ctx.note(&format!("{problem} and were left out"));
+    }
+    let rewards = reward.rewards(&rows, batch_size)?;
+    let judged = judged.into_iter().zip(rewards.chunks_exact(2));
     Ok(judged
-        .map(|(pair, rewards)| Judgement {
-            rewards: Some(rewards),
-            ..pair.judgement(Order::Either, preferred(rewards))
+        .map(|(pair, rewards)| {
+            let rewards = (rewards[0], rewards[1]);
+            Judgement {
+                rewards: Some(rewards),
+                ..pair.judgement(Order::Either, preferred(rewards))
+            }
         })
         .collect())
 }

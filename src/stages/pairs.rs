@@ -79,15 +79,7 @@ impl PairTraining<'_> {
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let stream = Stream::new(self.seed, kind);
         let lengths = self.lengths.lengths(&policy);
-        let pairs = tokenize_pairs(&policy, &data.examples, lengths)?;
-        if pairs.len() < data.examples.len() {
-            ctx.note(&format!(
-                "{} of {} pairs fit into {} tokens",
-                pairs.len(),
-                data.examples.len(),
-                lengths.most
-            ));
-        }
+        let pairs = tokenize_pairs(&policy, &data.examples, "pairs", lengths, ctx)?;
         let reference = policy.frozen()?;
         let merged = policy.adapter.is_some();
         let trained = training::trained_model(&mut policy, self.adapter, &stream)?;

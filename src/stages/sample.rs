@@ -7,12 +7,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::tokenized::tokenize_prompts;
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
-use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
-use crate::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
+use crate::ml::generate::{
+    Contrastive, GenerateError, GenerateOptions, Sampling, Strategy, generate,
+};
 use crate::random::Stream;
 
 /// How the next token is chosen.
@@ -30,7 +33,8 @@ pub enum StrategyName {
 /// Lets a policy complete prompts.
 ///
 /// The completion of a prompt depends on the seed, the prompt and the number of the sample alone, so policies that
-/// are compared see the same noise.
+/// are compared see the same noise. Prompts that leave no room for `max_new_tokens` in the model's context are left out,
+/// with a note.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sample {
@@ -59,7 +63,8 @@ pub struct Sample {
     /// Distinct prompts of the dataset to skip first.
     #[serde(default)]
     skip: usize,
-    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent. Scorers
+    /// read what is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_prompt_tokens: Option<usize>,
     /// The horizon.
@@ -111,7 +116,7 @@ impl Sample {
 
 impl Kind for Sample {
     const NAME: &'static str = "sample";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         "{ strategy: contrastive, alpha: 0.6, top_k: 4, n: 200, max_new_tokens: 24 }";
 
@@ -229,41 +234,55 @@ impl Kind for Sample {
         let dataset = Dataset::read(&ctx.input("prompts")?.path)?;
         let needed = self.n.div_ceil(self.samples_per_prompt);
         let distinct = dataset.distinct_prompts();
-        let available = distinct.len().saturating_sub(self.skip);
-        if needed > available {
+        let examples = &distinct[self.skip.min(distinct.len())..];
+        let positions = model.config.max_position_embeddings;
+        let room = positions.saturating_sub(self.max_new_tokens);
+        let cut = self.max_prompt_tokens;
+        let chosen = tokenize_prompts(&model, examples, needed, cut, room, ctx)?;
+        if needed > chosen.len() {
             let error = StageError::new(format!(
-                "{} completions need {needed} distinct prompts, the dataset has {available}",
-                self.n
+                "{} completions need {needed} distinct prompts, the dataset has {}{}",
+                self.n,
+                chosen.len(),
+                if chosen.len() < examples.len() {
+                    format!(" of at most {room} tokens")
+                } else {
+                    String::new()
+                }
             ));
-            return Err(error.hint(if self.is_deterministic() {
+            return Err(error.hint(if chosen.len() < examples.len() {
+                format!(
+                    "the model takes {positions} tokens, {} of them for the completion: lower `max_new_tokens`, or set \
+                     `max_prompt_tokens`",
+                    self.max_new_tokens
+                )
+            } else if self.is_deterministic() {
                 "deterministic decoding gives one completion for each prompt: lower `n`, or sample"
+                    .to_owned()
             } else {
-                "lower `n`, or raise `samples_per_prompt`"
+                "lower `n`, or raise `samples_per_prompt`".to_owned()
             }));
         }
-        let chosen: Vec<&Example> = distinct[self.skip..self.skip + needed].to_vec();
         let mut rows = Vec::with_capacity(self.n);
         let (mut prompts, mut keys) = (Vec::new(), Vec::new());
         for index in 0..self.n {
-            let (place, sample) = (
-                index / self.samples_per_prompt,
-                index % self.samples_per_prompt,
-            );
-            let example = chosen[place];
-            let most = self.max_prompt_tokens;
-            prompts.push(
-                model
-                    .tokenizer
-                    .encode_prompt_within(&example.prompt, most)?,
-            );
-            keys.push(((self.skip + place) as u64) << 20 | sample as u64);
-            rows.push(CompletionRow {
+            let prompt = &chosen[index / self.samples_per_prompt];
+            let sample = (index % self.samples_per_prompt) as u64;
+            let (_, example) = examples[prompt.place];
+            prompts.push(prompt.tokens.clone());
+            keys.push(((self.skip + prompt.place) as u64) << 20 | sample);
+            let mut row = CompletionRow {
                 question_id: example.question_id,
-                sample: sample as u64,
+                sample,
                 question: example.question.clone(),
                 prompt: example.prompt.clone(),
                 ..CompletionRow::default()
-            });
+            };
+            if prompt.is_cut {
+                row.prompt = model.tokenizer.decode_prompt(&prompt.tokens)?;
+                row.prompt_ids = Some(prompt.tokens.clone());
+            }
+            rows.push(row);
         }
         let options = GenerateOptions {
             repetition_penalty: self.repetition_penalty,
@@ -296,7 +315,14 @@ impl Kind for Sample {
         if ctx.is_cancelled() {
             return Err(StageError::Interrupted);
         }
-        for (row, completion) in rows.iter_mut().zip(completions?) {
+        let completions = completions.map_err(|error| match error {
+            GenerateError::NonFinite { index, tokens } => StageError::new(format!(
+                "question {}, sample {}: the logits after {tokens} new tokens are not finite",
+                rows[index].question_id, rows[index].sample
+            )),
+            other => other.into(),
+        })?;
+        for (row, completion) in rows.iter_mut().zip(completions) {
             row.completion = model.tokenizer.decode(&completion.tokens)?;
             row.tokens = completion.tokens.len() as u64;
             row.token_ids = Some(completion.tokens);

@@ -4,9 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::score::{log_probs_and_entropies, tokenize};
+use super::score::log_probs_and_entropies;
+use super::tokenized::scorable;
 use super::training::at_least_one;
-use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
+use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
@@ -16,7 +17,8 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 ///
 /// At temperature 1, over all the completion's tokens and its end. `entropy` is the mean over these tokens of the exact
 /// entropy of the distribution that each was chosen from, H = -sum_v p_v ln p_v in nats. A column `kl`, which compares
-/// the former `log_prob` with a reference, is dropped.
+/// the former `log_prob` with a reference, is dropped. The tokens are those that were read and written, a cut prompt as it
+/// was cut, where the tokenizer is the same. Completions beyond the policy's context are left out, with a note.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScorePolicy {
@@ -50,9 +52,9 @@ impl Kind for ScorePolicy {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let sequences = tokenize(&from_table(&table)?, &policy.tokenizer, &policy.eos)?;
+        let sequences = &scorable(&mut table, &[&policy], ctx)?.sequences[0];
         let (log_probs, entropies) =
-            log_probs_and_entropies(&policy.frozen()?, &sequences, self.batch_size)?;
+            log_probs_and_entropies(&policy.frozen()?, sequences, self.batch_size)?;
         table
             .columns
             .retain(|column| !["log_prob", "kl", "entropy"].contains(&column.name.as_str()));

@@ -1,8 +1,12 @@
-//! Examples of a dataset as tokens, and what becomes of those that are too long.
+//! Texts of a dataset as tokens of a model, and what becomes of those that are too long.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::boundary::Boundary;
+use self::boundary::note_boundary;
+pub(super) use self::completions::{scorable, tokenize_completions};
+pub(super) use self::prompts::tokenize_prompts;
 use super::training::at_least_one;
 use crate::artifacts::dataset::Example;
 use crate::artifacts::language_model::LanguageModel;
@@ -11,6 +15,10 @@ use crate::engine::stage::{Problem, StageError};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::reward::TokenizedPair;
+
+mod boundary;
+mod completions;
+mod prompts;
 
 /// What becomes of completions of the data set that are too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +47,7 @@ pub(super) struct Limits {
     pub(super) max_tokens: Option<usize>,
     pub(super) max_prompt_tokens: Option<usize>,
     pub(super) long_completions: LongCompletions,
+    pub(super) boundary: Boundary,
 }
 
 impl Limits {
@@ -58,6 +67,8 @@ impl Limits {
             most: context_length(model, self.max_tokens),
             prompt: self.max_prompt_tokens,
             long_completions: self.long_completions,
+            boundary: self.boundary,
+            ..Lengths::up_to(0)
         }
     }
 }
@@ -69,7 +80,10 @@ pub(super) struct Lengths {
     pub(super) most: usize,
     /// The prompt, which loses its beginning.
     prompt: Option<usize>,
+    /// Tokens that must fit behind the prompt, whatever its completion has.
+    horizon: usize,
     long_completions: LongCompletions,
+    boundary: Boundary,
 }
 
 impl Lengths {
@@ -78,8 +92,19 @@ impl Lengths {
         Self {
             most,
             prompt: None,
+            horizon: 0,
             long_completions: LongCompletions::LeaveOut,
+            boundary: Boundary::Apart,
         }
+    }
+
+    /// Examples whose prompt leaves no room for `horizon` new tokens are left out as well.
+    pub(super) fn with_room_for(self, horizon: usize) -> Self {
+        Self { horizon, ..self }
+    }
+
+    pub(super) fn with_boundary(self, boundary: Boundary) -> Self {
+        Self { boundary, ..self }
     }
 }
 
@@ -89,29 +114,102 @@ pub(super) fn context_length(model: &LanguageModel, asked: Option<usize>) -> usi
     asked.map_or(context, |asked| asked.min(context))
 }
 
-/// Turns an example into tokens, its completion ended by the end-of-sequence token; `None` if it does not fit.
-pub(super) fn tokenize(
+/// An example as tokens, or why it is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fit {
+    Row(TokenizedCompletion),
+    TooLong,
+    /// Its prompt leaves too little room, or has no token.
+    NoRoom,
+}
+
+/// Turns an example into tokens, its completion ended by the end-of-sequence token.
+fn fit(
     tokenizer: &Tokenizer,
     eos: u32,
     prompt: &str,
     completion: &str,
     lengths: Lengths,
-) -> Result<Option<TokenizedCompletion>, StageError> {
-    let mut tokens = tokenizer.encode_prompt_within(prompt, lengths.prompt)?;
+) -> Result<Fit, StageError> {
+    let (prompt, completion) = lengths.boundary.split(tokenizer, prompt, completion)?;
+    let mut tokens = tokenizer.cut_prompt(prompt, lengths.prompt);
     let prompt_length = tokens.len();
-    tokens.extend(tokenizer.encode(completion)?);
+    if prompt_length == 0 || prompt_length + lengths.horizon > lengths.most {
+        return Ok(Fit::NoRoom);
+    }
+    tokens.extend(completion);
     tokens.push(eos);
     if lengths.long_completions == LongCompletions::Truncate {
         tokens.truncate(lengths.most);
     }
-    let fits = tokens.len() <= lengths.most && (1..tokens.len()).contains(&prompt_length);
-    Ok(fits.then_some(TokenizedCompletion {
+    if tokens.len() > lengths.most || tokens.len() == prompt_length {
+        return Ok(Fit::TooLong);
+    }
+    Ok(Fit::Row(TokenizedCompletion {
         tokens,
         prompt_length,
     }))
 }
 
-/// Tokenizes the preferred completions of `examples`; says how many were too long.
+/// Turns an example into tokens of a model; `None` if it does not fit.
+pub(super) fn tokenize(
+    model: &LanguageModel,
+    prompt: &str,
+    completion: &str,
+    lengths: Lengths,
+) -> Result<Option<TokenizedCompletion>, StageError> {
+    let fit = fit(&model.tokenizer, model.eos[0], prompt, completion, lengths)?;
+    Ok(match fit {
+        Fit::Row(row) => Some(row),
+        Fit::TooLong | Fit::NoRoom => None,
+    })
+}
+
+/// Checks that a model knows tokens: a tokenizer may have more than the model that it came with.
+fn check_vocabulary(
+    model: &LanguageModel,
+    tokens: &[u32],
+    of: impl Fn() -> String,
+) -> Result<(), StageError> {
+    let size = model.config.vocab_size;
+    match tokens.iter().find(|id| **id as usize >= size) {
+        None => Ok(()),
+        Some(id) => Err(StageError::new(format!(
+            "{}: token {id} is outside the model's vocabulary of {size}",
+            of()
+        ))
+        .hint("tokenizer and model do not belong together")),
+    }
+}
+
+/// What was left out of a dataset.
+#[derive(Debug, Default)]
+struct LeftOut {
+    too_long: usize,
+    no_room: usize,
+}
+
+impl LeftOut {
+    fn note(&self, of: usize, what: &str, lengths: Lengths, ctx: &mut RunContext) {
+        let most = lengths.most;
+        if self.too_long > 0 {
+            ctx.note(&format!(
+                "{} of {of} {what} are longer than {most} tokens and were left out",
+                self.too_long
+            ));
+        }
+        if self.no_room > 0 {
+            ctx.note(&format!(
+                "{} of {of} {what} have a prompt that is empty or leaves no room for {} tokens of {most}, and were left \
+                 out",
+                self.no_room,
+                lengths.horizon.max(1)
+            ));
+        }
+    }
+}
+
+/// Tokenizes the preferred completions of `examples`; says how many did not fit.
 pub(super) fn tokenize_chosen(
     model: &LanguageModel,
     examples: &[Example],
@@ -120,38 +218,54 @@ pub(super) fn tokenize_chosen(
 ) -> Result<Vec<(u64, TokenizedCompletion)>, StageError> {
     let most = lengths.most;
     let mut rows = Vec::new();
-    let mut long = 0;
+    let mut left_out = LeftOut::default();
     for (index, example) in examples.iter().enumerate() {
         let completion = example.chosen.as_deref().ok_or_else(|| {
             StageError::new(format!("row {index} of the dataset has no completion"))
                 .hint("it has prompts only")
         })?;
         let (tokenizer, eos) = (&model.tokenizer, model.eos[0]);
-        match tokenize(tokenizer, eos, &example.prompt, completion, lengths)? {
-            Some(row) => rows.push((example.question_id, row)),
-            None => long += 1,
+        match fit(tokenizer, eos, &example.prompt, completion, lengths)? {
+            Fit::Row(row) => {
+                check_vocabulary(model, &row.tokens, || format!("row {index} of the dataset"))?;
+                rows.push((example.question_id, row));
+            }
+            Fit::TooLong => left_out.too_long += 1,
+            Fit::NoRoom => left_out.no_room += 1,
         }
     }
-    if long > 0 {
-        ctx.note(&format!(
-            "{long} of {} examples are longer than {most} tokens and were left out",
-            examples.len()
-        ));
-    }
+    left_out.note(examples.len(), "examples", lengths, ctx);
     if rows.is_empty() {
-        return Err(
-            StageError::new(format!("no example has at most {most} tokens"))
-                .hint("raise `max_tokens`, or look at the dataset"),
-        );
+        let (error, hint) = if left_out.no_room > 0 {
+            (
+                format!(
+                    "no prompt leaves room for {} tokens of {most}",
+                    lengths.horizon.max(1)
+                ),
+                "lower `max_new_tokens`, set `max_prompt_tokens` where the kind has it, or look at the dataset",
+            )
+        } else {
+            (
+                format!("no example has at most {most} tokens"),
+                "raise `max_tokens`, or look at the dataset",
+            )
+        };
+        return Err(StageError::new(error).hint(hint));
     }
+    let texts = examples
+        .iter()
+        .filter_map(|example| Some((example.prompt.as_str(), example.chosen.as_deref()?)));
+    note_boundary(&model.tokenizer, texts, lengths.boundary, ctx)?;
     Ok(rows)
 }
 
-/// Tokenizes pairs; those with a side that is too long are left out.
+/// Tokenizes pairs, which notes call `what`; those with a side that does not fit are left out, with their number.
 pub(super) fn tokenize_pairs(
     model: &LanguageModel,
     examples: &[Example],
+    what: &str,
     lengths: Lengths,
+    ctx: &mut RunContext,
 ) -> Result<Vec<TokenizedPair>, StageError> {
     let mut pairs = Vec::new();
     for (index, example) in examples.iter().enumerate() {
@@ -161,9 +275,13 @@ pub(super) fn tokenize_pairs(
                     .hint("preferences are learnt from two completions of each prompt"),
             );
         };
-        let (tokenizer, eos) = (&model.tokenizer, model.eos[0]);
-        let tokenize = |text| tokenize(tokenizer, eos, &example.prompt, text, lengths);
+        let tokenize = |text| tokenize(model, &example.prompt, text, lengths);
         if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
+            for side in [&chosen, &rejected] {
+                check_vocabulary(model, &side.tokens, || {
+                    format!("row {index} of the dataset")
+                })?;
+            }
             pairs.push(TokenizedPair { chosen, rejected });
         }
     }
@@ -173,6 +291,19 @@ pub(super) fn tokenize_pairs(
             lengths.most
         )));
     }
+    if pairs.len() < examples.len() {
+        ctx.note(&format!(
+            "{} of {} {what} fit into {} tokens",
+            pairs.len(),
+            examples.len(),
+            lengths.most
+        ));
+    }
+    let texts = examples.iter().flat_map(|example| {
+        let sides = example.chosen.iter().chain(&example.rejected);
+        sides.map(|side| (example.prompt.as_str(), side.as_str()))
+    });
+    note_boundary(&model.tokenizer, texts, lengths.boundary, ctx)?;
     Ok(pairs)
 }
 
@@ -181,34 +312,48 @@ mod tests {
     use super::*;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
 
-    /// Tokens of a prompt of 4 words and a completion of 3, and where the prompt ends.
-    fn row(lengths: Lengths) -> Option<(Vec<u32>, usize)> {
+    /// A prompt of 4 words and a completion of 3, behind the begin token.
+    fn fitted(lengths: Lengths) -> Fit {
         let words = ["a a a a a a a b b b b b b c c c c c d d d d x x x y y z"];
         let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, words, 20, &[]).unwrap();
-        let row = tokenize(&tokenizer, 2, "a b c d", "x y z", lengths).unwrap();
-        row.map(|row| (row.tokens, row.prompt_length))
+        fit(&tokenizer, 2, "a b c d", "x y z", lengths).unwrap()
+    }
+
+    fn row(tokens: &[u32], prompt_length: usize) -> Fit {
+        Fit::Row(TokenizedCompletion {
+            tokens: tokens.to_vec(),
+            prompt_length,
+        })
     }
 
     fn limits(most: usize, prompt: usize) -> Lengths {
         Lengths {
-            most,
             prompt: Some(prompt),
             long_completions: LongCompletions::Truncate,
+            ..Lengths::up_to(most)
         }
     }
 
     #[test]
     fn long_examples_are_left_out_or_cut() {
         // Begin token 1, words from 4 on, end token 2.
-        let whole = vec![1, 4, 5, 6, 7, 8, 9, 10, 2];
-        assert_eq!(row(Lengths::up_to(9)), Some((whole.clone(), 5)));
-        assert_eq!(row(Lengths::up_to(8)), None);
-        assert_eq!(row(limits(9, 5)), Some((whole, 5)));
+        let whole = row(&[1, 4, 5, 6, 7, 8, 9, 10, 2], 5);
+        assert_eq!(fitted(Lengths::up_to(9)), whole);
+        assert_eq!(fitted(Lengths::up_to(8)), Fit::TooLong);
+        assert_eq!(fitted(limits(9, 5)), whole);
         // The prompt loses its oldest words, the completion its end.
-        assert_eq!(row(limits(9, 3)), Some((vec![1, 6, 7, 8, 9, 10, 2], 3)));
-        assert_eq!(row(limits(6, 3)), Some((vec![1, 6, 7, 8, 9, 10], 3)));
-        assert_eq!(row(limits(2, 1)), Some((vec![1, 8], 1)));
+        assert_eq!(fitted(limits(9, 3)), row(&[1, 6, 7, 8, 9, 10, 2], 3));
+        assert_eq!(fitted(limits(6, 3)), row(&[1, 6, 7, 8, 9, 10], 3));
+        assert_eq!(fitted(limits(2, 1)), row(&[1, 8], 1));
         // No room for a completion.
-        assert_eq!(row(limits(5, 5)), None);
+        assert_eq!(fitted(limits(5, 5)), Fit::TooLong);
+        assert_eq!(fitted(limits(4, 5)), Fit::NoRoom);
+    }
+
+    #[test]
+    fn prompts_without_room_for_new_tokens_are_left_out() {
+        let room = |horizon| fitted(Lengths::up_to(9).with_room_for(horizon));
+        assert!(matches!(room(4), Fit::Row(_)));
+        assert_eq!(room(5), Fit::NoRoom);
     }
 }

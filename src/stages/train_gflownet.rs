@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use self::objective::{ObjectiveName, Weighting};
 use super::expected_size::{ExpectedSize, Work, estimate};
-use super::tokenized::{Lengths, LongCompletions, tokenize_chosen};
+use super::tokenized::{Boundary, Lengths, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
@@ -55,7 +55,8 @@ pub enum Offline {
 ///
 /// `log R = reward_scale x reward`; FlowHF is the forward-looking objective with scale 100 and without a KL term, on
 /// completions of the data set. Off-policy forward-looking training constrains the policy by only K - 1 equations for
-/// K completions of a prompt, so it wants at least two of each (`least_completions`).
+/// K completions of a prompt, so it wants at least two of each (`least_completions`). Prompts that leave no room for
+/// `max_new_tokens` in the context of policy and reward model are left out, with a note.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainGflownet {
@@ -141,6 +142,9 @@ pub struct TrainGflownet {
     /// What becomes of completions of the data set beyond the horizon.
     #[serde(default)]
     long_completions: LongCompletions,
+    /// How prompts and completions of the data set become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
     /// Temperature of on-policy sampling: a number, or `{ start, end, steps }` for a straight line.
     #[serde(default)]
     temperature: Ramp,
@@ -214,7 +218,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
@@ -398,12 +402,14 @@ impl Kind for TrainGflownet {
         let data = Dataset::read(&ctx.input("data")?.path)?;
         training::check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
         let stream = Stream::new(self.seed, "train_gflownet");
-        let rows = tokenize_chosen(
-            &policy,
-            &self.trajectories(&data),
-            Lengths::up_to(policy.config.max_position_embeddings),
-            ctx,
-        )?;
+        let positions = policy.config.max_position_embeddings;
+        let positions = positions.min(reward.model.config.max_position_embeddings);
+        // Where the policy is sampled, its completions must fit behind every prompt.
+        let samples = self.on_policy > 0.0 || self.monitor_every > 0;
+        let lengths = Lengths::up_to(positions)
+            .with_room_for(if samples { self.max_new_tokens } else { 0 })
+            .with_boundary(self.boundary);
+        let rows = tokenize_chosen(&policy, &self.trajectories(&data), lengths, ctx)?;
         let kept: Vec<_> = rows
             .into_iter()
             .filter_map(|(question, mut row)| {

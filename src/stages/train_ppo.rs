@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::tokenized::tokenize_prompts;
 use super::training::{
     OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, continuation, save_model,
     train, trained_model,
@@ -451,14 +452,7 @@ impl TrainPpo {
         let room = positions.saturating_sub(self.max_new_tokens);
         let most = self.max_prompt_tokens.unwrap_or(room).min(room);
         let distinct = dataset.distinct_prompts();
-        let mut prompts = Vec::with_capacity(distinct.len());
-        for example in &distinct {
-            let tokens = policy.tokenizer.encode_prompt(&example.prompt)?;
-            if (1..=most).contains(&tokens.len()) {
-                prompts.push(tokens);
-            }
-        }
-        let left_out = distinct.len() - prompts.len();
+        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
         if prompts.is_empty() {
             return Err(StageError::new(format!(
                 "none of {} prompts has from 1 to {most} tokens",
@@ -469,13 +463,7 @@ impl TrainPpo {
                 self.max_new_tokens
             )));
         }
-        if left_out > 0 {
-            ctx.note(&format!(
-                "{left_out} of {} prompts have more than {most} tokens (or none) and were left out",
-                distinct.len()
-            ));
-        }
-        Ok(prompts)
+        Ok(prompts.into_iter().map(|prompt| prompt.tokens).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::ExpectedSize;
 use super::pairs::{self, PairTraining};
-use super::tokenized::{Limits, LongCompletions};
+use super::tokenized::{Boundary, Limits, LongCompletions};
 use super::training::{self, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -45,6 +45,9 @@ pub struct TrainPreference {
     /// What becomes of completions that go beyond `max_tokens`.
     #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
     long_completions: LongCompletions,
+    /// How prompts and completions become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
     /// Seed of the order of pairs and of dropout.
     seed: u64,
     /// Expected sizes, for the plan's estimates; they change no result.
@@ -110,6 +113,7 @@ impl TrainPreference {
                 max_tokens: self.max_tokens,
                 max_prompt_tokens: self.max_prompt_tokens,
                 long_completions: self.long_completions,
+                boundary: self.boundary,
             },
             seed: self.seed,
             expected_size: self.expected_size.as_ref(),

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
-use super::tokenized::{Lengths, context_length, tokenize, tokenize_pairs};
+use super::tokenized::{Boundary, Lengths, context_length, tokenize, tokenize_pairs};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -47,6 +47,9 @@ pub struct TrainReward {
     /// Longer examples are left out; the model's context if absent.
     #[serde(default)]
     max_tokens: Option<usize>,
+    /// How prompts and completions become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
     /// What the scores are scaled and shifted to match.
     #[serde(default)]
     calibration: Calibration,
@@ -138,14 +141,8 @@ impl Kind for TrainReward {
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
         let stream = Stream::new(self.seed, "train_reward");
         let most = context_length(&model, self.max_tokens);
-        let pairs = tokenize_pairs(&model, &data.examples, Lengths::up_to(most))?;
-        if pairs.len() < data.examples.len() {
-            ctx.note(&format!(
-                "{} of {} pairs fit into {most} tokens",
-                pairs.len(),
-                data.examples.len()
-            ));
-        }
+        let lengths = Lengths::up_to(most).with_boundary(self.boundary);
+        let pairs = tokenize_pairs(&model, &data.examples, "pairs", lengths, ctx)?;
         let merged = model.adapter.is_some();
         let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
         let merged = merged && model.adapter.is_none();
@@ -190,8 +187,8 @@ impl Kind for TrainReward {
         };
         RewardModel::save_head(&folder, &head, &description)?;
         let raw = RewardModel::load(&folder)?;
-        self.calibrate(&raw, &data, most, &mut description)?;
-        measure(&raw, &evaluation, most, &mut description)?;
+        self.calibrate(&raw, &data, lengths, &mut description)?;
+        measure(&raw, &evaluation, lengths, &mut description, ctx)?;
         RewardModel::save_head(&folder, &head, &description)?;
         let (accuracy, longer) = (
             description.accuracy.unwrap_or(0.0),
@@ -218,7 +215,7 @@ impl TrainReward {
         &self,
         raw: &RewardModel,
         data: &Dataset,
-        most: usize,
+        lengths: Lengths,
         description: &mut RewardDescription,
     ) -> Result<(), StageError> {
         if self.calibration == Calibration::None {
@@ -231,14 +228,7 @@ impl TrainReward {
             let Some(chosen) = &example.chosen else {
                 continue;
             };
-            let tokenizer = &raw.model.tokenizer;
-            if let Some(row) = tokenize(
-                tokenizer,
-                raw.model.eos[0],
-                &example.prompt,
-                chosen,
-                Lengths::up_to(most),
-            )? {
+            if let Some(row) = tokenize(&raw.model, &example.prompt, chosen, lengths)? {
                 rows.push(row.tokens);
                 exact.extend(
                     examiner
@@ -272,10 +262,12 @@ impl TrainReward {
 fn measure(
     raw: &RewardModel,
     evaluation: &Dataset,
-    most: usize,
+    lengths: Lengths,
     description: &mut RewardDescription,
+    ctx: &mut RunContext,
 ) -> Result<(), StageError> {
-    let pairs = tokenize_pairs(&raw.model, &evaluation.examples, Lengths::up_to(most))?;
+    let examples = &evaluation.examples;
+    let pairs = tokenize_pairs(&raw.model, examples, "held-out pairs", lengths, ctx)?;
     let chosen: Vec<Vec<u32>> = pairs
         .iter()
         .map(|pair| pair.chosen.tokens.clone())

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
-use super::tokenized::{Limits, LongCompletions, tokenize_chosen};
+use super::tokenized::{Boundary, Limits, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -52,6 +52,9 @@ pub struct TrainSft {
     /// What becomes of completions that go beyond `max_tokens`.
     #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
     long_completions: LongCompletions,
+    /// How prompts and completions become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
     /// Seed of the order of examples and of dropout.
     seed: u64,
     /// Expected sizes, for the plan's estimates; they change no result.
@@ -171,6 +174,7 @@ impl TrainSft {
             max_tokens: self.max_tokens,
             max_prompt_tokens: self.max_prompt_tokens,
             long_completions: self.long_completions,
+            boundary: self.boundary,
         }
     }
 }

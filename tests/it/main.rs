@@ -26,5 +26,6 @@ mod random_kills;
 mod shipped;
 mod space;
 mod store_damage;
+mod texts;
 mod tiny;
 mod training;
