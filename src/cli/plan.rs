@@ -19,7 +19,8 @@ pub(super) struct PlanArgs {
     /// Exit with 10 if something would run
     #[arg(long)]
     exit_code: bool,
-    /// Hash every object instead of trusting file times
+    /// Hash every object and source instead of trusting file times, which do not tell of bytes that a disk lost, nor of
+    /// what another user's program writes through a memory map
     #[arg(long)]
     paranoid: bool,
     /// Treat results of another kind of processor as missing

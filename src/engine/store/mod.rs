@@ -20,6 +20,7 @@ mod commit;
 mod lock;
 mod object;
 mod outside;
+mod place;
 mod record;
 mod states;
 

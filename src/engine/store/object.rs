@@ -1,6 +1,6 @@
 //! Objects: immutable files named by the digest of their content.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -147,8 +147,12 @@ impl Damage {
 /// pieces that stay in its cache take half the CPU time of several threads, and no more wall time, since reading is what
 /// takes it.
 pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+    digest_open(fs_err::File::open(path)?.file())
+}
+
+/// Digests the bytes of a file that was just opened.
+pub(super) fn digest_open(mut file: &File) -> std::io::Result<Digest> {
     const PIECE: usize = 128 << 10;
-    let mut file = fs_err::File::open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut piece = vec![0; length.saturating_add(1).min(PIECE)];
     let mut hasher = blake3::Hasher::new();

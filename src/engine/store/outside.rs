@@ -1,11 +1,16 @@
 //! Digests of files outside the store, kept so that unchanged files are not read again.
+//!
+//! They are kept where a change would show: see [`Place`] and [`is_open_for_writing`].
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::commit::publish_unsynced;
-use super::object::{ObjectStat, digest_file};
+use super::object::{ObjectStat, digest_open};
+use super::place::Place;
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
 use crate::files::irregular;
@@ -13,6 +18,7 @@ use crate::files::irregular;
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     path: PathBuf,
+    place: Place,
     stat: ObjectStat,
     digest: Digest,
 }
@@ -44,26 +50,61 @@ impl Store {
         let path = fs_err::canonicalize(path)?;
         let key = Digest::of(path.as_os_str().as_encoded_bytes());
         let memory = self.root().join("stat").join(key.to_string());
+        let stat = ObjectStat::of(&metadata);
+        let place = Place::of(&path)?;
         let remembered = std::fs::read(&memory)
             .ok()
+            .filter(|_| !paranoid && place.is_some())
             .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
-            .filter(|remembered| !paranoid && remembered.path == path);
-        let stat = ObjectStat::of(&metadata);
+            .filter(|found| found.path == path && Some(&found.place) == place.as_ref());
         if let Some(remembered) = remembered
             && remembered.stat.vouches_for(&stat)
         {
             return Ok(remembered.digest);
         }
-        let digest = digest_file(&path)?;
+        let file = fs_err::File::open(&path)?.into_parts().0;
+        // Whoever writes through a map begun earlier does so without another trace.
+        let is_quiet = !is_open_for_writing(&file);
+        let digest = digest_open(&file)?;
         // A file that changed while it was read has no digest that could be remembered.
-        if self.root().is_dir()
+        if let Some(place) = place
+            && is_quiet
+            && self.root().is_dir()
             && ObjectStat::of(&fs_err::metadata(&path)?).mtime_ns == stat.mtime_ns
         {
-            let text = serde_json::to_vec(&Remembered { path, stat, digest })?;
+            let text = serde_json::to_vec(&Remembered {
+                path,
+                place,
+                stat,
+                digest,
+            })?;
             let _ = publish_unsynced(&memory, &text);
         }
         Ok(digest)
     }
+}
+
+/// Whether somebody has the file open for writing, as far as that can be known: where a lease is refused for another
+/// reason (another user's file, a network's), the answer is no.
+///
+/// A lease for reading is given only while nobody has the file open, or mapped, for writing. Once nobody has, a later
+/// write through a map renews the file's times.
+fn is_open_for_writing(file: &File) -> bool {
+    const F_SETSIG: libc::c_int = 10;
+    let descriptor = file.as_raw_fd();
+    #[expect(
+        unsafe_code,
+        reason = "there is no safe call for leases; the calls take numbers and a descriptor that is open"
+    )]
+    unsafe {
+        // Should somebody open it before the lease is given back: a signal that is ignored by default.
+        libc::fcntl(descriptor, F_SETSIG, libc::SIGURG);
+        if libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
+            libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK);
+            return false;
+        }
+    }
+    std::io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
 }
 
 impl Store {
@@ -92,17 +133,43 @@ impl Store {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_changed_file_has_another_digest_whatever_its_times_say() {
+    fn store() -> (tempfile::TempDir, Store, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("store"));
         fs_err::create_dir_all(store.root()).unwrap();
         let file = folder.path().join("data");
+        (folder, store, file)
+    }
+
+    #[test]
+    fn a_changed_file_has_another_digest_whatever_its_times_say() {
+        let (_folder, store, file) = store();
         fs_err::write(&file, "one").unwrap();
         let first = store.digest_outside(&file, false).unwrap();
         assert_eq!(store.digest_outside(&file, false).unwrap(), first);
         // Same length, written at once: only the racy-timestamp rule can see this.
         fs_err::write(&file, "two").unwrap();
         assert_ne!(store.digest_outside(&file, false).unwrap(), first);
+    }
+
+    /// Times of a file whose mapped page is dirty already do not move.
+    #[test]
+    fn a_file_that_is_open_for_writing_is_read_each_time() {
+        let (_folder, store, file) = store();
+        fs_err::write(&file, "one").unwrap();
+        let writer = fs_err::OpenOptions::new().write(true).open(&file).unwrap();
+        let pause = || std::thread::sleep(std::time::Duration::from_millis(30));
+        pause();
+        store.digest_outside(&file, false).unwrap();
+        let remembered = || std::fs::read_dir(store.root().join("stat")).map_or(0, Iterator::count);
+        assert_eq!(remembered(), 0);
+        drop(writer);
+        let digest = store.digest_outside(&file, false).unwrap();
+        if Place::of(&file).unwrap().is_some() {
+            assert_eq!(remembered(), 1);
+        }
+        // Open again: what was remembered of it holds until its times move.
+        let _writer = fs_err::OpenOptions::new().write(true).open(&file).unwrap();
+        assert_eq!(store.digest_outside(&file, false).unwrap(), digest);
     }
 }
