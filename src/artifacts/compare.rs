@@ -30,7 +30,8 @@ pub struct Difference {
 }
 
 impl Difference {
-    fn whole(part: String) -> Self {
+    /// A part that differs as a whole.
+    pub fn whole(part: String) -> Self {
         Self {
             part,
             absolute: None,
@@ -73,8 +74,8 @@ pub fn compare(
             tensors(name, &stores.0.object_path(&a), &stores.1.object_path(&b))?
         } else if name == "table.parquet" {
             columns(
-                &read_table(stores.0, first)?,
-                &read_table(stores.1, second)?,
+                &Table::of_artifact(stores.0, first)?,
+                &Table::of_artifact(stores.1, second)?,
             )
         } else {
             vec![Difference::whole(name.to_owned())]
@@ -94,12 +95,6 @@ pub fn compare(
         differences.retain(|difference| difference.part != "table.md");
     }
     Ok(differences)
-}
-
-fn read_table(store: &Store, artifact: &Artifact) -> Result<Table, StageError> {
-    let folder = tempfile::tempdir()?;
-    store.lay_out(artifact, folder.path())?;
-    Ok(Table::read(folder.path())?)
 }
 
 fn tensors(name: &str, a: &Path, b: &Path) -> Result<Vec<Difference>, StageError> {

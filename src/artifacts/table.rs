@@ -15,6 +15,9 @@ use polars::prelude::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::engine::artifact::Artifact;
+use crate::engine::store::Store;
+
 mod csv;
 mod latex;
 mod markdown;
@@ -337,11 +340,25 @@ impl Table {
 
     /// Reads a table from a folder.
     pub fn read(folder: &Path) -> Result<Self, TableError> {
-        let path = folder.join("table.json");
+        Self::read_parts(folder.join("table.json"), folder.join("table.parquet"))
+    }
+
+    /// Reads the table whose artifact lies in a store.
+    pub fn of_artifact(store: &Store, artifact: &Artifact) -> Result<Self, TableError> {
+        let part = |name: &str| {
+            let file = artifact.files.iter().find(|file| file.path == name);
+            let found = file.map(|file| store.object_path(&file.digest));
+            found.ok_or_else(|| std::io::Error::other(format!("the table has no file {name}")))
+        };
+        Self::read_parts(part("table.json")?, part("table.parquet")?)
+    }
+
+    fn read_parts(description: PathBuf, columns: PathBuf) -> Result<Self, TableError> {
+        let path = description;
         let text = fs_err::read_to_string(&path)?;
         let description: Description = serde_json::from_str(&text)
             .map_err(|source| TableError::Description { path, source })?;
-        let path = folder.join("table.parquet");
+        let path = columns;
         let wrap = |source| TableError::Parquet {
             path: path.clone(),
             source,

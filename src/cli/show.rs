@@ -1,7 +1,5 @@
 //! `flowgraph show`: print a result.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde_json::json;
 
@@ -241,20 +239,9 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Fou
     })
 }
 
-/// Lays an artifact out in a temporary folder and calls `with` with it.
-fn with_folder<T>(
-    store: &Store,
-    artifact: &Artifact,
-    with: impl FnOnce(PathBuf) -> Result<T, StageError>,
-) -> Result<T, Failure> {
-    let folder = tempfile::tempdir()?;
-    store.lay_out(artifact, folder.path())?;
-    Ok(with(folder.path().to_owned())?)
-}
-
 /// Reads a table artifact.
 pub(super) fn read_table(store: &Store, artifact: &Artifact) -> Result<Table, Failure> {
-    with_folder(store, artifact, |folder| Ok(Table::read(&folder)?))
+    Ok(Table::of_artifact(store, artifact).map_err(StageError::from)?)
 }
 
 /// Returns a table artifact as text.
