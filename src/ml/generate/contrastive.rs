@@ -3,13 +3,15 @@
 use super::distribution::most_probable;
 use super::options::Contrastive;
 
-/// Scales each state of `width` numbers to length 1.
+/// Scales each state of `width` numbers to length 1; one without a direction stays.
 pub(super) fn unit_length(states: &[f32], width: usize) -> Vec<f32> {
     let mut out = states.to_vec();
     for state in out.chunks_exact_mut(width) {
         let length = state.iter().map(|x| x * x).sum::<f32>().sqrt();
-        for x in state {
-            *x /= length;
+        if length > 0.0 {
+            for x in state {
+                *x /= length;
+            }
         }
     }
     out

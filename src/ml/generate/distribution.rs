@@ -22,11 +22,32 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> f32 {
 pub(super) fn penalise(logits: &mut [f32], seen: impl Iterator<Item = u32>, penalty: f64) {
     for token in seen {
         let logit = &mut logits[token as usize];
-        *logit = if *logit < 0.0 {
+        let changed = if *logit < 0.0 {
             *logit * penalty as f32
         } else {
             *logit / penalty as f32
         };
+        // Infinite logits would leave no distribution.
+        *logit = changed.clamp(f32::MIN, f32::MAX);
+    }
+}
+
+/// Divides logits by a temperature.
+///
+/// Where the quotient of the largest would be infinite, it is subtracted first: that changes no distribution.
+pub(super) fn temper(logits: &mut [f32], temperature: f64) {
+    if temperature == 1.0 {
+        return;
+    }
+    let temperature = temperature as f32;
+    let most = maximum(logits);
+    let shift = if (most / temperature).is_finite() {
+        0.0
+    } else {
+        most
+    };
+    for logit in logits {
+        *logit = (*logit - shift) / temperature;
     }
 }
 
@@ -45,11 +66,7 @@ pub(super) fn largest(logits: &[f32]) -> u32 {
 ///
 /// `uniform` is from `[0, 1)`. Returns the token and its log-probability under the reshaped distribution.
 pub(super) fn draw(logits: &mut [f32], sampling: &Sampling, uniform: f64) -> (u32, f32) {
-    if sampling.temperature != 1.0 {
-        for logit in logits.iter_mut() {
-            *logit /= sampling.temperature as f32;
-        }
-    }
+    temper(logits, sampling.temperature);
     if sampling.top_k > 0 && sampling.top_k < logits.len() {
         let mut ranked = logits.to_vec();
         let place = sampling.top_k - 1;
@@ -109,11 +126,7 @@ fn cut_mass(weights: &mut [f32], mass: f64) {
 /// Returns the `count` most probable tokens with their probabilities under `softmax(logits / temperature)`,
 /// the most probable first, the lowest id first among equals.
 pub(super) fn most_probable(logits: &mut [f32], count: usize, temperature: f64) -> Vec<(u32, f32)> {
-    if temperature != 1.0 {
-        for logit in logits.iter_mut() {
-            *logit /= temperature as f32;
-        }
-    }
+    temper(logits, temperature);
     let total = exp_shifted(logits, maximum(logits));
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let by_weight = |a: &u32, b: &u32| {

@@ -14,6 +14,6 @@ mod run;
 mod tests;
 
 pub use options::{
-    Completion, Contrastive, GenerateError, GenerateOptions, Progress, Sampling, Strategy,
+    Completion, Contrastive, DIVISORS, GenerateError, GenerateOptions, Progress, Sampling, Strategy,
 };
 pub use run::generate;

@@ -1,8 +1,13 @@
 //! What is generated, how, and what comes out.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ml::llama::LlamaError;
+
+/// Numbers that logits may be divided by: far beyond what changes a draw, and within what `f32` has room for.
+pub const DIVISORS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,20 +150,21 @@ pub(super) type Result<T> = std::result::Result<T, GenerateError>;
 
 /// Checks that every number is in range.
 pub(super) fn check(options: &GenerateOptions, strategy: &Strategy) -> Result<()> {
-    let positive = |x: f64| x > 0.0 && x.is_finite();
+    let divides = |x: f64| DIVISORS.contains(&x);
+    let range = format!("from {:?} to {}", DIVISORS.start(), DIVISORS.end());
     let reason = if options.max_new_tokens == 0 {
         "`max_new_tokens` is 0, expected at least 1".to_owned()
     } else if options.batch_size == 0 {
         "`batch_size` is 0, expected at least 1".to_owned()
-    } else if !positive(options.repetition_penalty) {
+    } else if !divides(options.repetition_penalty) {
         format!(
-            "`repetition_penalty` is {}, expected a number above 0",
+            "`repetition_penalty` is {:?}, expected a number {range}",
             options.repetition_penalty
         )
     } else {
         match strategy {
-            Strategy::Sampling(sampling) if !positive(sampling.temperature) => format!(
-                "`temperature` is {}, expected a number above 0 (or the greedy strategy)",
+            Strategy::Sampling(sampling) if !divides(sampling.temperature) => format!(
+                "`temperature` is {:?}, expected a number {range} (or the greedy strategy)",
                 sampling.temperature
             ),
             Strategy::Sampling(sampling) if !(0.0..=1.0).contains(&sampling.top_p) => {
@@ -170,8 +176,8 @@ pub(super) fn check(options: &GenerateOptions, strategy: &Strategy) -> Result<()
             Strategy::Contrastive(search) if search.top_k == 0 => {
                 "`top_k` is 0, expected at least 1 candidate".to_owned()
             }
-            Strategy::Contrastive(search) if !search.temperature.is_none_or(positive) => format!(
-                "`temperature` is {}, expected a number above 0",
+            Strategy::Contrastive(search) if !search.temperature.is_none_or(divides) => format!(
+                "`temperature` is {:?}, expected a number {range}",
                 search.temperature.unwrap_or_default()
             ),
             Strategy::Greedy | Strategy::Sampling(_) | Strategy::Contrastive(_) => return Ok(()),

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::decoder::{Decoder, HostDecoder};
-use super::distribution::draw;
+use super::distribution::{draw, largest, most_probable, penalise, temper};
 use super::recompute::Recompute;
 use super::*;
 use crate::ml::adapter::{Adapter, LoraConfig};
@@ -547,14 +547,52 @@ fn what_cannot_be_generated_is_an_error_that_names_it() {
         error(&[1], &GenerateOptions::new(0, &[]), Strategy::Greedy),
         "generation: `max_new_tokens` is 0, expected at least 1"
     );
-    let cold = Sampling {
-        temperature: 0.0,
-        ..Sampling::default()
+    let colder = |temperature| {
+        Strategy::Sampling(Sampling {
+            temperature,
+            ..Sampling::default()
+        })
+    };
+    for (temperature, found) in [(0.0, "0.0"), (1e-45, "1e-45"), (f64::INFINITY, "inf")] {
+        assert_eq!(
+            error(&[1], &options, colder(temperature)),
+            format!(
+                "generation: `temperature` is {found}, expected a number from 1e-6 to 1000000 (or the greedy strategy)"
+            )
+        );
+    }
+    let punishing = GenerateOptions {
+        repetition_penalty: 1e-45,
+        ..GenerateOptions::new(5, &[])
     };
     assert_eq!(
-        error(&[1], &options, Strategy::Sampling(cold)),
-        "generation: `temperature` is 0, expected a number above 0 (or the greedy strategy)"
+        error(&[1], &punishing, Strategy::Greedy),
+        "generation: `repetition_penalty` is 1e-45, expected a number from 1e-6 to 1000000"
     );
+}
+
+#[test]
+fn draws_at_low_temperatures_and_of_large_logits_are_greedy() {
+    let logits = [1.5f32, 3.0, -2.0, 2.5];
+    for (scale, temperature) in [(1.0, 1e-6), (1e34, 1e-6), (1e38, 0.5), (-1e34, 1e-6)] {
+        let logits = logits.map(|logit| logit * scale);
+        let sampling = Sampling {
+            temperature,
+            ..Sampling::default()
+        };
+        let (token, log_prob) = draw(&mut logits.clone(), &sampling, 0.5);
+        assert_eq!((token, log_prob), (largest(&logits), 0.0), "{scale}");
+        let found = most_probable(&mut logits.clone(), 1, temperature);
+        assert_eq!(found, [(largest(&logits), 1.0)], "{scale}");
+    }
+    // Where nothing overflows, quotients are those of plain division.
+    let mut tempered = logits;
+    temper(&mut tempered, 0.7);
+    assert_eq!(tempered, logits.map(|logit| logit / 0.7));
+
+    let mut penalised = [1e38f32, -1e38, 2.0];
+    penalise(&mut penalised, [0, 1].into_iter(), 1e-6);
+    assert_eq!(penalised, [f32::MAX, -1e38 * 1e-6, 2.0]);
 }
 
 #[test]
