@@ -52,13 +52,11 @@ impl Ramp {
         }
     }
 
-    /// Whether every value is above 0.
-    pub fn is_positive(self) -> bool {
+    /// Returns the values that all others lie between, with what is appended to the param's name.
+    pub fn ends(self) -> Vec<(&'static str, f64)> {
         match self {
-            Self::Constant(value) => value.is_finite() && value > 0.0,
-            Self::Line { start, end, .. } => {
-                start.is_finite() && end.is_finite() && start > 0.0 && end > 0.0
-            }
+            Self::Constant(value) => vec![("", value)],
+            Self::Line { start, end, .. } => vec![(".start", start), (".end", end)],
         }
     }
 }
@@ -165,7 +163,7 @@ mod tests {
             &[1.0, 0.95, 0.9, 0.8, 0.8],
         );
         assert_eq!(Ramp::default().at(7), 1.0);
-        assert!(ramp.is_positive() && !Ramp::Constant(0.0).is_positive());
+        assert_eq!(ramp.ends(), [(".start", 1.0), (".end", 0.8)]);
     }
 
     #[test]

@@ -196,9 +196,7 @@ impl Kind for GenerateTree {
                 "`prompts` must be 1 with one symbol: no two could be told apart",
             ));
         }
-        if !(self.spread.is_finite() && self.spread > 0.0) {
-            problems.push(Problem::new("spread", "`spread` must be above 0"));
-        }
+        super::ranges::factor("spread", self.spread, &mut problems);
         if let Err(error) = self.config(self.hidden_size, self.num_layers).check() {
             problems.push(Problem::new("hidden_size", error.to_string()));
         }
@@ -255,7 +253,14 @@ impl Kind for GenerateTree {
             })
             .collect::<Result<_, StageError>>()?;
         let scores = raw.rewards(&tokens, 256)?;
-        description.scale = self.spread / population_std(&scores)?;
+        let spread = population_std(&scores)?;
+        if spread <= 0.0 {
+            return Err(StageError::new(
+                "every completion of the tree has the same reward: none can be spread",
+            )
+            .hint("raise `symbols` or `horizon`, or take another `seed`"));
+        }
+        description.scale = self.spread / spread;
         description.offset = -description.scale * mean(&scores)?;
         RewardModel::save_head(&folder, &head, &description)?;
 

@@ -49,6 +49,7 @@ mod groups;
 mod measure;
 mod model_files;
 mod pairs;
+mod ranges;
 mod resample;
 mod scored;
 mod tokenized;

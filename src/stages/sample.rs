@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::ranges;
 use super::tokenized::tokenize_prompts;
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -162,11 +163,6 @@ impl Kind for Sample {
             "1 unless `strategy: sampling`: every sample of a prompt would be the same",
         );
         require(
-            self.temperature.is_none_or(|t| t > 0.0),
-            "temperature",
-            "above 0",
-        );
-        require(
             self.temperature.is_none() || sampling || contrastive,
             "temperature",
             "left out with `strategy: greedy`",
@@ -201,12 +197,11 @@ impl Kind for Sample {
             "top_k",
             "at least 2 with contrastive search",
         );
-        require(
-            self.repetition_penalty > 0.0,
-            "repetition_penalty",
-            "above 0",
-        );
         require(self.batch_size > 0, "batch_size", "at least 1");
+        if let Some(temperature) = self.temperature {
+            ranges::temperature("temperature", temperature, &mut problems);
+        }
+        ranges::factor("repetition_penalty", self.repetition_penalty, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
         }

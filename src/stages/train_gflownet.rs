@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use self::objective::{ObjectiveName, Weighting};
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::ranges;
 use super::tokenized::{Boundary, Lengths, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
@@ -262,16 +263,37 @@ impl Kind for TrainGflownet {
             ("completions_per_prompt", self.completions_per_prompt as u64),
             ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_new_tokens", self.max_new_tokens as u64),
+            ("least_completions", self.least_completions as u64),
+            ("replay_capacity", self.replay_capacity as u64),
+            ("monitor_completions", self.monitor_completions as u64),
         ] {
             at_least_one(key, value, &mut problems);
         }
         self.optimizer.validate("optimizer", &mut problems);
+        ranges::factor("reward_scale", self.reward_scale, &mut problems);
+        ranges::learning_rate("log_z_lr", self.log_z_lr, &mut problems);
+        ranges::learning_rate("flow_lr", self.flow_lr, &mut problems);
+        for (end, value) in self.reward_temperature.ends() {
+            ranges::factor(&format!("reward_temperature{end}"), value, &mut problems);
+        }
+        for (end, value) in self.temperature.ends() {
+            ranges::temperature(&format!("temperature{end}"), value, &mut problems);
+        }
+        for (key, value) in self
+            .exploration
+            .iter()
+            .flat_map(|exploration| [("low", exploration.low), ("high", exploration.high)])
+        {
+            ranges::temperature(&format!("exploration.{key}"), value, &mut problems);
+        }
+        if let Some(temperature) = self.replay_temperature {
+            ranges::factor("replay_temperature", temperature, &mut problems);
+        }
         let mut require = |ok: bool, key: &str, expected: &str| {
             if !ok {
                 problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
             }
         };
-        require(self.reward_scale > 0.0, "reward_scale", "above 0");
         require(self.kl >= 0.0, "kl", "at least 0");
         require(
             (0.0..=1.0).contains(&self.on_policy),
@@ -289,27 +311,13 @@ impl Kind for TrainGflownet {
             "replay",
             "0 without `on_policy`: nothing fills the buffer",
         );
-        require(self.temperature.is_positive(), "temperature", "above 0");
-        require(
-            self.reward_temperature.is_positive(),
-            "reward_temperature",
-            "above 0",
-        );
         require(
             self.exploration.is_none_or(|exploration| {
                 (0.0..=1.0).contains(&exploration.probability)
-                    && exploration.low > 0.0
                     && exploration.low <= exploration.high
             }),
             "exploration",
-            "a probability from 0 to 1 and temperatures above 0, `low` not above `high`",
-        );
-        require(self.log_z_lr > 0.0, "log_z_lr", "above 0");
-        require(self.flow_lr > 0.0, "flow_lr", "above 0");
-        require(
-            self.replay_temperature.is_none_or(|t| t > 0.0),
-            "replay_temperature",
-            "above 0",
+            "a probability from 0 to 1 and temperatures, `low` not above `high`",
         );
         require(
             self.replay_min_distance
@@ -338,11 +346,19 @@ impl Kind for TrainGflownet {
             "lambda",
             "left out, with `weighting`: this objective has no sub-trajectories to weigh",
         );
+        let longest = i32::try_from(self.max_new_tokens).unwrap_or(i32::MAX);
         require(
             self.lambda
-                .is_none_or(|lambda| lambda > 0.0 && lambda.is_finite()),
+                .is_none_or(|lambda| lambda >= 1e-6 && lambda.powi(longest) <= 1e30),
             "lambda",
-            "above 0",
+            "at least 1e-6, and to the power of `max_new_tokens` at most 1e30: weights have no room beyond",
+        );
+        require(
+            !self.objective.has_flow_head()
+                || self.on_policy > 0.0
+                || self.completions_per_prompt >= self.least_completions,
+            "completions_per_prompt",
+            "at least `least_completions`: without `on_policy` a step has no others of a prompt",
         );
         let modified = self.objective == ObjectiveName::ModifiedSubTrajectoryBalance;
         require(

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::ExpectedSize;
 use super::pairs::{self, PairTraining};
+use super::ranges;
 use super::tokenized::{Boundary, Limits, LongCompletions};
 use super::training::{self, OptimizerParams};
 use crate::engine::context::RunContext;
@@ -115,11 +116,7 @@ impl Kind for TrainGflownetDpo {
             "rejected",
             "below 0",
         );
-        require(
-            self.gamma > 0.0 && self.gamma.is_finite(),
-            "gamma",
-            "above 0",
-        );
+        ranges::factor("gamma", self.gamma, &mut problems);
         problems
     }
 

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::ranges;
 use super::tokenized::tokenize_prompts;
 use super::training::{
     OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, continuation, save_model,
@@ -264,7 +265,6 @@ seed: 1
             "min_new_tokens",
             "from 1 to `max_new_tokens`, or null",
         );
-        require(self.temperature > 0.0, "temperature", "above 0");
         require(self.init_kl >= 0.0, "init_kl", "at least 0");
         require(
             (0.0..0.5).contains(&self.kl_trim),
@@ -284,14 +284,14 @@ seed: 1
             "at least 0",
         );
         // At 0 the head would have no gradient.
-        require(self.vf_coef > 0.0, "vf_coef", "above 0");
-        require(self.target_kl > 0.0, "target_kl", "above 0");
+        require(self.vf_coef >= 1e-6, "vf_coef", "at least 1e-6");
+        require(self.target_kl >= 1e-6, "target_kl", "at least 1e-6");
         require(self.ratio_threshold > 1.0, "ratio_threshold", "above 1");
         if let KlControl::Adaptive {
             target, horizon, ..
         } = self.kl
         {
-            require(target > 0.0, "kl.adaptive.target", "above 0");
+            require(target >= 1e-6, "kl.adaptive.target", "at least 1e-6");
             require(
                 horizon >= self.batch_size as f64,
                 "kl.adaptive.horizon",
@@ -308,6 +308,7 @@ seed: 1
                 "above 0, or null",
             );
         }
+        ranges::temperature("temperature", self.temperature, &mut problems);
         self.optimizer.validate("optimizer", &mut problems);
         for (label, step) in &self.checkpoints {
             let key = format!("checkpoints.{label}");

@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ranges;
 use crate::artifacts::curve::{Curve, Status, TrainingSummary};
 use crate::artifacts::language_model::LanguageModel;
 use crate::engine::artifact::Digest;
@@ -96,7 +97,6 @@ impl OptimizerParams {
                 ));
             }
         };
-        require(self.lr > 0.0, "lr", "above 0");
         require(
             (0.0..1.0).contains(&self.beta1),
             "beta1",
@@ -110,10 +110,11 @@ impl OptimizerParams {
         require((0.0..=1.0).contains(&self.floor), "floor", "from 0 to 1");
         require(self.weight_decay >= 0.0, "weight_decay", "at least 0");
         require(
-            self.max_grad_norm.is_none_or(|norm| norm > 0.0),
+            self.max_grad_norm.is_none_or(|norm| norm >= 1e-6),
             "max_grad_norm",
-            "above 0, or null",
+            "at least 1e-6, or null",
         );
+        ranges::learning_rate(&format!("{key}.lr"), self.lr, problems);
     }
 }
 

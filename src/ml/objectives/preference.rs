@@ -90,7 +90,8 @@ impl PreferenceLoss {
 
     /// Names a number that is out of its range, with what was expected.
     pub fn problem(self) -> Option<(&'static str, &'static str)> {
-        let positive = |value: f64| value.is_finite() && value > 0.0;
+        // What a margin is multiplied with or divided by: beyond, `f32` has no room.
+        let positive = |value: f64| (1e-6..=1e6).contains(&value);
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let checks: Vec<(bool, &'static str, &'static str)> = match self {
             Self::Dpo {
@@ -98,21 +99,21 @@ impl PreferenceLoss {
                 label_smoothing,
                 ..
             } => vec![
-                (positive(beta), "beta", "above 0"),
+                (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (
                     (0.0..0.5).contains(&label_smoothing),
                     "label_smoothing",
                     "from 0 to below 0.5",
                 ),
             ],
-            Self::Ipo { beta } => vec![(positive(beta), "beta", "above 0")],
+            Self::Ipo { beta } => vec![(positive(beta), "beta", "from 1e-6 to 1e6")],
             Self::Cpo { beta, sft_weight } => vec![
-                (positive(beta), "beta", "above 0"),
+                (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (not_negative(sft_weight), "sft_weight", "at least 0"),
             ],
-            Self::Orpo { weight } => vec![(positive(weight), "weight", "above 0")],
+            Self::Orpo { weight } => vec![(positive(weight), "weight", "from 1e-6 to 1e6")],
             Self::Simpo { beta, margin } => vec![
-                (positive(beta), "beta", "above 0"),
+                (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (not_negative(margin), "margin", "at least 0"),
             ],
             Self::Kto {
@@ -120,7 +121,7 @@ impl PreferenceLoss {
                 desirable_weight,
                 undesirable_weight,
             } => vec![
-                (positive(beta), "beta", "above 0"),
+                (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (
                     not_negative(desirable_weight),
                     "desirable_weight",
@@ -513,7 +514,7 @@ mod tests {
         assert_eq!(dpo(0.0, false).problem(), None);
         assert_eq!(dpo(0.5, false).problem().unwrap().0, "label_smoothing");
         let loss = PreferenceLoss::Ipo { beta: 0.0 };
-        assert_eq!(loss.problem(), Some(("beta", "above 0")));
+        assert_eq!(loss.problem(), Some(("beta", "from 1e-6 to 1e6")));
     }
 
     #[test]
