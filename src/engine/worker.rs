@@ -24,7 +24,7 @@ use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 pub(super) use events::kill_group;
 use events::{Events, end_with_parent};
-use inputs::source_names;
+use inputs::{input_names, source_names};
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -151,7 +151,12 @@ pub fn main(registry: &Registry) -> u8 {
 }
 
 /// Replaces paths of caches and of this try, which mean nothing to a reader, by what they stand for.
-fn in_words(error: StageError, names: &[(String, String)], try_folder: &Path) -> StageError {
+fn in_words(
+    error: StageError,
+    names: &[(String, String)],
+    inputs: &[(String, String)],
+    try_folder: &Path,
+) -> StageError {
     let StageError::Failed { mut message, hint } = error else {
         return error;
     };
@@ -161,6 +166,11 @@ fn in_words(error: StageError, names: &[(String, String)], try_folder: &Path) ->
         .into_iter()
         .flatten()
     {
+        for (input, name) in inputs {
+            let path = folder.join(input).display().to_string();
+            message = message.replace(&format!("{path}/"), &format!("{name}, "));
+            message = message.replace(&path, name);
+        }
         message = message.replace(&format!("{}/", folder.display()), "");
     }
     for (path, name) in names {
@@ -250,6 +260,7 @@ impl Worker<'_> {
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
         let sources = self.fetch_sources(stage, Some(manifest))?;
         let names = source_names(stage, &sources);
+        let input_names = input_names(&inputs);
         let training = stage.continuation();
         if let (false, Some(training)) = (rerun, &training) {
             self.lend_state(training, manifest, &scratch.join("checkpoints"));
@@ -268,7 +279,7 @@ impl Worker<'_> {
             try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {
-            let error = in_words(error, &names, &try_folder.0);
+            let error = in_words(error, &names, &input_names, &try_folder.0);
             return Err(self.explain_full_disk(error).into());
         }
         self.check_inputs_unchanged(&watched)?;
@@ -439,4 +450,38 @@ fn sweep_dead_tries(scratch: &Path) -> Result<(), StageError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_inputs_are_named_by_their_ports() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path).display().to_string();
+        let names = [
+            ("data.10", "input 11 of `data`"),
+            ("data.1", "input 2 of `data`"),
+            ("policy.0", "input `policy`"),
+        ]
+        .map(|(path, name)| (path.to_owned(), name.to_owned()));
+        for (path, expected) in [
+            ("policy.0", "input `policy`: no end token"),
+            (
+                "policy.0/config.json",
+                "input `policy`, config.json: no end token",
+            ),
+            ("data.10/a", "input 11 of `data`, a: no end token"),
+            ("data.1", "input 2 of `data`: no end token"),
+            ("model/config.json", "model/config.json: no end token"),
+        ] {
+            let error = StageError::new(format!("{}: no end token", at(path)));
+            let StageError::Failed { message, .. } = in_words(error, &[], &names, folder.path())
+            else {
+                panic!("the error is another");
+            };
+            assert_eq!(message, expected);
+        }
+    }
 }

@@ -36,6 +36,24 @@ pub(super) fn source_names(
         .collect()
 }
 
+/// Returns the folders of inputs within that of a try, with what people call them.
+pub(super) fn input_names(inputs: &Inputs) -> Vec<(String, String)> {
+    let mut names = Vec::new();
+    for (port, inputs) in inputs {
+        for index in 0..inputs.len() {
+            let name = if inputs.len() == 1 {
+                format!("input `{port}`")
+            } else {
+                format!("input {} of `{port}`", index + 1)
+            };
+            names.push((input_folder(port, index), name));
+        }
+    }
+    // `data.1` begins `data.12`.
+    names.sort_by_key(|(folder, _)| std::cmp::Reverse(folder.len()));
+    names
+}
+
 impl Worker<'_> {
     /// Lays out the inputs, every byte of them checked, and returns them with what to watch.
     pub(super) fn lay_out_inputs(
