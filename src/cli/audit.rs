@@ -8,15 +8,17 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Output, counted};
+use super::plan::causes;
 use super::run::{capacity, count_interrupts};
 use super::{Failure, PipelineOptions, exit_code, progress, stages_named};
 use crate::artifacts::compare::{self, Difference};
-use crate::engine::audit::{AuditStore, Reexecuted};
+use crate::engine::artifact::Artifact;
+use crate::engine::audit::{AuditStore, Recomputed, changed_source};
 use crate::engine::executor::RunOptions;
-use crate::engine::plan::{Decision, PlanOptions, Planner, StagePlan};
+use crate::engine::plan::{Decision, Known, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
-use crate::engine::stage::Registry;
-use crate::engine::store::Store;
+use crate::engine::stage::{Registry, StageError};
+use crate::engine::store::{Damage, Record, Store};
 use crate::random::Stream;
 
 #[derive(Debug, Args)]
@@ -40,6 +42,9 @@ pub(super) struct AuditArgs {
     /// Stages at once (default: one for each core)
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
+    /// Exit with 1 if a result could not be computed again and compared
+    #[arg(long)]
+    require_all: bool,
 }
 
 /// What an audit says of a stage, best first.
@@ -86,7 +91,7 @@ struct Finding {
 struct TableVerdict {
     table: String,
     worst: Option<Verdict>,
-    audited: usize,
+    compared: usize,
     stages: usize,
 }
 
@@ -112,38 +117,46 @@ pub(super) fn run(
     store: &Store,
     output: &Output,
 ) -> Result<u8, Failure> {
+    if args.threads.contains(&0) {
+        return Err(Failure::usage("`--threads` must be at least 1"));
+    }
     let mut pipeline = args.options.load(registry)?;
-    let plans = Planner::new(&pipeline, store, PlanOptions::default()).plan()?;
-    let chosen = chosen(args, &pipeline)?;
+    let options = PlanOptions {
+        records_alone: true,
+        ..PlanOptions::default()
+    };
+    let plans = Planner::new(&pipeline, store, options).plan()?;
+    let mut recorded = BTreeMap::new();
+    let mut hindrances = BTreeMap::new();
+    for stage in chosen(args, &pipeline)? {
+        match record_of(&pipeline, &plans[stage], stage, store) {
+            Ok(record) => drop(recorded.insert(stage, record)),
+            Err(reason) => drop(hindrances.insert(stage, reason)),
+        }
+    }
+    let known: Known = plans.into_iter().map(|plan| plan.outputs).collect();
     let interrupts = count_interrupts()?;
     let mut findings = Vec::new();
     for condition in conditions(args) {
-        let mut selected = vec![false; pipeline.stages.len()];
-        for &stage in &chosen {
-            if plans[stage].decision == Decision::Cached {
-                selected[stage] = true;
-            } else {
-                findings.push(Finding {
-                    stage: pipeline.stages[stage].name.clone(),
-                    position: stage,
-                    condition: condition.words(),
-                    verdict: Verdict::NotAuditable,
-                    reason: Some("it has no result as the pipeline stands now".to_owned()),
-                    differences: BTreeMap::new(),
-                });
-            }
+        for (&stage, reason) in &hindrances {
+            let name = &pipeline.stages[stage].name;
+            findings.push(Finding::not_auditable(stage, name, &condition, reason));
         }
-        if !selected.contains(&true) {
+        if recorded.is_empty() {
             continue;
         }
+        let mut capacity = capacity(args.jobs, &condition.device)?;
         for stage in &mut pipeline.stages {
             stage.resources.cpus = condition.threads.unwrap_or(stage.resources.cpus);
+            // A second try would go on where the first one stopped.
+            stage.retries = 0;
         }
-        let copy = AuditStore::of(store, &plans)?;
+        // As many threads as were asked for, whatever the machine has.
+        capacity.cpus = capacity.cpus.max(condition.threads.unwrap_or(0));
         let options = RunOptions {
             plan: PlanOptions::default(),
             wanted: Vec::new(),
-            capacity: capacity(args.jobs, &condition.device)?,
+            capacity,
             fail_fast: false,
             interrupts: interrupts.clone(),
             program: std::env::current_exe()?,
@@ -152,35 +165,80 @@ pub(super) fn run(
             json: false,
             ..*output
         };
+        let own = AuditStore::within(store)?;
         let mut observer = progress::observer(&quiet, &pipeline);
-        let results = copy.run(&pipeline, &selected, options, observer.as_mut())?;
+        let results = own.recompute(
+            &pipeline,
+            &recorded,
+            known.clone(),
+            options,
+            observer.as_mut(),
+        )?;
         drop(observer);
         for (stage, result) in results {
-            findings.push(judge(
-                &pipeline,
-                &plans,
-                stage,
-                &condition,
-                result,
-                (store, &copy.store),
-            )?);
+            let name = &pipeline.stages[stage].name;
+            let record = &recorded[&stage];
+            findings.push(match result {
+                Recomputed::Failed(reason) => {
+                    Finding::not_auditable(stage, name, &condition, &reason)
+                }
+                Recomputed::Made(made) => {
+                    let stores = (store, &own.own);
+                    Finding::of(stage, name, &condition, (record, &made), stores)
+                }
+            });
+        }
+    }
+    // What was edited meanwhile may have been read by some stages and not by others.
+    for finding in &mut findings {
+        let Some(record) = recorded.get(&finding.position) else {
+            continue;
+        };
+        let changed = changed_source(&pipeline, store, finding.position, record);
+        if let Some(reason) = changed.filter(|_| finding.verdict != Verdict::NotAuditable) {
+            finding.verdict = Verdict::NotAuditable;
+            finding.reason = Some(format!("{reason} any more"));
+            finding.differences.clear();
         }
     }
     findings.sort_by_key(|finding| finding.position);
     let tables = table_verdicts(&pipeline, &findings);
+    let counts = Counts::of(&findings);
     if output.json {
-        output.json(&json!({ "findings": findings, "tables": tables }));
+        output.json(&json!({ "counts": counts, "findings": findings, "tables": tables }));
     } else {
-        report(&findings, &tables, output);
+        report(&findings, &tables, &counts, output);
     }
-    let different = findings
-        .iter()
-        .any(|found| found.verdict == Verdict::Different);
-    Ok(if different {
+    Ok(if counts.different > 0 {
         exit_code::AUDIT_DIFFERENT
+    } else if counts.compared == 0 || (args.require_all && counts.not_auditable > 0) {
+        exit_code::STAGE_FAILED
     } else {
         exit_code::OK
     })
+}
+
+/// Returns the record of a stage's result, or why there is none.
+fn record_of(
+    pipeline: &Pipeline,
+    plan: &StagePlan,
+    stage: usize,
+    store: &Store,
+) -> Result<Record, String> {
+    let name = &pipeline.stages[stage].name;
+    let cached = plan
+        .fingerprint
+        .filter(|_| plan.decision == Decision::Cached);
+    let Some(fingerprint) = cached else {
+        let why = causes(&plan.causes, name);
+        return Err(format!(
+            "it has no result as the pipeline stands now ({why})"
+        ));
+    };
+    let record = store.read_record(&fingerprint, plan.beside.as_deref());
+    record
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| "its record is gone".to_owned())
 }
 
 fn chosen(args: &AuditArgs, pipeline: &Pipeline) -> Result<Vec<usize>, Failure> {
@@ -223,48 +281,135 @@ fn conditions(args: &AuditArgs) -> Vec<Condition> {
     conditions
 }
 
-fn judge(
-    pipeline: &Pipeline,
-    plans: &[StagePlan],
-    stage: usize,
-    condition: &Condition,
-    result: Reexecuted,
-    stores: (&Store, &Store),
-) -> Result<Finding, Failure> {
-    let mut finding = Finding {
-        stage: pipeline.stages[stage].name.clone(),
-        position: stage,
-        condition: condition.words(),
-        verdict: Verdict::Reproduced,
-        reason: None,
-        differences: BTreeMap::new(),
-    };
-    match result {
-        Reexecuted::Same => {}
-        Reexecuted::Failed(message) => {
-            finding.verdict = Verdict::NotAuditable;
-            finding.reason = Some(message);
-        }
-        Reexecuted::Other(outputs) => {
-            let cached = plans[stage].outputs.as_ref();
-            for (name, artifact) in outputs {
-                let Some(recorded) = cached.and_then(|cached| cached.get(&name)) else {
-                    continue;
-                };
-                let differences = compare::compare(stores, (recorded, &artifact))?;
-                if !differences.is_empty() {
-                    finding.differences.insert(name, differences);
-                }
-            }
-            let mut all = finding.differences.values().flatten();
-            finding.verdict = if all.all(|difference| difference.within_tolerance) {
-                Verdict::WithinTolerance
-            } else {
-                Verdict::Different
-            };
+impl Finding {
+    fn not_auditable(stage: usize, name: &str, condition: &Condition, reason: &str) -> Self {
+        Self {
+            stage: name.to_owned(),
+            position: stage,
+            condition: condition.words(),
+            verdict: Verdict::NotAuditable,
+            reason: Some(reason.to_owned()),
+            differences: BTreeMap::new(),
         }
     }
-    Ok(finding)
+
+    /// Compares what is recorded, as it lies in the first store, with what was made, as it lies in the second.
+    fn of(
+        stage: usize,
+        name: &str,
+        condition: &Condition,
+        (recorded, made): (&Record, &Record),
+        stores: (&Store, &Store),
+    ) -> Self {
+        let mut finding = Self {
+            // Where it was computed, which is not always where that was asked for.
+            condition: Condition {
+                threads: Some(made.provenance.threads),
+                device: made.provenance.device.clone(),
+            }
+            .words(),
+            ..Self::not_auditable(stage, name, condition, "")
+        };
+        for (output, artifact) in &recorded.outputs {
+            match differences(artifact, made.outputs.get(output), stores) {
+                Ok(differences) if differences.is_empty() => {}
+                Ok(differences) => {
+                    finding.differences.insert(output.clone(), differences);
+                }
+                Err(missing) => {
+                    finding.reason = Some(format!("there is nothing to compare with: {missing}"));
+                    finding.differences.clear();
+                    return finding;
+                }
+            }
+        }
+        for output in made.outputs.keys() {
+            if !recorded.outputs.contains_key(output) {
+                let difference = Difference::whole("is not recorded".to_owned());
+                finding.differences.insert(output.clone(), vec![difference]);
+            }
+        }
+        finding.reason = None;
+        let mut all = finding.differences.values().flatten().peekable();
+        finding.verdict = if all.peek().is_none() {
+            Verdict::Reproduced
+        } else if all.all(|difference| difference.within_tolerance) {
+            Verdict::WithinTolerance
+        } else {
+            Verdict::Different
+        };
+        finding
+    }
+}
+
+/// Lists in what an artifact, byte by byte as it is stored, differs from what was made; an error if it is not there.
+fn differences(
+    recorded: &Artifact,
+    made: Option<&Artifact>,
+    stores: (&Store, &Store),
+) -> Result<Vec<Difference>, Damage> {
+    let mut altered = Vec::new();
+    for file in &recorded.files {
+        match stores.0.check_object(&file.digest) {
+            Ok(_) => {}
+            Err(damage @ Damage::Altered { .. }) => {
+                let part = format!("{}, as it is stored: {damage}", file.path);
+                altered.push(Difference::whole(part));
+            }
+            Err(damage) => return Err(damage),
+        }
+    }
+    let Some(made) = made else {
+        altered.push(Difference::whole("was not made".to_owned()));
+        return Ok(altered);
+    };
+    if !altered.is_empty() || made.digest == recorded.digest {
+        return Ok(altered);
+    }
+    let found = compare::compare(stores, (recorded, made));
+    Ok(match found {
+        Ok(found) if !found.is_empty() => found,
+        Ok(_) => vec![Difference::whole("its kind".to_owned())],
+        Err(error) => {
+            let message = match error {
+                StageError::Failed { message, .. } => message,
+                StageError::Interrupted => "interrupted".to_owned(),
+            };
+            vec![Difference::whole(format!(
+                "other bytes, which cannot be compared: {message}"
+            ))]
+        }
+    })
+}
+
+/// How many findings there are of each kind.
+#[derive(Debug, Default, Serialize)]
+struct Counts {
+    asked: usize,
+    compared: usize,
+    reproduced: usize,
+    within_tolerance: usize,
+    different: usize,
+    not_auditable: usize,
+}
+
+impl Counts {
+    fn of(findings: &[Finding]) -> Self {
+        let mut counts = Self {
+            asked: findings.len(),
+            ..Self::default()
+        };
+        for finding in findings {
+            *match finding.verdict {
+                Verdict::Reproduced => &mut counts.reproduced,
+                Verdict::WithinTolerance => &mut counts.within_tolerance,
+                Verdict::Different => &mut counts.different,
+                Verdict::NotAuditable => &mut counts.not_auditable,
+            } += 1;
+        }
+        counts.compared = counts.asked - counts.not_auditable;
+        counts
+    }
 }
 
 /// Says of each table how well its making was audited: itself and everything upstream.
@@ -277,25 +422,28 @@ fn table_verdicts(pipeline: &Pipeline, findings: &[Finding]) -> Vec<TableVerdict
             continue;
         }
         let made_by = pipeline.graph.upstream([at]);
-        let audited = |position: usize| {
+        let found = |position: usize| {
             let own = findings
                 .iter()
                 .filter(move |found| found.position == position);
             own.map(|found| found.verdict).max()
         };
         let stages: Vec<usize> = (0..made_by.len()).filter(|other| made_by[*other]).collect();
-        let verdicts: Vec<Verdict> = stages.iter().filter_map(|at| audited(*at)).collect();
+        let verdicts: Vec<Verdict> = stages.iter().filter_map(|at| found(*at)).collect();
+        let compared = verdicts
+            .iter()
+            .filter(|verdict| **verdict != Verdict::NotAuditable);
         tables.push(TableVerdict {
             table: stage.name.clone(),
             worst: verdicts.iter().copied().max(),
-            audited: verdicts.len(),
+            compared: compared.count(),
             stages: stages.len(),
         });
     }
     tables
 }
 
-fn report(findings: &[Finding], tables: &[TableVerdict], output: &Output) {
+fn report(findings: &[Finding], tables: &[TableVerdict], counts: &Counts, output: &Output) {
     const SHOWN: usize = 5;
     let mut text = String::new();
     for finding in findings {
@@ -324,27 +472,23 @@ fn report(findings: &[Finding], tables: &[TableVerdict], output: &Output) {
             }
         }
     }
-    for table in tables.iter().filter(|table| table.audited > 0) {
+    for table in tables.iter().filter(|table| table.worst.is_some()) {
         text.push_str(&format!(
-            "table {}: {}, {} of the {} audited that it is made by\n",
+            "table {}: {}, {} of the {} compared that it is made by\n",
             table.table.bold(),
             table.worst.map_or("not audited", Verdict::words),
-            table.audited,
+            table.compared,
             counted(table.stages, "stage"),
         ));
     }
-    let count = |verdict| {
-        findings
-            .iter()
-            .filter(|found| found.verdict == verdict)
-            .count()
-    };
     text.push_str(&format!(
-        "{} reproduced, {} within tolerance, {} different, {} not auditable\n",
-        count(Verdict::Reproduced),
-        count(Verdict::WithinTolerance),
-        count(Verdict::Different),
-        count(Verdict::NotAuditable),
+        "compared {} of {}: {} reproduced, {} within tolerance, {} different; {} not auditable\n",
+        counts.compared,
+        counted(counts.asked, "result"),
+        counts.reproduced,
+        counts.within_tolerance,
+        counts.different,
+        counts.not_auditable,
     ));
     text.push_str(&format!(
         "tolerance: {:e} of the largest magnitude in a tensor, {:e} in a column of numbers; all else must be equal\n",

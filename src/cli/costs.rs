@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Digest;
+use crate::engine::plan::class_here;
 use crate::engine::spec::Pipeline;
 use crate::engine::store::{Provenance, Store};
 use crate::stats::mean;
@@ -33,8 +34,10 @@ pub(super) fn table(
     }
     let mut rows: Vec<(&str, Vec<Provenance>)> = Vec::new();
     for producer in producers {
-        let record = store.read_record(&fingerprint(producer)?).ok()??;
-        let name = pipeline.stages[producer].template.as_str();
+        let instance = &pipeline.stages[producer];
+        let found = store.find_record(&fingerprint(producer)?, &class_here(instance));
+        let record = found.ok()??;
+        let name = instance.template.as_str();
         match rows.iter_mut().find(|(other, _)| *other == name) {
             Some((_, runs)) => runs.push(record.provenance),
             None => rows.push((name, vec![record.provenance])),

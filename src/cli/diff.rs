@@ -55,7 +55,7 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         let Some(other) = stages_a.get(stage.stage.as_str()) else {
             continue;
         };
-        if other.fingerprint != stage.fingerprint {
+        if (other.fingerprint, &other.beside) != (stage.fingerprint, &stage.beside) {
             changed.push(compare(store, other, stage)?);
         }
     }
@@ -162,7 +162,10 @@ fn line(indent: &str, difference: &Difference) -> String {
 
 fn compare(store: &Store, a: &RunStage, b: &RunStage) -> Result<Changed, Failure> {
     let record = |stage: &RunStage| -> Option<Record> {
-        store.read_record(stage.fingerprint.as_ref()?).ok()?
+        let fingerprint = stage.fingerprint.as_ref()?;
+        store
+            .read_record(fingerprint, stage.beside.as_deref())
+            .ok()?
     };
     let mut changed = Changed {
         stage: b.stage.clone(),

@@ -1,6 +1,6 @@
 //! `flowgraph gc`: take away what no pipeline and no recent run needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,19 +8,20 @@ use serde_json::json;
 
 use super::output::{Output, bytes, counted};
 use super::{Failure, exit_code};
+use crate::engine::artifact::Digest;
 use crate::engine::document::Document;
 use crate::engine::overrides::Overrides;
 use crate::engine::plan::{PlanOptions, Planner};
 use crate::engine::runs::Run;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
-use crate::engine::store::{LockState, Store};
+use crate::engine::store::{Garbage, LockState, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct GcArgs {
     /// Pipeline files whose results stay, with each of their profiles
     pipelines: Vec<PathBuf>,
-    /// Keep the results of so many latest runs
+    /// Keep what so many latest runs had, used or began to make, however they ended
     #[arg(long, default_value_t = 10, value_name = "N")]
     keep: usize,
     /// Say what would go, and take nothing away
@@ -34,8 +35,24 @@ pub(super) fn run(
     store: &Store,
     output: &Output,
 ) -> Result<u8, Failure> {
+    let _alone = match store.lock_alone()? {
+        LockState::Held(lock) => lock,
+        LockState::Busy { holder } => {
+            return Err(Failure::Other {
+                message: format!("{holder} is at work on {}", store.root().display()),
+                hint: Some("wait until it has ended".to_owned()),
+                code: exit_code::USAGE,
+            });
+        }
+    };
     let runs = Run::all(store);
-    let recent = &runs[runs.len().saturating_sub(args.keep)..];
+    // One that was killed before it knew what it needs does not count as a run.
+    let recent: Vec<BTreeSet<Digest>> = runs
+        .iter()
+        .rev()
+        .filter_map(Run::needs)
+        .take(args.keep)
+        .collect();
     if args.pipelines.is_empty() && recent.is_empty() {
         // Without this a slip would empty the store.
         return Err(Failure::Other {
@@ -44,22 +61,7 @@ pub(super) fn run(
             code: exit_code::USAGE,
         });
     }
-    let _alone = match store.lock_alone()? {
-        LockState::Held(lock) => lock,
-        LockState::Busy { .. } => {
-            return Err(Failure::Other {
-                message: format!("a run is at work on {}", store.root().display()),
-                hint: Some("wait until it has ended".to_owned()),
-                code: exit_code::USAGE,
-            });
-        }
-    };
-    let mut kept: BTreeSet<_> = recent
-        .iter()
-        .filter_map(Run::stages)
-        .flatten()
-        .filter_map(|stage| stage.fingerprint)
-        .collect();
+    let mut kept: BTreeSet<Digest> = recent.iter().flatten().copied().collect();
     for file in &args.pipelines {
         let profiles = Document::read(file).map(|document| Pipeline::profiles(&document))?;
         for profile in std::iter::once(None).chain(profiles.into_iter().map(Some)) {
@@ -68,14 +70,25 @@ pub(super) fn run(
                 set: Vec::new(),
             };
             let pipeline = Pipeline::load(file, &overrides, registry)?;
-            let plans = Planner::new(&pipeline, store, PlanOptions::default()).plan()?;
-            // The scratch of a stage that will run has its checkpoints.
-            kept.extend(plans.iter().filter_map(|plan| plan.fingerprint));
+            let planner = Planner::new(&pipeline, store, PlanOptions::default());
+            for plan in planner.plan()? {
+                match (plan.fingerprint, &plan.manifest) {
+                    // The scratch of a stage that will run has its checkpoints.
+                    (Some(fingerprint), _) => {
+                        kept.insert(fingerprint);
+                    }
+                    // It may be a hit once what it reads is back.
+                    (None, Some(manifest)) => kept.extend(planner.possible_results(manifest)),
+                    (None, None) => {}
+                }
+            }
         }
     }
     let garbage = store.garbage(&kept)?;
+    let lost = lost_with_folders(&garbage, store, &runs);
     if !args.dry_run {
         store.collect(&garbage)?;
+        store.sweep_leftovers();
     }
     if output.json {
         let results: Vec<_> = garbage
@@ -91,7 +104,7 @@ pub(super) fn run(
             .collect();
         output.json(&json!({
             "dry_run": args.dry_run, "results": results, "strays": garbage.strays, "folders": garbage.folders,
-            "bytes": garbage.bytes,
+            "lost": lost, "bytes": garbage.bytes,
         }));
         return Ok(exit_code::OK);
     }
@@ -108,8 +121,8 @@ pub(super) fn run(
                 super::output::duration(made.seconds),
             ));
         }
-        for folder in &garbage.folders {
-            output.line(&format!("            {}: unfinished", folder.display()));
+        for lost in &lost {
+            output.line(&format!("            {lost}"));
         }
     }
     output.line(&format!(
@@ -121,11 +134,48 @@ pub(super) fn run(
         },
         counted(garbage.results.len(), "result"),
         counted(garbage.strays.len(), "stray object"),
-        counted(garbage.folders.len(), "unfinished folder"),
+        counted(garbage.folders.len(), "scratch or state folder"),
         bytes(garbage.bytes),
     ));
     if !garbage.results.is_empty() && !args.dry_run {
         output.line("their records stay as evicted; the same pipeline and params make them again");
     }
     Ok(exit_code::OK)
+}
+
+/// Says of each folder what goes with it.
+fn lost_with_folders(garbage: &Garbage, store: &Store, runs: &[Run]) -> Vec<String> {
+    if garbage.folders.is_empty() {
+        return Vec::new();
+    }
+    let mut names: BTreeMap<Digest, String> = runs.iter().flat_map(Run::started).collect();
+    for record in store.read_records().0 {
+        let made = record.provenance;
+        if let Some(key) = record.manifest.continuation_key(&made.numerics) {
+            names.insert(key, made.stage);
+        }
+    }
+    let folders = garbage.folders.iter().map(|folder| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let stage = name.parse().ok().and_then(|digest| names.get(&digest));
+        let stage = stage.map_or_else(
+            || "a stage that no run names".to_owned(),
+            |stage| format!("`{stage}`"),
+        );
+        if folder.parent().is_some_and(|parent| parent.ends_with("states")) {
+            let ends = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let mut steps: Vec<u64> = ends
+                .filter_map(|end| end.file_name().to_str()?.parse().ok())
+                .collect();
+            steps.sort_unstable();
+            let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+            format!(
+                "the state of {stage} after {} steps: a longer training would begin at step 0",
+                steps.join(", ")
+            )
+        } else {
+            format!("unfinished work on {stage}, with its checkpoints if it has any: it would begin at the beginning")
+        }
+    });
+    folders.collect()
 }

@@ -24,13 +24,14 @@ mod why;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
-use crate::engine::store::Store;
+use crate::engine::store::{Lock, LockState, Store};
 use crate::engine::worker;
 use crate::ml::kernels::memory::tune_allocator;
 use output::Output;
@@ -235,6 +236,26 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// Keeps what a command reads from being collected meanwhile; waits while a collection is under way.
+///
+/// Where there is no lock to take, as in a store that is a copy for reading, nothing is collected either.
+fn wait_for_collection(store: &Store, output: &Output) -> Option<Lock> {
+    let mut told = false;
+    while store.has_lock() {
+        match store.try_share().ok()? {
+            LockState::Held(lock) => return Some(lock),
+            LockState::Busy { holder } => {
+                if !told {
+                    output.line(&format!("waits for {holder}"));
+                    told = true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+    None
+}
+
 /// Runs the command line with the stage kinds of `registry`.
 ///
 /// A program with kinds of its own calls this with its own table and has the whole command line.
@@ -261,6 +282,19 @@ pub fn main(registry: &Registry) -> ExitCode {
         quiet: cli.global.quiet,
         verbose: cli.global.verbose,
     };
+    // Runs and collections have locks of their own.
+    let reads = matches!(
+        cli.command,
+        Command::Plan(_)
+            | Command::Why(_)
+            | Command::Show(_)
+            | Command::Export(_)
+            | Command::Audit(_)
+            | Command::Diff(_)
+            | Command::Verify(_)
+            | Command::ExportProvenance(_)
+    );
+    let _in_use = reads.then(|| wait_for_collection(&store, &output));
     let result = match cli.command {
         Command::Run(args) => run::run(&args, registry, &store, &output),
         Command::Plan(args) => plan::run(&args, registry, &store, &output),

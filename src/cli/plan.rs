@@ -23,7 +23,7 @@ pub(super) struct PlanArgs {
     /// what another user's program writes through a memory map
     #[arg(long)]
     paranoid: bool,
-    /// Treat results of another kind of processor as missing
+    /// Treat results of another kind of processor as missing; what is computed in their place stands beside them
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
 }

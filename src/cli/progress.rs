@@ -77,6 +77,9 @@ impl Lines {
                 self.total = *stages;
                 None
             }
+            RunEvent::RunWaiting { holder } => {
+                Some(format!("{} for {holder}", word("WAITING").yellow()))
+            }
             RunEvent::StageCached { stage, notes } => {
                 self.settled += 1;
                 self.cached += 1;

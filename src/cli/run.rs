@@ -32,7 +32,7 @@ pub(super) struct RunArgs {
     /// Run this stage and everything after it again, whatever the store holds
     #[arg(long, value_name = "STAGE")]
     from: Vec<String>,
-    /// Run this stage again, whatever the store holds
+    /// Run this stage again, whatever the store holds; if that is interrupted, the same command goes on from there
     #[arg(long, value_name = "STAGE")]
     rerun: Vec<String>,
     /// Stages at once (default: one for each core)
@@ -54,7 +54,7 @@ pub(super) struct RunArgs {
     /// what another user's program writes through a memory map
     #[arg(long)]
     paranoid: bool,
-    /// Treat results of another kind of processor as missing
+    /// Treat results of another kind of processor as missing; what is computed in their place stands beside them
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
 }
@@ -72,6 +72,7 @@ pub(super) fn run(
     let options = RunOptions {
         plan: PlanOptions {
             paranoid: args.paranoid,
+            records_alone: false,
             rerun: forced(args, &pipeline)?,
             exact_numerics: args.numerics == "exact",
             refresh: args.refresh,

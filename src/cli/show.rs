@@ -136,7 +136,7 @@ fn find_in_run(
     };
     let fingerprint = found.fingerprint.ok_or_else(|| missing("has no result"))?;
     let record = store
-        .read_record(&fingerprint)
+        .read_record(&fingerprint, found.beside.as_deref())
         .map_err(|error| missing(&error.to_string()))?
         .ok_or_else(|| missing("was evicted"))?;
     let default = || {

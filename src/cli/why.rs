@@ -101,7 +101,7 @@ fn known_of<'a>(
     let Some(fingerprint) = &plan.fingerprint else {
         return Ok(None);
     };
-    let record = store.read_record(fingerprint);
+    let record = store.read_record(fingerprint, plan.beside.as_deref());
     let record = record.map_err(|error| Failure::Other {
         message: error.to_string(),
         hint: Some("`flowgraph verify --repair` drops damaged records".to_owned()),

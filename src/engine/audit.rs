@@ -1,127 +1,118 @@
-//! Auditing: stored results are computed again from their recorded inputs, in a store of their own.
+//! Auditing: stored results are computed again from what their records say, in a store of the audit's own.
 //!
-//! A copy of the store that shares its objects is made, and the stages run there again. The executor keeps the earlier
-//! record of a stage that runs again, so that every stage reads what its record says and not what the audit made of
-//! the stages before it. The audited store is only read.
+//! Each stage reads the recorded artifacts, which lie in the audited store and of which every byte is checked, and
+//! writes to a store that holds nothing: no record, state or checkpoint could answer in place of the computation. The
+//! audited store is only read.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::artifact::Outputs;
-use super::event::{Observer, Outcome};
+use super::event::Observer;
 use super::executor::{self, RunOptions};
-use super::plan::StagePlan;
+use super::plan::{Known, PlanOptions, Planner};
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::{Lock, Store};
+use super::store::{Lock, Record, Store};
 
 /// What came of a stage when it was computed again.
 #[derive(Debug)]
-pub enum Reexecuted {
-    /// The same bytes.
-    Same,
-    /// Other bytes: the artifacts, which are in the audit's store.
-    Other(Outputs),
-    /// It did not end.
+pub enum Recomputed {
+    /// What it gave this time; the objects are in the audit's store.
+    Made(Box<Record>),
+    /// It could not be computed from what its record says.
     Failed(String),
 }
 
-/// A copy of a store, removed when the audit ends.
+/// A store for what an audit makes, within the store that it audits; removed when the audit ends.
 #[derive(Debug)]
-pub struct AuditStore {
-    /// Where the stages run.
-    pub store: Store,
+pub struct AuditStore<'a> {
+    /// Where the stages write.
+    pub own: Store,
+    audited: &'a Store,
     /// Says that the audit is alive.
     _in_use: Lock,
 }
 
-impl AuditStore {
-    /// Makes a copy of the results that `plans` found, in the store's own folder: objects are hard links.
+impl<'a> AuditStore<'a> {
+    /// Makes one, empty but for the downloads, which are checked when they are used.
     ///
     /// # Errors
     /// A file system that refuses.
-    pub fn of(store: &Store, plans: &[StagePlan]) -> Result<Self, StageError> {
-        let folder = store
-            .root()
-            .join("audit")
-            .join(std::process::id().to_string());
-        store.sweep_leftovers();
-        let copy = Store::new(&folder);
-        let copy = Self {
-            _in_use: copy.share()?,
-            store: copy,
+    pub fn within(audited: &'a Store) -> Result<Self, StageError> {
+        audited.sweep_leftovers();
+        let (own, in_use) = audited.make_audit_store()?;
+        let store = Self {
+            own,
+            audited,
+            _in_use: in_use,
         };
-        let cached = plans.iter().filter(|plan| plan.outputs.is_some());
-        for fingerprint in cached.filter_map(|plan| plan.fingerprint) {
-            let record = store.read_record(&fingerprint);
-            let record = record.map_err(|error| StageError::new(error.to_string()))?;
-            // One that is gone meanwhile is no result any more.
-            let Some(record) = record else { continue };
-            for file in record.outputs.values().flat_map(|artifact| &artifact.files) {
-                link(
-                    &store.object_path(&file.digest),
-                    &copy.store.object_path(&file.digest),
-                )?;
-            }
-            copy.store.write_record(&record)?;
-        }
-        let sources = fs_err::canonicalize(store.root())?.join("sources");
+        let sources = fs_err::canonicalize(audited.root())?.join("sources");
         if sources.exists() {
-            fs_err::os::unix::fs::symlink(sources, copy.store.sources_path())?;
+            fs_err::os::unix::fs::symlink(sources, store.own.sources_path())?;
         }
-        Ok(copy)
+        Ok(store)
     }
 
-    /// Runs the stages marked in `selected` again and says what came of each, by position.
+    /// Computes the stages of `recorded` again, by position, and says what came of each. `known` are the artifacts of
+    /// all stages, as recorded.
     ///
     /// # Errors
     /// A run that could not begin.
-    pub fn run(
+    pub fn recompute(
         &self,
         pipeline: &Pipeline,
-        selected: &[bool],
+        recorded: &BTreeMap<usize, Record>,
+        known: Known,
         mut options: RunOptions,
         observer: &mut dyn Observer,
-    ) -> Result<BTreeMap<usize, Reexecuted>, StageError> {
-        options.plan.rerun = selected.to_vec();
-        options.wanted = selected.to_vec();
-        let report = executor::run(pipeline, &self.store, options, observer)?;
+    ) -> Result<BTreeMap<usize, Recomputed>, StageError> {
+        // Nothing is run because something else needs it.
+        options.wanted = vec![false; pipeline.stages.len()];
+        let (report, mut made) = executor::recompute(
+            pipeline,
+            &self.own,
+            self.audited,
+            recorded,
+            known,
+            options,
+            observer,
+        )?;
         if report.interrupted {
             return Err(StageError::Interrupted);
         }
-        let selected = (0..pipeline.stages.len()).filter(|stage| selected[*stage]);
-        Ok(selected
-            .map(|stage| {
-                let name = &pipeline.stages[stage].name;
-                let result = match (report.outcomes[stage], report.reruns.get(&stage)) {
-                    (Some(Outcome::Done), None) => Reexecuted::Same,
-                    (Some(Outcome::Done), Some(other)) => Reexecuted::Other(other.clone()),
-                    _ => {
-                        let failure = report.failures.iter().find(|found| found.stage == *name);
-                        let message = failure.map(|failure| failure.message.clone());
-                        Reexecuted::Failed(message.unwrap_or_else(|| "it did not run".to_owned()))
-                    }
-                };
-                (stage, result)
-            })
-            .collect())
+        let results = recorded.keys().map(|&stage| {
+            let name = &pipeline.stages[stage].name;
+            let failure = report.failures.iter().find(|found| found.stage == *name);
+            let result = match (made.remove(&stage), failure) {
+                (Some(record), None) => Recomputed::Made(Box::new(record)),
+                (_, Some(failure)) => Recomputed::Failed(failure.message.clone()),
+                (None, None) => Recomputed::Failed("it did not run".to_owned()),
+            };
+            (stage, result)
+        });
+        Ok(results.collect())
     }
 }
 
-impl Drop for AuditStore {
+impl Drop for AuditStore<'_> {
     fn drop(&mut self) {
-        let _ = fs_err::remove_dir_all(self.store.root());
+        let _ = fs_err::remove_dir_all(self.own.root());
     }
 }
 
-fn link(from: &Path, to: &Path) -> std::io::Result<()> {
-    if let Some(parent) = to.parent() {
-        fs_err::create_dir_all(parent)?;
+/// Says which source of a stage is not what is recorded, if one is not.
+pub fn changed_source(
+    pipeline: &Pipeline,
+    store: &Store,
+    stage: usize,
+    recorded: &Record,
+) -> Option<String> {
+    let planner = Planner::new(pipeline, store, PlanOptions::default());
+    let known = vec![None; pipeline.stages.len()];
+    let (manifest, obstacle) = planner.manifest(stage, &known);
+    if let Some(StageError::Failed { message, .. }) = obstacle {
+        return Some(message);
     }
-    match std::fs::hard_link(from, to) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        // A file system without hard links.
-        Err(_) => fs_err::copy(from, to).map(|_| ()),
-        Ok(()) => Ok(()),
-    }
+    let mut sources = recorded.manifest.sources.iter();
+    let changed = sources.find(|(key, digest)| manifest.sources.get(*key) != Some(digest));
+    changed.map(|(key, _)| format!("source `{key}` is not what is recorded"))
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::artifact::{Digest, Outputs};
+use super::artifact::Digest;
 use super::context::Progress;
 use super::plan::Cause;
 use super::store::Record;
@@ -40,8 +40,8 @@ pub enum WorkerEvent {
         record: Box<Record>,
         /// Whether another process had done the work.
         elsewhere: bool,
-        /// What a forced run gave, where it is not what the record says, which is kept.
-        other: Option<Outputs>,
+        /// Whether a forced run gave other bytes than the record says, which is kept.
+        other: bool,
     },
     /// A source was fetched.
     Fetched,
@@ -91,6 +91,11 @@ pub enum RunEvent {
         pipeline: String,
         /// How many stages it has.
         stages: usize,
+    },
+    /// Somebody keeps the run from beginning.
+    RunWaiting {
+        /// Who.
+        holder: String,
     },
     /// A stored result is used.
     StageCached {

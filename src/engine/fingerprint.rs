@@ -80,9 +80,9 @@ impl Manifest {
         inputs.all(|input| input.digest.is_some()) && self.sources.values().all(Option::is_some)
     }
 
-    /// Returns what trainings share that differ only in how long they are: the digest of the manifest without the
-    /// params `steps` and `checkpoints`; `None` if a digest is open.
-    pub fn continuation_key(&self) -> Option<Digest> {
+    /// Returns what trainings share that differ only in how long they are: the digest of the numerics class that they
+    /// are computed in and of the manifest without the params `steps` and `checkpoints`; `None` if a digest is open.
+    pub fn continuation_key(&self, class: &str) -> Option<Digest> {
         if !self.is_known() {
             return None;
         }
@@ -91,7 +91,9 @@ impl Manifest {
             params.remove("steps");
             params.remove("checkpoints");
         }
-        let mut hasher = blake3::Hasher::new_derive_key("flowgraph training continuation v1");
+        let mut hasher = blake3::Hasher::new_derive_key("flowgraph training continuation v2");
+        hasher.update(&(class.len() as u64).to_le_bytes());
+        hasher.update(class.as_bytes());
         hasher.update(shared.canonical().as_bytes());
         Some(hasher.finalize().into())
     }

@@ -84,13 +84,18 @@ impl History {
         .map(|entry| &entry.record)
     }
 
-    /// Whether some record agrees with everything that is known of `manifest`.
+    /// Lists the records that agree with everything that is known of `manifest`.
+    pub(super) fn with_known_part(&self, manifest: &Manifest) -> impl Iterator<Item = &Record> {
+        let same_params = self.by_params.get(&params_key(manifest));
+        let records = same_params.into_iter().flatten();
+        records
+            .map(|at| &self.entries[*at].record)
+            .filter(|record| manifest.matches_known_part(&record.manifest))
+    }
+
+    /// Whether there is one of [`Self::with_known_part`].
     pub(super) fn has_known_part(&self, manifest: &Manifest) -> bool {
-        self.by_params
-            .get(&params_key(manifest))
-            .into_iter()
-            .flatten()
-            .any(|at| manifest.matches_known_part(&self.entries[*at].record.manifest))
+        self.with_known_part(manifest).next().is_some()
     }
 }
 

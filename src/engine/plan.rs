@@ -53,6 +53,8 @@ pub struct StagePlan {
     pub manifest: Option<Manifest>,
     /// Its fingerprint, if it is wholly known.
     pub fingerprint: Option<Digest>,
+    /// The numerics class of the record, if `cached` and that is not the first of its fingerprint.
+    pub beside: Option<String>,
     /// The artifacts to use, if `cached`.
     pub outputs: Option<Outputs>,
     /// Why the stage will run; empty if `cached`.
@@ -65,11 +67,30 @@ pub struct StagePlan {
     pub obstacle: Option<StageError>,
 }
 
+impl StagePlan {
+    /// The plan of a stage that is to compute what is recorded.
+    pub(super) fn to_recompute(record: &Record) -> Self {
+        Self {
+            decision: Decision::Run,
+            manifest: Some(record.manifest.clone()),
+            fingerprint: Some(record.fingerprint),
+            beside: None,
+            outputs: None,
+            causes: Vec::new(),
+            estimate: Estimate::default(),
+            notes: Vec::new(),
+            obstacle: None,
+        }
+    }
+}
+
 /// How records are trusted and what is forced.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Hash every object instead of trusting the file system's times.
+    /// Hash every object and source instead of trusting the file system's times.
     pub paranoid: bool,
+    /// Believe records without a look at their objects, as an audit does, which looks at them itself.
+    pub records_alone: bool,
     /// Stages that run whatever the store holds, by position.
     pub rerun: Vec<bool>,
     /// Whether results of another numerics class are misses.
@@ -96,7 +117,11 @@ enum Found {
     Nothing,
     /// A result that cannot be used, and why.
     Unusable(String),
-    Usable(Outputs, Vec<String>),
+    Usable {
+        outputs: Outputs,
+        beside: Option<String>,
+        notes: Vec<String>,
+    },
 }
 
 impl<'a> Planner<'a> {
@@ -165,6 +190,7 @@ impl<'a> Planner<'a> {
         let mut plan = StagePlan {
             decision: Decision::Run,
             fingerprint: manifest.fingerprint(),
+            beside: None,
             manifest: None,
             outputs: None,
             causes: Vec::new(),
@@ -175,13 +201,18 @@ impl<'a> Planner<'a> {
         let mut reason = None;
         if let Some(StageError::Failed { message, .. }) = &plan.obstacle {
             reason = Some(message.clone());
-        } else if self.options.rerun.get(stage).copied().unwrap_or(false) {
+        } else if self.is_forced(stage) {
             reason = Some("asked to run again".to_owned());
         } else if let Some(fingerprint) = plan.fingerprint {
             match self.look_up(instance, &fingerprint).map_err(failed)? {
-                Found::Usable(outputs, notes) => {
+                Found::Usable {
+                    outputs,
+                    beside,
+                    notes,
+                } => {
                     plan.decision = Decision::Cached;
                     plan.outputs = Some(outputs);
+                    plan.beside = beside;
                     plan.notes = notes;
                     return Ok(plan);
                 }
@@ -203,8 +234,10 @@ impl<'a> Planner<'a> {
         if reason.is_none() && plan.fingerprint.is_none() && history.has_known_part(&manifest) {
             plan.decision = Decision::RunIf;
         }
-        if let Some(training) = instance.stage.continuation()
-            && let Some(key) = manifest.continuation_key()
+        // One that is asked to run again begins at the beginning.
+        if !self.is_forced(stage)
+            && let Some(training) = instance.stage.continuation()
+            && let Some(key) = manifest.continuation_key(&class_here(instance))
             && let Some((steps, _)) = self.store.find_state(&key, &training)
         {
             plan.notes.push(format!("continues from step {steps}"));
@@ -234,6 +267,16 @@ impl<'a> Planner<'a> {
         )
     }
 
+    fn is_forced(&self, stage: usize) -> bool {
+        self.options.rerun.get(stage).copied().unwrap_or(false)
+    }
+
+    /// Returns the fingerprints of the results that may be those of a stage once all that is open is known.
+    pub fn possible_results(&self, manifest: &Manifest) -> Vec<Digest> {
+        let records = self.history().0.with_known_part(manifest);
+        records.map(|record| record.fingerprint).collect()
+    }
+
     fn history(&self) -> &(History, BTreeSet<&'a str>) {
         self.history.get_or_init(|| {
             let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
@@ -248,20 +291,23 @@ impl<'a> Planner<'a> {
                 "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
             )
         };
-        let mut record = match self.store.read_record_head(fingerprint) {
+        let here = class_here(instance);
+        let mut record = match self.store.find_record_head(fingerprint, &here) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Found::Nothing),
             Err(error) if error.is_denied() => return Err(unreadable(error.to_string())),
             Err(error) => return Ok(Found::Unusable(error.to_string())),
         };
-        match self.store.check_record(&mut record, self.options.paranoid) {
-            Ok(()) => {}
-            Err(damage) if damage.is_denied() => return Err(unreadable(damage.to_string())),
-            Err(damage) => return Ok(Found::Unusable(damage.to_string())),
+        if !self.options.records_alone {
+            match self.store.check_record(&mut record, self.options.paranoid) {
+                Ok(()) => {}
+                Err(damage) if damage.is_denied() => return Err(unreadable(damage.to_string())),
+                Err(damage) => return Ok(Found::Unusable(damage.to_string())),
+            }
         }
         let mut notes = Vec::new();
         let class = &record.provenance.numerics;
-        if *class != class_here(instance) {
+        if *class != here {
             if self.options.exact_numerics {
                 return Ok(Found::Unusable(format!(
                     "its result was computed as {class}"
@@ -269,7 +315,12 @@ impl<'a> Planner<'a> {
             }
             notes.push(format!("reuses a result computed as {class}"));
         }
-        Ok(Found::Usable(record.outputs, notes))
+        let beside = record.class_beside().map(str::to_owned);
+        Ok(Found::Usable {
+            outputs: record.outputs,
+            beside,
+            notes,
+        })
     }
 
     /// Returns the manifest, and what is wrong with a source.
@@ -341,10 +392,8 @@ pub struct PlanError {
     pub failures: Vec<(String, StageError)>,
 }
 
-/// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed
-/// inputs are so.
 /// The numerics class that the stage would compute in on this machine.
-fn class_here(instance: &Instance) -> String {
+pub fn class_here(instance: &Instance) -> String {
     let wants = instance.resources.gpus > 0 && instance.stage.uses_gpus();
     numerics_class(if wants && !visible_gpus().is_empty() {
         "cuda:0"
@@ -353,6 +402,8 @@ fn class_here(instance: &Instance) -> String {
     })
 }
 
+/// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed
+/// inputs are so.
 fn causes(
     instance: &Instance,
     decision: Decision,

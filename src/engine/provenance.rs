@@ -50,7 +50,9 @@ impl<'a> Provenance<'a> {
             let fingerprint = plans[*stage].fingerprint?;
             Some(Step {
                 name: &instance.name,
-                record: store.read_record(&fingerprint).ok()??,
+                record: store
+                    .read_record(&fingerprint, plans[*stage].beside.as_deref())
+                    .ok()??,
                 inputs: inputs.collect(),
             })
         });

@@ -5,10 +5,12 @@
 //!   run.json         what was asked
 //!   pipeline.yaml    the file as it was
 //!   events.jsonl     what happened
+//!   needs            fingerprints of stored results that it used, once something ran
 //!   stages.jsonl     how each stage ended and its fingerprint; written last, so a killed run has none
 //!   logs/            what stages wrote to standard output and error
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -56,6 +58,9 @@ pub struct RunStage {
     pub outcome: Option<Outcome>,
     /// The fingerprint of its result, if it has one.
     pub fingerprint: Option<Digest>,
+    /// The numerics class of its result, if that is not the first of its fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<String>,
 }
 
 /// How a run ended.
@@ -73,15 +78,22 @@ pub(super) struct RunFolder {
     pub(super) id: String,
     pub(super) path: PathBuf,
     events: BufWriter<fs_err::File>,
+    /// Results that were used, and of which no file tells yet.
+    used: Vec<Digest>,
+    /// Whether a stage was started. A run in which none is tells in the end what it used.
+    is_at_work: bool,
     /// Nothing is collected while the run is under way.
     _in_use: Lock,
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run.
-    pub(super) fn create(store: &Store, pipeline: &Pipeline) -> Result<Self, StageError> {
+    /// Makes the folder of a new run, which holds the store as long as it is under way.
+    pub(super) fn create(
+        store: &Store,
+        pipeline: &Pipeline,
+        in_use: Lock,
+    ) -> Result<Self, StageError> {
         let (id, path) = new_folder(store)?;
-        let in_use = store.share()?;
         let description = RunDescription {
             run: id.clone(),
             pipeline: pipeline.name.clone(),
@@ -100,8 +112,35 @@ impl RunFolder {
             id,
             path,
             events,
+            used: Vec::new(),
+            is_at_work: false,
             _in_use: in_use,
         })
+    }
+
+    /// Notes that a stored result is used: should the run be killed, a collection still keeps it.
+    pub(super) fn uses(&mut self, fingerprint: Option<Digest>) {
+        self.used.extend(fingerprint);
+        if self.is_at_work {
+            self.begin_work();
+        }
+    }
+
+    /// Writes down what was used so far. Called before a stage starts.
+    pub(super) fn begin_work(&mut self) {
+        self.is_at_work = true;
+        if self.used.is_empty() {
+            return;
+        }
+        let lines: String = (self.used.drain(..))
+            .map(|fingerprint| format!("{fingerprint}\n"))
+            .collect();
+        let mut options = std::fs::OpenOptions::new();
+        let file = options
+            .append(true)
+            .create(true)
+            .open(self.path.join("needs"));
+        let _ = file.and_then(|mut file| file.write_all(lines.as_bytes()));
     }
 
     /// Appends an event to the log. A full disk must not end the run for its sake.
@@ -235,6 +274,35 @@ impl Run {
         let text = std::fs::read_to_string(self.folder.join("stages.jsonl")).ok()?;
         text.lines()
             .map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Returns the fingerprints of all results that the run had, used or began to make, however it ended; `None` if it
+    /// was killed before it could say so.
+    pub fn needs(&self) -> Option<BTreeSet<Digest>> {
+        let stages = self.stages();
+        let used = std::fs::read_to_string(self.folder.join("needs")).unwrap_or_default();
+        let started = self.started();
+        if stages.is_none() && used.is_empty() && started.is_empty() {
+            return None;
+        }
+        let stages = stages.into_iter().flatten();
+        let mut needs: BTreeSet<Digest> = stages.filter_map(|stage| stage.fingerprint).collect();
+        needs.extend(used.lines().filter_map(|line| line.parse::<Digest>().ok()));
+        needs.extend(started.into_keys());
+        Some(needs)
+    }
+
+    /// Returns the stages that were started, by fingerprint.
+    pub fn started(&self) -> BTreeMap<Digest, String> {
+        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).unwrap_or_default();
+        let started = text.lines().filter(|line| line.contains("stage_started"));
+        started
+            .filter_map(|line| {
+                let event: Json = serde_json::from_str(line).ok()?;
+                let fingerprint = event["fingerprint"].as_str()?.parse().ok()?;
+                Some((fingerprint, event["stage"].as_str()?.to_owned()))
+            })
             .collect()
     }
 

@@ -33,6 +33,8 @@ pub struct Job {
     pub task: Task,
     /// The store's folder.
     pub store: PathBuf,
+    /// The folder of the store that holds the inputs, if that is another: an audit writes to one of its own.
+    pub inputs_from: Option<PathBuf>,
     /// Name of the pipeline.
     pub pipeline: String,
     /// Name of the stage.
@@ -67,6 +69,8 @@ pub enum Task {
         fingerprint: Digest,
         /// Run even if there is a record.
         rerun: bool,
+        /// Run even if there is a record of another numerics class.
+        exact: bool,
     },
     /// Fetch the stage's unpinned sources, so that its manifest can be known.
     Fetch,
@@ -118,6 +122,7 @@ pub fn main(registry: &Registry) -> u8 {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         Worker {
             store: Store::new(&job.store),
+            inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store)),
             job: &job,
             events: &events,
             cancelled,
@@ -195,6 +200,7 @@ impl<E: Into<StageError>> From<E> for Failure {
 
 struct Worker<'a> {
     store: Store,
+    inputs_from: Store,
     job: &'a Job,
     events: &'a Events,
     cancelled: Arc<AtomicBool>,
@@ -222,7 +228,8 @@ impl Worker<'_> {
                 manifest,
                 fingerprint,
                 rerun,
-            } => self.run(stage.as_ref(), manifest, fingerprint, *rerun),
+                exact,
+            } => self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact),
         }
     }
 
@@ -232,22 +239,21 @@ impl Worker<'_> {
         manifest: &Manifest,
         fingerprint: &Digest,
         rerun: bool,
+        exact: bool,
     ) -> Result<WorkerEvent, Failure> {
-        let _in_use = self.store.share()?;
+        let class = numerics_class(self.device_given());
+        let _in_use = self.wait_for(|| self.store.try_share())?;
         let _lock = self.lock(fingerprint)?;
-        // The record counts only after the lock: another process may have finished while we waited.
-        let mut earlier = self.store.read_record(fingerprint).ok().flatten();
-        // Every byte is read: this stage may run because a consumer found what file times do not show.
-        if let Some(record) = &mut earlier
-            && self.store.check_record(record, true).is_err()
-        {
-            earlier = None;
-        }
+        // Records count only after the lock: another process may have finished while we waited.
+        let (own, others) = self.whole_records(fingerprint, &class);
+        // A result of another class stays, and that of this class will stand beside it.
+        let beside = exact && others.is_some();
+        let mut earlier = if exact { own } else { own.or(others) };
         if let Some(record) = earlier.take_if(|_| !rerun) {
             return Ok(WorkerEvent::Done {
                 record: Box::new(record),
                 elsewhere: true,
-                other: None,
+                other: false,
             });
         }
         self.events.send(&WorkerEvent::Started);
@@ -262,13 +268,16 @@ impl Worker<'_> {
         let names = source_names(stage, &sources);
         let input_names = input_names(&inputs);
         let training = stage.continuation();
-        if let (false, Some(training)) = (rerun, &training) {
-            self.lend_state(training, manifest, &scratch.join("checkpoints"));
+        let key = manifest.continuation_key(&class);
+        let again = earlier.is_some();
+        let checkpoints = self.store.checkpoints_path(fingerprint, &class, again);
+        if let (false, Some(training), Some(key)) = (rerun, &training, &key) {
+            self.lend_state(training, key, &checkpoints);
         }
         let mut ctx = RunContext {
             inputs,
             sources,
-            checkpoints: scratch.join("checkpoints"),
+            checkpoints: checkpoints.clone(),
             continues: training.is_some(),
             keeps_end_state: false,
             source_cache: self.store.sources_path(),
@@ -284,9 +293,12 @@ impl Worker<'_> {
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_local_sources(stage, manifest, "changed while the stage ran")?;
-        let (outputs, stats) = self.store.commit_outputs(&try_folder.0, &stage.outputs())?;
+        let (outputs, stats) =
+            self.store
+                .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;
         let usage = usage();
         let mut record = Record {
+            beside,
             fingerprint: *fingerprint,
             manifest: manifest.clone(),
             outputs,
@@ -296,7 +308,7 @@ impl Worker<'_> {
                 flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
                 host: host_name(),
                 device: device.to_owned(),
-                numerics: numerics_class(device),
+                numerics: class,
                 threads: self.job.threads,
                 started: started.to_string(),
                 seconds: clock.elapsed().as_secs_f64(),
@@ -305,24 +317,23 @@ impl Worker<'_> {
             },
             stats,
         };
-        let mut other = None;
+        let mut other = false;
         if let Some(earlier) = earlier {
             let made = std::mem::replace(&mut record, earlier).outputs;
-            other = Some(made).filter(|made| *made != record.outputs);
+            other = made != record.outputs;
         } else {
             self.store.write_record(&record)?;
         }
         drop(try_folder);
         // Only saves work later: whatever goes wrong is no failure of this stage.
         if ctx.keeps_end_state
-            && let Some(training) = training
-            && let Some(key) = manifest.continuation_key()
+            && let (Some(training), Some(key)) = (training, key)
         {
-            let _ = self
-                .store
-                .keep_state(&key, training.steps, &ctx.checkpoints);
+            let _ = self.store.keep_state(&key, training.steps, &checkpoints);
         }
-        let _ = fs_err::remove_dir_all(&scratch);
+        let _ = fs_err::remove_dir_all(&checkpoints);
+        // Only if it is empty: another class may have checkpoints there.
+        let _ = fs_err::remove_dir(&scratch);
         Ok(WorkerEvent::Done {
             record: Box::new(record),
             elsewhere: false,
@@ -357,16 +368,38 @@ impl Worker<'_> {
                 ),
             });
         }
-        Ok(if given > 0 { "cuda:0" } else { "cpu" })
+        Ok(self.device_given())
+    }
+
+    fn device_given(&self) -> &'static str {
+        if self.job.gpus.is_empty() {
+            "cpu"
+        } else {
+            "cuda:0"
+        }
+    }
+
+    /// Reads the records of a fingerprint whose objects are intact: that of a numerics class, and that of another.
+    ///
+    /// Every byte is read: a stage may run because a consumer found what file times do not show.
+    fn whole_records(&self, fingerprint: &Digest, class: &str) -> (Option<Record>, Option<Record>) {
+        let whole = |beside: Option<&str>| {
+            let mut record = self.store.read_record(fingerprint, beside).ok()??;
+            self.store.check_record(&mut record, true).ok()?;
+            Some(record)
+        };
+        match whole(None) {
+            Some(record) if record.provenance.numerics == class => (Some(record), None),
+            others => (whole(Some(class)), others),
+        }
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the
     /// beginning.
-    fn lend_state(&self, training: &Continuation, manifest: &Manifest, checkpoints: &Path) {
+    fn lend_state(&self, training: &Continuation, key: &Digest, checkpoints: &Path) {
         let own = std::fs::read_dir(checkpoints).is_ok_and(|mut found| found.next().is_some());
         if !own
-            && let Some(key) = manifest.continuation_key()
-            && let Some((_, state)) = self.store.find_state(&key, training)
+            && let Some((_, state)) = self.store.find_state(key, training)
             && self.store.lend_state(&state, checkpoints).is_err()
         {
             let _ = fs_err::remove_dir_all(checkpoints);
@@ -381,9 +414,14 @@ impl Worker<'_> {
             std::process::id(),
             host_name()
         );
+        self.wait_for(|| self.store.try_lock(fingerprint, &holder))
+    }
+
+    /// Waits for a lock, and says for whom.
+    fn wait_for(&self, ask: impl Fn() -> std::io::Result<LockState>) -> Result<Lock, Failure> {
         let mut told = String::new();
         loop {
-            match self.store.try_lock(fingerprint, &holder)? {
+            match ask()? {
                 LockState::Held(lock) => return Ok(lock),
                 LockState::Busy { holder } => {
                     if holder != told {

@@ -3,13 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
 mod cache;
 mod check_errors;
 mod cli;
+mod collection;
 mod command_kind;
 mod concurrency;
 mod devices;
 mod disk;
+mod disks;
 mod evaluation;
 mod failure;
 mod faults;
@@ -20,6 +23,7 @@ mod import;
 mod kill;
 mod lengthen;
 mod matrix;
+mod numerics;
 mod plan;
 mod power_loss;
 mod random_kills;

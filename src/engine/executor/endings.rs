@@ -21,8 +21,7 @@ impl Execution<'_> {
                 elsewhere,
                 other,
             }) => {
-                if let Some(other) = other {
-                    self.reruns.insert(stage, other);
+                if other {
                     self.emit(RunEvent::StageNote {
                         stage: name.clone(),
                         text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),
@@ -48,7 +47,15 @@ impl Execution<'_> {
                     peak_memory_bytes: record.provenance.peak_memory_bytes,
                     elsewhere,
                 });
-                self.known[stage] = Some(record.outputs);
+                if let Some(recomputed) = &mut self.recomputed {
+                    // Whoever reads it reads what is recorded.
+                    recomputed.records.insert(stage, *record);
+                } else {
+                    if let Some(plan) = &mut self.plans[stage] {
+                        plan.beside = record.class_beside().map(str::to_owned);
+                    }
+                    self.known[stage] = Some(record.outputs);
+                }
                 self.settle(stage, Outcome::Done);
             }
             Some(WorkerEvent::Fetched) => {
@@ -158,6 +165,11 @@ impl Execution<'_> {
                 })
             })
             .collect();
+        if self.recomputed.is_some() {
+            let error = format!("an input is not what is recorded: {message}");
+            self.fail(stage, &StageError::new(error));
+            return;
+        }
         self.tries[stage] += 1;
         if producers.is_empty() || self.tries[stage] > 3 {
             self.fail(stage, &StageError::new(message));

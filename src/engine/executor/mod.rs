@@ -20,13 +20,13 @@ use serde_json::json;
 
 pub use resources::Capacity;
 
-use super::artifact::{Digest, Outputs};
+use super::artifact::Digest;
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
 use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::runs::{RunFolder, RunStage};
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::Store;
+use super::store::{Lock, LockState, Record, Store};
 use super::worker::{Job, JobInput, Task};
 use process::WorkerProcess;
 use resources::Pool;
@@ -59,8 +59,6 @@ pub struct RunReport {
     pub known: Known,
     /// Fingerprints of the stages that are cached or done.
     pub fingerprints: Vec<Option<Digest>>,
-    /// What stages gave that ran again with other bytes; their earlier results were kept.
-    pub reruns: BTreeMap<usize, Outputs>,
     /// What failed: stage, message, hint, log file.
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
@@ -80,6 +78,33 @@ pub struct StageFailure {
     pub log: PathBuf,
 }
 
+/// Computes results anew from what their records say, each by itself; says how each stage went, and returns the new
+/// records by position.
+///
+/// What is made goes to `store`; `known` are the recorded artifacts, which lie in the store `inputs_from`.
+pub(super) fn recompute(
+    pipeline: &Pipeline,
+    store: &Store,
+    inputs_from: &Store,
+    recorded: &BTreeMap<usize, Record>,
+    known: Known,
+    options: RunOptions,
+    observer: &mut dyn Observer,
+) -> Result<(RunReport, BTreeMap<usize, Record>), StageError> {
+    let mut execution = Execution::new(pipeline, store, options, observer)?;
+    execution.recomputed = Some(Recomputed {
+        inputs_from: inputs_from.root().to_owned(),
+        records: BTreeMap::new(),
+    });
+    execution.known = known;
+    for (&stage, record) in recorded {
+        execution.plans[stage] = Some(StagePlan::to_recompute(record));
+        execution.states[stage] = State::Queued;
+        execution.queue.push_back(stage);
+    }
+    execution.run()
+}
+
 /// Runs a pipeline.
 pub fn run(
     pipeline: &Pipeline,
@@ -87,7 +112,14 @@ pub fn run(
     options: RunOptions,
     observer: &mut dyn Observer,
 ) -> Result<RunReport, StageError> {
-    Execution::new(pipeline, store, options, observer)?.run()
+    let (report, _) = Execution::new(pipeline, store, options, observer)?.run()?;
+    Ok(report)
+}
+
+/// What an execution is about that computes anew what is recorded.
+struct Recomputed {
+    inputs_from: PathBuf,
+    records: BTreeMap<usize, Record>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +153,7 @@ struct Execution<'a> {
     sender: Sender<(usize, Message)>,
     receiver: Receiver<(usize, Message)>,
     failures: Vec<StageFailure>,
-    reruns: BTreeMap<usize, Outputs>,
+    recomputed: Option<Recomputed>,
     stopping: bool,
 }
 
@@ -140,7 +172,8 @@ impl<'a> Execution<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
-        let folder = RunFolder::create(store, pipeline)?;
+        let in_use = wait_for_collection(store, &options.interrupts, observer)?;
+        let folder = RunFolder::create(store, pipeline, in_use)?;
         store.sweep_leftovers();
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
@@ -166,7 +199,7 @@ impl<'a> Execution<'a> {
             tries: vec![0; count],
             workers: BTreeMap::new(),
             failures: Vec::new(),
-            reruns: BTreeMap::new(),
+            recomputed: None,
             stopping: false,
             pipeline,
             store,
@@ -178,12 +211,12 @@ impl<'a> Execution<'a> {
         })
     }
 
-    fn run(mut self) -> Result<RunReport, StageError> {
+    fn run(mut self) -> Result<(RunReport, BTreeMap<usize, Record>), StageError> {
         let clock = Instant::now();
         let wanted: Vec<bool> = self
             .states
             .iter()
-            .map(|state| *state == State::Waiting)
+            .map(|state| !matches!(state, State::Settled(_)))
             .collect();
         self.emit(RunEvent::RunStarted {
             run: self.folder.id.clone(),
@@ -249,16 +282,18 @@ impl<'a> Execution<'a> {
             kind: stage.kind.name.to_owned(),
             outcome: outcomes[at],
             fingerprint: fingerprints[at],
+            beside: fingerprints[at].and_then(|_| self.plans[at].as_ref()?.beside.clone()),
         }));
-        Ok(RunReport {
+        let report = RunReport {
             run: self.folder.id,
             outcomes,
             known: self.known,
             fingerprints,
-            reruns: self.reruns,
             failures: self.failures,
             interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
-        })
+        };
+        let recomputed = self.recomputed.map(|recomputed| recomputed.records);
+        Ok((report, recomputed.unwrap_or_default()))
     }
 
     /// Decides about a stage, and then about those that this settles the needs of.
@@ -301,6 +336,7 @@ impl<'a> Execution<'a> {
             Ok(mut plan) => {
                 if let Some(outputs) = plan.outputs.take() {
                     self.known[stage] = Some(outputs);
+                    self.folder.uses(plan.fingerprint);
                     let event = RunEvent::StageCached {
                         stage: name.clone(),
                         notes: std::mem::take(&mut plan.notes),
@@ -375,6 +411,7 @@ impl<'a> Execution<'a> {
                         gpus: job.gpus,
                         notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
                     };
+                    self.folder.begin_work();
                     self.emit(event);
                     self.states[stage] = State::Running;
                     self.workers.insert(stage, worker);
@@ -398,6 +435,7 @@ impl<'a> Execution<'a> {
                     manifest: plan.manifest.clone()?,
                     fingerprint: plan.fingerprint?,
                     rerun: self.options.plan.rerun.get(stage).copied().unwrap_or(false),
+                    exact: self.options.plan.exact_numerics,
                 })
             })
             .unwrap_or(Task::Fetch);
@@ -414,6 +452,7 @@ impl<'a> Execution<'a> {
         Job {
             task,
             store: self.store.root().to_owned(),
+            inputs_from: (self.recomputed.as_ref()).map(|made| made.inputs_from.clone()),
             pipeline: self.pipeline.name.clone(),
             stage: instance.name.clone(),
             kind: instance.kind.name.to_owned(),
@@ -502,6 +541,30 @@ impl<'a> Execution<'a> {
     fn emit(&mut self, event: RunEvent) {
         self.folder.log(&event);
         self.observer.event(&event);
+    }
+}
+
+/// Keeps the store from being collected; waits while one is under way.
+fn wait_for_collection(
+    store: &Store,
+    interrupts: &AtomicUsize,
+    observer: &mut dyn Observer,
+) -> Result<Lock, StageError> {
+    let mut told = false;
+    loop {
+        match store.try_share()? {
+            LockState::Held(lock) => return Ok(lock),
+            LockState::Busy { holder } => {
+                if !told {
+                    observer.event(&RunEvent::RunWaiting { holder });
+                    told = true;
+                }
+            }
+        }
+        if interrupts.load(Ordering::SeqCst) > 0 {
+            return Err(StageError::Interrupted);
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

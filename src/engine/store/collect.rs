@@ -1,12 +1,14 @@
 //! Garbage: what no pipeline and no recent run needs. Records of what goes are kept aside, as evicted.
 
 use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use super::Store;
 use super::commit::publish;
-use super::lock::LockState;
+use super::lock::{Lock, LockState};
 use super::record::Record;
+use super::record_name;
 use crate::engine::artifact::Digest;
 
 /// What a collection would take away.
@@ -87,9 +89,10 @@ impl Store {
     /// The caller holds [`Self::lock_alone`].
     pub fn collect(&self, garbage: &Garbage) -> std::io::Result<()> {
         for (record, _) in &garbage.results {
-            let from = self.record_path(&record.fingerprint);
+            let name = record_name(&record.fingerprint, record.class_beside());
+            let from = self.root().join("records").join(&name);
             publish(
-                &self.evicted_path(&record.fingerprint),
+                &self.root().join("evicted").join(name),
                 &fs_err::read(&from)?,
             )?;
             fs_err::remove_file(from)?;
@@ -110,41 +113,52 @@ impl Store {
         std::fs::metadata(self.object_path(digest)).map_or(0, |metadata| metadata.len())
     }
 
-    fn evicted_path(&self, fingerprint: &Digest) -> PathBuf {
-        self.root()
-            .join("evicted")
-            .join(format!("{fingerprint}.json"))
-    }
-
     /// Whether there was a result that a collection took away.
     pub fn is_evicted(&self, fingerprint: &Digest) -> bool {
-        self.evicted_path(fingerprint).exists()
+        let name = record_name(fingerprint, None);
+        self.root().join("evicted").join(name).exists()
     }
 
-    /// Waits until no collection is under way, and keeps one from starting.
-    pub fn share(&self) -> std::io::Result<super::Lock> {
-        let file = self.use_file()?;
-        file.lock_shared()?;
-        Ok(super::Lock::of(file))
+    /// Whether somebody ever held the store.
+    pub fn has_lock(&self) -> bool {
+        self.root().join("locks").join("store").exists()
     }
 
-    /// Asks for the store alone, with no run at work.
+    /// Keeps a collection from starting, unless one is under way.
+    pub fn try_share(&self) -> std::io::Result<LockState> {
+        self.use_lock(|file| file.try_lock_shared(), "a collection")
+    }
+
+    /// Asks for the store alone, with nobody at work on it.
     pub fn lock_alone(&self) -> std::io::Result<LockState> {
+        self.use_lock(File::try_lock, "a run, an audit or another command")
+    }
+
+    /// Whether `lock` is one of [`Self::try_share`], and the store was not taken away since.
+    pub(super) fn holds(&self, lock: &Lock) -> bool {
+        lock.is_at(&self.root().join("locks").join("store"))
+    }
+
+    fn use_lock(
+        &self,
+        lock: impl FnOnce(&File) -> Result<(), TryLockError>,
+        holder: &str,
+    ) -> std::io::Result<LockState> {
         let file = self.use_file()?;
-        match file.try_lock() {
-            Ok(()) => Ok(LockState::Held(super::Lock::of(file))),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(LockState::Busy {
-                holder: "a run".to_owned(),
+        match lock(&file) {
+            Ok(()) => Ok(LockState::Held(Lock::of(file))),
+            Err(TryLockError::WouldBlock) => Ok(LockState::Busy {
+                holder: holder.to_owned(),
             }),
-            Err(std::fs::TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
-    fn use_file(&self) -> std::io::Result<std::fs::File> {
+    fn use_file(&self) -> std::io::Result<File> {
         let folder = self.root().join("locks");
         let path = folder.join("store");
         // Reading is enough to lock: the file may be another user's.
-        if let Ok(file) = std::fs::File::open(&path) {
+        if let Ok(file) = File::open(&path) {
             return Ok(file);
         }
         fs_err::create_dir_all(&folder)?;
@@ -207,9 +221,9 @@ mod tests {
         assert_eq!(garbage.strays, [stray]);
         store.collect(&garbage).unwrap();
         assert!(store.is_evicted(&dead.fingerprint) && !store.is_evicted(&kept.fingerprint));
-        let mut whole = store.read_record(&kept.fingerprint).unwrap().unwrap();
+        let mut whole = store.read_record(&kept.fingerprint, None).unwrap().unwrap();
         store.check_record(&mut whole, true).unwrap();
-        assert_eq!(store.read_record(&dead.fingerprint).unwrap(), None);
+        assert_eq!(store.read_record(&dead.fingerprint, None).unwrap(), None);
         assert_eq!(store.objects().unwrap().len(), 2);
         assert!(!store.scratch_path(&dead.fingerprint).exists());
         assert!(store.scratch_path(&kept.fingerprint).exists());
@@ -225,13 +239,15 @@ mod tests {
     fn a_collection_and_a_run_exclude_each_other() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path());
-        let run = store.share().unwrap();
-        let another = store.share().unwrap();
+        let run = store.try_share().unwrap();
+        let another = store.try_share().unwrap();
         assert!(matches!(
             store.lock_alone().unwrap(),
             LockState::Busy { .. }
         ));
         drop((run, another));
-        assert!(matches!(store.lock_alone().unwrap(), LockState::Held(_)));
+        let collection = store.lock_alone().unwrap();
+        assert!(matches!(collection, LockState::Held(_)));
+        assert!(matches!(store.try_share().unwrap(), LockState::Busy { .. }));
     }
 }

@@ -1,6 +1,6 @@
 //! Bringing outputs into the store.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -71,11 +71,13 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 impl Store {
-    /// Moves the outputs that a stage wrote below `folder/<output name>` into the store.
+    /// Moves the outputs that a stage wrote below `folder/<output name>` into the store. Those may hold links to what
+    /// the stage read, which lies in the store `inputs_from`.
     pub fn commit_outputs(
         &self,
         folder: &Path,
         outputs: &[Output],
+        inputs_from: &Store,
     ) -> Result<(Outputs, ObjectStats), StageError> {
         let mut artifacts = Outputs::new();
         let mut stats = ObjectStats::new();
@@ -98,7 +100,7 @@ impl Store {
         for (output, tree, paths) in trees {
             let mut files = Vec::new();
             for path in paths {
-                let (file, stat) = self.commit_file(&tree, path)?;
+                let (file, stat) = self.commit_file(&tree, path, inputs_from)?;
                 stats.insert(file.digest, stat);
                 files.push(file);
             }
@@ -111,41 +113,17 @@ impl Store {
         &self,
         tree: &Path,
         path: String,
+        inputs_from: &Store,
     ) -> Result<(ArtifactFile, ObjectStat), StageError> {
         let source = tree.join(&path);
-        let is_link = fs_err::symlink_metadata(&source)?.is_symlink();
-        if !is_link {
-            set_back(&source)?;
-        }
-        let hashed = ObjectStat::of(&fs_err::metadata(&source)?);
-        let digest = match self.linked_object(&source)? {
-            Some(digest) => digest,
-            None => digest_file(&source)?,
-        };
-        let target = self.object_path(&digest);
-        // An object that is there already is kept if its bytes are right, and healed if they are not.
-        let stat = match self.check_object(&digest) {
-            Ok(stat) => {
-                // Whoever put it there may have been killed before this.
-                sync_folder(target.parent().unwrap_or(self.root()))?;
-                stat
+        let (digest, stat) = match inputs_from.linked_object(&source)? {
+            Some(digest) => {
+                let stat = inputs_from.check_object(&digest).map_err(|damage| {
+                    StageError::new(format!("input changed while the stage ran: {damage}"))
+                })?;
+                (digest, stat)
             }
-            Err(_) if is_link => {
-                return Err(StageError::new(format!(
-                    "object {} changed while the stage ran",
-                    target.display()
-                )));
-            }
-            Err(_) => {
-                let file = fs_err::OpenOptions::new().read(true).open(&source)?;
-                file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-                file.sync_all()?;
-                let folder = target.parent().unwrap_or(self.root());
-                make_folder(folder)?;
-                fs_err::rename(&source, &target)?;
-                sync_folder(folder)?;
-                ObjectStat::of_renamed(&fs_err::metadata(&target)?, &hashed)
-            }
+            None => self.take_in(&source)?,
         };
         let file = ArtifactFile {
             path,
@@ -153,6 +131,40 @@ impl Store {
             digest,
         };
         Ok((file, stat))
+    }
+
+    /// Makes an object of a file.
+    fn take_in(&self, source: &Path) -> Result<(Digest, ObjectStat), StageError> {
+        set_back(source)?;
+        let hashed = ObjectStat::of(&fs_err::metadata(source)?);
+        let digest = digest_file(source)?;
+        let target = self.object_path(&digest);
+        let folder = target.parent().unwrap_or(self.root());
+        // An object that is there already is kept if its bytes are right, and healed if they are not.
+        if let Ok(stat) = self.check_object(&digest) {
+            // Whoever put it there may have been killed before this.
+            sync_folder(folder)?;
+            return Ok((digest, stat));
+        }
+        let file = fs_err::OpenOptions::new().read(true).open(source)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+        file.sync_all()?;
+        make_folder(folder)?;
+        let hashed = match std::fs::rename(source, &target) {
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+                move_to_other_disk(source, &target, &digest)?
+            }
+            Err(error) => {
+                let (source, target) = (source.display(), target.display());
+                return Err(StageError::new(format!(
+                    "cannot rename {source} to {target}: {error}"
+                )));
+            }
+            Ok(()) => hashed,
+        };
+        sync_folder(folder)?;
+        let stat = ObjectStat::of_renamed(&fs_err::metadata(&target)?, &hashed);
+        Ok((digest, stat))
     }
 
     /// A link to an object stands for that object: this is how an adapter's artifact shares its base weights.
@@ -208,6 +220,34 @@ fn set_back(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Moves a file into place where a rename cannot: the bytes are copied, synced and read back before it appears.
+///
+/// Returns what the file system said of the copy before it was read back.
+fn move_to_other_disk(
+    source: &Path,
+    target: &Path,
+    digest: &Digest,
+) -> Result<ObjectStat, StageError> {
+    let folder = target.parent().unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(folder)?;
+    fs_err::copy(source, temporary.path())?;
+    temporary.as_file().sync_all()?;
+    set_back(temporary.path())?;
+    let hashed = ObjectStat::of(&temporary.as_file().metadata()?);
+    if digest_file(temporary.path())? != *digest {
+        return Err(StageError::new(format!(
+            "{} changed while it was copied to {}",
+            source.display(),
+            target.display()
+        )));
+    }
+    temporary.persist(target).map_err(|error| error.error)?;
+    fs_err::remove_file(source)?;
+    Ok(hashed)
+}
+
 fn list_files(folder: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
@@ -249,7 +289,7 @@ mod tests {
         fs_err::write(staging.join("model/weights"), "abc").unwrap();
         fs_err::write(staging.join("model/sub/config"), "{}").unwrap();
         let outputs = [Output::new("model", "language_model")];
-        let (artifacts, stats) = store.commit_outputs(&staging, &outputs).unwrap();
+        let (artifacts, stats) = store.commit_outputs(&staging, &outputs, &store).unwrap();
         let model = &artifacts["model"];
         assert_eq!(stats.len(), 2);
         for (digest, stat) in &stats {
@@ -282,7 +322,7 @@ mod tests {
             staging.join("model/weights"),
         )
         .unwrap();
-        let (again, _) = store.commit_outputs(&staging, &outputs).unwrap();
+        let (again, _) = store.commit_outputs(&staging, &outputs, &store).unwrap();
         assert_eq!(again["model"].files[0].digest, model.files[1].digest);
     }
 
@@ -293,10 +333,10 @@ mod tests {
         fs_err::create_dir_all(folder.path().join("store/objects")).unwrap();
         let staging = folder.path().join("try");
         let outputs = [Output::new("table", "table")];
-        assert!(store.commit_outputs(&staging, &outputs).is_err());
+        assert!(store.commit_outputs(&staging, &outputs, &store).is_err());
         fs_err::create_dir_all(staging.join("table")).unwrap();
         fs_err::os::unix::fs::symlink("/etc/hostname", staging.join("table/rows")).unwrap();
-        assert!(store.commit_outputs(&staging, &outputs).is_err());
+        assert!(store.commit_outputs(&staging, &outputs, &store).is_err());
     }
 
     #[test]
@@ -310,7 +350,7 @@ mod tests {
             fs_err::write(staging.join("table/rows"), "abc").unwrap();
         };
         write();
-        let (artifacts, _) = store.commit_outputs(&staging, &outputs).unwrap();
+        let (artifacts, _) = store.commit_outputs(&staging, &outputs, &store).unwrap();
         let path = store.object_path(&artifacts["table"].files[0].digest);
         fs_err::remove_file(&path).unwrap();
         fs_err::write(&path, "abd").unwrap();
@@ -320,7 +360,7 @@ mod tests {
                 .is_err()
         );
         write();
-        store.commit_outputs(&staging, &outputs).unwrap();
+        store.commit_outputs(&staging, &outputs, &store).unwrap();
         assert_eq!(fs_err::read_to_string(&path).unwrap(), "abc");
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! .flowgraph/
 //!   objects/ab/cdef...            immutable files, named by the digest of their content
-//!   records/<fingerprint>.json    manifest, outputs, provenance: the only thing that makes a result exist
+//!   records/<fingerprint>.json    manifest, outputs, provenance: the only thing that makes a result exist; beside
+//!                                 it `<fingerprint>.<class>.json`, computed anew for another numerics class
 //!   runs/<id>/                    event log and per-stage logs of one invocation
 //!   scratch/<fingerprint>/        staging and checkpoints of an unfinished stage
 //!   states/<key>/<steps>/         where finished trainings ended, for longer ones to continue from
@@ -30,7 +31,7 @@ pub use collect::Garbage;
 pub use commit::publish;
 pub use lock::{Lock, LockState};
 pub use object::{Damage, ObjectStat};
-pub use record::{ObjectStats, Provenance, Record, RecordError, RecordHead};
+pub use record::{Computed, ObjectStats, Provenance, Record, RecordError, RecordHead};
 
 use super::artifact::Digest;
 
@@ -57,16 +58,29 @@ impl Store {
         self.root.join("objects").join(&name[..2]).join(&name[2..])
     }
 
-    /// Returns where the record of `fingerprint` is, or would be.
+    /// Returns where the first record of `fingerprint` is, or would be.
     pub fn record_path(&self, fingerprint: &Digest) -> PathBuf {
+        self.record_file(fingerprint, None)
+    }
+
+    /// Returns where the first record of `fingerprint` is, or that of the numerics class `beside`.
+    fn record_file(&self, fingerprint: &Digest, beside: Option<&str>) -> PathBuf {
         self.root
             .join("records")
-            .join(format!("{fingerprint}.json"))
+            .join(record_name(fingerprint, beside))
     }
 
     /// Returns the folder for unfinished work on `fingerprint`.
     pub fn scratch_path(&self, fingerprint: &Digest) -> PathBuf {
         self.root.join("scratch").join(fingerprint.to_string())
+    }
+
+    /// Returns where an unfinished stage keeps its checkpoints: those of one numerics class are none for another, and
+    /// those of a stage that was asked to run again none of the time before.
+    pub fn checkpoints_path(&self, fingerprint: &Digest, class: &str, again: bool) -> PathBuf {
+        let what = if again { AGAIN } else { CHECKPOINTS };
+        let name = format!("{what}{}", class_in_name(class));
+        self.scratch_path(fingerprint).join(name)
     }
 
     /// Returns the folder of runs.
@@ -77,5 +91,24 @@ impl Store {
     /// Returns the folder of downloads.
     pub fn sources_path(&self) -> PathBuf {
         self.root.join("sources")
+    }
+}
+
+const CHECKPOINTS: &str = "checkpoints.";
+const AGAIN: &str = "again.";
+
+/// Writes a numerics class such that it can be part of a file's name.
+fn class_in_name(class: &str) -> String {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    class
+        .chars()
+        .map(|c| if is_safe(c) { c } else { '-' })
+        .collect()
+}
+
+fn record_name(fingerprint: &Digest, beside: Option<&str>) -> String {
+    match beside {
+        None => format!("{fingerprint}.json"),
+        Some(class) => format!("{fingerprint}.{}.json", class_in_name(class)),
     }
 }

@@ -16,6 +16,9 @@ use crate::engine::fingerprint::Manifest;
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record<M = Manifest, P = Provenance> {
+    /// Whether it stands beside the first result of its fingerprint, as that of another numerics class.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
     /// The fingerprint of `manifest`.
     pub fingerprint: Digest,
     /// What determined the bytes.
@@ -28,6 +31,13 @@ pub struct Record<M = Manifest, P = Provenance> {
     pub stats: ObjectStats,
 }
 
+impl<M, P: Computed> Record<M, P> {
+    /// Returns its numerics class if it stands beside the first.
+    pub fn class_beside(&self) -> Option<&str> {
+        self.beside.then(|| self.provenance.numerics())
+    }
+}
+
 /// A record read without its manifest, which whoever has its fingerprint knows, and without most of its history.
 pub type RecordHead = Record<IgnoredAny, Numerics>;
 
@@ -36,6 +46,24 @@ pub type RecordHead = Record<IgnoredAny, Numerics>;
 pub struct Numerics {
     /// As in [`Provenance`].
     pub numerics: String,
+}
+
+/// What tells of a result which kernels computed it.
+pub trait Computed {
+    /// Returns the numerics class; see [`Provenance`].
+    fn numerics(&self) -> &str;
+}
+
+impl Computed for Numerics {
+    fn numerics(&self) -> &str {
+        &self.numerics
+    }
+}
+
+impl Computed for Provenance {
+    fn numerics(&self) -> &str {
+        &self.numerics
+    }
 }
 
 /// What the file system said of objects, by digest.
@@ -138,24 +166,57 @@ fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 impl Store {
-    /// Reads the record of `fingerprint`, if there is one.
-    pub fn read_record(&self, fingerprint: &Digest) -> Result<Option<Record>, RecordError> {
-        self.read(fingerprint)
-    }
-
-    /// Reads what a plan needs of the record of `fingerprint`, if there is one.
-    pub fn read_record_head(
+    /// Reads the record of `fingerprint`, if there is one: the first, or that of the numerics class `beside`.
+    pub fn read_record(
         &self,
         fingerprint: &Digest,
+        beside: Option<&str>,
+    ) -> Result<Option<Record>, RecordError> {
+        self.read(fingerprint, beside)
+    }
+
+    /// Finds what counts as the record of `fingerprint` where `class` is computed in: one of that class, or else the
+    /// first that there is.
+    pub fn find_record(
+        &self,
+        fingerprint: &Digest,
+        class: &str,
+    ) -> Result<Option<Record>, RecordError> {
+        self.find(fingerprint, class)
+    }
+
+    /// Finds what a plan needs of the record of `fingerprint`; see [`Self::find_record`].
+    pub fn find_record_head(
+        &self,
+        fingerprint: &Digest,
+        class: &str,
     ) -> Result<Option<RecordHead>, RecordError> {
-        self.read(fingerprint)
+        self.find(fingerprint, class)
+    }
+
+    fn find<M: DeserializeOwned, P: DeserializeOwned + Computed>(
+        &self,
+        fingerprint: &Digest,
+        class: &str,
+    ) -> Result<Option<Record<M, P>>, RecordError> {
+        let first = self.read(fingerprint, None);
+        match &first {
+            Ok(Some(record)) if Computed::numerics(&record.provenance) != class => {}
+            Err(_) => {}
+            _ => return first,
+        }
+        match self.read(fingerprint, Some(class)) {
+            Ok(Some(own)) => Ok(Some(own)),
+            _ => first,
+        }
     }
 
     fn read<M: DeserializeOwned, P: DeserializeOwned>(
         &self,
         fingerprint: &Digest,
+        beside: Option<&str>,
     ) -> Result<Option<Record<M, P>>, RecordError> {
-        let path = self.record_path(fingerprint);
+        let path = self.record_file(fingerprint, beside);
         let text = match read_small(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -166,23 +227,28 @@ impl Store {
             what,
         };
         let text = String::from_utf8(text).map_err(|_| damaged("it is not text".to_owned()))?;
-        let record: Record<M, P> = decode(&text).map_err(damaged)?;
+        let mut record: Record<M, P> = decode(&text).map_err(damaged)?;
         if record.fingerprint != *fingerprint {
             return Err(RecordError::Damaged {
                 path,
                 what: format!("it belongs to fingerprint {}", record.fingerprint.short()),
             });
         }
+        record.beside = beside.is_some();
         Ok(Some(record))
     }
 
     /// Writes a record; from then on the result exists.
     pub fn write_record(&self, record: &Record) -> std::io::Result<()> {
         let body = serde_json::to_string(record)?;
-        publish(
-            &self.record_path(&record.fingerprint),
-            encode(&body).as_bytes(),
-        )
+        let path = self.record_file(&record.fingerprint, record.class_beside());
+        publish(&path, encode(&body).as_bytes())?;
+        if !record.beside {
+            // Nothing of its own class stands beside the first: a damaged one was replaced.
+            let class = record.provenance.numerics();
+            let _ = std::fs::remove_file(self.record_file(&record.fingerprint, Some(class)));
+        }
+        Ok(())
     }
 
     /// Reads every record, and says which could not be read.
@@ -191,15 +257,20 @@ impl Store {
         let Ok(folder) = std::fs::read_dir(self.root().join("records")) else {
             return (records, errors);
         };
-        let mut fingerprints: Vec<Digest> = folder
+        let mut names: Vec<(Digest, Option<String>)> = folder
             .filter_map(|entry| {
                 let name = entry.ok()?.file_name().into_string().ok()?;
-                name.strip_suffix(".json")?.parse().ok()
+                let name = name.strip_suffix(".json")?;
+                let (fingerprint, class) = match name.split_once('.') {
+                    Some((fingerprint, class)) => (fingerprint, Some(class.to_owned())),
+                    None => (name, None),
+                };
+                Some((fingerprint.parse().ok()?, class))
             })
             .collect();
-        fingerprints.sort_unstable();
-        for fingerprint in fingerprints {
-            match self.read_record(&fingerprint) {
+        names.sort_unstable();
+        for (fingerprint, class) in names {
+            match self.read_record(&fingerprint, class.as_deref()) {
                 Ok(record) => records.extend(record),
                 Err(error) => errors.push(error),
             }
@@ -209,7 +280,7 @@ impl Store {
 
     /// Checks that every object of a record is there and intact, by its bytes if `paranoid`, else by what the
     /// file system says where that suffices. Refreshes the record's stats.
-    pub fn check_record<M, P>(
+    pub fn check_record<M, P: Computed>(
         &self,
         record: &mut Record<M, P>,
         paranoid: bool,
@@ -230,7 +301,8 @@ impl Store {
         }
         if refreshed && !paranoid {
             // Only saves hashing next time: a store that cannot be written is still good to read.
-            if let Ok(Some(whole)) = self.read_record(&record.fingerprint) {
+            let whole = self.read_record(&record.fingerprint, record.class_beside());
+            if let Ok(Some(whole)) = whole {
                 let stats = record.stats.clone();
                 let _ = self.write_record(&Record { stats, ..whole });
             }
@@ -255,6 +327,7 @@ pub(super) mod tests {
             environment: Vec::new(),
         };
         Record {
+            beside: false,
             fingerprint: manifest.fingerprint().unwrap(),
             manifest,
             outputs: Outputs::new(),
@@ -270,7 +343,7 @@ pub(super) mod tests {
         let record = record(0.1);
         store.write_record(&record).unwrap();
         assert_eq!(
-            store.read_record(&record.fingerprint).unwrap(),
+            store.read_record(&record.fingerprint, None).unwrap(),
             Some(record.clone())
         );
         let path = store.record_path(&record.fingerprint);
@@ -280,14 +353,43 @@ pub(super) mod tests {
             bad[at] ^= 0x11;
             std::fs::write(&path, &bad).unwrap();
             assert!(
-                store.read_record(&record.fingerprint).is_err(),
+                store.read_record(&record.fingerprint, None).is_err(),
                 "byte {at} was flipped unseen"
             );
             std::fs::write(&path, &good[..at]).unwrap();
             assert!(
-                store.read_record(&record.fingerprint).is_err(),
+                store.read_record(&record.fingerprint, None).is_err(),
                 "cut at {at} unseen"
             );
         }
+    }
+
+    #[test]
+    fn results_of_two_classes_stand_beside_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let of = |class: &str, beside| {
+            let mut record = record(0.1);
+            record.provenance.numerics = class.to_owned();
+            record.beside = beside;
+            record
+        };
+        let (first, second) = (of("cpu/1", false), of("cuda-sm90", true));
+        store.write_record(&first).unwrap();
+        let find = |class: &str| store.find_record(&first.fingerprint, class).unwrap();
+        assert_eq!(find("cpu/1").as_ref(), Some(&first));
+        assert_eq!(find("cuda-sm90").as_ref(), Some(&first), "better than none");
+        store.write_record(&second).unwrap();
+        assert_eq!(find("cpu/1").as_ref(), Some(&first));
+        assert_eq!(find("cuda-sm90").as_ref(), Some(&second));
+        assert_eq!(find("cuda-sm80").as_ref(), Some(&first));
+        assert_eq!(store.read_records().0, [first.clone(), second.clone()]);
+        // One that cannot be read leaves the other.
+        fs_err::write(store.record_path(&first.fingerprint), "cut").unwrap();
+        assert_eq!(find("cuda-sm90").as_ref(), Some(&second));
+        assert!(store.find_record(&first.fingerprint, "cpu/1").is_err());
+        // Where it takes the place of the first, it stands there alone.
+        store.write_record(&of("cuda-sm90", false)).unwrap();
+        assert_eq!(store.read_records().0.len(), 1);
     }
 }

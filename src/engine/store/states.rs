@@ -42,7 +42,15 @@ impl Store {
         fs_err::create_dir_all(&folder)?;
         let target = folder.join(steps.to_string());
         let _ = fs_err::remove_dir_all(&target);
-        fs_err::rename(checkpoints, target)
+        match std::fs::rename(checkpoints, &target) {
+            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                // Copied under a name that no state has: one that is half there would be taken for one.
+                let copy = tempfile::tempdir_in(&folder)?;
+                copy_as_links(checkpoints, copy.path())?;
+                fs_err::rename(copy.keep(), target)
+            }
+            other => other,
+        }
     }
 }
 

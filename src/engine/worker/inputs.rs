@@ -64,13 +64,13 @@ impl Worker<'_> {
         let mut watched = Vec::new();
         for input in &self.job.inputs {
             for file in &input.artifact.files {
-                let stat =
-                    self.store
-                        .check_object(&file.digest)
-                        .map_err(|damage| Failure::Damaged {
-                            artifact: input.artifact.digest,
-                            message: damage.to_string(),
-                        })?;
+                let stat = self
+                    .inputs_from
+                    .check_object(&file.digest)
+                    .map_err(|damage| Failure::Damaged {
+                        artifact: input.artifact.digest,
+                        message: damage.to_string(),
+                    })?;
                 watched.push(Watched {
                     port: input.port.clone(),
                     digest: file.digest,
@@ -79,7 +79,7 @@ impl Worker<'_> {
             }
             let port = inputs.entry(input.port.clone()).or_default();
             let folder = try_folder.join(input_folder(&input.port, port.len()));
-            self.store.lay_out(&input.artifact, &folder)?;
+            self.inputs_from.lay_out(&input.artifact, &folder)?;
             port.push(Input {
                 kind: input.artifact.kind.clone(),
                 digest: input.artifact.digest,
@@ -100,7 +100,7 @@ impl Worker<'_> {
     pub(super) fn check_inputs_unchanged(&self, watched: &[Watched]) -> Result<(), StageError> {
         for input in watched {
             let glance = self
-                .store
+                .inputs_from
                 .glance_at_object(&input.digest, Some(&input.stat));
             if let Err(damage) = glance {
                 return Err(StageError::new(format!(
