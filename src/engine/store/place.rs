@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// - Disks (ext4, XFS, ...) renew a file's change time with every write, and nobody can set it. What is mounted only
 ///   for reading may be an image that is replaced by another with the same inodes and times, so that the mount counts
-///   as well; images that nobody can write (squashfs, ISO 9660, ...) are such disks.
+///   as well; images that nobody can write (squashfs, ISO 9660, ...) are such disks. The lower layers of an overlay
+///   may be, so that its mount counts where the kernel can tell it.
 /// - Network file systems have the server's times.
 /// - In memory (tmpfs), writes through a map need not renew any time. FAT has no change time, and what a FUSE program
 ///   answers is its own affair. Files there, and on what is not known here, have no place: they are read each time.
@@ -22,6 +23,7 @@ pub(super) struct Place {
 
 enum Family {
     Disk,
+    Layers,
     Image,
     Network,
     Other,
@@ -29,9 +31,11 @@ enum Family {
 
 fn family(magic: i64) -> Family {
     match magic {
-        // ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS, JFS, ReiserFS, NILFS, overlay.
+        // ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS, JFS, ReiserFS, NILFS.
         0xEF53 | 0x5846_5342 | 0x9123_683E | 0xF2F5_2010 | 0xCA45_1A4E | 0x2FC1_2FC1
-        | 0x3153_464A | 0x5265_4973 | 0x3434 | 0x794C_7630 => Family::Disk,
+        | 0x3153_464A | 0x5265_4973 | 0x3434 => Family::Disk,
+        // overlay.
+        0x794C_7630 => Family::Layers,
         // squashfs, ISO 9660, EROFS, cramfs, romfs, UDF.
         0x7371_7368 | 0x9660 | 0xE0F5_E1E2 | 0x28CD_3D45 | 0x7275 | 0x1501_3346 => Family::Image,
         // NFS, Lustre, GPFS, Ceph, AFS, 9P.
@@ -50,7 +54,8 @@ impl Place {
         let is_read_only = found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let mount = match (family(magic), is_read_only) {
             (Family::Disk, false) | (Family::Network, _) => None,
-            (Family::Disk | Family::Image, true) => match mount_of(path) {
+            (Family::Layers, false) => mount_of(path),
+            (Family::Disk | Family::Layers | Family::Image, true) => match mount_of(path) {
                 Some(mount) => Some(mount),
                 None => return Ok(None),
             },
