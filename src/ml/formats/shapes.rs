@@ -5,7 +5,7 @@ use std::path::Path;
 use super::FormatError;
 use crate::ml::config::LlamaConfig;
 
-/// Longest sequence a file may claim: tables of rotary angles are allocated by it.
+/// Longest sequence a file may claim.
 const MAX_POSITIONS: usize = 1 << 24;
 
 /// Returns the name and shape of every tensor of a LLaMA model, in the order of the computation.

@@ -1,8 +1,13 @@
 //! Rotary position embeddings (Su et al. 2021).
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{Result, Tensor};
 
 use crate::ml::config::RopeLayout;
+
+/// Positions whose angles are computed together, once one of them is needed: a model may claim to take millions.
+const BLOCK: usize = 512;
 
 /// Cosines and sines of all positions and frequencies.
 #[derive(Debug, Clone)]
@@ -10,37 +15,56 @@ pub struct Rope {
     layout: RopeLayout,
     half: usize,
     positions: usize,
-    /// (position, frequency), row-major.
+    theta: f64,
+    blocks: Vec<OnceLock<Angles>>,
+}
+
+/// Of one block: (position, frequency), row-major.
+#[derive(Debug, Clone)]
+struct Angles {
     cosines: Vec<f32>,
     sines: Vec<f32>,
 }
 
 impl Rope {
-    /// Tabulates `positions` positions for heads of `head_size` (even) dimensions.
-    ///
-    /// Angles are products in `f32`, as in the public implementations whose checkpoints are loaded.
+    /// Makes the angles of `positions` positions for heads of `head_size` (even) dimensions.
     pub fn new(layout: RopeLayout, head_size: usize, positions: usize, theta: f64) -> Self {
-        let half = head_size / 2;
-        let mut cosines = Vec::with_capacity(positions * half);
-        let mut sines = Vec::with_capacity(positions * half);
-        for position in 0..positions {
-            for pair in 0..half {
-                let frequency = (1.0 / theta.powf(pair as f64 / half as f64)) as f32;
+        Self {
+            layout,
+            half: head_size / 2,
+            positions,
+            theta,
+            blocks: vec![OnceLock::new(); positions.div_ceil(BLOCK)],
+        }
+    }
+
+    /// Returns cosines and sines of a position.
+    fn angles(&self, position: usize) -> (&[f32], &[f32]) {
+        let block = position / BLOCK;
+        let angles = self.blocks[block].get_or_init(|| self.tabulate(block));
+        let start = (position % BLOCK) * self.half;
+        let row = start..start + self.half;
+        (&angles.cosines[row.clone()], &angles.sines[row])
+    }
+
+    /// Angles are products in `f32`, as in the public implementations whose checkpoints are loaded.
+    fn tabulate(&self, block: usize) -> Angles {
+        let first = block * BLOCK;
+        let positions = first..(first + BLOCK).min(self.positions);
+        let mut cosines = Vec::with_capacity(positions.len() * self.half);
+        let mut sines = Vec::with_capacity(positions.len() * self.half);
+        for position in positions {
+            for pair in 0..self.half {
+                let frequency = (1.0 / self.theta.powf(pair as f64 / self.half as f64)) as f32;
                 let angle = f64::from(position as f32 * frequency);
                 cosines.push(angle.cos() as f32);
                 sines.push(angle.sin() as f32);
             }
         }
-        Self {
-            layout,
-            half,
-            positions,
-            cosines,
-            sines,
-        }
+        Angles { cosines, sines }
     }
 
-    /// Returns how many positions are tabulated.
+    /// Returns how many positions there are angles for.
     pub fn positions(&self) -> usize {
         self.positions
     }
@@ -56,8 +80,8 @@ impl Rope {
     }
 
     fn turn(&self, head: &mut [f32], position: usize, sign: f32) {
-        let table = position * self.half..(position + 1) * self.half;
-        let angles = self.cosines[table.clone()].iter().zip(&self.sines[table]);
+        let (cosines, sines) = self.angles(position);
+        let angles = cosines.iter().zip(sines);
         match self.layout {
             RopeLayout::HalfSplit => {
                 let (first, second) = head.split_at_mut(self.half);
@@ -81,16 +105,16 @@ impl Rope {
     /// `positions` holds one position for each (row, time).
     pub(super) fn naive(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
         let (batch, heads, time, size) = x.dims4()?;
-        let table = |values: &[f32], device: &Device| {
-            let picked: Vec<f32> = positions
+        let rows = || {
+            positions
                 .iter()
-                .flat_map(|position| &values[*position as usize * self.half..][..self.half])
-                .copied()
-                .collect();
-            Tensor::from_vec(picked, (batch, 1, time, self.half), device)?.to_dtype(x.dtype())
+                .map(|position| self.angles(*position as usize))
         };
-        let cosines = table(&self.cosines, x.device())?;
-        let sines = table(&self.sines, x.device())?;
+        let table = |picked: Vec<f32>| {
+            Tensor::from_vec(picked, (batch, 1, time, self.half), x.device())?.to_dtype(x.dtype())
+        };
+        let cosines = table(rows().flat_map(|(cosines, _)| cosines).copied().collect())?;
+        let sines = table(rows().flat_map(|(_, sines)| sines).copied().collect())?;
         let (first, second) = match self.layout {
             RopeLayout::HalfSplit => (
                 x.narrow(3, 0, self.half)?,
