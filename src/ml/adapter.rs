@@ -17,7 +17,7 @@ pub struct LoraConfig {
     /// Share of a projection's inputs that are dropped on the way into the update, in training.
     #[serde(default)]
     pub dropout: f64,
-    /// Last parts of the names of the projections that are adapted, as `q_proj`.
+    /// Names of the projections that are adapted, or last parts of them, as `q_proj`.
     pub target_modules: Vec<String>,
 }
 
@@ -31,11 +31,22 @@ impl LoraConfig {
     fn modules<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
         weights.iter().filter_map(|(name, tensor)| {
             let module = name.strip_suffix(".weight")?;
-            let last = module.rsplit('.').next()?;
-            (self.target_modules.iter().any(|target| target == last) && tensor.rank() == 2)
+            let mut targets = self.target_modules.iter();
+            (is_projection(module) && targets.any(|target| is_named(module, target)))
                 .then_some((module, tensor))
         })
     }
+}
+
+/// Tells whether `target` is the name of a module or its last parts, as PEFT has it.
+pub(super) fn is_named(module: &str, target: &str) -> bool {
+    let rest = module.strip_suffix(target);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Tells whether a module is a linear layer of a block, the only ones that a model applies updates to.
+fn is_projection(module: &str) -> bool {
+    module.ends_with("_proj")
 }
 
 /// Why an adapter could not be built.
@@ -190,8 +201,8 @@ fn check(config: &LoraConfig, base: &Weights) -> Result<()> {
         return Err(AdapterError::Config { reason });
     }
     for target in &config.target_modules {
-        let suffix = format!(".{target}.weight");
-        if !base.keys().any(|name| name.ends_with(&suffix)) {
+        let mut modules = base.keys().filter_map(|name| name.strip_suffix(".weight"));
+        if !modules.any(|module| is_projection(module) && is_named(module, target)) {
             return Err(AdapterError::NoSuchTarget {
                 target: target.clone(),
             });
@@ -285,6 +296,23 @@ mod tests {
     }
 
     #[test]
+    fn a_module_is_named_by_its_whole_name_or_its_last_parts() {
+        for target in [
+            "q_proj",
+            "self_attn.q_proj",
+            "0.self_attn.q_proj",
+            "model.layers.0.self_attn.q_proj",
+        ] {
+            let mut config = config();
+            config.target_modules = vec![target.to_owned()];
+            let stream = Stream::new(1, "lora");
+            let adapter = Adapter::init(&config, &base(), &stream, &Device::Cpu).unwrap();
+            assert_eq!(adapter.parameters().trainable().len(), 2, "{target}");
+        }
+        assert!(!is_named("model.layers.10.q_proj", "0.q_proj"));
+    }
+
+    #[test]
     fn adapters_that_fit_nothing_are_refused() {
         let build = |change: fn(&mut LoraConfig)| {
             let mut config = config();
@@ -304,6 +332,10 @@ mod tests {
         assert_eq!(
             build(|c| c.target_modules.push("proj".into())),
             "adapter: no projection of the model is called `proj`"
+        );
+        assert_eq!(
+            build(|c| c.target_modules.push("embed_tokens".into())),
+            "adapter: no projection of the model is called `embed_tokens`"
         );
         let stored = adapter().parameters().weights().unwrap();
         let mut both = config();

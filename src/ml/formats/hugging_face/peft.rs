@@ -9,13 +9,14 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
 use super::super::{FormatError, llama_tensors};
 use super::config::read_object;
 use super::model::write_json;
+use crate::ml::adapter::is_named;
 use crate::ml::config::LlamaConfig;
 use crate::ml::parameters::Weights;
 
@@ -32,7 +33,7 @@ pub struct PeftAdapter {
     pub rank_stabilised: bool,
     /// Dropout before `A` in training.
     pub dropout: f64,
-    /// Last parts of the names of the adapted modules, such as `q_proj`, in order.
+    /// Names of the adapted modules or last parts of them, such as `q_proj`, in order.
     pub target_modules: Vec<String>,
     /// `model.layers.0.self_attn.q_proj.lora_A.weight`, (rank, in), and `lora_B`, (out, rank), and so on.
     pub weights: Weights,
@@ -53,14 +54,16 @@ impl PeftAdapter {
     }
 }
 
-/// The keys of `adapter_config.json` that change the computation.
+/// The keys of `adapter_config.json` that are applied.
 #[derive(Deserialize)]
 struct AdapterConfig {
-    peft_type: String,
+    #[serde(default = "default_rank")]
     r: usize,
+    #[serde(default = "default_alpha")]
     lora_alpha: f64,
     #[serde(default)]
     lora_dropout: f64,
+    #[serde(default)]
     target_modules: Value,
     #[serde(default)]
     use_rslora: bool,
@@ -68,70 +71,230 @@ struct AdapterConfig {
     task_type: Option<String>,
 }
 
+// PEFT's own.
+fn default_rank() -> usize {
+    8
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+/// Keys that change no number of a trained adapter on a base in 32-bit floats.
+const WITHOUT_EFFECT: [&str; 15] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "inference_mode",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    // How the factors were drawn or found; the ways that change the base are told by `init_lora_weights`.
+    "eva_config",
+    "loftq_config",
+    "corda_config",
+    "lora_ga_config",
+];
+const APPLIED: [&str; 8] = [
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "modules_to_save",
+];
+/// Ways to draw the first factors that leave the base as it is.
+const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// Checks that every key is applied, has no effect, or is off.
+fn check_keys(path: &Path, object: &Map<String, Value>) -> Result<(), FormatError> {
+    for (key, value) in object {
+        let refuse = |hint: &str| {
+            Err(FormatError::unsupported(
+                path,
+                format!("`{key}`: {value}"),
+                hint,
+            ))
+        };
+        match key.as_str() {
+            "init_lora_weights" => {
+                let is_known = match value {
+                    Value::Null | Value::Bool(_) => true,
+                    Value::String(way) => HARMLESS_INITS.contains(&way.as_str()),
+                    _ => false,
+                };
+                if !is_known {
+                    return refuse(
+                        "such an adapter fits only the base that its start changed; convert it to plain LoRA with \
+                         `save_pretrained(..., path_initial_model_for_weight_conversion=...)`",
+                    );
+                }
+            }
+            "modules_to_save" => {
+                let modules = value.as_array().into_iter().flatten();
+                // PEFT names both for every classifier.
+                let is_head = |module: &Value| module == "score" || module == "classifier";
+                if !value.is_null() && (!value.is_array() || !modules.clone().all(is_head)) {
+                    return refuse("only the head `score` of a classifier is");
+                }
+            }
+            "bias" if value == "none" => {}
+            key if APPLIED.contains(&key) || WITHOUT_EFFECT.contains(&key) => {}
+            _ if is_off(value) => {}
+            "bias" => return refuse("only \"none\" is"),
+            _ => {
+                return refuse(
+                    "merge the adapter in PEFT with `merge_and_unload`, and load the whole model",
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells whether a key asks for nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// Which modules an adapter changes.
+enum Targets {
+    /// Whole names, or last parts of them.
+    Names(BTreeSet<String>),
+    /// Names that match as a whole.
+    Pattern(fancy_regex::Regex),
+    /// Every linear layer of the blocks.
+    AllLinear,
+}
+
+impl Targets {
+    fn read(path: &Path, value: &Value) -> Result<Self, FormatError> {
+        let refuse =
+            |hint: &str| FormatError::unsupported(path, format!("`target_modules`: {value}"), hint);
+        match value {
+            Value::Array(list) => {
+                let names: Option<BTreeSet<_>> = list
+                    .iter()
+                    .map(|name| name.as_str().map(str::to_owned))
+                    .collect();
+                names
+                    .map(Self::Names)
+                    .ok_or_else(|| refuse("a list of module names is"))
+            }
+            Value::String(text) if text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            Value::String(pattern) => fancy_regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
+                .backtrack_limit(100_000)
+                .build()
+                .map(Self::Pattern)
+                .map_err(|error| refuse(&format!("it is no pattern: {error}"))),
+            _ => Err(refuse(
+                "a list of module names, a pattern or \"all-linear\" is",
+            )),
+        }
+    }
+
+    /// Tells whether PEFT would adapt the module.
+    fn contain(&self, module: &str) -> bool {
+        match self {
+            Self::Names(names) => names.iter().any(|name| is_named(module, name)),
+            Self::Pattern(pattern) => pattern.is_match(module).unwrap_or(false),
+            Self::AllLinear => module.ends_with("_proj"),
+        }
+    }
+
+    /// Resolves the modules of a model: names as they stand in the file if they are names, else whole ones.
+    fn of_model(&self, path: &Path, config: &LlamaConfig) -> Result<BTreeSet<String>, FormatError> {
+        let mut names = BTreeSet::new();
+        for (name, _) in llama_tensors(&LlamaConfig {
+            tie_word_embeddings: false,
+            ..config.clone()
+        }) {
+            let module = name.strip_suffix(".weight").unwrap_or(&name);
+            if !self.contain(module) {
+                continue;
+            }
+            if !module.ends_with("_proj") {
+                return Err(FormatError::unsupported(
+                    path,
+                    format!("`target_modules` with `{module}`"),
+                    "only the linear layers of the blocks are",
+                ));
+            }
+            match self {
+                Self::Names(list) => {
+                    names.extend(list.iter().filter(|name| is_named(module, name)).cloned())
+                }
+                Self::Pattern(_) | Self::AllLinear => {
+                    names.insert(module.to_owned());
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
 /// Loads the adapter in `folder` for a model of shape `config`.
 pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdapter, FormatError> {
     let config_path = folder.join("adapter_config.json");
     let object = read_object(&config_path)?;
-    for (key, accepted) in [
-        ("use_dora", json!(false)),
-        ("fan_in_fan_out", json!(false)),
-        ("lora_bias", json!(false)),
-        ("bias", json!("none")),
-        ("rank_pattern", json!({})),
-        ("alpha_pattern", json!({})),
-        ("layers_to_transform", Value::Null),
-        ("layer_replication", Value::Null),
-        ("target_parameters", Value::Null),
-        ("trainable_token_indices", Value::Null),
-        ("use_qalora", json!(false)),
-        ("use_bdlora", json!(false)),
-        ("exclude_modules", Value::Null),
-        ("alora_invocation_tokens", Value::Null),
-        ("arrow_config", Value::Null),
-        ("monteclora_config", Value::Null),
-    ] {
-        if let Some(found) = object.get(key)
-            && !found.is_null()
-            && *found != accepted
-        {
+    match object.get("peft_type").and_then(Value::as_str) {
+        Some("LORA") => {}
+        found => {
             return Err(FormatError::unsupported(
                 &config_path,
-                format!("`{key}`: {found}"),
-                &format!("only {accepted} is"),
+                format!(
+                    "`peft_type`: {}",
+                    found.map_or_else(|| "(missing)".to_owned(), |found| format!("\"{found}\""))
+                ),
+                "only \"LORA\" is",
             ));
         }
     }
+    check_keys(&config_path, &object)?;
     let adapter: AdapterConfig = serde_json::from_value(Value::Object(object))
         .map_err(|error| FormatError::malformed(&config_path, error.to_string()))?;
-    if adapter.peft_type != "LORA" {
-        return Err(FormatError::unsupported(
-            &config_path,
-            format!("`peft_type`: \"{}\"", adapter.peft_type),
-            "only \"LORA\" is",
-        ));
-    }
     if adapter.r == 0 || !adapter.lora_alpha.is_finite() {
         return Err(FormatError::malformed(
             &config_path,
             "`r` must be positive and `lora_alpha` finite",
         ));
     }
-    let targets = match &adapter.target_modules {
-        Value::Array(list) => list.iter().map(Value::as_str).collect::<Option<Vec<_>>>(),
-        _ => None,
+    let is_classifier = match adapter.task_type.as_deref() {
+        Some("SEQ_CLS") => true,
+        None | Some("CAUSAL_LM") => false,
+        Some(other) => {
+            return Err(FormatError::unsupported(
+                &config_path,
+                format!("`task_type`: \"{other}\""),
+                "\"CAUSAL_LM\" and \"SEQ_CLS\" are",
+            ));
+        }
     };
-    let targets = targets.ok_or_else(|| {
-        FormatError::unsupported(
-            &config_path,
-            format!("`target_modules`: {}", adapter.target_modules),
-            "a list of module names is",
-        )
-    })?;
-    let target_modules: BTreeSet<String> = targets.into_iter().map(str::to_owned).collect();
+    let targets = Targets::read(&config_path, &adapter.target_modules)?;
 
     let files = SafetensorsFiles::open(&folder.join("adapter_model.safetensors"))?;
+    let target_modules = targets.of_model(&config_path, config)?;
+    if target_modules.is_empty() {
+        return Err(FormatError::malformed(
+            &config_path,
+            format!(
+                "`target_modules`: {} names no linear layer of the model",
+                adapter.target_modules
+            ),
+        ));
+    }
     let score_name = format!("{PREFIX}score.weight");
-    let is_classifier = adapter.task_type.as_deref() == Some("SEQ_CLS");
     let score_shape = files.shape(&score_name).map(<[usize]>::to_vec);
     if is_classifier && score_shape.is_none() {
         return Err(FormatError::MissingTensor {
@@ -158,12 +321,6 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
         })
         .collect();
     let score = weights.remove("score.weight");
-    if weights.is_empty() {
-        return Err(FormatError::malformed(
-            &config_path,
-            format!("`target_modules` {target_modules:?} name no linear layer of the model"),
-        ));
-    }
     Ok(PeftAdapter {
         rank: adapter.r,
         alpha: adapter.lora_alpha,
@@ -183,10 +340,7 @@ fn adapter_tensors<'a>(
 ) -> impl Iterator<Item = (String, Vec<usize>)> + use<'a> {
     llama_tensors(config).flat_map(move |(name, shape)| {
         let module = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
-        let is_target = module.ends_with("_proj")
-            && targets
-                .iter()
-                .any(|target| module == *target || module.ends_with(&format!(".{target}")));
+        let is_target = targets.iter().any(|target| is_named(&module, target));
         let factors = match shape.as_slice() {
             &[outputs, inputs] if is_target => vec![
                 (format!("{module}.lora_A.weight"), vec![rank, inputs]),
@@ -306,7 +460,8 @@ mod tests {
             (
                 "use_dora",
                 json!(true),
-                "`use_dora`: true is not supported; only false is",
+                "`use_dora`: true is not supported; merge the adapter in PEFT with `merge_and_unload`, and \
+                 load the whole model",
             ),
             (
                 "bias",
@@ -319,14 +474,46 @@ mod tests {
                 "`peft_type`: \"IA3\" is not supported; only \"LORA\" is",
             ),
             (
+                "init_lora_weights",
+                json!("pissa_niter_4"),
+                "`init_lora_weights`: \"pissa_niter_4\" is not supported; such an adapter fits only \
+                 the base that its start changed; convert it to plain LoRA with \
+                 `save_pretrained(..., path_initial_model_for_weight_conversion=...)`",
+            ),
+            (
+                "modules_to_save",
+                json!(["lm_head"]),
+                "`modules_to_save`: [\"lm_head\"] is not supported; only the head `score` of a \
+                 classifier is",
+            ),
+            (
                 "target_modules",
-                json!(".*q_proj"),
-                "`target_modules`: \".*q_proj\" is not supported; a list of module names is",
+                json!(["q_proj", "lm_head"]),
+                "`target_modules` with `lm_head` is not supported; only the linear layers of the \
+                 blocks are",
+            ),
+            (
+                "target_modules",
+                json!(["query"]),
+                "`target_modules`: [\"query\"] names no linear layer of the model",
+            ),
+            (
+                "task_type",
+                json!("FEATURE_EXTRACTION"),
+                "`task_type`: \"FEATURE_EXTRACTION\" is not supported; \"CAUSAL_LM\" and \
+                 \"SEQ_CLS\" are",
+            ),
+            (
+                "new_scaling",
+                json!(2),
+                "`new_scaling`: 2 is not supported; merge the adapter in PEFT with \
+                 `merge_and_unload`, and load the whole model",
             ),
             (
                 "rank_pattern",
                 json!({ "q_proj": 4 }),
-                "`rank_pattern`: {\"q_proj\":4} is not supported; only {} is",
+                "`rank_pattern`: {\"q_proj\":4} is not supported; merge the adapter in PEFT with \
+                 `merge_and_unload`, and load the whole model",
             ),
         ] {
             let folder = saved(&adapter(&["q_proj"]));
@@ -334,6 +521,62 @@ mod tests {
             let message = format!("DIR/adapter_config.json: {message}");
             assert_eq!(load(&folder).unwrap_err(), message);
         }
+    }
+
+    /// Keys of PEFT 0.21 at their defaults, and inits that leave the base alone.
+    #[test]
+    fn what_asks_for_nothing_is_no_hindrance() {
+        for (key, value) in [
+            ("init_lora_weights", json!(true)),
+            ("init_lora_weights", json!("gaussian")),
+            ("loftq_config", json!({})),
+            ("qalora_group_size", json!(16)),
+            ("layers_to_transform", json!([])),
+            ("kasa_config", Value::Null),
+            ("trained_on_the_moon", json!(false)),
+        ] {
+            let folder = saved(&adapter(&["q_proj"]));
+            edit(&folder, key, value);
+            load(&folder).unwrap();
+        }
+    }
+
+    /// PEFT writes `all-linear` as whole names for few modules, and as the shortest endings for many.
+    #[test]
+    fn modules_are_named_in_every_way_of_peft() {
+        let two = [
+            "model.layers.0.self_attn.q_proj",
+            "model.layers.1.mlp.up_proj",
+        ];
+        for (targets, resolved) in [
+            (json!(two), two),
+            (
+                json!(["0.self_attn.q_proj", "1.mlp.up_proj", "key_value"]),
+                ["0.self_attn.q_proj", "1.mlp.up_proj"],
+            ),
+            (json!(r".*\.(0\.self_attn\.q|1\.mlp\.up)_proj"), two),
+        ] {
+            let folder = saved(&adapter(&two));
+            edit(&folder, "target_modules", targets);
+            let read = load(&folder).unwrap();
+            assert_eq!(read.target_modules, resolved);
+            assert_eq!(read.weights.len(), 4);
+        }
+        let folder = saved(&adapter(&["_proj"]));
+        edit(&folder, "target_modules", json!("all-linear"));
+        assert!(load(&folder).unwrap_err().contains("is missing"));
+        let every = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        let folder = saved(&adapter(&every));
+        edit(&folder, "target_modules", json!("all-linear"));
+        assert_eq!(load(&folder).unwrap().target_modules.len(), 2 * 7);
     }
 
     #[test]
