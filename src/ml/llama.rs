@@ -21,8 +21,8 @@ mod projection;
 mod tests;
 
 pub use batch::TokenBatch;
-pub use init::init;
-use init::{EMBEDDING, HEAD, NORM};
+use init::{EMBEDDING, NORM};
+pub use init::{HEAD, init};
 pub use projection::DropoutKey;
 pub(super) use projection::Projection;
 use projection::Update;

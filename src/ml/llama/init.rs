@@ -79,7 +79,8 @@ impl LlamaConfig {
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const NORM: &str = "model.norm.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
+/// Name of an output head of its own.
+pub const HEAD: &str = "lm_head.weight";
 
 /// Draws initial weights.
 ///

@@ -8,6 +8,7 @@ use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::{StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, ScalarHead};
+use crate::ml::llama::HEAD;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::bradley_terry::{PairScores, bradley_terry, prefix_length};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
@@ -69,7 +70,9 @@ impl RewardTrainer {
                 "there are no preference pairs to train on: the split is empty".to_owned(),
             ));
         }
-        let mut parameters = model.llama.trainable().to_vec();
+        // Scores are read off hidden states: an output head of its own has no part in them.
+        let trunk = model.llama.trainable().iter();
+        let mut parameters: Vec<_> = trunk.filter(|(name, _)| name != HEAD).cloned().collect();
         parameters.extend(head.trainable("head."));
         let group = ParameterGroup {
             parameters,
@@ -177,5 +180,62 @@ impl Trainer for RewardTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::super::fixture;
+    use super::*;
+    use crate::ml::config::LlamaConfig;
+    use crate::ml::head::HeadInit;
+    use crate::ml::schedule::{Decay, Schedule};
+
+    #[test]
+    fn all_of_a_model_is_trained_but_an_output_head_of_its_own() {
+        let config = LlamaConfig {
+            tie_word_embeddings: false,
+            ..fixture::config()
+        };
+        let (model, _) = fixture::models(&config, None);
+        let stream = Stream::new(5, "reward trainer");
+        let normal = HeadInit::Normal(0.1);
+        let head =
+            ScalarHead::init(config.hidden_size, false, normal, &stream, &Device::Cpu).unwrap();
+        let completion = |tokens: &[u32]| TokenizedCompletion {
+            tokens: tokens.to_vec(),
+            prompt_length: 2,
+        };
+        let pairs = vec![TokenizedPair {
+            chosen: completion(&[1, 4, 5, 2]),
+            rejected: completion(&[1, 4, 7, 8, 2]),
+        }];
+        let options = RewardOptions {
+            batch_size: 1,
+            micro_batch: 1,
+            lr: 1e-2,
+            schedule: Schedule {
+                decay: Decay::Constant,
+                warmup_steps: 0,
+                total_steps: 4,
+                floor: 0.0,
+            },
+            weight_decay: 0.0,
+            optimizer: AdamWConfig::default(),
+            prefix_weight: 0.5,
+        };
+        let mut trainer = RewardTrainer::new(model.clone(), head, pairs, options, &stream).unwrap();
+        let start = model.llama.trainable().to_vec();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let before: Vec<Vec<f32>> = start.iter().map(|(_, var)| values(var)).collect();
+        let losses: Vec<f64> = (0..4)
+            .map(|step| trainer.step(step).unwrap().metrics["loss"])
+            .collect();
+        assert!(losses[3] < losses[0], "{losses:?}");
+        for ((name, var), before) in start.iter().zip(&before) {
+            assert_eq!(values(var) == *before, name == HEAD, "{name}");
+        }
     }
 }
