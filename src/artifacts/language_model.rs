@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 
 use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
 use crate::ml::config::LlamaConfig;
+use candle_core::Tensor;
+use serde_json::{Map, Value, json};
+
+use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
-    PeftAdapter, load_hugging_face, load_peft_adapter, save_hugging_face, save_peft_adapter,
+    PeftAdapter, SequenceClassifier, load_hugging_face, load_peft_adapter,
+    load_sequence_classifier, save_classifier_config, save_hugging_face, save_peft_adapter,
+    save_sequence_classifier,
 };
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::llama::{Llama, LlamaError, Training};
 use crate::ml::parameters::Weights;
-use crate::ml::tokenizer::Tokenizer;
+use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer};
 
 /// The artifact kind.
 pub const LANGUAGE_MODEL: &str = "language_model";
@@ -41,13 +47,38 @@ pub enum ModelError {
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// There is no tokenizer, or it does not say how a text ends.
-    #[error("{}: {what}", folder.display())]
-    Tokenizer {
-        /// The artifact.
+    /// There is no tokenizer.
+    #[error("{}: it has no tokenizer, expected `tokenizer.json` in the folder", folder.display())]
+    NoTokenizer {
+        /// The folder.
         folder: PathBuf,
-        /// What is missing.
-        what: &'static str,
+    },
+    /// Nothing says how a text ends.
+    #[error(
+        "{}: neither `config.json`, `generation_config.json` nor `tokenizer_config.json` names a token that ends a text",
+        folder.display()
+    )]
+    NoEnd {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A classifier is where a language model was expected.
+    #[error(
+        "{}: its adapter is a classifier's, with a head; expected a language model's (`load_reward` reads a reward model)",
+        folder.display()
+    )]
+    Head {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A language model is where a classifier was expected.
+    #[error(
+        "{}: its adapter has no head; `adapter_model.safetensors` must hold `base_model.model.score.weight`",
+        folder.display()
+    )]
+    NoHead {
+        /// The folder.
+        folder: PathBuf,
     },
 }
 
@@ -69,31 +100,57 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Reads a model from a folder.
+    /// Reads a model from a folder, with the adapter that lies beside it.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let checkpoint: Checkpoint = load_hugging_face(folder)?;
-        let fail = |what| ModelError::Tokenizer {
-            folder: folder.to_owned(),
-            what,
-        };
+        let (model, score) = Self::load_adapted(folder)?;
+        match score {
+            None => Ok(model),
+            Some(_) => Err(ModelError::Head {
+                folder: folder.to_owned(),
+            }),
+        }
+    }
+
+    /// Reads a model with the adapter beside it, and the head of a classifier's adapter.
+    fn load_adapted(folder: &Path) -> Result<(Self, Option<Tensor>), ModelError> {
+        let mut model = Self::from_checkpoint(folder, load_hugging_face(folder)?)?;
+        if !folder.join("adapter_config.json").exists() {
+            return Ok((model, None));
+        }
+        let stored = load_peft_adapter(folder, &model.config)?;
+        model.adapter = Some(adapter_of(&stored, &model.base)?);
+        Ok((model, stored.score))
+    }
+
+    /// Reads the trunk of a classifier or reward model with its adapter, if it has one, and its head.
+    pub fn load_classifier(folder: &Path) -> Result<(Self, Tensor), ModelError> {
+        if folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
+            let (model, score) = Self::load_adapted(folder)?;
+            let score = score.ok_or_else(|| ModelError::NoHead {
+                folder: folder.to_owned(),
+            })?;
+            return Ok((model, score));
+        }
+        let classifier = load_sequence_classifier(folder)?;
+        let model = Self::from_checkpoint(folder, classifier.trunk)?;
+        Ok((model, classifier.score))
+    }
+
+    fn from_checkpoint(folder: &Path, checkpoint: Checkpoint) -> Result<Self, ModelError> {
         let tokenizer = checkpoint
             .tokenizer
-            .ok_or_else(|| fail("it has no tokenizer"))?;
+            .ok_or_else(|| ModelError::NoTokenizer {
+                folder: folder.to_owned(),
+            })?;
         if checkpoint.eos_ids.is_empty() {
-            return Err(fail(
-                "neither the model nor the tokenizer names a token that ends a text",
-            ));
+            return Err(ModelError::NoEnd {
+                folder: folder.to_owned(),
+            });
         }
-        let adapter = if folder.join("adapter_config.json").exists() {
-            let stored = load_peft_adapter(folder, &checkpoint.config)?;
-            Some(adapter_of(&stored, &checkpoint.weights)?)
-        } else {
-            None
-        };
         Ok(Self {
             config: checkpoint.config,
             base: checkpoint.weights,
-            adapter,
+            adapter: None,
             tokenizer,
             eos: checkpoint.eos_ids,
             folder: folder.to_owned(),
@@ -117,61 +174,99 @@ impl LanguageModel {
         })
     }
 
-    /// Writes a model with weights of its own.
-    pub fn save_full(&self, folder: &Path, weights: &Weights) -> Result<(), ModelError> {
-        Ok(save_hugging_face(
-            folder,
-            &self.config,
-            weights,
-            Some(&self.tokenizer),
-        )?)
+    /// Writes a model with weights of its own; with a `score` head, as a classifier.
+    pub fn save_full(
+        &self,
+        folder: &Path,
+        weights: &Weights,
+        score: Option<&Tensor>,
+    ) -> Result<(), ModelError> {
+        match score {
+            None => save_new(folder, &self.config, weights, &self.tokenizer),
+            Some(score) => {
+                save_new_classifier(folder, &self.config, weights, &self.tokenizer, score)
+            }
+        }
     }
 
     /// Writes the same base with another adapter; the base's files become links.
-    pub fn save_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), ModelError> {
-        self.link_base(folder)?;
-        let config = adapter.config();
-        let weights = adapter.parameters().weights().map_err(AdapterError::from)?;
-        let strip = |name: String| {
-            name.strip_prefix(PEFT_PREFIX)
-                .map(str::to_owned)
-                .unwrap_or(name)
-        };
-        let stored = PeftAdapter {
-            rank: config.rank,
-            alpha: config.alpha,
-            rank_stabilised: false,
-            dropout: config.dropout,
-            target_modules: config.target_modules.clone(),
-            weights: weights
-                .into_iter()
-                .map(|(name, tensor)| (strip(name), tensor))
-                .collect(),
-            score: None,
-        };
-        Ok(save_peft_adapter(folder, &stored)?)
+    pub fn save_adapter(
+        &self,
+        folder: &Path,
+        adapter: &Adapter,
+        score: Option<&Tensor>,
+    ) -> Result<(), ModelError> {
+        self.link_base(folder, score.is_some())?;
+        Ok(save_peft_adapter(folder, &stored_adapter(adapter, score)?)?)
     }
 
-    /// Writes the model with the PEFT adapter in `source` on top; an adapter that it has already is merged first.
-    pub fn save_with_peft(&mut self, source: &Path, folder: &Path) -> Result<(), ModelError> {
+    /// Writes the model, with an adapter if it has one, into a folder of its own, linking nothing.
+    pub fn save_copy(&self, folder: &Path, score: Option<&Tensor>) -> Result<(), ModelError> {
+        let Some(adapter) = &self.adapter else {
+            return self.save_full(folder, &self.base, score);
+        };
+        self.save_full(folder, &self.base, None)?;
+        if score.is_some() {
+            save_classifier_config(folder, &self.config, &self.tokenizer)?;
+        }
+        Ok(save_peft_adapter(folder, &stored_adapter(adapter, score)?)?)
+    }
+
+    /// Writes the language model's PEFT adapter in `source` beside the model, which was written into `folder`.
+    pub fn add_peft(&self, source: &Path, folder: &Path) -> Result<(), ModelError> {
         let stored = load_peft_adapter(source, &self.config)?;
+        if stored.score.is_some() {
+            return Err(ModelError::Head {
+                folder: source.to_owned(),
+            });
+        }
+        let adapter = adapter_of(&stored, &self.base)?;
+        Ok(save_peft_adapter(folder, &stored_adapter(&adapter, None)?)?)
+    }
+
+    /// Writes the model with the PEFT adapter in `source` on top, and with the head that this has if it is to be a
+    /// classifier's; an adapter that the model has already is merged first.
+    pub fn save_with_peft(
+        &mut self,
+        source: &Path,
+        folder: &Path,
+        is_classifier: bool,
+    ) -> Result<(), ModelError> {
+        let stored = load_peft_adapter(source, &self.config)?;
+        let score = match (&stored.score, is_classifier) {
+            (None, true) => {
+                return Err(ModelError::NoHead {
+                    folder: source.to_owned(),
+                });
+            }
+            (Some(_), false) => {
+                return Err(ModelError::Head {
+                    folder: source.to_owned(),
+                });
+            }
+            (score, _) => score.as_ref(),
+        };
         let is_merged = self.adapter.is_some();
         self.base = self.merged()?;
         self.adapter = None;
         let adapter = adapter_of(&stored, &self.base)?;
         if is_merged {
             // There is no file of the merged base to link to.
-            self.save_full(folder, &adapter.merge(&self.base)?)
+            self.save_full(folder, &adapter.merge(&self.base)?, score)
         } else {
-            self.save_adapter(folder, &adapter)
+            self.save_adapter(folder, &adapter, score)
         }
     }
 
-    /// Links the base's files into `folder`.
-    fn link_base(&self, folder: &Path) -> Result<(), ModelError> {
+    /// Links the base's files into `folder`; as that of a classifier, `config.json` says another thing.
+    fn link_base(&self, folder: &Path, is_classifier: bool) -> Result<(), ModelError> {
+        if is_classifier {
+            fs_err::create_dir_all(folder)?;
+            save_classifier_config(folder, &self.config, &self.tokenizer)?;
+        }
         for name in BASE_FILES {
             let source = self.folder.join(name);
-            if source.exists() {
+            if source.exists() && !(is_classifier && name == "config.json") {
                 fs_err::os::unix::fs::symlink(fs_err::canonicalize(source)?, folder.join(name))?;
             }
         }
@@ -186,14 +281,94 @@ pub fn save_new(
     weights: &Weights,
     tokenizer: &Tokenizer,
 ) -> Result<(), ModelError> {
+    if tokenizer.end_ids().is_empty() {
+        return Err(ModelError::NoEnd {
+            folder: folder.to_owned(),
+        });
+    }
     Ok(save_hugging_face(folder, config, weights, Some(tokenizer))?)
+}
+
+/// Writes a new classifier or reward model; an output head among the weights is left out.
+pub fn save_new_classifier(
+    folder: &Path,
+    config: &LlamaConfig,
+    weights: &Weights,
+    tokenizer: &Tokenizer,
+    score: &Tensor,
+) -> Result<(), ModelError> {
+    let mut trunk = Checkpoint {
+        config: config.clone(),
+        weights: weights.clone(),
+        tokenizer: Some(tokenizer.clone()),
+        eos_ids: tokenizer.end_ids().to_vec(),
+    };
+    trunk.config.tie_word_embeddings = true;
+    trunk.weights.remove("lm_head.weight");
+    let classifier = SequenceClassifier {
+        trunk,
+        score: score.clone(),
+        labels: Vec::new(),
+    };
+    Ok(save_sequence_classifier(folder, &classifier)?)
+}
+
+/// Makes a copy of a model's files what other programs expect of a folder: PEFT is told where the base is, which is the
+/// folder itself, and `transformers` what the model takes of its tokenizer.
+pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
+    let edit = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| -> Result<(), ModelError> {
+        let path = folder.join(name);
+        if !path.exists() {
+            return Ok(());
+        }
+        let mut document = serde_json::from_slice(&read_configuration(&path)?)
+            .map_err(|error| FormatError::malformed(&path, error.to_string()))?;
+        change(&mut document);
+        Ok(fs_err::write(
+            path,
+            format!("{:#}\n", Value::Object(document)),
+        )?)
+    };
+    edit("tokenizer_config.json", &|tokenizer| {
+        let inputs = tokenizer.entry("model_input_names");
+        inputs.or_insert_with(|| json!(MODEL_INPUT_NAMES));
+    })?;
+    let base = fs_err::canonicalize(folder)?.display().to_string();
+    edit("adapter_config.json", &|adapter| {
+        adapter.insert("base_model_name_or_path".to_owned(), base.clone().into());
+    })
+}
+
+fn stored_adapter(adapter: &Adapter, score: Option<&Tensor>) -> Result<PeftAdapter, AdapterError> {
+    let config = adapter.config();
+    let strip = |name: String| {
+        let bare = name.strip_prefix(PEFT_PREFIX).map(str::to_owned);
+        bare.unwrap_or(name)
+    };
+    let weights = adapter.parameters().weights()?;
+    Ok(PeftAdapter {
+        rank: config.rank,
+        alpha: config.alpha,
+        rank_stabilised: false,
+        dropout: config.dropout,
+        target_modules: config.target_modules.clone(),
+        weights: weights
+            .into_iter()
+            .map(|(name, tensor)| (strip(name), tensor))
+            .collect(),
+        score: score.cloned(),
+    })
 }
 
 fn adapter_of(stored: &PeftAdapter, base: &Weights) -> Result<Adapter, AdapterError> {
     let config = LoraConfig {
         rank: stored.rank,
-        // Only the product counts; ours is alpha / rank.
-        alpha: stored.scale() * stored.rank as f64,
+        // Only the factor counts; ours is alpha / rank.
+        alpha: if stored.rank_stabilised {
+            stored.scale() * stored.rank as f64
+        } else {
+            stored.alpha
+        },
         dropout: stored.dropout,
         target_modules: stored.target_modules.clone(),
     };

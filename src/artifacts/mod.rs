@@ -5,7 +5,7 @@
 //! | `dataset` | `table.parquet`, `table.json` | questions with prompts and preferred / rejected completions |
 //! | `tokenizer` | `tokenizer.json`, `tokenizer_config.json` | a tokenizer |
 //! | `language_model` | the Hugging Face layout, an adapter in PEFT's | a policy with its tokenizer |
-//! | `reward_model` | the same with `score.safetensors` and `reward.json` | a reward model with its calibration |
+//! | `reward_model` | the same as a classifier with one class, and `reward.json` | a reward model with its calibration |
 //! | `completions` | `table.parquet`, `table.json` | what a policy wrote for each prompt |
 //! | `scores` | `table.parquet`, `table.json` | completions with rewards |
 //! | `judgements` | `table.parquet`, `table.json` | which of two completions is better |

@@ -1,4 +1,8 @@
 //! Reward models: a language model with a scalar head, calibrated.
+//!
+//! The folder is one that `transformers` opens as a classifier with one class: the head is among the model's weights,
+//! or those of its adapter. A reward is read at the last token of a row, which is the end token wherever a completion
+//! ended of itself: completions are trained on and scored with it.
 
 use std::path::Path;
 
@@ -6,14 +10,18 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::language_model::{LanguageModel, ModelError};
+use crate::ml::documents::read_configuration;
 use crate::ml::formats::FormatError;
-use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use crate::ml::head::{HeadGradient, ScalarHead};
 use crate::ml::llama::{Llama, LlamaError, TokenBatch};
 use crate::ml::parameters::Weights;
 
 /// The artifact kind.
 pub const REWARD_MODEL: &str = "reward_model";
+
+/// Name of the head's weight, (1, hidden size).
+pub const SCORE: &str = "score.weight";
+const DESCRIPTION: &str = "reward.json";
 
 /// What a reward model is beside its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +37,27 @@ pub struct RewardDescription {
     pub longer_wins: Option<f64>,
 }
 
+impl RewardDescription {
+    /// Reads the description in a folder.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join(DESCRIPTION);
+        let described = serde_json::from_slice(&read_configuration(&path)?);
+        Ok(described.map_err(|error| FormatError::malformed(&path, error.to_string()))?)
+    }
+
+    /// Reads the description in a folder of whatever origin, if one is there.
+    pub fn find(folder: &Path) -> Result<Option<Self>, ModelError> {
+        let is_there = folder.join(DESCRIPTION).exists();
+        is_there.then(|| Self::read(folder)).transpose()
+    }
+
+    /// Writes the description beside a model that was written into `folder`.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::from)?;
+        Ok(fs_err::write(folder.join(DESCRIPTION), text)?)
+    }
+}
+
 /// A frozen reward model.
 pub struct RewardModel {
     /// Trunk and tokenizer.
@@ -42,32 +71,17 @@ pub struct RewardModel {
 impl RewardModel {
     /// Reads a reward model from a folder; the head's weights must really be there.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let model = LanguageModel::load(folder)?;
-        let path = folder.join("score.safetensors");
-        let weights = load_safetensors(&path)?;
+        let (model, score) = LanguageModel::load_classifier(folder)?;
+        let weights = Weights::from([(SCORE.to_owned(), score)]);
         let head = ScalarHead::from_weights(model.config.hidden_size, &weights, false)
-            .map_err(|error| FormatError::malformed(&path, error.to_string()))?;
-        let path = folder.join("reward.json");
-        let description = serde_json::from_str(&fs_err::read_to_string(&path)?)
-            .map_err(|error| FormatError::malformed(&path, error.to_string()))?;
+            .map_err(|error| FormatError::malformed(folder, error.to_string()))?;
+        let description = RewardDescription::read(folder)?;
         Ok(Self {
             llama: model.frozen()?,
             model,
             description,
             head,
         })
-    }
-
-    /// Writes head and description beside a model that was written into `folder`.
-    pub fn save_head(
-        folder: &Path,
-        head: &Weights,
-        description: &RewardDescription,
-    ) -> Result<(), ModelError> {
-        save_safetensors(&folder.join("score.safetensors"), head)?;
-        let text = serde_json::to_string_pretty(description).map_err(std::io::Error::from)?;
-        fs_err::write(folder.join("reward.json"), text)?;
-        Ok(())
     }
 
     /// Returns the reward of every prefix of every row: (rows, time), one forward pass for all of them.
@@ -108,8 +122,10 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::artifacts::language_model::save_new;
+    use crate::artifacts::language_model::save_new_classifier;
+    use crate::ml::adapter::{Adapter, LoraConfig};
     use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
     use crate::ml::head::HeadInit;
     use crate::ml::llama::init;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
@@ -134,17 +150,17 @@ mod tests {
             max_position_embeddings: 32,
         };
         let weights = init(&config, &stream, &Device::Cpu).unwrap();
-        save_new(folder, &config, &weights, &tokenizer).unwrap();
         let head =
             ScalarHead::init(16, false, HeadInit::Normal(1.0), &stream, &Device::Cpu).unwrap();
+        let score = &head.parameters().weights().unwrap()[SCORE];
+        save_new_classifier(folder, &config, &weights, &tokenizer, score).unwrap();
         let description = RewardDescription {
             scale: 2.0,
             offset: -1.0,
             accuracy: None,
             longer_wins: None,
         };
-        RewardModel::save_head(folder, &head.parameters().weights().unwrap(), &description)
-            .unwrap();
+        description.save(folder).unwrap();
     }
 
     #[test]
@@ -172,11 +188,73 @@ mod tests {
         assert!((at_once[0][2] - at_once[0][5]).abs() > 1e-3, "{at_once:?}");
     }
 
+    /// A classifier's folder reads as one, whatever its trunk is made of.
+    #[test]
+    fn an_adapter_carries_its_head() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let whole = RewardModel::load(folder.path()).unwrap();
+        let score = load_safetensors(&folder.path().join("model.safetensors"))
+            .unwrap()
+            .remove(SCORE)
+            .unwrap();
+        let mut model = whole.model;
+        let lora = LoraConfig {
+            rank: 3,
+            alpha: 16.0,
+            dropout: 0.0,
+            target_modules: vec!["v_proj".to_owned()],
+        };
+        let stream = Stream::new(4, "adapter");
+        model.adapter = Some(Adapter::init(&lora, &model.base, &stream, &Device::Cpu).unwrap());
+        // An output head of its own is no hindrance.
+        model.config.tie_word_embeddings = false;
+        let head = model.base["model.embed_tokens.weight"].clone();
+        model.base.insert("lm_head.weight".to_owned(), head);
+        let adapted = tempfile::tempdir().unwrap();
+        model.save_copy(adapted.path(), Some(&score)).unwrap();
+        whole.description.save(adapted.path()).unwrap();
+        let read = RewardModel::load(adapted.path()).unwrap();
+        assert!(read.model.adapter.is_some());
+        let rows = [vec![1, 4, 5, 2], vec![1, 6, 2]];
+        let before = RewardModel::load(folder.path()).unwrap();
+        // A new adapter changes nothing yet.
+        assert_eq!(
+            read.rewards(&rows, 2).unwrap(),
+            before.rewards(&rows, 2).unwrap()
+        );
+        let error = LanguageModel::load(adapted.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("its adapter is a classifier's, with a head"),
+            "{error}"
+        );
+        let again = tempfile::tempdir().unwrap();
+        let (model, score) = LanguageModel::load_classifier(adapted.path()).unwrap();
+        model.save_copy(again.path(), Some(&score)).unwrap();
+        for file in [
+            "config.json",
+            "model.safetensors",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ] {
+            let bytes =
+                |folder: &tempfile::TempDir| fs_err::read(folder.path().join(file)).unwrap();
+            assert_eq!(bytes(&again), bytes(&adapted), "{file}");
+        }
+    }
+
     #[test]
     fn a_reward_model_without_its_head_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         written(folder.path());
-        fs_err::remove_file(folder.path().join("score.safetensors")).unwrap();
-        assert!(RewardModel::load(folder.path()).is_err());
+        let path = folder.path().join("model.safetensors");
+        let mut weights = load_safetensors(&path).unwrap();
+        weights.remove(SCORE).unwrap();
+        save_safetensors(&path, &weights).unwrap();
+        let error = RewardModel::load(folder.path()).err().unwrap().to_string();
+        assert!(
+            error.contains("`score.weight` of shape [1, 16] is missing"),
+            "{error}"
+        );
     }
 }

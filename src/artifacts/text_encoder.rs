@@ -55,6 +55,19 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
+    /// Embeds texts as its folder says, or by their mean at unit length; `batch_tokens` changes speed and memory only.
+    pub fn embed(
+        &self,
+        texts: &[String],
+        batch_tokens: usize,
+    ) -> Result<Vec<Vec<f32>>, EncoderError> {
+        let sentence = self.checkpoint.sentence.unwrap_or_default();
+        let embeddings = self
+            .encoder
+            .embed_texts(&self.tokenizer, sentence, texts, batch_tokens);
+        Ok(embeddings?)
+    }
+
     /// Reads an encoder from a folder.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
         let checkpoint = load_encoder(folder)?;

@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 
 use super::output::{Output, bytes, counted};
 use super::{Failure, PipelineOptions, exit_code, show};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, complete_copy};
+use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::engine::artifact::{Artifact, is_inside};
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
@@ -81,6 +83,13 @@ pub(super) fn run(
         let target = args.folder.join(&file.path);
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
         write(&target, &mut source)?;
+    }
+    if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
+        complete_copy(&args.folder).map_err(|error| Failure::Other {
+            message: error.to_string(),
+            hint: None,
+            code: exit_code::STAGE_FAILED,
+        })?;
     }
     output.line(&format!(
         "{} ({}, {}) -> {}",

@@ -10,19 +10,21 @@
 
 mod classifier;
 mod packed;
+mod sentence;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 pub use classifier::{BertClassifier, ClassifierHead, Pooling};
 pub use packed::PackedTokens;
+pub use sentence::{SentenceEmbedding, SentencePooling};
 
 use super::kernels::layer_norm::layer_norm;
 use super::kernels::linear::linear;
 use super::kernels::span_attention::SpanAttention;
 use super::parameters::{ParameterError, Parameters, Weights};
-use super::tokenizer::{Tokenizer, TokenizerError};
+use super::tokenizer::TokenizerError;
 
 /// An encoder could not be built or applied.
 #[derive(Debug, thiserror::Error)]
@@ -307,54 +309,5 @@ impl Bert {
         let weight = self.weight(&format!("{module}.LayerNorm.weight"), &shape)?;
         let bias = self.weight(&format!("{module}.LayerNorm.bias"), &shape)?;
         Ok(layer_norm(x, weight, bias, self.config.layer_norm_eps)?)
-    }
-
-    /// Returns the mean of each row's last hidden states, (rows, hidden size).
-    pub fn mean_pooled(&self, batch: &PackedTokens) -> Result<Tensor, BertError> {
-        let hidden = self.forward(batch)?;
-        let means = batch
-            .spans()
-            .iter()
-            .map(|span| hidden.narrow(0, span.start, span.len())?.mean(0))
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::stack(&means, 0)?)
-    }
-
-    /// Returns sentence embeddings: mean-pooled, of unit length, (rows, hidden size).
-    pub fn embed(&self, batch: &PackedTokens) -> Result<Tensor, BertError> {
-        let means = self.mean_pooled(batch)?;
-        let lengths = means.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-        // As in torch.nn.functional.normalize, so that a zero row stays zero.
-        Ok(means.broadcast_div(&lengths.clamp(1e-12, f64::INFINITY)?)?)
-    }
-
-    /// Embeds texts, cut to the tokenizer's and the encoder's length, `batch_tokens` tokens at a time.
-    ///
-    /// Returns one vector of unit length a text. The batch size changes speed and memory only.
-    pub fn embed_texts<T: AsRef<str>>(
-        &self,
-        tokenizer: &Tokenizer,
-        texts: &[T],
-        batch_tokens: usize,
-    ) -> Result<Vec<Vec<f32>>, BertError> {
-        let rows = self.encode_texts(tokenizer, texts)?;
-        let mut embeddings = Vec::with_capacity(rows.len());
-        for batch in PackedTokens::batches(&rows, batch_tokens) {
-            embeddings.extend(self.embed(&batch)?.to_vec2::<f32>()?);
-        }
-        Ok(embeddings)
-    }
-
-    /// Encodes texts with the tokenizer's special tokens, cut to what the encoder can take.
-    pub fn encode_texts<T: AsRef<str>>(
-        &self,
-        tokenizer: &Tokenizer,
-        texts: &[T],
-    ) -> Result<Vec<Vec<u32>>, BertError> {
-        let tokenizer = tokenizer.clone().truncated_to(self.config.max_tokens())?;
-        let rows = texts
-            .iter()
-            .map(|text| tokenizer.encode_with_special_tokens(text.as_ref()));
-        Ok(rows.collect::<Result<_, _>>()?)
     }
 }

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod bert;
 pub mod config;
+pub(crate) mod documents;
 pub mod formats;
 pub mod generate;
 pub mod head;

@@ -6,6 +6,9 @@
 mod byte_level;
 mod document;
 mod scored;
+mod settings;
+#[cfg(test)]
+mod settings_tests;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -18,8 +21,13 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use settings::Settings;
+
+use super::documents::{check_values, read_tokenizer};
+
 pub use byte_level::{ByteLevelBpe, PreTokenizer};
 pub use scored::{ScoredToken, ScoredTokenKind, ScoredVocabulary};
+pub use settings::MODEL_INPUT_NAMES;
 pub use template::{PromptTemplate, TemplateError};
 pub use train::{TokenizerAlgorithm, train_tokenizer};
 
@@ -44,6 +52,19 @@ pub enum TokenizerError {
         role: &'static str,
         /// The token.
         token: String,
+    },
+
+    /// A setting beside the document contradicts it, and is not applied.
+    #[error(
+        "tokenizer_config.json: {what}, but {why}; make the two agree (its class is `{class}`)"
+    )]
+    Overruled {
+        /// The key and its value.
+        what: String,
+        /// What is so instead.
+        why: String,
+        /// The class that the folder names.
+        class: String,
     },
 
     /// Training was asked for a vocabulary that cannot hold the obligatory tokens.
@@ -86,8 +107,14 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
-    adds_bos: bool,
+    /// Ids that end a text, `eos` first.
+    ends: Vec<u32>,
+    /// Ids that the document puts before and after a text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
     vocab_size: usize,
+    /// Further keys of `tokenizer_config.json`, for those who open a written folder.
+    carried: Map<String, Value>,
 }
 
 /// Calls the crate, which panics on what some documents ask for: a pattern that matches nothing, say.
@@ -96,6 +123,28 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Resul
     called.unwrap_or_else(|| {
         Err("the tokenizer is damaged: expected one that handles every text".into())
     })
+}
+
+/// Returns the ids that a tokenizer puts before and after every text.
+fn surroundings(inner: &tokenizers::Tokenizer) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
+    let ids = |text: &str, surrounded: bool| -> tokenizers::Result<Vec<u32>> {
+        Ok(guarded(|| inner.encode(text, surrounded))?
+            .get_ids()
+            .to_vec())
+    };
+    for text in ["a", "0", ".", " "] {
+        let bare = ids(text, false)?;
+        if bare.is_empty() {
+            continue;
+        }
+        let whole = ids(text, true)?;
+        let place = whole.windows(bare.len()).position(|window| window == bare);
+        let place = place.ok_or("the template for one text does not hold the text")?;
+        let suffix = whole[place + bare.len()..].to_vec();
+        return Ok((whole[..place].to_vec(), suffix));
+    }
+    // No probe is a token: all that surrounds nothing is taken to come first.
+    Ok((ids("", true)?, Vec::new()))
 }
 
 impl Tokenizer {
@@ -125,42 +174,81 @@ impl Tokenizer {
         let pad = id("padding", &tokens.pad)?;
         let largest = inner.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
-        let around_nothing = guarded(|| inner.encode("", true)).map_err(invalid)?;
-        let adds_bos = bos.is_some() && around_nothing.get_ids().first().copied() == bos;
+        let (prefix, suffix) = surroundings(&inner).map_err(invalid)?;
         Ok(Self {
             inner,
             tokens,
             bos,
             eos,
             pad,
-            adds_bos,
+            ends: eos.into_iter().collect(),
+            prefix,
+            suffix,
             vocab_size,
+            carried: Map::new(),
         })
     }
 
-    /// Loads `tokenizer.json` of a folder; `tokenizer_config.json`, if there, names the special tokens.
+    /// Loads `tokenizer.json` of a folder, with what `tokenizer_config.json` and its companions say of it.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
-        let document = fs_err::read(folder.join("tokenizer.json"))?;
-        let config_path = folder.join("tokenizer_config.json");
-        let tokens = if config_path.exists() {
-            let config: Map<String, Value> = serde_json::from_slice(&fs_err::read(&config_path)?)
-                .map_err(|error| {
-                TokenizerError::Invalid(format!("tokenizer_config.json: {error}"))
-            })?;
-            // A token is a text or, in older files, an object.
-            let token = |key: &str| match config.get(key)? {
-                Value::String(token) => Some(token.clone()),
-                other => other.get("content")?.as_str().map(str::to_owned),
+        let bytes = read_tokenizer(&folder.join("tokenizer.json"))?;
+        let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
+        check_values(&bytes).map_err(invalid)?;
+        let mut document: Value = serde_json::from_slice(&bytes).map_err(invalid)?;
+        drop(bytes);
+        let mut settings = Settings::read(folder)?;
+        let mut tokens = settings.apply(&mut document)?;
+        let mut loaded = Self::from_document(document, tokens.clone())?;
+        let surroundings = (&*loaded.prefix, &*loaded.suffix);
+        if let Some((begin, end)) = settings.surroundings(loaded.bos, loaded.eos, surroundings)? {
+            let named = |token: &Option<String>, id: Option<u32>| token.clone().zip(id);
+            let (begin, end) = (named(&tokens.bos, begin), named(&tokens.eos, end));
+            let mut document: Value = serde_json::from_str(&loaded.to_json()?).map_err(invalid)?;
+            document["post_processor"] = match (&begin, &end) {
+                (None, None) => Value::Null,
+                _ => document::surround(begin.as_ref(), end.as_ref()),
             };
-            SpecialTokens {
-                bos: token("bos_token"),
-                eos: token("eos_token"),
-                pad: token("pad_token"),
-            }
+            loaded = Self::from_document(document, tokens)?;
         } else {
-            SpecialTokens::default()
-        };
-        Self::from_json(&document, tokens)
+            // A folder that names no tokens at all may have the model name them.
+            let [bos, eos] = settings.model_ids;
+            let spelt = |id: Option<u32>| id.and_then(|id| loaded.id_to_token(id));
+            if tokens.bos.is_none() && tokens.eos.is_none() {
+                (tokens.bos, tokens.eos) = (spelt(bos), spelt(eos));
+                (loaded.bos, loaded.eos) = (
+                    bos.filter(|_| tokens.bos.is_some()),
+                    eos.filter(|_| tokens.eos.is_some()),
+                );
+                loaded.ends = loaded.eos.into_iter().collect();
+                loaded.tokens = tokens;
+            }
+        }
+        loaded.carried = settings.carried();
+        Ok(loaded)
+    }
+
+    /// Returns the same tokenizer with other ids that end a text, its own first.
+    pub fn with_end_ids(mut self, ids: &[u32]) -> Self {
+        self.ends = self.eos.into_iter().collect();
+        for id in ids {
+            if !self.ends.contains(id) {
+                self.ends.push(*id);
+            }
+        }
+        self
+    }
+
+    /// Returns the same tokenizer with `token` as the only one that ends a text.
+    pub fn with_end_token(mut self, token: &str) -> Result<Self, TokenizerError> {
+        let id = self.token_to_id(token);
+        let id = id.ok_or_else(|| TokenizerError::UnknownSpecialToken {
+            role: "end",
+            token: token.to_owned(),
+        })?;
+        self.tokens.eos = Some(token.to_owned());
+        self.eos = Some(id);
+        self.ends = vec![id];
+        Ok(self)
     }
 
     /// Returns the `tokenizer.json`; equal tokenizers give equal bytes.
@@ -171,13 +259,16 @@ impl Tokenizer {
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder.
     pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
-        let config = json!({
+        let mut config = json!({
             "bos_token": self.tokens.bos,
             "clean_up_tokenization_spaces": false,
             "eos_token": self.tokens.eos,
             "pad_token": self.tokens.pad,
             "tokenizer_class": "PreTrainedTokenizerFast",
         });
+        for (key, value) in &self.carried {
+            config[key] = value.clone();
+        }
         fs_err::create_dir_all(folder)?;
         fs_err::write(folder.join("tokenizer.json"), self.to_json()?)?;
         fs_err::write(
@@ -195,8 +286,17 @@ impl Tokenizer {
                 "texts cannot be cut to {length} ids, {special} are special"
             )));
         }
+        let from_the_left = self
+            .carried
+            .get("truncation_side")
+            .is_some_and(|side| side == "left");
         let params = tokenizers::TruncationParams {
             max_length: length,
+            direction: if from_the_left {
+                tokenizers::TruncationDirection::Left
+            } else {
+                tokenizers::TruncationDirection::Right
+            },
             ..Default::default()
         };
         self.inner
@@ -215,9 +315,10 @@ impl Tokenizer {
         self.ids(text, true)
     }
 
-    /// Encodes the beginning of a document: the begin token, if this tokenizer adds one, then the text.
+    /// Encodes the beginning of a document: what this tokenizer puts before a text, such as a begin token, then the
+    /// text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids: Vec<u32> = self.bos.filter(|_| self.adds_bos).into_iter().collect();
+        let mut ids = self.prefix.clone();
         ids.extend(self.encode(text)?);
         Ok(ids)
     }
@@ -226,7 +327,7 @@ impl Tokenizer {
     /// others go.
     pub fn cut_prompt(&self, mut ids: Vec<u32>, most: Option<usize>) -> Vec<u32> {
         if let Some(excess) = most.and_then(|most| ids.len().checked_sub(most)) {
-            let first = usize::from(self.adds_bos && self.bos.is_some()).min(ids.len() - excess);
+            let first = self.prefix.len().min(ids.len() - excess);
             ids.drain(first..first + excess);
         }
         ids
@@ -310,9 +411,50 @@ impl Tokenizer {
         self.pad.or(self.eos).unwrap_or(0)
     }
 
-    /// Returns whether this tokenizer begins every text with the begin token.
-    pub fn adds_bos(&self) -> bool {
-        self.adds_bos
+    /// Returns the id of a padding token that ends no text.
+    pub fn own_pad_id(&self) -> Option<u32> {
+        self.pad.filter(|id| !self.ends.contains(id))
+    }
+
+    /// Returns the ids that end a text, the end token's own first.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Returns the ids that this tokenizer puts before and after every text.
+    pub fn surroundings(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
+    }
+
+    /// Returns the same tokenizer for a model that takes at most `length` ids.
+    pub fn with_max_length(mut self, length: usize) -> Self {
+        self.carried
+            .insert("model_max_length".to_owned(), length.into());
+        self
+    }
+
+    /// Returns the same tokenizer with the template of chats that its file has.
+    pub fn with_chat_template(mut self, template: &str) -> Self {
+        self.carried
+            .insert("chat_template".to_owned(), template.into());
+        self
+    }
+
+    /// Returns the same tokenizer for texts in lower case.
+    pub fn lowered(self) -> Result<Self, TokenizerError> {
+        let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
+        let mut document: Value = serde_json::from_str(&self.to_json()?).map_err(invalid)?;
+        settings::lower(&mut document);
+        Ok(Self {
+            inner: document::build(document)?,
+            ..self
+        })
+    }
+
+    /// Returns the greatest number of ids that the folder said its model takes.
+    pub fn max_length(&self) -> Option<usize> {
+        let length = self.carried.get("model_max_length")?.as_u64()?;
+        usize::try_from(length).ok()
     }
 
     /// Returns the special tokens as they are spelt.
@@ -327,7 +469,7 @@ impl fmt::Debug for Tokenizer {
             .debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size)
             .field("special_tokens", &self.tokens)
-            .field("adds_bos", &self.adds_bos)
+            .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
 }

@@ -12,9 +12,10 @@ use crate::artifacts::text_encoder::{TEXT_ENCODER, TextEncoder};
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
-/// Embeds completions with a sentence encoder: the mean of its last hidden states, of unit length.
+/// Embeds completions with a sentence encoder: by the pooling and normalisation that a folder of sentence-transformers
+/// states, otherwise by the mean of its last hidden states, of unit length.
 ///
-/// Texts are cut to what the encoder can take.
+/// Texts are cut to what the encoder takes.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedSentences {
@@ -70,10 +71,7 @@ impl Kind for EmbedSentences {
             if ctx.is_cancelled() {
                 return Err(StageError::Interrupted);
             }
-            let vectors =
-                encoder
-                    .encoder
-                    .embed_texts(&encoder.tokenizer, chunk, self.batch_tokens)?;
+            let vectors = encoder.embed(chunk, self.batch_tokens)?;
             values.extend(vectors.into_iter().flatten());
             ctx.progress(Progress {
                 step: (values.len() / dimension) as u64,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, save_new};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, save_new, save_new_classifier};
+use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel, SCORE};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::ml::config::{LlamaConfig, RopeLayout};
@@ -165,7 +165,7 @@ fn symbol(index: usize) -> String {
 
 impl Kind for GenerateTree {
     const NAME: &'static str = "generate_tree";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ symbols: 2, horizon: 3, prompts: 3, spread: 1.5, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -231,17 +231,17 @@ impl Kind for GenerateTree {
             }
         }
         let folder = ctx.output("reward")?;
-        save_new(&folder, &config, &weights, &tokenizer)?;
         let normal = HeadInit::Normal(1.0);
         let head = ScalarHead::init(64, false, normal, &stream.child("head"), &Device::Cpu)?;
         let head = head.parameters().weights()?;
+        save_new_classifier(&folder, &config, &weights, &tokenizer, &head[SCORE])?;
         let mut description = RewardDescription {
             scale: 1.0,
             offset: 0.0,
             accuracy: None,
             longer_wins: None,
         };
-        RewardModel::save_head(&folder, &head, &description)?;
+        description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;
         let rows = self.rows(&tokenizer, raw.model.eos[0])?;
         let tokens: Vec<Vec<u32>> = rows
@@ -262,7 +262,7 @@ impl Kind for GenerateTree {
         }
         description.scale = self.spread / spread;
         description.offset = -description.scale * mean(&scores)?;
-        RewardModel::save_head(&folder, &head, &description)?;
+        description.save(&folder)?;
 
         let examples = rows.iter().map(|row| {
             let tokens = row.token_ids.as_deref().unwrap_or_default();

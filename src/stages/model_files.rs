@@ -55,7 +55,10 @@ impl Given<'_> {
             ));
         }
         for name in self.files.keys() {
-            if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+            let parts = || name.split('/');
+            if name.contains(['\\', '\0'])
+                || parts().any(|part| part.is_empty() || part.starts_with('.'))
+            {
                 problems.push(Problem::new(
                     "files",
                     format!("`{name}` is not the name of a file"),
@@ -95,7 +98,11 @@ impl Given<'_> {
         let folder = ctx.scratch("model")?;
         for name in self.files.keys() {
             let file = fs_err::canonicalize(ctx.source(&format!("files.{name}"))?)?;
-            fs_err::os::unix::fs::symlink(file, folder.join(name))?;
+            let link = folder.join(name);
+            if let Some(parent) = link.parent() {
+                fs_err::create_dir_all(parent)?;
+            }
+            fs_err::os::unix::fs::symlink(file, link)?;
         }
         Ok(folder)
     }

@@ -169,6 +169,7 @@ impl Kind for TrainClassifier {
         let result = training::train(&mut trainer, &run, ctx)?;
         weights.extend(result.end);
         let trained = EncoderCheckpoint {
+            sentence: None,
             head: Some(head),
             labels,
             weights,

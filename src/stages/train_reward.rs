@@ -16,7 +16,6 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
-use crate::ml::parameters::Weights;
 use crate::ml::trainer::reward::{RewardOptions, RewardTrainer};
 use crate::random::Stream;
 use crate::sources::embedded::Examiner;
@@ -24,7 +23,8 @@ use crate::stats;
 
 /// Trains a reward model on preference pairs (Bradley-Terry), and measures it on held-out pairs.
 ///
-/// The head scores every place of a completion. `prefix_weight` adds the loss of unfinished completions, without
+/// The head scores every place of a completion; the reward of a whole one is read at the end token that follows it.
+/// A completion that does not end (`truncated`) is read at its last token. `prefix_weight` adds the loss of unfinished completions, without
 /// which their scores mean little; forward-looking GFlowNet training needs them.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -77,10 +77,12 @@ pub enum Calibration {
 }
 
 const CALIBRATION_ROWS: usize = 400;
+/// The head's weight among the trained parameters.
+const HEAD_SCORE: &str = "head.score.weight";
 
 impl Kind for TrainReward {
     const NAME: &'static str = "train_reward";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ steps: 250, batch_size: 32, optimizer: { lr: 3e-3, schedule: cosine }, prefix_weight: 0.5, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -171,25 +173,19 @@ impl Kind for TrainReward {
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         let folder = ctx.output("model")?;
-        training::save_model(&model, merged, &trained, &result.end, &folder)?;
-        let head: Weights = result
-            .end
-            .iter()
-            .filter_map(|(name, tensor)| {
-                Some((name.strip_prefix("head.")?.to_owned(), tensor.clone()))
-            })
-            .collect();
+        let score = result.end.get(HEAD_SCORE);
+        training::save_scored_model(&model, merged, &trained, &result.end, score, &folder)?;
         let mut description = RewardDescription {
             scale: 1.0,
             offset: 0.0,
             accuracy: None,
             longer_wins: None,
         };
-        RewardModel::save_head(&folder, &head, &description)?;
+        description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;
         self.calibrate(&raw, &data, lengths, &mut description)?;
         measure(&raw, &evaluation, lengths, &mut description, ctx)?;
-        RewardModel::save_head(&folder, &head, &description)?;
+        description.save(&folder)?;
         let (accuracy, longer) = (
             description.accuracy.unwrap_or(0.0),
             description.longer_wins.unwrap_or(0.0),

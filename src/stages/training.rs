@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -171,6 +171,18 @@ pub(super) fn save_model(
     parameters: &Weights,
     folder: &Path,
 ) -> Result<(), StageError> {
+    save_scored_model(start, merged_start, trained, parameters, None, folder)
+}
+
+/// As [`save_model`], as a classifier if there is a `score` head.
+pub(super) fn save_scored_model(
+    start: &LanguageModel,
+    merged_start: bool,
+    trained: &TrainedModel,
+    parameters: &Weights,
+    score: Option<&Tensor>,
+    folder: &Path,
+) -> Result<(), StageError> {
     match &trained.adapter {
         Some(adapter) => {
             let own: Weights = adapter
@@ -187,9 +199,9 @@ pub(super) fn save_model(
             )?;
             if merged_start {
                 // The base was changed by merging: there is no file to link to.
-                start.save_full(folder, &adapter.merge(&start.base)?)?;
+                start.save_full(folder, &adapter.merge(&start.base)?, score)?;
             } else {
-                start.save_adapter(folder, &adapter)?;
+                start.save_adapter(folder, &adapter, score)?;
             }
         }
         None => {
@@ -200,7 +212,7 @@ pub(super) fn save_model(
                     (name.clone(), parameters.get(name).unwrap_or(tensor).clone())
                 })
                 .collect();
-            start.save_full(folder, &weights)?;
+            start.save_full(folder, &weights, score)?;
         }
     }
     Ok(())

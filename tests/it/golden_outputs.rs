@@ -86,34 +86,21 @@ fn write_encoder(space: &Space) {
     }
 }
 
-/// A reward model in the Hugging Face layout, from the artifact `folder`: its score among the weights.
+/// A reward model in the Hugging Face layout, from the artifact `folder`, without its calibration.
 fn write_reward(space: &Space, folder: &str) {
-    let device = candle_core::Device::Cpu;
-    let load = |name: &str| {
-        let path = space.path(folder).join(name);
-        candle_core::safetensors::load(path, &device).unwrap()
-    };
-    let mut weights = load("model.safetensors");
-    let score = load("score.safetensors").into_values().next().unwrap();
-    let hidden = score.elem_count();
-    weights.insert(
-        "score.weight".to_owned(),
-        score.reshape((1, hidden)).unwrap(),
-    );
     std::fs::create_dir_all(space.path("reward")).unwrap();
-    candle_core::safetensors::save(&weights, space.path("reward/model.safetensors")).unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
         std::fs::copy(
             space.path(folder).join(name),
             space.path("reward").join(name),
         )
         .unwrap();
     }
-    let config = space.read(&format!("{folder}/config.json"));
-    space.write(
-        "reward/config.json",
-        &config.replace("LlamaForCausalLM", "LlamaForSequenceClassification"),
-    );
 }
 
 /// Runs both pipelines; returns the numerics class and what the stages made.

@@ -23,6 +23,7 @@ mod import;
 mod kill;
 mod lengthen;
 mod matrix;
+mod models;
 mod numerics;
 mod plan;
 mod power_loss;

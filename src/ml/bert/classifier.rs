@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use super::{Bert, BertConfig, BertError, PackedTokens};
+use super::{Bert, BertConfig, BertError, PackedTokens, SentencePooling};
 use crate::ml::kernels::linear::linear;
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
@@ -162,7 +162,7 @@ impl BertClassifier {
             Ok::<_, BertError>(linear(x, weight)?.broadcast_add(bias)?)
         };
         let mut pooled = match self.shape.pooling {
-            Pooling::Mean => self.bert.mean_pooled(batch)?,
+            Pooling::Mean => self.bert.pooled(batch, SentencePooling::Mean)?,
             Pooling::FirstToken => {
                 let hidden = self.bert.forward(batch)?;
                 hidden.index_select(&batch.starts(hidden.device())?, 0)?

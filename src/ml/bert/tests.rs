@@ -14,6 +14,8 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::*;
 use crate::ml::formats::hugging_face::{
@@ -80,7 +82,7 @@ fn values_are_those_of_transformers() {
         let bert = classifier.bert();
         let hidden = bert.forward(&batch()).unwrap();
         assert_close(&hidden, &expected["hidden"], "hidden state");
-        let embeddings = bert.embed(&batch()).unwrap();
+        let embeddings = bert.embed(&batch(), SentenceEmbedding::default()).unwrap();
         assert_close(&embeddings, &expected["embeddings"], "embedding");
         let logits = classifier.logits(&batch()).unwrap();
         assert_close(&logits, &expected["logits"], "logits");
@@ -150,12 +152,18 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
                 .collect()
         })
         .collect();
-    let together = classifier.bert().embed(&PackedTokens::new(&rows)).unwrap();
+    let together = classifier
+        .bert()
+        .embed(&PackedTokens::new(&rows), SentenceEmbedding::default())
+        .unwrap();
     let together = together.to_vec2::<f32>().unwrap();
     for tokens in [1, 13, 60] {
         let mut embeddings = Vec::new();
         for batch in PackedTokens::batches(&rows, tokens) {
-            let embedded = classifier.bert().embed(&batch).unwrap();
+            let embedded = classifier
+                .bert()
+                .embed(&batch, SentenceEmbedding::default())
+                .unwrap();
             embeddings.extend(embedded.to_vec2::<f32>().unwrap());
         }
         assert_eq!(embeddings, together, "batches of {tokens} tokens");
@@ -222,6 +230,7 @@ fn a_saved_classifier_is_read_back() {
     let (classifier, _) = classifier("roberta");
     let folder = tempfile::tempdir().unwrap();
     let saved = EncoderCheckpoint {
+        sentence: None,
         config: classifier.bert().config().clone(),
         head: Some(classifier.head().clone()),
         labels: ["hate", "offensive", "neither"].map(str::to_owned).to_vec(),
@@ -265,6 +274,209 @@ fn a_classifier_without_its_head_is_refused() {
     );
     // The encoder itself is there.
     load_encoder(folder.path()).unwrap();
+}
+
+/// A folder of sentence-transformers around the fixture, with a tokenizer of words.
+fn sentence_folder(pooling: &str, unit_length: bool, transformer: &Value) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: &Value| {
+        let path = folder.path().join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, value.to_string()).unwrap();
+    };
+    for name in ["config.json", "model.safetensors"] {
+        fs_err::copy(fixture("bert").join(name), folder.path().join(name)).unwrap();
+    }
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+    let words = "how do i sort a list the image is busy now so wait for it";
+    let vocabulary: serde_json::Map<_, _> = special
+        .into_iter()
+        .chain(words.split(' '))
+        .enumerate()
+        .map(|(id, word)| (word.to_owned(), json!(id)))
+        .collect();
+    let added: Vec<Value> = (0..4)
+        .map(|id| {
+            json!({ "id": id, "content": special[id], "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": true })
+        })
+        .collect();
+    write(
+        "tokenizer.json",
+        &json!({
+            "version": "1.0", "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": { "type": "WhitespaceSplit" },
+            "post_processor": { "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2] },
+            "decoder": null,
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
+        }),
+    );
+    let tokens = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512 });
+    write("tokenizer_config.json", &tokens);
+    let mut modules = vec![("Transformer", ""), ("Pooling", "1_Pooling")];
+    if unit_length {
+        modules.push(("Normalize", "2_Normalize"));
+    }
+    let modules: Vec<Value> = modules
+        .iter()
+        .map(|(kind, path)| json!({ "type": format!("sentence_transformers.models.{kind}"), "path": path }))
+        .collect();
+    write("modules.json", &json!(modules));
+    let mode = |name: &str| name == pooling;
+    write(
+        "1_Pooling/config.json",
+        &json!({
+            "word_embedding_dimension": 16,
+            "pooling_mode_cls_token": mode("cls"),
+            "pooling_mode_mean_tokens": mode("mean"),
+            "pooling_mode_max_tokens": mode("max"),
+            "pooling_mode_mean_sqrt_len_tokens": mode("sqrt"),
+        }),
+    );
+    write("sentence_bert_config.json", transformer);
+    folder
+}
+
+/// Recorded with sentence-transformers 5.7: `SentenceTransformer(folder).encode(texts)`.
+#[test]
+fn folders_of_sentence_transformers_embed_as_they_say() {
+    let texts = [
+        "How do I sort a list",
+        "the image is busy now so wait for it now now",
+        "sort",
+    ];
+    for (pooling, unit_length, transformer, expected) in [
+        (
+            "mean",
+            true,
+            json!({ "max_seq_length": null }),
+            [
+                [0.196_746, -0.571_595],
+                [0.166_502, -0.482_88],
+                [0.232_227, -0.523_435],
+            ],
+        ),
+        (
+            "mean",
+            false,
+            json!({}),
+            [
+                [0.673_914, -1.957_887],
+                [0.564_661, -1.637_597],
+                [0.763_033, -1.719_857],
+            ],
+        ),
+        (
+            "cls",
+            false,
+            json!({ "do_lower_case": false }),
+            [
+                [0.813_068, -2.110_348],
+                [0.718_033, -1.771_206],
+                [0.874_588, -1.797_967],
+            ],
+        ),
+        (
+            "max",
+            true,
+            json!({}),
+            [
+                [0.250_775, -0.493_457],
+                [0.217_158, -0.339_355],
+                [0.260_434, -0.480_766],
+            ],
+        ),
+        (
+            "mean",
+            true,
+            json!({ "max_seq_length": 6, "do_lower_case": false }),
+            [
+                [0.194_689, -0.572_072],
+                [0.153_797, -0.423_042],
+                [0.232_227, -0.523_435],
+            ],
+        ),
+        (
+            "cls",
+            true,
+            json!({ "max_seq_length": null, "do_lower_case": true }),
+            [
+                [0.193_876, -0.554_433],
+                [0.205_209, -0.506_197],
+                [0.263_727, -0.542_166],
+            ],
+        ),
+    ] {
+        let folder = sentence_folder(pooling, unit_length, &transformer);
+        let copy = tempfile::tempdir().unwrap();
+        save_encoder(copy.path(), &load_encoder(folder.path()).unwrap()).unwrap();
+        for folder in [folder.path(), copy.path()] {
+            let read = load_encoder(folder).unwrap();
+            let bert = Bert::new(&read.config, &read.weights, |_| false).unwrap();
+            let (tokenizer, sentence) = (read.tokenizer.unwrap(), read.sentence.unwrap());
+            let found = bert.embed_texts(&tokenizer, sentence, &texts, 100).unwrap();
+            for (found, expected) in found.iter().zip(expected) {
+                let ends = [found[0], found[found.len() - 1]];
+                let far = ends.iter().zip(expected).any(|(a, b)| (a - b).abs() > 5e-6);
+                assert!(
+                    !far,
+                    "{pooling} {unit_length} {transformer}: {ends:?}, expected {expected:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_sentence_transformers_do_beyond_that_is_refused() {
+    let error = |pooling: &str, file: &str, content: Value| {
+        let folder = sentence_folder(pooling, true, &json!({}));
+        if !content.is_null() {
+            fs_err::write(folder.path().join(file), content.to_string()).unwrap();
+        }
+        let error = load_encoder(folder.path()).unwrap_err().to_string();
+        error.replace(&*folder.path().to_string_lossy(), "DIR")
+    };
+    let dense = json!([
+        { "type": "sentence_transformers.models.Transformer", "path": "" },
+        { "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" },
+        { "type": "sentence_transformers.models.Dense", "path": "2_Dense" },
+    ]);
+    assert_eq!(
+        error("mean", "modules.json", dense),
+        "DIR/modules.json: the module `sentence_transformers.models.Dense` is not supported; a \
+         Transformer, a Pooling and perhaps a Normalize are, in this order; embed with \
+         sentence-transformers in a stage of kind `command`"
+    );
+    assert_eq!(
+        error("sqrt", "", Value::Null),
+        "DIR/1_Pooling/config.json: `pooling_mode_mean_sqrt_len_tokens`: true is not supported"
+    );
+    let both = json!({ "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true });
+    assert_eq!(
+        error("mean", "1_Pooling/config.json", both),
+        "DIR/1_Pooling/config.json: pooling by cls and mean is not supported; one of mean, cls and \
+         max is"
+    );
+    let prompt = json!({ "prompts": { "query": "query: " }, "default_prompt_name": "query" });
+    assert_eq!(
+        error("mean", "config_sentence_transformers.json", prompt),
+        "DIR/config_sentence_transformers.json: `default_prompt_name`: \"query\", a prompt before \
+         every text, is not supported; set it to null and put the prompt into the texts"
+    );
+    assert_eq!(
+        error(
+            "mean",
+            "sentence_bert_config.json",
+            json!({ "processing_kwargs": { "text": {} } })
+        ),
+        "DIR/sentence_bert_config.json: `processing_kwargs`: {\"text\":{}} is not supported"
+    );
+    let away = json!([{ "type": "sentence_transformers.models.Transformer", "path": "../x" }]);
+    assert_eq!(
+        error("mean", "modules.json", away),
+        "DIR/modules.json: module path `../x` leaves the folder"
+    );
 }
 
 #[test]
@@ -313,7 +525,9 @@ fn the_real_minilm_gives_recorded_similarities() {
         bert.encode_texts(&tokenizer, &texts[..1]).unwrap(),
         [[101, 2129, 2323, 1045, 3573, 4157, 13435, 1029, 102]]
     );
-    let embeddings = bert.embed_texts(&tokenizer, &texts, 1000).unwrap();
+    let embeddings = bert
+        .embed_texts(&tokenizer, SentenceEmbedding::default(), &texts, 1000)
+        .unwrap();
     let cosine = |a: usize, b: usize| -> f32 {
         let pairs = embeddings[a].iter().zip(&embeddings[b]);
         pairs.map(|(a, b)| a * b).sum()

@@ -5,16 +5,14 @@ use std::path::Path;
 use memmap2::Mmap;
 
 use super::FormatError;
+use crate::ml::documents::open_file;
 
 /// Maps a file into memory.
 ///
 /// The mapping is shared: a program that truncates the file while it is read ends this process with
 /// SIGBUS, as for every memory-mapped loader. Stores never change a published file in place.
 pub(super) fn map_file(path: &Path) -> Result<Mmap, FormatError> {
-    let file = fs_err::File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(FormatError::malformed(path, "not a regular file"));
-    }
+    let file = open_file(path)?;
     #[expect(
         unsafe_code,
         reason = "read-only map; see above for the only hazard, which a copy would share with slower code"

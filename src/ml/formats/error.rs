@@ -88,18 +88,30 @@ pub enum FormatError {
     },
 }
 
+/// Characters of what is quoted from a file, where a name or value can be as long as the file.
+const LONGEST_QUOTE: usize = 1000;
+
+/// Cuts what a message quotes from a file.
+pub(super) fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_QUOTE) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
+}
+
 impl FormatError {
     pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed {
             path: path.to_owned(),
-            reason: reason.into(),
+            reason: shortened(reason.into()),
         }
     }
 
     pub(super) fn unsupported(path: &Path, what: impl Into<String>, hint: &str) -> Self {
         Self::Unsupported {
             path: path.to_owned(),
-            what: what.into(),
+            what: shortened(what.into()),
             hint: if hint.is_empty() {
                 String::new()
             } else {

@@ -56,8 +56,13 @@ pub(super) fn values(tensor: &Tensor) -> Vec<f32> {
 
 /// The bytes of a GGUF file of the tiny model with a byte-level tokenizer; the embedding is in `f16`.
 pub(super) fn tiny_gguf() -> Vec<u8> {
+    gguf(&metadata(), &tiny_tensors())
+}
+
+/// Tensors of [`tiny_gguf`].
+pub(super) fn tiny_tensors() -> Vec<TensorData> {
     let config = config();
-    let tensors: Vec<TensorData> = weights(&config)
+    weights(&config)
         .iter()
         .map(|(name, tensor)| {
             let sizes = tensor
@@ -77,8 +82,7 @@ pub(super) fn tiny_gguf() -> Vec<u8> {
             let stored = super::gguf::stored_name(name);
             (stored, sizes, u32::from(half), bytes.collect())
         })
-        .collect();
-    gguf(&metadata(), &tensors)
+        .collect()
 }
 
 /// Metadata of [`tiny_gguf`].

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::FormatError;
 use super::bytes::map_file;
 use super::tensors::TensorSource;
+use crate::ml::documents::read_configuration;
 use crate::ml::parameters::Weights;
 
 /// Elements decoded by one task.
@@ -60,7 +61,7 @@ impl SafetensorsFiles {
         if single.exists() || !index_path.exists() {
             return Self::open(&single);
         }
-        let index: Index = serde_json::from_slice(&fs_err::read(&index_path)?)
+        let index: Index = serde_json::from_slice(&read_configuration(&index_path)?)
             .map_err(|error| FormatError::malformed(&index_path, error.to_string()))?;
         let mut files = Self {
             path: folder.to_owned(),
@@ -332,6 +333,23 @@ mod tests {
                 "data type F64 of tensor `x` is not supported; store it as F32, F16 or BF16"
             ),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_message_quotes_only_the_beginning_of_a_long_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        save_safetensors(&path, &[("x".repeat(1 << 20), one)].into()).unwrap();
+        let files = SafetensorsFiles::open(&path).unwrap();
+        let nothing = std::iter::empty();
+        let error = super::super::tensors::load_exactly(&files, nothing, |_| false).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("unexpected tensor `xxx") && message.len() < 1500,
+            "{}",
+            message.len()
         );
     }
 

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::FormatError;
+use super::error::shortened;
 use crate::ml::parameters::Weights;
 
 /// An opened file, or folder of shards, whose tensors can be read one by one.
@@ -69,7 +70,7 @@ pub(super) fn load_exactly(
     {
         return Err(FormatError::UnexpectedTensor {
             path: source.path().to_owned(),
-            name: name.to_owned(),
+            name: shortened(name.to_owned()),
             found: source.shape(name).unwrap_or_default().to_owned(),
         });
     }

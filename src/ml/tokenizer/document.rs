@@ -43,22 +43,33 @@ impl Document {
             "added_tokens": added,
             "normalizer": self.normalizer,
             "pre_tokenizer": self.pre_tokenizer,
-            "post_processor": self.begin.map(|(token, id)| begin_with(&token, id)),
+            "post_processor": self.begin.map(|begin| surround(Some(&begin), None)),
             "decoder": self.decoder,
             "model": self.model,
         })
     }
 }
 
-/// A post-processor that puts `token` before every text.
-fn begin_with(token: &str, id: u32) -> Value {
-    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let sequence = |name: &str, kind: usize| json!({ "Sequence": { "id": name, "type_id": kind } });
+/// A post-processor that puts tokens, with their ids, before and after every text.
+pub(super) fn surround(begin: Option<&(String, u32)>, end: Option<&(String, u32)>) -> Value {
+    let around = |name: &str, kind: usize| {
+        let special =
+            |token: &(String, u32)| json!({ "SpecialToken": { "id": token.0, "type_id": 0 } });
+        let text = json!({ "Sequence": { "id": name, "type_id": kind } });
+        let parts = [begin.map(special), Some(text), end.map(special)];
+        parts.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let mut special_tokens = Map::new();
+    for (token, id) in begin.into_iter().chain(end) {
+        let entry = json!({ "id": token, "ids": [id], "tokens": [token] });
+        special_tokens.insert(token.clone(), entry);
+    }
+    let pair = [around("A", 0), around("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",
-        "single": [special, sequence("A", 0)],
-        "pair": [special, sequence("A", 0), special, sequence("B", 1)],
-        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
+        "single": around("A", 0),
+        "pair": pair,
+        "special_tokens": special_tokens,
     })
 }
 
@@ -84,6 +95,8 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
         check_lengths(model)?;
         check_merges(model)?;
     }
+    check_added(&document)?;
+    check_steps(&document)?;
     if let Some(processor) = document.get("post_processor") {
         check_templates(processor)?;
     }
@@ -92,6 +105,7 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
         object.remove("padding");
     }
     let bytes = document.to_string();
+    drop(document);
     super::guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
         .map_err(|error| TokenizerError::Invalid(error.to_string()))
 }
@@ -99,21 +113,123 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
 /// Bytes of the longest token. The crate takes tokens apart by calls within calls, one for each byte.
 const LONGEST_TOKEN: usize = 4096;
 
-/// Checks that no token is so long that the crate would run out of stack.
+/// Different beginnings of the tokens that the crate keeps in a tree; XLM-R's 250,000 tokens have fewer.
+const MOST_BEGINNINGS: usize = 1 << 20;
+
+/// Values in a normalizer, pre-tokenizer, post-processor or decoder, and bytes in one of their texts.
+const MOST_STEPS: usize = 1 << 14;
+const LONGEST_PATTERN: usize = 1 << 14;
+
+/// By how much replacing may lengthen a text.
+const MOST_GROWTH: usize = 1 << 12;
+
+/// Checks that no token is so long that the crate would run out of stack, and that its tree of tokens fits.
 fn check_lengths(model: &Value) -> Result<(), TokenizerError> {
-    let longest = match model.get("vocab") {
-        Some(Value::Object(vocabulary)) => vocabulary.keys().map(String::len).max(),
+    match model.get("vocab") {
+        Some(Value::Object(vocabulary)) => check_tokens(vocabulary.keys().map(String::as_str)),
         Some(Value::Array(tokens)) => {
-            let texts = tokens.iter().filter_map(|token| token.get(0)?.as_str());
-            texts.map(str::len).max()
+            let texts = || tokens.iter().filter_map(|token| token.get(0)?.as_str());
+            check_tokens(texts())?;
+            check_beginnings(texts().collect())
         }
-        _ => None,
-    };
-    match longest {
+        _ => Ok(()),
+    }
+}
+
+fn check_tokens<'a>(tokens: impl Iterator<Item = &'a str>) -> Result<(), TokenizerError> {
+    match tokens.map(str::len).max() {
         Some(length) if length > LONGEST_TOKEN => Err(TokenizerError::Invalid(format!(
             "a token has {length} bytes, expected at most {LONGEST_TOKEN}"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Checks that a tree of the tokens' bytes has not too many nodes.
+fn check_beginnings(mut tokens: Vec<&str>) -> Result<(), TokenizerError> {
+    tokens.sort_unstable();
+    let mut before: &[u8] = &[];
+    let mut nodes = 0;
+    for token in tokens {
+        let shared = before
+            .iter()
+            .zip(token.as_bytes())
+            .take_while(|(a, b)| a == b);
+        nodes += token.len() - shared.count();
+        before = token.as_bytes();
+    }
+    if nodes > MOST_BEGINNINGS {
+        return Err(TokenizerError::Invalid(format!(
+            "its tokens have {nodes} different beginnings, expected at most {MOST_BEGINNINGS}"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the tokens that are matched before all else, which the crate keeps in a tree too.
+fn check_added(document: &Value) -> Result<(), TokenizerError> {
+    let added = document.get("added_tokens").and_then(Value::as_array);
+    let texts = || {
+        added
+            .into_iter()
+            .flatten()
+            .filter_map(|token| token.get("content")?.as_str())
+    };
+    check_tokens(texts())?;
+    check_beginnings(texts().collect())
+}
+
+/// Checks that what is done before and after the model is of human size, and lengthens no text beyond measure: a few
+/// replacements of one character by two, one after the other, fill any memory.
+fn check_steps(document: &Value) -> Result<(), TokenizerError> {
+    for key in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
+        let Some(part) = document.get(key) else {
+            continue;
+        };
+        let (mut left, mut growth) = (MOST_STEPS, 1);
+        let fits = measure(part, &mut left, &mut growth);
+        if !fits || growth > MOST_GROWTH {
+            return Err(TokenizerError::Invalid(format!(
+                "its `{key}` does more than a tokenizer's may: at most {MOST_STEPS} values, texts of {LONGEST_PATTERN} \
+                 bytes, and replacements that lengthen a text {MOST_GROWTH}-fold"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Counts down what is `left` and multiplies what may grow; false if a text is too long or nothing is left.
+fn measure(part: &Value, left: &mut usize, growth: &mut usize) -> bool {
+    if *left == 0 {
+        return false;
+    }
+    *left -= 1;
+    match part {
+        Value::String(text) => text.len() <= LONGEST_PATTERN,
+        Value::Array(members) => members.iter().all(|member| measure(member, left, growth)),
+        Value::Object(members) => {
+            if let (Some(pattern), Some(content)) = (part.get("pattern"), part.get("content")) {
+                // What can match nothing is put between all characters.
+                let is_fixed = pattern
+                    .get("String")
+                    .and_then(Value::as_str)
+                    .is_some_and(|text| !text.is_empty());
+                let content = content
+                    .as_str()
+                    .map_or(0, |content| content.chars().count());
+                let factor = if is_fixed {
+                    content.max(1)
+                } else {
+                    content + 1
+                };
+                *growth = growth.saturating_mul(factor);
+            }
+            members.iter().all(|(key, member)| {
+                // A table of characters, which is read as such.
+                key == "precompiled_charsmap" || measure(member, left, growth)
+            })
+        }
+        _ => true,
     }
 }
 

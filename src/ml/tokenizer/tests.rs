@@ -39,7 +39,7 @@ fn words_round_trip() {
     assert_eq!(tokenizer.bos_id(), Some(1));
     assert_eq!(tokenizer.eos_id(), Some(2));
     assert_eq!(tokenizer.pad_id(), 0);
-    assert!(tokenizer.adds_bos());
+    assert_eq!(tokenizer.surroundings(), (&[1][..], &[][..]));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_saved_tokenizer_is_read_back() {
     let read = Tokenizer::load(folder.path()).unwrap();
     assert_eq!(read.to_json().unwrap(), saved.to_json().unwrap());
     assert_eq!(read.special_tokens(), saved.special_tokens());
-    assert_eq!(read.adds_bos(), saved.adds_bos());
+    assert_eq!(read.surroundings(), saved.surroundings());
     assert_eq!(
         read.encode_batch(&WORLD).unwrap(),
         WORLD.map(|text| saved.encode(text).unwrap())
@@ -266,6 +266,57 @@ fn templates_that_use_what_is_not_there_are_errors() {
             r#""single":[{"SpecialToken":{"id":"<bos>","type_id":0}},{"Sequence":{"id":"B""#,
         ),
         "invalid tokenizer: the template for one text uses a second one"
+    );
+}
+
+/// A file of some megabytes must not take a hundred times as much, when it is loaded or later.
+#[test]
+fn documents_that_grow_beyond_measure_are_errors() {
+    let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, ["a b"], 6, &[]).unwrap();
+    let error = |key: &str, value: Value| {
+        let mut document: Value = serde_json::from_str(&tokenizer.to_json().unwrap()).unwrap();
+        document[key] = value;
+        let built = Tokenizer::from_document(document, SpecialTokens::default());
+        built.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let replace = |count: usize, pattern: Value, content: &str| {
+        let step = json!({ "type": "Replace", "pattern": pattern, "content": content });
+        json!({ "type": "Sequence", "normalizers": vec![step; count] })
+    };
+    let letter = json!({ "String": "a" });
+    assert_eq!(
+        error("normalizer", replace(12, letter.clone(), "aa")),
+        Ok(())
+    );
+    for (key, value) in [
+        ("normalizer", replace(13, letter.clone(), "aa")),
+        ("normalizer", replace(13, json!({ "Regex": "" }), "a")),
+        ("normalizer", replace(5000, letter, "a")),
+        (
+            "pre_tokenizer",
+            json!({ "type": "Split", "pattern": { "Regex": "a".repeat(1 << 15) } }),
+        ),
+    ] {
+        let found = error(key, value).unwrap_err();
+        assert!(
+            found.contains(&format!("its `{key}` does more than a tokenizer's may")),
+            "{found}"
+        );
+    }
+    let token = |content: String| {
+        json!({ "id": 6, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true })
+    };
+    let found = error("added_tokens", json!([token("x".repeat(5000))])).unwrap_err();
+    assert!(found.contains("a token has 5000 bytes"), "{found}");
+    let unigram: Vec<Value> = (0..1100)
+        .map(|number| json!([format!("{number:04}{}", "x".repeat(1020)), 0.0]))
+        .collect();
+    let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": unigram });
+    let found = error("model", model).unwrap_err();
+    assert!(
+        found.contains("different beginnings, expected at most 1048576"),
+        "{found}"
     );
 }
 

@@ -10,7 +10,7 @@ use super::super::tensors::TensorSource;
 use super::llama::stored_name;
 use super::quantisation::Encoding;
 
-const MAGIC: &[u8] = b"GGUF";
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMENSIONS: u32 = 4;
 

@@ -1,18 +1,26 @@
 //! LLaMA models in GGUF files.
 
+use std::io::Read;
 use std::path::Path;
 
 use super::super::bytes::map_file;
 use super::super::shapes::check_config;
 use super::super::tensors::{TensorSource, load_exactly};
 use super::super::{Checkpoint, FormatError, llama_tensors};
-use super::container::{GgufFile, Value};
-use super::vocabulary::read_tokenizer;
+use super::container::{GgufFile, MAGIC, Value};
+use super::vocabulary::{id as end_id, read_tokenizer};
 use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::documents::open_file;
 use crate::ml::tokenizer::Tokenizer;
 
 const EMBEDDING: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
+
+/// Tells whether a file begins as a GGUF file does.
+pub fn is_gguf(path: &Path) -> Result<bool, FormatError> {
+    let mut magic = [0; MAGIC.len()];
+    Ok(open_file(path)?.read_exact(&mut magic).is_ok() && magic == *MAGIC)
+}
 
 /// Loads a LLaMA model and its tokenizer from a `.gguf` file; the file is mapped, weights become `f32`.
 ///
@@ -38,12 +46,28 @@ fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
             config.vocab_size
         )));
     }
-    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    let tokenizer = match tokenizer {
+        Some(tokenizer) => {
+            // A turn or a message ends with a token of its own.
+            let more = ["eot", "eom"].map(|name| end_id(&file, name, config.vocab_size));
+            let more: Vec<u32> = more
+                .into_iter()
+                .filter_map(Result::transpose)
+                .collect::<Result<_, _>>()?;
+            let tokenizer = tokenizer.with_end_ids(&more);
+            Some(match file.text("tokenizer.chat_template")? {
+                Some(template) => tokenizer.with_chat_template(template),
+                None => tokenizer,
+            })
+        }
+        None => None,
+    };
+    let end_ids = tokenizer.as_ref().map_or(&[][..], Tokenizer::end_ids);
     Ok(Checkpoint {
+        eos_ids: end_ids.to_vec(),
         config,
         weights,
         tokenizer,
-        eos_ids: eos.into_iter().collect(),
     })
 }
 
@@ -177,6 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn turns_end_with_tokens_of_their_own_and_the_template_is_kept() {
+        let mut metadata = fixture::metadata();
+        metadata.push(("tokenizer.ggml.eot_token_id", Field::U32(5)));
+        metadata.push(("tokenizer.chat_template", Field::Text("{{ messages }}")));
+        let tensors = fixture::tiny_tensors();
+        let checkpoint = parse(Path::new(PATH), &gguf(&metadata, &tensors)).unwrap();
+        assert_eq!(checkpoint.eos_ids, [1, 5]);
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint.tokenizer.unwrap().save(folder.path()).unwrap();
+        let written = folder.path().join("tokenizer_config.json");
+        let written = fs_err::read_to_string(written).unwrap();
+        assert!(written.contains("{{ messages }}"), "{written}");
+    }
+
+    #[test]
     fn the_tokenizer_comes_out() {
         let checkpoint = parse(Path::new(PATH), &fixture::tiny_gguf()).unwrap();
         let tokenizer = checkpoint.tokenizer.unwrap();
@@ -191,7 +230,7 @@ mod tests {
         );
         let ids = tokenizer.encode("<|start|>abcd ab<|end|>").unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), "abcd ab");
-        assert!(!tokenizer.adds_bos());
+        assert!(tokenizer.surroundings().0.is_empty());
         assert_eq!(tokenizer.bos_id(), Some(0));
     }
 

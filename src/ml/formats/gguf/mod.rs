@@ -7,9 +7,9 @@ mod llama;
 mod quantisation;
 mod vocabulary;
 
-pub use llama::load_gguf;
 #[cfg(test)]
 pub(super) use llama::stored_name;
+pub use llama::{is_gguf, load_gguf};
 
 #[cfg(test)]
 pub(super) mod writer;

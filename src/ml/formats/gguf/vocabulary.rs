@@ -139,7 +139,8 @@ fn kinds(file: &GgufFile, count: usize) -> Result<Vec<f64>, FormatError> {
         .ok_or_else(|| file.malformed(format!("`{KEY}` does not hold {count} numbers")))
 }
 
-fn id(file: &GgufFile, name: &str, count: usize) -> Result<Option<u32>, FormatError> {
+/// Reads the id of the token that the file has for a role.
+pub(super) fn id(file: &GgufFile, name: &str, count: usize) -> Result<Option<u32>, FormatError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     match file.unsigned(&key)? {
         None => Ok(None),

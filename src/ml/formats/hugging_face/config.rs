@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::super::FormatError;
 use super::super::shapes::check_config;
 use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::documents::read_configuration;
 use crate::ml::tokenizer::Tokenizer;
 
 /// What `config.json` says.
@@ -14,14 +15,14 @@ use crate::ml::tokenizer::Tokenizer;
 pub(super) struct ModelConfig {
     pub(super) llama: LlamaConfig,
     /// Ids that end a text.
-    pub(super) eos_ids: Vec<u32>,
+    pub(super) end_ids: Vec<u32>,
     /// Names of the classes, by index, if the file has them.
     pub(super) labels: Vec<String>,
 }
 
 /// Reads a JSON object from a file.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError> {
-    parse_object(path, &fs_err::read(path)?)
+    parse_object(path, &read_configuration(path)?)
 }
 
 fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
@@ -83,9 +84,27 @@ fn parse_config(path: &Path, map: &Map<String, Value>) -> Result<ModelConfig, Fo
     }
     Ok(ModelConfig {
         llama,
-        eos_ids: object.ids("eos_token_id")?,
+        end_ids: object.ids("eos_token_id")?,
         labels: object.labels()?,
     })
+}
+
+/// Reads the ids that end a text from `generation_config.json`.
+pub(super) fn read_end_ids(path: &Path) -> Result<Vec<u32>, FormatError> {
+    Object::new(path, &read_object(path)?).ids("eos_token_id")
+}
+
+/// Reads the id that the `config.json` of a folder pads with, if there is one.
+pub fn padding_id(folder: &Path) -> Result<Option<u32>, FormatError> {
+    let path = folder.join("config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    // Some files have -1 for none.
+    let id = read_object(&path)?
+        .get("pad_token_id")
+        .and_then(Value::as_u64);
+    Ok(id.and_then(|id| u32::try_from(id).ok()))
 }
 
 /// A JSON object that knows the file it came from.
@@ -226,11 +245,22 @@ pub(super) fn config_document(
     } else {
         "LlamaForCausalLM"
     };
+    // One id is written as such, as most files have it.
+    let end_ids = match tokenizer.map_or(&[][..], Tokenizer::end_ids) {
+        [] => Value::Null,
+        [id] => json!(id),
+        ids => json!(ids),
+    };
+    // What classifies reads the last token that is not padding: an end token must not be taken for that.
+    let pad_id = tokenizer.and_then(|tokenizer| match labels {
+        Some(_) => tokenizer.own_pad_id(),
+        None => Some(tokenizer.pad_id()),
+    });
     let mut document = json!({
         "architectures": [architecture],
         "attention_bias": false,
         "bos_token_id": tokenizer.and_then(Tokenizer::bos_id),
-        "eos_token_id": tokenizer.and_then(Tokenizer::eos_id),
+        "eos_token_id": end_ids,
         "head_dim": config.head_size(),
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
@@ -241,7 +271,7 @@ pub(super) fn config_document(
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.num_kv_heads,
-        "pad_token_id": tokenizer.map(Tokenizer::pad_id),
+        "pad_token_id": pad_id,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_scaling": null,
         "rope_theta": config.rope_theta,

@@ -9,7 +9,8 @@ use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
 use super::config::{Object, read_object};
 use super::model::write_json;
-use crate::ml::bert::{BertConfig, ClassifierHead, Pooling};
+use super::sentence::{read_sentence_files, write_sentence_files};
+use crate::ml::bert::{BertConfig, ClassifierHead, Pooling, SentenceEmbedding};
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
@@ -30,11 +31,30 @@ pub struct EncoderCheckpoint {
     pub weights: Weights,
     /// The tokenizer, where the folder has one.
     pub tokenizer: Option<Tokenizer>,
+    /// How texts are embedded, where the folder says so.
+    pub sentence: Option<SentenceEmbedding>,
 }
 
 /// Loads a BERT, RoBERTa or MiniLM encoder; heads in the folder are left out.
+///
+/// In a folder of sentence-transformers, pooling, normalisation, the greatest length and lower case are as it says.
 pub fn load_encoder(folder: &Path) -> Result<EncoderCheckpoint, FormatError> {
-    load(folder, false)
+    let Some(files) = read_sentence_files(folder)? else {
+        return load(folder, false);
+    };
+    let mut checkpoint = load(&files.encoder, false)?;
+    checkpoint.sentence = Some(files.embedding);
+    if let Some(mut tokenizer) = checkpoint.tokenizer.take() {
+        let path = files.encoder.join("tokenizer.json");
+        if files.lower_case {
+            tokenizer = tokenizer.lowered().map_err(FormatError::tokenizer(&path))?;
+        }
+        if let Some(length) = files.max_tokens {
+            tokenizer = tokenizer.with_max_length(length);
+        }
+        checkpoint.tokenizer = Some(tokenizer);
+    }
+    Ok(checkpoint)
 }
 
 /// Loads a classifier: `BertForSequenceClassification`, `RobertaForSequenceClassification` or our own.
@@ -112,6 +132,7 @@ fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError
         labels,
         weights,
         tokenizer,
+        sentence: None,
     })
 }
 
@@ -259,6 +280,9 @@ pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), Fo
         tokenizer
             .save(folder)
             .map_err(FormatError::tokenizer(folder))?;
+    }
+    if let Some(sentence) = encoder.sentence {
+        write_sentence_files(folder, sentence, config.hidden_size)?;
     }
     Ok(())
 }

@@ -8,11 +8,12 @@ use serde_json::Value;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
 use super::super::{Checkpoint, FormatError, llama_tensors, to_half_split};
-use super::config::{ModelConfig, config_document, read_config};
+use super::config::{config_document, read_config, read_end_ids, read_object};
 use crate::ml::config::LlamaConfig;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
+const TRUNK: &str = "model.";
 const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const SCORE: &str = "score.weight";
@@ -22,7 +23,7 @@ const SCORE: &str = "score.weight";
 /// With one class it is a reward model.
 #[derive(Debug, Clone)]
 pub struct SequenceClassifier {
-    /// Trunk (no output head among the weights) and tokenizer.
+    /// Trunk and tokenizer.
     pub trunk: Checkpoint,
     /// Weight of the linear head, (classes, hidden size); it has no bias.
     pub score: Tensor,
@@ -33,27 +34,48 @@ pub struct SequenceClassifier {
 /// Loads a LLaMA language model from a folder.
 ///
 /// The folder holds `config.json`, `model.safetensors` or the shards of `model.safetensors.index.json`, and
-/// optionally `tokenizer.json` with `tokenizer_config.json`.
+/// optionally `tokenizer.json` with `tokenizer_config.json`. An adapter beside them is not looked at.
 pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
-    let config = read_config(&folder.join("config.json"))?;
-    let files = SafetensorsFiles::open_model(folder)?;
+    let config_path = folder.join("config.json");
+    refuse_lone_adapter(folder, &config_path)?;
+    let config = read_config(&config_path)?;
+    let files = TrunkFiles::open(folder)?;
+    if files.shape(SCORE).is_some() {
+        return Err(FormatError::unsupported(
+            files.path(),
+            format!("the head `{SCORE}` of a classifier in place of a language model's"),
+            "a reward model is read by `load_reward`",
+        ));
+    }
     let tied = config.llama.tie_word_embeddings;
+    if !tied && files.is_bare && files.shape(HEAD).is_none() {
+        return Err(FormatError::MissingTensor {
+            path: files.path().to_owned(),
+            name: HEAD.to_owned(),
+            expected: vec![config.llama.vocab_size, config.llama.hidden_size],
+            hint: "; the folder holds a bare `LlamaModel`, which has no output head: save the \
+                   `LlamaForCausalLM` that it is part of"
+                .to_owned(),
+        });
+    }
     let weights = load_exactly(&files, llama_tensors(&config.llama), |name| {
         is_buffer(name) || (tied && name == HEAD)
     })?;
     if tied && files.shape(HEAD).is_some() {
         check_tied(&files)?;
     }
-    checkpoint(folder, &config, weights)
+    checkpoint(folder, config.llama, config.end_ids, weights)
 }
 
-/// Loads a classifier or reward model from a folder.
+/// Loads a classifier or reward model from a folder; an output head in it is left out.
 ///
 /// The head must really be there: a reward model that was merged without it scores noise, and nothing
 /// else would show it (huggingface/trl#398).
 pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, FormatError> {
-    let config = read_config(&folder.join("config.json"))?;
-    let files = SafetensorsFiles::open_model(folder)?;
+    let config_path = folder.join("config.json");
+    refuse_lone_adapter(folder, &config_path)?;
+    let mut config = read_config(&config_path)?;
+    let files = TrunkFiles::open(folder)?;
     let hidden_size = config.llama.hidden_size;
     let declared_classes = config.labels.len();
     let classes = match files.shape(SCORE) {
@@ -71,18 +93,79 @@ pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, For
             });
         }
     };
-    let expected = llama_tensors(&config.llama)
-        .filter(|(name, _)| name != HEAD)
-        .chain([(SCORE.to_owned(), vec![classes, hidden_size])]);
+    // Nothing asks a classifier for logits over tokens.
+    config.llama.tie_word_embeddings = true;
+    let expected =
+        llama_tensors(&config.llama).chain([(SCORE.to_owned(), vec![classes, hidden_size])]);
     let mut weights = load_exactly(&files, expected, |name| is_buffer(name) || name == HEAD)?;
     let score = weights.remove(SCORE).ok_or_else(|| {
         FormatError::malformed(files.path(), format!("tensor `{SCORE}` is missing"))
     })?;
     Ok(SequenceClassifier {
-        trunk: checkpoint(folder, &config, weights)?,
+        trunk: checkpoint(folder, config.llama, config.end_ids, weights)?,
         score,
         labels: config.labels,
     })
+}
+
+/// Safetensors files of a LLaMA model, with or without the `model.` that a language model puts before its trunk.
+struct TrunkFiles {
+    files: SafetensorsFiles,
+    is_bare: bool,
+}
+
+impl TrunkFiles {
+    fn open(folder: &Path) -> Result<Self, FormatError> {
+        let files = SafetensorsFiles::open_model(folder)?;
+        let has = |name: &str| files.shape(name).is_some();
+        let is_bare = !has(EMBEDDING) && EMBEDDING.strip_prefix(TRUNK).is_some_and(has);
+        Ok(Self { files, is_bare })
+    }
+}
+
+impl TensorSource for TrunkFiles {
+    fn path(&self) -> &Path {
+        self.files.path()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files.shape(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        self.files.read(name)
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        let bare = name.strip_prefix(TRUNK).filter(|_| self.is_bare);
+        bare.unwrap_or(name).to_owned()
+    }
+}
+
+/// Says so if a folder holds an adapter and not the model that it belongs to.
+fn refuse_lone_adapter(folder: &Path, config_path: &Path) -> Result<(), FormatError> {
+    let adapter_path = folder.join("adapter_config.json");
+    if config_path.exists() || !adapter_path.exists() {
+        return Ok(());
+    }
+    let adapter = read_object(&adapter_path)?;
+    let base = adapter
+        .get("base_model_name_or_path")
+        .and_then(Value::as_str);
+    let base = base.map_or_else(
+        || "the model it was trained on".to_owned(),
+        |name| format!("`{name}`"),
+    );
+    Err(FormatError::malformed(
+        folder,
+        format!(
+            "it holds an adapter and no model; load {base} first and give it at the port `base`"
+        ),
+    ))
 }
 
 /// Old checkpoints carry the rotary frequencies, which follow from the configuration.
@@ -91,9 +174,9 @@ fn is_buffer(name: &str) -> bool {
 }
 
 /// A tied model may store its head again, but only the same one.
-fn check_tied(files: &SafetensorsFiles) -> Result<(), FormatError> {
+fn check_tied(files: &TrunkFiles) -> Result<(), FormatError> {
     let bits = |values: Vec<f32>| -> Vec<u32> { values.into_iter().map(f32::to_bits).collect() };
-    if bits(files.read(HEAD)?) == bits(files.read(EMBEDDING)?) {
+    if bits(files.read(HEAD)?) == bits(files.read(&files.stored_name(EMBEDDING))?) {
         return Ok(());
     }
     Err(FormatError::malformed(
@@ -102,37 +185,59 @@ fn check_tied(files: &SafetensorsFiles) -> Result<(), FormatError> {
     ))
 }
 
+/// Adds the tokenizer, and all ids that end a text: the tokenizer's own, and those that `transformers` stops at, which
+/// are `generation_config.json`'s if it names any and `config.json`'s otherwise.
 fn checkpoint(
     folder: &Path,
-    config: &ModelConfig,
+    config: LlamaConfig,
+    end_ids: Vec<u32>,
     weights: Weights,
 ) -> Result<Checkpoint, FormatError> {
     let tokenizer_path = folder.join("tokenizer.json");
+    let generation_path = folder.join("generation_config.json");
+    let mut end_ids = end_ids;
+    if generation_path.exists() {
+        let stated = read_end_ids(&generation_path)?;
+        if !stated.is_empty() {
+            end_ids = stated;
+        }
+    }
+    let vocab_size = config.vocab_size;
+    if let Some(id) = end_ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(FormatError::malformed(
+            folder,
+            format!("`eos_token_id` names {id}, but the model's `vocab_size` is {vocab_size}"),
+        ));
+    }
     let tokenizer = if tokenizer_path.exists() {
-        Some(Tokenizer::load(folder).map_err(FormatError::tokenizer(&tokenizer_path))?)
+        let tokenizer = Tokenizer::load(folder).map_err(FormatError::tokenizer(&tokenizer_path))?;
+        Some(tokenizer.with_end_ids(&end_ids))
     } else {
         None
     };
-    let mut eos_ids: Vec<u32> = Vec::new();
-    let own = tokenizer.as_ref().and_then(Tokenizer::eos_id);
-    for id in own.into_iter().chain(config.eos_ids.iter().copied()) {
-        if !eos_ids.contains(&id) {
-            eos_ids.push(id);
+    if let Some(tokenizer) = &tokenizer {
+        let largest = tokenizer.vocab_size();
+        if largest > vocab_size {
+            return Err(FormatError::malformed(
+                &tokenizer_path,
+                format!("it has {largest} ids, but the model's `vocab_size` is {vocab_size}"),
+            ));
         }
-    }
-    let vocab_size = config.llama.vocab_size;
-    let largest = tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
-    if largest > vocab_size {
-        return Err(FormatError::malformed(
-            &tokenizer_path,
-            format!("it has {largest} ids, but the model's `vocab_size` is {vocab_size}"),
-        ));
+        if let (_, [id, ..]) = tokenizer.surroundings() {
+            let token = tokenizer.id_to_token(*id).unwrap_or_default();
+            return Err(FormatError::unsupported(
+                &tokenizer_path,
+                format!("`{token}` after every text, prompts too,"),
+                "set `add_eos_token` to false, or take it out of the `post_processor`",
+            ));
+        }
+        end_ids = tokenizer.end_ids().to_vec();
     }
     Ok(Checkpoint {
-        config: config.llama.clone(),
+        config,
         weights,
         tokenizer,
-        eos_ids,
+        eos_ids: end_ids,
     })
 }
 
@@ -157,8 +262,7 @@ pub fn save_sequence_classifier(
     let mut labels = classifier.labels.clone();
     if labels.is_empty() {
         let classes = classifier.score.dim(0);
-        let classes = classes.map_err(FormatError::tensor(folder))?;
-        labels = (0..classes).map(|class| format!("LABEL_{class}")).collect();
+        labels = default_labels(classes.map_err(FormatError::tensor(folder))?);
     }
     save(
         folder,
@@ -167,6 +271,20 @@ pub fn save_sequence_classifier(
         classifier.trunk.tokenizer.as_ref(),
         Some((&classifier.score, &labels)),
     )
+}
+
+/// Writes the `config.json` of a model whose adapter makes it a classifier with one score.
+pub fn save_classifier_config(
+    folder: &Path,
+    config: &LlamaConfig,
+    tokenizer: &Tokenizer,
+) -> Result<(), FormatError> {
+    let document = config_document(config, Some(tokenizer), Some(&default_labels(1)));
+    write_json(&folder.join("config.json"), &document)
+}
+
+fn default_labels(classes: usize) -> Vec<String> {
+    (0..classes).map(|class| format!("LABEL_{class}")).collect()
 }
 
 fn save(
@@ -251,7 +369,7 @@ mod tests {
             let read = checkpoint.tokenizer.unwrap();
             assert_eq!(read.to_json().unwrap(), tokenizer().to_json().unwrap());
             assert_eq!(read.special_tokens(), tokenizer().special_tokens());
-            assert!(read.adds_bos());
+            assert_eq!(read.surroundings().0, [1]);
         }
     }
 
@@ -315,6 +433,110 @@ mod tests {
             edit(&folder, changes);
             assert_eq!(error(&folder), format!("DIR/config.json: {message}"));
         }
+    }
+
+    #[test]
+    fn every_id_that_ends_a_text_is_read_and_written() {
+        let folder = saved(&fixture::config());
+        let ids = |folder: &TempDir| load_hugging_face(folder.path()).unwrap().eos_ids;
+        assert_eq!(ids(&folder), [2]);
+        edit(&folder, json!({ "eos_token_id": [3, 2, 5] }));
+        assert_eq!(ids(&folder), [2, 3, 5]);
+        let copy = tempfile::tempdir().unwrap();
+        let read = load_hugging_face(folder.path()).unwrap();
+        let tokenizer = read.tokenizer.as_ref();
+        save_hugging_face(copy.path(), &read.config, &read.weights, tokenizer).unwrap();
+        assert_eq!(ids(&copy), [2, 3, 5]);
+        // What `transformers` generates with takes precedence over the model.
+        let generation = folder.path().join("generation_config.json");
+        fs_err::write(&generation, r#"{ "eos_token_id": 4 }"#).unwrap();
+        assert_eq!(ids(&folder), [2, 4]);
+        fs_err::write(&generation, r#"{ "temperature": 0.6 }"#).unwrap();
+        assert_eq!(ids(&folder), [2, 3, 5]);
+        edit(&folder, json!({ "eos_token_id": 24 }));
+        assert_eq!(
+            error(&folder),
+            "DIR: `eos_token_id` names 24, but the model's `vocab_size` is 24"
+        );
+        // A tokenizer that names none.
+        edit(&folder, json!({ "eos_token_id": 3 }));
+        let settings = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "" });
+        fs_err::write(
+            folder.path().join("tokenizer_config.json"),
+            settings.to_string(),
+        )
+        .unwrap();
+        assert_eq!(ids(&folder), [3]);
+    }
+
+    #[test]
+    fn a_bare_trunk_is_a_model_if_its_embedding_is_its_head() {
+        for tied in [true, false] {
+            let config = LlamaConfig {
+                tie_word_embeddings: tied,
+                ..fixture::config()
+            };
+            let folder = saved(&config);
+            let path = folder.path().join("model.safetensors");
+            let weights = load_safetensors(&path).unwrap();
+            let bare = weights
+                .into_iter()
+                .filter_map(|(name, tensor)| Some((name.strip_prefix(TRUNK)?.to_owned(), tensor)))
+                .collect();
+            save_safetensors(&path, &bare).unwrap();
+            if tied {
+                let read = load_hugging_face(folder.path()).unwrap();
+                fixture::assert_equal(&read.weights, &fixture::weights(&config));
+            } else {
+                assert_eq!(
+                    error(&folder),
+                    "DIR/model.safetensors: tensor `lm_head.weight` of shape [24, 8] is missing; \
+                     the folder holds a bare `LlamaModel`, which has no output head: save the \
+                     `LlamaForCausalLM` that it is part of"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn folders_of_another_kind_say_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let adapter = json!({ "base_model_name_or_path": "some/base" });
+        fs_err::write(
+            folder.path().join("adapter_config.json"),
+            adapter.to_string(),
+        )
+        .unwrap();
+        assert_eq!(
+            error(&folder),
+            "DIR: it holds an adapter and no model; load `some/base` first and give it at the port \
+             `base`"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        save_sequence_classifier(folder.path(), &classifier()).unwrap();
+        assert_eq!(
+            error(&folder),
+            "DIR/model.safetensors: the head `score.weight` of a classifier in place of a language \
+             model's is not supported; a reward model is read by `load_reward`"
+        );
+    }
+
+    #[test]
+    fn a_tokenizer_that_ends_every_text_is_refused() {
+        let folder = saved(&fixture::config());
+        let settings = json!({
+            "tokenizer_class": "LlamaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>", "add_eos_token": true,
+        });
+        fs_err::write(
+            folder.path().join("tokenizer_config.json"),
+            settings.to_string(),
+        )
+        .unwrap();
+        assert_eq!(
+            error(&folder),
+            "DIR/tokenizer.json: `<eos>` after every text, prompts too, is not supported; set \
+             `add_eos_token` to false, or take it out of the `post_processor`"
+        );
     }
 
     #[test]

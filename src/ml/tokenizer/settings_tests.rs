@@ -1,0 +1,341 @@
+//! What stands beside a document, against `transformers` 4.57.6: `AutoTokenizer.from_pretrained(folder)` gave these ids.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::Tokenizer;
+
+const WORDS: [&str; 8] = ["<unk>", "<s>", "</s>", "a", "b", "A", "\u{120}a", "<turn>"];
+
+/// A document of whole words whose first three tokens are special.
+fn document(changes: &Value) -> Value {
+    let vocabulary: serde_json::Map<_, _> = WORDS
+        .iter()
+        .enumerate()
+        .map(|(id, word)| ((*word).to_owned(), json!(id)))
+        .collect();
+    let added = (0..3).map(|id| {
+        json!({ "id": id, "content": WORDS[id], "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true })
+    });
+    let mut document = json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": null,
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        document[key] = value.clone();
+    }
+    document
+}
+
+/// Writes a folder; a file that is null is not there.
+fn folder(document_changes: &Value, files: &[(&str, Value)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: &Value| {
+        fs_err::write(folder.path().join(name), value.to_string()).unwrap();
+    };
+    write("tokenizer.json", &document(document_changes));
+    write("config.json", &json!({ "model_type": "llama" }));
+    for (name, value) in files {
+        write(name, value);
+    }
+    folder
+}
+
+fn loaded(changes: &Value, config: &Value) -> Result<Tokenizer, String> {
+    let folder = folder(changes, &[("tokenizer_config.json", config.clone())]);
+    Tokenizer::load(folder.path()).map_err(|error| error.to_string())
+}
+
+fn begins_with_s() -> Value {
+    let single = json!([{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }]);
+    json!({ "post_processor": {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } },
+    } })
+}
+
+fn bytes(add_prefix_space: bool) -> Value {
+    json!({ "pre_tokenizer": {
+        "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": true,
+    } })
+}
+
+fn bert(lowercase: bool) -> Value {
+    json!({ "normalizer": {
+        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+        "lowercase": lowercase,
+    } })
+}
+
+#[test]
+fn settings_overrule_the_document_as_in_transformers() {
+    let none = json!({});
+    for (what, changes, config, text, ids) in [
+        (
+            "llama",
+            &none,
+            json!({ "tokenizer_class": "LlamaTokenizer" }),
+            "A a",
+            &[1, 5, 3][..],
+        ),
+        (
+            "llama, no begin token",
+            &begins_with_s(),
+            json!({ "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": false }),
+            "A a",
+            &[5, 3],
+        ),
+        (
+            "llama, null is false",
+            &begins_with_s(),
+            json!({ "tokenizer_class": "LlamaTokenizer", "add_bos_token": null }),
+            "A a",
+            &[5, 3],
+        ),
+        (
+            "llama, end token",
+            &none,
+            json!({ "tokenizer_class": "LlamaTokenizer", "add_eos_token": true }),
+            "A a",
+            &[1, 5, 3, 2],
+        ),
+        (
+            "a template without a named begin token",
+            &begins_with_s(),
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast" }),
+            "A a",
+            &[1, 5, 3],
+        ),
+        (
+            "prefix space by default",
+            &bytes(true),
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast" }),
+            "a a",
+            &[3, 6],
+        ),
+        (
+            "prefix space",
+            &bytes(false),
+            json!({ "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true }),
+            "a a",
+            &[6, 6],
+        ),
+        (
+            "prefix space of a llama",
+            &bytes(true),
+            json!({ "tokenizer_class": "LlamaTokenizer" }),
+            "a a",
+            &[1, 6, 6],
+        ),
+        (
+            "lower case by default",
+            &bert(false),
+            json!({ "tokenizer_class": "BertTokenizer" }),
+            "A a",
+            &[3, 3],
+        ),
+        (
+            "case kept",
+            &bert(true),
+            json!({ "tokenizer_class": "BertTokenizerFast", "do_lower_case": false }),
+            "A a",
+            &[5, 3],
+        ),
+        (
+            "an end token that the document has as a word",
+            &none,
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<turn>" }),
+            "a<turn>a",
+            &[3, 7, 3],
+        ),
+        (
+            "one more special token",
+            &none,
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<turn>"] }),
+            "a<turn>a",
+            &[3, 7, 3],
+        ),
+        (
+            "an added token",
+            &none,
+            json!({
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "added_tokens_decoder": { "7": { "content": "<turn>", "special": false } },
+            }),
+            "a<turn>a",
+            &[3, 7, 3],
+        ),
+    ] {
+        let tokenizer = loaded(changes, &config).unwrap();
+        let found = tokenizer.encode_with_special_tokens(text).unwrap();
+        assert_eq!(found, ids, "{what}");
+        // What a folder of ours says, once written, is the same.
+        let copy = tempfile::tempdir().unwrap();
+        tokenizer.save(copy.path()).unwrap();
+        let again = Tokenizer::load(copy.path()).unwrap();
+        assert_eq!(
+            again.encode_with_special_tokens(text).unwrap(),
+            ids,
+            "{what}, written"
+        );
+        assert_eq!(
+            again.to_json().unwrap(),
+            tokenizer.to_json().unwrap(),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn what_is_made_special_is_left_out_of_decoded_text() {
+    let turn = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<turn>" });
+    let plain = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    let decoded = |config| {
+        let tokenizer = loaded(&json!({}), &config).unwrap();
+        tokenizer.decode(&[1, 3, 2, 7]).unwrap()
+    };
+    assert_eq!(
+        (decoded(plain).as_str(), decoded(turn).as_str()),
+        ("a <turn>", "a")
+    );
+}
+
+#[test]
+fn settings_that_the_class_passes_over_are_refused() {
+    let none = json!({});
+    for (changes, config, reason) in [
+        (
+            &none,
+            json!({ "add_bos_token": true, "bos_token": "<s>" }),
+            "`add_bos_token` is true, but `tokenizer.json` puts no token before a text",
+        ),
+        (
+            &begins_with_s(),
+            json!({ "add_bos_token": false }),
+            "`add_bos_token` is false, but `tokenizer.json` puts a token before a text",
+        ),
+        (
+            &none,
+            json!({ "add_eos_token": true }),
+            "`add_eos_token` is true, but `tokenizer.json` puts no token after a text",
+        ),
+        (
+            &none,
+            json!({ "do_lower_case": true }),
+            "`do_lower_case` is true, but `tokenizer.json` does not do so",
+        ),
+        (
+            &none,
+            json!({ "add_prefix_space": true }),
+            "`add_prefix_space` is true, but `tokenizer.json` puts no space before a text",
+        ),
+        (
+            &none,
+            json!({ "split_special_tokens": true }),
+            "`split_special_tokens` is true, but special tokens in texts are recognised",
+        ),
+        (
+            &none,
+            json!({ "auto_map": { "AutoTokenizer": ["a.B", null] } }),
+            "`auto_map` names code that comes with the model, but no code of a model is run",
+        ),
+    ] {
+        let mut config = config;
+        config["tokenizer_class"] = json!("PreTrainedTokenizerFast");
+        assert_eq!(
+            loaded(changes, &config).unwrap_err(),
+            format!(
+                "tokenizer_config.json: {reason}; make the two agree (its class is `PreTrainedTokenizer`)"
+            )
+        );
+    }
+    let error = loaded(&none, &json!({ "bos_token": 3 })).unwrap_err();
+    assert_eq!(
+        error,
+        "invalid tokenizer: tokenizer_config.json: `bos_token` is not a token"
+    );
+    let moved = json!({ "added_tokens_decoder": { "9": { "content": "<turn>" } } });
+    let error = loaded(&none, &moved).unwrap_err();
+    assert!(error.contains("gives `<turn>` the id 9"), "{error}");
+}
+
+#[test]
+fn special_tokens_are_found_wherever_they_are_named() {
+    let named = |files: &[(&str, Value)]| {
+        let tokenizer = Tokenizer::load(folder(&json!({}), files).path()).unwrap();
+        (tokenizer.bos_id(), tokenizer.eos_id())
+    };
+    let plain = |more: Value| {
+        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        ("tokenizer_config.json", config)
+    };
+    // Without a word, a vocabulary of LLaMA's is a LLaMA's.
+    assert_eq!(named(&[]), (Some(1), Some(2)));
+    // An empty token is none.
+    let empty = plain(json!({ "bos_token": "", "eos_token": { "content": "</s>" } }));
+    assert_eq!(named(&[empty]), (None, Some(2)));
+    let map = ("special_tokens_map.json", json!({ "eos_token": "</s>" }));
+    assert_eq!(
+        named(&[plain(json!({ "eos_token": "a" })), map.clone()]),
+        (None, Some(2))
+    );
+    let newer = plain(json!({
+        "eos_token": "a",
+        "added_tokens_decoder": { "1": { "content": "<s>", "special": true } },
+    }));
+    assert_eq!(named(&[newer, map]), (None, Some(3)));
+    // Other vocabularies have the model name them.
+    let ids = json!({ "model_type": "llama", "bos_token_id": 3, "eos_token_id": [4, 5] });
+    let vocabulary = json!({ "a": 0, "b": 1, "c": 2, "begin": 3, "end": 4, "turn": 5 });
+    let model = json!({ "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "a" }, "added_tokens": [] });
+    let folder = folder(&model, &[("config.json", ids)]);
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(3), Some(4)));
+    assert_eq!(tokenizer.special_tokens().eos.as_deref(), Some("end"));
+}
+
+#[test]
+fn what_other_programs_need_is_carried_along() {
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "old",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 512,
+        "truncation_side": "left",
+    });
+    let folder = folder(&json!({}), &[("tokenizer_config.json", config)]);
+    fs_err::write(folder.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(tokenizer.max_length(), Some(512));
+    let cut = tokenizer.clone().truncated_to(1).unwrap();
+    assert_eq!(cut.encode_with_special_tokens("a b").unwrap(), [4]);
+    let copy = tempfile::tempdir().unwrap();
+    tokenizer.save(copy.path()).unwrap();
+    let written = fs_err::read(copy.path().join("tokenizer_config.json")).unwrap();
+    let written: Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["chat_template"], "{{ messages }}");
+    assert_eq!(written["model_max_length"], 512);
+    assert_eq!(written["truncation_side"], "left");
+    // Every exported folder says so.
+    assert!(written.get("model_input_names").is_none());
+    let again = tempfile::tempdir().unwrap();
+    Tokenizer::load(copy.path())
+        .unwrap()
+        .save(again.path())
+        .unwrap();
+    let bytes =
+        |folder: &TempDir| fs_err::read(folder.path().join("tokenizer_config.json")).unwrap();
+    assert_eq!(bytes(&again), bytes(&copy));
+}

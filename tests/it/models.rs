@@ -1,0 +1,196 @@
+//! Models in and out: what `export` writes is read back as it was, whatever the model is made of.
+
+use std::path::PathBuf;
+
+use serde_json::{Value as Json, json};
+
+use super::space::Space;
+
+const STAGES: &str = r"name: models
+stages:
+  world:
+    kind: generate_world
+    params: { seed: 1, pretraining_documents: 20, finetune_pairs: 30, reward_pairs: 30, rl_questions: 5 }
+  tokenizer:
+    kind: train_tokenizer
+    inputs: { data: [world.pretrain, world.evaluation] }
+    params: { algorithm: word_level, vocab_size: 128 }
+  base:
+    kind: init_model
+    inputs: { tokenizer: tokenizer }
+    params: { hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 32, max_position_embeddings: 128,
+              tie_word_embeddings: false, seed: 1 }
+  policy:
+    kind: train_sft
+    inputs: { model: base, data: world.finetune }
+    params: { steps: 2, batch_size: 2, optimizer: { lr: 1e-2 }, seed: 1,
+              adapter: { rank: 2, alpha: 16, target_modules: [self_attn.q_proj, down_proj] } }
+  whole_reward:
+    kind: train_reward
+    inputs: { model: base, data: world.reward, evaluation: world.validation }
+    params: { steps: 2, batch_size: 2, optimizer: { lr: 3e-3 }, calibration: standard, seed: 1 }
+  adapted_reward:
+    kind: train_reward
+    inputs: { model: base, data: world.reward, evaluation: world.validation }
+    params: { steps: 2, batch_size: 2, optimizer: { lr: 3e-3 }, calibration: standard, seed: 1,
+              adapter: { rank: 3, alpha: 16, target_modules: [v_proj] } }
+";
+
+fn json_of(space: &Space, name: &str) -> Json {
+    serde_json::from_str(&space.read(name)).unwrap()
+}
+
+#[test]
+fn exported_models_are_read_back_as_they_were() {
+    let space = Space::new(STAGES);
+    let made = space.run(&[]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let mut again = String::from("name: again\nstages:\n");
+    for (stage, kind) in [
+        ("base", "load_model"),
+        ("policy", "load_model"),
+        ("whole_reward", "load_reward"),
+        ("adapted_reward", "load_reward"),
+    ] {
+        let export = space.flowgraph(&["export", "p.yaml", stage, stage]);
+        assert_eq!(export.code, 0, "{}", export.stderr);
+        again += &format!("  {stage}: {{ kind: {kind}, params: {{ source: {stage} }} }}\n");
+    }
+    space.write("again.yaml", &again);
+    let read = space
+        .program(&["run", "again.yaml", "--json"])
+        .output()
+        .unwrap();
+    let read = space.report(&read);
+    assert_eq!(read.code, 0, "{}", read.stderr);
+    for (stage, (_, digest)) in &read.stages {
+        let of_model = made.stages[stage].1.split(' ').next_back().unwrap();
+        assert!(
+            made.stages[stage].1.split(' ').any(|made| made == digest),
+            "{stage}: {digest}, {of_model}"
+        );
+    }
+
+    // What other programs go by.
+    let tokenizer = json_of(&space, "policy/tokenizer_config.json");
+    assert_eq!(
+        tokenizer["model_input_names"],
+        json!(["input_ids", "attention_mask"])
+    );
+    let adapter = json_of(&space, "policy/adapter_config.json");
+    let here = std::fs::canonicalize(space.path("policy")).unwrap();
+    assert_eq!(adapter["base_model_name_or_path"], here.to_str().unwrap());
+    let reward = json_of(&space, "whole_reward/config.json");
+    assert_eq!(
+        reward["architectures"],
+        json!(["LlamaForSequenceClassification"])
+    );
+    assert_eq!(reward["id2label"], json!({ "0": "LABEL_0" }));
+    let adapted = json_of(&space, "adapted_reward/adapter_config.json");
+    assert_eq!(adapted["task_type"], "SEQ_CLS");
+    assert_eq!(adapted["modules_to_save"], json!(["score"]));
+    assert!(!space.path("whole_reward/score.safetensors").exists());
+
+    // A classifier's adapter is no language model, and an adapter alone needs its model.
+    std::fs::create_dir(space.path("alone")).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(
+            space.path("adapted_reward").join(name),
+            space.path("alone").join(name),
+        )
+        .unwrap();
+    }
+    space.write(
+        "wrong.yaml",
+        "name: wrong\nstages:\n  reward: { kind: load_model, params: { source: adapted_reward } }\n  \
+         alone: { kind: load_reward, params: { source: alone } }\n",
+    );
+    let wrong = space.flowgraph(&["run", "wrong.yaml"]);
+    assert_eq!(wrong.code, 1);
+    assert!(
+        wrong
+            .stderr
+            .contains("its adapter is a classifier's, with a head"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(
+        wrong.stderr.contains("it holds an adapter and no model"),
+        "{}",
+        wrong.stderr
+    );
+}
+
+#[test]
+fn the_files_of_a_sentence_encoder_may_lie_in_folders() {
+    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert/bert");
+    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"];
+    let vocabulary: serde_json::Map<_, _> = words
+        .iter()
+        .zip(0..)
+        .map(|(word, id)| ((*word).to_owned(), json!(id)))
+        .collect();
+    let space = Space::new("");
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
+    });
+    space.write("tokenizer.json", &tokenizer.to_string());
+    let modules = json!([
+        { "type": "sentence_transformers.models.Transformer", "path": "" },
+        { "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" },
+    ]);
+    space.write("modules.json", &modules.to_string());
+    space.write("pooling.json", r#"{ "pooling_mode": "cls" }"#);
+    let at = fixture.display();
+    space.write(
+        "p.yaml",
+        &format!(
+            "name: encoder
+stages:
+  encoder:
+    kind: load_encoder
+    params:
+      files:
+        config.json: {{ source: \"{at}/config.json\" }}
+        model.safetensors: {{ source: \"{at}/model.safetensors\" }}
+        tokenizer.json: {{ source: tokenizer.json }}
+        modules.json: {{ source: modules.json }}
+        1_Pooling/config.json: {{ source: pooling.json }}
+"
+        ),
+    );
+    let run = space.run(&[]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(
+        space
+            .flowgraph(&["export", "p.yaml", "encoder", "out"])
+            .code,
+        0
+    );
+    let pooling = json_of(&space, "out/1_Pooling/config.json");
+    assert_eq!(pooling["pooling_mode_cls_token"], true);
+    assert_eq!(
+        json_of(&space, "out/modules.json")
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+
+    space.write(
+        "p.yaml",
+        &space
+            .read("p.yaml")
+            .replace("1_Pooling/config.json", "../config.json"),
+    );
+    let check = space.flowgraph(&["check", "p.yaml"]);
+    assert_eq!(check.code, 3);
+    assert!(
+        check
+            .stderr
+            .contains("`../config.json` is not the name of a file"),
+        "{}",
+        check.stderr
+    );
+}
