@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,9 @@ pub trait Reporter: Send {
     fn before_command(&mut self, _command: &mut std::process::Command) {}
 }
 
+/// How often progress is passed on: more nobody could read.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
 /// Names the folder of an input within that of a try, beside the outputs, whose names have no dot.
 ///
 /// Few folders, none within another: on a busy disk they cost more than all else that a small stage does.
@@ -89,6 +93,8 @@ pub struct RunContext {
     pub(super) threads: usize,
     pub(super) cancelled: Arc<AtomicBool>,
     pub(super) reporter: Box<dyn Reporter>,
+    /// Unit and time of the progress that was last passed on.
+    pub(super) told: Option<(String, Instant)>,
 }
 
 impl RunContext {
@@ -185,9 +191,50 @@ impl RunContext {
         Arc::clone(&self.cancelled)
     }
 
-    /// Reports how far the stage is.
+    /// Reports how far the stage is. It may be called as often as one likes: what comes too soon after the last report
+    /// goes no further, unless it is of another unit or the end.
     pub fn progress(&mut self, progress: Progress) {
-        self.reporter.progress(progress);
+        let is_end = progress.total > 0 && progress.step >= progress.total;
+        let is_due = self
+            .told
+            .as_ref()
+            .is_none_or(|(unit, at)| *unit != progress.unit || at.elapsed() >= PROGRESS_EVERY);
+        if is_due || is_end {
+            self.told = Some((progress.unit.clone(), Instant::now()));
+            self.reporter.progress(progress);
+        }
+    }
+
+    /// Works through items a part at a time, as an evaluation does: reports how far it is in `unit`, and stops between two
+    /// parts when the stage is asked to. Returns what the parts gave, one after the other.
+    ///
+    /// A part should take seconds at most.
+    pub fn pass<T, R: IntoIterator, E>(
+        &mut self,
+        unit: &str,
+        items: &[T],
+        part: usize,
+        mut work: impl FnMut(&[T]) -> Result<R, E>,
+    ) -> Result<Vec<R::Item>, StageError>
+    where
+        StageError: From<E>,
+    {
+        let mut found = Vec::with_capacity(items.len());
+        let mut done = 0;
+        for part in items.chunks(part.max(1)) {
+            if self.is_cancelled() {
+                return Err(StageError::Interrupted);
+            }
+            found.extend(work(part)?);
+            done += part.len();
+            self.progress(Progress {
+                step: done as u64,
+                total: items.len() as u64,
+                unit: unit.to_owned(),
+                ..Progress::default()
+            });
+        }
+        Ok(found)
     }
 
     /// Reports something people should read.
@@ -203,5 +250,96 @@ impl RunContext {
     /// Reports the process group of a command that the stage started.
     pub fn command_group(&mut self, group: i32) {
         self.reporter.command_group(group);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What a stage under test told.
+    #[derive(Default)]
+    pub(crate) struct Told {
+        pub(crate) progress: Vec<Progress>,
+        pub(crate) notes: Vec<String>,
+    }
+
+    /// Keeps what it is told, and asks the stage to stop at the first report in a unit.
+    struct Listener {
+        told: Arc<std::sync::Mutex<Told>>,
+        stop_at: Option<&'static str>,
+        cancelled: Arc<AtomicBool>,
+    }
+
+    impl Reporter for Listener {
+        fn progress(&mut self, progress: Progress) {
+            if self.stop_at == Some(progress.unit.as_str()) {
+                self.cancelled.store(true, Ordering::Relaxed);
+            }
+            self.told.lock().unwrap().progress.push(progress);
+        }
+
+        fn note(&mut self, text: &str) {
+            self.told.lock().unwrap().notes.push(text.to_owned());
+        }
+    }
+
+    /// Makes the context of a try in `folder`; the stage is asked to stop when it first reports progress in `stop_at`.
+    pub(crate) fn context(
+        folder: &Path,
+        inputs: BTreeMap<String, Vec<Input>>,
+        stop_at: Option<&'static str>,
+    ) -> (RunContext, Arc<std::sync::Mutex<Told>>) {
+        let (told, cancelled) = (Arc::default(), Arc::default());
+        let ctx = RunContext {
+            inputs,
+            sources: BTreeMap::new(),
+            try_folder: folder.join("try"),
+            checkpoints: folder.join("checkpoints"),
+            continues: false,
+            keeps_end_state: false,
+            source_cache: folder.join("sources"),
+            base_folder: folder.to_owned(),
+            device: "cpu".to_owned(),
+            threads: 1,
+            cancelled: Arc::clone(&cancelled),
+            reporter: Box::new(Listener {
+                told: Arc::clone(&told),
+                stop_at,
+                cancelled,
+            }),
+            told: None,
+        };
+        (ctx, told)
+    }
+
+    #[test]
+    fn a_pass_tells_how_far_it_is_and_stops_between_two_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let items: Vec<u32> = (0..10).collect();
+        let doubled =
+            |part: &[u32]| Ok::<_, StageError>(part.iter().map(|x| 2 * x).collect::<Vec<_>>());
+        let (mut ctx, told) = context(folder.path(), BTreeMap::new(), None);
+        let found = ctx.pass("rows", &items, 4, doubled).unwrap();
+        assert_eq!(found, (0..20).step_by(2).collect::<Vec<_>>());
+        // The first report and the last one pass however soon they come.
+        let steps = |told: &Told| {
+            told.progress
+                .iter()
+                .map(|p| (p.step, p.total))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(steps(&told.lock().unwrap()), [(4, 10), (10, 10)]);
+        ctx.pass("other rows", &items, 10, doubled).unwrap();
+        assert_eq!(told.lock().unwrap().progress[2].unit, "other rows");
+
+        let (mut ctx, told) = context(folder.path(), BTreeMap::new(), Some("rows"));
+        let mut seen = 0;
+        let stopped = ctx.pass("rows", &items, 4, |part| {
+            seen += part.len();
+            doubled(part)
+        });
+        assert!(matches!(stopped, Err(StageError::Interrupted)));
+        assert_eq!((seen, steps(&told.lock().unwrap())), (4, vec![(4, 10)]));
     }
 }

@@ -285,6 +285,7 @@ impl Worker<'_> {
             threads: self.job.threads,
             cancelled: Arc::clone(&self.cancelled),
             reporter: Box::new(self.events.clone()),
+            told: None,
             try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {

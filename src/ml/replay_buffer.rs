@@ -225,6 +225,15 @@ impl ReplayBuffer {
         })
     }
 
+    /// Gives a prompt the completions that [`Self::completions`] returned earlier.
+    pub fn set(&mut self, prompt: u64, completions: Vec<Completion>) {
+        if completions.is_empty() {
+            self.prompts.remove(&prompt);
+        } else {
+            self.prompts.insert(prompt, completions);
+        }
+    }
+
     /// Draws up to `n` distinct completions of a prompt, one after another without replacement.
     ///
     /// Returns fewer where the prompt has fewer, and none for an unknown prompt.

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::defaults;
 use super::training::at_least_one;
+use super::{defaults, passes};
 use crate::artifacts::completions::{self, COMPLETIONS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
@@ -77,28 +77,33 @@ impl Kind for EmbedHidden {
             )));
         }
         let mut cut = 0;
-        let mut values = Vec::with_capacity(texts.len() * dimension);
-        for chunk in texts.chunks(self.batch_size) {
-            let mut rows = Vec::with_capacity(chunk.len());
-            for text in chunk {
+        let rows = ctx.pass("texts read", &texts, passes::TEXTS, |texts| {
+            let rows = texts.iter().map(|text| {
                 let mut tokens = prefix.clone();
                 tokens.extend(model.tokenizer.encode(text)?);
                 cut += usize::from(tokens.len() > positions);
                 tokens.truncate(positions);
-                rows.push(tokens);
-            }
-            let batch = TokenBatch::right_padded(&rows);
-            let hidden = llama.layer_hidden_states(&batch, layer)?.to_vec3::<f32>()?;
-            for (states, row) in hidden.iter().zip(&rows) {
-                values.extend(mean(&states[prefix.len()..row.len()], dimension));
-            }
-        }
+                Ok(tokens)
+            });
+            rows.collect::<Result<Vec<_>, StageError>>()
+        })?;
         if cut > 0 {
             ctx.note(&format!(
                 "{cut} of {} texts are longer than the model's {positions} tokens and were cut at the end",
                 texts.len()
             ));
         }
+        let part = passes::rows_at_once(rows.iter().map(Vec::len), self.batch_size);
+        let means = ctx.pass("texts", &rows, part, |rows| {
+            let batch = TokenBatch::right_padded(rows);
+            let hidden = llama.layer_hidden_states(&batch, layer)?.to_vec3::<f32>()?;
+            let means = hidden
+                .iter()
+                .zip(rows)
+                .map(|(states, row)| mean(&states[prefix.len()..row.len()], dimension));
+            Ok::<_, StageError>(means.collect::<Vec<_>>())
+        })?;
+        let values = means.into_iter().flatten().collect();
         Ok(EmbeddingMatrix { values, dimension }.write(&ctx.output("embeddings")?)?)
     }
 }

@@ -4,12 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed_hidden::texts;
+use super::passes;
 use super::training::at_least_one;
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::dataset::DATASET;
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::text_encoder::{TEXT_ENCODER, TextEncoder};
-use crate::engine::context::{Progress, RunContext};
+use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Embeds completions with a sentence encoder: by the pooling and normalisation that a folder of sentence-transformers
@@ -30,9 +31,6 @@ pub struct EmbedSentences {
 fn batch_tokens() -> usize {
     4096
 }
-
-/// Texts between two reports of progress.
-const CHUNK: usize = 256;
 
 impl Kind for EmbedSentences {
     const NAME: &'static str = "embed_sentences";
@@ -66,20 +64,11 @@ impl Kind for EmbedSentences {
         let mut texts = texts(ctx.input("texts")?)?;
         texts.truncate(self.limit.unwrap_or(usize::MAX));
         let dimension = encoder.checkpoint.config.hidden_size;
-        let mut values = Vec::with_capacity(texts.len() * dimension);
-        for chunk in texts.chunks(CHUNK) {
-            if ctx.is_cancelled() {
-                return Err(StageError::Interrupted);
-            }
-            let vectors = encoder.embed(chunk, self.batch_tokens)?;
-            values.extend(vectors.into_iter().flatten());
-            ctx.progress(Progress {
-                step: (values.len() / dimension) as u64,
-                total: texts.len() as u64,
-                unit: "texts".to_owned(),
-                ..Progress::default()
-            });
-        }
+        let part = passes::texts_at_once(&texts);
+        let vectors = ctx.pass("texts", &texts, part, |texts| {
+            encoder.embed(texts, self.batch_tokens)
+        })?;
+        let values = vectors.into_iter().flatten().collect();
         Ok(EmbeddingMatrix { values, dimension }.write(&ctx.output("embeddings")?)?)
     }
 }

@@ -252,7 +252,7 @@ impl Kind for GenerateTree {
                 Ok(tokens)
             })
             .collect::<Result<_, StageError>>()?;
-        let scores = raw.rewards(&tokens, 256)?;
+        let scores = super::passes::rewards(ctx, &raw, &tokens, 256)?;
         let spread = population_std(&scores)?;
         if spread <= 0.0 {
             return Err(StageError::new(

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
+use super::passes;
 use super::tokenized::tokenize_completions;
 use super::training::at_least_one;
 use crate::artifacts::completions::{self, COMPLETIONS, CompletionRow, SCORES};
@@ -290,9 +291,9 @@ fn by_reward(
     batch_size: usize,
     ctx: &mut RunContext,
 ) -> Result<Vec<Judgement>, StageError> {
-    let sides = |side: fn(&Pair) -> &CompletionRow| {
+    let mut sides = |side: fn(&Pair) -> &CompletionRow| {
         let rows: Vec<CompletionRow> = pairs.iter().map(|pair| side(pair).clone()).collect();
-        tokenize_completions(&rows, &reward.model)
+        tokenize_completions(&rows, &reward.model, ctx)
     };
     let (ours, theirs) = (sides(|pair| &pair.ours)?, sides(|pair| &pair.theirs)?);
     let (mut judged, mut rows) = (Vec::new(), Vec::new());
@@ -316,7 +317,7 @@ fn by_reward(
         }
         ctx.note(&format!("{problem} and were left out"));
     }
-    let rewards = reward.rewards(&rows, batch_size)?;
+    let rewards = passes::rewards(ctx, reward, &rows, batch_size)?;
     let judged = judged.into_iter().zip(rewards.chunks_exact(2));
     Ok(judged
         .map(|(pair, rewards)| {

@@ -46,12 +46,17 @@ mod expected_size;
 #[cfg(test)]
 mod fixture;
 mod groups;
+#[cfg(test)]
+mod interruptions;
 mod measure;
 mod model_files;
 mod pairs;
+mod passes;
 mod ranges;
 mod resample;
 mod scored;
 mod tokenized;
 mod training;
 mod trainings;
+#[cfg(test)]
+mod tryout;

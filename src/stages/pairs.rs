@@ -99,7 +99,9 @@ impl PairTraining<'_> {
             title: "preferences",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
+            optimizer: self.optimizer,
             on_divergence: OnDivergence::Fail,
+            is_evaluated: false,
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         let folder = ctx.output("model")?;

@@ -4,16 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::tokenized::scorable;
-use super::{defaults, training};
+use super::{defaults, passes, training};
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use crate::ml::llama::Llama;
-use crate::ml::trainer::TokenizedCompletion;
-use crate::ml::trainer::actions::Actions;
 
 /// Scores completions with a reward model: column `reward`.
 ///
@@ -66,57 +63,20 @@ impl Kind for Score {
         let models: Vec<&LanguageModel> = [&reward.model].into_iter().chain(&reference).collect();
         let scorable = scorable(&mut table, &models, ctx)?;
         let tokens = scorable.sequences[0].iter().map(|row| row.tokens.clone());
-        let rewards = reward.rewards(&tokens.collect::<Vec<_>>(), self.batch_size)?;
+        let tokens: Vec<Vec<u32>> = tokens.collect();
+        let rewards = passes::rewards(ctx, &reward, &tokens, self.batch_size)?;
         table
             .columns
             .retain(|column| column.name != "reward" && column.name != "kl");
         table.number_column("reward", 3, rewards.into_iter().map(Some));
         if let Some(reference) = reference {
             let sequences = &scorable.sequences[1];
-            let log_probs = log_probs(&reference.frozen()?, sequences, self.batch_size)?;
+            let log_probs =
+                passes::log_probs(ctx, &reference.frozen()?, sequences, self.batch_size)?;
             let kl = scorable.rows.iter().zip(log_probs);
             let kl = kl.map(|(row, reference)| Some(row.log_prob - reference));
             table.number_column("kl", 3, kl);
         }
         Ok(table.write_data(&ctx.output("scores")?)?)
     }
-}
-
-/// Returns the log-probability of each completion under a model.
-pub(super) fn log_probs(
-    model: &Llama,
-    sequences: &[TokenizedCompletion],
-    batch_size: usize,
-) -> Result<Vec<f64>, StageError> {
-    let mut sums = Vec::with_capacity(sequences.len());
-    for sequences in sequences.chunks(batch_size) {
-        let actions = Actions::new(&sequences.iter().collect::<Vec<_>>());
-        let log_probs = actions.frozen_log_probs(model)?.to_vec2::<f32>()?;
-        sums.extend(log_probs.iter().map(|tokens| {
-            let tokens = tokens.iter().map(|value| f64::from(*value));
-            tokens.sum::<f64>()
-        }));
-    }
-    Ok(sums)
-}
-
-/// Returns the log-probability of each completion under a model, and the mean over its tokens of the entropy of the
-/// next-token distribution, in nats.
-pub(super) fn log_probs_and_entropies(
-    model: &Llama,
-    sequences: &[TokenizedCompletion],
-    batch_size: usize,
-) -> Result<(Vec<f64>, Vec<f64>), StageError> {
-    let (mut sums, mut entropies) = (Vec::new(), Vec::new());
-    for sequences in sequences.chunks(batch_size) {
-        let actions = Actions::new(&sequences.iter().collect::<Vec<_>>());
-        let states = actions.states(&model.forward(&actions.batch)?, false)?;
-        let log_probs = actions.log_probs(model, &states)?.to_vec2::<f32>()?;
-        sums.extend(log_probs.iter().map(|tokens| {
-            let tokens = tokens.iter().map(|value| f64::from(*value));
-            tokens.sum::<f64>()
-        }));
-        entropies.extend(actions.mean_entropies(model, &states)?);
-    }
-    Ok((sums, entropies))
 }

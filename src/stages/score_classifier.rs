@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::passes;
 use super::training::at_least_one;
 use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
 use crate::artifacts::table::Table;
@@ -68,7 +69,10 @@ impl Kind for ScoreClassifier {
             .collect();
         let classifier = TextClassifier::load(&ctx.input("classifier")?.path)?;
         let class = classifier.class(&self.class)?;
-        let logits = classifier.logits(&texts, self.batch_tokens)?;
+        let part = passes::texts_at_once(&texts);
+        let logits = ctx.pass("texts", &texts, part, |texts| {
+            classifier.logits(texts, self.batch_tokens)
+        })?;
         table.columns.retain(|column| column.name != "reward");
         let rewards = logits
             .iter()

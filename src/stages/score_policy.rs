@@ -3,10 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::defaults;
-use super::score::log_probs_and_entropies;
 use super::tokenized::scorable;
 use super::training::at_least_one;
+use super::{defaults, passes};
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::table::Table;
@@ -54,7 +53,7 @@ impl Kind for ScorePolicy {
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let sequences = &scorable(&mut table, &[&policy], ctx)?.sequences[0];
         let (log_probs, entropies) =
-            log_probs_and_entropies(&policy.frozen()?, sequences, self.batch_size)?;
+            passes::log_probs_and_entropies(ctx, &policy.frozen()?, sequences, self.batch_size)?;
         table
             .columns
             .retain(|column| !["log_prob", "kl", "entropy"].contains(&column.name.as_str()));

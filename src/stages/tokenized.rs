@@ -7,6 +7,7 @@ pub(super) use self::boundary::Boundary;
 use self::boundary::note_boundary;
 pub(super) use self::completions::{scorable, tokenize_completions};
 pub(super) use self::prompts::tokenize_prompts;
+use super::passes;
 use super::training::at_least_one;
 use crate::artifacts::dataset::Example;
 use crate::artifacts::language_model::LanguageModel;
@@ -217,23 +218,28 @@ pub(super) fn tokenize_chosen(
     ctx: &mut RunContext,
 ) -> Result<Vec<(u64, TokenizedCompletion)>, StageError> {
     let most = lengths.most;
-    let mut rows = Vec::new();
     let mut left_out = LeftOut::default();
-    for (index, example) in examples.iter().enumerate() {
-        let completion = example.chosen.as_deref().ok_or_else(|| {
-            StageError::new(format!("row {index} of the dataset has no completion"))
-                .hint("it has prompts only")
-        })?;
-        let (tokenizer, eos) = (&model.tokenizer, model.eos[0]);
-        match fit(tokenizer, eos, &example.prompt, completion, lengths)? {
-            Fit::Row(row) => {
-                check_vocabulary(model, &row.tokens, || format!("row {index} of the dataset"))?;
-                rows.push((example.question_id, row));
+    let mut index = 0;
+    let rows = ctx.pass("examples read", examples, passes::TEXTS, |examples| {
+        let mut rows = Vec::with_capacity(examples.len());
+        for example in examples {
+            let completion = example.chosen.as_deref().ok_or_else(|| {
+                StageError::new(format!("row {index} of the dataset has no completion"))
+                    .hint("it has prompts only")
+            })?;
+            let (tokenizer, eos) = (&model.tokenizer, model.eos[0]);
+            match fit(tokenizer, eos, &example.prompt, completion, lengths)? {
+                Fit::Row(row) => {
+                    check_vocabulary(model, &row.tokens, || format!("row {index} of the dataset"))?;
+                    rows.push((example.question_id, row));
+                }
+                Fit::TooLong => left_out.too_long += 1,
+                Fit::NoRoom => left_out.no_room += 1,
             }
-            Fit::TooLong => left_out.too_long += 1,
-            Fit::NoRoom => left_out.no_room += 1,
+            index += 1;
         }
-    }
+        Ok::<_, StageError>(rows)
+    })?;
     left_out.note(examples.len(), "examples", lengths, ctx);
     if rows.is_empty() {
         let (error, hint) = if left_out.no_room > 0 {
@@ -267,24 +273,34 @@ pub(super) fn tokenize_pairs(
     lengths: Lengths,
     ctx: &mut RunContext,
 ) -> Result<Vec<TokenizedPair>, StageError> {
-    let mut pairs = Vec::new();
-    for (index, example) in examples.iter().enumerate() {
-        let (Some(chosen), Some(rejected)) = (&example.chosen, &example.rejected) else {
-            return Err(
-                StageError::new(format!("row {index} of the dataset is not a pair"))
-                    .hint("preferences are learnt from two completions of each prompt"),
-            );
-        };
-        let tokenize = |text| tokenize(model, &example.prompt, text, lengths);
-        if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
-            for side in [&chosen, &rejected] {
-                check_vocabulary(model, &side.tokens, || {
-                    format!("row {index} of the dataset")
-                })?;
+    let mut index = 0;
+    let pairs = ctx.pass(
+        &format!("{what} read"),
+        examples,
+        passes::TEXTS,
+        |examples| {
+            let mut pairs = Vec::with_capacity(examples.len());
+            for example in examples {
+                let (Some(chosen), Some(rejected)) = (&example.chosen, &example.rejected) else {
+                    return Err(StageError::new(format!(
+                        "row {index} of the dataset is not a pair"
+                    ))
+                    .hint("preferences are learnt from two completions of each prompt"));
+                };
+                let tokenize = |text| tokenize(model, &example.prompt, text, lengths);
+                if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
+                    for side in [&chosen, &rejected] {
+                        check_vocabulary(model, &side.tokens, || {
+                            format!("row {index} of the dataset")
+                        })?;
+                    }
+                    pairs.push(TokenizedPair { chosen, rejected });
+                }
+                index += 1;
             }
-            pairs.push(TokenizedPair { chosen, rejected });
-        }
-    }
+            Ok(pairs)
+        },
+    )?;
     if pairs.is_empty() {
         return Err(StageError::new(format!(
             "no pair has at most {} tokens on both sides",
@@ -297,6 +313,14 @@ pub(super) fn tokenize_pairs(
             pairs.len(),
             examples.len(),
             lengths.most
+        ));
+    }
+    let equal = pairs.iter().filter(|pair| pair.chosen == pair.rejected);
+    let equal = equal.count();
+    if equal > 0 {
+        ctx.note(&format!(
+            "{equal} of {} {what} have the same tokens on both sides: nothing is preferred in them",
+            pairs.len()
         ));
     }
     let texts = examples.iter().flat_map(|example| {

@@ -6,6 +6,7 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::passes;
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, read};
@@ -129,8 +130,10 @@ impl Kind for TrainClassifier {
             .unwrap_or(usize::MAX)
             .min(checkpoint.config.max_tokens());
         let cut = tokenizer.clone().truncated_to(longest)?;
-        let rows = encoder
-            .encode_texts(&cut, &texts)?
+        let tokens = ctx.pass("texts read", &texts, passes::TEXTS, |texts| {
+            encoder.encode_texts(&cut, texts)
+        })?;
+        let rows = tokens
             .into_iter()
             .zip(&data)
             .filter_map(|(mut tokens, row)| {
@@ -139,6 +142,7 @@ impl Kind for TrainClassifier {
                 Some(ClassifiedTokens { tokens, class })
             })
             .collect::<Vec<_>>();
+        let tests = tests(ctx, &labels)?;
         let stream = Stream::new(self.seed, "train_classifier");
         let head = ClassifierHead::mean(labels.len());
         let mut weights = checkpoint.weights.clone();
@@ -164,7 +168,9 @@ impl Kind for TrainClassifier {
             title: "text classifier",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
+            optimizer: &self.optimizer,
             on_divergence: OnDivergence::Fail,
+            is_evaluated: true,
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         weights.extend(result.end);
@@ -179,9 +185,8 @@ impl Kind for TrainClassifier {
         save(&output, &trained, None)?;
         let classifier = TextClassifier::load(&output)?;
         let mut measured = Vec::new();
-        for test in ctx.inputs("test") {
-            let name: Vec<String> = test.labels.values().cloned().collect();
-            measured.push((name.join(" "), measure(&classifier, &read(&test.path)?)?));
+        for (name, test) in tests {
+            measured.push((name, measure(&classifier, &test, ctx)?));
         }
         for (name, metrics) in &measured {
             ctx.note(&format!(
@@ -199,16 +204,43 @@ impl Kind for TrainClassifier {
     }
 }
 
+/// Reads the test sets, by name; what they cannot be measured with is found before the training.
+fn tests(
+    ctx: &RunContext,
+    labels: &[String],
+) -> Result<Vec<(String, Vec<LabelledText>)>, StageError> {
+    let mut tests = Vec::new();
+    for input in ctx.inputs("test") {
+        let name: Vec<String> = input.labels.values().cloned().collect();
+        let name = name.join(" ");
+        let test = read(&input.path)?;
+        if test.is_empty() {
+            return Err(StageError::new(format!("the test set {name} is empty")));
+        }
+        if let Some(row) = test.iter().find(|row| !labels.contains(&row.label)) {
+            return Err(StageError::new(format!(
+                "the test set {name} has the class `{}`, the training texts have {}",
+                row.label,
+                labels.join(", ")
+            )));
+        }
+        tests.push((name, test));
+    }
+    Ok(tests)
+}
+
 fn measure(
     classifier: &TextClassifier,
     test: &[LabelledText],
+    ctx: &mut RunContext,
 ) -> Result<ClassifierMetrics, StageError> {
-    if test.is_empty() {
-        return Err(StageError::new("the test set is empty"));
-    }
     let texts: Vec<String> = test.iter().map(|row| row.text.clone()).collect();
+    let part = passes::texts_at_once(&texts);
+    let logits = ctx.pass("texts of the test set", &texts, part, |texts| {
+        classifier.logits(texts, BATCH_TOKENS)
+    })?;
     let mut pairs = Vec::with_capacity(test.len());
-    for (row, logits) in test.iter().zip(classifier.logits(&texts, BATCH_TOKENS)?) {
+    for (row, logits) in test.iter().zip(logits) {
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
         pairs.push((classifier.class(&row.label)?, best.unwrap_or(0)));
     }

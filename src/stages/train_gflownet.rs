@@ -25,7 +25,7 @@ use crate::ml::schedule::Ramp;
 use crate::ml::trainer::gflownet::{
     Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, group_by_prompt,
 };
-use crate::ml::trainer::{ModelSize, TrainError};
+use crate::ml::trainer::{Cancel, ModelSize, TrainError};
 use crate::random::Stream;
 
 mod objective;
@@ -462,7 +462,7 @@ impl Kind for TrainGflownet {
         let trained = training::trained_model(&mut policy, self.adapter.as_ref(), &stream)?;
         let merged = merged && policy.adapter.is_none();
         let reward_size = ModelSize::of(&reward.model.config, false);
-        let mut trainer = GflownetTrainer::new(
+        let trainer = GflownetTrainer::new(
             trained.clone(),
             reference,
             Box::new(move |batch| {
@@ -474,13 +474,19 @@ impl Kind for TrainGflownet {
             prompts,
             self.options(&policy),
             &stream,
-            ctx.cancel_flag(),
-        )?;
+            Cancel::new(ctx.cancel_flag()),
+        );
+        let mut trainer = match trainer {
+            Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
+            other => other?,
+        };
         let run = training::Run {
             title: "GFlowNet",
             steps: self.steps,
             checkpoints: &self.checkpoints,
+            optimizer: &self.optimizer,
             on_divergence: self.on_divergence,
+            is_evaluated: false,
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(

@@ -363,13 +363,14 @@ seed: 1
             prompts,
             eos: start.eos.clone(),
         };
-        let mut trainer =
-            PpoTrainer::new(ppo_start, self.options()?, &stream)?.cancelled_by(ctx.cancel_flag());
+        let mut trainer = PpoTrainer::new(ppo_start, self.options()?, &stream)?;
         let run = Run {
             title: "Proximal policy optimisation",
             steps: self.steps,
             checkpoints: &self.checkpoints,
+            optimizer: &self.optimizer,
             on_divergence: self.on_divergence,
+            is_evaluated: false,
         };
         let trained = train(&mut trainer, &run, ctx)?;
         let labelled = trained

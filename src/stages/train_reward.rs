@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
+use super::passes;
 use super::tokenized::{Boundary, Lengths, context_length, tokenize, tokenize_pairs};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
@@ -16,7 +17,7 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
-use crate::ml::trainer::reward::{RewardOptions, RewardTrainer};
+use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
 use crate::random::Stream;
 use crate::sources::embedded::Examiner;
 use crate::stats;
@@ -79,6 +80,8 @@ pub enum Calibration {
 const CALIBRATION_ROWS: usize = 400;
 /// The head's weight among the trained parameters.
 const HEAD_SCORE: &str = "head.score.weight";
+/// Completions that are scored at once, at most.
+const SCORED: usize = 64;
 
 impl Kind for TrainReward {
     const NAME: &'static str = "train_reward";
@@ -144,6 +147,10 @@ impl Kind for TrainReward {
         let stream = Stream::new(self.seed, "train_reward");
         let most = context_length(&model, self.max_tokens);
         let lengths = Lengths::up_to(most).with_boundary(self.boundary);
+        // What could fail after the training fails before it.
+        let examples = &evaluation.examples;
+        let held_out = tokenize_pairs(&model, examples, "held-out pairs", lengths, ctx)?;
+        let calibrated = self.calibrated(&model, &data, lengths)?;
         let pairs = tokenize_pairs(&model, &data.examples, "pairs", lengths, ctx)?;
         let merged = model.adapter.is_some();
         let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
@@ -169,7 +176,9 @@ impl Kind for TrainReward {
             title: "reward model",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
+            optimizer: &self.optimizer,
             on_divergence: OnDivergence::Fail,
+            is_evaluated: true,
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         let folder = ctx.output("model")?;
@@ -183,8 +192,10 @@ impl Kind for TrainReward {
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;
-        self.calibrate(&raw, &data, lengths, &mut description)?;
-        measure(&raw, &evaluation, lengths, &mut description, ctx)?;
+        if let Some(calibrated) = calibrated {
+            calibrate(&raw, &calibrated, &mut description, ctx)?;
+        }
+        measure(&raw, &held_out, &mut description, ctx)?;
         description.save(&folder)?;
         let (accuracy, longer) = (
             description.accuracy.unwrap_or(0.0),
@@ -206,16 +217,23 @@ impl Kind for TrainReward {
     }
 }
 
+/// What scores are calibrated on.
+struct Calibrated {
+    rows: Vec<Vec<u32>>,
+    /// Mean and standard deviation that the scores are to have.
+    target: (f64, f64),
+}
+
 impl TrainReward {
-    fn calibrate(
+    /// Returns the completions that scores are calibrated on, if they are.
+    fn calibrated(
         &self,
-        raw: &RewardModel,
+        model: &LanguageModel,
         data: &Dataset,
         lengths: Lengths,
-        description: &mut RewardDescription,
-    ) -> Result<(), StageError> {
+    ) -> Result<Option<Calibrated>, StageError> {
         if self.calibration == Calibration::None {
-            return Ok(());
+            return Ok(None);
         }
         let examples = &data.examples[..data.examples.len().min(CALIBRATION_ROWS)];
         let examiner = Examiner::new(0);
@@ -224,7 +242,7 @@ impl TrainReward {
             let Some(chosen) = &example.chosen else {
                 continue;
             };
-            if let Some(row) = tokenize(&raw.model, &example.prompt, chosen, lengths)? {
+            if let Some(row) = tokenize(model, &example.prompt, chosen, lengths)? {
                 rows.push(row.tokens);
                 exact.extend(
                     examiner
@@ -233,8 +251,7 @@ impl TrainReward {
                 );
             }
         }
-        let scores = raw.rewards(&rows, 64)?;
-        let (mean, std) = match self.calibration {
+        let target = match self.calibration {
             Calibration::World if exact.len() != rows.len() => {
                 return Err(StageError::new(
                     "`calibration: world` needs prompts of the generated world",
@@ -243,36 +260,52 @@ impl TrainReward {
             Calibration::World => (stats::mean(&exact)?, stats::population_std(&exact)?),
             Calibration::Standard | Calibration::None => (0.0, 1.0),
         };
-        let spread = stats::population_std(&scores)?;
-        if spread <= 0.0 {
-            return Err(StageError::new(
-                "the reward model gives every completion the same score",
-            ));
+        if rows.len() < 2 {
+            return Err(StageError::new(format!(
+                "scores are calibrated on the first {} pairs, of which {} fit into {} tokens: expected at least 2",
+                examples.len(),
+                rows.len(),
+                lengths.most
+            ))
+            .hint("raise `max_tokens`, or leave `calibration` out"));
         }
-        description.scale = std / spread;
-        description.offset = mean - description.scale * stats::mean(&scores)?;
-        Ok(())
+        Ok(Some(Calibrated { rows, target }))
     }
+}
+
+fn calibrate(
+    raw: &RewardModel,
+    Calibrated { rows, target }: &Calibrated,
+    description: &mut RewardDescription,
+    ctx: &mut RunContext,
+) -> Result<(), StageError> {
+    let scores = passes::rewards(ctx, raw, rows, SCORED)?;
+    let spread = stats::population_std(&scores)?;
+    if !(spread > 0.0 && spread.is_finite()) {
+        return Err(StageError::new(format!(
+            "the scores of the reward model have the standard deviation {spread} over {} completions: nothing can be \
+             calibrated",
+            rows.len()
+        )));
+    }
+    description.scale = target.1 / spread;
+    description.offset = target.0 - description.scale * stats::mean(&scores)?;
+    Ok(())
 }
 
 fn measure(
     raw: &RewardModel,
-    evaluation: &Dataset,
-    lengths: Lengths,
+    pairs: &[TokenizedPair],
     description: &mut RewardDescription,
     ctx: &mut RunContext,
 ) -> Result<(), StageError> {
-    let examples = &evaluation.examples;
-    let pairs = tokenize_pairs(&raw.model, examples, "held-out pairs", lengths, ctx)?;
-    let chosen: Vec<Vec<u32>> = pairs
-        .iter()
-        .map(|pair| pair.chosen.tokens.clone())
-        .collect();
-    let rejected: Vec<Vec<u32>> = pairs
-        .iter()
-        .map(|pair| pair.rejected.tokens.clone())
-        .collect();
-    let (better, worse) = (raw.rewards(&chosen, 64)?, raw.rewards(&rejected, 64)?);
+    let sides = |pair: &TokenizedPair| [&pair.chosen, &pair.rejected].map(|row| row.tokens.clone());
+    let lengths = |pair: &TokenizedPair| [&pair.chosen, &pair.rejected].map(|row| row.tokens.len());
+    let part = passes::rows_at_once(pairs.iter().flat_map(lengths), SCORED);
+    let scores = ctx.pass("held-out pairs", pairs, part.div_ceil(2), |pairs| {
+        let rows: Vec<Vec<u32>> = pairs.iter().flat_map(sides).collect();
+        raw.rewards(&rows, part)
+    })?;
     // A tie is half a win.
     let share = |wins: &mut dyn Iterator<Item = std::cmp::Ordering>| {
         let sum: f64 = wins
@@ -285,13 +318,15 @@ fn measure(
         sum / pairs.len() as f64
     };
     description.accuracy = Some(share(
-        &mut better.iter().zip(&worse).map(|(a, b)| a.total_cmp(b)),
+        &mut scores
+            .chunks_exact(2)
+            .map(|pair| pair[0].total_cmp(&pair[1])),
     ));
     description.longer_wins = Some(share(
-        &mut chosen
+        &mut pairs
             .iter()
-            .zip(&rejected)
-            .map(|(a, b)| a.len().cmp(&b.len())),
+            .map(lengths)
+            .map(|[chosen, rejected]| chosen.cmp(&rejected)),
     ));
     Ok(())
 }

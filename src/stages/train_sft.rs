@@ -132,6 +132,13 @@ impl Kind for TrainSft {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let context = model.config.max_position_embeddings;
+        if let Some(length) = self.packing.filter(|length| *length > context) {
+            return Err(StageError::new(format!(
+                "`packing` makes rows of {length} tokens, the model takes {context}"
+            ))
+            .hint(format!("lower `packing` to {context} or less")));
+        }
         let mut examples = Vec::new();
         for input in ctx.inputs("data") {
             examples.extend(Dataset::read(&input.path)?.examples);
@@ -160,7 +167,9 @@ impl Kind for TrainSft {
             title: "supervised training",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
+            optimizer: &self.optimizer,
             on_divergence: OnDivergence::Fail,
+            is_evaluated: false,
         };
         let result = training::train(&mut trainer, &run, ctx)?;
         training::save_model(&model, merged, &trained, &result.end, &ctx.output("model")?)?;

@@ -21,7 +21,7 @@ use crate::ml::parameters::{Weights, load, save};
 use crate::ml::schedule::{Decay, Schedule};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::policy::TrainedModel;
-use crate::ml::trainer::{self, StepReport, TrainError, Trainer, TrainerState};
+use crate::ml::trainer::{self, Cancel, StepReport, TrainError, Trainer, TrainerState};
 use crate::random::Stream;
 
 /// AdamW and its schedule.
@@ -226,8 +226,12 @@ pub(super) struct Run<'a> {
     pub steps: u64,
     /// Steps after which the parameters are kept under a label.
     pub checkpoints: &'a BTreeMap<String, u64>,
+    /// AdamW and its schedule.
+    pub optimizer: &'a OptimizerParams,
     /// What divergence means.
     pub on_divergence: OnDivergence,
+    /// Whether an evaluation follows, which is not to cost the steps if it is interrupted.
+    pub is_evaluated: bool,
 }
 
 /// How a training continues from a shorter one, if its learning rate does not depend on its length.
@@ -261,6 +265,7 @@ pub(super) fn train(
     ctx: &mut RunContext,
 ) -> Result<Trained, StageError> {
     let folder = ctx.checkpoints()?.to_owned();
+    trainer.cancelled_by(Cancel::new(ctx.cancel_flag()));
     let mut progress = Record::default();
     if let Some((record, state)) = resumable(&folder, run, ctx)? {
         trainer::restore(trainer, &state)?;
@@ -270,8 +275,15 @@ pub(super) fn train(
         ));
         progress = record;
     }
+    let warmup = run.optimizer.warmup_steps;
+    if warmup > run.steps {
+        ctx.note(&format!(
+            "the warm-up of {warmup} steps is longer than the training of {}: the learning rate ends at {:.3} of `lr`",
+            run.steps,
+            run.steps as f64 / warmup as f64
+        ));
+    }
     let (mut saved, clock, first) = (Instant::now(), Instant::now(), progress.step);
-    let mut spoken = Instant::now();
     while progress.step < run.steps && progress.diverged.is_none() {
         let last_good = trainer::parameters(trainer)?;
         let updates = trainer.optimizer().steps();
@@ -295,23 +307,20 @@ pub(super) fn train(
             publish(&ctx.kept_at(progress.step), &trainer::parameters(trainer)?)?;
         }
         let done = progress.step == run.steps;
-        if done || spoken.elapsed() > Duration::from_millis(100) {
-            spoken = Instant::now();
-            let seconds = clock.elapsed().as_secs_f64();
-            let rate = (progress.step - first) as f64 / seconds;
-            let mut metrics: IndexMap<String, f64> = report
-                .metrics
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), *value))
-                .collect();
-            metrics.insert("tokens/s".to_owned(), report.trained_tokens as f64 * rate);
-            ctx.progress(Progress {
-                step: progress.step,
-                total: run.steps,
-                unit: "steps".to_owned(),
-                metrics,
-            });
-        }
+        let seconds = clock.elapsed().as_secs_f64();
+        let rate = (progress.step - first) as f64 / seconds;
+        let mut metrics: IndexMap<String, f64> = report
+            .metrics
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect();
+        metrics.insert("tokens/s".to_owned(), report.trained_tokens as f64 * rate);
+        ctx.progress(Progress {
+            step: progress.step,
+            total: run.steps,
+            unit: "steps".to_owned(),
+            metrics,
+        });
         if ctx.is_cancelled() && !done {
             checkpoint(&folder, &progress, &trainer::state(trainer)?)?;
             return Err(StageError::Interrupted);
@@ -327,9 +336,11 @@ pub(super) fn train(
                 .hint("lower the learning rate, or set `on_divergence: complete` to keep what it had learnt"));
         }
         ctx.note(&format!("diverged at step {}: {reason}", progress.step));
-    } else if ctx.continues() {
+    } else if ctx.continues() || run.is_evaluated {
         checkpoint(&folder, &progress, &trainer::state(trainer)?)?;
-        ctx.keep_end_state();
+        if ctx.continues() {
+            ctx.keep_end_state();
+        }
     }
     let end = trainer::parameters(trainer)?;
     let mut labelled = BTreeMap::new();

@@ -60,10 +60,31 @@ impl Worker<'_> {
         &self,
         try_folder: &Path,
     ) -> Result<(Inputs, Vec<Watched>), Failure> {
+        /// Bytes that take a moment to check, so that people want to know.
+        const MANY: u64 = 1 << 28;
         let mut inputs = Inputs::new();
         let mut watched = Vec::new();
+        let files = self
+            .job
+            .inputs
+            .iter()
+            .flat_map(|input| &input.artifact.files);
+        let total: u64 = files.map(|file| file.size).sum();
+        let mut checked = 0;
         for input in &self.job.inputs {
             for file in &input.artifact.files {
+                if self.cancelled.load(Ordering::Relaxed) {
+                    return Err(StageError::Interrupted.into());
+                }
+                if total >= MANY {
+                    self.events.clone().progress(Progress {
+                        step: checked,
+                        total,
+                        unit: "bytes".to_owned(),
+                        ..Progress::default()
+                    });
+                }
+                checked += file.size;
                 let stat = self
                     .inputs_from
                     .check_object(&file.digest)

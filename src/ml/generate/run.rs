@@ -124,7 +124,8 @@ impl Job<'_> {
             // Prompts are read several at a time: reading few is slow.
             if rows.len() <= self.options.batch_size / 2 {
                 let free = (self.options.batch_size - rows.len()).min(waiting.len());
-                rows.extend(self.read(decoder, waiting.drain(..free))?);
+                let read = self.read(decoder, waiting.drain(..free), &mut || progress(state))?;
+                rows.extend(read);
             }
             state.tokens += rows.len();
             let finished = self.advance(decoder, &mut rows)?;
@@ -139,12 +140,15 @@ impl Job<'_> {
         Ok(completions)
     }
 
-    /// Reads prompts, equal ones once.
+    /// Reads prompts, equal ones once; between two parts of them it asks whether to go on.
     fn read<D: Decoder>(
         &self,
         decoder: &D,
         indices: impl Iterator<Item = usize>,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Vec<Row<D::Memory>>> {
+        /// Tokens of a part: seconds for a model of some hundred million parameters.
+        const TOKENS: usize = 4096;
         let indices: Vec<usize> = indices.collect();
         let mut places: BTreeMap<&[u32], usize> = BTreeMap::new();
         for index in &indices {
@@ -155,10 +159,15 @@ impl Job<'_> {
         for (prompt, place) in &places {
             distinct[*place] = prompt;
         }
-        if distinct.is_empty() {
-            return Ok(Vec::new());
+        let longest = distinct.iter().map(|prompt| prompt.len()).max();
+        let part = (TOKENS / longest.unwrap_or(1).max(1)).max(1);
+        let mut read = Vec::with_capacity(distinct.len());
+        for prompts in distinct.chunks(part) {
+            if !read.is_empty() && go_on().is_break() {
+                return Err(GenerateError::Cancelled);
+            }
+            read.extend(decoder.read(prompts)?);
         }
-        let read = decoder.read(&distinct)?;
         Ok(indices
             .into_iter()
             .map(|index| {

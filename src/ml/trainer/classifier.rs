@@ -4,7 +4,7 @@ use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 
 use super::batches::Epochs;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::bert::{BertClassifier, PackedTokens};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
 use crate::ml::schedule::Schedule;
@@ -61,6 +61,7 @@ pub struct ClassifierTrainer {
     optimizer: AdamW,
     epochs: Epochs,
     flops_per_token: f64,
+    cancel: Cancel,
 }
 
 impl ClassifierTrainer {
@@ -91,6 +92,7 @@ impl ClassifierTrainer {
             6.0
         };
         Ok(Self {
+            cancel: Cancel::default(),
             optimizer: AdamW::new(vec![group], options.optimizer)?,
             epochs: Epochs::new(rows.len(), options.batch_size, stream.child("batches")),
             flops_per_token: passes * matrices,
@@ -117,6 +119,7 @@ impl Trainer for ClassifierTrainer {
         let mut report = StepReport::default();
         let (mut loss, mut right) = (0.0, 0);
         for chunk in rows.chunks(self.options.micro_batch) {
+            self.cancel.check()?;
             let tokens: Vec<&[u32]> = chunk.iter().map(|row| row.tokens.as_slice()).collect();
             let logits = self.classifier.logits(&PackedTokens::new(&tokens))?;
             let device = logits.device();
@@ -157,6 +160,10 @@ impl Trainer for ClassifierTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 }
 

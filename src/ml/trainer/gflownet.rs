@@ -8,8 +8,6 @@ mod loss;
 mod rollout;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -20,14 +18,14 @@ use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};
 use super::policy::TrainedModel;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead, ScalarNetwork};
 use crate::ml::llama::{Llama, TokenBatch};
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::trajectory_balance::initial_log_z;
 use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories, Windows};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::replay_buffer::ReplayBuffer;
+use crate::ml::replay_buffer::{Completion as Remembered, ReplayBuffer};
 use crate::ml::schedule::{Ramp, Schedule};
 use crate::random::Stream;
 
@@ -183,7 +181,7 @@ pub struct GflownetTrainer {
     /// The completions that the next update is to see again.
     held: Option<Batch>,
     monitor: DivergenceMonitor,
-    cancelled: Arc<AtomicBool>,
+    cancel: Cancel,
 }
 
 /// What changes from step to step beside tensors.
@@ -204,6 +202,15 @@ struct Batch {
     groups: Vec<Vec<TokenizedCompletion>>,
     /// Summed log-probabilities under the policy of the first step, where they are needed.
     drawn: Option<Vec<f64>>,
+}
+
+/// What a step found in place of what it has changed.
+#[derive(Default)]
+struct Undo {
+    /// Completions in the buffer of each prompt that got more.
+    remembered: Vec<(u64, Vec<Remembered>)>,
+    /// The completions of earlier updates, if others were taken.
+    held: Option<Option<Batch>>,
 }
 
 /// Sums over the micro-batches of a step.
@@ -233,7 +240,7 @@ impl GflownetTrainer {
         prompts: Vec<PromptCompletions>,
         options: GflownetOptions,
         stream: &Stream,
-        cancelled: Arc<AtomicBool>,
+        cancel: Cancel,
     ) -> Result<Self, TrainError> {
         if prompts.is_empty() {
             return Err(TrainError::Data(
@@ -327,7 +334,7 @@ impl GflownetTrainer {
             log_z,
             log_z_network,
             log_z_dropout: stream.child("log_z_dropout"),
-            cancelled,
+            cancel,
         };
         trainer.start_log_z()?;
         Ok(trainer)
@@ -362,7 +369,7 @@ impl GflownetTrainer {
             Some(start) => start,
             None => {
                 let items = self.epochs.at(0);
-                let groups = self.rows(0, &items)?.groups;
+                let groups = self.rows(0, &items, &mut Undo::default())?.groups;
                 let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
                 let actions = Actions::new(&rows);
                 let log_pf = actions.frozen_log_probs(&self.model.llama.detached())?;
@@ -385,6 +392,16 @@ impl GflownetTrainer {
         };
         var.set(&Tensor::new(&[start as f32], var.device())?)?;
         Ok(())
+    }
+
+    /// Makes what a step has changed but for the model what it was before.
+    fn take_back(&mut self, step: Undo) {
+        for (prompt, completions) in step.remembered {
+            self.buffer.set(prompt, completions);
+        }
+        if let Some(held) = step.held {
+            self.held = held;
+        }
     }
 
     fn needs_reference(&self) -> bool {
@@ -413,7 +430,56 @@ impl Sums {
 
 impl Trainer for GflownetTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
-        let (batch, rows) = self.batch(step)?;
+        let mut undo = Undo::default();
+        let found = self.make_step(step, &mut undo);
+        if matches!(found, Err(TrainError::Cancelled)) {
+            self.take_back(undo);
+        }
+        found
+    }
+
+    fn optimizer(&mut self) -> &mut AdamW {
+        &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
+    }
+
+    fn values(&self) -> Json {
+        serde_json::to_value(Values {
+            buffer: self.buffer.clone(),
+            monitor: self.monitor.clone(),
+            held: self.held.clone(),
+        })
+        .unwrap_or_default()
+    }
+
+    fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
+        let values: Values = serde_json::from_value(values.clone())
+            .map_err(|error| TrainError::State(error.to_string()))?;
+        if let Some(batch) = &values.held {
+            let rows = batch.groups.iter().flatten();
+            let faulty = rows
+                .clone()
+                .any(|row| !(1..row.tokens.len()).contains(&row.prompt_length));
+            let drawn = batch.drawn.as_ref();
+            if faulty || drawn.is_some_and(|drawn| drawn.len() != rows.count()) {
+                return Err(TrainError::State(
+                    "its completions are not whole".to_owned(),
+                ));
+            }
+        }
+        self.buffer = values.buffer;
+        self.monitor = values.monitor;
+        self.held = values.held;
+        Ok(())
+    }
+}
+
+impl GflownetTrainer {
+    fn make_step(&mut self, step: u64, undo: &mut Undo) -> Result<StepReport, TrainError> {
+        let (batch, rows) = self.batch(step, undo)?;
         let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
         let (total, units) = (all.len() as f64, self.units(&all));
         let mut gradients = Gradients::default();
@@ -424,6 +490,7 @@ impl Trainer for GflownetTrainer {
             if count == 0 {
                 continue;
             }
+            self.cancel.check()?;
             let part = Part {
                 groups,
                 first_row,
@@ -475,7 +542,7 @@ impl Trainer for GflownetTrainer {
         metrics.insert("grad_norm", gradient_norm);
         let mut kl = None;
         if self.options.monitor_every > 0 && (step + 1).is_multiple_of(self.options.monitor_every) {
-            let (estimate, _) = self.kl(step)?;
+            let estimate = self.kl(step)?;
             metrics.insert("kl", estimate);
             kl = Some(estimate);
         }
@@ -491,40 +558,6 @@ impl Trainer for GflownetTrainer {
             report.diverged = Some(divergence.to_string());
         }
         Ok(report)
-    }
-
-    fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
-    }
-
-    fn values(&self) -> Json {
-        serde_json::to_value(Values {
-            buffer: self.buffer.clone(),
-            monitor: self.monitor.clone(),
-            held: self.held.clone(),
-        })
-        .unwrap_or_default()
-    }
-
-    fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
-        let values: Values = serde_json::from_value(values.clone())
-            .map_err(|error| TrainError::State(error.to_string()))?;
-        if let Some(batch) = &values.held {
-            let rows = batch.groups.iter().flatten();
-            let faulty = rows
-                .clone()
-                .any(|row| !(1..row.tokens.len()).contains(&row.prompt_length));
-            let drawn = batch.drawn.as_ref();
-            if faulty || drawn.is_some_and(|drawn| drawn.len() != rows.count()) {
-                return Err(TrainError::State(
-                    "its completions are not whole".to_owned(),
-                ));
-            }
-        }
-        self.buffer = values.buffer;
-        self.monitor = values.monitor;
-        self.held = values.held;
-        Ok(())
     }
 }
 

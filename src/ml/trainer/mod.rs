@@ -16,6 +16,10 @@ pub mod ppo;
 pub mod reward;
 pub mod supervised;
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use serde_json::Value as Json;
@@ -69,6 +73,34 @@ pub enum TrainError {
     Cancelled,
 }
 
+/// A request to stop, which may come in the middle of a step.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Stops when the flag is set.
+    pub fn new(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+
+    /// Fails once the training is to stop.
+    pub fn check(&self) -> Result<(), TrainError> {
+        match self.flow() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(TrainError::Cancelled),
+        }
+    }
+
+    /// Tells a callback's caller whether to go on.
+    pub fn flow(&self) -> ControlFlow<()> {
+        if self.0.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
 /// What one optimizer step did.
 #[derive(Debug, Clone, Default)]
 pub struct StepReport {
@@ -100,6 +132,10 @@ pub trait Trainer {
 
     /// Returns the optimiser, which holds every trained parameter.
     fn optimizer(&mut self) -> &mut AdamW;
+
+    /// Makes a step end with [`TrainError::Cancelled`] soon after it is asked to: at the latest after a micro-batch. If the
+    /// optimiser has made no step by then, everything else is as it was before the step, too.
+    fn cancelled_by(&mut self, cancel: Cancel);
 
     /// Returns what else changes from step to step (controllers, buffers, monitors).
     fn values(&self) -> Json {

@@ -7,7 +7,7 @@ use super::batches::{Epochs, TokenizedCompletion, tokens_before_end};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::reward::TokenizedPair;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::llama::Llama;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::Windows;
@@ -68,6 +68,7 @@ pub struct PairTrainer {
     optimizer: AdamW,
     epochs: Epochs,
     size: ModelSize,
+    cancel: Cancel,
 }
 
 /// What a micro-batch gives; numbers are means over its pairs.
@@ -90,12 +91,22 @@ impl PairTrainer {
                 "there are no preference pairs to train on: the split is empty".to_owned(),
             ));
         }
+        if matches!(
+            options.objective,
+            PairObjective::GflownetDpo { released: true, .. }
+        ) && pairs.iter().any(|pair| pair.chosen.prompt_length < 2)
+        {
+            return Err(TrainError::Data(
+                "the released code's loss reads the last but one token of the prompt: a prompt has one token".to_owned(),
+            ));
+        }
         let group = ParameterGroup {
             parameters: model.llama.trainable().to_vec(),
             learning_rate: LearningRate::Multiple(1.0),
             weight_decay: options.weight_decay,
         };
         Ok(Self {
+            cancel: Cancel::default(),
             optimizer: AdamW::new(vec![group], options.optimizer)?,
             epochs: Epochs::new(pairs.len(), options.batch_size, stream.child("batches")),
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
@@ -133,6 +144,7 @@ impl PairTrainer {
             .collect();
         let policy = self.model.llama.detached();
         for rows in rows.chunks(2 * self.options.micro_batch) {
+            self.cancel.check()?;
             let actions = Actions::new(&rows.iter().collect::<Vec<_>>());
             let ratio = (actions.frozen_log_probs(&policy)?
                 - actions.frozen_log_probs(&self.reference)?)?;
@@ -266,11 +278,6 @@ impl PairTrainer {
         else {
             unreachable!("the objective is another")
         };
-        if rows.iter().any(|row| row.prompt_length < 2) {
-            return Err(TrainError::Data(
-                "the released code's loss reads the last but one token of the prompt: a prompt has one token".to_owned(),
-            ));
-        }
         // One place earlier, as the released mask is.
         let earlier: Vec<TokenizedCompletion> = rows
             .iter()
@@ -376,6 +383,7 @@ impl PairTrainer {
         let mut report = StepReport::default();
         let mut loss = 0.0;
         for (index, chunk) in items.chunks(self.options.micro_batch).enumerate() {
+            self.cancel.check()?;
             let rows = self.rows(chunk);
             let actions = Actions::new(&rows);
             let dropout = step * self.options.batch_size as u64 + index as u64;
@@ -437,6 +445,10 @@ impl Trainer for PairTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 }
 

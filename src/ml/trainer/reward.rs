@@ -6,7 +6,7 @@ use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, ScalarHead};
 use crate::ml::llama::HEAD;
 use crate::ml::objectives::Normaliser;
@@ -54,6 +54,7 @@ pub struct RewardTrainer {
     epochs: Epochs,
     fractions: Stream,
     size: ModelSize,
+    cancel: Cancel,
 }
 
 impl RewardTrainer {
@@ -80,6 +81,7 @@ impl RewardTrainer {
             weight_decay: options.weight_decay,
         };
         Ok(Self {
+            cancel: Cancel::default(),
             optimizer: AdamW::new(vec![group], options.optimizer)?,
             epochs: Epochs::new(pairs.len(), options.batch_size, stream.child("batches")),
             fractions: stream.child("prefix fractions"),
@@ -115,6 +117,7 @@ impl Trainer for RewardTrainer {
             .chunks(self.options.micro_batch)
             .zip(fractions.chunks(self.options.micro_batch));
         for (index, (chunk, fractions)) in chunks.enumerate() {
+            self.cancel.check()?;
             let count = chunk.len();
             let rows: Vec<&TokenizedCompletion> = chunk
                 .iter()
@@ -180,6 +183,10 @@ impl Trainer for RewardTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 }
 

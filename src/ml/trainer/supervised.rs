@@ -5,7 +5,7 @@ use candle_core::Device;
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::llama::TokenBatch;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::supervised::{completion_mask, supervised};
@@ -40,6 +40,7 @@ pub struct SupervisedTrainer {
     optimizer: AdamW,
     epochs: Epochs,
     size: ModelSize,
+    cancel: Cancel,
 }
 
 impl SupervisedTrainer {
@@ -61,6 +62,7 @@ impl SupervisedTrainer {
             weight_decay: options.weight_decay,
         };
         Ok(Self {
+            cancel: Cancel::default(),
             optimizer: AdamW::new(vec![group], options.optimizer)?,
             epochs: Epochs::new(rows.len(), options.batch_size, stream.child("batches")),
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
@@ -96,6 +98,7 @@ impl Trainer for SupervisedTrainer {
         let mut report = StepReport::default();
         let (mut sum, mut flops) = (0.0, 0.0);
         for (index, chunk) in rows.chunks(self.options.micro_batch).enumerate() {
+            self.cancel.check()?;
             let tokens: Vec<&[u32]> = chunk.iter().map(|row| row.tokens.as_slice()).collect();
             let batch = TokenBatch::right_padded(&tokens);
             let lengths: Vec<usize> = tokens.iter().map(|row| row.len()).collect();
@@ -137,5 +140,9 @@ impl Trainer for SupervisedTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 }

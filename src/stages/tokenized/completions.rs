@@ -8,6 +8,7 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::tokenizer::{Tokenizer, TokenizerError};
 use crate::ml::trainer::TokenizedCompletion;
+use crate::stages::passes;
 
 /// Completions that every one of some models can read.
 pub(in crate::stages) struct Scorable {
@@ -26,7 +27,7 @@ pub(in crate::stages) fn scorable(
     let mut rows = from_table(table)?;
     let of_models: Vec<Vec<Option<TokenizedCompletion>>> = models
         .iter()
-        .map(|model| tokenize_completions(&rows, model))
+        .map(|model| tokenize_completions(&rows, model, ctx))
         .collect::<Result<_, _>>()?;
     let fits: Vec<bool> = (0..rows.len())
         .map(|row| of_models.iter().all(|found| found[row].is_some()))
@@ -65,18 +66,24 @@ pub(in crate::stages) fn scorable(
 pub(in crate::stages) fn tokenize_completions(
     rows: &[CompletionRow],
     model: &LanguageModel,
+    ctx: &mut RunContext,
 ) -> Result<Vec<Option<TokenizedCompletion>>, StageError> {
-    let tokenized = rows.iter().enumerate().map(|(index, row)| {
-        let sequence = sequence(row, &model.tokenizer, &model.eos)?;
-        if sequence.tokens.len() > model.config.max_position_embeddings {
-            return Ok(None);
+    let mut index = 0;
+    ctx.pass("completions read", rows, passes::TEXTS, |rows| {
+        let mut sequences = Vec::with_capacity(rows.len());
+        for row in rows {
+            let sequence = sequence(row, &model.tokenizer, &model.eos)?;
+            let fits = sequence.tokens.len() <= model.config.max_position_embeddings;
+            if fits {
+                check_vocabulary(model, &sequence.tokens, || {
+                    format!("completion {index}, of question {}", row.question_id)
+                })?;
+            }
+            sequences.push(fits.then_some(sequence));
+            index += 1;
         }
-        check_vocabulary(model, &sequence.tokens, || {
-            format!("completion {index}, of question {}", row.question_id)
-        })?;
-        Ok(Some(sequence))
-    });
-    tokenized.collect()
+        Ok::<_, StageError>(sequences)
+    })
 }
 
 fn sequence(

@@ -5,6 +5,7 @@ use crate::artifacts::dataset::Example;
 use crate::artifacts::language_model::LanguageModel;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
+use crate::stages::passes;
 
 /// A prompt of a dataset as a model reads it.
 pub(in crate::stages) struct TokenizedPrompt {
@@ -30,24 +31,29 @@ pub(in crate::stages) fn tokenize_prompts(
 ) -> Result<Vec<TokenizedPrompt>, StageError> {
     let mut prompts = Vec::new();
     let mut left_out = 0;
-    for (place, (row, example)) in examples.iter().enumerate() {
-        if prompts.len() == wanted {
-            break;
+    let mut place = 0;
+    ctx.pass("prompts read", examples, passes::TEXTS, |examples| {
+        for (row, example) in examples {
+            if prompts.len() == wanted {
+                break;
+            }
+            let whole = model.tokenizer.encode_prompt(&example.prompt)?;
+            let length = whole.len();
+            let tokens = model.tokenizer.cut_prompt(whole, cut);
+            if (1..=most).contains(&tokens.len()) {
+                check_vocabulary(model, &tokens, || format!("row {row} of the dataset"))?;
+                prompts.push(TokenizedPrompt {
+                    place,
+                    is_cut: tokens.len() < length,
+                    tokens,
+                });
+            } else {
+                left_out += 1;
+            }
+            place += 1;
         }
-        let whole = model.tokenizer.encode_prompt(&example.prompt)?;
-        let length = whole.len();
-        let tokens = model.tokenizer.cut_prompt(whole, cut);
-        if !(1..=most).contains(&tokens.len()) {
-            left_out += 1;
-            continue;
-        }
-        check_vocabulary(model, &tokens, || format!("row {row} of the dataset"))?;
-        prompts.push(TokenizedPrompt {
-            place,
-            is_cut: tokens.len() < length,
-            tokens,
-        });
-    }
+        Ok::<[(); 0], StageError>([])
+    })?;
     if left_out > 0 {
         let seen = prompts.len() + left_out;
         ctx.note(&format!(

@@ -1,11 +1,11 @@
 //! Where the completions of a step come from: the data set, the policy, the replay buffer.
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
 
-use super::{Batch, GflownetTrainer, Objective, TokenizedCompletion, TrainError};
-use crate::ml::generate::{Completion, GenerateOptions, Sampling, Strategy, generate};
+use super::{Batch, Cancel, GflownetTrainer, Objective, TokenizedCompletion, TrainError, Undo};
+use crate::ml::generate::{
+    Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
+};
 use crate::ml::objectives::importance::summed_log_probs;
 use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
@@ -26,7 +26,11 @@ pub(super) struct Rows {
 
 impl GflownetTrainer {
     /// Returns the completions that a step learns from, and what was done to get them: `groups` are in the batch alone.
-    pub(super) fn batch(&mut self, step: u64) -> Result<(Batch, Rows), TrainError> {
+    pub(super) fn batch(
+        &mut self,
+        step: u64,
+        undo: &mut Undo,
+    ) -> Result<(Batch, Rows), TrainError> {
         let updates = self.options.updates_per_batch.max(1);
         let first = step - step % updates;
         if step > first {
@@ -37,7 +41,7 @@ impl GflownetTrainer {
             return Ok((batch, Rows::default()));
         }
         let items = self.epochs.at(step / updates);
-        let mut rows = self.rows(step, &items)?;
+        let mut rows = self.rows(step, &items, undo)?;
         let mut batch = Batch {
             step,
             groups: std::mem::take(&mut rows.groups),
@@ -53,7 +57,7 @@ impl GflownetTrainer {
             ) {
                 batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
             }
-            self.held = Some(batch.clone());
+            undo.held = Some(self.held.replace(batch.clone()));
         }
         Ok((batch, rows))
     }
@@ -71,6 +75,7 @@ impl GflownetTrainer {
             if rows.is_empty() {
                 continue;
             }
+            self.cancel.check()?;
             let actions = Actions::new(&rows);
             let log_pf = actions.frozen_log_probs(&policy)?;
             sums.extend(summed_log_probs(&log_pf, &actions.lengths)?);
@@ -80,7 +85,12 @@ impl GflownetTrainer {
     }
 
     /// Chooses, samples and remembers the completions of a step.
-    pub(super) fn rows(&mut self, step: u64, items: &[usize]) -> Result<Rows, TrainError> {
+    pub(super) fn rows(
+        &mut self,
+        step: u64,
+        items: &[usize],
+        undo: &mut Undo,
+    ) -> Result<Rows, TrainError> {
         let per_prompt = self.options.completions_per_prompt;
         let share = |share: f64| (share * per_prompt as f64).round() as usize;
         let on_policy = share(self.options.on_policy);
@@ -91,7 +101,7 @@ impl GflownetTrainer {
             sampled: 0,
             flops: 0.0,
         };
-        let sampled = self.sample(step, items, on_policy, &mut rows)?;
+        let sampled = self.sample(step, items, on_policy, &mut rows, undo)?;
         for (place, item) in items.iter().enumerate() {
             let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
             let prompt = &self.prompts[*item];
@@ -131,6 +141,7 @@ impl GflownetTrainer {
         items: &[usize],
         count: usize,
         rows: &mut Rows,
+        undo: &mut Undo,
     ) -> Result<Vec<Vec<TokenizedCompletion>>, TrainError> {
         let mut groups: Vec<Vec<TokenizedCompletion>> = vec![Vec::new(); items.len()];
         if count == 0 {
@@ -141,7 +152,7 @@ impl GflownetTrainer {
             .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
             .collect();
         let temperature = self.temperature(step);
-        let completions = self.generate(&prompts, step, temperature, true)?;
+        let completions = self.generate(&prompts, step, temperature, &self.cancel)?;
         for (index, completion) in completions.into_iter().enumerate() {
             rows.generated += completion.tokens.len() as u64;
             rows.truncated += usize::from(completion.truncated);
@@ -157,6 +168,12 @@ impl GflownetTrainer {
             let actions = Actions::new(&flat);
             // Before any tempering or standardising, which change from step to step.
             let log_r = self.untempered_log_r(&actions)?;
+            // Each prompt once, before any of its completions comes in.
+            let before: BTreeMap<u64, Vec<Remembered>> = items
+                .iter()
+                .map(|item| (*item as u64, self.buffer.completions(*item as u64).to_vec()))
+                .collect();
+            undo.remembered = before.into_iter().collect();
             for (index, (row, log_r)) in flat.into_iter().zip(log_r).enumerate() {
                 let remembered = Remembered {
                     tokens: row.tokens[row.prompt_length..].to_vec(),
@@ -188,7 +205,7 @@ impl GflownetTrainer {
         prompts: &[Vec<u32>],
         step: u64,
         temperature: f64,
-        cancellable: bool,
+        cancel: &Cancel,
     ) -> Result<Vec<Completion>, TrainError> {
         let options = GenerateOptions {
             batch_size: 64,
@@ -200,30 +217,18 @@ impl GflownetTrainer {
         });
         let stream = self.sampling.child(&step.to_string());
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
-        let cancelled = Arc::clone(&self.cancelled);
-        let found = generate(
-            &self.model.llama,
-            prompts,
-            &options,
-            &strategy,
-            &stream,
-            &keys,
-            &mut |_| {
-                if cancellable && cancelled.load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            },
-        );
-        if cancellable && self.cancelled.load(Ordering::Relaxed) {
-            return Err(TrainError::Cancelled);
-        }
-        Ok(found?)
+        let model = &self.model.llama;
+        let go_on = &mut |_| cancel.flow();
+        generate(model, prompts, &options, &strategy, &stream, &keys, go_on).map_err(|error| {
+            match error {
+                GenerateError::Cancelled => TrainError::Cancelled,
+                other => TrainError::Generate(other),
+            }
+        })
     }
 
     /// Estimates the KL divergence of the policy to the reference from samples of the policy.
-    pub(super) fn kl(&self, step: u64) -> Result<(f64, u64), TrainError> {
+    pub(super) fn kl(&self, step: u64) -> Result<f64, TrainError> {
         let count = self.options.monitor_completions;
         let prompts: Vec<Vec<u32>> = (0..count)
             .map(|index| {
@@ -233,7 +238,7 @@ impl GflownetTrainer {
             })
             .collect();
         // Its own stream: watching must not change what the training samples.
-        let completions = self.generate(&prompts, u64::MAX - step, 1.0, false)?;
+        let completions = self.generate(&prompts, u64::MAX - step, 1.0, &Cancel::default())?;
         let rows: Vec<TokenizedCompletion> = prompts
             .iter()
             .zip(&completions)
@@ -247,12 +252,6 @@ impl GflownetTrainer {
         let policy = actions.frozen_log_probs(&self.model.llama.detached())?;
         let reference = actions.frozen_log_probs(&self.reference)?;
         let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
-        Ok((
-            estimate.trimmed,
-            completions
-                .iter()
-                .map(|completion| completion.tokens.len() as u64)
-                .sum(),
-        ))
+        Ok(estimate.trimmed)
     }
 }

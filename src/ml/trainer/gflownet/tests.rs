@@ -1,5 +1,8 @@
 //! `FlowRL` and completions that serve several updates, with tiny models and a rule for rewards.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::Device;
 
 use super::super::fixture::{assert_slopes, bits, config, lora, models};
@@ -77,11 +80,20 @@ fn options() -> GflownetOptions {
 }
 
 fn trainer_of(options: GflownetOptions, lora: Option<&LoraConfig>) -> GflownetTrainer {
+    trainer_on(options, lora, &[])
+}
+
+/// A trainer whose data set has these completions of each prompt.
+fn trainer_on(
+    options: GflownetOptions,
+    lora: Option<&LoraConfig>,
+    completions: &[&[u32]],
+) -> GflownetTrainer {
     let (model, reference) = models(&config(), lora);
     let prompts = [vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0]];
     let prompts = prompts.map(|prompt| PromptCompletions {
+        completions: completions.iter().map(|end| row(&prompt, end)).collect(),
         prompt,
-        completions: Vec::new(),
     });
     GflownetTrainer::new(
         model,
@@ -91,9 +103,16 @@ fn trainer_of(options: GflownetOptions, lora: Option<&LoraConfig>) -> GflownetTr
         prompts.to_vec(),
         options,
         &Stream::new(5, "gflownet"),
-        Arc::default(),
+        Cancel::default(),
     )
     .unwrap()
+}
+
+fn row(prompt: &[u32], completion: &[u32]) -> TokenizedCompletion {
+    TokenizedCompletion {
+        tokens: [prompt, completion].concat(),
+        prompt_length: prompt.len(),
+    }
 }
 
 fn run(trainer: &mut GflownetTrainer, steps: std::ops::Range<u64>) -> Vec<StepReport> {
@@ -206,10 +225,6 @@ fn every_parameter_of_policy_and_network_learns_by_its_slope() {
 
 #[test]
 fn the_network_reads_the_prompt_without_its_last_token() {
-    let row = |prompt: &[u32], completion: &[u32]| TokenizedCompletion {
-        tokens: [prompt, completion].concat(),
-        prompt_length: prompt.len(),
-    };
     let rows = [row(&[0, 3, 4], &[7, EOS]), row(&[0], &[7, 7, 7, EOS])];
     let actions = Actions::new(&rows.iter().collect::<Vec<_>>());
     let hidden: Vec<f32> = (0..20).map(|place| place as f32).collect();
@@ -289,4 +304,30 @@ fn held_completions_that_are_not_whole_are_refused() {
         error.contains("it lacks the completions of step 0"),
         "{error}"
     );
+}
+
+#[test]
+fn a_step_given_up_before_its_update_has_changed_nothing() {
+    let options = GflownetOptions {
+        on_policy: 0.5,
+        replay: 0.5,
+        micro_batch: 1,
+        updates_per_batch: 2,
+        ..options()
+    };
+    let mut trainer = trainer_of(options.clone(), None);
+    run(&mut trainer, 0..2);
+    let before = trainer::state(&mut trainer).unwrap();
+    // The rewards are asked for after completions have come into the buffer: stop then.
+    let flag = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&flag);
+    trainer.rewards = Box::new(move |batch| {
+        stop.store(true, Ordering::Relaxed);
+        rule(batch)
+    });
+    trainer.cancelled_by(Cancel::new(flag));
+    assert!(matches!(trainer.step(2), Err(TrainError::Cancelled)));
+    let after = trainer::state(&mut trainer).unwrap();
+    assert_eq!(before.values, after.values);
+    assert!(bits(&before.tensors) == bits(&after.tensors));
 }

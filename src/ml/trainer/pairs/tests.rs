@@ -220,10 +220,12 @@ fn completions_of_one_token_and_cut_ones_are_whole_rows() {
     let largest = gradient.max_all().unwrap().to_scalar::<f32>().unwrap();
     assert_eq!(largest, 0.0);
     // The released loss reads the token before the prompt's last.
-    let mut trainer = moved(options(gdpo(true)), None);
     let (chosen, rejected) = (row(&[0], &[7, EOS]), row(&[0], &[8, EOS]));
-    trainer.pairs.push(TokenizedPair { chosen, rejected });
-    let error = trainer.gradients(3, &[5], 0.0).err().unwrap().to_string();
+    let pairs = vec![TokenizedPair { chosen, rejected }];
+    let (model, reference) = models(&config(), None);
+    let stream = Stream::new(5, "pairs");
+    let trainer = PairTrainer::new(model, reference, pairs, options(gdpo(true)), &stream);
+    let error = trainer.err().unwrap().to_string();
     assert!(error.contains("a prompt has one token"), "{error}");
 }
 

@@ -22,10 +22,6 @@ mod rollout;
 mod tests;
 mod update;
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -33,7 +29,7 @@ use serde_json::Value as Json;
 use super::batches::Epochs;
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
-use super::{StepReport, TrainError, Trainer};
+use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::generate::GenerateError;
 use crate::ml::head::{HeadInit, ScalarHead};
 use crate::ml::llama::Llama;
@@ -71,7 +67,7 @@ pub struct PpoTrainer {
     size: ModelSize,
     controller: KlController,
     monitor: DivergenceMonitor,
-    cancelled: Arc<AtomicBool>,
+    cancel: Cancel,
 }
 
 /// Where a step's randomness comes from; the counters are derived from the step.
@@ -133,19 +129,11 @@ impl PpoTrainer {
             size: ModelSize::of(config, start.model.adapter.is_none()),
             controller: options.kl,
             monitor: DivergenceMonitor::new(options.divergence),
-            cancelled: Arc::default(),
+            cancel: Cancel::default(),
             value_head,
             start,
             options,
         })
-    }
-
-    /// Makes a step end with [`TrainError::Cancelled`] soon after `flag` is set; parameters and optimiser may
-    /// then be anywhere between two steps.
-    #[must_use]
-    pub fn cancelled_by(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.cancelled = flag;
-        self
     }
 
     /// Returns the policy in training.
@@ -161,21 +149,6 @@ impl PpoTrainer {
     /// Returns the present coefficient of the KL penalty.
     pub fn beta(&self) -> f64 {
         self.controller.beta()
-    }
-
-    fn check_cancelled(&self) -> Result<(), TrainError> {
-        match self.flow() {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(TrainError::Cancelled),
-        }
-    }
-
-    fn flow(&self) -> ControlFlow<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
     }
 }
 
@@ -274,6 +247,10 @@ impl Trainer for PpoTrainer {
 
     fn optimizer(&mut self) -> &mut AdamW {
         &mut self.optimizer
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 
     fn values(&self) -> Json {

@@ -19,6 +19,9 @@ pub struct Scorer {
     pub size: Option<ModelSize>,
 }
 
+/// Completions that are scored between two looks at whether the training is to stop.
+const SCORED: usize = 16;
+
 /// A completion of a step.
 #[derive(Debug, Clone)]
 pub(super) struct Rollout {
@@ -87,7 +90,7 @@ impl PpoTrainer {
             &Strategy::Sampling(self.options.sampling),
             &self.streams.completions,
             &keys,
-            &mut |_| self.flow(),
+            &mut |_| self.cancel.flow(),
         )
         .map_err(|error| match error {
             GenerateError::Cancelled => TrainError::Cancelled,
@@ -108,12 +111,15 @@ impl PpoTrainer {
 
     /// Finds scores, values, and log-probabilities under policy and reference.
     pub(super) fn evaluate(&self, rollouts: &mut [Rollout]) -> Result<(), TrainError> {
-        self.check_cancelled()?;
         let sequences: Vec<Vec<u32>> = rollouts
             .iter()
             .map(|rollout| rollout.row.tokens.clone())
             .collect();
-        let scores = (self.start.scorer.score)(&sequences)?;
+        let mut scores = Vec::with_capacity(rollouts.len());
+        for sequences in sequences.chunks(SCORED) {
+            self.cancel.check()?;
+            scores.extend((self.start.scorer.score)(sequences)?);
+        }
         if scores.len() != rollouts.len() {
             return Err(TrainError::Data(format!(
                 "the reward model gave {} scores for {} completions",
@@ -131,7 +137,7 @@ impl PpoTrainer {
         }
         let policy = self.start.model.llama.detached();
         for chunk in rollouts.chunks_mut(self.options.micro_batch) {
-            self.check_cancelled()?;
+            self.cancel.check()?;
             let rows: Vec<&TokenizedCompletion> =
                 chunk.iter().map(|rollout| &rollout.row).collect();
             let actions = Actions::new(&rows);

@@ -101,7 +101,7 @@ impl PpoTrainer {
             let counter = step * self.options.ppo_epochs + epoch;
             self.streams.mini_batches.at(counter).shuffle(&mut order);
             for mini_batch in order.chunks(self.options.mini_batch) {
-                self.check_cancelled()?;
+                self.cancel.check()?;
                 let (gradients, mut found) = self.gradients(mini_batch, &mut pass, &mut seen)?;
                 let skipped = found.ratio > self.options.loss.ratio_threshold;
                 if skipped {
