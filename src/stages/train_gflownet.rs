@@ -23,7 +23,8 @@ use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::{ReferenceTerms, Windows};
 use crate::ml::schedule::Ramp;
 use crate::ml::trainer::gflownet::{
-    Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, group_by_prompt,
+    Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, PromptCompletions,
+    group_by_prompt,
 };
 use crate::ml::trainer::{Cancel, ModelSize, TrainError};
 use crate::random::Stream;
@@ -116,13 +117,15 @@ pub struct TrainGflownet {
     /// Whether the flow head's gradient reaches the model.
     #[serde(default)]
     flow_gradient: FlowGradient,
-    /// Completions that each prompt must have under objectives with a flow head.
+    /// Completions that the data set must have of a prompt under objectives with a flow head, unless all are sampled.
     #[serde(default = "two")]
     least_completions: usize,
-    /// Share of completions that the policy samples anew at each step.
+    /// Share of completions that the policy samples anew. It holds over the prompts of all steps: of 4 completions, 0.1
+    /// samples one of every fifth prompt or so, and 0.5 two of each.
     #[serde(default)]
     on_policy: f64,
-    /// Share of completions drawn from a buffer of what the policy sampled before.
+    /// Share of completions drawn from a buffer of what the policy sampled before; it holds as `on_policy` does, and the
+    /// data set stands in while the buffer has fewer of a prompt.
     #[serde(default)]
     replay: f64,
     /// Completions that the buffer keeps of each prompt.
@@ -437,26 +440,28 @@ impl Kind for TrainGflownet {
             })
             .collect();
         let mut prompts = group_by_prompt(kept);
-        if self.objective.has_flow_head() && self.on_policy < 1.0 {
-            let before = prompts.len();
-            prompts.retain(|prompt| prompt.completions.len() >= self.least_completions);
-            if prompts.len() < before {
-                ctx.note(&format!(
-                    "{} of {before} prompts have fewer than {} completions within the horizon and were left out",
-                    before - prompts.len(),
-                    self.least_completions
-                ));
-            }
-        }
+        let least = self.least_of_data();
+        let before = prompts.len();
+        prompts.retain(|prompt| prompt.completions.len() >= least);
         if prompts.is_empty() {
+            let hint = if self.objective.has_flow_head() {
+                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
+            } else {
+                "raise `max_new_tokens` or `on_policy`: log Z is the mean over completions of a prompt"
+            };
             return Err(StageError::new(format!(
-                "no prompt has {} completions of at most {} tokens",
-                self.least_completions, self.max_new_tokens
+                "no prompt has {least} completions of at most {} tokens",
+                self.max_new_tokens
             ))
-            .hint(
-                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)",
+            .hint(hint));
+        }
+        if prompts.len() < before {
+            ctx.note(&format!(
+                "{} of {before} prompts have fewer than {least} completions within the horizon and were left out",
+                before - prompts.len(),
             ));
         }
+        self.note_shortages(&prompts, ctx);
         let reference = policy.frozen()?;
         let merged = policy.adapter.is_some();
         let trained = training::trained_model(&mut policy, self.adapter.as_ref(), &stream)?;
@@ -521,6 +526,42 @@ impl TrainGflownet {
             }
         }
         examples
+    }
+
+    /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
+    fn least_of_data(&self) -> usize {
+        if self.objective.has_flow_head() && self.on_policy < 1.0 {
+            self.least_completions
+        } else if self.log_z.or(self.objective.log_z()) == Some(LogZSource::Batch) {
+            // Against the mean over itself alone a completion has no residual.
+            let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
+            2usize.saturating_sub(sampled as usize).max(1)
+        } else {
+            1
+        }
+    }
+
+    /// Says where the data set has less than a step asks for.
+    fn note_shortages(&self, prompts: &[PromptCompletions], ctx: &mut RunContext) {
+        if prompts.len() < self.prompts_per_step {
+            ctx.note(&format!(
+                "the data set has {} prompts: a step takes so many, not the {} of `prompts_per_step`",
+                prompts.len(),
+                self.prompts_per_step
+            ));
+        }
+        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
+        let wanted = self.completions_per_prompt.saturating_sub(sampled as usize);
+        let short = prompts
+            .iter()
+            .filter(|prompt| prompt.completions.len() < wanted)
+            .count();
+        if self.on_policy < 1.0 && short > 0 {
+            ctx.note(&format!(
+                "{short} of {} prompts have fewer than {wanted} completions: steps take those there are",
+                prompts.len()
+            ));
+        }
     }
 
     fn prior_in_target(&self) -> bool {
@@ -602,3 +643,6 @@ impl TrainGflownet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod loss;
 mod rollout;
+mod shares;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};
 use super::policy::TrainedModel;
 use super::{Cancel, StepReport, TrainError, Trainer};
+use crate::ml::generate::GenerateError;
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead, ScalarNetwork};
 use crate::ml::llama::{Llama, TokenBatch};
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
@@ -479,9 +481,20 @@ impl Trainer for GflownetTrainer {
 
 impl GflownetTrainer {
     fn make_step(&mut self, step: u64, undo: &mut Undo) -> Result<StepReport, TrainError> {
-        let (batch, rows) = self.batch(step, undo)?;
+        let (batch, rows) = match self.batch(step, undo) {
+            Err(TrainError::Generate(error @ GenerateError::NonFinite { .. })) => {
+                return Ok(StepReport {
+                    diverged: Some(error.to_string()),
+                    ..StepReport::default()
+                });
+            }
+            other => other?,
+        };
         let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
-        let (total, units) = (all.len() as f64, self.units(&all));
+        let total = all.len() as f64;
+        // Of completions that all end at once there is nothing to average over: their loss is 0.
+        let units = Some(self.units(&all)).filter(|units| *units > 0.0);
+        let normaliser = Normaliser::Total(units.unwrap_or(1.0));
         let mut gradients = Gradients::default();
         let mut sums = Sums::default();
         let mut first_row = 0;
@@ -500,7 +513,7 @@ impl GflownetTrainer {
                     .map(|drawn| &drawn[first_row..][..count]),
             };
             first_row += count;
-            let found = self.loss(step, part, Normaliser::Total(units))?;
+            let found = self.loss(step, part, normaliser)?;
             gradients.add(&found.loss.backward()?, &self.optimizer.parameters())?;
             sums.add(&found, total)?;
         }
@@ -542,7 +555,13 @@ impl GflownetTrainer {
         metrics.insert("grad_norm", gradient_norm);
         let mut kl = None;
         if self.options.monitor_every > 0 && (step + 1).is_multiple_of(self.options.monitor_every) {
-            let estimate = self.kl(step)?;
+            let estimate = match self.kl(step) {
+                Err(TrainError::Generate(error @ GenerateError::NonFinite { .. })) => {
+                    report.diverged = Some(error.to_string());
+                    return Ok(report);
+                }
+                other => other?,
+            };
             metrics.insert("kl", estimate);
             kl = Some(estimate);
         }

@@ -265,7 +265,12 @@ impl GflownetTrainer {
             reference: self.options.reference,
             energies,
             windows,
-            least_completions,
+            // Of what the policy samples any number is evidence, however many coincide.
+            least_completions: if self.options.on_policy > 0.0 {
+                1
+            } else {
+                least_completions
+            },
         };
         let found = forward_looking(&trajectories, flows, options, branching, normaliser)?;
         Ok(Found {

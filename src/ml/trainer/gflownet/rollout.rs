@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::shares::{Counts, Shares};
 use super::{Batch, Cancel, GflownetTrainer, Objective, TokenizedCompletion, TrainError, Undo};
 use crate::ml::generate::{
     Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
@@ -91,22 +92,25 @@ impl GflownetTrainer {
         items: &[usize],
         undo: &mut Undo,
     ) -> Result<Rows, TrainError> {
-        let per_prompt = self.options.completions_per_prompt;
-        let share = |share: f64| (share * per_prompt as f64).round() as usize;
-        let on_policy = share(self.options.on_policy);
+        let shares = Shares {
+            on_policy: self.options.on_policy,
+            replay: self.options.replay,
+            per_prompt: self.options.completions_per_prompt,
+        };
+        let batch = step / self.options.updates_per_batch.max(1);
+        let counts: Vec<Counts> = (batch * items.len() as u64..)
+            .take(items.len())
+            .map(|turn| shares.at(turn))
+            .collect();
         let mut rows = Rows {
             groups: Vec::with_capacity(items.len()),
-            generated: 0,
-            truncated: 0,
-            sampled: 0,
-            flops: 0.0,
+            ..Rows::default()
         };
-        let sampled = self.sample(step, items, on_policy, &mut rows, undo)?;
-        for (place, item) in items.iter().enumerate() {
+        let sampled = self.sample(step, items, &counts, &mut rows, undo)?;
+        let places = items.iter().zip(&counts).zip(sampled).enumerate();
+        for (place, ((item, counts), mut group)) in places {
             let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
             let prompt = &self.prompts[*item];
-            let mut group = sampled[place].clone();
-            let replayed = share(self.options.replay).min(per_prompt - group.len());
             let priority = self
                 .options
                 .replay_temperature
@@ -115,7 +119,7 @@ impl GflownetTrainer {
                 });
             let remembered = self
                 .buffer
-                .draw(*item as u64, replayed, priority, &mut draws)
+                .draw(*item as u64, counts.replay, priority, &mut draws)
                 .map_err(|error| TrainError::Data(error.to_string()))?;
             group.extend(
                 remembered
@@ -127,38 +131,42 @@ impl GflownetTrainer {
             );
             let mut offline: Vec<&TokenizedCompletion> = prompt.completions.iter().collect();
             draws.shuffle(&mut offline);
-            let left = per_prompt - group.len();
+            let left = shares.per_prompt - group.len();
             group.extend(offline.into_iter().take(left).cloned());
             rows.groups.push(group);
         }
         Ok(rows)
     }
 
-    /// Samples `count` completions of each item from the policy as it is.
+    /// Samples completions of each item from the policy as it is.
     fn sample(
         &mut self,
         step: u64,
         items: &[usize],
-        count: usize,
+        counts: &[Counts],
         rows: &mut Rows,
         undo: &mut Undo,
     ) -> Result<Vec<Vec<TokenizedCompletion>>, TrainError> {
         let mut groups: Vec<Vec<TokenizedCompletion>> = vec![Vec::new(); items.len()];
-        if count == 0 {
+        let places: Vec<usize> = counts
+            .iter()
+            .enumerate()
+            .flat_map(|(place, counts)| std::iter::repeat_n(place, counts.on_policy))
+            .collect();
+        if places.is_empty() {
             return Ok(groups);
         }
-        let prompts: Vec<Vec<u32>> = items
+        let prompts: Vec<Vec<u32>> = places
             .iter()
-            .flat_map(|item| std::iter::repeat_n(self.prompts[*item].prompt.clone(), count))
+            .map(|place| self.prompts[items[*place]].prompt.clone())
             .collect();
         let temperature = self.temperature(step);
         let completions = self.generate(&prompts, step, temperature, &self.cancel)?;
-        for (index, completion) in completions.into_iter().enumerate() {
+        for ((place, prompt), completion) in places.iter().zip(&prompts).zip(completions) {
             rows.generated += completion.tokens.len() as u64;
             rows.truncated += usize::from(completion.truncated);
             rows.sampled += 1;
-            let prompt = &prompts[index];
-            groups[index / count].push(TokenizedCompletion {
+            groups[*place].push(TokenizedCompletion {
                 tokens: [prompt.as_slice(), &completion.tokens].concat(),
                 prompt_length: prompt.len(),
             });
@@ -174,14 +182,14 @@ impl GflownetTrainer {
                 .map(|item| (*item as u64, self.buffer.completions(*item as u64).to_vec()))
                 .collect();
             undo.remembered = before.into_iter().collect();
-            for (index, (row, log_r)) in flat.into_iter().zip(log_r).enumerate() {
+            for (place, (row, log_r)) in places.iter().zip(flat.into_iter().zip(log_r)) {
                 let remembered = Remembered {
                     tokens: row.tokens[row.prompt_length..].to_vec(),
                     log_r,
                     truncated: !self.options.eos.contains(&row.tokens[row.tokens.len() - 1]),
                 };
                 self.buffer
-                    .insert(items[index / count] as u64, remembered)
+                    .insert(items[*place] as u64, remembered)
                     .map_err(|error| TrainError::Data(error.to_string()))?;
             }
         }

@@ -306,6 +306,118 @@ fn held_completions_that_are_not_whole_are_refused() {
     );
 }
 
+/// Detailed balance, every completion a sample of the policy.
+fn balance() -> GflownetOptions {
+    GflownetOptions {
+        objective: Objective::StateFlows {
+            energies: false,
+            windows: Windows::Transitions,
+            flow_lr: 1e-2,
+            flow_gradient: HeadGradient::Joint,
+            least_completions: 2,
+        },
+        updates_per_batch: 1,
+        ..options()
+    }
+}
+
+#[test]
+fn samples_that_coincide_are_trained_on_like_others() {
+    let mut trainer = trainer_of(balance(), None);
+    run(&mut trainer, 0..2);
+    let groups = [
+        vec![row(&[0, 2], &[7, EOS]), row(&[0, 2], &[7, EOS])],
+        vec![row(&[0, 3, 4], &[7, 7, 3])],
+    ];
+    let part = Part {
+        groups: &groups,
+        first_row: 0,
+        drawn: None,
+    };
+    let loss = || trainer.loss(2, part, Normaliser::Total(3.0)).unwrap().loss;
+    let parameters = trainer.optimizer.parameters();
+    let mut gradients = Gradients::default();
+    gradients
+        .add(&loss().backward().unwrap(), &parameters)
+        .unwrap();
+    assert!(parameters.iter().any(|(name, _)| name.starts_with("flow.")));
+    assert_slopes(&parameters, &gradients, || {
+        f64::from(loss().to_scalar::<f32>().unwrap())
+    });
+
+    // A data set's lone completion constrains nothing but the flows.
+    let offline = GflownetOptions {
+        on_policy: 0.0,
+        ..balance()
+    };
+    let mut trainer = trainer_on(offline, None, &[&[7, EOS]]);
+    assert!(matches!(trainer.step(0), Err(TrainError::Objective(_))));
+}
+
+#[test]
+fn shares_hold_over_the_prompts_of_all_steps() {
+    let ends: [&[u32]; 4] = [&[7, EOS], &[8, EOS], &[9, EOS], &[10, EOS]];
+    for (on_policy, replay) in [(0.1, 0.0), (0.9, 0.0), (0.1, 0.3), (0.6, 0.4), (0.5, 0.25)] {
+        let options = GflownetOptions {
+            on_policy,
+            replay,
+            replay_capacity: 64,
+            ..balance()
+        };
+        let mut trainer = trainer_on(options, None, &ends);
+        let (mut sampled, mut offline) = (0.0, 0.0);
+        for step in 0..40 {
+            let items = trainer.epochs.at(step);
+            let found = trainer.rows(step, &items, &mut Undo::default()).unwrap();
+            sampled += found.sampled as f64;
+            let rows = || found.groups.iter().flatten();
+            assert_eq!(rows().count(), 8);
+            offline += rows()
+                .filter(|row| ends.contains(&&row.tokens[row.prompt_length..]))
+                .count() as f64;
+        }
+        let all = 2.0 * 40.0 * 4.0;
+        assert!(
+            (sampled - on_policy * all).abs() <= 1.0,
+            "{on_policy}: {sampled} of {all}"
+        );
+        // At first the buffer is empty, and what is sampled may be of the data set, too.
+        let least = (1.0 - on_policy - replay) * all - 1.0;
+        assert!(offline >= least, "{on_policy} {replay}: {offline} of {all}");
+        if on_policy + replay == 1.0 {
+            assert!(offline < 0.15 * all, "{offline} of {all}");
+        }
+    }
+}
+
+#[test]
+fn completions_that_all_end_at_once_teach_nothing_and_stop_nothing() {
+    let options = GflownetOptions {
+        objective: Objective::Terminable {
+            windows: Windows::AcrossBatch { lambda: 1.0 },
+        },
+        reference: ReferenceTerms::default(),
+        on_policy: 0.0,
+        updates_per_batch: 1,
+        ..options()
+    };
+    let mut trainer = trainer_on(options, None, &[&[EOS]]);
+    let reports = run(&mut trainer, 0..2);
+    assert_eq!(reports[0].metrics["loss"], 0.0);
+    assert_eq!(reports[0].metrics["grad_norm"], 0.0);
+}
+
+#[test]
+fn a_policy_that_gives_no_numbers_has_diverged() {
+    let mut trainer = trainer_of(balance(), None);
+    for (_, var) in trainer.optimizer.parameters() {
+        let nan = Tensor::new(f32::NAN, &Device::Cpu).unwrap();
+        var.set(&nan.broadcast_as(var.shape()).unwrap()).unwrap();
+    }
+    let reason = trainer.step(0).unwrap().diverged.unwrap();
+    assert!(reason.contains("are not finite"), "{reason}");
+}
+
 #[test]
 fn a_step_given_up_before_its_update_has_changed_nothing() {
     let options = GflownetOptions {
