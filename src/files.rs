@@ -57,6 +57,9 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     if bytes.len() as u64 > most {
         return Err(fault(format!("is longer than {most} bytes")));
     }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(fault("is UTF-16: save it as UTF-8".to_owned()));
+    }
     String::from_utf8(bytes).map_err(|error| {
         fault(format!(
             "is not UTF-8 from byte {} on",
@@ -101,6 +104,12 @@ mod tests {
         let error = read_text(&path, 12).unwrap_err().to_string();
         assert!(
             error.ends_with("text is not UTF-8 from byte 3 on"),
+            "{error}"
+        );
+        fs_err::write(&path, b"\xff\xfen\0").unwrap();
+        let error = read_text(&path, 12).unwrap_err().to_string();
+        assert!(
+            error.ends_with("text is UTF-16: save it as UTF-8"),
             "{error}"
         );
     }

@@ -12,6 +12,7 @@
 //! ml/                    models, adapters, objectives, generation, optimiser, kernels
 //! stats/                 numbers on slices
 //! sources/               where bytes from outside come from
+//! excerpt.rs             what a message holds of a long text
 //! files.rs, quiet.rs     files and panics of others, with care
 //! random.rs              seeded counter streams, used by every layer above
 //! ```
@@ -19,6 +20,7 @@
 pub mod artifacts;
 pub mod cli;
 pub mod engine;
+pub mod excerpt;
 pub mod files;
 pub mod ml;
 mod quiet;

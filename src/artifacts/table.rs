@@ -17,6 +17,7 @@ use serde_json::Value as Json;
 
 use crate::engine::artifact::Artifact;
 use crate::engine::store::Store;
+use crate::excerpt::listed;
 
 mod csv;
 mod latex;
@@ -224,7 +225,7 @@ impl Table {
             what: self.title.clone(),
             column: column.to_owned(),
             expected,
-            found: names.join(", "),
+            found: listed(names),
         }
     }
 
@@ -410,6 +411,27 @@ impl Table {
             }
         }
         text
+    }
+
+    /// Returns the table with every text in it changed by `change`.
+    #[must_use]
+    pub fn map_texts(&self, change: impl Fn(&str) -> String) -> Self {
+        let columns = self.columns.iter().map(|column| Column {
+            name: change(&column.name),
+            values: match &column.values {
+                Values::Text(values) => {
+                    let values = values.iter().map(|value| value.as_deref().map(&change));
+                    Values::Text(values.collect())
+                }
+                numbers @ Values::Numbers(_) => numbers.clone(),
+            },
+            ..*column
+        });
+        Self {
+            title: change(&self.title),
+            columns: columns.collect(),
+            notes: self.notes.iter().map(|note| change(note)).collect(),
+        }
     }
 
     /// Returns the table for a terminal.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::excerpt::listed;
 use crate::ml::bert::{Bert, BertClassifier, BertError};
 use crate::ml::formats::FormatError;
 use crate::ml::formats::hugging_face::{
@@ -132,7 +133,7 @@ impl TextClassifier {
         let place = self.labels.iter().position(|label| label == name);
         place.ok_or_else(|| EncoderError::Class {
             class: name.to_owned(),
-            known: self.labels.join(", "),
+            known: listed(&self.labels),
         })
     }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Output, counted};
 use super::plan::causes;
 use super::run::{capacity, count_interrupts};
+use super::text::Text;
 use super::{Failure, PipelineOptions, exit_code, progress, stages_named};
 use crate::artifacts::compare::{self, Difference};
 use crate::engine::artifact::Artifact;
@@ -445,23 +446,24 @@ fn table_verdicts(pipeline: &Pipeline, findings: &[Finding]) -> Vec<TableVerdict
 
 fn report(findings: &[Finding], tables: &[TableVerdict], counts: &Counts, output: &Output) {
     const SHOWN: usize = 5;
-    let mut text = String::new();
+    let mut text = Text::default();
     for finding in findings {
         if finding.verdict == Verdict::Reproduced && output.quiet {
             continue;
         }
         let words = format!("{:>16}", finding.verdict.words());
-        let words = match finding.verdict {
-            Verdict::Reproduced => words.green().to_string(),
-            Verdict::WithinTolerance => words.cyan().to_string(),
-            Verdict::NotAuditable => words.yellow().to_string(),
-            Verdict::Different => words.red().to_string(),
+        let style = match finding.verdict {
+            Verdict::Reproduced => Style::new().green(),
+            Verdict::WithinTolerance => Style::new().cyan(),
+            Verdict::NotAuditable => Style::new().yellow(),
+            Verdict::Different => Style::new().red(),
         };
-        text.push_str(&format!("{words} {}  {}", finding.stage, finding.condition));
+        text.push_styled(&words, style);
+        text.push_str(&format!(" {}  {}", finding.stage, finding.condition));
         if let Some(reason) = &finding.reason {
             text.push_str(&format!(": {reason}"));
         }
-        text.push('\n');
+        text.push_str("\n");
         for (name, differences) in &finding.differences {
             for difference in differences.iter().take(SHOWN) {
                 text.push_str(&format!("{:>19}{name}: {}\n", "", describe(difference)));
@@ -473,9 +475,11 @@ fn report(findings: &[Finding], tables: &[TableVerdict], counts: &Counts, output
         }
     }
     for table in tables.iter().filter(|table| table.worst.is_some()) {
+        text.push_str("table ");
+        text.push_styled(&table.table, Style::new().bold());
         text.push_str(&format!(
-            "table {}: {}, {} of the {} compared that it is made by\n",
-            table.table.bold(),
+            ": {}, {} of the {} compared that it is made by
+",
             table.worst.map_or("not audited", Verdict::words),
             table.compared,
             counted(table.stages, "stage"),
@@ -495,7 +499,7 @@ fn report(findings: &[Finding], tables: &[TableVerdict], counts: &Counts, output
         compare::TENSOR_TOLERANCE,
         compare::NUMBER_TOLERANCE,
     ));
-    output.data(&text);
+    output.text(&text);
 }
 
 fn describe(difference: &Difference) -> String {

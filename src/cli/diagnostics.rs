@@ -6,6 +6,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, S
 use serde_json::json;
 
 use super::output::{Output, counted};
+use super::text::visible;
 use crate::engine::diagnostic::Severity;
 use crate::engine::document::{Document, Located, Span};
 
@@ -16,11 +17,41 @@ const MOST: usize = 100;
 const LONGEST_LINE: usize = 2000;
 
 #[derive(Debug)]
-struct Shown<'a> {
-    located: &'a Located,
+struct Shown {
+    message: String,
+    hint: Option<String>,
+    severity: Severity,
     source: NamedSource<String>,
-    /// What of the source is underlined.
-    span: Option<Span>,
+    /// What of the source is underlined: its first byte and its length.
+    span: Option<(usize, usize)>,
+}
+
+impl Shown {
+    /// The handler draws a frame around what it is given, and is given nothing that acts on a terminal.
+    fn new(file: &str, text: &str, located: &Located) -> Self {
+        let diagnostic = &located.diagnostic;
+        let mut shown = Self {
+            message: visible(&diagnostic.message).into_owned(),
+            hint: diagnostic
+                .hint
+                .as_ref()
+                .map(|hint| visible(hint).into_owned()),
+            severity: diagnostic.severity,
+            source: NamedSource::new(file, String::new()),
+            span: None,
+        };
+        if let Some(span) = located.span.filter(|span| fits(text, *span))
+            && let Some(marked) = text.get(span.start..span.end)
+        {
+            let mut source = visible(&text[..span.start]).into_owned();
+            let start = source.len();
+            source.push_str(&visible(marked));
+            shown.span = Some((start, source.len() - start));
+            source.push_str(&visible(&text[span.end..]));
+            shown.source = NamedSource::new(file, source).with_language("yaml");
+        }
+        shown
+    }
 }
 
 /// Whether the lines around `span` are short enough to be shown.
@@ -32,28 +63,25 @@ fn fits(text: &str, span: Span) -> bool {
     })
 }
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.located.diagnostic.message)
+        f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Shown<'_> {}
+impl std::error::Error for Shown {}
 
-impl miette::Diagnostic for Shown<'_> {
+impl miette::Diagnostic for Shown {
     fn severity(&self) -> Option<miette::Severity> {
-        Some(match self.located.diagnostic.severity {
+        Some(match self.severity {
             Severity::Error => miette::Severity::Error,
             Severity::Warning => miette::Severity::Warning,
         })
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.located
-            .diagnostic
-            .hint
-            .as_ref()
-            .map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+        let hint = self.hint.as_ref()?;
+        Some(Box::new(hint))
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
@@ -61,8 +89,8 @@ impl miette::Diagnostic for Shown<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let span = self.span?;
-        let label = LabeledSpan::new(None, span.start, span.end.saturating_sub(span.start));
+        let (start, length) = self.span?;
+        let label = LabeledSpan::new(None, start, length);
         Some(Box::new(std::iter::once(label)))
     }
 }
@@ -95,13 +123,11 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
         anstream::ColorChoice::Never => GraphicalTheme::unicode_nocolor(),
         _ => GraphicalTheme::unicode(),
     };
+    // The frame is drawn around what is written here, which comes from the file.
+    let name = visible(&file).into_owned();
     let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
     for located in diagnostics.iter().take(MOST) {
-        let shown = Shown {
-            located,
-            span: located.span.filter(|span| fits(&document.text, *span)),
-            source: NamedSource::new(&file, document.text.clone()).with_language("yaml"),
-        };
+        let shown = Shown::new(&name, &document.text, located);
         let mut text = String::new();
         if handler.render_report(&mut text, &shown).is_ok() {
             let severity = match located.diagnostic.severity {
@@ -113,7 +139,7 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
                 |span| format!("{file}:{}:{}", span.line, span.column),
             );
             output.line(&format!("{severity}: {place}"));
-            output.line(text.trim_end());
+            output.rendered(text.trim_end());
             output.line("");
         }
     }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, counted};
 use super::plan::value;
+use super::text::{Text, styled};
 use super::{Failure, exit_code, show};
 use crate::artifacts::table::{Table, Values};
 use crate::engine::artifact::Artifact;
@@ -77,13 +78,12 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         }));
         return Ok(exit_code::OK);
     }
-    let mut text = format!(
-        "{} -> {}\n",
-        a.0.description.run.bold(),
-        b.0.description.run.bold()
-    );
+    let bold = Style::new().bold();
+    let mut text = styled(&a.0.description.run, bold).and(" -> ");
+    text.push_styled(&b.0.description.run, bold);
+    text.push_str("\n");
     for difference in &params {
-        text.push_str(&line("", difference));
+        push_line(&mut text, "", difference);
     }
     for (run, stages) in [(&a.0, &only_a), (&b.0, &only_b)] {
         if !stages.is_empty() {
@@ -96,12 +96,13 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         }
     }
     for changed in &changed {
-        text.push_str(&format!("{}\n", changed.stage.bold()));
+        text.push_styled(&changed.stage, bold);
+        text.push_str("\n");
         for difference in &changed.differences {
-            text.push_str(&line("  ", difference));
+            push_line(&mut text, "  ", difference);
         }
         if !changed.cells.is_empty() {
-            text.push_str(&cells_table(&changed.cells, &a.0, &b.0));
+            text.push_str(&cells_table(&changed.cells, &a.0, &b.0, output));
         }
     }
     text.push_str(&format!(
@@ -109,7 +110,7 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         counted(changed.len(), "stage"),
         b.1.len() - changed.len() - only_b.len()
     ));
-    output.data(&text);
+    output.text(&text);
     Ok(exit_code::OK)
 }
 
@@ -151,13 +152,14 @@ fn param_differences(a: &Run, b: &Run) -> Vec<Difference> {
         .collect()
 }
 
-fn line(indent: &str, difference: &Difference) -> String {
-    format!(
-        "{indent}{} {} -> {}\n",
-        difference.key.yellow(),
+fn push_line(text: &mut Text, indent: &str, difference: &Difference) {
+    text.push_str(indent);
+    text.push_styled(&difference.key, Style::new().yellow());
+    text.push_str(&format!(
+        " {} -> {}\n",
         value(difference.old.as_ref()),
         value(difference.new.as_ref())
-    )
+    ));
 }
 
 fn compare(store: &Store, a: &RunStage, b: &RunStage) -> Result<Changed, Failure> {
@@ -259,7 +261,7 @@ fn keys(table: &Table) -> BTreeMap<String, usize> {
     keys
 }
 
-fn cells_table(cells: &[Cell], a: &Run, b: &Run) -> String {
+fn cells_table(cells: &[Cell], a: &Run, b: &Run, output: &Output) -> String {
     let mut table = Table::new("");
     let mut column = |heading: &str, value: &dyn Fn(&Cell) -> &String| {
         table.text_column(heading, cells.iter().map(|cell| Some(value(cell).clone())));
@@ -268,5 +270,5 @@ fn cells_table(cells: &[Cell], a: &Run, b: &Run) -> String {
     column("Column", &|cell| &cell.column);
     column(&a.description.run, &|cell| &cell.a);
     column(&b.description.run, &|cell| &cell.b);
-    table.text().trim_start().to_owned()
+    output.drawn(&table).trim_start().to_owned()
 }

@@ -10,6 +10,8 @@ use super::{Failure, exit_code};
 use crate::engine::diagnostic::did_you_mean;
 use crate::engine::stage::{Arity, Registry, StageKind, find_kind};
 
+mod example;
+
 #[derive(Debug, Args)]
 pub(super) struct KindsArgs {
     /// Describe this kind: params, ports, outputs, an example
@@ -50,12 +52,12 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
             &json!({ "kind": kind.name, "version": kind.version, "schema": (kind.schema)() }),
         );
     } else {
-        output.data(&describe(kind));
+        output.data(&describe(registry, kind));
     }
     Ok(exit_code::OK)
 }
 
-fn describe(kind: &StageKind) -> String {
+fn describe(registry: &Registry, kind: &StageKind) -> String {
     let schema = (kind.schema)();
     let about = schema
         .get("description")
@@ -111,11 +113,8 @@ fn describe(kind: &StageKind) -> String {
             .replace('\n', " ");
         let _ = writeln!(text, "  {name:<22} {about} ({default})");
     }
-    let _ = write!(
-        text,
-        "\nexample:\n  kind: {}\n  params: {}\n",
-        kind.name,
-        kind.example.trim()
-    );
+    let stages = example::stages(registry, kind);
+    let own = stages.last().map(String::as_str).unwrap_or_default();
+    let _ = write!(text, "\nexample, a stage of `stages`:\n\n{own}");
     text
 }

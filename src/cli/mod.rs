@@ -18,6 +18,7 @@ mod run;
 mod runs;
 mod schema;
 mod show;
+mod text;
 mod verify;
 mod why;
 
@@ -35,6 +36,7 @@ use crate::engine::store::{Lock, LockState, Store};
 use crate::engine::worker;
 use crate::ml::kernels::memory::tune_allocator;
 use output::Output;
+use text::visible;
 
 /// Exit codes, stable for scripts.
 pub mod exit_code {
@@ -256,6 +258,19 @@ fn wait_for_collection(store: &Store, output: &Output) -> Option<Lock> {
     None
 }
 
+/// What a bug prints can hold what is in the files that it was about.
+fn show_panics_without_control_characters() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.to_string();
+        if visible(&said) == said {
+            default(panic);
+        } else {
+            Output::default().error(&said, None);
+        }
+    }));
+}
+
 /// Runs the command line with the stage kinds of `registry`.
 ///
 /// A program with kinds of its own calls this with its own table and has the whole command line.
@@ -263,7 +278,13 @@ pub fn main(registry: &Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            // What is wrong is told with the argument in it: as people can read it.
+            let readable = std::env::args_os().map(|given| {
+                let given = given.to_string_lossy();
+                visible(&given).into_owned()
+            });
+            let said = Cli::try_parse_from(readable).err();
+            let _ = said.as_ref().unwrap_or(&error).print();
             return ExitCode::from(if error.use_stderr() {
                 exit_code::USAGE
             } else {
@@ -275,6 +296,9 @@ pub fn main(registry: &Registry) -> ExitCode {
         ColorChoice::Auto => {}
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    if !matches!(cli.command, Command::Worker) {
+        show_panics_without_control_characters();
     }
     let store = Store::new(&cli.global.store);
     let output = Output {

@@ -1,14 +1,16 @@
 //! Standard output for data, standard error for everything else.
 
-use std::borrow::Cow;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
-use anstream::adapter::strip_str;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde::Serialize;
 
+use super::text::{Text, styled, visible, visible_json};
+use crate::artifacts::table::Table;
+use crate::excerpt::{MESSAGE, excerpt};
+
 /// How much to say, and to whom.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Output {
     /// Data as JSON.
     pub(super) json: bool,
@@ -19,36 +21,76 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Writes data. A reader that has gone (`| head`) is no error.
+    /// Writes data: to a terminal what people can read of it, elsewhere as it is.
     pub(super) fn data(&self, text: &str) {
-        let mut stdout = std::io::stdout().lock();
-        // Stripped here and not by the stream, which would write each piece between two colours by itself.
-        let text = match anstream::AutoStream::choice(&stdout) {
-            anstream::ColorChoice::Never => Cow::from(strip_str(text).to_string()),
-            _ => Cow::from(text),
-        };
-        let _ = stdout.write_all(text.as_bytes());
-        if !text.ends_with('\n') {
-            let _ = stdout.write_all(b"\n");
+        if std::io::stdout().is_terminal() {
+            write_out(visible(text).as_bytes(), true);
+        } else {
+            write_out(text.as_bytes(), true);
+        }
+    }
+
+    /// Writes the content of a file: to a terminal what people can read of it, elsewhere every byte and no other.
+    pub(super) fn content(&self, bytes: &[u8]) {
+        if std::io::stdout().is_terminal() {
+            write_out(visible(&String::from_utf8_lossy(bytes)).as_bytes(), true);
+        } else {
+            write_out(bytes, false);
+        }
+    }
+
+    /// Writes text with colours.
+    pub(super) fn text(&self, text: &Text) {
+        let stdout = std::io::stdout();
+        let colours = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
+        if colours || stdout.is_terminal() {
+            write_out(text.shown(colours).as_bytes(), true);
+        } else {
+            write_out(text.plain().as_bytes(), true);
+        }
+    }
+
+    /// Draws a table. On a terminal its cells are made readable first: the width of an escape sequence is nobody's.
+    pub(super) fn drawn(&self, table: &Table) -> String {
+        if std::io::stdout().is_terminal() {
+            table.map_texts(|text| visible(text).into_owned()).text()
+        } else {
+            table.text()
         }
     }
 
     /// Writes data as JSON, one value to a line.
     pub(super) fn json(&self, value: &impl Serialize) {
-        if let Ok(text) = serde_json::to_string(value) {
-            self.data(&text);
+        let Ok(text) = serde_json::to_string(value) else {
+            return;
+        };
+        if std::io::stdout().is_terminal() {
+            write_out(visible_json(&text).as_bytes(), true);
+        } else {
+            write_out(text.as_bytes(), true);
         }
     }
 
     /// Writes a line for people.
     pub(super) fn line(&self, text: &str) {
-        let mut stderr = anstream::stderr().lock();
-        let _ = writeln!(stderr, "{text}");
+        write_err(&visible(text));
+    }
+
+    /// Writes a line for people, with colours.
+    pub(super) fn text_line(&self, text: &Text) {
+        let colours =
+            anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+        write_err(&text.shown(colours));
+    }
+
+    /// Writes what was made for a terminal, and holds nothing from outside that could act on one.
+    pub(super) fn rendered(&self, text: &str) {
+        write_err(text);
     }
 
     /// Writes an error with its hint.
     pub(super) fn error(&self, message: &str, hint: Option<&str>) {
-        self.line(&format!("{} {message}", "error:".red().bold()));
+        self.told("error:", Style::new().red().bold(), message);
         if let Some(hint) = hint {
             self.hint(hint);
         }
@@ -56,13 +98,39 @@ impl Output {
 
     /// Writes a warning with its hint.
     pub(super) fn warning(&self, message: &str, hint: &str) {
-        self.line(&format!("{} {message}", "warning:".yellow().bold()));
+        self.told("warning:", Style::new().yellow().bold(), message);
         self.hint(hint);
     }
 
     fn hint(&self, hint: &str) {
-        self.line(&format!("{} {hint}", "hint:".cyan()));
+        self.told("hint:", Style::new().cyan(), hint);
     }
+
+    fn told(&self, word: &str, style: Style, message: &str) {
+        // Further lines stand behind the word: none of them can be taken for a message of its own.
+        let message = indented(&excerpt(message, MESSAGE), word.len() + 1);
+        self.text_line(&styled(word, style).and(" ").and(&message));
+    }
+}
+
+/// Indents all lines but the first.
+pub(super) fn indented(text: &str, by: usize) -> String {
+    text.replace('\n', &format!("\n{:by$}", ""))
+}
+
+/// A reader that has gone (`| head`) is no error.
+fn write_out(bytes: &[u8], ends_a_line: bool) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(bytes);
+    if ends_a_line && !bytes.ends_with(b"\n") {
+        let _ = stdout.write_all(b"\n");
+    }
+    let _ = stdout.flush();
+}
+
+fn write_err(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(format!("{text}\n").as_bytes());
 }
 
 /// Writes a count with its noun: `1 stage`, `2 stages`.

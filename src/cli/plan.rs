@@ -3,14 +3,16 @@
 use std::mem::ManuallyDrop;
 
 use clap::Args;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, bytes, counted, duration};
+use super::text::Text;
 use super::{Failure, PipelineOptions, exit_code};
 use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner, StagePlan};
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
+use crate::excerpt::{NAME, excerpt};
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
@@ -40,7 +42,7 @@ impl From<PlanError> for Failure {
             })
             .collect();
         Self::Other {
-            message: messages.join("\n       "),
+            message: messages.join("\n"),
             hint: (!hint.is_empty()).then_some(hint),
             code: exit_code::STAGE_FAILED,
         }
@@ -85,14 +87,15 @@ pub(super) fn run(
             .collect();
         output.json(&json!({ "stages": rows }));
     } else {
-        let mut text = String::new();
+        let mut text = Text::default();
         for &stage in &pipeline.order {
             let (instance, plan) = (&pipeline.stages[stage], &plans[stage]);
             if plan.decision == Decision::Cached && output.quiet {
                 continue;
             }
-            let word = decision_word(plan.decision, 12);
-            text.push_str(&format!("{word} {}", instance.name));
+            push_decision(&mut text, plan.decision, 12);
+            text.push_str(" ");
+            text.push_str(&instance.name);
             if plan.decision != Decision::Cached {
                 text.push_str(&format!("  {}", causes(&plan.causes, &instance.name)));
                 let estimate = plan.estimate;
@@ -110,7 +113,7 @@ pub(super) fn run(
                     text.push_str(&format!(" ({})", parts.join(", ")));
                 }
             }
-            text.push('\n');
+            text.push_str("\n");
             for note in &plan.notes {
                 text.push_str(&format!("{:>12} {note}\n", ""));
             }
@@ -127,7 +130,7 @@ pub(super) fn run(
             runs - would,
             in_all(&plans)
         ));
-        output.data(&text);
+        output.text(&text);
     }
     warn_of_obstacles(&plans, output);
     Ok(if args.exit_code && runs > 0 {
@@ -138,12 +141,13 @@ pub(super) fn run(
 }
 
 /// Writes a decision, filled up on the left to `width`.
-pub(super) fn decision_word(decision: Decision, width: usize) -> String {
-    match decision {
-        Decision::Cached => format!("{:>width$}", "CACHED").green().to_string(),
-        Decision::Run => format!("{:>width$}", "RUN").yellow().to_string(),
-        Decision::RunIf => format!("{:>width$}", "RUN IF").cyan().to_string(),
-    }
+pub(super) fn push_decision(text: &mut Text, decision: Decision, width: usize) {
+    let (word, style) = match decision {
+        Decision::Cached => ("CACHED", Style::new().green()),
+        Decision::Run => ("RUN", Style::new().yellow()),
+        Decision::RunIf => ("RUN IF", Style::new().cyan()),
+    };
+    text.push_styled(&format!("{word:>width$}"), style);
 }
 
 /// Says what would stop a run at once, such as data that were not given.
@@ -174,7 +178,7 @@ fn hints<'a>(errors: impl Iterator<Item = &'a StageError>) -> String {
             hints.push(hint);
         }
     }
-    hints.join("\n      ")
+    hints.join("\n")
 }
 
 /// Writes the cost of all that runs, as far as estimates tell.
@@ -223,7 +227,7 @@ pub(super) fn causes(causes: &[Cause], stage: &str) -> String {
     parts.join("; ")
 }
 
-/// Writes a component of a manifest for people; digests are shortened.
+/// Writes a component of a manifest for people; digests and long texts are shortened.
 pub(super) fn value(value: Option<&Json>) -> String {
     match value {
         None => "(none)".to_owned(),
@@ -232,7 +236,7 @@ pub(super) fn value(value: Option<&Json>) -> String {
         {
             text[..12].to_owned()
         }
-        Some(Json::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
+        Some(Json::String(text)) => excerpt(text, 2 * NAME).into_owned(),
+        Some(other) => excerpt(&other.to_string(), 2 * NAME).into_owned(),
     }
 }

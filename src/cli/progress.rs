@@ -5,13 +5,15 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 
-use super::output::{Output, counted, duration};
+use super::output::{Output, counted, duration, indented};
 use super::plan;
+use super::text::{Text, styled, visible};
 use crate::engine::context::Progress;
 use crate::engine::event::{Observer, RunEvent};
 use crate::engine::spec::Pipeline;
+use crate::excerpt::{MESSAGE, excerpt};
 
 /// Chooses the observer for where the output goes.
 pub(super) fn observer(output: &Output, pipeline: &Pipeline) -> Box<dyn Observer> {
@@ -69,7 +71,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 impl Lines {
     /// Returns the line for an event, if it has one.
-    fn text(&mut self, event: &RunEvent) -> Option<String> {
+    fn text(&mut self, event: &RunEvent) -> Option<Text> {
         let verbose = self.output.verbose;
         let counter = |settled: usize, total: usize| format!("({settled}/{total})");
         match event {
@@ -89,11 +91,8 @@ impl Lines {
                     format!("  {}", notes.join("; "))
                 };
                 (verbose || !notes.is_empty()).then(|| {
-                    format!(
-                        "{} {} {stage}{notes}",
-                        word("CACHED").green(),
-                        counter(self.settled, self.total)
-                    )
+                    let counter = counter(self.settled, self.total);
+                    word("CACHED", GREEN).and(&format!(" {counter} {stage}{notes}"))
                 })
             }
             RunEvent::StageStarted {
@@ -106,11 +105,8 @@ impl Lines {
                 if self.output.quiet {
                     return None;
                 }
-                let mut line = format!(
-                    "{} {stage}  {}",
-                    word("RUN").cyan(),
-                    plan::causes(causes, stage)
-                );
+                let causes = plan::causes(causes, stage);
+                let mut line = word("RUN", CYAN).and(&format!(" {stage}  {causes}"));
                 if !gpus.is_empty() {
                     line.push_str(&format!("  with GPU {}", gpus.join(", ")));
                 }
@@ -119,10 +115,9 @@ impl Lines {
                 }
                 Some(line)
             }
-            RunEvent::StageWaiting { stage, holder } => Some(format!(
-                "{} {stage}  waits for {holder}",
-                word("WAITING").yellow()
-            )),
+            RunEvent::StageWaiting { stage, holder } => {
+                Some(word("WAITING", YELLOW).and(&format!(" {stage}  waits for {holder}")))
+            }
             RunEvent::StageProgress { stage, progress } => {
                 let now = Instant::now();
                 let due = self
@@ -134,21 +129,27 @@ impl Lines {
                 }
                 // The first report only starts the clock: short stages stay silent.
                 let first = self.last_progress.insert(stage.clone(), now).is_none();
-                (!first).then(|| format!("{:>12} {stage}  {}", "", progress_text(progress)))
+                (!first).then(|| {
+                    let progress = progress_text(progress);
+                    Text::default().and(&format!("{:>12} {stage}  {progress}", ""))
+                })
             }
             RunEvent::StageNote { stage, text } => {
                 let important = text.contains("not reproducible") || text.starts_with("warning");
-                (verbose || important || !self.output.quiet)
-                    .then(|| format!("{:>12} {stage}: {text}", "note"))
+                (verbose || important || !self.output.quiet).then(|| {
+                    let text = message_text(text);
+                    Text::default().and(&format!("{:>12} {stage}: {text}", "note"))
+                })
             }
             RunEvent::StageRetried {
                 stage,
                 next_try,
                 message,
-            } => Some(format!(
-                "{} {stage}  try {next_try} follows: {message}",
-                word("RETRY").yellow()
-            )),
+            } => {
+                let message = message_text(message);
+                let text = format!(" {stage}  try {next_try} follows: {message}");
+                Some(word("RETRY", YELLOW).and(&text))
+            }
             RunEvent::StageDone {
                 stage,
                 seconds,
@@ -169,38 +170,29 @@ impl Lines {
                 } else {
                     String::new()
                 };
-                Some(format!(
-                    "{} {} {stage}  {}{memory}{suffix}",
-                    word("DONE").green(),
-                    counter(self.settled, self.total),
-                    duration(*seconds)
-                ))
+                let counter = counter(self.settled, self.total);
+                let seconds = duration(*seconds);
+                let text = format!(" {counter} {stage}  {seconds}{memory}{suffix}");
+                Some(word("DONE", GREEN).and(&text))
             }
             RunEvent::StageFailed { stage, message, .. } => {
                 self.settled += 1;
-                Some(format!(
-                    "{} {} {stage}  {message}",
-                    word("FAILED").red(),
-                    counter(self.settled, self.total)
-                ))
+                let counter = counter(self.settled, self.total);
+                let text = format!(" {counter} {stage}  {}", message_text(message));
+                Some(word("FAILED", RED).and(&text))
             }
             RunEvent::StageSkipped { stage, needs } => {
                 self.settled += 1;
-                Some(format!(
-                    "{} {stage}  needs `{needs}`",
-                    word("SKIPPED").yellow()
-                ))
+                Some(word("SKIPPED", YELLOW).and(&format!(" {stage}  needs `{needs}`")))
             }
             RunEvent::StageInterrupted { stage } => {
                 self.settled += 1;
-                Some(format!("{} {stage}", word("INTERRUPTED").yellow()))
+                Some(word("INTERRUPTED", YELLOW).and(&format!(" {stage}")))
             }
             RunEvent::StageDamaged { stage, message } => {
                 self.settled = self.settled.saturating_sub(1);
-                Some(format!(
-                    "{} {stage}  {message}; it runs again",
-                    word("DAMAGED").red()
-                ))
+                let text = format!(" {stage}  {}; it runs again", message_text(message));
+                Some(word("DAMAGED", RED).and(&text))
             }
             RunEvent::RunFinished { seconds, outcomes } => {
                 let count = |key: &str| outcomes[key].as_u64().unwrap_or(0) as usize;
@@ -209,21 +201,32 @@ impl Lines {
                     .filter(|key| count(key) > 0)
                     .map(|key| format!(", {} {key}", count(key)))
                     .collect();
-                Some(format!(
-                    "{} [{}] {}: {} cached{}",
-                    word("Summary").bold(),
+                let text = format!(
+                    " [{}] {}: {} cached{}",
                     duration(*seconds),
                     counted(self.total, "stage"),
                     count("cached"),
                     parts.concat()
-                ))
+                );
+                Some(word("Summary", BOLD).and(&text))
             }
         }
     }
 }
 
-fn word(text: &str) -> String {
-    format!("{text:>12}")
+const GREEN: Style = Style::new().green();
+const CYAN: Style = Style::new().cyan();
+const YELLOW: Style = Style::new().yellow();
+const RED: Style = Style::new().red();
+const BOLD: Style = Style::new().bold();
+
+fn word(text: &str, style: Style) -> Text {
+    styled(&format!("{text:>12}"), style)
+}
+
+/// Shortens a message and puts its further lines behind the column of words, where none looks like an event.
+fn message_text(message: &str) -> String {
+    indented(&excerpt(message, MESSAGE), 13)
 }
 
 fn progress_text(progress: &Progress) -> String {
@@ -254,7 +257,7 @@ fn progress_text(progress: &Progress) -> String {
 impl Observer for Lines {
     fn event(&mut self, event: &RunEvent) {
         if let Some(line) = self.text(event) {
-            self.output.line(&line);
+            self.output.text_line(&line);
         }
     }
 }
@@ -287,12 +290,12 @@ impl Observer for Bars {
                     if let Ok(style) = ProgressStyle::with_template(template) {
                         bar.set_style(style.progress_chars("=> "));
                     }
-                    bar.set_prefix(stage.clone());
+                    bar.set_prefix(visible(stage).into_owned());
                     bar
                 });
                 bar.set_length(progress.total);
                 bar.set_position(progress.step);
-                bar.set_message(progress_text(progress));
+                bar.set_message(visible(&progress_text(progress)).into_owned());
                 return;
             }
             RunEvent::StageDone { stage, .. }
@@ -309,7 +312,7 @@ impl Observer for Bars {
         }
         if let Some(line) = text {
             let output = self.lines.output;
-            self.bars.suspend(|| output.line(&line));
+            self.bars.suspend(|| output.text_line(&line));
         }
     }
 }

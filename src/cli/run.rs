@@ -1,16 +1,18 @@
 //! `flowgraph run`: execute what is not cached, then print the tables.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
 use globset::Glob;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, counted};
+use super::text::Text;
 use super::{
     Failure, PipelineOptions, costs, diagnostics, exit_code, progress, show, stages_named,
 };
@@ -21,6 +23,7 @@ use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
+use crate::excerpt::excerpt;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -281,11 +284,13 @@ fn print_tables(
         let outputs = report.known[at].as_ref();
         let artifact = default.and_then(|output| outputs?.get(&output.name));
         if let Some(artifact) = artifact.filter(|artifact| artifact.kind == "table") {
-            let text = show::table_text(store, artifact)?;
-            output.data(&format!("\n{}\n{text}", stage.name.bold()));
+            let table = output.drawn(&show::read_table(store, artifact)?);
+            let mut text = Text::default().and("\n");
+            text.push_styled(&stage.name, Style::new().bold());
+            output.text(&text.and(&format!("\n{table}")));
             let costs = costs::table(pipeline, store, at, |stage| report.fingerprints[stage]);
             if let Some(costs) = costs {
-                output.data(&format!("\n{}", costs.text()));
+                output.data(&format!("\n{}", output.drawn(&costs)));
             }
         }
     }
@@ -319,13 +324,29 @@ fn summarise_failures(report: &RunReport, output: &Output) {
     ));
 }
 
-fn last_lines(path: &PathBuf, count: usize) -> Vec<String> {
-    let text = std::fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..]
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+/// Returns the last lines of a log; of a line that a program wrote again and again, what stood there last.
+fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    let text = end_of(path).unwrap_or_default();
+    let mut lines: Vec<String> = text
+        .rsplit('\n')
+        .filter_map(|line| line.rsplit('\r').find(|line| !line.trim().is_empty()))
+        .take(count)
+        .map(|line| excerpt(line, LONGEST_LOG_LINE).into_owned())
+        .collect();
+    lines.reverse();
+    lines
+}
+
+/// Bytes of a line of a log that are shown.
+const LONGEST_LOG_LINE: usize = 1000;
+
+/// Reads the end of a log, which can be larger than the memory.
+fn end_of(path: &Path) -> std::io::Result<String> {
+    const SHOWN: u64 = 64 * 1024;
+    let mut log = fs_err::File::open(path)?;
+    let length = log.metadata()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
+    let mut bytes = Vec::new();
+    log.take(SHOWN).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -53,7 +53,7 @@ pub(super) fn run(args: &RunsArgs, store: &Store, output: &Output) -> Result<u8,
             .map(|end| end.as_ref()?.outcomes[outcome].as_f64());
         table.number_column(outcome, 0, counts);
     }
-    output.data(&table.text());
+    output.data(&output.drawn(&table));
     Ok(exit_code::OK)
 }
 

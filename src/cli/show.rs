@@ -77,16 +77,16 @@ fn print(
         return Ok(exit_code::OK);
     }
     if artifact.kind == "table" {
-        output.data(&table_text(store, artifact)?);
+        output.data(&output.drawn(&read_table(store, artifact)?));
         if let Some(costs) = costs {
-            output.data(&format!("\n{}", costs.text()));
+            output.data(&format!("\n{}", output.drawn(&costs)));
         }
         return Ok(exit_code::OK);
     }
     if let [file] = artifact.files.as_slice()
         && is_short_text(&file.path, file.size)
     {
-        output.data(&fs_err::read_to_string(store.object_path(&file.digest))?);
+        output.content(&fs_err::read(store.object_path(&file.digest))?);
         return Ok(exit_code::OK);
     }
     for file in &artifact.files {
@@ -242,9 +242,4 @@ pub(super) fn find(pipeline: &Pipeline, store: &Store, text: &str) -> Result<Fou
 /// Reads a table artifact.
 pub(super) fn read_table(store: &Store, artifact: &Artifact) -> Result<Table, Failure> {
     Ok(Table::of_artifact(store, artifact).map_err(StageError::from)?)
-}
-
-/// Returns a table artifact as text.
-pub(super) fn table_text(store: &Store, artifact: &Artifact) -> Result<String, Failure> {
-    Ok(read_table(store, artifact)?.text())
 }

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 
 use clap::Args;
-use owo_colors::OwoColorize;
+use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
 use super::output::Output;
-use super::plan::{decision_word, value};
+use super::plan::{push_decision, value};
+use super::text::Text;
 use super::{Failure, PipelineOptions, exit_code};
 use crate::engine::fingerprint::{Difference, Manifest};
 use crate::engine::plan::{Decision, PlanOptions, Planner, StagePlan};
@@ -49,7 +50,7 @@ pub(super) fn run(
     if output.json {
         output.json(&as_json(&pipeline, &plans, &explained));
     } else {
-        output.data(&as_text(&pipeline, &plans, &explained));
+        output.text(&as_text(&pipeline, &plans, &explained));
     }
     Ok(exit_code::OK)
 }
@@ -110,15 +111,17 @@ fn known_of<'a>(
     Ok(record.map(|record| (Cow::Owned(record.manifest), Some(record.provenance))))
 }
 
-fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> String {
-    let mut text = String::new();
+fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]) -> Text {
+    let mut text = Text::default();
     for one in explained {
         let (instance, plan) = (&pipeline.stages[one.stage], &plans[one.stage]);
         let indent = "  ".repeat(one.depth);
+        text.push_str(&indent);
+        push_decision(&mut text, plan.decision, 0);
+        text.push_str(" ");
+        text.push_styled(&instance.name, Style::new().bold());
         text.push_str(&format!(
-            "{indent}{} {}  {} (version {}){}\n",
-            decision_word(plan.decision, 0),
-            instance.name.bold(),
+            "  {} (version {}){}\n",
             one.manifest.kind,
             one.manifest.version,
             plan.fingerprint.map_or_else(
@@ -154,9 +157,10 @@ fn as_text(pipeline: &Pipeline, plans: &[StagePlan], explained: &[Explained<'_>]
                     record.fingerprint.short()
                 ));
                 for difference in &one.differences {
+                    text.push_str(&format!("{indent}    "));
+                    text.push_styled(&difference.key, Style::new().yellow());
                     text.push_str(&format!(
-                        "{indent}    {} {} -> {}\n",
-                        difference.key.yellow(),
+                        " {} -> {}\n",
                         value(difference.old.as_ref()),
                         value(difference.new.as_ref())
                     ));

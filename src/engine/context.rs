@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::artifact::Digest;
 use super::stage::StageError;
+use crate::excerpt::{MESSAGE, excerpt};
 
 /// Axis values and stage name of an input, in axis order.
 pub type Labels = IndexMap<String, String>;
@@ -239,7 +240,7 @@ impl RunContext {
 
     /// Reports something people should read.
     pub fn note(&mut self, text: &str) {
-        self.reporter.note(text);
+        self.reporter.note(&excerpt(text, MESSAGE));
     }
 
     /// Prepares a command that the stage will start in a process group of its own.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::excerpt::{MESSAGE, NAME, excerpt, listed};
+
 /// One step into the pipeline document.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
@@ -105,7 +107,7 @@ impl Diagnostic {
             severity: Severity::Error,
             path,
             target: Target::Value,
-            message: message.into(),
+            message: shortened(message.into()),
             hint: None,
         }
     }
@@ -129,16 +131,24 @@ impl Diagnostic {
     /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shortened(hint.into()));
         self
     }
 
     /// Adds a hint, if there is one.
     #[must_use]
     pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
-        self.hint = hint.or(self.hint);
+        self.hint = hint.map(shortened).or(self.hint);
         self
     }
+}
+
+/// Keeps the beginning and the end of a message that is too long to be read.
+pub(super) fn shortened(message: String) -> String {
+    if message.len() <= MESSAGE {
+        return message;
+    }
+    excerpt(&message, MESSAGE).into_owned()
 }
 
 /// Says which of `candidates` was probably meant, or lists them when they are few.
@@ -153,11 +163,9 @@ pub fn did_you_mean<'a>(
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)));
     match nearest {
-        Some((_, candidate)) => Some(format!("did you mean `{candidate}`?")),
+        Some((_, candidate)) => Some(format!("did you mean `{}`?", excerpt(candidate, NAME))),
         None if candidates.is_empty() => None,
-        None if candidates.len() <= 12 => {
-            Some(format!("expected one of: {}", candidates.join(", ")))
-        }
+        None if candidates.len() <= 12 => Some(format!("expected one of: {}", listed(candidates))),
         None => None,
     }
 }

@@ -132,6 +132,12 @@ impl Document {
             .map(|places| places.duplicates)
             .unwrap_or_default();
         let diagnostics = if duplicates.is_empty() {
+            if let Some(diagnostic) = self.control_character(&error) {
+                return Err(Invalid {
+                    document: self.clone(),
+                    diagnostics: vec![diagnostic],
+                });
+            }
             let span = error.location().map(|at| {
                 let start = self.text.floor_char_boundary(at.index());
                 let length = self.text[start..].chars().next().map_or(0, char::len_utf8);
@@ -143,7 +149,8 @@ impl Document {
                 }
             });
             vec![Located {
-                diagnostic: Diagnostic::error(Path::default(), without_positions(&error)),
+                diagnostic: Diagnostic::error(Path::default(), without_positions(&error))
+                    .maybe_hint(self.syntax_hint(&error)),
                 span,
             }]
         } else {
@@ -160,6 +167,59 @@ impl Document {
             document: self.clone(),
             diagnostics,
         })
+    }
+
+    /// Finds the control character that the parser refuses; it says where only in bytes.
+    fn control_character(&self, error: &serde_yaml::Error) -> Option<Located> {
+        if !error
+            .to_string()
+            .starts_with("control characters are not allowed")
+        {
+            return None;
+        }
+        let refused = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
+        let start = self.text.find(refused)?;
+        let character = self.text[start..].chars().next()?;
+        let before = &self.text[..start];
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let message = format!("control character {}", character.escape_unicode());
+        let hint = "in quotes it can be written as `\"\\x1b\"`, with its own number";
+        Some(Located {
+            diagnostic: Diagnostic::error(Path::default(), message).hint(hint),
+            span: Some(Span {
+                start,
+                end: start + character.len_utf8(),
+                line: 1 + before.matches('\n').count(),
+                column: 1 + line.chars().count(),
+            }),
+        })
+    }
+
+    /// Says what is probably wrong with text that is not YAML.
+    fn syntax_hint(&self, error: &serde_yaml::Error) -> Option<String> {
+        let said = error.to_string();
+        let line = self
+            .text
+            .lines()
+            .nth(error.location()?.line().checked_sub(1)?);
+        let indent = line.unwrap_or_default();
+        let indent = &indent[..indent.len() - indent.trim_start().len()];
+        let hint = if indent.contains('\t') {
+            "the line begins with a tab: indent with spaces"
+        } else if said.contains("while scanning a quoted scalar") {
+            "a quote is not closed"
+        } else if said.contains("while parsing a flow") {
+            "a bracket is not closed, or a text with `: `, `, ` or brackets is not quoted"
+        } else if said.contains("did not find expected key") {
+            "the line is indented more or less than the keys that it stands with"
+        } else if said.contains("mapping values are not allowed") {
+            "a text with `: ` needs quotes, and a key stands on a line of its own"
+        } else if said.contains("more than one document") {
+            "a line of `---` begins another document: one file holds one pipeline"
+        } else {
+            return None;
+        };
+        Some(hint.to_owned())
     }
 
     /// Attaches places to diagnostics and sorts them by place.
@@ -305,7 +365,10 @@ impl<'a> Walk<'a> {
                 };
                 let path = path.key(&key);
                 let place = self.span(span);
-                if self.places.keys.insert(path.clone(), place).is_some() {
+                let in_duplicate = self.places.duplicates.last().is_some_and(|(duplicate, _)| {
+                    path.0.len() > duplicate.0.len() && path.0.starts_with(&duplicate.0)
+                });
+                if self.places.keys.insert(path.clone(), place).is_some() && !in_duplicate {
                     self.places.duplicates.push((path.clone(), place));
                 }
                 let (event, span) = self.next()?;
@@ -322,7 +385,12 @@ pub(super) fn without_positions(error: &serde_yaml::Error) -> String {
     let message = error.to_string();
     let mut parts = message.split(" at line ");
     let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
+    for (number, part) in parts.enumerate() {
+        // The first is where the error is shown; where it began is another place.
+        if number == 1 {
+            let line: String = part.chars().take_while(char::is_ascii_digit).collect();
+            text.push_str(&format!(" that begins in line {line}"));
+        }
         let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
         let rest = rest.strip_prefix(" column ").unwrap_or(rest);
         text.push_str(rest.trim_start_matches(|c: char| c.is_ascii_digit()));

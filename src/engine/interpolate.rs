@@ -191,7 +191,11 @@ impl<'a> Scope<'a> {
                     path.clone(),
                     format!("`${{{name}}}` is not defined in `params`"),
                 )
-                .maybe_hint(did_you_mean(missing, level.keys().map(String::as_str))),
+                .maybe_hint(if keys.len() == 1 && name.bytes().all(is_of_environment) {
+                    Some(format!("a variable of the shell is `${name}`, and `$${{{name}}}` where it needs braces"))
+                } else {
+                    did_you_mean(missing, level.keys().map(String::as_str))
+                }),
             );
             return Value::Null;
         };
@@ -215,6 +219,11 @@ impl<'a> Scope<'a> {
         open.pop();
         value
     }
+}
+
+/// Whether a byte is one of those that names of environment variables are made of.
+fn is_of_environment(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
 }
 
 /// Returns the size of a value that holds no `$`, in values and bytes of text.

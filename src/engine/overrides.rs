@@ -126,10 +126,11 @@ fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
         return Err(fail(format!("`--set {setting}`: expected KEY=VALUE"))
             .hint("for example `--set ppo.lr=2e-5` or `--set stages.sft.params.steps=10`"));
     };
-    let value: Value = serde_yaml::from_str(text).map_err(|error| {
-        let error = without_positions(&error);
-        fail(format!("`--set {setting}`: the value is not YAML: {error}"))
-    })?;
+    let value: Value =
+        serde_yaml::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
+            let error = without_positions(&error);
+            fail(format!("`--set {setting}`: the value is not YAML: {error}"))
+        })?;
     let mut keys: Vec<&str> = key.trim().split('.').collect();
     let in_params = |name: &str| root.get("params").and_then(|p| p.get([name])).is_some();
     let stage_names: Vec<String> = root

@@ -261,7 +261,11 @@ impl Builder<'_> {
             self.errors.push(
                 Diagnostic::error(Path::of([key.as_str()]), format!("unknown key `{key}`"))
                     .at_key()
-                    .maybe_hint(did_you_mean(key, ROOT_KEYS)),
+                    .maybe_hint(if key.starts_with(char::is_whitespace) {
+                        Some("its line begins with a space that is none for YAML, as word processors and web pages have: indent with plain spaces".to_owned())
+                    } else {
+                        did_you_mean(key, ROOT_KEYS)
+                    }),
             );
         }
         let empty = Map::new();
@@ -367,10 +371,14 @@ impl Builder<'_> {
             Value::Map(map) => Some(map),
             Value::Null if what == "params" => None,
             other => {
-                self.errors.push(Diagnostic::error(
-                    path.clone(),
-                    format!("{what} must be a map, found {}", other.type_name()),
-                ));
+                let message = format!("{what} must be a map, found {}", other.type_name());
+                self.errors.push(
+                    Diagnostic::error(path.clone(), message).maybe_hint(match what {
+                        "stages" => Some("each stage stands under its name, as in `stages: { sft: { kind: train_sft, ... } }`".to_owned()),
+                        "a stage" => Some("a stage has a `kind`, as in `sft: { kind: train_sft, ... }`".to_owned()),
+                        _ => None,
+                    }),
+                );
                 None
             }
         }

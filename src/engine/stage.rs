@@ -5,6 +5,7 @@
 
 mod explain;
 mod port;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use serde_json::Value as Json;
 pub use port::{Arity, Output, Port};
 
 use super::context::RunContext;
-use super::diagnostic::Path;
+use super::diagnostic::{Path, shortened};
 use crate::sources::{Sha256, Source};
 
 /// Bytes from outside the graph that a stage reads.
@@ -81,10 +82,15 @@ pub struct Problem {
 impl Problem {
     /// Makes a problem with the value of a top-level param.
     pub fn new(key: &str, message: impl Into<String>) -> Self {
+        Self::at(Path::of(key.split('.')), message)
+    }
+
+    /// Makes a problem with the value at a path.
+    pub fn at(path: Path, message: impl Into<String>) -> Self {
         Self {
-            path: Path::of(key.split('.')),
+            path,
             at_key: false,
-            message: message.into(),
+            message: shortened(message.into()),
             hint: None,
         }
     }
@@ -92,7 +98,7 @@ impl Problem {
     /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shortened(hint.into()));
         self
     }
 }
@@ -114,10 +120,10 @@ pub enum StageError {
 }
 
 impl StageError {
-    /// Makes a failure.
+    /// Makes a failure; of a long message it keeps the beginning and the end.
     pub fn new(message: impl Into<String>) -> Self {
         Self::Failed {
-            message: without_backtrace(message.into()),
+            message: shortened(without_backtrace(message.into())),
             hint: None,
         }
     }
@@ -128,7 +134,7 @@ impl StageError {
         match self {
             Self::Failed { message, .. } => Self::Failed {
                 message,
-                hint: Some(text.into()),
+                hint: Some(shortened(text.into())),
             },
             Self::Interrupted => Self::Interrupted,
         }
@@ -444,8 +450,14 @@ mod tests {
         assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(found[0], "unknown param `stepz` of `double`");
         assert_eq!(found[1], "missing param `lr` of `double`");
-        assert!(found[2].starts_with("`note`: invalid type"), "{found:?}");
-        assert!(found[3].starts_with("`steps`: invalid type"), "{found:?}");
+        assert!(
+            found[2].starts_with("`note`: expected a string"),
+            "{found:?}"
+        );
+        assert!(
+            found[3].starts_with("`steps`: expected a whole number"),
+            "{found:?}"
+        );
         assert_eq!(messages(json!({ "lr": 0 })), ["must be above 0"]);
     }
 

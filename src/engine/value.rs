@@ -4,7 +4,7 @@ use std::fmt;
 
 use indexmap::IndexMap;
 use indexmap::map::Entry;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 
 /// A map of the pipeline file, in file order.
@@ -36,7 +36,7 @@ impl Value {
     /// Names the type, for messages.
     pub fn type_name(&self) -> &'static str {
         match self {
-            Self::Null => "null",
+            Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
             Self::Integer(_) | Self::Unsigned(_) => "a whole number",
             Self::Float(_) => "a number",
@@ -129,13 +129,17 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
+fn beyond_64_bits(number: impl fmt::Display) -> String {
+    format!("the whole number {number} needs more than 64 bits; quote it if it is meant as text")
+}
+
 struct ValueVisitor;
 
 impl<'de> Visitor<'de> for ValueVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value without YAML tags")
+        f.write_str("a value")
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -157,6 +161,20 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
         Ok(i64::try_from(value).map_or(Value::Unsigned(value), Value::Integer))
+    }
+
+    fn visit_i128<E: Error>(self, value: i128) -> Result<Value, E> {
+        Err(E::custom(beyond_64_bits(value)))
+    }
+
+    fn visit_u128<E: Error>(self, value: u128) -> Result<Value, E> {
+        Err(E::custom(beyond_64_bits(value)))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        let message =
+            "YAML tags such as `!name` have no meaning here; quote a text that begins with `!`";
+        Err(A::Error::custom(message))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
@@ -186,6 +204,10 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some((key, value)) = entries.next_entry::<Key, Value>()? {
+            if key.0 == "<<" {
+                let message = "YAML merge keys (`<<`) are not supported; a matrix, a profile or `params` share what stages have in common";
+                return Err(A::Error::custom(message));
+            }
             match map.entry(key.0) {
                 Entry::Vacant(free) => free.insert(value),
                 Entry::Occupied(taken) => {
@@ -205,9 +227,13 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) => Ok(Self(text)),
-            Value::List(_) | Value::Map(_) | Value::Null => {
-                Err(D::Error::custom("expected a text key"))
-            }
+            Value::Map(_) => Err(D::Error::custom(
+                "expected a text key, found a map; a reference to a param is `${name}`, not `{{ name }}`",
+            )),
+            other @ (Value::List(_) | Value::Null) => Err(D::Error::custom(format!(
+                "expected a text key, found {}; quote it if it is meant as text",
+                other.type_name()
+            ))),
             scalar => Ok(Self(scalar.to_string())),
         }
     }

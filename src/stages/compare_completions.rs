@@ -11,6 +11,7 @@ use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::excerpt::listed;
 
 /// Shows what several policies answer to the same questions, one row for each question and policy.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -182,7 +183,7 @@ impl CompareCompletions {
                 row.label,
                 self.run.as_deref().unwrap_or_default()
             ))
-            .hint(format!("its runs are: {}", known.join(", ")))
+            .hint(format!("its runs are: {}", listed(known)))
         })
     }
 }

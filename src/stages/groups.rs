@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::artifacts::table::Table;
 use crate::engine::context::{Input, Labels};
 use crate::engine::stage::StageError;
+use crate::excerpt::listed;
 
 /// The label that names the stage and output an artifact comes from.
 const STAGE: &str = "stage";
@@ -271,7 +272,7 @@ pub(super) fn row_named<'a, T>(rows: &'a [Row<T>], label: &str) -> Result<&'a Ro
     rows.iter().find(|row| row.label == label).ok_or_else(|| {
         let known: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
         StageError::new(format!("no input is the row `{label}`"))
-            .hint(format!("the rows are: {}", known.join(", ")))
+            .hint(format!("the rows are: {}", listed(known)))
     })
 }
 

@@ -13,6 +13,7 @@ use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, write};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::excerpt::listed;
 use crate::random::Stream;
 use crate::sources::rows::{RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
@@ -159,10 +160,7 @@ impl Kind for LoadLabelledTexts {
         if !self.labels.is_empty() && named != classes {
             problems.push(Problem::new(
                 "labels",
-                format!(
-                    "`labels` must name each of {}",
-                    classes.into_iter().collect::<Vec<_>>().join(", ")
-                ),
+                format!("`labels` must name each of {}", listed(classes)),
             ));
         }
         problems

@@ -12,6 +12,7 @@ use crate::artifacts::curve::{CURVE, Curve, Status};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::excerpt::listed;
 use crate::stats::figure::{LineChart, Scale as FigureScale, Series};
 
 /// Draws metrics of several trainings step by step, one SVG file for each metric.
@@ -121,7 +122,7 @@ impl Kind for PlotCurves {
                 ctx.note(&format!(
                     "`{}` is no metric of {}",
                     wanted.metric,
-                    without.join(", ")
+                    listed(without)
                 ));
             }
         }
@@ -172,12 +173,8 @@ impl PlotCurves {
                 .flat_map(|run| run.content.metrics.keys().map(String::as_str))
                 .collect();
             return Err(
-                StageError::new(format!("no curve has the metric `{}`", wanted.metric)).hint(
-                    format!(
-                        "the metrics are: {}",
-                        known.into_iter().collect::<Vec<_>>().join(", ")
-                    ),
-                ),
+                StageError::new(format!("no curve has the metric `{}`", wanted.metric))
+                    .hint(format!("the metrics are: {}", listed(known))),
             );
         }
         let chart = LineChart {

@@ -75,8 +75,8 @@ stages:
         `run`: Shell text, run by `sh -e`.
     10:37 error: stage `param`: unknown param `rum` of `command`
         did you mean `run`?
-    10:59 error: stage `param`: `outputs`: invalid type: sequence, expected a map
-    10:72 error: stage `param`: `code`: invalid type: string "main.py", expected a sequence
+    10:59 error: stage `param`: `outputs`: expected a map, found a list
+    10:72 error: stage `param`: `code`: expected a list, found the text "main.py"
     11:44 error: no stage `goood`
         did you mean `good`?
     11:54 error: stage `good` has no output `oot`
@@ -180,7 +180,7 @@ fn syntax_errors_and_duplicate_keys_have_places() {
     ");
     insta::assert_snapshot!(diagnostics("name: x\nstages:\n\ta: {}\n"), @r"3:1 error: found character that cannot start any token, while scanning for the next token");
     insta::assert_snapshot!(diagnostics("- a\n- b\n"), @r"- error: expected a map with `name` and `stages`, found a list");
-    insta::assert_snapshot!(diagnostics(""), @r"- error: expected a map with `name` and `stages`, found null");
+    insta::assert_snapshot!(diagnostics(""), @r"- error: expected a map with `name` and `stages`, found nothing");
     insta::assert_snapshot!(diagnostics("name: x\nparams: { a: .nan }\nstages: {}\n"), @r"2:14 error: params.a: expected a finite number, found NaN or infinity");
     insta::assert_snapshot!(diagnostics("name: x\n"), @r"
     - error: missing key `stages`
@@ -266,7 +266,7 @@ stages:
         did you mean `run`?
     ");
     insta::assert_snapshot!(set("word={"), @r"- error: `--set word={`: the value is not YAML: did not find expected node content, while parsing a flow node");
-    insta::assert_snapshot!(set("a.run=[1]"), @r"4:38 error: stage `a`: `run`: invalid type: sequence, expected a string");
+    insta::assert_snapshot!(set("a.run=[1]"), @r"4:38 error: stage `a`: `run`: expected a string, found a list");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::Message;
 use super::resources::Grant;
 use crate::engine::event::WorkerEvent;
 use crate::engine::worker::{Job, kill_group};
+use crate::excerpt::{MESSAGE, excerpt};
 
 pub(super) struct WorkerProcess {
     child: Child,
@@ -75,7 +76,7 @@ pub(super) fn start(
         for line in BufReader::new(stdout).split(b'\n') {
             let Ok(line) = line else { break };
             let event = serde_json::from_slice(&line).unwrap_or_else(|_| WorkerEvent::Note {
-                text: String::from_utf8_lossy(&line).into_owned(),
+                text: excerpt(&String::from_utf8_lossy(&line), MESSAGE).into_owned(),
             });
             if sender.send((stage, Message::Event(event))).is_err() {
                 return;

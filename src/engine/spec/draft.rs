@@ -15,6 +15,27 @@ use crate::engine::reference::is_name;
 use crate::engine::stage::{Stage, StageKind, find_kind};
 use crate::engine::value::{Map, Value};
 
+/// Proposes a name like one that cannot name a stage.
+fn like(name: &str) -> String {
+    let mut proposed = String::new();
+    for letter in name.chars() {
+        let begins_a_word = letter.is_ascii_uppercase() && !proposed.is_empty();
+        if begins_a_word && !proposed.ends_with(|c: char| c == '_' || c.is_ascii_uppercase()) {
+            proposed.push('_');
+        }
+        proposed.push(if letter == '-' || letter == ' ' {
+            '_'
+        } else {
+            letter.to_ascii_lowercase()
+        });
+    }
+    if is_name(&proposed) {
+        format!(", as `{proposed}` does")
+    } else {
+        String::new()
+    }
+}
+
 impl Builder<'_> {
     pub(super) fn template(
         &mut self,
@@ -30,7 +51,7 @@ impl Builder<'_> {
             self.errors.push(
                 Diagnostic::error(path.clone(), format!("`{name}` cannot name a stage"))
                     .at_key()
-                    .hint("names match [a-z][a-z0-9_]*"),
+                    .hint(format!("names match [a-z][a-z0-9_]*{}", like(name))),
             );
         }
         let body = self.map(Some(body), &path, "a stage")?;

@@ -2,8 +2,10 @@
 
 use serde_json::Value as Json;
 
+use super::words::in_words;
 use super::{Kind, Problem, schema};
 use crate::engine::diagnostic::{Path, Segment, did_you_mean};
+use crate::excerpt::{NAME, excerpt};
 
 /// Finds every problem of params that do not parse: serde stops at the first.
 pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
@@ -14,7 +16,10 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             return vec![Problem {
                 path: Path::default(),
                 at_key: false,
-                message: format!("expected a map of params, found {other}"),
+                message: format!(
+                    "expected a map of params, found {}",
+                    excerpt(&other.to_string(), NAME)
+                ),
                 hint: None,
             }];
         }
@@ -57,11 +62,7 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             path: Path::default(),
             at_key: false,
             message: format!("missing param `{key}` of `{}`", K::NAME),
-            hint: properties
-                .get(key)
-                .and_then(|schema| schema.get("description"))
-                .and_then(Json::as_str)
-                .map(|about| format!("`{key}`: {}", about.lines().next().unwrap_or_default())),
+            hint: about(properties, key),
         });
     }
     // Each round removes the value that serde stopped at, so that it goes on to the next.
@@ -77,23 +78,28 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
                 problems.push(Problem {
                     path: Path::default(),
                     at_key: false,
-                    message: error.into_inner().to_string(),
+                    message: in_words(&error.into_inner().to_string()).0,
                     hint: None,
                 });
             }
             break;
         };
+        let (message, hint) = in_words(&error.into_inner().to_string());
         problems.push(Problem {
-            message: format!("`{path}`: {}", error.into_inner()),
-            path,
-            at_key: false,
-            hint: None,
+            hint: hint.or_else(|| about(properties, &top)),
+            ..Problem::at(path.clone(), format!("`{path}`: {message}"))
         });
         if trial.remove(&*top).is_none() {
             break;
         }
     }
     problems
+}
+
+/// Returns what a param is, as its documentation says.
+fn about(properties: &serde_json::Map<String, Json>, key: &str) -> Option<String> {
+    let description = properties.get(key)?.get("description")?.as_str()?;
+    Some(format!("`{key}`: {}", description.lines().next()?))
 }
 
 fn json_path(path: &serde_path_to_error::Path) -> Path {

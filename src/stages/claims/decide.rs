@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Claim, Claims, Direction, Test};
 use crate::artifacts::curve::{Curve, Status};
 use crate::engine::stage::StageError;
+use crate::excerpt::listed;
 use crate::random::Stream;
 use crate::stages::groups::{Row, row_named, training_of, within};
 use crate::stages::measure::Metric;
@@ -272,7 +273,7 @@ fn trainings<'a>(
         let known: Vec<&str> = curves.iter().map(|row| row.label.as_str()).collect();
         return Err(
             StageError::new(format!("no input of `curves` is the training of `{label}`"))
-                .hint(format!("the trainings are: {}", known.join(", "))),
+                .hint(format!("the trainings are: {}", listed(known))),
         );
     }
     Ok(found)
