@@ -10,27 +10,33 @@
 //! params become the importing file's under `base/...`, where profiles and `--set` reach them. Among themselves its
 //! stages keep their names, and so their fingerprints: results are shared with the file run by itself.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 
-use super::diagnostic::{Diagnostic, Path, Severity};
+use indexmap::IndexMap;
+
+use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
 use super::document::{Document, Invalid};
+use super::interpolate::Scope;
+use super::matrix;
 use super::overrides::{self, Overrides};
-use super::reference::is_name;
+use super::reference::{Reference, is_name};
 use super::spec::{Instance, Pipeline};
 use super::stage::Registry;
-use super::value::{Map, Value};
+use super::value::{Map, Value, json_of};
 
 /// What stands between a namespace and a name.
 pub(super) const SEPARATOR: char = '/';
 
-/// Where the stages of a namespace come from.
-#[derive(Debug, Clone)]
-pub(super) struct Imported {
-    /// The namespace with its separator, such as `base/`.
-    pub(super) prefix: String,
-    /// The folder that relative paths of its stages start from.
-    pub(super) folder: PathBuf,
-}
+/// Stages that the imports of a file may bring. Two files that each import the next one twice are four copies of it;
+/// twenty of them would be a million.
+const MOST: usize = 20_000;
+
+/// How deep files may import each other.
+const DEEPEST: usize = 64;
 
 /// Returns the namespace of a name with its separator; empty for the file's own.
 pub(super) fn namespace(name: &str) -> &str {
@@ -42,116 +48,546 @@ pub(super) fn is_qualified_name(text: &str) -> bool {
     text.split(SEPARATOR).all(is_name)
 }
 
-/// Replaces `import` of a pipeline's root by what it brings.
-///
-/// # Errors
-/// The first imported file that is not valid. What is wrong with `import` itself goes to `errors`.
-pub(super) fn expand(
-    root: &mut Map,
-    document: &Document,
-    registry: &Registry,
-    errors: &mut Vec<Diagnostic>,
-) -> Result<Vec<Imported>, Box<Invalid>> {
-    expand_below(root, document, registry, errors, &mut Vec::new())
+/// What a file's imports brought.
+#[derive(Debug, Default)]
+pub(super) struct Imported {
+    /// The namespaces of the stages, such as `base/`, with the folder that relative paths start from there.
+    pub(super) folders: BTreeMap<String, Arc<FilePath>>,
+    /// Names of stages that may have been meant where a reference names none.
+    pub(super) near: Vec<String>,
 }
 
-fn expand_below(
-    root: &mut Map,
-    document: &Document,
-    registry: &Registry,
-    errors: &mut Vec<Diagnostic>,
-    open: &mut Vec<PathBuf>,
-) -> Result<Vec<Imported>, Box<Invalid>> {
-    let path = Path::of(["import"]);
-    let imports = match root.shift_remove("import") {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Map(imports)) => imports,
-        Some(other) => {
-            errors.push(
-                Diagnostic::error(
-                    path,
-                    format!("`import` must be a map, found {}", other.type_name()),
-                )
-                .hint("for example `import: { base: flowhf.yaml }`"),
-            );
-            return Ok(Vec::new());
+/// A pipeline file with the overrides of its import applied, as every file that imports it so shares it.
+struct Library {
+    file: PathBuf,
+    params: Map,
+    stages: Map,
+    imports: Imports,
+    /// Params that the import gives and nothing uses.
+    unused: BTreeSet<String>,
+}
+
+impl Library {
+    fn stage(&self, name: &str) -> Option<Value> {
+        if namespace(name).is_empty() || self.imports.stages.contains(name) {
+            self.stages.get(name).cloned()
+        } else {
+            self.imports.stage(name)
         }
-    };
-    let own = document
-        .file
-        .canonicalize()
-        .unwrap_or_else(|_| document.file.clone());
-    open.push(own);
-    let mut found = Vec::new();
-    for (name, import) in &*imports {
-        let path = path.key(name);
-        if !is_name(name) {
-            errors.push(
-                Diagnostic::error(path.clone(), format!("`{name}` cannot name an import"))
-                    .at_key()
-                    .hint("names match [a-z][a-z0-9_]*"),
-            );
-            continue;
+    }
+
+    fn params_of(&self, prefix: &str) -> Map {
+        if prefix.is_empty() || self.imports.params.contains(prefix) {
+            let own = self
+                .params
+                .iter()
+                .filter(|(name, _)| namespace(name) == prefix);
+            own.map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        } else {
+            self.imports.params_of(prefix)
         }
-        let Some((file, overrides)) = read(import, &path, document, errors) else {
-            continue;
+    }
+
+    /// Returns where a stage stands in the order of stages: what is imported comes before what needs it.
+    fn place(&self, name: &str, place: &mut Vec<usize>) {
+        if namespace(name).is_empty() {
+            place.push(self.imports.files.len());
+            place.push(self.stages.get_index_of(name).unwrap_or(usize::MAX));
+        } else {
+            self.imports.place(name, place);
+        }
+    }
+}
+
+/// The files that a pipeline file imports. Their stages and params become its own only as far as they are needed.
+#[derive(Clone, Default)]
+pub(super) struct Imports {
+    files: IndexMap<String, Rc<Library>>,
+    /// Namespaces whose params are the file's by now, where overrides may have changed them.
+    params: BTreeSet<String>,
+    /// Stages that are the file's by now, or were until overrides removed them.
+    stages: BTreeSet<String>,
+}
+
+impl Imports {
+    /// Returns a stage, as it is written in the importing file's names.
+    fn stage(&self, name: &str) -> Option<Value> {
+        let (first, rest) = name.split_once(SEPARATOR)?;
+        let body = self.files.get(first)?.stage(rest)?;
+        Some(qualified(&body, &format!("{first}{SEPARATOR}")))
+    }
+
+    /// Returns the params of a namespace, in the importing file's names.
+    fn params_of(&self, prefix: &str) -> Map {
+        let Some((first, rest)) = prefix.split_once(SEPARATOR) else {
+            return Map::new();
         };
-        let target = match Document::read(&file) {
-            Ok(target) => target,
-            Err(error) => {
+        let first_prefix = format!("{first}{SEPARATOR}");
+        let params = self.files.get(first).map(|library| library.params_of(rest));
+        let named = params.into_iter().flatten().map(|(name, value)| {
+            (
+                format!("{first_prefix}{name}"),
+                qualified(&value, &first_prefix),
+            )
+        });
+        named.collect()
+    }
+
+    fn library(&self, prefix: &str) -> Option<&Library> {
+        let (first, rest) = prefix.split_once(SEPARATOR)?;
+        let library = self.files.get(first)?;
+        if rest.is_empty() {
+            Some(library)
+        } else {
+            library.imports.library(rest)
+        }
+    }
+
+    fn place(&self, name: &str, place: &mut Vec<usize>) {
+        let Some((first, rest)) = name.split_once(SEPARATOR) else {
+            return;
+        };
+        if let Some((at, _, library)) = self.files.get_full(first) {
+            place.push(self.files.len() - 1 - at);
+            library.place(rest, place);
+        }
+    }
+
+    /// Brings what `overrides` and the params of an import change, before they do.
+    pub(super) fn adopt_changed(&mut self, root: &mut Map, overrides: &Overrides, given: &[&str]) {
+        if self.files.is_empty() {
+            return;
+        }
+        let mut names: Vec<String> = given.iter().map(ToString::to_string).collect();
+        for profile in &overrides.profiles {
+            for section in ["params", "stages"] {
+                let patch = root
+                    .get("profiles")
+                    .and_then(|all| all.get([profile, section]));
+                let patched = patch.and_then(Value::as_map);
+                names.extend(
+                    patched
+                        .into_iter()
+                        .flat_map(|patched| patched.keys().cloned()),
+                );
+            }
+        }
+        for setting in &overrides.set {
+            let key = setting.split('=').next().unwrap_or_default();
+            names.extend(key.trim().split('.').take(2).map(str::to_owned));
+        }
+        for name in names {
+            let prefix = namespace(&name);
+            if !prefix.is_empty() {
+                self.adopt_params(root, prefix);
+                self.adopt_stage(root, &name);
+            }
+        }
+    }
+
+    /// Brings the stages that those of the file need, and the params that these refer to.
+    ///
+    /// # Errors
+    /// When there would be too many.
+    pub(super) fn adopt_needed(&mut self, root: &mut Map) -> Result<Imported, Diagnostic> {
+        let mut imported = Imported::default();
+        if self.files.is_empty() {
+            return Ok(imported);
+        }
+        if let Some(params) = root.get("params").cloned() {
+            self.adopt_params_in(root, &params);
+        }
+        let stages = root.get("stages").and_then(Value::as_map);
+        let mut open: Vec<String> =
+            stages.map_or_else(Vec::new, |own| own.keys().cloned().collect());
+        let mut near = BTreeSet::new();
+        let mut brought = 0;
+        while let Some(name) = open.pop() {
+            let stages = root.get("stages");
+            let Some(body) = stages
+                .and_then(|stages| stages.get([name.as_str()]))
+                .cloned()
+            else {
+                continue;
+            };
+            self.adopt_params_in(root, &body);
+            for stage in referenced(root, &body) {
+                let needed = format!("{}{stage}", namespace(&name));
+                let stages = root.get("stages");
+                if stages.is_some_and(|stages| stages.get([needed.as_str()]).is_some()) {
+                    continue;
+                }
+                if self.adopt_stage(root, &needed) {
+                    brought += 1;
+                    if brought > MOST {
+                        return Err(self.too_many(&needed));
+                    }
+                    open.push(needed);
+                } else {
+                    near.extend(self.near(&needed));
+                }
+            }
+        }
+        imported.near = near.into_iter().collect();
+        if let Some(Value::Map(stages)) = root.get_mut("stages") {
+            stages.sort_by_cached_key(|name, _| {
+                let mut place = Vec::new();
+                if namespace(name).is_empty() {
+                    // Sorting is stable: the file's own stay as they are.
+                    place.push(self.files.len());
+                } else {
+                    self.place(name, &mut place);
+                }
+                place
+            });
+            for name in stages.keys() {
+                let prefix = namespace(name);
+                if !imported.folders.contains_key(prefix)
+                    && let Some(library) = self.library(prefix)
+                {
+                    let folder = folder_of(&library.file).into();
+                    imported.folders.insert(prefix.to_owned(), folder);
+                }
+            }
+        }
+        Ok(imported)
+    }
+
+    fn too_many(&self, name: &str) -> Diagnostic {
+        let library = self.library(namespace(name));
+        let file = library.map_or_else(String::new, |library| {
+            format!(" of {}", library.file.display())
+        });
+        let stage = &name[namespace(name).len()..];
+        Diagnostic::error(
+            Path::of(["import"]),
+            format!("imports bring more than {MOST} stages, `{stage}`{file} again and again"),
+        )
+        .hint("a file that is imported under several names, by files that are, is copied for each way to it: import it once, and refer to it by that name")
+    }
+
+    /// Makes a stage the file's; whether there is one.
+    fn adopt_stage(&mut self, root: &mut Map, name: &str) -> bool {
+        if namespace(name).is_empty() || self.stages.contains(name) {
+            return false;
+        }
+        let Some(body) = self.stage(name) else {
+            return false;
+        };
+        self.stages.insert(name.to_owned());
+        section(root, "stages").insert(name.to_owned(), body);
+        self.adopt_params(root, namespace(name));
+        true
+    }
+
+    /// Makes the params of a namespace the file's.
+    fn adopt_params(&mut self, root: &mut Map, prefix: &str) {
+        if prefix.is_empty() || !self.params.insert(prefix.to_owned()) {
+            return;
+        }
+        for (name, value) in self.params_of(prefix) {
+            self.adopt_params_in(root, &value);
+            section(root, "params").insert(name, value);
+        }
+    }
+
+    /// Makes those params the file's that a value refers to.
+    fn adopt_params_in(&mut self, root: &mut Map, value: &Value) {
+        match value {
+            Value::String(text) => {
+                for name in text.split("${").skip(1) {
+                    let name = name.split(['}', '.']).next().unwrap_or_default();
+                    self.adopt_params(root, namespace(name.trim()));
+                }
+            }
+            Value::List(items) => items
+                .iter()
+                .for_each(|item| self.adopt_params_in(root, item)),
+            Value::Map(map) => map
+                .values()
+                .for_each(|item| self.adopt_params_in(root, item)),
+            _ => {}
+        }
+    }
+
+    /// Names the stages that may be meant by a name that no stage has: those of the namespace, and of each import.
+    fn near(&self, name: &str) -> Vec<String> {
+        let prefix = namespace(name);
+        let direct = self.files.keys().map(|first| format!("{first}{SEPARATOR}"));
+        let mut names = Vec::new();
+        for prefix in direct.chain([prefix.to_owned()]) {
+            let stages = self.library(&prefix).map(|library| library.stages.keys());
+            names.extend(
+                stages
+                    .into_iter()
+                    .flatten()
+                    .map(|name| format!("{prefix}{name}")),
+            );
+        }
+        names
+    }
+}
+
+/// Returns a section of the root that holds entries by name.
+fn section<'a>(root: &'a mut Map, name: &str) -> &'a mut Map {
+    let empty = || Value::Map(Box::default());
+    let entry = root.entry(name.to_owned()).or_insert_with(empty);
+    if !matches!(entry, Value::Map(_)) {
+        // What else stood there was reported where it stands.
+        *entry = empty();
+    }
+    match entry {
+        Value::Map(map) => map,
+        _ => unreachable!("was made a map"),
+    }
+}
+
+/// Names the stages that the inputs of a stage refer to, whatever else is wrong with it.
+fn referenced(root: &Map, body: &Value) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let Some(inputs) = body.get(["inputs"]) else {
+        return names;
+    };
+    let empty = Map::new();
+    let params = root.get("params").and_then(Value::as_map).unwrap_or(&empty);
+    let used = RefCell::default();
+    let scope = Scope::new(params, &used);
+    let path = Path::default();
+    let ignored = &mut Vec::new();
+    let matrix = body
+        .get(["matrix"])
+        .map(|matrix| scope.resolve(matrix, &path, ignored));
+    for axes in matrix::expand(matrix.as_ref(), &path, ignored) {
+        let inputs = scope.with_matrix(&axes).resolve(inputs, &path, ignored);
+        for reference in inputs
+            .as_map()
+            .into_iter()
+            .flat_map(|inputs| inputs.values())
+        {
+            let list = match reference {
+                Value::List(list) => list.as_slice(),
+                one => std::slice::from_ref(one),
+            };
+            let parsed = list.iter().filter_map(Value::as_str).map(Reference::parse);
+            names.extend(
+                parsed
+                    .filter_map(Result::ok)
+                    .map(|reference| reference.stage),
+            );
+        }
+    }
+    names
+}
+
+/// Reads pipeline files that are imported, each once.
+pub(super) struct Reader<'a> {
+    registry: &'a Registry,
+    /// The files that are being read, each imported by the one before.
+    open: Vec<PathBuf>,
+    /// Documents with their roots, by canonical path.
+    documents: BTreeMap<PathBuf, (Document, Map)>,
+    /// By canonical path and what changes them.
+    libraries: BTreeMap<(PathBuf, String), Rc<Library>>,
+}
+
+impl<'a> Reader<'a> {
+    /// Makes a reader for the kinds of `registry`.
+    pub(super) fn new(registry: &'a Registry) -> Self {
+        Self {
+            registry,
+            open: Vec::new(),
+            documents: BTreeMap::new(),
+            libraries: BTreeMap::new(),
+        }
+    }
+
+    /// Takes `import` out of a pipeline's root and reads what it names.
+    ///
+    /// # Errors
+    /// The first imported file that is not valid. What is wrong with `import` itself goes to `errors`.
+    pub(super) fn read(
+        &mut self,
+        root: &mut Map,
+        document: &Document,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Result<Imports, Box<Invalid>> {
+        let path = Path::of(["import"]);
+        let mut found = Imports::default();
+        let imports = match root.shift_remove("import") {
+            None | Some(Value::Null) => return Ok(found),
+            Some(Value::Map(imports)) => imports,
+            Some(other) => {
+                errors.push(
+                    Diagnostic::error(
+                        path,
+                        format!("`import` must be a map, found {}", other.type_name()),
+                    )
+                    .hint("for example `import: { base: flowhf.yaml }`"),
+                );
+                return Ok(found);
+            }
+        };
+        let own = document.file.canonicalize();
+        self.open
+            .push(own.unwrap_or_else(|_| document.file.clone()));
+        for (name, import) in &*imports {
+            let path = path.key(name);
+            if !is_name(name) {
+                errors.push(
+                    Diagnostic::error(path.clone(), format!("`{name}` cannot name an import"))
+                        .at_key()
+                        .hint("names match [a-z][a-z0-9_]*"),
+                );
+                continue;
+            }
+            let Some((file, overrides)) = read(import, &path, document, errors) else {
+                continue;
+            };
+            let canonical = file.canonicalize().unwrap_or_else(|_| file.clone());
+            if self.open.contains(&canonical) {
+                errors.push(
+                    Diagnostic::error(path, format!("{} imports itself", file.display()))
+                        .hint("pipelines cannot import each other in a ring"),
+                );
+                continue;
+            }
+            if self.open.len() > DEEPEST {
                 errors.push(Diagnostic::error(
                     path,
-                    format!("cannot read the pipeline: {error}"),
+                    format!("more than {DEEPEST} files import each other in a row"),
                 ));
                 continue;
             }
-        };
-        let canonical = file.canonicalize().unwrap_or_else(|_| file.clone());
-        if open.contains(&canonical) {
-            errors.push(
-                Diagnostic::error(path, format!("{} imports itself", file.display()))
-                    .hint("pipelines cannot import each other in a ring"),
+            let params = import.get(["params"]).and_then(Value::as_map);
+            let empty = Map::new();
+            let params = params.unwrap_or(&empty);
+            let key = (
+                canonical.clone(),
+                format!("{:?}{}", overrides.profiles, json_of(params)),
             );
-            continue;
+            let library = match self.libraries.get(&key) {
+                Some(library) => Rc::clone(library),
+                None => {
+                    if let Err(error) = self.parse(&file, &canonical)? {
+                        errors.push(Diagnostic::error(
+                            path,
+                            format!("cannot read the pipeline: {error}"),
+                        ));
+                        continue;
+                    }
+                    let library = Rc::new(self.library(&canonical, &overrides, params)?);
+                    self.libraries.insert(key, Rc::clone(&library));
+                    library
+                }
+            };
+            for param in &library.unused {
+                errors.push(
+                    Diagnostic::error(
+                        path.key("params").key(param),
+                        format!("no stage of {} uses a param `{param}`", file.display()),
+                    )
+                    .at_key()
+                    .maybe_hint(did_you_mean(
+                        param,
+                        library
+                            .params
+                            .keys()
+                            .map(String::as_str)
+                            .filter(|name| *name != param),
+                    )),
+                );
+            }
+            found.files.insert(name.clone(), library);
         }
-        let Value::Map(mut imported) = target.parse().map_err(Box::new)? else {
+        self.open.pop();
+        Ok(found)
+    }
+
+    /// Reads and parses a file, unless that was done.
+    fn parse(
+        &mut self,
+        file: &FilePath,
+        canonical: &FilePath,
+    ) -> Result<std::io::Result<()>, Box<Invalid>> {
+        if self.documents.contains_key(canonical) {
+            return Ok(Ok(()));
+        }
+        let document = match Document::read(file) {
+            Ok(document) => document,
+            Err(error) => return Ok(Err(error)),
+        };
+        let Value::Map(root) = document.parse().map_err(Box::new)? else {
             unreachable!("`parse` returns maps only");
         };
-        let mut wrong = Vec::new();
-        let below = expand_below(&mut imported, &target, registry, &mut wrong, open)?;
-        if wrong.iter().any(|wrong| wrong.severity == Severity::Error) {
-            return Err(Box::new(target.invalid(wrong)));
-        }
-        overrides::apply(&mut imported, &overrides, &mut wrong);
-        if let Some(Value::Map(params)) = import.get(["params"]) {
-            let own = imported
-                .entry("params".to_owned())
-                .or_insert_with(|| Value::Map(Box::default()));
-            own.merge(&Value::Map(params.clone()));
-        }
-        wrong.extend(Pipeline::problems(
-            &target,
-            (*imported).clone(),
-            &below,
-            registry,
-        ));
-        wrong.retain(|wrong| wrong.severity == Severity::Error);
-        if !wrong.is_empty() {
-            return Err(Box::new(target.invalid(wrong)));
-        }
-        let prefix = format!("{name}{SEPARATOR}");
-        found.extend(below.into_iter().map(|below| Imported {
-            prefix: format!("{prefix}{}", below.prefix),
-            ..below
-        }));
-        found.push(Imported {
-            folder: folder_of(&file),
-            prefix: prefix.clone(),
-        });
-        adopt(root, &imported, &prefix);
+        self.documents
+            .insert(canonical.to_owned(), (document, *root));
+        Ok(Ok(()))
     }
-    open.pop();
-    Ok(found)
+
+    /// Applies overrides to a file that was parsed, and checks it by itself.
+    fn library(
+        &mut self,
+        canonical: &FilePath,
+        overrides: &Overrides,
+        given: &Map,
+    ) -> Result<Library, Box<Invalid>> {
+        let (document, mut root) = self.documents[canonical].clone();
+        let mut wrong = Vec::new();
+        let mut imports = self.read(&mut root, &document, &mut wrong)?;
+        if wrong.iter().any(|wrong| wrong.severity == Severity::Error) {
+            return Err(Box::new(document.invalid(wrong)));
+        }
+        let names: Vec<&str> = given.keys().map(String::as_str).collect();
+        imports.adopt_changed(&mut root, overrides, &names);
+        overrides::apply(&mut root, overrides, &mut wrong);
+        let known: BTreeSet<String> = match root.get("params") {
+            Some(Value::Map(params)) => params.keys().cloned().collect(),
+            _ => BTreeSet::new(),
+        };
+        if !given.is_empty() {
+            let params = root.entry("params".to_owned());
+            let params = params.or_insert_with(|| Value::Map(Box::default()));
+            params.merge(&Value::Map(Box::new(given.clone())));
+        }
+        let library = Library {
+            file: document.file.clone(),
+            params: entries(&root, "params"),
+            stages: entries(&root, "stages"),
+            imports,
+            unused: BTreeSet::new(),
+        };
+        let imported = library.imports.clone().adopt_needed(&mut root);
+        let imported = imported.map_err(|wrong| Box::new(document.invalid(vec![wrong])))?;
+        wrong.extend(Pipeline::problems(
+            &document,
+            root,
+            &imported,
+            self.registry,
+        ));
+        let unused = wrong
+            .iter()
+            .filter(|wrong| wrong.severity == Severity::Warning);
+        let unused = unused.filter_map(|wrong| match wrong.path.0.as_slice() {
+            [Segment::Key(params), Segment::Key(name)] if **params == *"params" => {
+                Some(name.to_string())
+            }
+            _ => None,
+        });
+        let given = |name: &String| given.contains_key(name) && !known.contains(name);
+        let unused: BTreeSet<String> = unused.filter(given).collect();
+        wrong.retain(|wrong| wrong.severity == Severity::Error);
+        if wrong.is_empty() {
+            Ok(Library { unused, ..library })
+        } else {
+            Err(Box::new(document.invalid(wrong)))
+        }
+    }
+}
+
+fn entries(root: &Map, section: &str) -> Map {
+    let entries = root.get(section).and_then(Value::as_map);
+    entries.cloned().unwrap_or_default()
 }
 
 /// Reads one entry of `import`: the file and the profiles to apply.
@@ -223,26 +659,6 @@ pub(super) fn folder_of(file: &FilePath) -> PathBuf {
         PathBuf::from(".")
     } else {
         folder.to_owned()
-    }
-}
-
-/// Puts the params and stages of an imported file into the importing one, under `prefix`.
-fn adopt(root: &mut Map, imported: &Map, prefix: &str) {
-    for section in ["params", "stages"] {
-        let Some(Value::Map(entries)) = imported.get(section) else {
-            continue;
-        };
-        let target = root
-            .entry(section.to_owned())
-            .or_insert_with(|| Value::Map(Box::default()));
-        let Value::Map(target) = target else { continue };
-        // Before the file's own: what is imported is needed by them.
-        let mut merged: Map = entries
-            .iter()
-            .map(|(name, value)| (format!("{prefix}{name}"), qualified(value, prefix)))
-            .collect();
-        merged.extend(std::mem::take(&mut **target));
-        **target = merged;
     }
 }
 

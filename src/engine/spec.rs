@@ -18,12 +18,12 @@ use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located};
 use super::graph::Graph;
-use super::import::{self, Imported, folder_of, namespace};
+use super::import::{self, Imported, Reader, folder_of, namespace};
 use super::interpolate::Scope;
 use super::overrides::{self, Overrides};
 use super::stage::{Registry, Resources, Stage, StageKind};
 use super::value::{Map, Value, json_of};
-use super::wiring;
+use super::wiring::{self, Known};
 
 /// A pipeline whose every stage is typed, wired and checked.
 pub struct Pipeline {
@@ -162,8 +162,11 @@ impl Pipeline {
             unreachable!("`parse` returns maps only");
         };
         let mut errors = Vec::new();
-        let imported = import::expand(&mut root, &document, registry, &mut errors)?;
+        let mut imports = Reader::new(registry).read(&mut root, &document, &mut errors)?;
+        imports.adopt_changed(&mut root, overrides, &[]);
         overrides::apply(&mut root, overrides, &mut errors);
+        let imported = imports.adopt_needed(&mut root);
+        let imported = imported.map_err(|wrong| Box::new(document.invalid(vec![wrong])))?;
         let mut builder = Builder {
             registry,
             imported: &imported,
@@ -192,7 +195,7 @@ impl Pipeline {
     pub(super) fn problems(
         document: &Document,
         root: Map,
-        imported: &[Imported],
+        imported: &Imported,
         registry: &Registry,
     ) -> Vec<Diagnostic> {
         let mut builder = Builder {
@@ -202,6 +205,7 @@ impl Pipeline {
             warnings: Vec::new(),
         };
         builder.build(document, root);
+        builder.errors.append(&mut builder.warnings);
         builder.errors
     }
 
@@ -249,7 +253,7 @@ impl Pipeline {
 struct Builder<'a> {
     registry: &'a Registry,
     /// The namespaces that other files' stages are in.
-    imported: &'a [Imported],
+    imported: &'a Imported,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
@@ -319,22 +323,22 @@ impl Builder<'_> {
                 broken.push((name.clone(), inputs, path));
             }
         }
-        let names = &*stages;
+        let known = Known {
+            names: &*stages,
+            near: &self.imported.near,
+        };
         for (name, inputs, path) in broken {
-            wiring::check_names(&name, &inputs, &path, names, &mut self.errors);
+            wiring::check_names(&name, &inputs, &path, known, &mut self.errors);
         }
         self.unused_params(params, &scope, &used);
         let folder: Arc<FilePath> = folder_of(&document.file).into();
         for draft in &mut drafts {
             let prefix = namespace(&draft.instance.template);
-            let import = self.imported.iter().find(|import| import.prefix == prefix);
-            draft.instance.base_folder = import.map_or_else(
-                || Arc::clone(&folder),
-                |import| import.folder.as_path().into(),
-            );
+            let imported = self.imported.folders.get(prefix);
+            draft.instance.base_folder = Arc::clone(imported.unwrap_or(&folder));
         }
-        let mut stages = wiring::wire(drafts, &templates, names, &mut self.errors);
-        if !self.imported.is_empty() {
+        let mut stages = wiring::wire(drafts, &templates, known, &mut self.errors);
+        if !self.imported.folders.is_empty() {
             stages = import::needed_by_own(stages);
         }
         let edges: Vec<(usize, usize)> = stages

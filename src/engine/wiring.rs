@@ -12,14 +12,21 @@ use super::spec::{Draft, InputItem, Instance, PortInput, Template};
 use super::stage::{Output, Port};
 use super::value::{Map, Value};
 
+/// The stages that a reference can name.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// All stages of the file, those that could not be read with them: a reference to a broken stage is no further
+    /// error.
+    pub(super) names: &'a Map,
+    /// Others of imported files, which may have been meant.
+    pub(super) near: &'a [String],
+}
+
 /// Resolves the inputs of every draft.
-///
-/// `names` are all stages of the file, those that could not be read with them: a reference to a broken stage is
-/// no further error.
 pub(super) fn wire(
     drafts: Vec<Draft>,
     templates: &IndexMap<String, Template>,
-    names: &Map,
+    known: Known<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Instance> {
     let outputs: Vec<Vec<Output>> = drafts
@@ -41,7 +48,7 @@ pub(super) fn wire(
         templates,
         outputs: &outputs,
         lookup: &lookup,
-        names,
+        known,
     };
     drafts
         .into_iter()
@@ -59,7 +66,7 @@ struct Wiring<'a> {
     outputs: &'a [Vec<Output>],
     /// The instances of each template that has a matrix, by their axis values.
     lookup: &'a BTreeMap<&'a str, BTreeMap<Vec<&'a str>, usize>>,
-    names: &'a Map,
+    known: Known<'a>,
 }
 
 /// The consumer of a reference, for messages.
@@ -225,7 +232,7 @@ impl Wiring<'_> {
             reference.stage
         );
         let Some(template) = self.templates.get(&name) else {
-            errors.extend(unknown_stage(&consumer.path, &name, self.names));
+            errors.extend(unknown_stage(&consumer.path, &name, self.known));
             return None;
         };
         let choices = choices(consumer, reference, template, errors)?;
@@ -357,7 +364,7 @@ pub(super) fn check_names(
     consumer: &str,
     inputs: &Value,
     path: &Path,
-    names: &Map,
+    known: Known<'_>,
     errors: &mut Vec<Diagnostic>,
 ) {
     for (port, value) in inputs.as_map().into_iter().flatten() {
@@ -374,7 +381,7 @@ pub(super) fn check_names(
             match reference.as_str().map(Reference::parse) {
                 Some(Ok(reference)) => {
                     let name = format!("{}{}", namespace(consumer), reference.stage);
-                    errors.extend(unknown_stage(&path, &name, names));
+                    errors.extend(unknown_stage(&path, &name, known));
                 }
                 Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
                 None => {}
@@ -383,12 +390,22 @@ pub(super) fn check_names(
     }
 }
 
-fn unknown_stage(path: &Path, name: &str, names: &Map) -> Option<Diagnostic> {
-    if names.contains_key(name) {
+fn unknown_stage(path: &Path, name: &str, known: Known<'_>) -> Option<Diagnostic> {
+    if known.names.contains_key(name) {
         return None;
     }
     let error = Diagnostic::error(path.clone(), format!("no stage `{name}`"));
-    Some(error.maybe_hint(did_you_mean(name, names.keys().map(String::as_str))))
+    let imported = known
+        .near
+        .iter()
+        .find(|near| near[namespace(near).len()..] == *name);
+    Some(error.maybe_hint(match imported {
+        Some(imported) => Some(format!("did you mean `{imported}`, of an imported file?")),
+        None => did_you_mean(
+            name,
+            known.names.keys().chain(known.near).map(String::as_str),
+        ),
+    }))
 }
 
 /// Returns the values that each axis of the referenced stage takes.

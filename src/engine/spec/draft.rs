@@ -46,7 +46,7 @@ impl Builder<'_> {
         drafts: &mut Vec<Draft>,
     ) -> Option<Template> {
         let prefix = namespace(name);
-        let known = prefix.is_empty() || self.imported.iter().any(|import| import.prefix == prefix);
+        let known = prefix.is_empty() || self.imported.folders.contains_key(prefix);
         if !known || !is_name(&name[prefix.len()..]) {
             self.errors.push(
                 Diagnostic::error(path.clone(), format!("`{name}` cannot name a stage"))
