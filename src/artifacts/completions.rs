@@ -6,6 +6,12 @@ use super::table::{Table, TableError};
 
 /// The artifact kind of completions.
 pub const COMPLETIONS: &str = "completions";
+
+/// What a table of completions has a known number of.
+pub const ROWS: &str = "completions";
+
+/// What a table of completions has a known number of for each prompt.
+pub const ROWS_PER_PROMPT: &str = "completions of a prompt";
 /// The artifact kind of completions with rewards.
 pub const SCORES: &str = "scores";
 

@@ -7,6 +7,9 @@ use super::table::{Table, TableError};
 /// The artifact kind.
 pub const DATASET: &str = "dataset";
 
+/// What a dataset has a known number of.
+pub const PROMPTS: &str = "distinct prompts";
+
 /// One row of a dataset.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Example {

@@ -24,6 +24,9 @@ use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer};
 /// The artifact kind.
 pub const LANGUAGE_MODEL: &str = "language_model";
 
+/// What a model has a known number of: positions of prompt and completion together.
+pub const CONTEXT: &str = "tokens of context";
+
 const PEFT_PREFIX: &str = "base_model.model.";
 const BASE_FILES: [&str; 4] = [
     "config.json",

@@ -14,6 +14,7 @@ pub mod diagnostic;
 pub mod document;
 pub mod event;
 pub mod executor;
+pub mod facts;
 pub mod fingerprint;
 pub mod graph;
 mod history;

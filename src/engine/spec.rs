@@ -6,7 +6,7 @@ mod draft;
 mod execution;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located};
+use super::facts::{Facts, Known as KnownFacts};
 use super::graph::Graph;
 use super::import::{self, Imported, Reader, folder_of, namespace};
 use super::interpolate::Scope;
@@ -357,6 +358,7 @@ impl Builder<'_> {
                 return None;
             }
         };
+        self.facts(&stages, &order);
         Some(Pipeline {
             name,
             description,
@@ -368,6 +370,37 @@ impl Builder<'_> {
             order,
             warnings: Vec::new(),
         })
+    }
+
+    /// Checks params against what is known of the inputs before they are made.
+    fn facts(&mut self, stages: &[Instance], order: &[usize]) {
+        let mut facts: Vec<BTreeMap<String, Facts>> = vec![BTreeMap::new(); stages.len()];
+        let nothing = Facts::new();
+        for &at in order {
+            let instance = &stages[at];
+            let inputs = instance.inputs.iter().map(|input| {
+                let items = input.items.iter().map(|item| {
+                    let known = facts[item.producer].get(&item.output);
+                    known.unwrap_or(&nothing)
+                });
+                (input.port.as_str(), items.collect())
+            });
+            let mut known = KnownFacts::new(instance.template.as_str().into(), inputs.collect());
+            instance.stage.facts(&mut known);
+            for problem in known.problems() {
+                let path = Path::of(["stages", &instance.template, "params"]);
+                self.stage_problem(&instance.template, &path, problem);
+            }
+            let mut said = BTreeMap::new();
+            if known.says_something() {
+                for output in instance.stage.outputs() {
+                    let facts = known.of(&output.name);
+                    said.insert(output.name, facts);
+                }
+            }
+            drop(known);
+            facts[at] = said;
+        }
     }
 
     fn map<'a>(&mut self, value: Option<&'a Value>, path: &Path, what: &str) -> Option<&'a Map> {

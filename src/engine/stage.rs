@@ -18,6 +18,7 @@ pub use port::{Arity, Output, Port};
 
 use super::context::RunContext;
 use super::diagnostic::{Path, shortened};
+use super::facts::Known;
 use crate::sources::{Sha256, Source};
 
 /// Bytes from outside the graph that a stage reads.
@@ -218,6 +219,9 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn validate(&self) -> Vec<Problem> {
         Vec::new()
     }
+    /// Says what is known of the outputs before anything runs, and refuses params that what is known of the inputs
+    /// makes impossible; see [`Known`].
+    fn facts(&self, _known: &mut Known<'_>) {}
     /// Returns what the stage needs unless the pipeline says otherwise.
     fn resources(&self) -> Resources {
         Resources::default()
@@ -253,6 +257,8 @@ pub trait Stage: Send + Sync {
     fn sources(&self) -> Vec<SourceParam>;
     /// See [`Kind::environment`].
     fn environment(&self) -> Vec<String>;
+    /// See [`Kind::facts`].
+    fn facts(&self, known: &mut Known<'_>);
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
     /// See [`Kind::uses_gpus`].
@@ -289,6 +295,10 @@ impl<K: Kind> Stage for K {
 
     fn environment(&self) -> Vec<String> {
         Kind::environment(self)
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        Kind::facts(self, known);
     }
 
     fn resources(&self) -> Resources {

@@ -11,9 +11,11 @@ use super::measure::Metric;
 use super::metric_table::check_bootstrap;
 use super::scored::{self, Scored};
 use super::trainings::{curves_port, load_curves};
+use crate::artifacts::completions::ROWS;
 use crate::artifacts::curve::Curve;
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stats::holm;
 use decide::Verdict;
@@ -232,6 +234,18 @@ impl Kind for Claims {
         }
         check_bootstrap(self.level, self.replicates, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let of_top_k = self.claims.iter().any(|claim| match &claim.test {
+            Test::Difference { metric, .. } => metric.is_of_top_k(),
+            _ => false,
+        });
+        if of_top_k {
+            // Which rows are compared is known when their labels are: all of them would have to be too few.
+            let hint = "lower it, or raise the number of completions";
+            known.needs_of_some("scores", ROWS, self.top_k, ("top_k", self.top_k), hint);
+        }
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

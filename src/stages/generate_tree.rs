@@ -5,10 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
-use crate::artifacts::dataset::{DATASET, Dataset, Example};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, save_new, save_new_classifier};
+use crate::artifacts::dataset::{DATASET, Dataset, Example, PROMPTS};
+use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, save_new, save_new_classifier};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel, SCORE};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::head::{HeadInit, ScalarHead};
@@ -213,6 +214,16 @@ impl Kind for GenerateTree {
             );
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let context = self
+            .config(self.hidden_size, self.num_layers)
+            .max_position_embeddings;
+        for model in ["policy", "reward"] {
+            known.says(model, CONTEXT, context, ("horizon", self.horizon));
+        }
+        known.says("data", PROMPTS, self.prompts, ("prompts", self.prompts));
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

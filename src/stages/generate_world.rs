@@ -3,8 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::dataset::{DATASET, Dataset, Example, PROMPTS};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::sources::embedded::Split;
@@ -122,6 +123,25 @@ impl Kind for GenerateWorld {
             }
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let rl = self.rl_questions.saturating_mul(self.rl_pairs_per_question);
+        for (output, count, param) in [
+            (
+                "finetune",
+                self.finetune_pairs,
+                ("finetune_pairs", self.finetune_pairs),
+            ),
+            (
+                "reward",
+                self.reward_pairs,
+                ("reward_pairs", self.reward_pairs),
+            ),
+            ("rl", rl, ("rl_questions", self.rl_questions)),
+        ] {
+            known.says(output, PROMPTS, count, param);
+        }
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

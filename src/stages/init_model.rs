@@ -4,8 +4,9 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::language_model::{LANGUAGE_MODEL, save_new};
+use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, save_new};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::llama::init;
@@ -87,6 +88,16 @@ impl Kind for InitModel {
             Ok(()) => Vec::new(),
             Err(error) => vec![Problem::new("hidden_size", error.to_string())],
         }
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let context = self.max_position_embeddings;
+        known.says(
+            "model",
+            CONTEXT,
+            context,
+            ("max_position_embeddings", context),
+        );
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

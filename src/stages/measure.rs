@@ -112,6 +112,19 @@ impl Metric {
         }
     }
 
+    /// Whether it is a number of the top K only.
+    pub(super) fn is_of_top_k(self) -> bool {
+        matches!(
+            self,
+            Self::TopKMean
+                | Self::TopKStd
+                | Self::Diversity
+                | Self::TfidfDiversity
+                | Self::Novelty
+                | Self::TfidfNovelty
+        )
+    }
+
     /// Whether it needs TF-IDF vectors.
     pub(super) fn is_tfidf(self) -> bool {
         matches!(

@@ -15,6 +15,7 @@ use crate::artifacts::curve::Curve;
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
 use crate::engine::diagnostic::did_you_mean;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stats::{Bootstrap, Interval, mean, sample_std};
@@ -39,7 +40,8 @@ pub struct MetricTable {
     /// How many completions the top-K metrics take, those with the greatest reward.
     #[serde(default = "defaults::twenty")]
     top_k: usize,
-    /// The metrics shown, in this order; all that the inputs allow if empty.
+    /// The metrics shown, in this order, `extra` and `entropy` behind them unless they are named here, too; all that the
+    /// inputs allow if empty.
     #[serde(default)]
     columns: Vec<String>,
     /// Further numeric columns of `scores`, shown as means.
@@ -113,7 +115,7 @@ struct Measured {
 
 impl Kind for MetricTable {
     const NAME: &'static str = "metric_table";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r"{ row: policy, aggregate: seed, top_k: 20, tfidf: true, extra: [exact_reward],
       row_names: { flowhf.late: FlowHF }, reference_values: { ppo: { mean: 0.872, diversity: 0.292 } } }";
 
@@ -154,7 +156,36 @@ impl Kind for MetricTable {
                 check("reference_values", key);
             }
         }
+        let named = Metric::ALL
+            .iter()
+            .filter(|metric| self.columns.iter().any(|key| key == metric.key()));
+        let with_tfidf = named.clone().any(|metric| metric.is_tfidf());
+        if with_tfidf && !self.tfidf {
+            problems.push(
+                Problem::new("columns", "metrics with TF-IDF vectors need `tfidf: true`")
+                    .hint("set it, or leave them out"),
+            );
+        }
+        if self.tfidf && !self.columns.is_empty() && !with_tfidf {
+            problems.push(
+                Problem::new(
+                    "tfidf",
+                    "`tfidf: true` has no effect: `columns` shows no metric with TF-IDF vectors",
+                )
+                .hint("add `tfidf_diversity`, say, to `columns`"),
+            );
+        }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        // Without `columns` the mean of the top K is one of them.
+        let chosen = Metric::ALL
+            .iter()
+            .filter(|metric| self.columns.iter().any(|key| key == metric.key()));
+        if self.columns.is_empty() || chosen.copied().any(Metric::is_of_top_k) {
+            scored::needs_top_k(known, self.top_k);
+        }
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -231,7 +262,11 @@ impl MetricTable {
             .columns
             .iter()
             .filter_map(|key| all.iter().find(|shown| shown.key() == key));
-        chosen.cloned().collect()
+        let rest = all.iter().filter(|shown| {
+            let asked_for = !matches!(shown, Shown::Metric(_));
+            asked_for && !self.columns.iter().any(|key| key == shown.key())
+        });
+        chosen.chain(rest).cloned().collect()
     }
 
     fn measure(&self, scored: &Scored, shown: &[Shown]) -> Result<Measured, StageError> {

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
 use super::ranges;
-use super::tokenized::tokenize_prompts;
-use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
-use crate::artifacts::dataset::{DATASET, Dataset};
+use super::tokenized::{needs_room, tokenize_prompts};
+use crate::artifacts::completions::{COMPLETIONS, CompletionRow, ROWS, ROWS_PER_PROMPT, to_table};
+use crate::artifacts::dataset::{DATASET, Dataset, PROMPTS};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
+use crate::engine::facts::Known;
 use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::generate::{
     Contrastive, GenerateError, GenerateOptions, Sampling, Strategy, generate,
@@ -206,6 +207,27 @@ impl Kind for Sample {
             size.validate(&mut problems);
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        needs_room(known, "policy", self.max_new_tokens);
+        let prompts = self
+            .n
+            .div_ceil(self.samples_per_prompt)
+            .saturating_add(self.skip);
+        known.needs("prompts", PROMPTS, prompts, ("n", self.n), if self.is_deterministic() {
+            "deterministic decoding gives one completion for each prompt behind the first `skip`"
+        } else {
+            "each prompt behind the first `skip` is completed `samples_per_prompt` times"
+        });
+        known.says("completions", ROWS, self.n, ("n", self.n));
+        let of_a_prompt = self.samples_per_prompt.min(self.n);
+        known.says(
+            "completions",
+            ROWS_PER_PROMPT,
+            of_a_prompt,
+            ("samples_per_prompt", self.samples_per_prompt),
+        );
     }
 
     fn estimate(&self) -> Estimate {

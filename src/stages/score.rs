@@ -10,6 +10,7 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Scores completions with a reward model: column `reward`.
@@ -51,6 +52,10 @@ impl Kind for Score {
         let mut problems = Vec::new();
         training::at_least_one("batch_size", self.batch_size as u64, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("completions");
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -9,6 +9,7 @@ use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
 use crate::artifacts::table::Table;
 use crate::artifacts::text_encoder::{TEXT_CLASSIFIER, TextClassifier};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Scores completions with a text classifier: column `reward`, the raw logit of one class.
@@ -59,6 +60,10 @@ impl Kind for ScoreClassifier {
         let mut problems = Vec::new();
         at_least_one("batch_tokens", self.batch_tokens as u64, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("completions");
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -10,6 +10,7 @@ use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Sets `log_prob` of completions to their log-probability under a policy, whoever wrote them, and adds `entropy`.
@@ -46,6 +47,10 @@ impl Kind for ScorePolicy {
         let mut problems = Vec::new();
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("completions");
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

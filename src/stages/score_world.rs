@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::completions::{COMPLETIONS, SCORES, from_table};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, StageError};
 use crate::sources::embedded::{Examiner, toxicity_reward};
 
@@ -62,6 +63,10 @@ impl Kind for ScoreWorld {
 
     fn outputs(&self) -> Vec<Output> {
         vec![Output::new("scores", SCORES)]
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("completions");
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::groups::{Fit, Grouping, Row, group, matching, within};
 use super::measure::{Distances, Measurement, Metric, Top};
-use crate::artifacts::completions::SCORES;
+use crate::artifacts::completions::{ROWS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::table::Table;
 use crate::engine::context::{Input, RunContext};
+use crate::engine::facts::Known;
 use crate::engine::stage::{Port, StageError};
 use crate::stats::{Embeddings, TfIdf, nearest_distances, pairwise_distances};
 
@@ -24,6 +25,12 @@ pub(super) fn scores_port() -> Port {
         "scored completions of every policy and seed",
     )
     .labelled()
+}
+
+/// Refuses a top K of more completions than a run is known to have.
+pub(super) fn needs_top_k(known: &mut Known<'_>, top_k: usize) {
+    let hint = "lower it, or raise the number of completions";
+    known.needs("scores", ROWS, top_k, ("top_k", top_k), hint);
 }
 
 /// The ports that metrics of diversity and novelty need.

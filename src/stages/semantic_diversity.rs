@@ -11,10 +11,11 @@ use super::defaults;
 use super::groups::{Fit, Grouping, Row, add_axes, group, matching, within};
 use super::metric_table::check_bootstrap;
 use super::scored::Scored;
-use crate::artifacts::completions::{COMPLETIONS, SCORES};
+use crate::artifacts::completions::{COMPLETIONS, ROWS_PER_PROMPT, SCORES};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stats::{
@@ -197,6 +198,11 @@ impl Kind for SemanticDiversity {
             }
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let hint = "diversity is a mean over pairs: raise `samples_per_prompt`";
+        known.needs_always("completions", ROWS_PER_PROMPT, 2, hint);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -10,8 +10,9 @@ pub(super) use self::prompts::tokenize_prompts;
 use super::passes;
 use super::training::at_least_one;
 use crate::artifacts::dataset::Example;
-use crate::artifacts::language_model::LanguageModel;
+use crate::artifacts::language_model::{CONTEXT, LanguageModel};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Problem, StageError};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::TokenizedCompletion;
@@ -107,6 +108,19 @@ impl Lengths {
     pub(super) fn with_boundary(self, boundary: Boundary) -> Self {
         Self { boundary, ..self }
     }
+}
+
+/// Refuses a horizon that leaves no token of a model's context for the prompt.
+pub(super) fn needs_room(known: &mut Known<'_>, port: &str, max_new_tokens: usize) {
+    let hint = "a model takes prompt and completion together: lower it, or take a model with a longer context";
+    let least = max_new_tokens.saturating_add(1);
+    known.needs(
+        port,
+        CONTEXT,
+        least,
+        ("max_new_tokens", max_new_tokens),
+        hint,
+    );
 }
 
 /// Returns how many tokens a model takes, `asked` at most.

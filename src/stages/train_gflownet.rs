@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use self::objective::{ObjectiveName, Weighting};
 use super::expected_size::{ExpectedSize, Work, estimate};
 use super::ranges;
-use super::tokenized::{Boundary, Lengths, LongCompletions, tokenize_chosen};
+use super::tokenized::{Boundary, Lengths, LongCompletions, needs_room, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
@@ -394,6 +395,13 @@ impl Kind for TrainGflownet {
             size.validate(&mut problems);
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        if self.on_policy > 0.0 {
+            needs_room(known, "policy", self.max_new_tokens);
+        }
+        known.passes_on("policy");
     }
 
     fn estimate(&self) -> Estimate {

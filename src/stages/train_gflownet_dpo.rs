@@ -11,6 +11,7 @@ use super::ranges;
 use super::tokenized::{Boundary, Limits, LongCompletions};
 use super::training::{self, OptimizerParams};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::gflownet_dpo::PreferenceReward;
@@ -118,6 +119,10 @@ impl Kind for TrainGflownetDpo {
         );
         ranges::factor("gamma", self.gamma, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("policy");
     }
 
     fn estimate(&self) -> Estimate {

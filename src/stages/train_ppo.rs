@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expected_size::{ExpectedSize, Work, estimate};
 use super::ranges;
-use super::tokenized::tokenize_prompts;
+use super::tokenized::{needs_room, tokenize_prompts};
 use super::training::{
     OnDivergence, OptimizerParams, Run, at_least_one, check_vocabularies, continuation, save_model,
     train, trained_model,
@@ -17,6 +17,7 @@ use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
@@ -327,6 +328,13 @@ seed: 1
             size.validate(&mut problems);
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        for model in ["policy", "reward"] {
+            needs_room(known, model, self.max_new_tokens);
+        }
+        known.passes_on("policy");
     }
 
     fn estimate(&self) -> Estimate {

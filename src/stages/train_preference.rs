@@ -10,6 +10,7 @@ use super::pairs::{self, PairTraining};
 use super::tokenized::{Boundary, Limits, LongCompletions};
 use super::training::{self, OptimizerParams};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::preference::PreferenceLoss;
@@ -85,6 +86,10 @@ impl Kind for TrainPreference {
             ));
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("policy");
     }
 
     fn estimate(&self) -> Estimate {

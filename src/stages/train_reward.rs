@@ -14,6 +14,7 @@ use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
@@ -123,6 +124,10 @@ impl Kind for TrainReward {
             size.validate(&mut problems);
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("model");
     }
 
     fn estimate(&self) -> Estimate {

@@ -10,8 +10,9 @@ use super::tokenized::{Boundary, Limits, LongCompletions, tokenize_chosen};
 use super::training::{self, OnDivergence, OptimizerParams, at_least_one};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::trainer::TokenizedCompletion;
@@ -113,6 +114,15 @@ impl Kind for TrainSft {
             size.validate(&mut problems);
         }
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        if let Some(length) = self.packing {
+            let hint =
+                "a packed row is read at once: lower it, or take a model with a longer context";
+            known.needs("model", CONTEXT, length, ("packing", length), hint);
+        }
+        known.passes_on("model");
     }
 
     fn estimate(&self) -> Estimate {

@@ -21,6 +21,7 @@ mod golden_outputs;
 mod history;
 mod import;
 mod kill;
+mod known_limits;
 mod lengthen;
 mod long_messages;
 mod matrix;

@@ -12,7 +12,7 @@ use crate::engine::import::namespace;
 use crate::engine::interpolate::Scope;
 use crate::engine::matrix;
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Stage, StageKind, find_kind};
+use crate::engine::stage::{Problem, Stage, StageKind, find_kind};
 use crate::engine::value::{Map, Value};
 
 /// Proposes a name like one that cannot name a stage.
@@ -220,15 +220,20 @@ impl Builder<'_> {
             Err(problems) => problems,
         };
         for problem in problems {
-            let message = format!("stage `{template}`: {}", problem.message);
-            let error = Diagnostic::error(path.join(&problem.path), message);
-            let error = if problem.at_key {
-                error.at_key()
-            } else {
-                error
-            };
-            self.errors.push(error.maybe_hint(problem.hint));
+            self.stage_problem(template, path, problem);
         }
         None
+    }
+
+    /// Reports what is wrong with params, which stand at `path`.
+    pub(super) fn stage_problem(&mut self, template: &str, path: &Path, problem: Problem) {
+        let message = format!("stage `{template}`: {}", problem.message);
+        let error = Diagnostic::error(path.join(&problem.path), message);
+        let error = if problem.at_key {
+            error.at_key()
+        } else {
+            error
+        };
+        self.errors.push(error.maybe_hint(problem.hint));
     }
 }
