@@ -80,7 +80,7 @@ impl Lines {
                 None
             }
             RunEvent::RunWaiting { holder } => {
-                Some(format!("{} for {holder}", word("WAITING").yellow()))
+                Some(word("WAITING", YELLOW).and(&format!(" for {holder}")))
             }
             RunEvent::StageCached { stage, notes } => {
                 self.settled += 1;

@@ -301,7 +301,6 @@ pub(crate) mod tests {
             keeps_end_state: false,
             source_cache: folder.join("sources"),
             base_folder: folder.to_owned(),
-            device: "cpu".to_owned(),
             threads: 1,
             cancelled: Arc::clone(&cancelled),
             reporter: Box::new(Listener {
