@@ -345,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn trainings_of_any_length_continue_each_other_within_a_numerics_class() {
+        let key = |steps: u64, lr: f64, class: &str| {
+            let mut manifest = manifest(lr, Some(Digest::of(b"a")));
+            manifest.params["steps"] = json!(steps);
+            manifest.continuation_key(class).unwrap()
+        };
+        assert_eq!(key(10, 0.1, "cpu-avx2"), key(20, 0.1, "cpu-avx2"));
+        assert_ne!(key(10, 0.1, "cpu-avx2"), key(20, 0.2, "cpu-avx2"));
+        assert_ne!(key(10, 0.1, "cpu-avx2"), key(20, 0.1, "cpu-avx512"));
+    }
+
+    #[test]
     fn fingerprints_are_pinned_because_stores_outlive_releases() {
         let fingerprint = manifest(0.1, Some(Digest::of(b"a"))).fingerprint().unwrap();
         assert_eq!(fingerprint.short(), "37e571a6316a");
