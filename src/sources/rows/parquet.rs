@@ -203,12 +203,8 @@ fn is_read(dtype: &ArrowDataType) -> bool {
             other,
             D::Null
                 | D::Boolean
-                | D::Int8
-                | D::Int16
                 | D::Int32
                 | D::Int64
-                | D::UInt8
-                | D::UInt16
                 | D::UInt32
                 | D::UInt64
                 | D::Float32
