@@ -333,11 +333,11 @@ impl Tokenizer {
         ids
     }
 
-    /// Decodes the tokens of [`Tokenizer::encode_prompt`], cut or not: special tokens are spelt out, all but those
-    /// that it put first.
+    /// Decodes the tokens of [`Tokenizer::encode_prompt`], cut or not: special tokens are spelt out, all but
+    /// those that it put first.
     pub fn decode_prompt(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        let rest = ids.strip_prefix(self.prefix.as_slice()).unwrap_or(ids);
-        self.decode_with_special_tokens(rest)
+        let text = ids.strip_prefix(self.prefix.as_slice()).unwrap_or(ids);
+        self.decode_with_special_tokens(text)
     }
 
     /// Encodes texts in parallel, each as [`Tokenizer::encode`] does; results are in order.
