@@ -229,6 +229,7 @@ mod tests {
                 path,
                 size: bytes.len() as u64,
                 digest,
+                executable: false,
             }
         });
         Artifact::new(kind, files.collect())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -79,10 +80,14 @@ pub(super) fn run(
         args.refuse_existing(&target)?;
     }
     check_objects(store, &artifact)?;
+    fs_err::create_dir_all(&args.folder)?;
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
         write(&target, &mut source)?;
+        if file.executable {
+            fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
+        }
     }
     if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
         complete_copy(&args.folder).map_err(|error| Failure::Other {
@@ -134,7 +139,6 @@ fn write(target: &Path, source: &mut dyn Read) -> Result<(), Failure> {
     // Not a link and not read-only: the copy is the user's.
     let mut temporary = tempfile::NamedTempFile::new_in(parent)?;
     std::io::copy(source, temporary.as_file_mut())?;
-    use std::os::unix::fs::PermissionsExt;
     temporary
         .as_file()
         .set_permissions(std::fs::Permissions::from_mode(0o644))?;

@@ -87,6 +87,9 @@ pub struct ArtifactFile {
     pub size: u64,
     /// Digest of the content.
     pub digest: Digest,
+    /// Whether a program wrote it as one that can be executed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
 }
 
 /// A typed, immutable file tree.
@@ -94,7 +97,7 @@ pub struct ArtifactFile {
 pub struct Artifact {
     /// The artifact kind, such as `language_model`.
     pub kind: String,
-    /// Digest of kind, paths and contents.
+    /// Digest of kind, paths, contents and executable bits.
     pub digest: Digest,
     /// The files, sorted by path.
     pub files: Vec<ArtifactFile>,
@@ -115,7 +118,9 @@ impl Artifact {
         text(kind);
         for file in &files {
             text(&file.path);
-            text(&file.digest.to_string());
+            // A digest has one length, so that nothing else reads like an executable file's.
+            let executable = if file.executable { " executable" } else { "" };
+            text(&format!("{}{executable}", file.digest));
         }
         Self {
             kind: kind.to_owned(),
@@ -148,6 +153,7 @@ mod tests {
             path: path.to_owned(),
             size: content.len() as u64,
             digest: Digest::of(content.as_bytes()),
+            executable: false,
         }
     }
 
@@ -166,6 +172,9 @@ mod tests {
             Artifact::new("table", vec![file("a", "1"), file("b", "3")]).digest,
             digest
         );
+        let mut executable = files();
+        executable[1].executable = true;
+        assert_ne!(Artifact::new("table", executable).digest, digest);
     }
 
     #[test]

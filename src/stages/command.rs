@@ -45,7 +45,7 @@ const PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES"];
 
 impl Kind for Command {
     const NAME: &'static str = "command";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r#"{ run: "python3 plot.py $scores > fig.svg", outputs: { svg: fig.svg }, code: [plot.py] }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -59,7 +59,7 @@ impl Kind for Command {
     fn outputs(&self) -> Vec<Output> {
         self.outputs
             .keys()
-            .map(|name| Output::new(name, "file"))
+            .map(|name| Output::new(name, "file").foreign())
             .collect()
     }
 

@@ -111,6 +111,8 @@ pub struct Output {
     pub name: String,
     /// The artifact kind.
     pub kind: Cow<'static, str>,
+    /// Whether it is what some program wrote: a tree that may be empty, and whose executable bits count.
+    pub foreign: bool,
 }
 
 impl Output {
@@ -119,6 +121,14 @@ impl Output {
         Self {
             name: name.into(),
             kind: kind.into(),
+            foreign: false,
         }
+    }
+
+    /// Says that some program writes it: see [`Self::foreign`].
+    #[must_use]
+    pub fn foreign(mut self) -> Self {
+        self.foreign = true;
+        self
     }
 }

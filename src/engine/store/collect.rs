@@ -197,6 +197,7 @@ mod tests {
                 path: format!("f{}", digest.short()),
                 size,
                 digest,
+                executable: false,
             }
         });
         let artifact = Artifact::new("k", files.to_vec());

@@ -1,7 +1,7 @@
 //! Bringing outputs into the store.
 
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -85,10 +85,11 @@ impl Store {
         for output in outputs {
             let tree = folder.join(&output.name);
             let mut paths = Vec::new();
-            if tree.is_dir() {
+            let written = tree.is_dir();
+            if written {
                 list_files(&tree, "", &mut paths)?;
             }
-            if paths.is_empty() {
+            if paths.is_empty() && !(written && output.foreign) {
                 return Err(StageError::new(format!(
                     "the stage did not write its output `{}`",
                     output.name
@@ -100,7 +101,9 @@ impl Store {
         for (output, tree, paths) in trees {
             let mut files = Vec::new();
             for path in paths {
-                let (file, stat) = self.commit_file(&tree, path, inputs_from)?;
+                let (mut file, stat) = self.commit_file(&tree, path, inputs_from)?;
+                // Those of our own kinds mean nothing: a copied source has whatever its file system gives.
+                file.executable &= output.foreign;
                 stats.insert(file.digest, stat);
                 files.push(file);
             }
@@ -116,6 +119,7 @@ impl Store {
         inputs_from: &Store,
     ) -> Result<(ArtifactFile, ObjectStat), StageError> {
         let source = tree.join(&path);
+        let metadata = fs_err::symlink_metadata(&source)?;
         let (digest, stat) = match inputs_from.linked_object(&source)? {
             Some(digest) => {
                 let stat = inputs_from.check_object(&digest).map_err(|damage| {
@@ -123,12 +127,18 @@ impl Store {
                 })?;
                 (digest, stat)
             }
-            None => self.take_in(&source)?,
+            None => {
+                if metadata.nlink() > 1 {
+                    part_from_other_names(&source)?;
+                }
+                self.take_in(&source)?
+            }
         };
         let file = ArtifactFile {
             path,
             size: stat.size,
             digest,
+            executable: metadata.is_file() && is_executable(&metadata),
         };
         Ok((file, stat))
     }
@@ -190,10 +200,12 @@ impl Store {
         })
     }
 
-    /// Lays out an artifact's files as links below `folder`.
+    /// Lays out an artifact's files below `folder`: as links, but for executable ones, since an object is nobody's
+    /// program.
     pub fn lay_out(&self, artifact: &Artifact, folder: &Path) -> std::io::Result<()> {
         let root = fs_err::canonicalize(self.root())?;
         let store = Store::new(root);
+        fs_err::create_dir_all(folder)?;
         for file in &artifact.files {
             if !is_inside(&file.path) {
                 return Err(std::io::Error::other(format!(
@@ -205,10 +217,49 @@ impl Store {
             if let Some(parent) = link.parent() {
                 fs_err::create_dir_all(parent)?;
             }
-            fs_err::os::unix::fs::symlink(store.object_path(&file.digest), link)?;
+            let object = store.object_path(&file.digest);
+            if file.executable {
+                fs_err::copy(object, &link)?;
+                fs_err::set_permissions(&link, std::fs::Permissions::from_mode(0o555))?;
+            } else {
+                fs_err::os::unix::fs::symlink(object, link)?;
+            }
         }
         Ok(())
     }
+}
+
+/// Whether anybody may execute a file.
+pub(in crate::engine) fn is_executable(metadata: &std::fs::Metadata) -> bool {
+    metadata.permissions().mode() & 0o111 != 0
+}
+
+/// Replaces a file that has other names by a copy of its own: under those it may be somebody's, and stays as it is.
+fn part_from_other_names(path: &Path) -> std::io::Result<()> {
+    let mut from = fs_err::File::open(path)?.into_parts().0;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut copy = tempfile::NamedTempFile::new_in(folder)?;
+    copy_with_holes(&mut from, copy.as_file_mut())?;
+    copy.as_file()
+        .set_permissions(from.metadata()?.permissions())?;
+    copy.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Copies a file such that what takes no room in it takes none in the copy.
+fn copy_with_holes(from: &mut std::fs::File, to: &mut std::fs::File) -> std::io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    let length = from.metadata()?.len();
+    let mut at = 0;
+    // At the end, or in a last hole, there is no further data; where holes are not known, all is data.
+    while let Ok(data) = seek(&from, SeekFrom::Data(at)) {
+        let end = seek(&from, SeekFrom::Hole(data))?;
+        from.seek(std::io::SeekFrom::Start(data))?;
+        to.seek(std::io::SeekFrom::Start(data))?;
+        std::io::copy(&mut (&*from).take(end - data), to)?;
+        at = end;
+    }
+    to.set_len(length)
 }
 
 /// Puts a file's time of modification into the past, so that a further write could not hide behind it; see
@@ -337,6 +388,77 @@ mod tests {
         fs_err::create_dir_all(staging.join("table")).unwrap();
         fs_err::os::unix::fs::symlink("/etc/hostname", staging.join("table/rows")).unwrap();
         assert!(store.commit_outputs(&staging, &outputs, &store).is_err());
+    }
+
+    #[test]
+    fn a_file_with_other_names_is_copied_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        let staging = folder.path().join("try");
+        fs_err::create_dir_all(staging.join("out")).unwrap();
+        // A megabyte of nothing, something, and nothing again.
+        let precious = folder.path().join("precious");
+        let mut file = fs_err::File::create(&precious).unwrap();
+        file.seek(std::io::SeekFrom::Start(1 << 20)).unwrap();
+        file.write_all(b"mine").unwrap();
+        file.set_len(3 << 20).unwrap();
+        file.set_permissions(std::fs::Permissions::from_mode(0o4755))
+            .unwrap();
+        let before = fs_err::metadata(&precious).unwrap();
+        fs_err::hard_link(&precious, staging.join("out/o")).unwrap();
+        let outputs = [Output::new("out", "file").foreign()];
+        let (artifacts, _) = store.commit_outputs(&staging, &outputs, &store).unwrap();
+        let file = &artifacts["out"].files[0];
+        assert!(file.executable);
+        let object = store.object_path(&file.digest);
+        let stored = fs_err::metadata(&object).unwrap();
+        assert_eq!(stored.permissions().mode() & 0o7777, 0o444);
+        assert!(
+            fs_err::read(object).unwrap() == fs_err::read(&precious).unwrap(),
+            "the bytes differ"
+        );
+        assert!(stored.blocks() <= before.blocks() + 8, "holes were filled");
+        let after = fs_err::metadata(&precious).unwrap();
+        assert_eq!(
+            (after.mode(), after.modified().unwrap(), after.ino()),
+            (before.mode(), before.modified().unwrap(), before.ino())
+        );
+        assert_eq!(after.len(), 3 << 20);
+    }
+
+    #[test]
+    fn executable_bits_and_empty_trees_of_programs_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        let staging = folder.path().join("try");
+        let write = || {
+            fs_err::create_dir_all(staging.join("tools")).unwrap();
+            fs_err::create_dir_all(staging.join("none")).unwrap();
+            fs_err::write(staging.join("tools/run"), "#!/bin/sh\n").unwrap();
+            let mode = std::fs::Permissions::from_mode(0o700);
+            fs_err::set_permissions(staging.join("tools/run"), mode).unwrap();
+        };
+        write();
+        let outputs = ["tools", "none"].map(|name| Output::new(name, "file").foreign());
+        let (artifacts, _) = store.commit_outputs(&staging, &outputs, &store).unwrap();
+        let view = folder.path().join("view");
+        store.lay_out(&artifacts["tools"], &view).unwrap();
+        assert!(is_executable(&fs_err::metadata(view.join("run")).unwrap()));
+        assert!(artifacts["none"].files.is_empty());
+        let empty = folder.path().join("empty");
+        store.lay_out(&artifacts["none"], &empty).unwrap();
+        assert!(empty.is_dir());
+        // What our own kinds write is no program, and never empty.
+        write();
+        let ours = [Output::new("tools", "file")];
+        let (same, _) = store.commit_outputs(&staging, &ours, &store).unwrap();
+        assert!(!same["tools"].files[0].executable);
+        assert_ne!(same["tools"].digest, artifacts["tools"].digest);
+        assert!(
+            store
+                .commit_outputs(&staging, &[Output::new("none", "file")], &store)
+                .is_err()
+        );
     }
 
     #[test]
