@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use owo_colors::Style;
 
+use super::detached::Detached;
 use super::output::{Output, counted, duration, indented};
 use super::plan;
 use super::text::{Text, styled, visible};
@@ -15,21 +16,30 @@ use crate::engine::event::{Observer, RunEvent};
 use crate::engine::spec::Pipeline;
 use crate::excerpt::{MESSAGE, excerpt};
 
-/// Chooses the observer for where the output goes.
+/// Chooses the observer for where the output goes. It tells everything before it is dropped.
 pub(super) fn observer(output: &Output, pipeline: &Pipeline) -> Box<dyn Observer> {
+    let (output, stages) = (*output, pipeline.stages.len());
+    match Detached::new(move || attached(output, stages)) {
+        Ok(detached) => Box::new(detached),
+        // Without a thread, the run waits for whoever reads.
+        Err(_) => attached(output, stages),
+    }
+}
+
+fn attached(output: Output, stages: usize) -> Box<dyn Observer> {
     if output.json {
-        return Box::new(JsonLines { output: *output });
+        return Box::new(JsonLines { output });
     }
     let lines = Lines {
-        output: *output,
-        total: pipeline.stages.len(),
+        output,
+        total: stages,
         settled: 0,
         cached: 0,
         last_progress: BTreeMap::new(),
     };
     if std::io::stderr().is_terminal() && !output.quiet {
         let bars = MultiProgress::new();
-        let overall = bars.add(ProgressBar::new(pipeline.stages.len() as u64));
+        let overall = bars.add(ProgressBar::new(stages as u64));
         if let Ok(style) = ProgressStyle::with_template(
             "{prefix:>12} [{bar:30}] {pos}/{len} stages {msg} [{elapsed}]",
         ) {

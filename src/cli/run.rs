@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
 use globset::Glob;
 use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
+pub(super) use super::interrupts::count_interrupts;
 use super::output::{Output, counted};
 use super::text::Text;
 use super::{
-    Failure, PipelineOptions, costs, diagnostics, exit_code, progress, show, stages_named,
+    Failure, PipelineOptions, costs, diagnostics, exit_code, interrupts, progress, show,
+    stages_named,
 };
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
@@ -92,6 +92,7 @@ pub(super) fn run(
     let mut observer = progress::observer(output, &pipeline);
     let report = executor::run(&pipeline, store, options, observer.as_mut())?;
     drop(observer);
+    interrupts::all_is_stored();
     if output.json {
         output.json(&json!({ "event": "report", "run": report.run, "stages": stages_json(&pipeline, &report) }));
     } else {
@@ -228,22 +229,6 @@ fn device(asked: &str) -> Result<(DeviceChoice, Vec<String>), Failure> {
             "`--device {asked}`: expected auto, cpu, cuda or cuda:N"
         ))),
     }
-}
-
-/// Counts Ctrl-C and SIGTERM.
-pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
-    let interrupts = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&interrupts);
-    let mut signals = signal_hook::iterator::Signals::new([
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-    ])?;
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            counter.fetch_add(1, Ordering::SeqCst);
-        }
-    });
-    Ok(interrupts)
 }
 
 fn stages_json(pipeline: &Pipeline, report: &RunReport) -> Vec<Json> {

@@ -20,6 +20,7 @@ pub mod graph;
 mod history;
 mod import;
 mod interpolate;
+pub mod limits;
 pub mod machine;
 mod matrix;
 pub mod overrides;

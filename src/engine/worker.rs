@@ -19,6 +19,7 @@ use super::artifact::{Artifact, Digest};
 use super::context::RunContext;
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
+use super::limits;
 use super::machine::{DeviceChoice, host_name, numerics_class, usage};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
@@ -112,7 +113,7 @@ pub fn main(registry: &Registry) -> u8 {
     };
     end_with_parent(Arc::clone(&command_group));
     let cancelled = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    for signal in stop_signals() {
         if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
             events.send(&WorkerEvent::Note {
                 text: format!("cannot handle signal {signal}: {error}"),
@@ -144,15 +145,44 @@ pub fn main(registry: &Registry) -> u8 {
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("unknown panic");
-            let event = WorkerEvent::Failed {
-                message: format!("the stage panicked: {text}"),
-                hint: Some("this is a bug in the stage kind; its log has the place".to_owned()),
+            // Thread pools have no other way to say that they could not be had.
+            let limited = text.contains("Resource temporarily unavailable");
+            let error = if limited {
+                limits::explain(
+                    "cannot start a thread",
+                    &std::io::Error::from_raw_os_error(libc::EAGAIN),
+                )
+            } else {
+                StageError::new(format!("the stage panicked: {text}"))
+                    .hint("this is a bug in the stage kind; its log has the place")
             };
-            (event, 1)
+            let StageError::Failed { message, hint } = error else {
+                return 1;
+            };
+            (WorkerEvent::Failed { message, hint }, 1)
         }
     };
     events.send(&event);
     code
+}
+
+/// The signals that ask a stage to stop. A hangup that was ignored when the program was started (`nohup`) stays so.
+pub fn stop_signals() -> Vec<i32> {
+    let mut signals = vec![signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
+    if !ignores(signal_hook::consts::SIGHUP) {
+        signals.push(signal_hook::consts::SIGHUP);
+    }
+    signals
+}
+
+/// Whether this process ignores a signal.
+fn ignores(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Replaces paths of caches and of this try, which mean nothing to a reader, by what they stand for.

@@ -31,6 +31,7 @@ mod plan;
 mod power_loss;
 mod random_kills;
 mod shipped;
+mod signals;
 mod space;
 mod store_damage;
 mod terminal;
