@@ -61,8 +61,13 @@ pub trait Reporter: Send {
     /// Reports something people should read.
     fn note(&mut self, text: &str);
     /// Reports the process group of a command, so that it can be ended with the stage.
-    fn command_group(&mut self, _group: i32) {}
-    /// Prepares a command whose process group is its own, so that it ends with the stage however that ends.
+    fn command_started(&mut self, _group: i32) {}
+    /// Reports that a command has ended; ends what it left running, and returns the names of that.
+    fn command_ended(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Prepares a command: a session of its own, which ends with the stage however that ends, and nothing of this
+    /// process but what it is given.
     fn before_command(&mut self, _command: &mut std::process::Command) {}
 }
 
@@ -243,14 +248,19 @@ impl RunContext {
         self.reporter.note(&excerpt(text, MESSAGE));
     }
 
-    /// Prepares a command that the stage will start in a process group of its own.
+    /// Prepares a command that the stage will start: it gets a session of its own.
     pub fn before_command(&mut self, command: &mut std::process::Command) {
         self.reporter.before_command(command);
     }
 
-    /// Reports the process group of a command that the stage started.
-    pub fn command_group(&mut self, group: i32) {
-        self.reporter.command_group(group);
+    /// Reports that the stage started a command, whose process group this is.
+    pub fn command_started(&mut self, group: i32) {
+        self.reporter.command_started(group);
+    }
+
+    /// Reports that the command has ended; ends what it left running, and returns the names of that.
+    pub fn command_ended(&mut self) -> Vec<String> {
+        self.reporter.command_ended()
     }
 }
 

@@ -42,6 +42,10 @@ pub enum WorkerEvent {
         elsewhere: bool,
         /// Whether a forced run gave other bytes than the record says, which is kept.
         other: bool,
+        /// Wall-clock seconds of this run; an earlier one may have written the record.
+        seconds: f64,
+        /// Peak memory of this run.
+        peak_memory_bytes: u64,
     },
     /// A source was fetched.
     Fetched,

@@ -25,6 +25,7 @@ pub mod machine;
 mod matrix;
 pub mod overrides;
 pub mod plan;
+mod processes;
 pub mod provenance;
 pub mod reference;
 pub mod runs;

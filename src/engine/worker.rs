@@ -21,9 +21,9 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{DeviceChoice, host_name, numerics_class, usage};
+use super::processes::{adopt_orphans, kill_at_home_in};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
-pub(super) use events::kill_group;
 use events::{Events, end_with_parent};
 use inputs::{input_names, source_names};
 
@@ -111,7 +111,15 @@ pub fn main(registry: &Registry) -> u8 {
             return 2;
         }
     };
-    end_with_parent(Arc::clone(&command_group));
+    if let Err(error) = end_with_parent(Arc::clone(&command_group)) {
+        let StageError::Failed { message, hint } = limits::explain("cannot start a thread", &error)
+        else {
+            return 1;
+        };
+        events.send(&WorkerEvent::Failed { message, hint });
+        return 1;
+    }
+    adopt_orphans();
     let cancelled = Arc::new(AtomicBool::new(false));
     for signal in stop_signals() {
         if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
@@ -271,6 +279,7 @@ impl Worker<'_> {
         rerun: bool,
         exact: bool,
     ) -> Result<WorkerEvent, Failure> {
+        let begun = Instant::now();
         let class = numerics_class(self.device_given());
         let _in_use = self.wait_for(|| self.store.try_share())?;
         let _lock = self.lock(fingerprint)?;
@@ -284,6 +293,8 @@ impl Worker<'_> {
                 record: Box::new(record),
                 elsewhere: true,
                 other: false,
+                seconds: begun.elapsed().as_secs_f64(),
+                peak_memory_bytes: usage().peak_memory_bytes,
             });
         }
         self.events.send(&WorkerEvent::Started);
@@ -327,7 +338,7 @@ impl Worker<'_> {
         let (outputs, stats) =
             self.store
                 .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;
-        let usage = usage();
+        let (usage, seconds) = (usage(), clock.elapsed().as_secs_f64());
         let mut record = Record {
             beside,
             fingerprint: *fingerprint,
@@ -342,7 +353,7 @@ impl Worker<'_> {
                 numerics: class,
                 threads: self.job.threads,
                 started: started.to_string(),
-                seconds: clock.elapsed().as_secs_f64(),
+                seconds,
                 cpu_seconds: usage.cpu_seconds,
                 peak_memory_bytes: usage.peak_memory_bytes,
             },
@@ -369,6 +380,8 @@ impl Worker<'_> {
             record: Box::new(record),
             elsewhere: false,
             other,
+            seconds,
+            peak_memory_bytes: usage.peak_memory_bytes,
         })
     }
 
@@ -514,7 +527,9 @@ fn sweep_dead_tries(scratch: &Path) -> Result<(), StageError> {
     for entry in fs_err::read_dir(scratch)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with("try-") {
-            // A command that is dying still may write there; its folder then waits for the next sweep.
+            // What a command left in a session of its own outlives a killed worker.
+            kill_at_home_in(&entry.path());
+            // One that is dying still may write there; its folder then waits for the next sweep.
             let _ = fs_err::remove_dir_all(entry.path());
         }
     }

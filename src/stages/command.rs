@@ -1,13 +1,11 @@
 //! `command`: any program as a stage.
 
-use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
-use std::time::{Duration, Instant};
+mod process;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -147,48 +145,20 @@ impl Kind for Command {
             fs_err::copy(ctx.source(path)?, &target)?;
         }
         let before = input_times(ctx)?;
-        let mut process = Process::new("/bin/sh");
-        process
-            .arg("-ec")
-            .arg(&self.run)
-            .current_dir(&work)
-            .env_clear()
-            .stdin(Stdio::null())
-            // Standard output carries the worker's events.
-            .stdout(std::io::stderr())
-            .process_group(0);
-        for name in PASSED
-            .iter()
-            .copied()
-            .chain(self.env.iter().chain(&self.secret_env).map(String::as_str))
-        {
-            if let Some(value) = std::env::var_os(name) {
-                process.env(name, value);
-            }
-        }
+        let named = PASSED.iter().copied();
+        let named = named.chain(self.env.iter().chain(&self.secret_env).map(String::as_str));
+        let mut variables: Vec<(String, OsString)> = named
+            .filter_map(|name| Some((name.to_owned(), std::env::var_os(name)?)))
+            .collect();
         for (port, inputs) in ctx.all_inputs() {
             let paths: Vec<String> = inputs
                 .iter()
                 .enumerate()
                 .map(|(index, input)| relative_path(port, index, &input.files))
                 .collect();
-            process.env(port, paths.join(" "));
+            variables.push((port.clone(), paths.join(" ").into()));
         }
-        ctx.before_command(&mut process);
-        let child = process
-            .spawn()
-            .map_err(|error| StageError::new(format!("cannot start `/bin/sh`: {error}")))?;
-        ctx.command_group(child.id() as i32);
-        let status = wait(child, ctx);
-        ctx.command_group(0);
-        let status = status?;
-        if !status.success() {
-            return Err(
-                StageError::new(format!("the command failed: {status}")).hint(
-                    "its output is in the stage's log; `sh -e` stops at the first failing line",
-                ),
-            );
-        }
+        process::run(&self.run, &work, variables, ctx)?;
         if input_times(ctx)? != before {
             return Err(StageError::new("the command changed one of its inputs")
                 .hint("inputs belong to the store: write to the working directory instead"));
@@ -221,39 +191,6 @@ fn input_times(ctx: &RunContext) -> Result<FileTimes, StageError> {
         }
     }
     Ok(times)
-}
-
-fn wait(mut child: Child, ctx: &RunContext) -> Result<std::process::ExitStatus, StageError> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    const PAUSE: Timespec = Timespec {
-        tv_sec: 0,
-        tv_nsec: 20_000_000,
-    };
-    // Where the kernel has none (before 5.3), the waiting below is a pause.
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
-    let mut asked: Option<Instant> = None;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return if asked.is_some() {
-                Err(StageError::Interrupted)
-            } else {
-                Ok(status)
-            };
-        }
-        if ctx.is_cancelled() {
-            let late = asked.is_some_and(|asked| asked.elapsed() > PATIENCE);
-            if asked.is_none() || late {
-                let signal = if late { Signal::KILL } else { Signal::TERM };
-                kill_process_group(Pid::from_child(&child), signal).ok();
-                asked.get_or_insert_with(Instant::now);
-            }
-        }
-        // Until it ends, or it is time to look whether the stage was cancelled.
-        let mut ends = process
-            .as_ref()
-            .map(|process| PollFd::new(process, PollFlags::IN));
-        let _ = poll(ends.as_mut_slice(), Some(&PAUSE));
-    }
 }
 
 fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError> {

@@ -1,10 +1,13 @@
 //! What follows when a worker has ended: its result is settled, or it failed, is tried again, or its input is healed.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
+use super::process::Ended;
 use super::{Execution, StageFailure, State};
 use crate::engine::artifact::Digest;
 use crate::engine::event::{Outcome, RunEvent, WorkerEvent};
+use crate::engine::limits::explain_signal;
 use crate::engine::plan::Cause;
 use crate::engine::stage::StageError;
 
@@ -15,12 +18,19 @@ impl Execution<'_> {
         };
         let status = worker.wait();
         self.pool.give_back(&worker.grant);
-        match worker.last.take() {
-            Some(WorkerEvent::Done {
-                record,
-                elsewhere,
-                other,
-            }) => {
+        // The signal that ended it may have been meant for the whole run.
+        self.heed_interrupts();
+        match (worker.last.take(), worker.ended()) {
+            (
+                Some(WorkerEvent::Done {
+                    record,
+                    elsewhere,
+                    other,
+                    seconds,
+                    peak_memory_bytes: peak,
+                }),
+                _,
+            ) => {
                 if other {
                     self.emit(RunEvent::StageNote {
                         stage: name.clone(),
@@ -28,7 +38,6 @@ impl Execution<'_> {
                     });
                 }
                 let declared = self.pipeline.stages[stage].resources.memory;
-                let peak = record.provenance.peak_memory_bytes;
                 if declared > 0 && peak > declared && !elsewhere {
                     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
                     self.emit(RunEvent::StageNote {
@@ -43,8 +52,8 @@ impl Execution<'_> {
                 }
                 self.emit(RunEvent::StageDone {
                     stage: name,
-                    seconds: record.provenance.seconds,
-                    peak_memory_bytes: record.provenance.peak_memory_bytes,
+                    seconds,
+                    peak_memory_bytes: peak,
                     elsewhere,
                 });
                 if let Some(recomputed) = &mut self.recomputed {
@@ -58,33 +67,39 @@ impl Execution<'_> {
                 }
                 self.settle(stage, Outcome::Done);
             }
-            Some(WorkerEvent::Fetched) => {
+            // Whatever it said when it was ended from here is the effect of that.
+            (_, Some(Ended::TimedOut(seconds))) => {
+                let error = StageError::new(format!("ended after its timeout of {seconds} s"));
+                self.failed_or_retried(stage, name, error);
+            }
+            (_, Some(Ended::AtOnce)) => self.interrupted(stage, name),
+            (Some(WorkerEvent::Fetched), _) => {
                 self.states[stage] = State::Waiting;
                 self.planner.note_fetched(stage);
                 self.decide_if_ready(stage);
             }
-            Some(WorkerEvent::Interrupted) if self.stopping => self.interrupted(stage, name),
-            Some(WorkerEvent::Interrupted) => {
+            (Some(WorkerEvent::Interrupted), _) if self.stopping => self.interrupted(stage, name),
+            (Some(WorkerEvent::Interrupted), _) => {
                 let error = StageError::new("its worker was asked to stop by somebody else");
                 self.failed_or_retried(stage, name, error);
             }
-            Some(WorkerEvent::Damaged { artifact, message }) => {
+            (Some(WorkerEvent::Damaged { artifact, message }), _) => {
                 self.heal(stage, &artifact, &message);
             }
-            Some(WorkerEvent::Failed { message, hint }) => {
+            (Some(WorkerEvent::Failed { message, hint }), _) => {
                 self.failed_or_retried(stage, name, StageError::Failed { message, hint });
             }
-            // It was asked to stop before it could listen, or ended at the second request.
-            _ if self.stopping && worker.timed_out.is_none() => self.interrupted(stage, name),
+            // It was asked to stop before it could listen.
+            _ if self.stopping => self.interrupted(stage, name),
             _ => {
-                let mut error = StageError::new(match &worker.timed_out {
-                    Some(seconds) => format!("ended after its timeout of {seconds} s"),
-                    None => format!("its worker ended early: {status}"),
-                });
-                if status.contains("signal: 9") && worker.timed_out.is_none() {
-                    error = error.hint("it was killed; if memory ran out, give it fewer neighbours with `--jobs` or `resources.memory`");
+                let signal = status.as_ref().ok().and_then(ExitStatusExt::signal);
+                let how =
+                    status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                let mut error = StageError::new(format!("its worker ended early: {how}"));
+                if let Some(hint) = signal.and_then(explain_signal) {
+                    error = error.hint(hint);
                 }
-                if status.contains("signal: 6") {
+                if signal == Some(libc::SIGABRT) {
                     error = error.hint("it gave up, as for memory that no machine has: its log says why, and a damaged input file may be the cause");
                 }
                 self.failed_or_retried(stage, name, error);

@@ -28,7 +28,7 @@ use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::{Lock, LockState, Record, Store};
 use super::worker::{Job, JobInput, Task};
-use process::WorkerProcess;
+use process::{Ended, WorkerProcess};
 use resources::Pool;
 
 /// How a run is to go.
@@ -418,7 +418,6 @@ impl<'a> Execution<'a> {
                 }
                 Err(error) => {
                     self.pool.give_back(&grant);
-                    let error = StageError::from(error);
                     self.fail(stage, &error);
                 }
             }
@@ -519,8 +518,8 @@ impl<'a> Execution<'a> {
             }
         }
         if interrupts > 1 {
-            for worker in self.workers.values() {
-                worker.kill();
+            for worker in self.workers.values_mut() {
+                worker.end(Ended::AtOnce);
             }
         }
     }
@@ -528,12 +527,10 @@ impl<'a> Execution<'a> {
     fn enforce_timeouts(&mut self) {
         for (stage, worker) in &mut self.workers {
             if let Some(timeout) = self.pipeline.stages[*stage].timeout
-                && worker.timed_out.is_none()
                 && let Some(started) = worker.started
                 && started.elapsed().as_secs_f64() > timeout
             {
-                worker.timed_out = Some(timeout);
-                worker.kill();
+                worker.end(Ended::TimedOut(timeout));
             }
         }
     }

@@ -1,24 +1,40 @@
 //! Worker processes, seen from the executor.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Message;
 use super::resources::Grant;
 use crate::engine::event::WorkerEvent;
-use crate::engine::worker::{Job, kill_group};
+use crate::engine::limits;
+use crate::engine::processes::{kill_at_home_in, kill_group};
+use crate::engine::stage::StageError;
+use crate::engine::store::Store;
+use crate::engine::worker::{Job, Task};
 use crate::excerpt::{MESSAGE, excerpt};
+
+/// Why the executor ended a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ended {
+    /// It took longer than this many seconds.
+    TimedOut(f64),
+    /// The run was asked to end at once.
+    AtOnce,
+}
 
 pub(super) struct WorkerProcess {
     child: Child,
-    /// Closed when this is dropped, or when this process dies: either ends the worker.
-    _stdin: ChildStdin,
+    /// When it closes, or this process dies, the worker ends what it started, and then itself.
+    stdin: Option<ChildStdin>,
+    /// The folder below which its commands live.
+    scratch: Option<PathBuf>,
     pub(super) grant: Grant,
     /// When it had its lock and began; `None` while it waits.
     pub(super) started: Option<Instant>,
@@ -26,8 +42,8 @@ pub(super) struct WorkerProcess {
     pub(super) command_group: i32,
     /// What the worker said last of how it went.
     pub(super) last: Option<WorkerEvent>,
-    /// The timeout that ended it.
-    pub(super) timed_out: Option<f64>,
+    /// Why and when it was ended from here.
+    ended: Option<(Ended, Instant)>,
 }
 
 /// Starts a worker; a thread passes on what it says.
@@ -38,27 +54,33 @@ pub(super) fn start(
     program: &Path,
     log: PathBuf,
     sender: &Sender<(usize, Message)>,
-) -> std::io::Result<WorkerProcess> {
+) -> Result<WorkerProcess, StageError> {
     if let Some(folder) = log.parent() {
         fs_err::create_dir_all(folder)?;
     }
     let log = fs_err::OpenOptions::new()
         .create(true)
         .append(true)
-        .open(&log)?;
+        // What a program prints may be for its user alone.
+        .mode(0o600)
+        .open(&log)?
+        .into_parts()
+        .0;
     let mut command = Command::new(program);
     command
         .arg("worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(log.into_parts().0)
+        .stderr(log)
         .env("RAYON_NUM_THREADS", grant.cpus.to_string())
         .env("POLARS_MAX_THREADS", grant.cpus.to_string())
         // Empty hides them all: a stage sees no GPU that it was not given.
         .env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","))
         // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.
         .process_group(0);
-    let mut child = command.spawn()?;
+    let mut child = command
+        .spawn()
+        .map_err(|error| limits::explain("cannot start its worker", &error))?;
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         unreachable!("both were asked for as pipes");
     };
@@ -71,7 +93,7 @@ pub(super) fn start(
         let _ = child.kill();
     }
     let sender = sender.clone();
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         // Not `lines`: a library that prints something else than text must not end the conversation.
         for line in BufReader::new(stdout).split(b'\n') {
             let Ok(line) = line else { break };
@@ -84,14 +106,25 @@ pub(super) fn start(
         }
         let _ = sender.send((stage, Message::Ended));
     });
+    if let Err(error) = thread {
+        let _ = child.kill();
+        let _ = child.wait();
+        let what = "cannot start a thread for its worker";
+        return Err(limits::explain(what, &error));
+    }
+    let scratch = match &job.task {
+        Task::Run { fingerprint, .. } => Some(Store::new(&job.store).scratch_path(fingerprint)),
+        Task::Fetch => None,
+    };
     Ok(WorkerProcess {
         child,
-        _stdin: stdin,
+        stdin: Some(stdin),
+        scratch,
         grant: grant.clone(),
         started: None,
         command_group: 0,
         last: None,
-        timed_out: None,
+        ended: None,
     })
 }
 
@@ -101,10 +134,20 @@ impl WorkerProcess {
         self.signal(Signal::TERM);
     }
 
-    /// Ends the stage at once.
-    pub(super) fn kill(&self) {
-        kill_group(self.command_group);
-        self.signal(Signal::KILL);
+    /// Ends the stage at once. May be called again: a worker that does not do so by itself is killed.
+    pub(super) fn end(&mut self, why: Ended) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let (_, since) = *self.ended.get_or_insert_with(|| (why, Instant::now()));
+        self.stdin = None;
+        if since.elapsed() > PATIENCE {
+            kill_group(self.command_group);
+            self.signal(Signal::KILL);
+        }
+    }
+
+    /// Why it was ended from here, if it was.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.ended.map(|(why, _)| why)
     }
 
     fn signal(&self, signal: Signal) {
@@ -113,12 +156,17 @@ impl WorkerProcess {
         }
     }
 
-    /// Waits for the end and says how it was; a command that outlived its worker is ended.
-    pub(super) fn wait(&mut self) -> String {
+    /// Waits for the end and says how it was; what outlived the worker is ended.
+    pub(super) fn wait(&mut self) -> std::io::Result<ExitStatus> {
         let status = self.child.wait();
         if !matches!(&status, Ok(status) if status.success()) {
             kill_group(self.command_group);
         }
-        status.map_or_else(|error| error.to_string(), |status| status.to_string())
+        if let (Ok(status), Some(scratch)) = (&status, &self.scratch)
+            && status.signal().is_some()
+        {
+            kill_at_home_in(scratch);
+        }
+        status
     }
 }

@@ -7,27 +7,26 @@ use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::fs::Mode;
+use rustix::process::{
+    Signal, getpid, getppid, kill_process, set_parent_process_death_signal, setsid, umask,
+};
 
 use crate::engine::context::{Progress, Reporter};
 use crate::engine::event::WorkerEvent;
+use crate::engine::processes::{end_children, kill_descendants, kill_group};
 
-/// Ends the process, and the command it runs, when the executor is gone.
-pub(super) fn end_with_parent(command_group: Arc<AtomicI32>) {
-    std::thread::spawn(move || {
+/// Ends the process, and what it started, when the executor is gone or closes its end.
+pub(super) fn end_with_parent(command_group: Arc<AtomicI32>) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().spawn(move || {
         let mut rest = Vec::new();
         let _ = std::io::stdin().lock().read_to_end(&mut rest);
         kill_group(command_group.load(Ordering::SeqCst));
+        kill_descendants();
         // Nothing is half-written: results appear by rename only.
-        rustix::process::kill_process(getpid(), Signal::KILL).ok();
+        kill_process(getpid(), Signal::KILL).ok();
     });
-}
-
-/// Kills a process group; 0 stands for none.
-pub(in crate::engine) fn kill_group(group: i32) {
-    if let Some(group) = rustix::process::Pid::from_raw(group).filter(|group| !group.is_init()) {
-        rustix::process::kill_process_group(group, Signal::KILL).ok();
-    }
+    thread.map(|_| ())
 }
 
 #[derive(Clone)]
@@ -62,10 +61,16 @@ impl Reporter for Events {
         });
     }
 
-    fn command_group(&mut self, group: i32) {
+    fn command_started(&mut self, group: i32) {
+        self.1.store(group, Ordering::SeqCst);
+    }
+
+    fn command_ended(&mut self) -> Vec<String> {
         // What a command leaves in the background ends with it: it could still write to the outputs.
-        kill_group(self.1.swap(group, Ordering::SeqCst));
-        self.send(&WorkerEvent::CommandGroup { group });
+        let left = end_children();
+        kill_group(self.1.swap(0, Ordering::SeqCst));
+        self.send(&WorkerEvent::CommandGroup { group: 0 });
+        left
     }
 
     fn before_command(&mut self, command: &mut Command) {
@@ -79,11 +84,22 @@ impl Reporter for Events {
         )]
         unsafe {
             command.pre_exec(move || {
+                // A group of its own, and no terminal that could stop it when it asks there for a password.
+                setsid()?;
                 // Dies with the worker even if nobody is left to kill its group.
                 set_parent_process_death_signal(Some(Signal::KILL))?;
                 if getppid() != Some(worker) {
                     return Err(std::io::ErrorKind::BrokenPipe.into());
                 }
+                umask(Mode::WGRP | Mode::WOTH);
+                // What flowgraph itself was given open stays with it. Kernels before 5.11 refuse.
+                const FIRST: u32 = 3;
+                libc::syscall(
+                    libc::SYS_close_range,
+                    FIRST,
+                    u32::MAX,
+                    libc::CLOSE_RANGE_CLOEXEC,
+                );
                 // The executor knows the group before there can be more in it, whenever the worker is killed.
                 let mut line = [0; 80];
                 let mut rest = &mut line[..];
