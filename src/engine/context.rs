@@ -86,9 +86,20 @@ pub(super) fn kept_name(step: u64) -> String {
     format!("at-{step:012}")
 }
 
+/// A file or folder that the stage works on a copy of.
+pub(super) struct Code {
+    /// Its relative path in the pipeline, and in the copy.
+    pub(super) path: String,
+    /// Where it lies.
+    pub(super) found: PathBuf,
+    /// Its digest in the stage's manifest.
+    pub(super) planned: Option<String>,
+}
+
 /// What a running stage sees.
 pub struct RunContext {
     pub(super) inputs: BTreeMap<String, Vec<Input>>,
+    pub(super) code: Vec<Code>,
     pub(super) sources: BTreeMap<String, PathBuf>,
     pub(super) try_folder: PathBuf,
     pub(super) checkpoints: PathBuf,
@@ -145,6 +156,24 @@ impl RunContext {
             .get(key)
             .map(PathBuf::as_path)
             .ok_or_else(|| StageError::new(format!("BUG: no source `{key}`")))
+    }
+
+    /// Copies the code that the kind declared into `folder`; the copies are exactly what the fingerprint was made of.
+    ///
+    /// # Errors
+    /// Code that has changed since.
+    pub fn lay_out_code(&self, folder: &Path) -> Result<(), StageError> {
+        for code in &self.code {
+            let copied = super::code::copy(&code.found, &folder.join(&code.path))?;
+            if code.planned.as_ref() != Some(&copied) {
+                return Err(StageError::new(format!(
+                    "source `{}` changed since the stage was planned",
+                    code.path
+                ))
+                .hint("give the same command again"));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the folder of this fingerprint's checkpoints, which outlives a killed try.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::artifact::{Digest, Outputs};
+use super::code;
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
 use super::machine::{numerics_class, visible_gpus};
@@ -350,6 +351,14 @@ impl<'a> Planner<'a> {
             });
             sources.insert(source.key, digest);
         }
+        for path in instance.stage.code() {
+            let digest = self.code_digest(stage, &path).map(Some);
+            let digest = digest.unwrap_or_else(|error| {
+                obstacle.get_or_insert(error);
+                None
+            });
+            sources.insert(path, digest);
+        }
         let manifest = Manifest {
             format: MANIFEST_FORMAT,
             kind: instance.kind.name.to_owned(),
@@ -360,6 +369,16 @@ impl<'a> Planner<'a> {
             environment: instance.stage.environment(),
         };
         (manifest, obstacle)
+    }
+
+    /// Returns the digest of a file or folder that the stage works on a copy of.
+    fn code_digest(&self, stage: usize, path: &str) -> Result<String, StageError> {
+        let folder = &self.pipeline.stages[stage].base_folder;
+        let found = find_local(FilePath::new(path), folder)?;
+        let digest = code::digest(&found, &mut |file| {
+            self.store.digest_outside(file, self.options.paranoid)
+        });
+        Ok(digest?)
     }
 
     /// Returns the digest of a source: a local file's by its bytes, a pinned one's by its pin, another's by what
@@ -484,18 +503,23 @@ fn cause(instance: &Instance, reason: &str) -> Cause {
 /// # Errors
 /// A local path where nothing is.
 pub fn local_path(source: &Source, base_folder: &FilePath) -> Result<Option<PathBuf>, StageError> {
-    let Source::File(path) = source else {
-        return Ok(None);
-    };
+    match source {
+        Source::File(path) => find_local(path, base_folder).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Finds a file or folder in the pipeline's folder, or else in the current one.
+pub(super) fn find_local(path: &FilePath, base_folder: &FilePath) -> Result<PathBuf, StageError> {
     let in_base = base_folder.join(path);
     if in_base.exists() {
-        return Ok(Some(in_base));
+        return Ok(in_base);
     }
     if path.exists() {
-        return Ok(Some(path.clone()));
+        return Ok(path.to_owned());
     }
     Err(
-        StageError::new(format!("source `{source}` does not exist")).hint(format!(
+        StageError::new(format!("source `file:{}` does not exist", path.display())).hint(format!(
             "looked for {} and {}",
             in_base.display(),
             path.display()

@@ -211,6 +211,11 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn sources(&self) -> Vec<SourceParam> {
         Vec::new()
     }
+    /// Returns the local files and folders that the stage works on copies of (a command's `code`), by relative path.
+    /// What a program can see of them counts; [`RunContext::lay_out_code`] makes the copies.
+    fn code(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Returns what the environment adds to the manifest (a command's `env`), as digests.
     fn environment(&self) -> Vec<String> {
         Vec::new()
@@ -255,6 +260,8 @@ pub trait Stage: Send + Sync {
     fn has_free_ports(&self) -> bool;
     /// See [`Kind::sources`].
     fn sources(&self) -> Vec<SourceParam>;
+    /// See [`Kind::code`].
+    fn code(&self) -> Vec<String>;
     /// See [`Kind::environment`].
     fn environment(&self) -> Vec<String>;
     /// See [`Kind::facts`].
@@ -291,6 +298,10 @@ impl<K: Kind> Stage for K {
 
     fn sources(&self) -> Vec<SourceParam> {
         Kind::sources(self)
+    }
+
+    fn code(&self) -> Vec<String> {
+        Kind::code(self)
     }
 
     fn environment(&self) -> Vec<String> {

@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::artifact::{Artifact, Digest};
-use super::context::RunContext;
+use super::context::{Code, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{DeviceChoice, host_name, numerics_class, usage};
+use super::plan::find_local;
 use super::processes::{adopt_orphans, kill_at_home_in};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
@@ -318,6 +319,7 @@ impl Worker<'_> {
         let mut ctx = RunContext {
             inputs,
             sources,
+            code: self.code(stage, manifest)?,
             checkpoints: checkpoints.clone(),
             continues: training.is_some(),
             keeps_end_state: false,
@@ -436,6 +438,20 @@ impl Worker<'_> {
             Some(record) if record.provenance.numerics == class => (Some(record), None),
             others => (whole(Some(class)), others),
         }
+    }
+
+    /// Finds the code that the stage works on copies of.
+    fn code(&self, stage: &dyn Stage, manifest: &Manifest) -> Result<Vec<Code>, StageError> {
+        let paths = stage.code().into_iter();
+        paths
+            .map(|path| {
+                Ok(Code {
+                    found: find_local(Path::new(&path), &self.job.base_folder)?,
+                    planned: manifest.sources.get(&path).cloned().flatten(),
+                    path,
+                })
+            })
+            .collect()
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the

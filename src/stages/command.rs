@@ -1,5 +1,6 @@
 //! `command`: any program as a stage.
 
+mod paths;
 mod process;
 
 use std::collections::BTreeMap;
@@ -9,37 +10,51 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::artifact::{Digest, is_inside};
+use crate::engine::artifact::Digest;
 use crate::engine::context::{RunContext, input_folder};
-use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::sources::Source;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Runs a shell command; what it writes becomes artifacts.
 ///
-/// The working directory is an empty scratch folder that holds copies of the `code` files. Each input port is an
+/// The working directory is an empty scratch folder that holds copies of the `code`. Each input port is an
 /// environment variable with the artifact's path: the file itself where the artifact is one file, its folder
-/// otherwise; several paths are separated by spaces. `$x` belongs to the shell, `${x}` to flowgraph. The
-/// environment is empty but for PATH, HOME, LANG, the ports, and what `env` and `secret_env` name.
+/// otherwise; several paths are separated by spaces. `$x` belongs to the shell, `${x}` to flowgraph.
+///
+/// The environment is empty but for the ports, what `env` and `secret_env` name, PATH, an empty HOME of the stage's
+/// own, LANG=C.UTF-8 and CUDA_VISIBLE_DEVICES, which is empty unless the stage asks for GPUs with
+/// `resources: { gpus: 1 }`. The umask is 022, and there is no terminal. What PATH finds does not count: another version
+/// of a program gives no new result unless the command says so (`env: [PATH]` counts the folders, `code` the program
+/// itself). Nor do the machine's time zone and limits (`ulimit`), and what a command reads by absolute paths.
+///
+/// What the command leaves running when it ends, or is ended by a `timeout`, is killed.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// Shell text, run by `sh -e`.
     run: String,
-    /// For each output, the file or folder that the command writes; the first by name is the default output.
+    /// For each output, the file or folder that the command writes; the first by name is the default output. Contents,
+    /// names and executable bits are kept; links may lead to inputs only, and empty folders within one are left out.
+    #[serde(deserialize_with = "paths::in_map")]
     outputs: BTreeMap<String, String>,
-    /// Files that the command needs; copied into the working directory under their relative path, and hashed.
-    #[serde(default)]
+    /// Files and folders that the command needs; copied into the working directory under their relative path. Contents,
+    /// names, links and executable bits count. Of a folder, `.git`, `.flowgraph` and `__pycache__` are left out.
+    #[serde(default, deserialize_with = "paths::in_list")]
     code: Vec<String>,
     /// Environment variables passed on; their values count (as digests).
     #[serde(default)]
     env: Vec<String>,
-    /// Environment variables passed on whose values do not count and are stored nowhere.
+    /// Environment variables passed on whose values do not count and are stored nowhere: only their names count, and
+    /// they must be set.
     #[serde(default, skip_serializing)]
     secret_env: Vec<String>,
 }
 
-/// `CUDA_VISIBLE_DEVICES` names the GPUs that the stage was given.
-const PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES"];
+/// Passed on whatever its value: without it no program is found.
+const PATH: &str = "PATH";
+/// Names the GPUs that the stage was given.
+const GPUS: &str = "CUDA_VISIBLE_DEVICES";
+/// What the stage has of its own unless `env` names it.
+const OWN: [&str; 2] = ["HOME", "LANG"];
 
 impl Kind for Command {
     const NAME: &'static str = "command";
@@ -61,15 +76,8 @@ impl Kind for Command {
             .collect()
     }
 
-    fn sources(&self) -> Vec<SourceParam> {
-        self.code
-            .iter()
-            .map(|path| SourceParam {
-                key: path.clone(),
-                source: Source::File(path.into()),
-                sha256: None,
-            })
-            .collect()
+    fn code(&self) -> Vec<String> {
+        self.code.clone()
     }
 
     fn uses_gpus(&self) -> bool {
@@ -77,13 +85,12 @@ impl Kind for Command {
     }
 
     fn environment(&self) -> Vec<String> {
-        self.env
-            .iter()
-            .map(|name| match std::env::var_os(name) {
-                Some(value) => format!("{name}={}", Digest::of(value.as_encoded_bytes())),
-                None => format!("{name}=unset"),
-            })
-            .collect()
+        let counted = self.env.iter().map(|name| match std::env::var_os(name) {
+            Some(value) => format!("{name}={}", Digest::of(value.as_encoded_bytes())),
+            None => format!("{name}=unset"),
+        });
+        let secret = self.secret_env.iter().map(|name| format!("{name}=secret"));
+        counted.chain(secret).collect()
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -97,60 +104,109 @@ impl Kind for Command {
                     .hint("for example `outputs: { svg: fig.svg }`"),
             );
         }
-        for (name, path) in &self.outputs {
+        for name in self.outputs.keys() {
             if !crate::engine::reference::is_name(name) {
                 problems.push(Problem::new(
                     &format!("outputs.{name}"),
                     format!("`{name}` cannot name an output"),
                 ));
             }
-            if !is_inside(path) {
-                problems.push(
-                    Problem::new(
-                        &format!("outputs.{name}"),
-                        format!("`{path}` leaves the working directory"),
-                    )
-                    .hint("outputs are written in the working directory"),
-                );
-            }
         }
-        for path in self.code.iter().filter(|path| !is_inside(path)) {
-            problems.push(
-                Problem::new(
-                    "code",
-                    format!("`{path}` is not a relative path without `..`"),
-                )
-                .hint("code files are copied into the working directory under their relative path"),
-            );
-        }
-        for name in self.env.iter().chain(&self.secret_env) {
-            if PASSED.contains(&name.as_str())
-                || name.starts_with("LD_")
-                || name.contains(['=', '\0'])
-                || name.is_empty()
-            {
-                problems.push(Problem::new("env", format!("`{name}` cannot be passed on")));
-            }
-        }
+        paths::check(&self.outputs, &self.code, &mut problems);
+        self.check_names(&mut problems);
         problems
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let work = ctx.scratch("work")?;
-        for path in &self.code {
-            let target = work.join(path);
-            if let Some(folder) = target.parent() {
-                fs_err::create_dir_all(folder)?;
-            }
-            fs_err::copy(ctx.source(path)?, &target)?;
-        }
+        ctx.lay_out_code(&work)?;
+        let environment = self.variables(ctx)?;
         let before = input_times(ctx)?;
-        let named = PASSED.iter().copied();
-        let named = named.chain(self.env.iter().chain(&self.secret_env).map(String::as_str));
-        let mut variables: Vec<(String, OsString)> = named
-            .filter_map(|name| Some((name.to_owned(), std::env::var_os(name)?)))
-            .collect();
+        process::run(&self.run, &work, environment, ctx)?;
+        if input_times(ctx)? != before {
+            return Err(StageError::new("the command changed one of its inputs")
+                .hint("inputs belong to the store: write to the working directory instead"));
+        }
+        let work = fs_err::canonicalize(&work)?;
+        // Before any of them is taken: one may be written through another.
+        for path in self.outputs.values() {
+            check_output(&work, path)?;
+        }
+        for (name, path) in &self.outputs {
+            take_output(&work, path, &ctx.output(name)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Command {
+    fn check_names(&self, problems: &mut Vec<Problem>) {
+        let both = [("env", &self.env), ("secret_env", &self.secret_env)];
+        let mut seen: Vec<&str> = Vec::new();
+        for (param, name) in both
+            .into_iter()
+            .flat_map(|(param, names)| names.iter().map(move |name| (param, name.as_str())))
+        {
+            let problem = |message: String| Problem::new(param, message);
+            let is_own = name == PATH || OWN.contains(&name);
+            if name.is_empty() || name.contains(['=', '\0']) || name.starts_with("LD_") {
+                problems.push(problem(format!("`{name}` cannot be passed on")));
+            } else if name == GPUS {
+                problems.push(
+                    problem(format!("`{name}` cannot be passed on"))
+                        .hint("it names the GPUs that the stage is given: ask for them with `resources: { gpus: 1 }`"),
+                );
+            } else if is_own && param == "secret_env" {
+                problems.push(
+                    problem(format!("`{name}` is no secret"))
+                        .hint("`env` passes it on, and its value counts"),
+                );
+            } else if seen.contains(&name) {
+                problems.push(problem(format!("`{name}` is named twice")));
+            }
+            seen.push(name);
+        }
+    }
+
+    /// Returns all that the command's environment holds.
+    fn variables(&self, ctx: &mut RunContext) -> Result<Vec<(String, OsString)>, StageError> {
+        let home = fs_err::canonicalize(ctx.scratch("home")?)?;
+        let mut variables = vec![
+            ("HOME".to_owned(), home.into_os_string()),
+            ("LANG".to_owned(), OsString::from("C.UTF-8")),
+        ];
+        variables.retain(|(name, _)| !self.env.contains(name));
+        let mut pass_on = |name: &str| {
+            let value = std::env::var_os(name);
+            variables.extend(value.clone().map(|value| (name.to_owned(), value)));
+            value
+        };
+        if !self.env.iter().any(|name| name == PATH) {
+            pass_on(PATH);
+        }
+        pass_on(GPUS);
+        for name in &self.env {
+            pass_on(name);
+        }
+        for name in &self.secret_env {
+            match pass_on(name) {
+                Some(_) => {}
+                // What it gives without is not what it gives with it, and only the name is in the key.
+                None => {
+                    return Err(StageError::new(format!(
+                        "the environment variable `{name}`, which `secret_env` names, is not set"
+                    ))
+                    .hint(format!("set `{name}`, or leave it out of `secret_env`")));
+                }
+            }
+        }
         for (port, inputs) in ctx.all_inputs() {
+            if variables.iter().any(|(name, _)| name == port) {
+                return Err(StageError::new(format!(
+                    "`{port}` is both a port and an environment variable"
+                ))
+                .hint("give the port another name"));
+            }
             let paths: Vec<String> = inputs
                 .iter()
                 .enumerate()
@@ -158,15 +214,7 @@ impl Kind for Command {
                 .collect();
             variables.push((port.clone(), paths.join(" ").into()));
         }
-        process::run(&self.run, &work, variables, ctx)?;
-        if input_times(ctx)? != before {
-            return Err(StageError::new("the command changed one of its inputs")
-                .hint("inputs belong to the store: write to the working directory instead"));
-        }
-        for (name, path) in &self.outputs {
-            take_output(&work, path, &ctx.output(name)?)?;
-        }
-        Ok(())
+        Ok(variables)
     }
 }
 
@@ -193,7 +241,8 @@ fn input_times(ctx: &RunContext) -> Result<FileTimes, StageError> {
     Ok(times)
 }
 
-fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError> {
+/// Checks that an output is there, and that taking it takes it from nobody else.
+fn check_output(work: &Path, path: &str) -> Result<(), StageError> {
     let written = work.join(path);
     let Ok(metadata) = fs_err::symlink_metadata(&written) else {
         return Err(
@@ -201,16 +250,28 @@ fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError>
                 .hint("each path in `outputs` is relative to the working directory"),
         );
     };
-    if metadata.is_dir() {
-        fs_err::remove_dir(folder)?;
-        fs_err::rename(&written, folder)?;
-    } else if metadata.is_file() {
-        let name = written.file_name().unwrap_or_default();
-        fs_err::rename(&written, folder.join(name))?;
-    } else {
+    if !metadata.is_dir() && !metadata.is_file() {
         return Err(StageError::new(format!(
             "output `{path}` is neither a file nor a folder"
         )));
+    }
+    if fs_err::canonicalize(&written)? != written {
+        return Err(
+            StageError::new(format!("output `{path}` is reached through a link"))
+                .hint("write the output itself into the working directory"),
+        );
+    }
+    Ok(())
+}
+
+fn take_output(work: &Path, path: &str, folder: &Path) -> Result<(), StageError> {
+    let written = work.join(path);
+    if written.is_dir() {
+        fs_err::remove_dir(folder)?;
+        fs_err::rename(&written, folder)?;
+    } else {
+        let name = written.file_name().unwrap_or_default();
+        fs_err::rename(&written, folder.join(name))?;
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ stages:
   undefined: { kind: command, params: { run: "echo ${wrd} ${matrix.seed} ${word", outputs: { out: out } } }
   axis: { matrix: { seed: [1, 2, 2], "no!": [1], one: 3, exclude: [{ sed: 1 }] }, kind: command, params: { run: "echo", outputs: { out: out } } }
   numbers: { kind: command, retries: -1, timeout: soon, resources: { cpus: 0, memory: lots, gpu: 1 }, params: { run: "echo", outputs: { out: out } } }
-  values: { kind: command, params: { run: " ", outputs: { Out: ../x }, code: [/etc/passwd], env: [PATH] } }
+  values: { kind: command, params: { run: " ", outputs: { Out: ../x }, code: [/etc/passwd], env: [LD_PRELOAD] } }
   list: [1]
 "#
     ), @r#"
@@ -109,10 +109,10 @@ stages:
     15:43 error: stage `values`: `run` is empty
     15:64 error: stage `values`: `Out` cannot name an output
     15:64 error: stage `values`: `../x` leaves the working directory
-        outputs are written in the working directory
+        outputs are written in the working directory: a relative path without `..`
     15:78 error: stage `values`: `/etc/passwd` is not a relative path without `..`
-        code files are copied into the working directory under their relative path
-    15:98 error: stage `values`: `PATH` cannot be passed on
+        code is copied into the working directory under its relative path
+    15:98 error: stage `values`: `LD_PRELOAD` cannot be passed on
     16:9 error: a stage must be a map, found a list
     "#);
 }

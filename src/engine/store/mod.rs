@@ -28,8 +28,10 @@ mod states;
 use std::path::{Path, PathBuf};
 
 pub use collect::Garbage;
+pub(super) use commit::is_executable;
 pub use commit::publish;
 pub use lock::{Lock, LockState};
+pub(super) use object::digest_file;
 pub use object::{Damage, ObjectStat};
 pub use record::{Computed, ObjectStats, Provenance, Record, RecordError, RecordHead};
 

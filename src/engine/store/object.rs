@@ -146,7 +146,7 @@ impl Damage {
 /// The file is read, not mapped: one that another program cuts short meanwhile must not end this process. One thread and
 /// pieces that stay in its cache take half the CPU time of several threads, and no more wall time, since reading is what
 /// takes it.
-pub(super) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+pub(in crate::engine) fn digest_file(path: &Path) -> std::io::Result<Digest> {
     digest_open(fs_err::File::open(path)?.file())
 }
 
