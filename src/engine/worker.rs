@@ -306,6 +306,7 @@ impl Worker<'_> {
         // Removed however the try ends; checkpoints stay for the next one.
         let try_folder = TryFolder::make(&scratch)?;
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
+        let before = self.source_times(stage)?;
         let sources = self.fetch_sources(stage, Some(manifest))?;
         let names = source_names(stage, &sources);
         let input_names = input_names(&inputs);
@@ -336,7 +337,7 @@ impl Worker<'_> {
             return Err(self.explain_full_disk(error).into());
         }
         self.check_inputs_unchanged(&watched)?;
-        self.check_local_sources(stage, manifest, "changed while the stage ran")?;
+        self.check_sources_unchanged(stage, manifest, &before)?;
         let (outputs, stats) =
             self.store
                 .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;

@@ -22,6 +22,31 @@ pub(super) struct Watched {
     stat: ObjectStat,
 }
 
+/// Of each local source, its files with what the file system says of them.
+pub(super) type SourceTimes = BTreeMap<String, Vec<(PathBuf, [i64; 4])>>;
+
+/// Adds the files at `path`. Whoever swaps one for another and back cannot keep its change time.
+fn add_times(path: PathBuf, times: &mut Vec<(PathBuf, [i64; 4])>) -> std::io::Result<()> {
+    let metadata = fs_err::metadata(&path)?;
+    if metadata.is_dir() {
+        let entries = fs_err::read_dir(&path)?.map(|entry| Ok(entry?.path()));
+        let mut entries: Vec<PathBuf> = entries.collect::<std::io::Result<_>>()?;
+        entries.sort_unstable();
+        return entries
+            .into_iter()
+            .try_for_each(|entry| add_times(entry, times));
+    }
+    let stat = ObjectStat::of(&metadata);
+    let told = [
+        stat.size as i64,
+        stat.inode as i64,
+        stat.mtime_ns,
+        stat.ctime_ns,
+    ];
+    times.push((path, told));
+    Ok(())
+}
+
 /// Returns where sources lie on this machine, with how the pipeline names them.
 pub(super) fn source_names(
     stage: &dyn Stage,
@@ -52,6 +77,10 @@ pub(super) fn input_names(inputs: &Inputs) -> Vec<(String, String)> {
     // `data.1` begins `data.12`.
     names.sort_by_key(|(folder, _)| std::cmp::Reverse(folder.len()));
     names
+}
+
+fn source_changed(key: &str, how: &str) -> StageError {
+    StageError::new(format!("source `{key}` {how}")).hint("give the same command again")
 }
 
 impl Worker<'_> {
@@ -134,8 +163,39 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Returns what the file system says of the local files that the stage reads.
+    pub(super) fn source_times(&self, stage: &dyn Stage) -> Result<SourceTimes, StageError> {
+        let mut all = SourceTimes::new();
+        for param in stage.sources() {
+            if let Some(path) = local_path(&param.source, &self.job.base_folder)? {
+                let mut times = Vec::new();
+                add_times(path, &mut times)?;
+                all.insert(param.key, times);
+            }
+        }
+        Ok(all)
+    }
+
+    /// A result made from files that changed meanwhile would be a wrong one, even if they are now what they were.
+    pub(super) fn check_sources_unchanged(
+        &self,
+        stage: &dyn Stage,
+        manifest: &Manifest,
+        before: &SourceTimes,
+    ) -> Result<(), StageError> {
+        const HOW: &str = "changed while the stage ran";
+        let after = self.source_times(stage)?;
+        let changed = after
+            .iter()
+            .find(|(key, times)| before.get(*key) != Some(times));
+        if let Some((key, _)) = changed {
+            return Err(source_changed(key, HOW));
+        }
+        self.check_local_sources(stage, manifest, HOW)
+    }
+
     /// Compares the local files that the stage reads with what its fingerprint was made of.
-    pub(super) fn check_local_sources(
+    fn check_local_sources(
         &self,
         stage: &dyn Stage,
         manifest: &Manifest,
@@ -148,8 +208,7 @@ impl Worker<'_> {
             let digest = format!("blake3:{}", self.store.digest_outside(&path, false)?);
             let planned = manifest.sources.get(&param.key).and_then(Option::as_ref);
             if planned != Some(&digest) {
-                return Err(StageError::new(format!("source `{}` {how}", param.key))
-                    .hint("give the same command again"));
+                return Err(source_changed(&param.key, how));
             }
         }
         Ok(())
@@ -212,5 +271,34 @@ impl Worker<'_> {
                 .remember_fetched(&name, &fetched.sha256.to_string())?;
         }
         Ok(fetched.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_another_meanwhile_shows_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model/weights");
+        fs_err::create_dir(folder.path().join("model")).unwrap();
+        fs_err::write(&file, "A").unwrap();
+        let times = || {
+            let mut times = Vec::new();
+            add_times(folder.path().to_owned(), &mut times).unwrap();
+            times
+        };
+        let before = times();
+        assert_eq!(fs_err::read_to_string(&file).unwrap(), "A");
+        assert_eq!(times(), before);
+        // Longer than a tick of the file system's clock.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let modified = fs_err::metadata(&file).unwrap().modified().unwrap();
+        fs_err::write(&file, "B").unwrap();
+        fs_err::write(&file, "A").unwrap();
+        let opened = std::fs::File::options().write(true).open(&file);
+        opened.unwrap().set_modified(modified).unwrap();
+        assert_ne!(times(), before);
     }
 }
