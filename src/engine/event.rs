@@ -67,6 +67,26 @@ pub enum WorkerEvent {
     Interrupted,
 }
 
+impl WorkerEvent {
+    /// Returns the event with every text that a stage may have chosen replaced.
+    pub(super) fn with_texts(self, replace: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Note { text } => Self::Note {
+                text: replace(&text),
+            },
+            Self::Failed { message, hint } => Self::Failed {
+                message: replace(&message),
+                hint: hint.as_deref().map(&replace),
+            },
+            Self::Damaged { artifact, message } => Self::Damaged {
+                artifact,
+                message: replace(&message),
+            },
+            other => other,
+        }
+    }
+}
+
 /// How a stage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

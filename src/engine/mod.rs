@@ -23,6 +23,7 @@ mod import;
 mod interpolate;
 pub mod limits;
 pub mod machine;
+pub mod mask;
 mod matrix;
 pub mod overrides;
 pub mod plan;

@@ -220,6 +220,11 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn environment(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Names the environment variables whose values must not be written anywhere: they are masked in the stage's log
+    /// and messages.
+    fn secrets(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Checks values that types alone cannot check.
     fn validate(&self) -> Vec<Problem> {
         Vec::new()
@@ -266,6 +271,8 @@ pub trait Stage: Send + Sync {
     fn environment(&self) -> Vec<String>;
     /// See [`Kind::facts`].
     fn facts(&self, known: &mut Known<'_>);
+    /// See [`Kind::secrets`].
+    fn secrets(&self) -> Vec<String>;
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
     /// See [`Kind::uses_gpus`].
@@ -310,6 +317,10 @@ impl<K: Kind> Stage for K {
 
     fn facts(&self, known: &mut Known<'_>) {
         Kind::facts(self, known);
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        Kind::secrets(self)
     }
 
     fn resources(&self) -> Resources {

@@ -21,6 +21,7 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{DeviceChoice, host_name, numerics_class, usage};
+use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::{adopt_orphans, kill_at_home_in};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
@@ -338,6 +339,7 @@ impl Worker<'_> {
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_sources_unchanged(stage, manifest, &before)?;
+        self.look_for_secrets(stage, &try_folder.0);
         let (outputs, stats) =
             self.store
                 .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;
@@ -453,6 +455,39 @@ impl Worker<'_> {
                 })
             })
             .collect()
+    }
+
+    /// Warns of outputs that hold the value of a secret: they are stored and exported as they are.
+    ///
+    /// No more than a warning: the value may be an ordinary word, and the work of hours would be lost.
+    fn look_for_secrets(&self, stage: &dyn Stage, try_folder: &Path) {
+        let mask = Mask::of(&stage.secrets());
+        if mask.is_empty() {
+            return;
+        }
+        for output in stage.outputs() {
+            let mut open = vec![try_folder.join(&output.name)];
+            while let Some(path) = open.pop() {
+                let Ok(kind) = fs_err::symlink_metadata(&path) else {
+                    continue;
+                };
+                if kind.is_dir() {
+                    let entries = fs_err::read_dir(&path).into_iter().flatten().flatten();
+                    open.extend(entries.map(|entry| entry.path()));
+                    continue;
+                }
+                let found = fs_err::File::open(&path).and_then(|mut file| mask.find(&mut file));
+                if let Ok(Some(name)) = found {
+                    let file = path.strip_prefix(try_folder).unwrap_or(&path);
+                    self.events.send(&WorkerEvent::Note {
+                        text: format!(
+                            "warning: output `{}` holds the value of `{name}`, which is stored and exported with it",
+                            file.display()
+                        ),
+                    });
+                }
+            }
+        }
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the

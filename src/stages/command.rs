@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::Digest;
 use crate::engine::context::{RunContext, input_folder};
+use crate::engine::mask::SHORTEST;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Runs a shell command; what it writes becomes artifacts.
@@ -44,7 +45,8 @@ pub struct Command {
     #[serde(default)]
     env: Vec<String>,
     /// Environment variables passed on whose values do not count and are stored nowhere: only their names count, and
-    /// they must be set.
+    /// they must be set. In the log and in messages a value of 4 bytes or more is masked, as is each of its lines of 8 or
+    /// more; what the command makes of it (base64, a part) is not, and an output that holds it is stored with a warning.
     #[serde(default, skip_serializing)]
     secret_env: Vec<String>,
 }
@@ -91,6 +93,10 @@ impl Kind for Command {
         });
         let secret = self.secret_env.iter().map(|name| format!("{name}=secret"));
         counted.chain(secret).collect()
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        self.secret_env.clone()
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -190,6 +196,9 @@ impl Command {
         }
         for name in &self.secret_env {
             match pass_on(name) {
+                Some(value) if (1..SHORTEST).contains(&value.len()) => ctx.note(&format!(
+                    "warning: the value of `{name}` has fewer than {SHORTEST} bytes: it is not masked in the log"
+                )),
                 Some(_) => {}
                 // What it gives without is not what it gives with it, and only the name is in the key.
                 None => {

@@ -119,6 +119,13 @@ impl Kind for Judge {
         outputs
     }
 
+    fn secrets(&self) -> Vec<String> {
+        match &self.judge {
+            Judging::Http(server) => server.key_variable().into_iter().collect(),
+            Judging::RewardModel { .. } => Vec::new(),
+        }
+    }
+
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         at_least_one(

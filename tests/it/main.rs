@@ -34,6 +34,7 @@ mod numerics;
 mod plan;
 mod power_loss;
 mod random_kills;
+mod secrets;
 mod shipped;
 mod signals;
 mod space;

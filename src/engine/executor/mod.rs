@@ -400,6 +400,7 @@ impl<'a> Execution<'a> {
                 &grant,
                 &self.options.program,
                 self.log_path(stage),
+                &self.pipeline.stages[stage].stage.secrets(),
                 &self.sender,
             ) {
                 Ok(worker) => {

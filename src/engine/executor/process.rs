@@ -1,10 +1,10 @@
 //! Worker processes, seen from the executor.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::Sender;
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -14,6 +14,7 @@ use super::Message;
 use super::resources::Grant;
 use crate::engine::event::WorkerEvent;
 use crate::engine::limits;
+use crate::engine::mask::{Mask, Masked};
 use crate::engine::processes::{kill_at_home_in, kill_group};
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
@@ -35,6 +36,8 @@ pub(super) struct WorkerProcess {
     stdin: Option<ChildStdin>,
     /// The folder below which its commands live.
     scratch: Option<PathBuf>,
+    /// Closes when the log is whole, for a log that is written from here.
+    log: Option<Receiver<()>>,
     pub(super) grant: Grant,
     /// When it had its lock and began; `None` while it waits.
     pub(super) started: Option<Instant>,
@@ -46,13 +49,14 @@ pub(super) struct WorkerProcess {
     ended: Option<(Ended, Instant)>,
 }
 
-/// Starts a worker; a thread passes on what it says.
+/// Starts a worker; a thread passes on what it says, without the values of `secrets`.
 pub(super) fn start(
     stage: usize,
     job: &Job,
     grant: &Grant,
     program: &Path,
     log: PathBuf,
+    secrets: &[String],
     sender: &Sender<(usize, Message)>,
 ) -> Result<WorkerProcess, StageError> {
     if let Some(folder) = log.parent() {
@@ -66,12 +70,17 @@ pub(super) fn start(
         .open(&log)?
         .into_parts()
         .0;
+    let mask = Mask::of(secrets);
     let mut command = Command::new(program);
     command
         .arg("worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(if mask.is_empty() {
+            Stdio::from(log.try_clone()?)
+        } else {
+            Stdio::piped()
+        })
         .env("RAYON_NUM_THREADS", grant.cpus.to_string())
         .env("POLARS_MAX_THREADS", grant.cpus.to_string())
         // Empty hides them all: a stage sees no GPU that it was not given.
@@ -93,25 +102,39 @@ pub(super) fn start(
         let _ = child.kill();
     }
     let sender = sender.clone();
-    let thread = std::thread::Builder::new().spawn(move || {
-        // Not `lines`: a library that prints something else than text must not end the conversation.
-        for line in BufReader::new(stdout).split(b'\n') {
-            let Ok(line) = line else { break };
-            let event = serde_json::from_slice(&line).unwrap_or_else(|_| WorkerEvent::Note {
-                text: excerpt(&String::from_utf8_lossy(&line), MESSAGE).into_owned(),
-            });
-            if sender.send((stage, Message::Event(event))).is_err() {
-                return;
+    let passed = child.stderr.take().map(|said| pass_on(said, log, &mask));
+    let threads = passed.transpose().and_then(|log| {
+        let thread = std::thread::Builder::new().spawn(move || {
+            // Not `lines`: a library that prints something else than text must not end the conversation.
+            for line in BufReader::new(stdout).split(b'\n') {
+                let Ok(line) = line else { break };
+                let event = serde_json::from_slice(&line).unwrap_or_else(|_| WorkerEvent::Note {
+                    text: excerpt(&String::from_utf8_lossy(&line), MESSAGE).into_owned(),
+                });
+                let event = if mask.is_empty() {
+                    event
+                } else {
+                    event.with_texts(|text| mask.text(text))
+                };
+                if sender.send((stage, Message::Event(event))).is_err() {
+                    return;
+                }
             }
-        }
-        let _ = sender.send((stage, Message::Ended));
+            let _ = sender.send((stage, Message::Ended));
+        });
+        thread.map(|_| log)
     });
-    if let Err(error) = thread {
-        let _ = child.kill();
-        let _ = child.wait();
-        let what = "cannot start a thread for its worker";
-        return Err(limits::explain(what, &error));
-    }
+    let log = match threads {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(limits::explain(
+                "cannot start a thread for its worker",
+                &error,
+            ));
+        }
+    };
     let scratch = match &job.task {
         Task::Run { fingerprint, .. } => Some(Store::new(&job.store).scratch_path(fingerprint)),
         Task::Fetch => None,
@@ -120,12 +143,34 @@ pub(super) fn start(
         child,
         stdin: Some(stdin),
         scratch,
+        log,
         grant: grant.clone(),
         started: None,
         command_group: 0,
         last: None,
         ended: None,
     })
+}
+
+/// Writes what a worker and its commands say to their log, without the values of a mask.
+fn pass_on(
+    mut said: ChildStderr,
+    log: std::fs::File,
+    mask: &Mask,
+) -> std::io::Result<Receiver<()>> {
+    let mask = mask.clone();
+    let (whole, told) = channel::<()>();
+    let thread = std::thread::Builder::new().spawn(move || {
+        let _whole = whole;
+        let mut log = Masked::new(&mask, log);
+        let mut piece = [0; 8192];
+        // To its end even where the log cannot be written: nobody must wait for a full pipe.
+        while let Ok(count @ 1..) = said.read(&mut piece) {
+            let _ = log.write_all(&piece[..count]);
+        }
+        let _ = log.end();
+    });
+    thread.map(|_| told)
 }
 
 impl WorkerProcess {
@@ -158,6 +203,8 @@ impl WorkerProcess {
 
     /// Waits for the end and says how it was; what outlived the worker is ended.
     pub(super) fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        // A program that left the session and all of its environment may hold the log open for ever.
+        const PATIENCE: Duration = Duration::from_secs(1);
         let status = self.child.wait();
         if !matches!(&status, Ok(status) if status.success()) {
             kill_group(self.command_group);
@@ -166,6 +213,9 @@ impl WorkerProcess {
             && status.signal().is_some()
         {
             kill_at_home_in(scratch);
+        }
+        if let Some(log) = self.log.take() {
+            let _ = log.recv_timeout(PATIENCE);
         }
         status
     }

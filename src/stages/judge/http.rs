@@ -82,6 +82,11 @@ impl Server {
         &self.model
     }
 
+    /// Names the environment variable that holds the key.
+    pub(super) fn key_variable(&self) -> Option<String> {
+        self.api_key_env.clone()
+    }
+
     pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
         if let Err(problem) = check_chat_url(&self.url) {
             let problem = Problem::new("judge.url", format!("`url`: {problem}"));
