@@ -333,6 +333,7 @@ pub(crate) mod tests {
         let (told, cancelled) = (Arc::default(), Arc::default());
         let ctx = RunContext {
             inputs,
+            code: Vec::new(),
             sources: BTreeMap::new(),
             try_folder: folder.join("try"),
             checkpoints: folder.join("checkpoints"),
