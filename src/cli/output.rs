@@ -99,7 +99,9 @@ impl Output {
     /// Writes a warning with its hint.
     pub(super) fn warning(&self, message: &str, hint: &str) {
         self.told("warning:", Style::new().yellow().bold(), message);
-        self.hint(hint);
+        if !hint.is_empty() {
+            self.hint(hint);
+        }
     }
 
     fn hint(&self, hint: &str) {
