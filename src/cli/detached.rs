@@ -10,10 +10,13 @@ use crate::engine::event::{Observer, RunEvent};
 
 /// Progress that nobody reads is dropped from here on.
 const LONGEST_QUEUE: usize = 1000;
+const LARGEST_BATCH: usize = 256;
 
 /// Passes events on to another observer, and tells all of them before it goes.
 pub(super) struct Detached {
-    sender: Option<Sender<RunEvent>>,
+    sender: Option<Sender<Vec<RunEvent>>>,
+    /// Events that are passed on together: a thousand cached stages are worth no thousand wake-ups.
+    batch: Vec<RunEvent>,
     /// Events that are not told yet.
     queue: Arc<AtomicUsize>,
     /// Closes when all are told.
@@ -35,13 +38,14 @@ impl Detached {
         std::thread::Builder::new().spawn(move || {
             let _whole = whole;
             let mut observer = make();
-            for event in events {
+            for event in events.into_iter().flatten() {
                 observer.event(&event);
                 length.fetch_sub(1, Ordering::Relaxed);
             }
         })?;
         Ok(Self {
             sender: Some(sender),
+            batch: Vec::new(),
             queue,
             told,
         })
@@ -54,9 +58,17 @@ impl Observer for Detached {
         if waiting > LONGEST_QUEUE && matches!(event, RunEvent::StageProgress { .. }) {
             return;
         }
-        if let Some(sender) = &self.sender {
-            self.queue.fetch_add(1, Ordering::Relaxed);
-            let _ = sender.send(event.clone());
+        self.queue.fetch_add(1, Ordering::Relaxed);
+        self.batch.push(event.clone());
+        if self.batch.len() >= LARGEST_BATCH {
+            self.pause();
+        }
+    }
+
+    fn pause(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        if let Some(sender) = self.sender.as_ref().filter(|_| !batch.is_empty()) {
+            let _ = sender.send(batch);
         }
     }
 }
@@ -66,6 +78,7 @@ impl Drop for Detached {
         /// Whoever asked to stop does not wait for a reader who does not read.
         const PATIENCE: Duration = Duration::from_secs(1);
         const PAUSE: Duration = Duration::from_millis(50);
+        self.pause();
         self.sender = None;
         let mut patience = PATIENCE;
         while let Err(RecvTimeoutError::Timeout) = self.told.recv_timeout(PAUSE) {

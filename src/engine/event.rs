@@ -225,4 +225,6 @@ pub enum RunEvent {
 pub trait Observer {
     /// Is called for each event, in order.
     fn event(&mut self, event: &RunEvent);
+    /// Is called when no event may come for a while.
+    fn pause(&mut self) {}
 }

@@ -237,6 +237,7 @@ impl<'a> Execution<'a> {
             if self.workers.is_empty() && self.queue.is_empty() {
                 break;
             }
+            self.observer.pause();
             match self.receiver.recv_timeout(Duration::from_millis(50)) {
                 Ok((stage, message)) => self.take(stage, message),
                 Err(RecvTimeoutError::Timeout) => {}
