@@ -124,16 +124,18 @@ impl Kind for Command {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let work = ctx.scratch("work")?;
+        let work = fs_err::canonicalize(ctx.scratch("work")?)?;
         ctx.lay_out_code(&work)?;
-        let environment = self.variables(ctx)?;
+        // Beside the working directory.
+        let home = ctx.scratch("home")?;
+        let home = work.with_file_name(home.file_name().unwrap_or_default());
+        let environment = self.variables(home, ctx)?;
         let before = input_times(ctx)?;
         process::run(&self.run, &work, environment, ctx)?;
         if input_times(ctx)? != before {
             return Err(StageError::new("the command changed one of its inputs")
                 .hint("inputs belong to the store: write to the working directory instead"));
         }
-        let work = fs_err::canonicalize(&work)?;
         // Before any of them is taken: one may be written through another.
         for path in self.outputs.values() {
             check_output(&work, path)?;
@@ -175,8 +177,11 @@ impl Command {
     }
 
     /// Returns all that the command's environment holds.
-    fn variables(&self, ctx: &mut RunContext) -> Result<Vec<(String, OsString)>, StageError> {
-        let home = fs_err::canonicalize(ctx.scratch("home")?)?;
+    fn variables(
+        &self,
+        home: PathBuf,
+        ctx: &mut RunContext,
+    ) -> Result<Vec<(String, OsString)>, StageError> {
         let mut variables = vec![
             ("HOME".to_owned(), home.into_os_string()),
             ("LANG".to_owned(), OsString::from("C.UTF-8")),
@@ -264,7 +269,7 @@ fn check_output(work: &Path, path: &str) -> Result<(), StageError> {
             "output `{path}` is neither a file nor a folder"
         )));
     }
-    if fs_err::canonicalize(&written)? != written {
+    if path.contains('/') && fs_err::canonicalize(&written)? != written {
         return Err(
             StageError::new(format!("output `{path}` is reached through a link"))
                 .hint("write the output itself into the working directory"),
