@@ -454,8 +454,10 @@ impl Kind for TrainGflownet {
         if prompts.is_empty() {
             let hint = if self.objective.has_flow_head() {
                 "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
-            } else {
+            } else if least > 1 {
                 "raise `max_new_tokens` or `on_policy`: log Z is the mean over completions of a prompt"
+            } else {
+                "raise `max_new_tokens`, or set `long_completions: truncate`"
             };
             return Err(StageError::new(format!(
                 "no prompt has {least} completions of at most {} tokens",
