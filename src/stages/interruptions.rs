@@ -79,7 +79,7 @@ fn passes_of_models_tell_how_far_they_are_and_stop_in_their_midst() {
         &judge,
         &[given, opponent, reward],
         "completions scored",
-        468,
+        936,
     );
     let texts = ("texts", COMPLETIONS, completions.as_path());
     let embedder = ("model", LANGUAGE_MODEL, policy);
@@ -142,4 +142,48 @@ fn a_training_interrupted_in_its_evaluation_keeps_its_steps_and_ends_with_the_sa
         "its steps were made again"
     );
     assert_eq!(bytes(&resumed, &files), bytes(&straight, &files));
+}
+
+#[test]
+fn what_could_fail_in_or_after_a_training_fails_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = tree(folder.path());
+    let [model, pairs, single] = ["policy", "pairs", "data"].map(|name| tree.output(name));
+    let model = ("model", LANGUAGE_MODEL, model.as_path());
+    let data = ("data", DATASET, pairs.as_path());
+    let params = |changes: Json| {
+        let mut params = json!({
+            "steps": 2, "batch_size": 4, "optimizer": { "lr": 1e-3 }, "adapter": adapter(), "seed": 1
+        });
+        let changes: serde_json::Map<String, Json> = serde_json::from_value(changes).unwrap();
+        params.as_object_mut().unwrap().extend(changes);
+        params
+    };
+    let fails = |tried: &Tried, expected: &str| {
+        assert!(tried.message().contains(expected), "{}", tried.message());
+        assert!(
+            !tried.totals().contains_key("steps"),
+            "{expected}: it trained"
+        );
+    };
+    let own = tempfile::tempdir().unwrap();
+    let packed = params(json!({ "packing": 4096, "learn_prompts": true }));
+    let tried = attempt::<TrainSft>(own.path(), packed, &[model, data], None);
+    fails(
+        &tried,
+        "`packing` makes rows of 4096 tokens, the model takes 7",
+    );
+
+    let own = tempfile::tempdir().unwrap();
+    let held_out = ("evaluation", DATASET, single.as_path());
+    let inputs = [model, data, held_out];
+    let tried = attempt::<TrainReward>(own.path(), params(json!({})), &inputs, None);
+    fails(&tried, "row 0 of the dataset is not a pair");
+
+    let own = tempfile::tempdir().unwrap();
+    let held_out = ("evaluation", DATASET, pairs.as_path());
+    let inputs = [model, data, held_out];
+    let world = params(json!({ "calibration": "world" }));
+    let tried = attempt::<TrainReward>(own.path(), world, &inputs, None);
+    fails(&tried, "needs prompts of the generated world");
 }
