@@ -64,7 +64,7 @@ stages:
     3:39 error: params refer to each other in a ring: ring_b -> ring_a -> ring_b
     3:60 error: params refer to each other in a ring: ring_a -> ring_b -> ring_a
     6:3 error: `Bad` cannot name a stage
-        names match [a-z][a-z0-9_]*
+        names match [a-z][a-z0-9_]*, as `bad` does
     7:3 error: stage `kindless` has no `kind`
         `flowgraph kinds` lists the kinds
     8:21 error: unknown stage kind `comand`
@@ -76,7 +76,9 @@ stages:
     10:37 error: stage `param`: unknown param `rum` of `command`
         did you mean `run`?
     10:59 error: stage `param`: `outputs`: expected a map, found a list
+        `outputs`: For each output, the file or folder that the command writes; the first by name is the default output.
     10:72 error: stage `param`: `code`: expected a list, found the text "main.py"
+        a list of one is `[main.py]`
     11:44 error: no stage `goood`
         did you mean `good`?
     11:54 error: stage `good` has no output `oot`
@@ -169,7 +171,10 @@ stages:
 
 #[test]
 fn syntax_errors_and_duplicate_keys_have_places() {
-    insta::assert_snapshot!(diagnostics("name: x\nstages:\n  a: { kind: command\n  b: {}\n"), @r"4:4 error: did not find expected ',' or '}', while parsing a flow mapping");
+    insta::assert_snapshot!(diagnostics("name: x\nstages:\n  a: { kind: command\n  b: {}\n"), @r"
+    4:4 error: did not find expected ',' or '}', while parsing a flow mapping that begins in line 3
+        a bracket is not closed, or a text with `: `, `, ` or brackets is not quoted
+    ");
     insta::assert_snapshot!(diagnostics("name: x\nname: y\nstages:\n  a: { kind: command, kind: command }\n  a: {}\n"), @r"
     2:1 error: duplicate key `name`
         a key may be given once; remove or rename one of them
@@ -178,7 +183,10 @@ fn syntax_errors_and_duplicate_keys_have_places() {
     5:3 error: duplicate key `stages.a`
         a key may be given once; remove or rename one of them
     ");
-    insta::assert_snapshot!(diagnostics("name: x\nstages:\n\ta: {}\n"), @r"3:1 error: found character that cannot start any token, while scanning for the next token");
+    insta::assert_snapshot!(diagnostics("name: x\nstages:\n\ta: {}\n"), @r"
+    3:1 error: found character that cannot start any token, while scanning for the next token
+        the line begins with a tab: indent with spaces
+    ");
     insta::assert_snapshot!(diagnostics("- a\n- b\n"), @r"- error: expected a map with `name` and `stages`, found a list");
     insta::assert_snapshot!(diagnostics(""), @r"- error: expected a map with `name` and `stages`, found nothing");
     insta::assert_snapshot!(diagnostics("name: x\nparams: { a: .nan }\nstages: {}\n"), @r"2:14 error: params.a: expected a finite number, found NaN or infinity");
@@ -189,6 +197,7 @@ fn syntax_errors_and_duplicate_keys_have_places() {
     insta::assert_snapshot!(diagnostics("name: [x]\nstages: [a]\n"), @r"
     1:7 error: `name` must be text, found a list
     2:9 error: stages must be a map, found a list
+        each stage stands under its name, as in `stages: { sft: { kind: train_sft, ... } }`
     ");
 }
 
@@ -266,7 +275,10 @@ stages:
         did you mean `run`?
     ");
     insta::assert_snapshot!(set("word={"), @r"- error: `--set word={`: the value is not YAML: did not find expected node content, while parsing a flow node");
-    insta::assert_snapshot!(set("a.run=[1]"), @r"4:38 error: stage `a`: `run`: expected a string, found a list");
+    insta::assert_snapshot!(set("a.run=[1]"), @r"
+    4:38 error: stage `a`: `run`: expected a string, found a list
+        `run`: Shell text, run by `sh -e`.
+    ");
 }
 
 #[test]
@@ -362,6 +374,89 @@ stages:
             (other.code, other.stderr.as_str()),
             (3, outcome.stderr.as_str()),
             "{command}"
+        );
+    }
+}
+
+#[test]
+fn mistakes_of_newcomers_are_told_in_words_of_pipeline_files() {
+    let with = |stage: &str| diagnostics(&format!("name: x\nstages:\n  s: {stage}\n"));
+    let params = |kind: &str, params: &str| with(&format!("{{ kind: {kind}, params: {params} }}"));
+    let command = |rest: &str| {
+        with(&format!(
+            "{{ kind: command, params: {{ run: x, outputs: {{ o: o }} }}{rest} }}"
+        ))
+    };
+    for (said, expected) in [
+        (
+            params(
+                "generate_world",
+                "{ seed: 1, finetune_pairs: 1e3, reward_pairs: '10', rl_questions: true }",
+            ),
+            &[
+                "`finetune_pairs`: expected a whole number of at least 0, found `1000.0`\n    write `1000`",
+                "`reward_pairs`: expected a whole number of at least 0, found the text \"10\"\n    write `10`, without quotes",
+                "`rl_questions`: expected a whole number of at least 0, found `true`\n    `rl_questions`: Questions for",
+            ][..],
+        ),
+        (
+            command(", timeout: 99999999999999999999"),
+            &["the whole number 99999999999999999999 needs more than 64 bits"],
+        ),
+        (
+            with("!command { params: {} }"),
+            &["YAML tags such as `!name` have no meaning here"],
+        ),
+        (
+            diagnostics("name: x\nstages:\n  a: &a { kind: command }\n  s: { <<: *a }\n"),
+            &["YAML merge keys (`<<`) are not supported"],
+        ),
+        (
+            command(", retries: {{ a }}"),
+            &["a reference to a param is `${name}`, not `{{ name }}`"],
+        ),
+        (
+            with("command"),
+            &["a stage must be a map, found a string\n    a stage has a `kind`"],
+        ),
+        (
+            diagnostics(
+                "name: x\nstages:\n  s: { kind: command, params: { run: \"echo ${HOME}\", outputs: { o: o } } }\n",
+            ),
+            &[
+                "`${HOME}` is not defined in `params`\n    a variable of the shell is `$HOME`, and `$${HOME}` where",
+            ],
+        ),
+        (
+            diagnostics("name: x\nstages:\n  s: { kind: command, description: \"x }\n"),
+            &["while scanning a quoted scalar that begins in line 3\n    a quote is not closed"],
+        ),
+        (
+            diagnostics("name: x\nstages:\n  s: { description: \"a\u{1}b\" }\n"),
+            &["3:23 error: control character \\u{1}"],
+        ),
+        (
+            diagnostics("name: x\nstages:\n\u{a0}\u{a0}s: { kind: command }\n"),
+            &[
+                "3:1 error: unknown key `\u{a0}\u{a0}s`\n    its line begins with a space that is none",
+            ],
+        ),
+        (
+            diagnostics(
+                "name: x\nstages:\n  s: { kind: a, params: { b: 1 } }\n  s: { kind: a, params: { b: 1 } }\n",
+            ),
+            &[
+                "4:3 error: duplicate key `stages.s`\n    a key may be given once; remove or rename one of them",
+            ],
+        ),
+    ] {
+        for part in expected {
+            assert!(said.contains(part), "{part}\n---\n{said}");
+        }
+        let count = said.matches("error: ").count();
+        assert!(
+            count <= 3,
+            "what follows from a mistake is not reported: {said}"
         );
     }
 }

@@ -58,6 +58,53 @@ fn rewards_are_summarised_as_in_the_paper() {
 }
 
 #[test]
+fn what_is_asked_for_beside_the_columns_is_shown_behind_them() {
+    let texts = ["a", "b"].map(str::to_owned);
+    let shown = |params| {
+        let labels = crate::stages::groups::tests::labels(&[("policy", "ppo"), ("seed", "1")]);
+        let runs = rows(vec![(labels, with_rewards(&[0.5, 2.0], &texts))]);
+        let (table, _) = kind(params).tables(runs, &[]).unwrap();
+        let names = table.columns.into_iter().map(|column| column.name);
+        let wanted = ["Mean", "Std", "tokens", "Entropy of mode"];
+        names
+            .filter(|name| wanted.contains(&name.as_str()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(json!({ "columns": ["std", "mean"], "extra": ["tokens"], "entropy": ["mode"] })),
+        ["Std", "Mean", "tokens", "Entropy of mode"]
+    );
+    // Named among the columns, they stand where they are named.
+    assert_eq!(
+        shown(json!({ "columns": ["tokens", "mean"], "extra": ["tokens"] })),
+        ["tokens", "Mean"]
+    );
+}
+
+#[test]
+fn tfidf_and_columns_that_contradict_each_other_are_refused() {
+    let problems = |params| -> Vec<String> {
+        let problems = kind(params).validate().into_iter();
+        problems.map(|problem| problem.message).collect()
+    };
+    assert_eq!(
+        problems(json!({ "columns": ["mean", "tfidf_diversity"] })),
+        ["metrics with TF-IDF vectors need `tfidf: true`"]
+    );
+    assert_eq!(
+        problems(json!({ "columns": ["mean"], "tfidf": true })),
+        ["`tfidf: true` has no effect: `columns` shows no metric with TF-IDF vectors"]
+    );
+    for right in [
+        json!({ "columns": ["tfidf_diversity"], "tfidf": true }),
+        json!({ "tfidf": true }),
+        json!({ "columns": ["mean"] }),
+    ] {
+        assert_eq!(problems(right), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn diversity_and_novelty_are_of_the_best_completions() {
     let (labels, mut scored) = scored("ppo", 1, 0.0, 10);
     let rewards = scored.column("reward").unwrap();
