@@ -171,7 +171,7 @@ fn is_off(value: &Value) -> bool {
 /// Which modules an adapter changes.
 enum Targets {
     /// Whole names, or last parts of them.
-    Names(BTreeSet<String>),
+    Names(Vec<String>),
     /// Names that match as a whole.
     Pattern(fancy_regex::Regex),
     /// Every linear layer of the blocks.
@@ -184,7 +184,7 @@ impl Targets {
             |hint: &str| FormatError::unsupported(path, format!("`target_modules`: {value}"), hint);
         match value {
             Value::Array(list) => {
-                let names: Option<BTreeSet<_>> = list
+                let names: Option<Vec<_>> = list
                     .iter()
                     .map(|name| name.as_str().map(str::to_owned))
                     .collect();
@@ -213,13 +213,14 @@ impl Targets {
         }
     }
 
-    /// Resolves the modules of a model: names as they stand in the file if they are names, else whole ones.
-    fn of_model(&self, path: &Path, config: &LlamaConfig) -> Result<BTreeSet<String>, FormatError> {
-        let mut names = BTreeSet::new();
-        for (name, _) in llama_tensors(&LlamaConfig {
+    /// Resolves the modules of a model: names stay as the file has them, in its order, if they name something.
+    fn of_model(&self, path: &Path, config: &LlamaConfig) -> Result<Vec<String>, FormatError> {
+        let mut modules = BTreeSet::new();
+        let untied = LlamaConfig {
             tie_word_embeddings: false,
             ..config.clone()
-        }) {
+        };
+        for (name, _) in llama_tensors(&untied) {
             let module = name.strip_suffix(".weight").unwrap_or(&name);
             if !self.contain(module) {
                 continue;
@@ -231,16 +232,19 @@ impl Targets {
                     "only the linear layers of the blocks are",
                 ));
             }
-            match self {
-                Self::Names(list) => {
-                    names.extend(list.iter().filter(|name| is_named(module, name)).cloned())
-                }
-                Self::Pattern(_) | Self::AllLinear => {
-                    names.insert(module.to_owned());
-                }
-            }
+            modules.insert(module.to_owned());
         }
-        Ok(names)
+        Ok(match self {
+            Self::Names(names) => {
+                let is_there = |name: &String| modules.iter().any(|module| is_named(module, name));
+                names
+                    .iter()
+                    .filter(|name| is_there(name))
+                    .cloned()
+                    .collect()
+            }
+            Self::Pattern(_) | Self::AllLinear => modules.into_iter().collect(),
+        })
     }
 }
 
@@ -326,7 +330,7 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
         alpha: adapter.lora_alpha,
         rank_stabilised: adapter.use_rslora,
         dropout: adapter.lora_dropout,
-        target_modules: target_modules.into_iter().collect(),
+        target_modules,
         weights,
         score,
     })
@@ -335,7 +339,7 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
 /// Names and shapes of the factors for every linear layer whose name ends in a target.
 fn adapter_tensors<'a>(
     config: &LlamaConfig,
-    targets: &'a BTreeSet<String>,
+    targets: &'a [String],
     rank: usize,
 ) -> impl Iterator<Item = (String, Vec<usize>)> + use<'a> {
     llama_tensors(config).flat_map(move |(name, shape)| {
@@ -392,7 +396,7 @@ mod tests {
     use tempfile::TempDir;
 
     fn adapter(targets: &[&str]) -> PeftAdapter {
-        let targets: BTreeSet<String> = targets.iter().map(|target| (*target).into()).collect();
+        let targets: Vec<String> = targets.iter().map(|target| (*target).into()).collect();
         let mut draws = Stream::new(1, "adapter").at(0);
         let weights = adapter_tensors(&fixture::config(), &targets, 2).map(|(name, shape)| {
             let count = shape.iter().product();
@@ -405,7 +409,7 @@ mod tests {
             rank_stabilised: false,
             dropout: 0.05,
             weights: weights.collect(),
-            target_modules: targets.into_iter().collect(),
+            target_modules: targets,
             score: None,
         }
     }
@@ -437,7 +441,7 @@ mod tests {
         let read = load(&saved(&adapter)).unwrap();
         assert_eq!(read.scale(), 8.0);
         assert_eq!(read.dropout, 0.05);
-        assert_eq!(read.target_modules, ["down_proj", "q_proj", "v_proj"]);
+        assert_eq!(read.target_modules, ["q_proj", "v_proj", "down_proj"]);
         assert_eq!(read.weights.len(), 2 * 3 * 2);
         assert_eq!(
             read.weights["model.layers.1.self_attn.v_proj.lora_B.weight"].dims(),
