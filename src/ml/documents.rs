@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::files::regular;
 
 /// Bytes of the largest configuration; a parsed document takes up to forty times as many.
 const LARGEST_CONFIGURATION: u64 = 4 << 20;
@@ -15,22 +16,10 @@ const LARGEST_TOKENIZER: u64 = 128 << 20;
 /// Values in the largest `tokenizer.json`: tokens, ids, merges and their halves.
 const MOST_VALUES: usize = 3 << 20;
 
-/// Opens a regular file, or says what the path names instead: reading a pipe could wait for ever, a device never end.
+/// Opens a regular file, or says what the path names instead.
 pub(crate) fn open_file(path: &Path) -> io::Result<fs_err::File> {
-    let kind = fs_err::metadata(path)?.file_type();
-    let found = if kind.is_file() {
-        return fs_err::File::open(path);
-    } else if kind.is_dir() {
-        "a folder"
-    } else if kind.is_fifo() {
-        "a named pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
-    };
-    let message = format!("{}: {found}, expected a regular file", path.display());
-    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    regular(path)?;
+    fs_err::File::open(path)
 }
 
 /// Reads a configuration, such as `config.json`, whole.
@@ -149,7 +138,7 @@ mod tests {
             (Path::new("/dev/zero"), "a device"),
         ] {
             let error = read_configuration(path).unwrap_err().to_string();
-            let expected = format!("{}: {found}, expected a regular file", path.display());
+            let expected = format!("{} is {found}, expected a regular file", path.display());
             assert_eq!(error, expected);
         }
     }

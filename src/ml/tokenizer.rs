@@ -198,6 +198,7 @@ impl Tokenizer {
         drop(bytes);
         let mut settings = Settings::read(folder)?;
         let mut tokens = settings.apply(&mut document)?;
+        let carried = settings.carried(&document);
         let mut loaded = Self::from_document(document, tokens.clone())?;
         let surroundings = (&*loaded.prefix, &*loaded.suffix);
         if let Some((begin, end)) = settings.surroundings(loaded.bos, loaded.eos, surroundings)? {
@@ -223,7 +224,7 @@ impl Tokenizer {
                 loaded.tokens = tokens;
             }
         }
-        loaded.carried = settings.carried();
+        loaded.carried = carried;
         Ok(loaded)
     }
 

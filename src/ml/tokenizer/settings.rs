@@ -193,9 +193,14 @@ impl Settings {
         Ok(None)
     }
 
-    /// Returns what is passed on to whoever opens an exported folder.
-    pub(super) fn carried(&self) -> Map<String, Value> {
+    /// Returns what is passed on to whoever opens a folder that the tokenizer is written into.
+    pub(super) fn carried(&self, document: &Value) -> Map<String, Value> {
         let mut carried = Map::new();
+        let before = &document["pre_tokenizer"];
+        if before["type"] == "ByteLevel" && before["add_prefix_space"] == true {
+            // Without a word, it would be taken out of the document again.
+            carried.insert("add_prefix_space".to_owned(), true.into());
+        }
         for key in [
             "chat_template",
             "model_input_names",
