@@ -12,7 +12,10 @@ use std::path::Path;
 /// # Errors
 /// Pipes, devices, sockets and folders: the message names the path and what it is.
 pub fn regular(path: &Path) -> Result<Metadata> {
-    let metadata = fs_err::metadata(path)?;
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        let message = format!("failed to open file `{}`: {error}", path.display());
+        Error::new(error.kind(), message)
+    })?;
     if metadata.is_file() {
         Ok(metadata)
     } else {

@@ -14,6 +14,7 @@ use polars::prelude::PolarsError;
 
 use self::cell::{Cell, Fault};
 use self::meter::Metered;
+use crate::excerpt::listed;
 use crate::files::regular;
 
 pub use self::cell::Nested;
@@ -358,19 +359,10 @@ impl<T: Cell> Reading<'_, T> {
 
     /// An error about a column that is not among those that are there.
     fn no_column(&self, column: &str, known: &[&str]) -> RowsError {
-        // A header comes from outside: a long one is not repeated whole.
-        let mut found: Vec<String> = known
-            .iter()
-            .take(20)
-            .map(|name| name.chars().take(60).collect())
-            .collect();
-        if known.len() > found.len() {
-            found.push(format!("and {} more", known.len() - found.len()));
-        }
         RowsError::Column {
             file: Arc::clone(self.file),
             column: column.to_owned(),
-            found: found.join(", "),
+            found: listed(known),
         }
     }
 }

@@ -33,8 +33,10 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 pub struct Command {
     /// Shell text, run by `sh -e`.
     run: String,
-    /// For each output, the file or folder that the command writes; the first by name is the default output. Contents,
-    /// names and executable bits are kept; links may lead to inputs only, and empty folders within one are left out.
+    /// For each output, the file or folder that the command writes; the first by name is the default output.
+    ///
+    /// Contents, names and executable bits are kept; links may lead to inputs only, and empty folders within one are
+    /// left out.
     #[serde(deserialize_with = "paths::in_map")]
     outputs: BTreeMap<String, String>,
     /// Files and folders that the command needs; copied into the working directory under their relative path. Contents,

@@ -229,6 +229,6 @@ stages:
     assert_eq!(before, files());
     assert_eq!(
         space.files(".flowgraph/audit"),
-        [std::path::PathBuf::new(); 0]
+        Vec::<std::path::PathBuf>::new()
     );
 }

@@ -116,6 +116,7 @@ stages:
         code is copied into the working directory under its relative path
     15:98 error: stage `values`: `LD_PRELOAD` cannot be passed on
     16:9 error: a stage must be a map, found a list
+        a stage has a `kind`, as in `sft: { kind: train_sft, ... }`
     "#);
 }
 
@@ -401,7 +402,8 @@ fn mistakes_of_newcomers_are_told_in_words_of_pipeline_files() {
         ),
         (
             command(", timeout: 99999999999999999999"),
-            &["the whole number 99999999999999999999 needs more than 64 bits"],
+            // Tests show long runs of digits as digests.
+            &["the whole number DIGEST needs more than 64 bits"],
         ),
         (
             with("!command { params: {} }"),

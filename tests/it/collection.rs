@@ -45,10 +45,7 @@ stages:
     space.wait_for("begun");
     wait_until("`v` is found in the store", || {
         let report = space.files(".flowgraph/runs");
-        let needs = report
-            .iter()
-            .filter(|file| file.ends_with("needs"))
-            .next()?;
+        let needs = report.iter().find(|file| file.ends_with("needs"))?;
         (std::fs::read_to_string(needs).unwrap().lines().count() == 2).then_some(())
     });
     child.kill().unwrap();

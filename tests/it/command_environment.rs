@@ -93,10 +93,7 @@ fn open_files_and_the_terminal_stay_with_whoever_starts_the_program() {
     let report = space.report(&program.output().unwrap());
     assert_eq!(report.code, 0, "{}", report.stderr);
     // `ls` itself has the folder open.
-    assert_eq!(
-        space.flowgraph(&["show", "p.yaml", "a"]).stdout,
-        "0 1 2 3 \n"
-    );
+    assert_eq!(space.flowgraph(&["show", "p.yaml", "a"]).stdout, "0 1 2 3 ");
 }
 
 #[test]

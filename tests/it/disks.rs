@@ -116,6 +116,6 @@ stages:
             Some(space.flowgraph(&["show", "p.yaml", "s"]).stdout)
         })
         .collect();
-    let expected = ["1000\n", "2000\n", "1000\n"];
+    let expected = ["1000", "2000", "1000"];
     assert_eq!(results, expected[..results.len()]);
 }

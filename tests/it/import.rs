@@ -268,7 +268,7 @@ fn a_byte_order_mark_before_a_file_is_no_part_of_it() {
     std::fs::write(space.path("p.yaml"), b"\xff\xfen\0a\0m\0e\0").unwrap();
     let outcome = space.flowgraph(&["check", "p.yaml"]);
     assert!(
-        outcome.stderr.contains("it is UTF-16; save it as UTF-8"),
+        outcome.stderr.contains("is UTF-16: save it as UTF-8"),
         "{}",
         outcome.stderr
     );

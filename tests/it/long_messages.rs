@@ -7,7 +7,12 @@ const MOST: usize = 20_000;
 
 fn assert_short(text: &str, beginning: &str) {
     assert!(text.len() < MOST, "{} bytes", text.len());
-    assert!(text.contains(beginning), "{text}");
+    // Long words begin a line of their own.
+    let words: Vec<&str> = text
+        .split_whitespace()
+        .filter(|word| *word != "│")
+        .collect();
+    assert!(words.join(" ").contains(beginning), "{text}");
     assert!(text.contains(" bytes ...] "), "{text}");
 }
 
@@ -16,7 +21,7 @@ fn a_long_header_gives_a_short_message_everywhere() {
     let space = Space::new(
         "name: n\nstages:\n  s: { kind: load_preferences, params: { source: d.csv, layout: stack_exchange_paired } }\n",
     );
-    space.write("d.csv", &format!("{},b\n1,2\n", "a".repeat(1_000_000)));
+    space.write("d.csv", &format!("{},b\n1,2\n", "z".repeat(1_000_000)));
     let outcome = space.flowgraph(&["run", "p.yaml", "-q"]);
     assert_eq!(outcome.code, 1);
     assert_short(&outcome.stderr, "no column");

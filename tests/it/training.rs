@@ -67,6 +67,7 @@ fn start(space: &Space, stage: &str) -> (Child, BufReader<ChildStdout>) {
         let event: Json = serde_json::from_str(&line).unwrap();
         if event["event"] == "stage_progress"
             && event["stage"] == stage
+            && event["progress"]["unit"] == "steps"
             && event["progress"]["step"].as_u64() >= Some(5)
         {
             return (child, lines);

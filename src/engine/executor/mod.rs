@@ -556,6 +556,7 @@ fn wait_for_collection(
             LockState::Busy { holder } => {
                 if !told {
                     observer.event(&RunEvent::RunWaiting { holder });
+                    observer.pause();
                     told = true;
                 }
             }

@@ -126,7 +126,7 @@ impl Store {
 
     /// Keeps a collection from starting, unless one is under way.
     pub fn try_share(&self) -> std::io::Result<LockState> {
-        self.use_lock(|file| file.try_lock_shared(), "a collection")
+        self.use_lock(File::try_lock_shared, "a collection")
     }
 
     /// Asks for the store alone, with nobody at work on it.

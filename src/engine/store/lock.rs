@@ -172,7 +172,7 @@ mod tests {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         store.sweep_leftovers();
-        assert_eq!(folders(&folder.path().join("audit")), [PathBuf::new(); 0]);
+        assert_eq!(folders(&folder.path().join("audit")), Vec::<PathBuf>::new());
     }
 
     #[test]

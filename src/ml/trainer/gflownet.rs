@@ -212,8 +212,11 @@ struct Undo {
     /// Completions in the buffer of each prompt that got more.
     remembered: Vec<(u64, Vec<Remembered>)>,
     /// The completions of earlier updates, if others were taken.
-    held: Option<Option<Batch>>,
+    held: Option<Earlier>,
 }
+
+/// The completions that were held before, if any were.
+struct Earlier(Option<Batch>);
 
 /// Sums over the micro-batches of a step.
 #[derive(Default)]
@@ -401,7 +404,7 @@ impl GflownetTrainer {
         for (prompt, completions) in step.remembered {
             self.buffer.set(prompt, completions);
         }
-        if let Some(held) = step.held {
+        if let Some(Earlier(held)) = step.held {
             self.held = held;
         }
     }

@@ -10,7 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use polars::prelude::{ArrowDataType, DataFrame, ParallelStrategy, ParquetReader, SerReader};
+use polars::prelude::{
+    ArrowDataType, DataFrame, ParallelStrategy, ParquetReader, PlSmallStr, SerReader,
+};
 use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 use polars_parquet_format::{Encoding, PageHeader, PageType};
 
@@ -50,7 +52,7 @@ impl<T: Cell> Reading<'_, T> {
         };
         let mut reader = ParquetReader::new(file.try_clone()?);
         let schema = reader.schema().map_err(|e| frame(self.file, e))?;
-        let known: Vec<&str> = schema.iter_names().map(|name| name.as_str()).collect();
+        let known: Vec<&str> = schema.iter_names().map(PlSmallStr::as_str).collect();
         for column in self.columns {
             let Some(field) = schema.get(column) else {
                 return Err(self.no_column(column, &known));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::shares::{Counts, Shares};
-use super::{Batch, Cancel, GflownetTrainer, Objective, TokenizedCompletion, TrainError, Undo};
+use super::{
+    Batch, Cancel, Earlier, GflownetTrainer, Objective, TokenizedCompletion, TrainError, Undo,
+};
 use crate::ml::generate::{
     Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
@@ -58,7 +60,7 @@ impl GflownetTrainer {
             ) {
                 batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
             }
-            undo.held = Some(self.held.replace(batch.clone()));
+            undo.held = Some(Earlier(self.held.replace(batch.clone())));
         }
         Ok((batch, rows))
     }
