@@ -157,8 +157,11 @@ pub fn did_you_mean<'a>(
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
     let candidates: Vec<&str> = candidates.into_iter().collect();
+    // Nobody mistypes a name of thousands of letters, whose comparison takes their square in time.
+    let is_short = |name: &str| name.len() <= NAME;
     let nearest = candidates
         .iter()
+        .filter(|candidate| is_short(found) && is_short(candidate))
         .map(|candidate| (strsim::jaro_winkler(found, candidate), *candidate))
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)));

@@ -46,7 +46,7 @@ fn a_long_log_line_is_shown_short() {
 
 #[test]
 fn long_names_in_a_pipeline_give_short_messages() {
-    let long = "x".repeat(1_000_000);
+    let long = "x".repeat(100_000);
     for (text, beginning) in [
         (
             format!("name: n\n? {long}\n: 1\nstages: {{}}\n"),
