@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -52,14 +51,9 @@ pub(crate) fn parquet() -> Reader {
         short: 15,
         read: Box::new(move |bytes| {
             std::fs::write(space.path("data.parquet"), bytes).unwrap();
-            let program = space.program(&["run", "p.yaml", "--quiet"]);
-            let limited = Command::new("sh")
-                .args(["-c", "ulimit -v 4000000; exec \"$0\" \"$@\""])
-                .arg(program.get_program())
-                .args(program.get_args())
-                .current_dir(space.path(""))
-                .output();
-            let outcome = space.outcome(limited.unwrap());
+            let limited = ["sh", "-c", "ulimit -v 4000000; exec \"$@\"", "sh"];
+            let mut program = space.under(&limited, &["run", "p.yaml", "--quiet"]);
+            let outcome = space.outcome(program.output().unwrap());
             let said = &outcome.stderr;
             let _ = std::fs::remove_dir_all(space.path(".flowgraph"));
             let asked_too_much = said.contains("signal: 6") && said.contains("memory allocation");

@@ -62,12 +62,9 @@ fn the_value_of_path_counts_where_it_is_named() {
 #[test]
 fn the_umask_of_whoever_starts_the_program_is_not_seen() {
     let space = one(r#"run: "umask > out; touch f; stat -c %a f >> out""#);
-    let program = space.program(&["run", "p.yaml", "--json"]);
-    let mut shell = std::process::Command::new("/bin/sh");
-    shell.args(["-c", "umask 077; exec \"$@\"", "sh"]);
-    shell.arg(program.get_program()).args(program.get_args());
-    shell.current_dir(space.path(""));
-    let report = space.report(&shell.output().unwrap());
+    let shell = ["/bin/sh", "-c", "umask 077; exec \"$@\"", "sh"];
+    let mut program = space.under(&shell, &["run", "p.yaml", "--json"]);
+    let report = space.report(&program.output().unwrap());
     assert_eq!(report.code, 0, "{}", report.stderr);
     let shown = space.flowgraph(&["show", "p.yaml", "a"]);
     assert_eq!(shown.stdout, "0022\n644\n");

@@ -52,26 +52,14 @@ fn whatever_call_fails_the_next_run_gives_the_same_bytes() {
             let first = if calls == "openat" { 6 } else { 1 };
             for nth in first..first + 10 {
                 let case = format!("{calls}: {fault} at call {nth}");
-                let program = space.program(&["run", "p.yaml", "--json"]);
+                let traced = format!("trace={calls}");
+                let injected = format!("inject={calls}:{fault}:when={nth}");
                 // Whoever hangs is ended with its tracer.
-                let mut command = Command::new("timeout");
-                command
-                    .args(["-s", "KILL", "120", "strace"])
-                    .args([
-                        "-f",
-                        "-qq",
-                        "-o",
-                        "/dev/null",
-                        "-e",
-                        &format!("trace={calls}"),
-                    ])
-                    .args(["-e", &format!("inject={calls}:{fault}:when={nth}")])
-                    .arg(program.get_program())
-                    .args(program.get_args())
-                    .current_dir(space.path(""))
-                    .env_remove("FLOWGRAPH_STORE")
-                    .stdin(Stdio::null());
-                let output = command.output().unwrap();
+                let tracer = ["timeout", "-s", "KILL", "120", "strace", "-f", "-qq"];
+                let options = ["-o", "/dev/null", "-e", &traced, "-e", &injected];
+                let starter = [&tracer[..], &options].concat();
+                let mut program = space.under(&starter, &["run", "p.yaml", "--json"]);
+                let output = program.output().unwrap();
                 let hangs = output.status.code() == Some(137) || output.status.signal() == Some(9);
                 assert!(!hangs || fault == "signal=KILL", "{case}: it hangs");
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -205,16 +193,8 @@ fn a_clock_that_jumps_back_changes_nothing() {
     needs("faketime", "faketime");
     let space = Space::new(PIPELINE);
     let at = |time: &str, args: &[&str]| {
-        let program = space.program(args);
-        let mut command = Command::new("faketime");
-        command
-            .arg(time)
-            .arg(program.get_program())
-            .args(program.get_args());
-        command
-            .current_dir(space.path(""))
-            .env_remove("FLOWGRAPH_STORE");
-        command.output().unwrap()
+        let mut program = space.under(&["faketime", time], args);
+        program.output().unwrap()
     };
     let run = ["run", "p.yaml", "--json"];
     let tomorrow = space.report(&at("+1 day", &run));

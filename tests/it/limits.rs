@@ -12,13 +12,10 @@ stages:
 
 /// Runs the pipeline after a shell did `before`.
 fn run_after(space: &Space, before: &str, words: &[&str]) -> (i32, String) {
-    let program = space.program(&["run", "p.yaml", "--quiet"]);
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]);
-    command.args(["/bin/bash", "-c", &format!("{before}; exec \"$@\""), "sh"]);
-    command.arg(program.get_program()).args(program.get_args());
-    let output = command.current_dir(space.path("")).output().unwrap();
-    let outcome = space.outcome(output);
+    let script = format!("{before}; exec \"$@\"");
+    let starter = [words, &["/bin/bash", "-c", &script, "sh"]].concat();
+    let mut command = space.under(&starter, &["run", "p.yaml", "--quiet"]);
+    let outcome = space.outcome(command.output().unwrap());
     (outcome.code, outcome.stderr)
 }
 

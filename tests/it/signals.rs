@@ -43,11 +43,8 @@ fn a_hangup_asks_stages_to_stop() {
 #[test]
 fn a_hangup_that_was_ignored_stays_ignored() {
     let space = Space::new(LONG);
-    let program = space.program(&["run", "p.yaml", "--quiet"]);
-    let mut nohup = std::process::Command::new("nohup");
-    nohup.arg(program.get_program()).args(program.get_args());
-    nohup.current_dir(space.path(""));
-    let mut child = nohup
+    let mut child = space
+        .under(&["nohup"], &["run", "p.yaml", "--quiet"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -50,9 +50,16 @@ impl Space {
 
     /// The program in this folder, without the environment of whoever runs the tests.
     pub(crate) fn program(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgraph"));
+        self.under(&[], args)
+    }
+
+    /// [`Self::program`], started by another program with its arguments, which come first.
+    pub(crate) fn under(&self, starter: &[&str], args: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_flowgraph");
+        let mut words = [starter, &[program], args].concat().into_iter();
+        let mut command = Command::new(words.next().unwrap());
         command
-            .args(args)
+            .args(words)
             .current_dir(self.folder.path())
             .env_remove("FLOWGRAPH_STORE")
             .env_remove("RUST_BACKTRACE")

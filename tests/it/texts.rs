@@ -161,14 +161,9 @@ fn a_small_file_that_unpacks_to_much_takes_little_memory() {
     let bytes = packed.finish().unwrap().metadata().unwrap().len();
     assert!(bytes < 10 << 20, "{bytes}");
     // 270 MB of rows under a limit of 500 MB: kept, they would end the worker by a signal.
-    let program = space.program(&["run", "p.yaml", "--quiet"]);
-    let limited = std::process::Command::new("sh")
-        .args(["-c", "ulimit -d 500000; exec \"$0\" \"$@\""])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .current_dir(space.path(""))
-        .output();
-    let outcome = space.outcome(limited.unwrap());
+    let limited = ["sh", "-c", "ulimit -d 500000; exec \"$@\"", "sh"];
+    let mut program = space.under(&limited, &["run", "p.yaml", "--quiet"]);
+    let outcome = space.outcome(program.output().unwrap());
     assert_eq!(outcome.code, 1, "{}", outcome.stderr);
     let said = "its rows hold more than";
     assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
