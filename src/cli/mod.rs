@@ -37,6 +37,7 @@ use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::{Lock, LockState, Store};
 use crate::engine::worker;
 use crate::ml::kernels::memory::tune_allocator;
+use crate::ml::kernels::simd::Path;
 use output::Output;
 use text::visible;
 
@@ -308,6 +309,21 @@ pub fn main(registry: &Registry) -> ExitCode {
         quiet: cli.global.quiet,
         verbose: cli.global.verbose,
     };
+    if !matches!(cli.command, Command::Worker) {
+        if let Err(wrong) = Path::of_environment() {
+            output.error(&wrong.message, Some(&wrong.hint));
+            return ExitCode::from(exit_code::USAGE);
+        }
+        if Path::best() == Path::Scalar
+            && matches!(cli.command, Command::Run(_) | Command::Audit(_))
+        {
+            let message = "this processor has no fused products (FMA) that flowgraph knows";
+            output.warning(
+                message,
+                "results are the same as anywhere, and take much longer",
+            );
+        }
+    }
     // Runs and collections have locks of their own.
     let reads = matches!(
         cli.command,

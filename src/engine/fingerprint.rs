@@ -351,9 +351,9 @@ mod tests {
             manifest.params["steps"] = json!(steps);
             manifest.continuation_key(class).unwrap()
         };
-        assert_eq!(key(10, 0.1, "cpu-avx2"), key(20, 0.1, "cpu-avx2"));
-        assert_ne!(key(10, 0.1, "cpu-avx2"), key(20, 0.2, "cpu-avx2"));
-        assert_ne!(key(10, 0.1, "cpu-avx2"), key(20, 0.1, "cpu-avx512"));
+        assert_eq!(key(10, 0.1, "cpu/2"), key(20, 0.1, "cpu/2"));
+        assert_ne!(key(10, 0.1, "cpu/2"), key(20, 0.2, "cpu/2"));
+        assert_ne!(key(10, 0.1, "cpu/2"), key(20, 0.1, "cuda"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::kernels::linear::linear;
 use super::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
 
@@ -172,7 +173,7 @@ impl Adapter {
         let mut merged = base.clone();
         for (module, weight) in self.config.modules(base) {
             if let Some((a, b)) = self.factors(module, weight.dims2()?)? {
-                let update = b.detach().matmul(&a.detach())?;
+                let update = linear(&b.detach(), &a.detach().t()?)?;
                 let update = update.affine(self.config.scale(), 0.0)?;
                 let sum = (weight.to_dtype(DType::F32)? + update)?.to_dtype(weight.dtype())?;
                 merged.insert(format!("{module}.weight"), sum);

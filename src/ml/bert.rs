@@ -26,6 +26,9 @@ use super::kernels::span_attention::SpanAttention;
 use super::parameters::{ParameterError, Parameters, Weights};
 use super::tokenizer::TokenizerError;
 
+use crate::ml::kernels::pointwise::gelu;
+use crate::ml::kernels::sums::add_bias;
+
 /// An encoder could not be built or applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -266,7 +269,7 @@ impl Bert {
             .index_select(&batch.ids(device)?, 0)?
             .add(&positions.index_select(&batch.positions(config.first_position, device)?, 0)?)?;
         // Every token is of type 0.
-        let sum = sum.broadcast_add(&types.narrow(0, 0, 1)?)?;
+        let sum = add_bias(&sum, &types.get(0)?)?;
         self.norm(&sum, "embeddings")
     }
 
@@ -287,7 +290,7 @@ impl Bert {
         let attended = attention.apply(&queries, &keys, &values)?;
         let attended = project(&attended, "attention.output.dense", hidden, hidden)?;
         let x = self.norm(&x.add(&attended)?, &format!("{prefix}.attention.output"))?;
-        let inside = project(&x, "intermediate.dense", inner, hidden)?.gelu_erf()?;
+        let inside = gelu(&project(&x, "intermediate.dense", inner, hidden)?)?;
         let outside = project(&inside, "output.dense", hidden, inner)?;
         self.norm(&x.add(&outside)?, &format!("{prefix}.output"))
     }
@@ -301,7 +304,7 @@ impl Bert {
     ) -> Result<Tensor, BertError> {
         let weight = self.weight(&format!("{module}.weight"), &[outputs, inputs])?;
         let bias = self.weight(&format!("{module}.bias"), &[outputs])?;
-        Ok(linear(x, weight)?.broadcast_add(bias)?)
+        Ok(add_bias(&linear(x, weight)?, bias)?)
     }
 
     fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor, BertError> {

@@ -7,6 +7,7 @@ mod network;
 pub use network::{NetworkDropout, ScalarNetwork};
 
 use super::kernels::linear::linear;
+use super::kernels::sums::add_bias;
 use super::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
 
@@ -98,11 +99,11 @@ impl ScalarHead {
             HeadGradient::Detached => hidden.detach(),
         };
         let scores = linear(&hidden.to_dtype(DType::F32)?, &self.weight)?;
-        let scores = scores.squeeze(scores.rank() - 1)?;
-        match &self.bias {
-            Some(bias) => scores.broadcast_add(bias),
-            None => Ok(scores),
-        }
+        let scores = match &self.bias {
+            Some(bias) => add_bias(&scores, bias)?,
+            None => scores,
+        };
+        scores.squeeze(scores.rank() - 1)
     }
 
     /// Returns the head's weights and which are trained.

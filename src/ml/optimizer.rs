@@ -246,8 +246,8 @@ impl AdamW {
                 clip,
                 beta1: self.config.beta1,
                 beta2: self.config.beta2,
-                size: lr / (1.0 - self.config.beta1.powf(count)),
-                root: (1.0 - self.config.beta2.powf(count)).sqrt(),
+                size: lr / (1.0 - libm::pow(self.config.beta1, count)),
+                root: (1.0 - libm::pow(self.config.beta2, count)).sqrt(),
                 eps: self.config.eps,
             };
             update.apply(&slot.var, gradient, &mut slot.moments)?;

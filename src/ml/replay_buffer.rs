@@ -259,7 +259,7 @@ impl ReplayBuffer {
                     let best = left[0].log_r;
                     let weights: Vec<f64> = left
                         .iter()
-                        .map(|c| ((c.log_r - best) / temperature).exp())
+                        .map(|c| libm::exp((c.log_r - best) / temperature))
                         .collect();
                     draws.weighted(&weights)
                 }

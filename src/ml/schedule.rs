@@ -90,7 +90,7 @@ impl Schedule {
         let share = match self.decay {
             Decay::Constant => return 1.0,
             Decay::Linear => 1.0 - done,
-            Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Decay::Cosine => 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done)),
         };
         self.floor + (1.0 - self.floor) * share
     }

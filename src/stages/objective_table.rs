@@ -179,7 +179,7 @@ impl ObjectiveTable {
         };
         let (mut distance, mut found) = (0.0, 0.0);
         for places in &scored.questions {
-            let policy: Vec<f64> = places.iter().map(|at| log_probs[*at].exp()).collect();
+            let policy: Vec<f64> = places.iter().map(|at| libm::exp(log_probs[*at])).collect();
             let sum: f64 = policy.iter().sum();
             if (sum - 1.0).abs() > ROUNDING {
                 let (question, _) = scored.identities[places[0]];

@@ -243,7 +243,7 @@ impl TargetDistance {
         let mut sums = vec![0.0; 4 + targets.len()];
         for places in &answers.questions {
             let mut probabilities: Vec<f64> =
-                places.iter().map(|at| log_probs[*at].exp()).collect();
+                places.iter().map(|at| libm::exp(log_probs[*at])).collect();
             let inside: f64 = probabilities.iter().sum();
             if inside > 1.0 + ROUNDING {
                 let (question, _) = answers.identities[places[0]];

@@ -28,7 +28,7 @@ pub fn entropy(weights: &[f64]) -> Result<f64, StatsError> {
     let sum: f64 = weights
         .iter()
         .filter(|weight| **weight > 0.0)
-        .map(|weight| weight / total * (weight / total).ln())
+        .map(|weight| weight / total * libm::log(weight / total))
         .sum();
     // `0 - x`, for one category alone gives 0 and not -0.
     Ok(0.0 - sum)
@@ -45,7 +45,9 @@ pub fn softmax(log_weights: &[f64]) -> Result<Vec<f64>, StatsError> {
         .collect();
     check(WHAT, &finite, 1)?;
     let greatest = finite.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights = log_weights.iter().map(|weight| (weight - greatest).exp());
+    let weights = log_weights
+        .iter()
+        .map(|weight| libm::exp(weight - greatest));
     let total: f64 = weights.clone().sum();
     Ok(weights.map(|weight| weight / total).collect())
 }
@@ -70,7 +72,7 @@ pub fn kullback_leibler(p: &[f64], q: &[f64]) -> Result<f64, StatsError> {
     Ok(p.iter()
         .zip(q)
         .filter(|(p, _)| **p > 0.0)
-        .map(|(p, q)| p * (p.ln() - q.ln()))
+        .map(|(p, q)| p * (libm::log(*p) - libm::log(*q)))
         .sum())
 }
 

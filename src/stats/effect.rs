@@ -1,9 +1,8 @@
 //! Effect sizes and intervals.
 
-use statrs::distribution::{ContinuousCDF, Normal};
-
 use super::{
     describe::{mean, sample_variance},
+    distributions::normal_quantile,
     error::{StatsError, check, check_level},
 };
 
@@ -34,7 +33,7 @@ pub fn cohens_d(a: &[f64], b: &[f64], level: f64) -> Result<Interval, StatsError
     }
     let estimate = (mean(a)? - mean(b)?) / pooled.sqrt();
     let error = ((n_a + n_b) / (n_a * n_b) + estimate.powi(2) / (2.0 * (n_a + n_b))).sqrt();
-    let reach = Normal::standard().inverse_cdf(0.5 + level / 2.0) * error;
+    let reach = normal_quantile(0.5 + level / 2.0) * error;
     Ok(Interval {
         estimate,
         low: estimate - reach,
@@ -64,7 +63,7 @@ pub fn wilson(successes: f64, n: usize, level: f64) -> Result<Interval, StatsErr
         });
     }
     let share = successes / n;
-    let z = Normal::standard().inverse_cdf(0.5 + level / 2.0);
+    let z = normal_quantile(0.5 + level / 2.0);
     let scale = 1.0 + z * z / n;
     let center = (share + z * z / (2.0 * n)) / scale;
     let reach = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt() / scale;

@@ -9,6 +9,7 @@ mod categories;
 mod correlation;
 mod describe;
 mod distance;
+mod distributions;
 mod effect;
 mod error;
 pub mod figure;

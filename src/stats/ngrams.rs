@@ -78,7 +78,7 @@ fn bleu(texts: &[Vec<String>], counts: &[Vec<Counts>], at: usize) -> f64 {
         };
         // nltk counts one n-gram in a text that is too short for any.
         let grams = (length + 1).saturating_sub(n).max(1);
-        log_precision += (matches / grams as f64).ln() / LONGEST as f64;
+        log_precision += libm::log(matches / grams as f64) / LONGEST as f64;
     }
     // Of two references as near, the shorter one.
     let nearest = others()
@@ -90,7 +90,7 @@ fn bleu(texts: &[Vec<String>], counts: &[Vec<Counts>], at: usize) -> f64 {
     } else {
         1.0 - nearest as f64 / length as f64
     };
-    (brevity + log_precision).exp()
+    libm::exp(brevity + log_precision)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Tests of normality.
 
-use statrs::distribution::{ContinuousCDF, Normal};
-
 use super::{
     describe::mean,
+    distributions::{normal_above, normal_quantile},
     error::{StatsError, check},
 };
 
@@ -37,12 +36,12 @@ pub fn dagostino_pearson(values: &[f64]) -> Result<NormalityTest, StatsError> {
         return Err(StatsError::NoVariance { what: WHAT });
     }
     let n = values.len() as f64;
-    let statistic = z_of_skewness(moment(3) / variance.powf(1.5), n).powi(2)
+    let statistic = z_of_skewness(moment(3) / (variance * variance.sqrt()), n).powi(2)
         + z_of_kurtosis(moment(4) / variance.powi(2), n).powi(2);
     Ok(NormalityTest {
         statistic,
         // The upper tail of a chi-square distribution with two degrees of freedom.
-        p: (-statistic / 2.0).exp(),
+        p: libm::exp(-statistic / 2.0),
     })
 }
 
@@ -51,9 +50,9 @@ fn z_of_skewness(skewness: f64, n: f64) -> f64 {
     let beta2 = 3.0 * (n * n + 27.0 * n - 70.0) * (n + 1.0) * (n + 3.0)
         / ((n - 2.0) * (n + 5.0) * (n + 7.0) * (n + 9.0));
     let w2 = (2.0 * (beta2 - 1.0)).sqrt() - 1.0;
-    let delta = 1.0 / (0.5 * w2.ln()).sqrt();
+    let delta = 1.0 / (0.5 * libm::log(w2)).sqrt();
     let alpha = (2.0 / (w2 - 1.0)).sqrt();
-    delta * (y / alpha).asinh()
+    delta * libm::asinh(y / alpha)
 }
 
 fn z_of_kurtosis(kurtosis: f64, n: f64) -> f64 {
@@ -65,7 +64,7 @@ fn z_of_kurtosis(kurtosis: f64, n: f64) -> f64 {
         * (6.0 * (n + 3.0) * (n + 5.0) / (n * (n - 2.0) * (n - 3.0))).sqrt();
     let a = 6.0 + 8.0 / root_beta1 * (2.0 / root_beta1 + (1.0 + 4.0 / root_beta1.powi(2)).sqrt());
     let denominator = 1.0 + x * (2.0 / (a - 4.0)).sqrt();
-    let term = denominator.signum() * ((1.0 - 2.0 / a) / denominator.abs()).cbrt();
+    let term = denominator.signum() * libm::cbrt((1.0 - 2.0 / a) / denominator.abs());
     (1.0 - 2.0 / (9.0 * a) - term) / (2.0 / (9.0 * a)).sqrt()
 }
 
@@ -113,9 +112,8 @@ fn shapiro_weights(n: usize) -> Vec<f64> {
         return vec![std::f64::consts::FRAC_1_SQRT_2];
     }
     // Approximate expected normal order statistics (Blom), largest first.
-    let normal = Normal::standard();
     let mut weights: Vec<f64> = (1..=n / 2)
-        .map(|rank| -normal.inverse_cdf((rank as f64 - 0.375) / (n as f64 + 0.25)))
+        .map(|rank| -normal_quantile((rank as f64 - 0.375) / (n as f64 + 0.25)))
         .collect();
     let square = 2.0 * weights.iter().map(|m| m * m).sum::<f64>();
     let root = 1.0 / (n as f64).sqrt();
@@ -141,31 +139,34 @@ fn shapiro_weights(n: usize) -> Vec<f64> {
 
 fn shapiro_p(statistic: f64, n: usize) -> f64 {
     if n == 3 {
-        let least = 0.75f64.sqrt().asin();
-        let p = 6.0 / std::f64::consts::PI * (statistic.sqrt().asin() - least);
+        let least = libm::asin(0.75f64.sqrt());
+        let p = 6.0 / std::f64::consts::PI * (libm::asin(statistic.sqrt()) - least);
         return p.clamp(0.0, 1.0);
     }
     let size = n as f64;
-    let distance = (1.0 - statistic).ln();
+    let distance = libm::log(1.0 - statistic);
     let (y, location, scale) = if n <= 11 {
         let gamma = polynomial(&[-2.273, 0.459], size);
         if distance >= gamma {
             return 0.0;
         }
         (
-            -(gamma - distance).ln(),
+            -libm::log(gamma - distance),
             polynomial(&[0.5440, -0.399_78, 0.025_054, -6.714e-4], size),
-            polynomial(&[1.3822, -0.778_57, 0.062_767, -0.002_032_2], size).exp(),
+            libm::exp(polynomial(
+                &[1.3822, -0.778_57, 0.062_767, -0.002_032_2],
+                size,
+            )),
         )
     } else {
-        let log = size.ln();
+        let log = libm::log(size);
         (
             distance,
             polynomial(&[-1.5861, -0.310_82, -0.083_751, 0.003_891_5], log),
-            polynomial(&[-0.4803, -0.082_676, 0.003_030_2], log).exp(),
+            libm::exp(polynomial(&[-0.4803, -0.082_676, 0.003_030_2], log)),
         )
     };
-    Normal::standard().sf((y - location) / scale)
+    normal_above((y - location) / scale)
 }
 
 /// Evaluates a polynomial, coefficients from the constant up.

@@ -1,9 +1,8 @@
 //! t-tests, from samples and from published summaries.
 
-use statrs::distribution::{ContinuousCDF, StudentsT};
-
 use super::{
     describe::{mean, sample_std},
+    distributions::{student_above, student_quantile},
     effect::Interval,
     error::{StatsError, check, check_lengths, check_level},
 };
@@ -126,11 +125,17 @@ impl TTest {
             return Err(StatsError::NoVariance { what: "a t-test" });
         }
         let t = difference / standard_error;
-        let distribution = student(degrees_of_freedom)?;
+        if !(degrees_of_freedom > 0.0 && degrees_of_freedom.is_finite() && !t.is_nan()) {
+            return Err(StatsError::OutOfRange {
+                what: "degrees of freedom",
+                value: degrees_of_freedom,
+                expected: "a positive number",
+            });
+        }
         let p = match alternative {
-            Alternative::TwoSided => (2.0 * distribution.sf(t.abs())).min(1.0),
-            Alternative::Greater => distribution.sf(t),
-            Alternative::Less => distribution.cdf(t),
+            Alternative::TwoSided => (2.0 * student_above(t.abs(), degrees_of_freedom)).min(1.0),
+            Alternative::Greater => student_above(t, degrees_of_freedom),
+            Alternative::Less => student_above(-t, degrees_of_freedom),
         };
         Ok(Self {
             t,
@@ -144,7 +149,7 @@ impl TTest {
     /// The two-sided confidence interval of the difference, whatever the test's alternative.
     pub fn interval(&self, level: f64) -> Result<Interval, StatsError> {
         check_level(level)?;
-        let quantile = student(self.degrees_of_freedom)?.inverse_cdf(0.5 + level / 2.0);
+        let quantile = student_quantile(0.5 + level / 2.0, self.degrees_of_freedom);
         let reach = quantile * self.standard_error;
         Ok(Interval {
             estimate: self.difference,
@@ -153,14 +158,6 @@ impl TTest {
             level,
         })
     }
-}
-
-fn student(degrees_of_freedom: f64) -> Result<StudentsT, StatsError> {
-    StudentsT::new(0.0, 1.0, degrees_of_freedom).map_err(|_| StatsError::OutOfRange {
-        what: "degrees of freedom",
-        value: degrees_of_freedom,
-        expected: "a positive number",
-    })
 }
 
 /// Tests whether the means of two independent samples differ; `difference = a - b`.

@@ -47,7 +47,7 @@ impl TfIdf {
             .into_iter()
             .enumerate()
             .map(|(column, (word, frequency))| {
-                let idf = ((count + 1) as f64 / (frequency + 1) as f64).ln() + 1.0;
+                let idf = libm::log((count + 1) as f64 / (frequency + 1) as f64) + 1.0;
                 (word, (column, idf))
             })
             .collect();

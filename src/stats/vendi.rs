@@ -36,9 +36,9 @@ pub fn vendi_score(texts: &Embeddings) -> Result<f64, StatsError> {
         .into_iter()
         // What is 0 in exact numbers may be a little less.
         .filter(|value| *value > 0.0)
-        .map(|value| -value * value.ln())
+        .map(|value| -value * libm::log(value))
         .sum();
-    Ok(entropy.exp())
+    Ok(libm::exp(entropy))
 }
 
 /// The eigenvalues of a symmetric matrix, by Jacobi's rotations, row by row (Golub and Van Loan, section 8.5).

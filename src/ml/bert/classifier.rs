@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bert, BertConfig, BertError, PackedTokens, SentencePooling};
 use crate::ml::kernels::linear::linear;
+use crate::ml::kernels::pointwise::tanh;
+use crate::ml::kernels::sums::add_bias;
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
 
@@ -159,7 +161,7 @@ impl BertClassifier {
             let bias = self
                 .head
                 .get(&format!("classifier.{name}.bias"), &[outputs])?;
-            Ok::<_, BertError>(linear(x, weight)?.broadcast_add(bias)?)
+            Ok::<_, BertError>(add_bias(&linear(x, weight)?, bias)?)
         };
         let mut pooled = match self.shape.pooling {
             Pooling::Mean => self.bert.pooled(batch, SentencePooling::Mean)?,
@@ -169,7 +171,7 @@ impl BertClassifier {
             }
         };
         if self.shape.dense {
-            pooled = layer(&pooled, "dense", hidden_size)?.tanh()?;
+            pooled = tanh(&layer(&pooled, "dense", hidden_size)?)?;
         }
         layer(&pooled, "out_proj", self.shape.classes)
     }

@@ -1,8 +1,9 @@
 //! From the hidden states of a text to its embedding.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::{Bert, BertError, PackedTokens};
+use crate::ml::kernels::sums::{column_means, row_sums, spread};
 use crate::ml::tokenizer::Tokenizer;
 
 /// What of a text's last hidden states is taken.
@@ -47,7 +48,7 @@ impl Bert {
             .spans()
             .iter()
             .map(|span| match pooling {
-                SentencePooling::Mean => hidden.narrow(0, span.start, span.len())?.mean(0),
+                SentencePooling::Mean => column_means(&hidden.narrow(0, span.start, span.len())?),
                 SentencePooling::FirstToken => hidden.narrow(0, span.start, 1)?.squeeze(0),
                 SentencePooling::Max => hidden.narrow(0, span.start, span.len())?.max(0),
             })
@@ -65,9 +66,10 @@ impl Bert {
         if !sentence.unit_length {
             return Ok(pooled);
         }
-        let lengths = pooled.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+        let lengths = row_sums(&pooled.sqr()?)?.sqrt()?;
         // As in torch.nn.functional.normalize, so that a zero row stays zero.
-        Ok(pooled.broadcast_div(&lengths.clamp(1e-12, f64::INFINITY)?)?)
+        let lengths = lengths.clamp(1e-12, f64::INFINITY)?.unsqueeze(1)?;
+        Ok(pooled.div(&spread(&lengths, pooled.shape().clone())?)?)
     }
 
     /// Embeds texts, cut to the tokenizer's and the encoder's length, `batch_tokens` tokens at a time.

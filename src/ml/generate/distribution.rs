@@ -15,7 +15,7 @@ pub(super) struct Choice {
 /// Returns `log sum exp` of the logits; not finite where they are not.
 pub(super) fn log_sum_exp(logits: &[f32]) -> f32 {
     let most = maximum(logits);
-    most + sum_exp(logits, most).ln()
+    most + libm::logf(sum_exp(logits, most))
 }
 
 /// Makes tokens that were there before less probable (`penalty` above 1) or more.
@@ -96,7 +96,7 @@ pub(super) fn draw(logits: &mut [f32], sampling: &Sampling, uniform: f64) -> (u3
             }
         }
     }
-    let log_prob = (f64::from(weights[chosen]) / total).ln();
+    let log_prob = libm::log(f64::from(weights[chosen]) / total);
     (chosen as u32, log_prob as f32)
 }
 

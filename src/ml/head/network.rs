@@ -4,6 +4,8 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::ml::kernels::layer_norm::layer_norm;
 use crate::ml::kernels::linear::linear;
+use crate::ml::kernels::pointwise::gelu;
+use crate::ml::kernels::sums::add_bias;
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
 
@@ -126,7 +128,7 @@ impl ScalarNetwork {
         let mut x = states.to_dtype(DType::F32)?;
         for layer in 0..LAYERS {
             let [weight, bias] = self.layer(ENTRIES * layer, true)?;
-            x = linear(&x, weight)?.broadcast_add(bias)?.gelu_erf()?;
+            x = gelu(&add_bias(&linear(&x, weight)?, bias)?)?;
             let [weight, bias] = self.layer(ENTRIES * layer + 2, false)?;
             x = layer_norm(&x, weight, bias, EPSILON)?;
             if let Some(dropout) = dropout {
@@ -134,7 +136,7 @@ impl ScalarNetwork {
             }
         }
         let [weight, bias] = self.last()?;
-        Ok(linear(&x, weight)?.squeeze(1)?.broadcast_add(bias)?)
+        Ok(add_bias(&linear(&x, weight)?, bias)?.squeeze(1)?)
     }
 
     /// Zero where an output is dropped, and what keeps the mean elsewhere: (rows, hidden size).

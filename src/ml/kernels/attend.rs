@@ -3,7 +3,7 @@
 use super::exponential::exp_shifted;
 use super::host::maximum;
 use super::panels::LANES;
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone, Default)]

@@ -76,6 +76,7 @@ impl Attention {
     }
 
     /// The plain candle form of [`Attention::apply`].
+    #[expect(clippy::disallowed_methods, reason = "the plain form")]
     pub fn naive(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (batch, time, width) = q.dims3()?;
         let split = |x: &Tensor, heads: usize| {

@@ -1,7 +1,7 @@
 //! An exponential that vectorises: libm's is called once an element.
 
 use super::host::fold;
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Returns `e^x` with a relative error below 2e-7; 0 below -87.3, and the value at 88 above it.
 #[inline(always)]

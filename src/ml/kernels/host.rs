@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Below this many elements a loop runs on the calling thread.
 const PARALLEL_ELEMENTS: usize = 1 << 14;

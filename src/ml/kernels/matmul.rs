@@ -1,6 +1,13 @@
 //! Strided `f32` matrix products.
 
 use candle_core::{Error, Result};
+use rayon::prelude::*;
+
+use super::simd::Path;
+use super::tiles::{Operand, Out, Product, Shape};
+
+/// Multiplications below which a product runs on the calling thread.
+const PARALLEL_PRODUCTS: usize = 1 << 17;
 
 /// A borrowed matrix with strides.
 #[derive(Clone, Copy)]
@@ -49,18 +56,18 @@ fn span(rows: usize, columns: usize, row_stride: usize, column_stride: usize) ->
 }
 
 /// Where a product is computed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Threads {
     /// On the calling thread.
     One,
-    /// On all threads of the pool. Rows and columns of the result are split, never the sum over the
-    /// inner dimension, so the bits do not depend on their number.
+    /// On all threads of the pool.
     All,
 }
 
 /// Computes `out = scale * a b`, or `out += scale * a b` with `accumulate`.
 ///
-/// Rows of `out` are `out_stride` elements apart.
+/// Rows of `out` are `out_stride` elements apart. An element's bits depend on its row of `a` and column of `b` alone:
+/// they are multiplied in one chain of fused products, in order, on any number of threads and on any processor.
 pub(super) fn multiply(
     out: &mut [f32],
     out_stride: usize,
@@ -78,44 +85,89 @@ pub(super) fn multiply(
         ))
         .bt());
     }
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(0),
-    };
-    #[expect(unsafe_code, reason = "gemm takes raw pointers")]
-    // SAFETY: the three strided matrices lie within their slices, as checked above, and `out` is
-    // borrowed mutably, so it overlaps neither operand.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    if m == 0 || n == 0 {
+        return Ok(());
     }
+    let rows = Operand {
+        at: a.data.as_ptr(),
+        count: m,
+        stride: a.row_stride,
+        step: a.column_stride,
+    };
+    let lanes = Operand {
+        at: b.data.as_ptr(),
+        count: n,
+        stride: b.column_stride,
+        step: b.row_stride,
+    };
+    let out = Out {
+        at: out.as_mut_ptr(),
+        row: out_stride,
+        lane: 1,
+        scale,
+        accumulate,
+    };
+    let shape = Shape::of(Path::in_use());
+    let straight = Product {
+        out,
+        rows,
+        lanes,
+        k,
+        shape,
+    };
+    let turned = Product {
+        out: Out {
+            row: 1,
+            lane: out_stride,
+            ..out
+        },
+        rows: lanes,
+        lanes: rows,
+        ..straight
+    };
+    let product = if turned.cost() < straight.cost() {
+        turned
+    } else {
+        straight
+    };
+    run(&product, threads);
     Ok(())
 }
 
-/// Computes `out = scale * x weight^T` (or adds it) for `x` (rows, inputs) and `weight` (outputs, inputs), such
-/// that a row's bits do not depend on how many rows there are.
-///
-/// gemm sums in another order for one row, for results of at most 256 elements, and, with a long inner
-/// dimension, for results of at most 64 x 64; rows of zeros are added to stay clear of these.
+/// Runs a product, in parts if it is large.
+fn run(product: &Product, threads: Threads) {
+    let (rows, lanes) = (product.rows.count, product.lanes.count);
+    let workers = rayon::current_num_threads();
+    if threads == Threads::One || workers == 1 || rows * lanes * product.k < PARALLEL_PRODUCTS {
+        #[expect(unsafe_code, reason = "the loops take raw pointers")]
+        // SAFETY: the strided operands and the result lie within their slices, as `multiply` has checked, and the
+        // result is borrowed mutably, so it overlaps neither operand.
+        unsafe {
+            product.run(0..rows, 0..lanes);
+        }
+        return;
+    }
+    // Some more parts than threads, as a thread may be held up.
+    let block = lanes.div_ceil(2 * workers);
+    let block = block
+        .next_multiple_of(product.shape.lanes())
+        .min(product.block());
+    let blocks = lanes.div_ceil(block);
+    let most = rows.div_ceil(4 * product.shape.rows);
+    let parts = (4 * workers).div_ceil(blocks).clamp(1, most);
+    let part = rows.div_ceil(parts).next_multiple_of(product.shape.rows);
+    let parts = rows.div_ceil(part);
+    (0..blocks * parts).into_par_iter().for_each(|task| {
+        let (row, lane) = (task % parts * part, task / parts * block);
+        #[expect(unsafe_code, reason = "the loops take raw pointers")]
+        // SAFETY: as above, and each task has its own part of the result.
+        unsafe {
+            product.run(row..(row + part).min(rows), lane..(lane + block).min(lanes));
+        }
+    });
+}
+
+/// Computes `out = scale * x weight^T` (or adds it) for `x` (rows, inputs) and `weight` (outputs, inputs).
 pub(super) fn multiply_rows(
     out: &mut [f32],
     x: &[f32],
@@ -124,34 +176,13 @@ pub(super) fn multiply_rows(
     scale: f32,
     accumulate: bool,
 ) -> Result<()> {
-    if inputs == 0 || outputs == 0 {
-        return Ok(());
-    }
-    let rows = x.len() / inputs;
-    let least = if outputs <= 64 && inputs > 512 {
-        65.max(256 / outputs + 1)
-    } else {
-        2.max(256 / outputs + 1)
-    };
-    let product = |out: &mut [f32], x: &[f32], rows: usize| {
-        multiply(
-            out,
-            outputs,
-            Matrix::new(x, rows, inputs, inputs),
-            Matrix::new(weight, outputs, inputs, inputs).t(),
-            scale,
-            accumulate,
-            Threads::All,
-        )
-    };
-    if rows >= least {
-        return product(out, x, rows);
-    }
-    let mut more_x = x.to_vec();
-    more_x.resize(least * inputs, 0.0);
-    let mut more_out = out.to_vec();
-    more_out.resize(least * outputs, 0.0);
-    product(&mut more_out, &more_x, least)?;
-    out.copy_from_slice(&more_out[..rows * outputs]);
-    Ok(())
+    multiply(
+        out,
+        outputs,
+        Matrix::new(x, x.len() / inputs.max(1), inputs, inputs),
+        Matrix::new(weight, outputs, inputs, inputs).t(),
+        scale,
+        accumulate,
+        Threads::All,
+    )
 }

@@ -1,17 +1,36 @@
 //! Fused operations with their gradients for `f32` on the CPU.
 //!
 //! Each operation also has a *naive* path of plain candle operations. It runs on other devices and
-//! dtypes, and the tests hold the fused path against it. Reductions run in an order that does not
-//! depend on the number of threads, so the same inputs give the same bytes on any number of cores.
+//! dtypes, and the tests hold the fused path against it.
+//!
+//! # Arithmetic
+//!
+//! The same inputs give the same bits on any number of threads, on any x86-64 processor and with any C library:
+//!
+//! - A matrix product computes each element as one chain `sum = fma(a[k], b[k], sum)` in IEEE 754 `f32`, `k`
+//!   ascending from 0 and `sum` at first 0; then it is multiplied by the scale, and added where products accumulate.
+//!   Tiles, packing and threads divide the elements, never a chain (`tiles`). A row among many has the bits that it
+//!   has alone.
+//! - Other sums within an operation run in 16 lanes, element `i` in lane `i % 16`, which are then added as a binary
+//!   tree: lane `i` and lane `i + 8`, then 4, 2 and 1 apart (`host::fold`). Where rows are summed, they are in order.
+//! - [`sums`] adds in `f64`, in order, and rounds once.
+//! - `exp` is a polynomial of ours (`exponential`, within 2e-7), the sigmoid and [`pointwise::gelu`] are made of it;
+//!   all others are those of the `libm` crate.
+//! - Products are fused only where the code says `mul_add`.
+//!
+//! [`simd`] says which instructions the loops are compiled for; that changes no bit. NaN has no payload that is kept:
+//! which NaN comes out of two is the processor's choice.
 
 pub(super) mod attend;
 pub mod attention;
 pub mod layer_norm;
 pub mod linear;
 pub mod memory;
+pub mod pointwise;
 pub mod rms_norm;
 pub mod rope;
 pub mod span_attention;
+pub mod sums;
 pub mod swiglu;
 pub mod token_log_probs;
 
@@ -19,7 +38,11 @@ pub(super) mod exponential;
 pub(super) mod host;
 mod matmul;
 pub(super) mod panels;
-mod vectorised;
+pub mod simd;
+mod tiles;
+mod vector;
 
+#[cfg(test)]
+mod paths_tests;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use super::exponential::sigmoid;
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Rows of a panel.
 pub(in crate::ml) const LANES: usize = 16;

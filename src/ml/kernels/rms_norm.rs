@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 use rayon::prelude::*;
 
 use super::host::{dot, elements, for_rows, fused, slice};
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Rows whose contributions to the weight's gradient are summed before they are added to others.
 const ROWS_PER_SUM: usize = 32;
@@ -19,6 +19,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// The plain candle form of [`rms_norm`]; computes in `f32` whatever the dtype of `x`.
+#[expect(clippy::disallowed_methods, reason = "the plain form")]
 pub fn naive_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let wide = if dtype == DType::F64 {

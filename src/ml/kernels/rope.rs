@@ -55,10 +55,11 @@ impl Rope {
         let mut sines = Vec::with_capacity(positions.len() * self.half);
         for position in positions {
             for pair in 0..self.half {
-                let frequency = (1.0 / self.theta.powf(pair as f64 / self.half as f64)) as f32;
+                let frequency =
+                    (1.0 / libm::pow(self.theta, pair as f64 / self.half as f64)) as f32;
                 let angle = f64::from(position as f32 * frequency);
-                cosines.push(angle.cos() as f32);
-                sines.push(angle.sin() as f32);
+                cosines.push(libm::cos(angle) as f32);
+                sines.push(libm::sin(angle) as f32);
             }
         }
         Angles { cosines, sines }
@@ -103,6 +104,7 @@ impl Rope {
     /// Rotates `x` (batch, heads, time, head size) with plain candle operations.
     ///
     /// `positions` holds one position for each (row, time).
+    #[expect(clippy::disallowed_methods, reason = "the plain form")]
     pub(super) fn naive(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
         let (batch, heads, time, size) = x.dims4()?;
         let rows = || {

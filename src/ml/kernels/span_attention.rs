@@ -58,6 +58,7 @@ impl SpanAttention {
     }
 
     /// The plain candle form of [`SpanAttention::apply`].
+    #[expect(clippy::disallowed_methods, reason = "the plain form")]
     pub fn naive(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let parts = self
             .spans

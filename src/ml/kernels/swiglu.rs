@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::exponential::sigmoid;
 use super::host::{elements, for_rows, fused, slice};
-use super::vectorised::vectorised;
+use super::simd::vectorised;
 
 /// Elements handled as one row of a parallel loop.
 const BLOCK: usize = 1024;
@@ -18,6 +18,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// The plain candle form of [`swiglu`].
+#[expect(clippy::disallowed_methods, reason = "the plain form")]
 pub fn naive_swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()?.mul(up)
 }

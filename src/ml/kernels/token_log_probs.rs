@@ -111,6 +111,7 @@ impl Head {
         })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the plain form")]
     fn naive(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
         let (rows, _) = hidden.dims2()?;
         let device = hidden.device();
@@ -240,7 +241,7 @@ impl CustomOp2 for Head {
                 })
                 .collect();
             for (row, (most, total)) in chunk.iter().zip(&sums) {
-                let normaliser = most + total.ln();
+                let normaliser = most + libm::logf(*total);
                 let out = &mut out[row * columns..(row + 1) * columns];
                 for (place, _) in self.targets_of(*row) {
                     out[place] -= normaliser;

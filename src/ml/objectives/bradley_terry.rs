@@ -11,6 +11,8 @@
 use candle_core::Tensor;
 
 use super::{Normaliser, ObjectiveError, expect_shape, full_precision, vector};
+use crate::ml::kernels::pointwise::{exp, log};
+use crate::ml::kernels::sums::total;
 
 /// Scores of the two completions of each pair.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +47,7 @@ pub fn bradley_terry(
     let pairs = answers.chosen.dims1()?;
     let divisor = normaliser.divisor(pairs as f64, "pairs")?;
     let difference = difference(&answers, pairs)?;
-    let mut sum = log_sigmoid(&difference)?.sum_all()?;
+    let mut sum = total(&log_sigmoid(&difference)?)?;
     let mut prefix_accuracy = None;
     if let Some((scores, weight)) = prefixes {
         if !(weight.is_finite() && weight >= 0.0) {
@@ -57,7 +59,7 @@ pub fn bradley_terry(
         }
         let difference = self::difference(&scores, pairs)?;
         prefix_accuracy = Some(accuracy(&vector(&difference)?));
-        sum = (sum + (log_sigmoid(&difference)?.sum_all()? * weight)?)?;
+        sum = (sum + (total(&log_sigmoid(&difference)?)? * weight)?)?;
     }
     let differences = vector(&difference)?;
     Ok(BradleyTerry {
@@ -82,7 +84,7 @@ pub fn prefix_length(fraction: f64, completion_length: usize) -> usize {
 /// exactly 0, where a zero-initialised head starts; here the two subgradients of `|x|` cancel.
 pub fn log_sigmoid(x: &Tensor) -> Result<Tensor, ObjectiveError> {
     let magnitude = x.abs()?;
-    let tail = (magnitude.neg()?.exp()? + 1.0)?.log()?;
+    let tail = log(&(exp(&magnitude.neg()?)? + 1.0)?)?;
     Ok((((x - magnitude)? * 0.5)? - tail)?)
 }
 

@@ -25,6 +25,7 @@ use candle_core::Tensor;
 use super::residual::check_counts;
 use super::terminable::{Terminable, TerminableTrajectories, modified_sub_trajectory_balance};
 use super::{Normaliser, ObjectiveError, Windows, expect_shape, full_precision, keep, prefix_mask};
+use crate::ml::kernels::sums::cumulative;
 
 /// The preference term of the log-reward.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,7 +102,7 @@ pub fn gflownet_dpo(
         &prefix_mask(tokens, time, device)?,
     )?;
     let start = Tensor::zeros((batch, 1), log_pf.dtype(), device)?;
-    let so_far = Tensor::cat(&[&start, &log_pf.cumsum(1)?], 1)?;
+    let so_far = Tensor::cat(&[&start, &cumulative(&log_pf)?], 1)?;
     let free: Vec<usize> = tokens
         .iter()
         .zip(forced)

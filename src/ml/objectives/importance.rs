@@ -9,6 +9,7 @@
 use candle_core::Tensor;
 
 use super::{ObjectiveError, full_precision, keep, prefix_mask, vector};
+use crate::ml::kernels::sums::row_sums;
 
 /// The least weight.
 pub const LEAST: f64 = 0.8;
@@ -19,7 +20,10 @@ pub const GREATEST: f64 = 1.28;
 pub fn summed_log_probs(log_pf: &Tensor, lengths: &[usize]) -> Result<Vec<f64>, ObjectiveError> {
     super::residual::check_lengths(lengths, log_pf.dim(0)?, log_pf.dim(1)?)?;
     let mask = prefix_mask(lengths, log_pf.dim(1)?, log_pf.device())?;
-    vector(&keep(&full_precision(&log_pf.detach())?, &mask)?.sum(1)?)
+    vector(&row_sums(&keep(
+        &full_precision(&log_pf.detach())?,
+        &mask,
+    )?)?)
 }
 
 /// Returns each row's weight, from the summed log-probabilities of its actions under the policy as it is and under the
@@ -34,7 +38,7 @@ pub fn importance_weights(now: &[f64], drawn: &[f64]) -> Result<Vec<f64>, Object
     }
     let pairs = now.iter().zip(drawn);
     Ok(pairs
-        .map(|(now, drawn)| (now - drawn).exp().clamp(LEAST, GREATEST))
+        .map(|(now, drawn)| libm::exp(now - drawn).clamp(LEAST, GREATEST))
         .collect())
 }
 

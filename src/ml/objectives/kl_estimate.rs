@@ -44,7 +44,7 @@ impl KlEstimate {
             for (policy, reference) in policy.iter().zip(reference) {
                 let log_ratio = policy - reference;
                 sum += log_ratio;
-                positive += (-log_ratio).exp_m1() + log_ratio;
+                positive += libm::expm1(-log_ratio) + log_ratio;
             }
             sums.push(sum);
             k3.push(positive);

@@ -60,6 +60,8 @@ mod tree;
 use candle_core::{DType, Device, Tensor};
 use thiserror::Error;
 
+use crate::ml::kernels::sums::total;
+
 pub use branching::Branching;
 pub use residual::{ReferenceTerms, Steps, Trajectories};
 pub use windows::Windows;
@@ -198,7 +200,7 @@ fn full_precision(tensor: &Tensor) -> Result<Tensor, ObjectiveError> {
 
 /// Counts the ones of a u8 mask.
 fn count_of(mask: &Tensor) -> Result<f64, ObjectiveError> {
-    scalar(&mask.to_dtype(DType::U32)?.sum_all()?)
+    scalar(&total(&mask.to_dtype(DType::F64)?)?)
 }
 
 /// Reads a scalar as f64.

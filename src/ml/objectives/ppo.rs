@@ -16,6 +16,8 @@
 use candle_core::Tensor;
 
 use super::{Normaliser, ObjectiveError, count_of, expect_shape, full_precision, keep, scalar};
+use crate::ml::kernels::pointwise::exp;
+use crate::ml::kernels::sums;
 
 /// Constants of the loss; the defaults are TRL 0.4.7's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,21 +117,21 @@ pub fn ppo(
     let own = count.max(1.0);
     // Padding has ratio 1, which must not count.
     let total = |tensor: &Tensor| -> Result<f64, ObjectiveError> {
-        scalar(&keep(&tensor.detach(), &mask)?.sum_all()?)
+        scalar(&sums::total(&keep(&tensor.detach(), &mask)?)?)
     };
 
     let log_ratio = (log_probs - old_log_probs)?;
-    let ratio = log_ratio.exp()?;
+    let ratio = exp(&log_ratio)?;
     let clipped_ratio = ratio.clamp(1.0 - options.clip_range, 1.0 + options.clip_range)?;
     let loss_plain = (&advantages * &ratio)?.neg()?;
     let loss_clipped = (&advantages * clipped_ratio)?.neg()?;
-    let policy_sum = loss_plain.maximum(&loss_clipped)?.sum_all()?;
+    let policy_sum = sums::total(&loss_plain.maximum(&loss_clipped)?)?;
 
     let move_clipped =
         (&values - &old_values)?.clamp(-options.value_clip_range, options.value_clip_range)?;
     let error_plain = (&values - &returns)?.sqr()?;
     let error_clipped = ((&old_values + move_clipped)? - &returns)?.sqr()?;
-    let value_sum = (error_plain.maximum(&error_clipped)?.sum_all()? * 0.5)?;
+    let value_sum = (sums::total(&error_plain.maximum(&error_clipped)?)? * 0.5)?;
 
     let mean_ratio = total(&ratio)? / own;
     let skipped = mean_ratio > options.ratio_threshold;

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::bradley_terry::log_sigmoid;
 use super::residual::mean;
 use super::{Normaliser, ObjectiveError, expect_shape, full_precision, vector};
+use crate::ml::kernels::pointwise::{exp, log};
+use crate::ml::kernels::sums::total;
 
 /// The loss, with its own numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -267,7 +269,9 @@ pub fn preference(
         } => {
             // 1 - s(x) = s(-x).
             let value = |ratio: &Tensor, sign: f64| -> Result<Tensor, ObjectiveError> {
-                Ok(log_sigmoid(&((ratio - batch.kl)? * (-sign * beta))?)?.exp()?)
+                Ok(exp(&log_sigmoid(
+                    &((ratio - batch.kl)? * (-sign * beta))?,
+                )?)?)
             };
             let desirable = (value(plus, 1.0)? * desirable_weight)?;
             let undesirable = (value(minus, -1.0)? * undesirable_weight)?;
@@ -280,7 +284,7 @@ pub fn preference(
     })?;
     let log_ratio = |of: &Tensor| Ok::<f64, ObjectiveError>(mean(&vector(of)?));
     Ok(Preference {
-        loss: (losses.sum_all()? / divisor)?,
+        loss: (total(&losses)? / divisor)?,
         count: pairs as f64,
         accuracy: super::bradley_terry::accuracy(&margins),
         margin: mean(&margins),
@@ -293,7 +297,7 @@ pub fn preference(
 fn log_odds(log_p: &Tensor) -> Result<Tensor, ObjectiveError> {
     // A model that is sure of every token would divide by 0.
     let log_p = log_p.minimum(-1e-6)?;
-    Ok((&log_p - (log_p.exp()?.neg()? + 1.0)?.log()?)?)
+    Ok((&log_p - log(&(exp(&log_p)?.neg()? + 1.0)?)?)?)
 }
 
 /// Returns KTO's `z`: the mean of `log pi - log pi_ref` of completions under prompts they do not belong to, not

@@ -31,6 +31,7 @@
 use candle_core::Tensor;
 
 use super::{Normaliser, ObjectiveError, expect_shape, full_precision, keep, matrix, prefix_mask};
+use crate::ml::kernels::sums::{row_sums, spread, total};
 
 /// A padded batch of trajectories under the policy.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +98,7 @@ impl Steps {
             expect_shape("reference", reference, &[batch, time])?;
             let reference = keep(&reference.detach().to_dtype(log_pf.dtype())?, &actions)?;
             let ratio = (log_pf.detach() - &reference)?;
-            log_ratio = Some(row_sums(&ratio)?);
+            log_ratio = Some(sums_of_rows(&ratio)?);
             if terms.in_target {
                 sum = (sum - &reference)?;
             }
@@ -114,7 +115,7 @@ impl Steps {
         Ok(Self {
             terms: sum,
             actions,
-            log_pf: row_sums(&log_pf)?,
+            log_pf: sums_of_rows(&log_pf)?,
             log_ratio,
         })
     }
@@ -126,7 +127,8 @@ impl Steps {
     pub fn divided_by_lengths(mut self, lengths: &[usize]) -> Result<Self, ObjectiveError> {
         let lengths: Vec<f64> = lengths.iter().map(|length| *length as f64).collect();
         let lengths = Tensor::new(lengths, self.terms.device())?.to_dtype(self.terms.dtype())?;
-        self.terms = self.terms.broadcast_div(&lengths.unsqueeze(1)?)?;
+        let lengths = spread(&lengths.unsqueeze(1)?, self.terms.shape().clone())?;
+        self.terms = self.terms.div(&lengths)?;
         Ok(self)
     }
 
@@ -160,7 +162,7 @@ pub fn sequence_residuals(
     let batch = steps.terms.dim(0)?;
     expect_shape("log_r", log_r, &[batch])?;
     expect_shape("log_source_flow", log_source_flow, &[batch])?;
-    Ok(((steps.terms.sum(1)? + log_source_flow)? - log_r)?)
+    Ok(((row_sums(&steps.terms)? + log_source_flow)? - log_r)?)
 }
 
 /// Joins inner log-flows and terminal log-rewards into `(batch, time + 1)`: row `b` holds `inner` in columns
@@ -223,7 +225,7 @@ pub(super) fn squared(
     normaliser: Normaliser,
 ) -> Result<Tensor, ObjectiveError> {
     let divisor = normaliser.divisor(rows as f64, "trajectories")?;
-    Ok((residuals.sqr()?.sum_all()? / divisor)?)
+    Ok((total(&residuals.sqr()?)? / divisor)?)
 }
 
 /// Checks one count for each of `batch` rows, 0 to `time`.
@@ -260,7 +262,7 @@ pub(super) fn check_lengths(
 }
 
 /// Sums the rows of a matrix in f64.
-fn row_sums(tensor: &Tensor) -> Result<Vec<f64>, ObjectiveError> {
+fn sums_of_rows(tensor: &Tensor) -> Result<Vec<f64>, ObjectiveError> {
     Ok(matrix(tensor)?.iter().map(|row| row.iter().sum()).collect())
 }
 

@@ -11,6 +11,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{Normaliser, ObjectiveError, count_of, expect_shape, full_precision, keep, scalar};
+use crate::ml::kernels::sums::total;
 
 /// The supervised loss of a batch.
 #[derive(Debug, Clone)]
@@ -27,7 +28,7 @@ pub struct Supervised {
 impl Supervised {
     /// Returns the perplexity of the tokens of this call.
     pub fn perplexity(&self) -> f64 {
-        (self.sum / self.count).exp()
+        libm::exp(self.sum / self.count)
     }
 }
 
@@ -45,7 +46,7 @@ pub fn supervised(
     let mask = mask.ne(&mask.zeros_like()?)?;
     let count = count_of(&mask)?;
     let divisor = normaliser.divisor(count, "tokens")?;
-    let sum = keep(&full_precision(log_probs)?, &mask)?.sum_all()?.neg()?;
+    let sum = total(&keep(&full_precision(log_probs)?, &mask)?)?.neg()?;
     Ok(Supervised {
         count,
         sum: scalar(&sum)?,

@@ -18,6 +18,7 @@ use super::residual::{ResidualSummary, mean, sequence_residuals, squared};
 use super::{
     Normaliser, ObjectiveError, ReferenceTerms, Steps, Trajectories, expect_shape, vector,
 };
+use crate::ml::kernels::sums::spread;
 
 /// Where the log-partition function comes from.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +118,7 @@ pub fn weighted_trajectory_balance(
                     got: value.dims().to_vec(),
                 });
             }
-            value.to_dtype(dtype)?.reshape(1)?.broadcast_as(batch)?
+            spread(&value.to_dtype(dtype)?.reshape(1)?, batch)?
         }
         LogZ::PerPrompt(values) => {
             expect_shape("log_z", values, &[batch])?;

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 
 use super::residual::{check_counts, squared};
 use super::{Normaliser, ObjectiveError};
+use crate::ml::kernels::sums::{cumulative, spread, total};
 
 /// Which sums of residuals are squared.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -82,9 +83,10 @@ impl Windows {
         let weights = Tensor::from_vec(weights, (batch, states, states), residuals.device())?
             .to_dtype(residuals.dtype())?;
         let start = Tensor::zeros((batch, 1), residuals.dtype(), residuals.device())?;
-        let sums = Tensor::cat(&[&start, &residuals.cumsum(1)?], 1)?;
-        let windows = sums.unsqueeze(1)?.broadcast_sub(&sums.unsqueeze(2)?)?;
-        Ok(((windows.sqr()? * weights)?.sum_all()? / divisor)?)
+        let sums = Tensor::cat(&[&start, &cumulative(residuals)?], 1)?;
+        let ends = spread(&sums.unsqueeze(1)?, (batch, states, states))?;
+        let windows = (ends - spread(&sums.unsqueeze(2)?, (batch, states, states))?)?;
+        Ok((total(&(windows.sqr()? * weights)?)? / divisor)?)
     }
 }
 

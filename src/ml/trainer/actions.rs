@@ -6,6 +6,7 @@
 use candle_core::Tensor;
 
 use super::batches::TokenizedCompletion;
+use crate::ml::kernels::sums::{column_means, cumulative};
 use crate::ml::kernels::token_log_probs::IGNORED;
 use crate::ml::llama::{Llama, LlamaError, TokenBatch};
 
@@ -55,16 +56,12 @@ impl Actions {
     /// Returns the mean of each prompt's hidden states without that of its last token, or of that alone if there is no
     /// other: (rows, time, hidden) to (rows, hidden), in `f32`.
     pub fn prompt_means(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let time = hidden.dim(1)?;
-        let mut shares = vec![0f32; self.starts.len() * time];
-        for (row, start) in self.starts.iter().enumerate() {
-            let count = (*start).max(1);
-            shares[row * time..][..count].fill(1.0 / count as f32);
-        }
-        let shares = Tensor::from_vec(shares, (self.starts.len(), 1, time), hidden.device())?;
-        shares
-            .matmul(&hidden.to_dtype(candle_core::DType::F32)?.contiguous()?)?
-            .squeeze(1)
+        let hidden = hidden.to_dtype(candle_core::DType::F32)?;
+        let means =
+            self.starts.iter().enumerate().map(|(row, start)| {
+                column_means(&hidden.get(row)?.narrow(0, 0, (*start).max(1))?)
+            });
+        Tensor::stack(&means.collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 
     /// Returns per-place numbers of every state, the terminal among them: (rows, time) to (rows, columns + 1).
@@ -178,7 +175,7 @@ impl Actions {
         let (rows, device) = (self.lengths.len(), log_probs.device());
         let start = Tensor::zeros((rows, 1), log_probs.dtype(), device)?;
         let taken = log_probs.narrow(1, 0, self.columns)?;
-        let sums = Tensor::cat(&[&start, &taken.cumsum(1)?], 1)?;
+        let sums = Tensor::cat(&[&start, &cumulative(&taken)?], 1)?;
         let mut free = vec![1f32; rows * (self.columns + 1)];
         for (row, length) in self.lengths.iter().enumerate() {
             if forced[row] {
@@ -224,14 +221,14 @@ fn entropy(logits: &[f32]) -> f64 {
     let (mut normaliser, mut weighted) = (0.0, 0.0);
     for logit in logits {
         let shifted = f64::from(logit - greatest);
-        let weight = shifted.exp();
+        let weight = libm::exp(shifted);
         // A forbidden token: 0 times infinity is 0 here.
         if weight > 0.0 {
             normaliser += weight;
             weighted += weight * shifted;
         }
     }
-    normaliser.ln() - weighted / normaliser
+    libm::log(normaliser) - weighted / normaliser
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Training of text classifiers: cross-entropy on encoders of the BERT family.
 
 use candle_core::{D, Tensor};
-use candle_nn::ops::log_softmax;
 
 use super::batches::Epochs;
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::bert::{BertClassifier, PackedTokens};
+use crate::ml::kernels::pointwise::log_softmax;
+use crate::ml::kernels::sums;
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
 use crate::ml::schedule::Schedule;
 use crate::random::Stream;
@@ -129,9 +130,9 @@ impl Trainer for ClassifierTrainer {
                 .map(|row| (weight(row) / total) as f32)
                 .collect();
             let classes_at = Tensor::new(classes.as_slice(), device)?.unsqueeze(1)?;
-            let log_probs = log_softmax(&logits, D::Minus1)?;
+            let log_probs = log_softmax(&logits)?;
             let found = log_probs.gather(&classes_at, 1)?.squeeze(1)?;
-            let found = (found * Tensor::new(weights, device)?)?.sum_all()?.neg()?;
+            let found = sums::total(&(found * Tensor::new(weights, device)?)?)?.neg()?;
             loss += f64::from(found.to_scalar::<f32>()?);
             let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             right += best.iter().zip(&classes).filter(|(a, b)| a == b).count();

@@ -8,6 +8,7 @@ use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::reward::TokenizedPair;
 use super::{Cancel, StepReport, TrainError, Trainer};
+use crate::ml::kernels::sums::row_sums;
 use crate::ml::llama::Llama;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::Windows;
@@ -148,7 +149,7 @@ impl PairTrainer {
             let actions = Actions::new(&rows.iter().collect::<Vec<_>>());
             let ratio = (actions.frozen_log_probs(&policy)?
                 - actions.frozen_log_probs(&self.reference)?)?;
-            ratios.extend(ratio.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
+            ratios.extend(row_sums(&ratio)?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
         }
         Ok(kto_baseline(&ratios))
     }
@@ -162,12 +163,12 @@ impl PairTrainer {
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
         let states = actions.states(hidden, false)?;
-        let policy = actions.log_probs(&self.model.llama, &states)?.sum(1)?;
+        let policy = row_sums(&actions.log_probs(&self.model.llama, &states)?)?;
         let reference = loss
             .needs_reference()
             .then(|| actions.frozen_log_probs(&self.reference))
             .transpose()?
-            .map(|log_probs| log_probs.sum(1))
+            .map(|log_probs| row_sums(&log_probs))
             .transpose()?;
         let pairs = actions.lengths.len() / 2;
         let split = |tensor: &Tensor| -> candle_core::Result<[Tensor; 2]> {
@@ -331,7 +332,7 @@ fn preferred(rows: usize) -> Vec<bool> {
 
 /// Accuracy and margin of the summed `log pi - log pi_ref` of pairs, the first half of the rows being preferred.
 fn margins(log_pf: &Tensor, reference: &Tensor) -> Result<Vec<(&'static str, f64)>, TrainError> {
-    let ratios = (log_pf.detach() - reference)?.sum(1)?;
+    let ratios = row_sums(&(log_pf.detach() - reference)?)?;
     let ratios: Vec<f64> = ratios.to_dtype(DType::F64)?.to_vec1()?;
     let pairs = ratios.len() / 2;
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / pairs as f64;

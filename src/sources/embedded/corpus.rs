@@ -91,7 +91,7 @@ impl World {
 
 /// Draws whether the first of two texts is preferred, by their exact rewards.
 pub(super) fn first_wins(first: f64, second: f64, draws: &mut Draws) -> bool {
-    draws.chance(1.0 / (1.0 + (-PREFERENCE_SHARPNESS * (first - second)).exp()))
+    draws.chance(1.0 / (1.0 + libm::exp(-PREFERENCE_SHARPNESS * (first - second))))
 }
 
 /// Draws `count` times: round after round through all items, each round in an order of its own.

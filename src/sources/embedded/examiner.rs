@@ -113,7 +113,7 @@ impl Exam<'_> {
                 .map(|summary| Legal {
                     mode: posts.read(post, &summary.text, true).mode(),
                     reward: summary.reward,
-                    log_prior: summary.class.prior().ln(),
+                    log_prior: libm::log(summary.class.prior()),
                     text: summary.text,
                 })
                 .collect(),

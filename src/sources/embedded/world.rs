@@ -177,7 +177,7 @@ impl World {
             class,
             mode: parts.mode,
             reward: parts.reward(question.kind),
-            log_prior: self.prior(question.tone)[index].ln(),
+            log_prior: libm::log(self.prior(question.tone)[index]),
         }
     }
 

@@ -23,7 +23,7 @@ impl Scale {
     fn place(self, value: f64) -> f64 {
         match self {
             Self::Linear => value,
-            Self::Log => value.log10(),
+            Self::Log => libm::log10(value),
         }
     }
 }
@@ -82,18 +82,18 @@ impl Axis {
         if value == 0.0 {
             return "0".to_owned();
         }
-        let magnitude = value.abs().log10();
+        let magnitude = libm::log10(value.abs());
         // On a linear axis all ticks are written alike.
         let greatest = match self.scale {
-            Scale::Linear => self.low.abs().max(self.high.abs()).log10(),
+            Scale::Linear => libm::log10(self.low.abs().max(self.high.abs())),
             Scale::Log => magnitude,
         };
         if (-4.0..6.0).contains(&greatest) {
-            let finest = self.step.log10().min(magnitude);
+            let finest = libm::log10(self.step).min(magnitude);
             let decimals = (-(finest + 1e-9).floor()).max(0.0) as usize;
             return format!("{value:.decimals$}");
         }
-        let digits = (magnitude + 1e-9).floor() - (self.step.log10() + 1e-9).floor();
+        let digits = (magnitude + 1e-9).floor() - (libm::log10(self.step) + 1e-9).floor();
         let digits = digits.clamp(0.0, 12.0) as usize;
         let text = format!("{value:.digits$e}");
         match text.split_once('e') {
@@ -109,7 +109,7 @@ impl Axis {
 /// Multiples of 1, 2 or 5 times a power of ten.
 fn linear_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
     let rough = (end - start) / TICKS;
-    let power = 10f64.powf(rough.log10().floor());
+    let power = libm::exp10(libm::log10(rough).floor());
     let step = [1.0, 2.0, 5.0, 10.0]
         .into_iter()
         .map(|factor| factor * power)
@@ -140,11 +140,11 @@ fn log_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
             factors
                 .iter()
                 .map(|factor| factor * 10f64.powi(exponent))
-                .filter(|tick| (start..=end).contains(&tick.log10())),
+                .filter(|tick| (start..=end).contains(&libm::log10(*tick))),
         );
     }
     if ticks.len() < 2 {
-        return linear_ticks(10f64.powf(start), 10f64.powf(end));
+        return linear_ticks(libm::exp10(start), libm::exp10(end));
     }
     (ticks, f64::INFINITY)
 }
@@ -166,7 +166,7 @@ impl Ranged for Axis {
     fn range(&self) -> Range<f64> {
         match self.scale {
             Scale::Linear => self.low..self.high,
-            Scale::Log => 10f64.powf(self.low)..10f64.powf(self.high),
+            Scale::Log => libm::exp10(self.low)..libm::exp10(self.high),
         }
     }
 }

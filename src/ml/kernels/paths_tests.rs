@@ -1,0 +1,226 @@
+//! Every path of instructions, number of threads and batch gives the same bits.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+
+use super::attention::Attention;
+use super::layer_norm::layer_norm;
+use super::linear::{linear, lora_linear};
+use super::matmul::{Matrix, Threads, multiply};
+use super::pointwise::{exp, gelu};
+use super::rms_norm::rms_norm;
+use super::rope::Rope;
+use super::simd::Path;
+use super::span_attention::SpanAttention;
+use super::sums::add_bias;
+use super::swiglu::swiglu;
+use super::token_log_probs::token_log_probs;
+use crate::ml::config::RopeLayout;
+use crate::random::Stream;
+
+fn paths() -> impl Iterator<Item = Path> {
+    Path::ALL.into_iter().filter(|path| path.is_available())
+}
+
+/// The bits of a number; all NaN are one.
+fn bits(value: f32) -> u32 {
+    if value.is_nan() {
+        f32::NAN.to_bits()
+    } else {
+        value.to_bits()
+    }
+}
+
+fn normal(label: &str, count: usize) -> Vec<f32> {
+    let mut draws = Stream::new(5, label).at(0);
+    (0..count).map(|_| draws.normal() as f32).collect()
+}
+
+/// Numbers of all sizes, some of them denormal, and here and there what is no number.
+fn hostile(label: &str, count: usize) -> Vec<f32> {
+    let mut draws = Stream::new(6, label).at(0);
+    (0..count)
+        .map(|_| match draws.below(400) {
+            0 => f32::INFINITY,
+            1 => f32::NEG_INFINITY,
+            2 => f32::NAN,
+            3..20 => draws.normal() as f32 * f32::MIN_POSITIVE,
+            20..40 => draws.normal() as f32 * 1e30,
+            40..60 => 0.0 * draws.normal() as f32,
+            _ => draws.normal() as f32,
+        })
+        .collect()
+}
+
+/// `out = scale * a b (+ out)` as the documentation of the kernels says it.
+fn chain(out: &mut [f32], a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize), add: bool) {
+    for row in 0..m {
+        for column in 0..n {
+            let mut sum = 0f32;
+            for step in 0..k {
+                sum = a[row * k + step].mul_add(b[step * n + column], sum);
+            }
+            let out = &mut out[row * n + column];
+            *out = if add { *out + 0.7 * sum } else { 0.7 * sum };
+        }
+    }
+}
+
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        for column in 0..columns {
+            out[column * rows + row] = values[row * columns + column];
+        }
+    }
+    out
+}
+
+#[test]
+fn products_are_chains_on_every_path_and_number_of_threads() {
+    let pools: Vec<rayon::ThreadPool> = [1, 2, 3, 8]
+        .map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap()
+        })
+        .into();
+    let sizes = [1, 2, 7, 17, 63, 65];
+    for (m, n) in sizes.into_iter().flat_map(|m| sizes.map(|n| (m, n))) {
+        for k in [1, 2, 7, 64, 511, 3000] {
+            let label = format!("{m} {n} {k}");
+            // Long sums with NaN in them would be NaN all over.
+            let numbers = if k < 100 { hostile } else { normal };
+            let (a, b) = (
+                numbers(&label, m * k),
+                numbers(&(label.clone() + "b"), k * n),
+            );
+            let (a_t, b_t) = (transposed(&a, m, k), transposed(&b, k, n));
+            let old = normal("old", m * n);
+            for add in [false, true] {
+                let mut expected = old.clone();
+                chain(&mut expected, &a, &b, (m, n, k), add);
+                let expected: Vec<u32> = expected.into_iter().map(bits).collect();
+                for path in paths() {
+                    path.choose();
+                    for (layout, a, b) in [
+                        ("a b", Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n)),
+                        (
+                            "a b^T",
+                            Matrix::new(&a, m, k, k),
+                            Matrix::new(&b_t, n, k, k).t(),
+                        ),
+                        (
+                            "a^T b",
+                            Matrix::new(&a_t, k, m, m).t(),
+                            Matrix::new(&b, k, n, n),
+                        ),
+                    ] {
+                        for pool in &pools {
+                            let mut out = old.clone();
+                            pool.install(|| multiply(&mut out, n, a, b, 0.7, add, Threads::All))
+                                .unwrap();
+                            let same = out.iter().map(|x| bits(*x)).eq(expected.iter().copied());
+                            let threads = pool.current_num_threads();
+                            assert!(same, "{label} {layout} {path:?} {threads} {add}");
+                            if m * n * k < 1 << 17 {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Path::best().choose();
+}
+
+/// Runs an operation and its gradients on every path; the bits must be those of the first.
+fn assert_same_on_all_paths(
+    what: &str,
+    shapes: &[&[usize]],
+    operation: impl Fn(&[&Tensor]) -> Result<Tensor>,
+) {
+    let run = || {
+        let vars: Vec<Var> = shapes
+            .iter()
+            .enumerate()
+            .map(|(index, shape)| {
+                let values = normal(&format!("{what} {index}"), shape.iter().product());
+                let tensor = Tensor::from_vec(values, *shape, &Device::Cpu).unwrap();
+                Var::from_tensor(&tensor).unwrap()
+            })
+            .collect();
+        let inputs: Vec<&Tensor> = vars.iter().map(Var::as_tensor).collect();
+        let out = operation(&inputs).unwrap();
+        let weights = normal("weights", out.elem_count());
+        let weights = Tensor::from_vec(weights, out.shape(), &Device::Cpu).unwrap();
+        let loss = super::sums::total(&(&out * weights).unwrap()).unwrap();
+        let gradients = loss.backward().unwrap();
+        let mut all = vec![out];
+        all.extend(vars.iter().map(|var| gradients.get(var).unwrap().clone()));
+        all.iter()
+            .map(|tensor| {
+                let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+                values.into_iter().map(bits).collect::<Vec<u32>>()
+            })
+            .collect::<Vec<_>>()
+    };
+    Path::Scalar.choose();
+    let expected = run();
+    for path in paths() {
+        path.choose();
+        assert!(run() == expected, "{what} on {path:?}");
+    }
+    Path::best().choose();
+}
+
+#[test]
+fn operations_and_their_gradients_have_the_same_bits_on_every_path() {
+    let (rows, width) = (37, 40);
+    assert_same_on_all_paths("linear", &[&[rows, width], &[23, width]], |t| {
+        linear(t[0], t[1])
+    });
+    let frozen = Tensor::from_vec(normal("w", 23 * width), (23, width), &Device::Cpu).unwrap();
+    assert_same_on_all_paths("lora", &[&[rows, width], &[4, width], &[23, 4]], |t| {
+        lora_linear(t[0], &frozen, t[1], t[2], 0.3, None)
+    });
+    assert_same_on_all_paths("bias", &[&[rows, width], &[width]], |t| {
+        add_bias(t[0], t[1])
+    });
+    assert_same_on_all_paths("rms_norm", &[&[rows, width], &[width]], |t| {
+        rms_norm(t[0], t[1], 1e-5)
+    });
+    assert_same_on_all_paths("layer_norm", &[&[rows, width], &[width], &[width]], |t| {
+        layer_norm(t[0], t[1], t[2], 1e-5)
+    });
+    assert_same_on_all_paths("swiglu", &[&[rows, width], &[rows, width]], |t| {
+        swiglu(t[0], t[1])
+    });
+    assert_same_on_all_paths("gelu", &[&[rows, width]], |t| gelu(t[0]));
+    assert_same_on_all_paths("exp", &[&[rows, width]], |t| exp(t[0]));
+    let targets: Vec<u32> = (0..rows as u32).collect();
+    assert_same_on_all_paths("head", &[&[rows, width], &[61, width]], |t| {
+        Ok(token_log_probs(t[0], t[1], &targets, 0.7)?.log_probs)
+    });
+    let attention = Attention {
+        heads: 4,
+        kv_heads: 2,
+        head_size: 10,
+        rope: Arc::new(Rope::new(RopeLayout::HalfSplit, 10, 200, 10_000.0)),
+        spans: [0..70, 3..70, 0..41].into(),
+    };
+    assert_same_on_all_paths(
+        "attention",
+        &[&[3, 70, 40], &[3, 70, 20], &[3, 70, 20]],
+        |t| attention.apply(t[0], t[1], t[2]),
+    );
+    let spans = SpanAttention {
+        heads: 4,
+        head_size: 10,
+        spans: [0..37, 37..40, 40..77].into(),
+    };
+    assert_same_on_all_paths("span attention", &[&[77, 40], &[77, 40], &[77, 40]], |t| {
+        spans.apply(t[0], t[1], t[2])
+    });
+}

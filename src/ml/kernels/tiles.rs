@@ -1,0 +1,572 @@
+//! The inner loops of matrix products: tiles of the result that stay in registers.
+//!
+//! A tile is some *rows* of one operand times some *lanes* of the other: each step along the sum takes one
+//! number of each row, spreads it over a vector, and multiplies it with the vectors of lanes. Which operand
+//! gives the rows, how wide tiles are and how the sum is cut into blocks changes no bit: every element is
+//! the one chain `sum = fma(row[k], lane[k], sum)`, `k` ascending from 0, `sum` at first 0.
+#![expect(
+    unsafe_code,
+    clippy::inline_always,
+    reason = "the loops run over raw pointers, with instructions that they must be inlined into a function for"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "arrays of registers are best read by their indices"
+)]
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::simd::Path;
+use super::vector::Vector;
+
+/// Vectors of an operand along the sum: number `i`, step `k` lies at `i * stride + k * step`.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    pub(super) at: *const f32,
+    pub(super) count: usize,
+    pub(super) stride: usize,
+    pub(super) step: usize,
+}
+
+/// The result: row `i`, lane `j` lies at `i * row + j * lane`; one of the two is 1.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    pub(super) at: *mut f32,
+    pub(super) row: usize,
+    pub(super) lane: usize,
+    pub(super) scale: f32,
+    pub(super) accumulate: bool,
+}
+
+/// A product of `rows` and `lanes` over `k` steps.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) out: Out,
+    pub(super) rows: Operand,
+    pub(super) lanes: Operand,
+    pub(super) k: usize,
+    pub(super) shape: Shape,
+}
+
+// SAFETY: whoever runs parts of a product on several threads promises that the parts are disjoint.
+unsafe impl Send for Product {}
+// SAFETY: as above.
+unsafe impl Sync for Product {}
+
+/// Tiles of a path.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) path: Path,
+    /// Rows of a tile.
+    pub(super) rows: usize,
+    /// Lanes of a vector.
+    pub(super) vector: usize,
+    /// Most vectors of a tile.
+    pub(super) most: usize,
+}
+
+impl Shape {
+    pub(super) fn of(path: Path) -> Self {
+        // As many sums as hide the latency of a fused product and fit the registers.
+        let (rows, vector, most) = match path {
+            Path::Avx512 => (8, 16, 3),
+            Path::Avx2 | Path::Scalar => (6, 8, 2),
+        };
+        Self {
+            path,
+            rows,
+            vector,
+            most,
+        }
+    }
+
+    /// Lanes of a tile.
+    pub(super) fn lanes(self) -> usize {
+        self.vector * self.most
+    }
+}
+
+/// Numbers of packed lanes that are used together; they should stay in the second cache.
+const PACKED: usize = 96 << 10;
+
+/// Longest part of a sum whose lanes are packed at once.
+const DEPTH: usize = 512;
+
+/// A line of the cache.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; 16]);
+
+/// Buffers of a thread.
+#[derive(Default)]
+struct Buffers {
+    lanes: Vec<Line>,
+    rows: Vec<Line>,
+    sums: Vec<Line>,
+}
+
+fn room(buffer: &mut Vec<Line>, elements: usize) -> *mut f32 {
+    let lines = elements.div_ceil(16);
+    if buffer.len() < lines {
+        buffer.resize(lines, Line([0.0; 16]));
+    }
+    buffer.as_mut_ptr().cast()
+}
+
+thread_local!(static BUFFERS: RefCell<Buffers> = RefCell::default());
+
+impl Product {
+    /// Lanes that are packed together.
+    pub(super) fn block(&self) -> usize {
+        let panel = self.shape.lanes();
+        (PACKED / self.k.clamp(1, DEPTH) / panel * panel).clamp(panel, 10 * panel)
+    }
+
+    /// What the product costs, in cycles as far as they can be told.
+    pub(super) fn cost(&self) -> usize {
+        let Shape { rows, vector, .. } = self.shape;
+        let padded_lanes = self.lanes.count.next_multiple_of(vector);
+        let padded_rows = self.rows.count.next_multiple_of(rows);
+        let sums = padded_lanes * padded_rows * self.k / (2 * vector);
+        let pack_lanes = self.lanes.count * self.k / if self.lanes.stride == 1 { 8 } else { 2 };
+        let pack_rows = if self.rows.step == 1 {
+            0
+        } else {
+            self.rows.count * self.k / 8 * self.lanes.count.div_ceil(self.block())
+        };
+        let size = self.rows.count * self.lanes.count;
+        let write = if self.out.lane == 1 { size / 16 } else { size };
+        sums + pack_lanes + pack_rows + write
+    }
+
+    /// Computes the part of the result in `rows` and `lanes`.
+    ///
+    /// # Safety
+    ///
+    /// The operands and the result must be valid for their extents, and no other thread may use that part.
+    pub(super) unsafe fn run(&self, rows: Range<usize>, lanes: Range<usize>) {
+        BUFFERS.with_borrow_mut(|buffers| unsafe {
+            match self.shape.path {
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512 => avx512(self, rows, lanes, buffers),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2 => avx2(self, rows, lanes, buffers),
+                _ => run::<Portable>(self, rows, lanes, buffers),
+            }
+        });
+    }
+}
+
+/// Tiles of one path.
+trait Tiles {
+    /// Computes a tile of some vectors of lanes.
+    ///
+    /// # Safety
+    ///
+    /// As for [`tile`], inlined into a function that is compiled for the instructions of the path.
+    unsafe fn compute(vectors: usize, tile: Tile);
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Wide;
+#[cfg(target_arch = "x86_64")]
+struct Narrow;
+struct Portable;
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Wide {
+    #[inline(always)]
+    unsafe fn compute(vectors: usize, t: Tile) {
+        unsafe {
+            match vectors {
+                3 => tile::<__m512, 8, 3>(t),
+                2 => tile::<__m512, 8, 2>(t),
+                _ => tile::<__m512, 8, 1>(t),
+            }
+        }
+    }
+}
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Narrow {
+    #[inline(always)]
+    unsafe fn compute(vectors: usize, t: Tile) {
+        unsafe {
+            match vectors {
+                2 => tile::<__m256, 6, 2>(t),
+                _ => tile::<__m256, 6, 1>(t),
+            }
+        }
+    }
+}
+impl Tiles for Portable {
+    #[inline(always)]
+    unsafe fn compute(vectors: usize, t: Tile) {
+        unsafe {
+            match vectors {
+                2 => tile::<[f32; 8], 6, 2>(t),
+                _ => tile::<[f32; 8], 6, 1>(t),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512(
+    product: &Product,
+    rows: Range<usize>,
+    lanes: Range<usize>,
+    buffers: &mut Buffers,
+) {
+    unsafe { run::<Wide>(product, rows, lanes, buffers) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(product: &Product, rows: Range<usize>, lanes: Range<usize>, buffers: &mut Buffers) {
+    unsafe { run::<Narrow>(product, rows, lanes, buffers) }
+}
+
+/// Where a tile starts and ends.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Rows: number `i`, step `k` at `i * stride + k * step`.
+    rows: *const f32,
+    stride: usize,
+    step: usize,
+    /// Packed lanes, (k, lanes).
+    lanes: *const f32,
+    k: usize,
+    /// Sums of an earlier part.
+    before: Option<*const f32>,
+    /// Where the sums go, rows `after_stride` apart.
+    after: *mut f32,
+    after_stride: usize,
+    /// What happens to them there.
+    end: End,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Keep,
+    Scale(f32),
+    Add(f32),
+}
+
+/// Steps between two looks at the counter.
+const UNROLLED: usize = 4;
+
+/// Adds the products of one step to the sums.
+#[inline(always)]
+unsafe fn step<V: Vector, const R: usize, const C: usize>(
+    sums: &mut [[V; C]; R],
+    rows: *const f32,
+    stride: usize,
+    lanes: *const f32,
+) {
+    unsafe {
+        let mut values = [V::splat(0.0); C];
+        for column in 0..C {
+            values[column] = V::load(lanes.add(column * V::LANES));
+        }
+        for row in 0..R {
+            let factor = V::splat(*rows.add(row * stride));
+            for column in 0..C {
+                sums[row][column] = factor.fma(values[column], sums[row][column]);
+            }
+        }
+    }
+}
+
+/// Computes one tile.
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(tile: Tile) {
+    unsafe {
+        let mut sums = [[V::splat(0.0); C]; R];
+        if let Some(before) = tile.before {
+            for row in 0..R {
+                for column in 0..C {
+                    sums[row][column] = V::load(before.add((row * C + column) * V::LANES));
+                }
+            }
+        }
+        let (mut rows, mut lanes) = (tile.rows, tile.lanes);
+        let mut left = tile.k;
+        while left >= UNROLLED {
+            for _ in 0..UNROLLED {
+                step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
+                rows = rows.add(tile.step);
+                lanes = lanes.add(C * V::LANES);
+            }
+            left -= UNROLLED;
+        }
+        while left > 0 {
+            step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
+            rows = rows.add(tile.step);
+            lanes = lanes.add(C * V::LANES);
+            left -= 1;
+        }
+        for row in 0..R {
+            for column in 0..C {
+                let after = tile.after.add(row * tile.after_stride + column * V::LANES);
+                let sum = sums[row][column];
+                match tile.end {
+                    End::Keep => sum,
+                    End::Scale(scale) => sum.mul(V::splat(scale)),
+                    End::Add(scale) => sum.mul(V::splat(scale)).add(V::load(after)),
+                }
+                .store(after);
+            }
+        }
+    }
+}
+
+/// Cuts a number of vectors into panels of at most `most`.
+#[inline(always)]
+fn panels(mut vectors: usize, most: usize) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let take = match vectors {
+            0 => return None,
+            // Two and two rather than three and one: one vector has too few sums to hide a latency.
+            4 if most == 3 => 2,
+            _ => vectors.min(most),
+        };
+        vectors -= take;
+        Some(take)
+    })
+}
+
+/// Computes a part of a product in tiles.
+#[inline(always)]
+unsafe fn run<T: Tiles>(
+    product: &Product,
+    row_range: Range<usize>,
+    lane_range: Range<usize>,
+    buffers: &mut Buffers,
+) {
+    let Product {
+        out,
+        rows: rows_of,
+        lanes: lanes_of,
+        k,
+        shape,
+    } = *product;
+    let Shape {
+        rows: tile_rows,
+        vector,
+        most,
+        ..
+    } = shape;
+    let block = product.block();
+    let tile_size = tile_rows * vector * most;
+    let end = if out.accumulate {
+        End::Add(out.scale)
+    } else {
+        End::Scale(out.scale)
+    };
+    let mut first = lane_range.start;
+    while first < lane_range.end {
+        let last = (first + block).min(lane_range.end);
+        let vectors = (last - first).div_ceil(vector);
+        let mut start = 0;
+        loop {
+            let length = (k - start).min(DEPTH);
+            let packed = room(&mut buffers.lanes, vectors * vector * length);
+            let (mut at, mut lane) = (packed, first);
+            for width in panels(vectors, most) {
+                let width = width * vector;
+                unsafe {
+                    let from = lanes_of
+                        .at
+                        .add(lane * lanes_of.stride + start * lanes_of.step);
+                    pack(at, from, lanes_of, width.min(last - lane), width, length);
+                    at = at.add(width * length);
+                }
+                lane += width;
+            }
+            let ends = start + length == k;
+            let in_one = ends && start == 0;
+            let kept_of_row = vectors.div_ceil(most) * tile_size + tile_size;
+            let kept = if in_one {
+                tile_size
+            } else {
+                row_range.len().div_ceil(tile_rows) * kept_of_row
+            };
+            let kept = room(&mut buffers.sums, kept);
+            for (index, row) in row_range.clone().step_by(tile_rows).enumerate() {
+                let count = tile_rows.min(row_range.end - row);
+                let mut from =
+                    unsafe { rows_of.at.add(row * rows_of.stride + start * rows_of.step) };
+                let (mut stride, mut step) = (rows_of.stride, rows_of.step);
+                // Rows whose steps lie apart are read where they are if they are read a few times only.
+                let far = step != 1 && (stride != 1 || vectors > 2 * most);
+                if count < tile_rows || far {
+                    let copy = room(&mut buffers.rows, tile_rows * length);
+                    unsafe { pack(copy, from, rows_of, count, tile_rows, length) };
+                    (from, stride, step) = (copy, 1, tile_rows);
+                }
+                let (mut at, mut lane) = (packed, first);
+                for (panel, vectors) in panels(vectors, most).enumerate() {
+                    let width = vectors * vector;
+                    let lanes = width.min(last - lane);
+                    unsafe {
+                        let sums = if in_one {
+                            kept
+                        } else {
+                            kept.add(index * kept_of_row + panel * tile_size)
+                        };
+                        let before = (start > 0).then_some(sums.cast_const());
+                        let whole = ends && out.lane == 1 && lanes == width && count == tile_rows;
+                        let (after, after_stride, how) = if whole {
+                            (out.at.add(row * out.row + lane), out.row, end)
+                        } else {
+                            (sums, width, End::Keep)
+                        };
+                        T::compute(
+                            vectors,
+                            Tile {
+                                rows: from,
+                                stride,
+                                step,
+                                lanes: at,
+                                k: length,
+                                before,
+                                after,
+                                after_stride,
+                                end: how,
+                            },
+                        );
+                        if ends && !whole {
+                            write(out, (row, lane), sums, width, (count, lanes));
+                        }
+                        at = at.add(width * length);
+                    }
+                    lane += width;
+                }
+            }
+            start += length;
+            if start >= k {
+                break;
+            }
+        }
+        first = last;
+    }
+}
+
+/// Writes a part of a tile's sums to the result.
+#[inline(always)]
+unsafe fn write(
+    out: Out,
+    (row, lane): (usize, usize),
+    sums: *const f32,
+    width: usize,
+    (rows, lanes): (usize, usize),
+) {
+    unsafe {
+        let at = out.at.add(row * out.row + lane * out.lane);
+        for r in 0..rows {
+            for l in 0..lanes {
+                let to = at.add(r * out.row + l * out.lane);
+                let sum = out.scale * *sums.add(r * width + l);
+                *to = if out.accumulate { *to + sum } else { sum };
+            }
+        }
+    }
+}
+
+/// Copies `count` vectors of an operand side by side: (length, width), the rest zeros.
+#[inline(always)]
+unsafe fn pack(
+    to: *mut f32,
+    from: *const f32,
+    operand: Operand,
+    count: usize,
+    width: usize,
+    length: usize,
+) {
+    unsafe {
+        let mut done = 0;
+        if operand.stride == 1 {
+            while done + 8 <= count {
+                copy::<8>(to.add(done), width, from.add(done), operand.step, length);
+                done += 8;
+            }
+            if done + 4 <= count {
+                copy::<4>(to.add(done), width, from.add(done), operand.step, length);
+                done += 4;
+            }
+            if done + 2 <= count {
+                copy::<2>(to.add(done), width, from.add(done), operand.step, length);
+                done += 2;
+            }
+        } else if operand.step == 1 {
+            while done + 8 <= count {
+                turn(
+                    to.add(done),
+                    width,
+                    from.add(done * operand.stride),
+                    operand.stride,
+                    length,
+                );
+                done += 8;
+            }
+        }
+        for vector in done..width {
+            for k in 0..length {
+                *to.add(k * width + vector) = if vector < count {
+                    *from.add(vector * operand.stride + k * operand.step)
+                } else {
+                    0.0
+                };
+            }
+        }
+    }
+}
+
+/// Copies `N` neighbours of each step.
+#[inline(always)]
+unsafe fn copy<const N: usize>(
+    to: *mut f32,
+    width: usize,
+    from: *const f32,
+    step: usize,
+    length: usize,
+) {
+    unsafe {
+        for k in 0..length {
+            to.add(k * width)
+                .cast::<[f32; N]>()
+                .write_unaligned(from.add(k * step).cast::<[f32; N]>().read_unaligned());
+        }
+    }
+}
+
+/// Copies eight rows of `length` numbers as columns.
+#[inline(always)]
+unsafe fn turn(to: *mut f32, width: usize, from: *const f32, stride: usize, length: usize) {
+    unsafe {
+        let mut k = 0;
+        while k + 8 <= length {
+            let mut rows = [[0f32; 8]; 8];
+            for (index, row) in rows.iter_mut().enumerate() {
+                *row = *from.add(index * stride + k).cast::<[f32; 8]>();
+            }
+            for column in 0..8 {
+                let mut turned = [0f32; 8];
+                for (turned, row) in turned.iter_mut().zip(&rows) {
+                    *turned = row[column];
+                }
+                *to.add((k + column) * width).cast::<[f32; 8]>() = turned;
+            }
+            k += 8;
+        }
+        for k in k..length {
+            for row in 0..8 {
+                *to.add(k * width + row) = *from.add(row * stride + k);
+            }
+        }
+    }
+}
