@@ -11,6 +11,7 @@ use candle_core::Device;
 use flowgraph::ml::adapter::{Adapter, LoraConfig};
 use flowgraph::ml::config::LlamaConfig;
 use flowgraph::ml::kernels::memory::tune_allocator;
+use flowgraph::ml::kernels::sums::total;
 use flowgraph::ml::llama::{self, Llama, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
 use flowgraph::random::Stream;
@@ -84,8 +85,7 @@ fn run(name: &str, config: &LlamaConfig, model: &Llama) {
         let start = Instant::now();
         let hidden = model.forward(&batch).unwrap();
         let log_probs = model.next_token_log_probs(&hidden, &batch).unwrap();
-        let loss = log_probs
-            .sum_all()
+        let loss = total(&log_probs)
             .unwrap()
             .affine(-1.0 / 510.0, 0.0)
             .unwrap();

@@ -43,12 +43,11 @@ pub struct CompletionRow {
 /// Writes completions as a table, to which columns of scores can be added.
 pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
     let mut table = Table::new(title);
-    table.number_column(
+    table.whole_column(
         "question_id",
-        0,
         rows.iter().map(|row| Some(row.question_id as f64)),
     );
-    table.number_column("sample", 0, rows.iter().map(|row| Some(row.sample as f64)));
+    table.whole_column("sample", rows.iter().map(|row| Some(row.sample as f64)));
     table.text_column(
         "question",
         rows.iter().map(|row| Some(row.question.clone())),
@@ -61,16 +60,11 @@ pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
         "completion",
         rows.iter().map(|row| Some(row.completion.clone())),
     );
-    table.number_column("tokens", 0, rows.iter().map(|row| Some(row.tokens as f64)));
+    table.whole_column("tokens", rows.iter().map(|row| Some(row.tokens as f64)));
     ids_column(&mut table, "token_ids", rows, |row| {
         row.token_ids.as_deref()
     });
-    table.number_column(
-        "truncated",
-        0,
-        rows.iter()
-            .map(|row| Some(f64::from(u8::from(row.truncated)))),
-    );
+    table.truth_column("truncated", rows.iter().map(|row| row.truncated));
     table.number_column("log_prob", 3, rows.iter().map(|row| Some(row.log_prob)));
     table
 }
@@ -85,11 +79,7 @@ fn ids_column(
     if rows.iter().all(|row| ids(row).is_none()) {
         return;
     }
-    let spelt = |ids: &[u32]| {
-        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-        ids.join(" ")
-    };
-    table.text_column(name, rows.iter().map(|row| ids(row).map(spelt)));
+    table.ids_column(name, rows.iter().map(|row| ids(row).map(<[u32]>::to_vec)));
 }
 
 /// Reads the completions of an artifact of kind `completions` or `scores`.
@@ -108,15 +98,7 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
         if !table.has(name) {
             return Ok(vec![None; table.height()]);
         }
-        let cells = table.texts(name)?.iter().map(|cell| {
-            let ids = cell.as_ref().map(|cell| {
-                let ids = cell.split_ascii_whitespace().map(str::parse);
-                ids.collect::<Result<Vec<u32>, _>>()
-            });
-            ids.transpose()
-                .map_err(|_| table.missing(name, "whole numbers, apart by spaces"))
-        });
-        cells.collect()
+        Ok(table.ids(name)?.to_vec())
     };
     let (mut prompt_ids, mut token_ids) = (ids_of("prompt_ids")?, ids_of("token_ids")?);
     (0..table.height())

@@ -56,7 +56,7 @@ impl Curve {
     /// Writes the curve into a folder.
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
         let mut table = Table::new(&self.title);
-        table.number_column("step", 0, self.steps.iter().map(|step| Some(*step as f64)));
+        table.whole_column("step", self.steps.iter().map(|step| Some(*step as f64)));
         for (name, values) in &self.metrics {
             table.number_column(name, 6, values.iter().copied());
         }

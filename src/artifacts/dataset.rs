@@ -39,9 +39,8 @@ impl Dataset {
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
         let mut table = Table::new(&self.title);
         let rows = &self.examples;
-        table.number_column(
+        table.whole_column(
             "question_id",
-            0,
             rows.iter().map(|row| Some(row.question_id as f64)),
         );
         table.text_column(

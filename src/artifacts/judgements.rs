@@ -72,8 +72,8 @@ fn name<T: PartialEq>(names: &[(T, &'static str)], value: &T) -> Option<String> 
 pub fn write(folder: &Path, title: &str, rows: &[Judgement]) -> Result<(), TableError> {
     let mut table = Table::new(title);
     let numbers = |of: fn(&Judgement) -> f64| rows.iter().map(move |row| Some(of(row)));
-    table.number_column("question_id", 0, numbers(|row| row.question_id as f64));
-    table.number_column("sample", 0, numbers(|row| row.sample as f64));
+    table.whole_column("question_id", numbers(|row| row.question_id as f64));
+    table.whole_column("sample", numbers(|row| row.sample as f64));
     table.text_column("order", rows.iter().map(|row| name(&ORDERS, &row.order)));
     let verdicts = rows.iter().map(|row| name(&VERDICTS, &row.verdict));
     table.text_column("verdict", verdicts);
@@ -115,7 +115,7 @@ pub fn read(folder: &Path) -> Result<Vec<Judgement>, TableError> {
                 rewards: ours
                     .and_then(|ours| ours[row])
                     .zip(theirs.and_then(|theirs| theirs[row])),
-                request: requests.and_then(|requests| requests[row].clone()),
+                request: requests.as_ref().and_then(|requests| requests[row].clone()),
             })
         })
         .collect()

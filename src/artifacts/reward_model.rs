@@ -2,7 +2,7 @@
 //!
 //! The folder is one that `transformers` opens as a classifier with one class: the head is among the model's weights,
 //! or those of its adapter. A reward is read at the last token of a row, which is the end token wherever a completion
-//! ended of itself: completions are trained on and scored with it.
+//! ended of itself: completions are trained on and scored with it. A model of others may skip a token at the end.
 
 use std::path::Path;
 
@@ -35,6 +35,9 @@ pub struct RewardDescription {
     pub accuracy: Option<f64>,
     /// The same for the rule "the longer completion wins".
     pub longer_wins: Option<f64>,
+    /// A token that is skipped at the end of a row: the reward is read at the last other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped_end: Option<u32>,
 }
 
 impl RewardDescription {
@@ -86,7 +89,8 @@ impl RewardModel {
 
     /// Returns the reward of every prefix of every row: (rows, time), one forward pass for all of them.
     ///
-    /// Place t holds the reward of the row's tokens up to t; a causal model cannot see what follows.
+    /// Place t holds the reward of the row's tokens up to t, read where the description says; a causal model cannot see
+    /// what follows.
     pub fn prefix_rewards(&self, batch: &TokenBatch) -> Result<Tensor, ModelError> {
         let hidden = self.llama.forward(batch)?;
         let wrap = |error| ModelError::Model(error);
@@ -94,6 +98,16 @@ impl RewardModel {
             .head
             .apply(&hidden, HeadGradient::Detached)
             .map_err(|e| wrap(e.into()))?;
+        let raw = match self.description.skipped_end {
+            Some(skipped) => {
+                let places = scored_places(batch, skipped);
+                let scored = Tensor::new(places, raw.device())
+                    .and_then(|places| raw.flatten_all()?.index_select(&places, 0))
+                    .and_then(|scored| scored.reshape(raw.shape()));
+                scored.map_err(|error| wrap(error.into()))?
+            }
+            None => raw,
+        };
         let rewards = raw.affine(self.description.scale, self.description.offset);
         Ok(rewards.map_err(|error| wrap(error.into()))?.detach())
     }
@@ -115,6 +129,21 @@ impl RewardModel {
         }
         Ok(rewards)
     }
+}
+
+/// Returns, for each place of a batch, that of the last token up to it which is not `skipped`; the first of the row if
+/// there is none.
+fn scored_places(batch: &TokenBatch, skipped: u32) -> Vec<u32> {
+    let time = batch.time();
+    let mut last = 0;
+    let places = batch.tokens().iter().enumerate().map(|(place, token)| {
+        let (row, column) = (place / time, place % time);
+        if column <= batch.spans()[row].start || *token != skipped {
+            last = place;
+        }
+        last as u32
+    });
+    places.collect()
 }
 
 #[cfg(test)]
@@ -159,6 +188,7 @@ mod tests {
             offset: -1.0,
             accuracy: None,
             longer_wins: None,
+            skipped_end: None,
         };
         description.save(folder).unwrap();
     }
@@ -256,5 +286,32 @@ mod tests {
             error.contains("`score.weight` of shape [1, 16] is missing"),
             "{error}"
         );
+    }
+
+    /// `transformers` reads the last token that is not `pad_token_id` (4.57, `modeling_layers.py`).
+    #[test]
+    fn a_token_that_ends_rows_can_be_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let end = 4;
+        let rows = vec![
+            vec![5, 6, end],
+            vec![5, 6],
+            vec![5, end, 6, end, end],
+            vec![end],
+        ];
+        let plain = RewardModel::load(folder.path()).unwrap();
+        let mut description = plain.description.clone();
+        description.skipped_end = Some(end);
+        description.save(folder.path()).unwrap();
+        let skipping = RewardModel::load(folder.path()).unwrap();
+        let found = skipping.rewards(&rows, 4).unwrap();
+        let read_at = vec![vec![5, 6], vec![5, 6], vec![5, end, 6], vec![end]];
+        assert_eq!(found, plain.rewards(&read_at, 4).unwrap());
+        assert_ne!(found[0], plain.rewards(&rows, 4).unwrap()[0]);
+        let prefixes = skipping.prefix_rewards(&TokenBatch::right_padded(&rows));
+        let prefixes = prefixes.unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(prefixes[2][1], prefixes[2][0]);
+        assert_eq!(prefixes[2][4], prefixes[2][2]);
     }
 }

@@ -69,6 +69,20 @@ pub enum Values {
     Text(Vec<Option<String>>),
     /// Numbers.
     Numbers(Vec<Option<f64>>),
+    /// Token ids.
+    Ids(Vec<Option<Vec<u32>>>),
+}
+
+/// What numbers of a column are in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stored {
+    /// Floating-point numbers.
+    #[default]
+    Float,
+    /// Whole numbers: counts, ids and labels.
+    Whole,
+    /// Truth values: 1 is true.
+    Truth,
 }
 
 /// How people see a column.
@@ -93,8 +107,10 @@ pub struct Column {
     pub name: String,
     /// Its values.
     pub values: Values,
-    /// Digits after the decimal point, for numbers.
-    pub decimals: usize,
+    /// Digits after the decimal point, for numbers; `None` for labels, which are as short as they can be.
+    pub decimals: Option<usize>,
+    /// What its numbers are in the file.
+    pub stored: Stored,
     /// Where people see it.
     pub place: Place,
 }
@@ -108,16 +124,94 @@ impl Column {
     pub fn cell(&self, row: usize) -> Option<String> {
         match &self.values {
             Values::Text(values) => values[row].clone(),
-            Values::Numbers(values) => values[row].map(|value| {
+            Values::Numbers(values) => values[row].map(|value| match self.decimals {
+                None => label_of(value),
                 // A tiny value must not look like zero.
-                if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(self.decimals as i32)) {
+                Some(decimals)
+                    if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) =>
+                {
                     format!("{value:.1e}")
-                } else {
-                    format!("{value:.*}", self.decimals)
                 }
+                Some(decimals) => format!("{value:.decimals$}"),
+            }),
+            Values::Ids(values) => values[row].as_ref().map(|ids| {
+                let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+                ids.join(" ")
             }),
         }
     }
+
+    /// Converts to what is in the file.
+    fn to_series(&self) -> Series {
+        let name = self.name.as_str().into();
+        match (&self.values, self.stored) {
+            (Values::Text(values), _) => Series::new(name, values),
+            (Values::Numbers(values), Stored::Float) => {
+                // Which NaN it is differs between processors.
+                let one_nan =
+                    |value: &Option<f64>| value.map(|v| if v.is_nan() { f64::NAN } else { v });
+                Series::new(name, values.iter().map(one_nan).collect::<Vec<_>>())
+            }
+            (Values::Numbers(values), Stored::Whole) => {
+                let whole = values.iter().map(|value| value.map(|value| value as i64));
+                Series::new(name, whole.collect::<Vec<_>>())
+            }
+            (Values::Numbers(values), Stored::Truth) => {
+                let truths = values.iter().map(|value| value.map(|value| value != 0.0));
+                Series::new(name, truths.collect::<Vec<_>>())
+            }
+            (Values::Ids(values), _) => {
+                let ids = values.iter().map(|ids| {
+                    let ids = ids.as_ref()?;
+                    Some(Series::new("".into(), ids))
+                });
+                Series::new(name, ids.collect::<Vec<Option<Series>>>())
+            }
+        }
+    }
+}
+
+/// Reads a column of a file.
+fn values_of(column: &PolarsColumn) -> Result<(Values, Stored), PolarsError> {
+    Ok(match column.dtype() {
+        DataType::String => {
+            let texts = column.str()?.iter();
+            let texts = texts.map(|value| value.map(str::to_owned)).collect();
+            (Values::Text(texts), Stored::Float)
+        }
+        DataType::List(_) => {
+            let mut all = Vec::with_capacity(column.len());
+            for row in column.list()?.amortized_iter() {
+                let row = match row {
+                    Some(ids) => {
+                        let ids = ids.as_ref().cast(&DataType::UInt32)?;
+                        Some(ids.u32()?.iter().flatten().collect())
+                    }
+                    None => None,
+                };
+                all.push(row);
+            }
+            (Values::Ids(all), Stored::Float)
+        }
+        dtype => {
+            let stored = match dtype {
+                DataType::Boolean => Stored::Truth,
+                dtype if dtype.is_integer() => Stored::Whole,
+                _ => Stored::Float,
+            };
+            let numbers = column.cast(&DataType::Float64)?;
+            (Values::Numbers(numbers.f64()?.iter().collect()), stored)
+        }
+    })
+}
+
+/// Writes a number as the label of an axis value, as short as it can be.
+fn label_of(value: f64) -> String {
+    if value == value.trunc() && value.abs() < 1e15 {
+        return format!("{value:.0}");
+    }
+    serde_json::Number::from_f64(value)
+        .map_or_else(|| value.to_string(), |number| number.to_string())
 }
 
 /// A table.
@@ -135,7 +229,7 @@ pub struct Table {
 struct Description {
     title: String,
     notes: Vec<String>,
-    decimals: Vec<usize>,
+    decimals: Vec<Option<usize>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     places: Vec<Place>,
 }
@@ -164,7 +258,86 @@ impl Table {
         self.columns.push(Column {
             name: name.into(),
             values: Values::Text(values.into_iter().collect()),
-            decimals: 0,
+            decimals: Some(0),
+            stored: Stored::default(),
+            place: Place::Own,
+        });
+    }
+
+    /// Adds a column of labels, such as axis values: numbers if all of them are.
+    pub fn label_column(
+        &mut self,
+        name: impl Into<String>,
+        labels: impl IntoIterator<Item = Option<String>>,
+    ) {
+        let labels: Vec<Option<String>> = labels.into_iter().collect();
+        let number = |label: &Option<String>| match label {
+            Some(label) => {
+                let number = label
+                    .parse()
+                    .ok()
+                    .filter(|number| label_of(*number) == *label);
+                number.map(Some)
+            }
+            None => Some(None),
+        };
+        let numbers: Option<Vec<Option<f64>>> = labels.iter().map(number).collect();
+        match numbers {
+            Some(numbers) if numbers.iter().any(Option::is_some) => {
+                let whole = numbers
+                    .iter()
+                    .flatten()
+                    .all(|number| number.trunc() == *number);
+                self.columns.push(Column {
+                    name: name.into(),
+                    values: Values::Numbers(numbers),
+                    decimals: None,
+                    stored: if whole { Stored::Whole } else { Stored::Float },
+                    place: Place::Own,
+                });
+            }
+            _ => self.text_column(name, labels),
+        }
+    }
+
+    /// Adds a column of whole numbers.
+    pub fn whole_column(
+        &mut self,
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = Option<f64>>,
+    ) {
+        self.number_column(name, 0, values);
+        if let Some(column) = self.columns.last_mut() {
+            column.stored = Stored::Whole;
+        }
+    }
+
+    /// Adds a column of truth values.
+    pub fn truth_column(
+        &mut self,
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = bool>,
+    ) {
+        let numbers = values
+            .into_iter()
+            .map(|value| Some(f64::from(u8::from(value))));
+        self.number_column(name, 0, numbers);
+        if let Some(column) = self.columns.last_mut() {
+            column.stored = Stored::Truth;
+        }
+    }
+
+    /// Adds a column of token ids.
+    pub fn ids_column(
+        &mut self,
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = Option<Vec<u32>>>,
+    ) {
+        self.columns.push(Column {
+            name: name.into(),
+            values: Values::Ids(values.into_iter().collect()),
+            decimals: Some(0),
+            stored: Stored::default(),
             place: Place::Own,
         });
     }
@@ -179,7 +352,8 @@ impl Table {
         self.columns.push(Column {
             name: name.into(),
             values: Values::Numbers(values.into_iter().collect()),
-            decimals,
+            decimals: Some(decimals),
+            stored: Stored::default(),
             place: Place::Own,
         });
     }
@@ -204,13 +378,14 @@ impl Table {
             .columns
             .iter()
             .rfind(|column| column.place == Place::Own);
-        let (heading, decimals) = last.map_or((String::new(), 0), |last| {
+        let (heading, decimals) = last.map_or((String::new(), Some(0)), |last| {
             (format!("{} {name}", last.name), last.decimals)
         });
         self.columns.push(Column {
             name: heading,
             values: Values::Numbers(values),
             decimals,
+            stored: Stored::default(),
             place,
         });
     }
@@ -229,16 +404,27 @@ impl Table {
         }
     }
 
-    /// Returns a column of text.
-    pub fn texts(&self, name: &str) -> Result<&[Option<String>], TableError> {
-        match self
-            .columns
-            .iter()
-            .find(|column| column.name == name)
-            .map(|column| &column.values)
-        {
-            Some(Values::Text(values)) => Ok(values),
+    /// Returns a column of text, or of labels as text.
+    pub fn texts(&self, name: &str) -> Result<Vec<Option<String>>, TableError> {
+        let found = self.columns.iter().find(|column| column.name == name);
+        match found {
+            Some(column) if column.decimals.is_none() => {
+                Ok((0..self.height()).map(|row| column.cell(row)).collect())
+            }
+            Some(Column {
+                values: Values::Text(values),
+                ..
+            }) => Ok(values.clone()),
             _ => Err(self.missing(name, "text")),
+        }
+    }
+
+    /// Returns a column of token ids.
+    pub fn ids(&self, name: &str) -> Result<&[Option<Vec<u32>>], TableError> {
+        let found = self.columns.iter().find(|column| column.name == name);
+        match found.map(|column| &column.values) {
+            Some(Values::Ids(values)) => Ok(values),
+            _ => Err(self.missing(name, "lists of token ids")),
         }
     }
 
@@ -263,7 +449,7 @@ impl Table {
 
     /// Returns a column of text without empty cells.
     pub fn all_texts(&self, name: &str) -> Result<Vec<String>, TableError> {
-        let values: Option<Vec<String>> = self.texts(name)?.iter().cloned().collect();
+        let values: Option<Vec<String>> = self.texts(name)?.into_iter().collect();
         values.ok_or_else(|| self.missing(name, "text in every row"))
     }
 
@@ -279,6 +465,7 @@ impl Table {
             .map_or(0, |column| match &column.values {
                 Values::Text(values) => values.len(),
                 Values::Numbers(values) => values.len(),
+                Values::Ids(values) => values.len(),
             })
     }
 
@@ -292,6 +479,7 @@ impl Table {
             match &mut column.values {
                 Values::Text(values) => keep(values, kept),
                 Values::Numbers(values) => keep(values, kept),
+                Values::Ids(values) => keep(values, kept),
             }
         }
     }
@@ -313,13 +501,7 @@ impl Table {
         let columns: Vec<PolarsColumn> = self
             .columns
             .iter()
-            .map(|column| {
-                let name = column.name.as_str().into();
-                match &column.values {
-                    Values::Text(values) => Series::new(name, values).into(),
-                    Values::Numbers(values) => Series::new(name, values).into(),
-                }
-            })
+            .map(|column| column.to_series().into())
             .collect();
         let mut frame = DataFrame::new(self.height(), columns).map_err(wrap)?;
         let file = fs_err::File::create(&path)?;
@@ -368,17 +550,12 @@ impl Table {
         let frame = ParquetReader::new(file).finish().map_err(wrap)?;
         let mut columns = Vec::new();
         for (at, column) in frame.columns().iter().enumerate() {
-            let values = if *column.dtype() == DataType::String {
-                let text = column.str().map_err(wrap)?;
-                Values::Text(text.iter().map(|value| value.map(str::to_owned)).collect())
-            } else {
-                let numbers = column.cast(&DataType::Float64).map_err(wrap)?;
-                Values::Numbers(numbers.f64().map_err(wrap)?.iter().collect())
-            };
+            let (values, stored) = values_of(column).map_err(wrap)?;
             columns.push(Column {
                 name: column.name().to_string(),
                 values,
-                decimals: description.decimals.get(at).copied().unwrap_or(3),
+                decimals: description.decimals.get(at).copied().unwrap_or(Some(3)),
+                stored,
                 place: description.places.get(at).copied().unwrap_or_default(),
             });
         }
@@ -423,7 +600,7 @@ impl Table {
                     let values = values.iter().map(|value| value.as_deref().map(&change));
                     Values::Text(values.collect())
                 }
-                numbers @ Values::Numbers(_) => numbers.clone(),
+                other => other.clone(),
             },
             ..*column
         });
@@ -467,7 +644,12 @@ impl Table {
                 let cells = self.columns.iter().map(|column| {
                     let value = match &column.values {
                         Values::Text(values) => Json::from(values[row].clone()),
-                        Values::Numbers(values) => Json::from(values[row]),
+                        Values::Numbers(values) => match (values[row], column.stored) {
+                            (Some(value), Stored::Whole) => Json::from(value as i64),
+                            (Some(value), Stored::Truth) => Json::from(value != 0.0),
+                            (value, _) => Json::from(value),
+                        },
+                        Values::Ids(values) => Json::from(values[row].clone()),
                     };
                     (column.name.clone(), value)
                 });
@@ -487,6 +669,53 @@ mod tests {
         table.text_column("policy", ["ppo", "sft"].map(|text| Some(text.to_owned())));
         table.number_column("mean", 3, [Some(0.12345), None]);
         table
+    }
+
+    #[test]
+    fn columns_keep_their_types_in_the_file() {
+        let mut table = Table::new("types");
+        let words = |words: [&str; 2]| words.map(|word| Some(word.to_owned()));
+        table.label_column("seed", words(["1", "2"]));
+        table.label_column("temperature", words(["0.7", "1e-5"]));
+        table.label_column("policy", words(["1", "ppo"]));
+        table.label_column("version", words(["1.0", "2.0"]));
+        table.whole_column("n", [Some(3.0), None]);
+        table.truth_column("truncated", [true, false]);
+        table.ids_column("token_ids", [Some(vec![3, 70_000]), None]);
+        table.number_column("nan", 3, [Some(-f64::NAN), Some(1.0)]);
+        let folder = tempfile::tempdir().unwrap();
+        table.write_data(folder.path()).unwrap();
+        let file = std::fs::File::open(folder.path().join("table.parquet")).unwrap();
+        let frame = ParquetReader::new(file).finish().unwrap();
+        let types = frame.columns().iter().map(|column| column.dtype().clone());
+        let list = DataType::List(Box::new(DataType::UInt32));
+        assert_eq!(
+            types.collect::<Vec<_>>(),
+            [
+                DataType::Int64,
+                DataType::Float64,
+                DataType::String,
+                DataType::String,
+                DataType::Int64,
+                DataType::Boolean,
+                list,
+                DataType::Float64,
+            ]
+        );
+        let read = Table::read(folder.path()).unwrap();
+        assert_eq!(read.texts("temperature").unwrap(), words(["0.7", "1e-5"]));
+        assert_eq!(read.texts("seed").unwrap(), words(["1", "2"]));
+        assert!(read.texts("n").is_err());
+        assert_eq!(
+            read.ids("token_ids").unwrap()[0].as_deref(),
+            Some(&[3, 70_000][..])
+        );
+        assert_eq!(read.columns[..7], table.columns[..7]);
+        let rows = read.rows_json();
+        assert_eq!(rows[0]["n"], 3);
+        assert_eq!(rows[1]["truncated"], false);
+        let nan = read.numbers("nan").unwrap()[0].unwrap();
+        assert_eq!(nan.to_bits(), f64::NAN.to_bits());
     }
 
     #[test]

@@ -245,10 +245,8 @@ fn keys(table: &Table) -> BTreeMap<String, usize> {
         let texts = table
             .columns
             .iter()
-            .filter_map(|column| match &column.values {
-                Values::Text(values) => values[row].as_deref(),
-                Values::Numbers(_) => None,
-            });
+            .filter(|column| matches!(column.values, Values::Text(_)) || column.decimals.is_none())
+            .filter_map(|column| column.cell(row));
         let first = texts.take(1).collect::<Vec<_>>().join(", ");
         let mut key = first.clone();
         let mut number = 1;

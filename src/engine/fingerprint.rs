@@ -9,7 +9,7 @@ use super::artifact::Digest;
 use super::context::Labels;
 
 /// Raised when the meaning of a manifest changes; every fingerprint changes with it.
-pub const MANIFEST_FORMAT: u32 = 1;
+pub const MANIFEST_FORMAT: u32 = 2;
 
 /// Everything that determines the bytes of a stage's outputs.
 ///
@@ -23,7 +23,7 @@ pub struct Manifest {
     pub kind: String,
     /// The kind's version.
     pub version: u32,
-    /// Typed params, defaults filled in.
+    /// Typed params; those at their default are left out.
     pub params: Json,
     /// For each port, the artifacts by content.
     pub inputs: BTreeMap<String, Vec<ManifestInput>>,

@@ -3,6 +3,7 @@
 //! A kind is one struct: its fields are its params. Help, JSON schema, completions and did-you-mean all
 //! derive from that struct and from the table of kinds ([`StageKind`]) that the engine is given.
 
+mod defaults;
 mod explain;
 mod port;
 mod words;
@@ -255,7 +256,7 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
 
 /// A [`Kind`] behind a pointer: one stage of a pipeline, its params typed and checked.
 pub trait Stage: Send + Sync {
-    /// Returns the params with defaults filled in, as they enter the fingerprint.
+    /// Returns the params as they enter the fingerprint: what is at its default is left out.
     fn params(&self) -> Json;
     /// See [`Kind::ports`].
     fn ports(&self) -> Vec<Port>;
@@ -288,7 +289,7 @@ pub trait Stage: Send + Sync {
 impl<K: Kind> Stage for K {
     fn params(&self) -> Json {
         // A map with text keys and finite numbers: parsing refused anything else.
-        serde_json::to_value(self).unwrap_or(Json::Null)
+        defaults::leave_out::<K>(serde_json::to_value(self).unwrap_or(Json::Null))
     }
 
     fn ports(&self) -> Vec<Port> {
@@ -357,6 +358,8 @@ pub struct StageKind {
     pub parse: fn(&Json) -> Result<Box<dyn Stage>, Vec<Problem>>,
     /// The JSON schema of the params.
     pub schema: fn() -> schemars::Schema,
+    /// The defaults of the params, by path.
+    pub defaults: fn() -> Vec<(String, Json)>,
 }
 
 impl StageKind {
@@ -368,6 +371,7 @@ impl StageKind {
             example: K::EXAMPLE,
             parse: parse::<K>,
             schema: schema::<K>,
+            defaults: defaults::of::<K>,
         }
     }
 

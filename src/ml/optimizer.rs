@@ -82,7 +82,7 @@ pub struct ParameterGroup {
     pub parameters: Vec<(String, Var)>,
     /// Their learning rate.
     pub learning_rate: LearningRate,
-    /// Share of the learning rate by which weights shrink at each step.
+    /// Share of the learning rate by which weights shrink at each step; see [`AdamWConfig::decay_vectors`].
     pub weight_decay: f64,
 }
 
@@ -97,6 +97,8 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Norm of all gradients together above which they are scaled down to it.
     pub max_grad_norm: Option<f64>,
+    /// Whether weight decay shrinks vectors too: norms and biases.
+    pub decay_vectors: bool,
 }
 
 impl Default for AdamWConfig {
@@ -106,6 +108,7 @@ impl Default for AdamWConfig {
             beta2: 0.999,
             eps: 1e-8,
             max_grad_norm: Some(1.0),
+            decay_vectors: false,
         }
     }
 }
@@ -177,11 +180,12 @@ impl AdamW {
         let mut slots = BTreeMap::new();
         for group in groups {
             for (name, var) in group.parameters {
+                let decays = config.decay_vectors || var.rank() > 1;
                 let slot = Slot {
                     moments: Moments::zero(&var)?,
                     var,
                     learning_rate: group.learning_rate,
-                    weight_decay: group.weight_decay,
+                    weight_decay: if decays { group.weight_decay } else { 0.0 },
                 };
                 if slots.insert(name.clone(), slot).is_some() {
                     return Err(OptimizerError::Duplicate { name });

@@ -157,7 +157,7 @@ fn mean_metric() -> Metric {
 
 impl Kind for Claims {
     const NAME: &'static str = "claims";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r"{ claims: [
       { id: diversity, text: FlowHF is more diverse than PPO,
         test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater } },

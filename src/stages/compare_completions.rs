@@ -60,7 +60,7 @@ fn title() -> String {
 
 impl Kind for CompareCompletions {
     const NAME: &'static str = "compare_completions";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ questions: [0, 7], columns: [reward, exact_reward] }";
 
     fn ports(&self) -> Vec<Port> {

@@ -49,7 +49,7 @@ fn title() -> String {
 
 impl Kind for Efficiency {
     const NAME: &'static str = "efficiency";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ relative_to: ppo, reference_values: { flowhf: 3.45 },
       notes: ["Paper: FlowHF takes under 3.5% of PPO's FLOPs: 4 h x 3 GPUs x 0.46 / (20 h x 8 GPUs) = 3.45%."] }"#;
 
@@ -93,11 +93,7 @@ impl Efficiency {
     fn table(&self, rows: &[Row<Curve>]) -> Result<Table, StageError> {
         let mut table = Table::new(&self.title);
         table.text_column(&self.row, rows.iter().map(|row| Some(row.name.clone())));
-        table.number_column(
-            "Runs",
-            0,
-            rows.iter().map(|row| Some(row.runs.len() as f64)),
-        );
+        table.whole_column("Runs", rows.iter().map(|row| Some(row.runs.len() as f64)));
         let mut number =
             |heading: &str, decimals: usize, value: &dyn Fn(&TrainingSummary) -> f64| {
                 table.number_column(

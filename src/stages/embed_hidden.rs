@@ -36,7 +36,7 @@ pub struct EmbedHidden {
 
 impl Kind for EmbedHidden {
     const NAME: &'static str = "embed_hidden";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ prefix: "Answer:" }"#;
 
     fn ports(&self) -> Vec<Port> {

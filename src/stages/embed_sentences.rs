@@ -34,7 +34,7 @@ fn batch_tokens() -> usize {
 
 impl Kind for EmbedSentences {
     const NAME: &'static str = "embed_sentences";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {

@@ -28,7 +28,7 @@ pub struct EnumerateAnswers {
 
 impl Kind for EnumerateAnswers {
     const NAME: &'static str = "enumerate_answers";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ n: 20 }";
 
     fn ports(&self) -> Vec<Port> {

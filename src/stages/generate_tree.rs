@@ -166,7 +166,7 @@ fn symbol(index: usize) -> String {
 
 impl Kind for GenerateTree {
     const NAME: &'static str = "generate_tree";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ symbols: 2, horizon: 3, prompts: 3, spread: 1.5, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -251,6 +251,7 @@ impl Kind for GenerateTree {
             offset: 0.0,
             accuracy: None,
             longer_wins: None,
+            skipped_end: None,
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;

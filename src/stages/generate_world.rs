@@ -84,7 +84,7 @@ const OUTPUTS: [&str; 7] = [
 
 impl Kind for GenerateWorld {
     const NAME: &'static str = "generate_world";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ seed: 1, finetune_pairs: 2000, reward_pairs: 4000, rl_questions: 800 }";
 

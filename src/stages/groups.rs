@@ -96,7 +96,7 @@ pub(super) fn add_axes<'a, T: 'a>(
 ) {
     for (at, axis) in axes.iter().enumerate() {
         let shown = row_of_line.clone().map(|row| Some(row.shown[at].clone()));
-        table.text_column(axis, shown);
+        table.label_column(axis, shown);
     }
 }
 

@@ -68,7 +68,7 @@ impl InitModel {
 
 impl Kind for InitModel {
     const NAME: &'static str = "init_model";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ hidden_size: 64, num_layers: 3, num_heads: 2, intermediate_size: 176, max_position_embeddings: 64, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {

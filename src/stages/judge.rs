@@ -88,7 +88,7 @@ impl Pair {
 
 impl Kind for Judge {
     const NAME: &'static str = "judge";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r"{ judge: { kind: http, url: https://api.openai.com/v1, model: gpt-4o-2024-08-06, api_key_env: OPENAI_API_KEY,
       template: hh, requests_per_minute: 300, concurrency: 8 }, max_questions: 300, max_samples: 1 }";
 

@@ -101,7 +101,7 @@ struct Found {
 
 impl Kind for LoadLabelledTexts {
     const NAME: &'static str = "load_labelled_texts";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ source: data/davidson.csv, layout: davidson, held_out: 0.1, prompts: 150, seed: 1 }";
 

@@ -90,7 +90,7 @@ fn plain() -> String {
 
 impl Kind for LoadPreferences {
     const NAME: &'static str = "load_preferences";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ source: data/rl, layout: stack_exchange_paired, template: stack_llama, max_pairs_per_question: 4 }";
 
     fn ports(&self) -> Vec<Port> {

@@ -16,9 +16,8 @@ use crate::sources::{Sha256, Source};
 /// Loads a reward model: a LLaMA model with one score, or an adapter with its head; also one that `flowgraph export`
 /// wrote, with its calibration.
 ///
-/// A reward is read at the last token of prompt and completion, which is the end token wherever a completion ended of
-/// itself. `transformers` reads the token before it where a model's `pad_token_id` is that end token, and the last
-/// token of the text where the text was encoded without one: scores differ from those.
+/// Texts are scored with the end token wherever a completion ended of itself; `score_at` says whether a reward is read
+/// at it or before it.
 ///
 /// The weights of the head must really be in the files: a model that was merged without them scores noise, and
 /// nothing else would show it (huggingface/trl#398).
@@ -41,6 +40,21 @@ pub struct LoadReward {
     /// See `scale`.
     #[serde(default)]
     offset: f64,
+    /// Which token's score is that of a text.
+    #[serde(default)]
+    score_at: ScoreAt,
+}
+
+/// Which token's score is that of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum ScoreAt {
+    /// As the model says: where its own description does, else the last token that is not the `pad_token_id` of its
+    /// configuration, as in `transformers`; a model that pads with its end token is read before it.
+    #[default]
+    Model,
+    /// The last token, an end token too.
+    End,
 }
 
 fn one() -> f64 {
@@ -59,7 +73,7 @@ impl LoadReward {
 
 impl Kind for LoadReward {
     const NAME: &'static str = "load_reward";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ source: models/reward }";
 
     fn ports(&self) -> Vec<Port> {
@@ -112,32 +126,44 @@ impl Kind for LoadReward {
             model.save_copy(&output, Some(&score))?;
         }
         let known = RewardDescription::find(&path)?;
-        let calibrated = known.unwrap_or(RewardDescription {
-            scale: 1.0,
-            offset: 0.0,
-            accuracy: None,
-            longer_wins: None,
-        });
+        let calibrated = match known {
+            Some(known) => known,
+            None => RewardDescription {
+                scale: 1.0,
+                offset: 0.0,
+                accuracy: None,
+                longer_wins: None,
+                skipped_end: padding_end(&path, &output)?,
+            },
+        };
         let description = RewardDescription {
             scale: self.scale * calibrated.scale,
             offset: self.scale * calibrated.offset + self.offset,
+            skipped_end: match self.score_at {
+                ScoreAt::Model => calibrated.skipped_end,
+                ScoreAt::End => None,
+            },
             ..calibrated
         };
         description.save(&output)?;
-        let loaded = RewardModel::load(&output)?;
-        let ends = &loaded.model.eos;
-        if pads_with_end(&path, ends)? {
-            ctx.note(
-                "rewards are read at the end token; `transformers` reads the token before it, because this model's \
+        RewardModel::load(&output)?;
+        match (description.skipped_end, calibrated.skipped_end) {
+            (Some(_), _) => ctx.note(
+                "rewards are read at the token before the end token, as in `transformers`, because the model's \
                  `pad_token_id` is that token",
-            );
+            ),
+            (None, Some(_)) => ctx.note(
+                "rewards are read at the end token (`score_at`); `transformers` reads the token before it, because \
+                 the model's `pad_token_id` is that token",
+            ),
+            (None, None) => {}
         }
         Ok(())
     }
 }
 
-/// Tells whether the folder's own configuration pads with a token that ends texts.
-fn pads_with_end(folder: &Path, ends: &[u32]) -> Result<bool, StageError> {
-    let pad = padding_id(folder)?;
-    Ok(pad.is_some_and(|pad| ends.contains(&pad)))
+/// Returns the padding token of a folder's own configuration, if it is one that ends texts of the model in `loaded`.
+fn padding_end(folder: &Path, loaded: &Path) -> Result<Option<u32>, StageError> {
+    let ends = LanguageModel::load_classifier(loaded)?.0.eos;
+    Ok(padding_id(folder)?.filter(|pad| ends.contains(pad)))
 }

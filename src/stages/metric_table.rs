@@ -115,7 +115,7 @@ struct Measured {
 
 impl Kind for MetricTable {
     const NAME: &'static str = "metric_table";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r"{ row: policy, aggregate: seed, top_k: 20, tfidf: true, extra: [exact_reward],
       row_names: { flowhf.late: FlowHF }, reference_values: { ppo: { mean: 0.872, diversity: 0.292 } } }";
 
@@ -312,18 +312,13 @@ impl MetricTable {
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
         add_axes(&mut table, self.row.names(), rows.iter());
-        table.number_column(
+        table.whole_column(
             "n",
-            0,
             rows.iter()
                 .map(|row| Some(row.runs.iter().map(|run| run.content.n).sum::<usize>() as f64)),
         );
         if several {
-            table.number_column(
-                "Runs",
-                0,
-                rows.iter().map(|row| Some(row.runs.len() as f64)),
-            );
+            table.whole_column("Runs", rows.iter().map(|row| Some(row.runs.len() as f64)));
         }
         for (at, column) in shown.iter().enumerate() {
             let heading = column.heading(self.top_k);
@@ -373,11 +368,11 @@ impl MetricTable {
                 .flat_map(|row| row.runs.iter().map(move |run| (row, run)))
         };
         add_axes(&mut table, self.row.names(), runs().map(|(row, _)| row));
-        table.text_column(
+        table.label_column(
             &self.aggregate,
             runs().map(|(_, run)| Some(run.label.clone())),
         );
-        table.number_column("n", 0, runs().map(|(_, run)| Some(run.content.n as f64)));
+        table.whole_column("n", runs().map(|(_, run)| Some(run.content.n as f64)));
         for (at, column) in shown.iter().enumerate() {
             let values = runs().map(|(_, run)| Some(run.content.values[at]));
             table.number_column(column.heading(self.top_k), 3, values);

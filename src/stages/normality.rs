@@ -46,7 +46,7 @@ fn title() -> String {
 
 impl Kind for Normality {
     const NAME: &'static str = "normality";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ column: reward, alpha: 0.05 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -197,13 +197,9 @@ mod tests {
             ),
         ]);
         let table = kind().table(&all).unwrap();
-        let text = |column: &str| -> Vec<&str> {
-            table
-                .texts(column)
-                .unwrap()
-                .iter()
-                .map(|cell| cell.as_deref().unwrap_or("-"))
-                .collect()
+        let text = |column: &str| -> Vec<String> {
+            let cells = table.texts(column).unwrap().into_iter();
+            cells.map(|cell| cell.unwrap_or("-".to_owned())).collect()
         };
         assert_eq!(text("Runs"), ["pooled", "seed 1", "seed 2", "all", "all"]);
         assert_eq!(

@@ -89,7 +89,7 @@ struct Measured {
 
 impl Kind for ObjectiveTable {
     const NAME: &'static str = "objective_table";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ rows: [objective, on_policy], targets: { tba: posterior }, modes: 10 }";
 
@@ -238,7 +238,7 @@ impl ObjectiveTable {
             }),
         );
         let runs = rows.values().map(|row| row.values().map(Vec::len).max());
-        table.number_column("Runs", 0, runs.map(|runs| runs.map(|runs| runs as f64)));
+        table.whole_column("Runs", runs.map(|runs| runs.map(|runs| runs as f64)));
         let several = rows
             .values()
             .flat_map(BTreeMap::values)
@@ -291,8 +291,8 @@ mod tests {
 
     fn scored(log_probs: [f64; 4], rewards: [f64; 4]) -> Scored {
         let mut table = Table::new("scores");
-        table.number_column("question_id", 0, [0.0, 0.0, 1.0, 1.0].map(Some));
-        table.number_column("sample", 0, [0.0, 1.0, 0.0, 1.0].map(Some));
+        table.whole_column("question_id", [0.0, 0.0, 1.0, 1.0].map(Some));
+        table.whole_column("sample", [0.0, 1.0, 0.0, 1.0].map(Some));
         table.number_column("log_prob", 3, log_probs.map(|p: f64| Some(p.ln())));
         table.number_column("reward", 3, rewards.map(Some));
         Scored::new(table).unwrap()

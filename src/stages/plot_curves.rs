@@ -68,7 +68,7 @@ pub enum Scale {
 
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 

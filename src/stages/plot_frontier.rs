@@ -78,7 +78,7 @@ struct Place {
 
 impl Kind for PlotFrontier {
     const NAME: &'static str = "plot_frontier";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         r#"{ quality: "Win rate (%)", diversity: Semantic diversity, along: temperature }"#;
 
@@ -132,7 +132,7 @@ impl PlotFrontier {
         let along = self.along.as_ref().map(|axis| table.all_texts(axis));
         let along = along.transpose()?;
         let runs = if table.has(&self.aggregate) {
-            table.texts(&self.aggregate)?.to_vec()
+            table.texts(&self.aggregate)?
         } else {
             vec![None; series.len()]
         };
@@ -265,9 +265,9 @@ impl PlotFrontier {
     fn table(&self, places: &[Place]) -> Table {
         let mut table = Table::new(&self.title);
         let texts = |of: fn(&Place) -> &String| places.iter().map(move |p| Some(of(p).clone()));
-        table.text_column(&self.series, texts(|place| &place.series));
+        table.label_column(&self.series, texts(|place| &place.series));
         if let Some(axis) = &self.along {
-            table.text_column(axis, texts(|place| &place.along));
+            table.label_column(axis, texts(|place| &place.along));
         }
         let several = places
             .iter()

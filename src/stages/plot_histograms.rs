@@ -55,7 +55,7 @@ fn title() -> String {
 
 impl Kind for PlotHistograms {
     const NAME: &'static str = "plot_histograms";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ rows: [baseline, ppo, flowhf.late], bins: 30 }";
 
     fn ports(&self) -> Vec<Port> {

@@ -29,7 +29,7 @@ pub struct Score {
 
 impl Kind for Score {
     const NAME: &'static str = "score";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {

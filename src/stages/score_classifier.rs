@@ -42,7 +42,7 @@ fn batch_tokens() -> usize {
 
 impl Kind for ScoreClassifier {
     const NAME: &'static str = "score_classifier";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ class: neutral }";
 
     fn ports(&self) -> Vec<Port> {

@@ -29,7 +29,7 @@ pub struct ScorePolicy {
 
 impl Kind for ScorePolicy {
     const NAME: &'static str = "score_policy";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {

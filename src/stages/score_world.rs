@@ -50,7 +50,7 @@ const ADDED: [&str; 5] = [
 
 impl Kind for ScoreWorld {
     const NAME: &'static str = "score_world";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {

@@ -152,7 +152,7 @@ impl Measured {
 
 impl Kind for SemanticDiversity {
     const NAME: &'static str = "semantic_diversity";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], columns: [semantic_diversity, distinct_2, self_bleu, vendi, entropy],
       row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": { semantic_diversity: 0.690 } } }"#;
 
@@ -297,11 +297,11 @@ impl SemanticDiversity {
                 Some(runs.map(|run| of(&run.content)).sum::<usize>() as f64)
             })
         };
-        table.number_column("Prompts", 0, total(Measured::count));
-        table.number_column("n", 0, total(|run| run.completions));
+        table.whole_column("Prompts", total(Measured::count));
+        table.whole_column("n", total(|run| run.completions));
         if several {
             let runs = rows.iter().map(|row| Some(row.runs.len() as f64));
-            table.number_column("Runs", 0, runs);
+            table.whole_column("Runs", runs);
         }
         for (at, measure) in self.columns.iter().enumerate() {
             let means = rows
@@ -361,9 +361,9 @@ impl SemanticDiversity {
         };
         add_axes(&mut table, self.row.names(), runs().map(|(row, _)| row));
         let labels = runs().map(|(_, run)| Some(run.label.clone()));
-        table.text_column(&self.aggregate, labels);
+        table.label_column(&self.aggregate, labels);
         let count = runs().map(|(_, run)| Some(run.content.count() as f64));
-        table.number_column("Prompts", 0, count);
+        table.whole_column("Prompts", count);
         for (at, measure) in self.columns.iter().enumerate() {
             let means = runs().map(|(_, run)| run.content.mean(at).map(Some));
             let means = means.collect::<Result<Vec<_>, _>>()?;

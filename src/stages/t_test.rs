@@ -107,7 +107,7 @@ fn title() -> String {
 
 impl Kind for TTest {
     const NAME: &'static str = "t_test";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r"{ pairs: [{ a: flowhf.late, b: ppo, claim: FlowHF beats PPO }],
       published: [{ name: FlowHF 17500 > PPO, n: 200, a: { mean: 1.024, std: 0.914 }, b: { mean: 0.872, std: 0.796 },
                     std: population, expected_p: 0.039 }] }";

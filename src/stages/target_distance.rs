@@ -80,7 +80,7 @@ struct Target<'a> {
 
 impl Kind for TargetDistance {
     const NAME: &'static str = "target_distance";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ scales: [1, 10, 100], prior: sft, prior_scales: [5] }";
 
     fn ports(&self) -> Vec<Port> {
@@ -192,14 +192,14 @@ impl TargetDistance {
             let runs = row.runs.iter().map(|run| run.content.questions.len());
             Some(runs.sum::<usize>() as f64)
         };
-        table.number_column("Questions", 0, rows.iter().map(questions));
+        table.whole_column("Questions", rows.iter().map(questions));
         let runs = || {
             rows.iter()
                 .flat_map(|row| row.runs.iter().map(move |run| (row, run)))
         };
         per_seed.text_column(&self.row, runs().map(|(row, _)| Some(row.name.clone())));
         let label = runs().map(|(_, run)| Some(run.label.clone()));
-        per_seed.text_column(&self.aggregate, label);
+        per_seed.label_column(&self.aggregate, label);
         for (at, heading) in self.headings().iter().enumerate() {
             let of_row =
                 |runs: &Vec<Vec<f64>>| -> Vec<f64> { runs.iter().map(|run| run[at]).collect() };

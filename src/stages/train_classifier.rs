@@ -67,7 +67,7 @@ const BATCH_TOKENS: usize = 4096;
 
 impl Kind for TrainClassifier {
     const NAME: &'static str = "train_classifier";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ steps: 300, batch_size: 32, optimizer: { lr: 5e-5 }, balanced: true, seed: 1 }";
 
@@ -288,7 +288,7 @@ fn table(measured: &[(String, ClassifierMetrics)]) -> Table {
         "test set",
         measured.iter().map(|(name, _)| Some(name.clone())),
     );
-    table.number_column("texts", 0, numbers(&|metrics| metrics.texts as f64));
+    table.whole_column("texts", numbers(&|metrics| metrics.texts as f64));
     table.number_column("accuracy", 3, numbers(&|metrics| metrics.accuracy));
     table.number_column(
         "most frequent class",

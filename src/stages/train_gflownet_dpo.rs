@@ -88,7 +88,7 @@ fn minus_eight() -> f64 {
 
 impl Kind for TrainGflownetDpo {
     const NAME: &'static str = "train_gflownet_dpo";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ alpha: 0.1, steps: 200, batch_size: 16, optimizer: { lr: 1e-4, schedule: cosine }, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {

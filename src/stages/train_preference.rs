@@ -58,7 +58,7 @@ pub struct TrainPreference {
 
 impl Kind for TrainPreference {
     const NAME: &'static str = "train_preference";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ objective: { loss: dpo, beta: 0.1 }, steps: 200, batch_size: 16, \
         optimizer: { lr: 1e-4, schedule: cosine }, seed: 1 }";
 

@@ -86,7 +86,7 @@ const SCORED: usize = 64;
 
 impl Kind for TrainReward {
     const NAME: &'static str = "train_reward";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ steps: 250, batch_size: 32, optimizer: { lr: 3e-3, schedule: cosine }, prefix_weight: 0.5, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -194,6 +194,7 @@ impl Kind for TrainReward {
             offset: 0.0,
             accuracy: None,
             longer_wins: None,
+            skipped_end: None,
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;

@@ -65,7 +65,7 @@ pub struct TrainSft {
 
 impl Kind for TrainSft {
     const NAME: &'static str = "train_sft";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         "{ steps: 120, batch_size: 64, optimizer: { lr: 2e-3, schedule: cosine }, seed: 1 }";
 

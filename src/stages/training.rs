@@ -42,6 +42,9 @@ pub(super) struct OptimizerParams {
     /// Share of the learning rate by which weights shrink at each step.
     #[serde(default)]
     pub weight_decay: f64,
+    /// Whether norms and biases shrink too.
+    #[serde(default)]
+    pub decay_norms_and_biases: bool,
     /// Decay of the mean of gradients.
     #[serde(default = "beta1")]
     pub beta1: f64,
@@ -73,6 +76,7 @@ impl OptimizerParams {
             beta1: self.beta1,
             beta2: self.beta2,
             max_grad_norm: self.max_grad_norm,
+            decay_vectors: self.decay_norms_and_biases,
             ..AdamWConfig::default()
         }
     }
@@ -285,7 +289,10 @@ pub(super) fn train(
     }
     let (mut saved, clock, first) = (Instant::now(), Instant::now(), progress.step);
     while progress.step < run.steps && progress.diverged.is_none() {
-        let last_good = trainer::parameters(trainer)?;
+        // A copy of all that is trained, for those alone who would get it.
+        let rolls_back = run.on_divergence == OnDivergence::Complete;
+        let last_good = rolls_back.then(|| trainer::parameters(trainer));
+        let last_good = last_good.transpose()?;
         let updates = trainer.optimizer().steps();
         let report = match trainer.step(progress.step) {
             Err(TrainError::Cancelled) => {
@@ -299,7 +306,9 @@ pub(super) fn train(
         };
         progress.take(&report);
         if report.diverged.is_some() {
-            trainer::set_parameters(trainer, &last_good)?;
+            if let Some(last_good) = &last_good {
+                trainer::set_parameters(trainer, last_good)?;
+            }
             break;
         }
         progress.step += 1;

@@ -139,7 +139,7 @@ impl Won {
 
 impl Kind for WinRate {
     const NAME: &'static str = "win_rate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": 60 } }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -229,7 +229,7 @@ impl WinRate {
         add_counts(&mut table, &lines.collect::<Vec<Vec<&Won>>>());
         if several {
             let runs = rows.iter().map(|row| Some(row.runs.len() as f64));
-            table.number_column("Runs", 0, runs);
+            table.whole_column("Runs", runs);
         }
         table.notes = self.standard_notes(rows, several);
         Ok(table)
@@ -262,7 +262,7 @@ impl WinRate {
         };
         add_axes(&mut table, self.row.names(), runs().map(|(row, _)| row));
         let labels = runs().map(|(_, run)| Some(run.label.clone()));
-        table.text_column(&self.aggregate, labels);
+        table.label_column(&self.aggregate, labels);
         let rates = runs().map(|(_, run)| run.content.rate().map(Some));
         table.number_column("Win rate (%)", 1, rates.collect::<Result<Vec<_>, _>>()?);
         let lines = runs().map(|(_, run)| vec![&run.content]);
@@ -322,7 +322,7 @@ fn add_counts(table: &mut Table, lines: &[Vec<&Won>]) {
     table.number_column("Wins", 0, sums(|won| won.wins).into_iter().map(Some));
     table.number_column("Ties", 0, sums(|won| won.ties).into_iter().map(Some));
     table.number_column("Losses", 0, sums(|won| won.losses).into_iter().map(Some));
-    table.number_column("n", 0, pairs.iter().copied().map(Some));
+    table.whole_column("n", pairs.iter().copied().map(Some));
     let consistent = sums(|won| won.consistent);
     let shares = consistent.iter().zip(&pairs);
     let shares = shares.map(|(alike, pairs)| Some(100.0 * alike / pairs));

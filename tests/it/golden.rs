@@ -82,3 +82,53 @@ fn fingerprints_change_with_the_version_alone() {
         "run this test with UPDATE_GOLDEN=1 after a VERSION was bumped"
     );
 }
+
+const DEFAULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/defaults.txt");
+
+/// Params at their default are no part of a fingerprint: another default is another meaning of the same one.
+#[test]
+fn defaults_change_with_the_version_alone() {
+    let mut found = BTreeMap::new();
+    for kind in REGISTRY {
+        for (path, default) in (kind.defaults)() {
+            found.insert(
+                format!("{} {path}", kind.name),
+                (kind.version, default.to_string()),
+            );
+        }
+    }
+    let text = std::fs::read_to_string(DEFAULTS).unwrap_or_default();
+    let golden: BTreeMap<String, (u32, String)> = text
+        .lines()
+        .map(|line| {
+            let mut words = line.splitn(4, ' ');
+            let mut next = || words.next().unwrap();
+            let (kind, version, path) = (next(), next(), next());
+            (
+                format!("{kind} {path}"),
+                (version.parse().unwrap(), next().to_owned()),
+            )
+        })
+        .collect();
+    let wrong: Vec<String> = golden
+        .iter()
+        .filter_map(|(param, (version, old))| {
+            let (now, new) = found.get(param)?;
+            let changed = now == version && new != old;
+            changed.then(|| format!("{param}: {old} -> {new}: bump VERSION or restore it"))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let lines = found.iter().map(|(param, (version, default))| {
+            let (kind, path) = param.split_once(' ').unwrap();
+            format!("{kind} {version} {path} {default}\n")
+        });
+        std::fs::write(DEFAULTS, lines.collect::<String>()).unwrap();
+        return;
+    }
+    assert_eq!(
+        golden, found,
+        "run this test with UPDATE_GOLDEN=1 for new params and versions"
+    );
+}

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use flowgraph::ml::kernels::simd::{Path, VARIABLE};
 use flowgraph::registry::REGISTRY;
 
 use crate::space::Space;
@@ -20,10 +21,8 @@ struct Made {
     outputs: BTreeMap<String, String>,
 }
 
-/// Trained numbers differ between kinds of processors: each has a file of its own.
-fn golden_file(numerics: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/outputs.{numerics}.txt"))
-}
+/// One file for all processors, numbers of threads and C libraries.
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/outputs.txt");
 
 fn parse(text: &str) -> BTreeMap<String, Made> {
     let mut made = BTreeMap::new();
@@ -103,9 +102,15 @@ fn write_reward(space: &Space, folder: &str) {
     }
 }
 
-/// Runs both pipelines; returns the numerics class and what the stages made.
-fn run() -> (String, BTreeMap<String, Made>) {
+/// Runs both pipelines in an environment; returns what the stages made.
+fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     let space = Space::new(KINDS);
+    let run = || {
+        let mut program = space.program(&["run", "p.yaml", "--json"]);
+        program.envs(environment.iter().copied());
+        let report = space.report(&program.output().unwrap());
+        assert_eq!(report.code, 0, "{environment:?}: {}", report.stderr);
+    };
     write_encoder(&space);
     let letters = ["abc", "xyz hij", "mno"];
     let rows: String = (0..24u8)
@@ -119,20 +124,17 @@ fn run() -> (String, BTreeMap<String, Made>) {
         "pairs.csv",
         "qid,question,response_j,response_k\n7,why so,because,no idea\n9,how come,thus,\"a, b\"\n",
     );
-    let report = space.run(&[]);
-    assert_eq!(report.code, 0, "{}", report.stderr);
+    run();
     for (stage, folder) in [("sft", "model"), ("reward_model", "reward_model")] {
         let export = space.flowgraph(&["export", "p.yaml", stage, folder]);
         assert_eq!(export.code, 0, "{}", export.stderr);
     }
     write_reward(&space, "reward_model");
     space.write("p.yaml", LOADED);
-    let report = space.run(&[]);
-    assert_eq!(report.code, 0, "{}", report.stderr);
+    run();
 
     let (records, errors) = space.store().read_records();
     assert!(errors.is_empty(), "{errors:?}");
-    let numerics = records[0].provenance.numerics.clone();
     let made = records.into_iter().map(|record| {
         let outputs = record.outputs.into_iter();
         let made = Made {
@@ -142,34 +144,31 @@ fn run() -> (String, BTreeMap<String, Made>) {
                 .map(|(name, artifact)| (name, artifact.digest.to_string()))
                 .collect(),
         };
+        assert_eq!(record.provenance.numerics, "cpu/2");
         (record.provenance.stage, made)
     });
-    (numerics, made.collect())
+    made.collect()
+}
+
+fn golden() -> BTreeMap<String, Made> {
+    parse(&std::fs::read_to_string(GOLDEN).unwrap_or_default())
 }
 
 /// `UPDATE_GOLDEN=1` writes what has another fingerprint than before, and nothing that changed without one.
-///
-/// A file is written on the class of processors that it is for: until that was done after a mend that changes a
-/// fingerprint, those stages are listed as unrecorded and the others compared.
 #[test]
 fn outputs_change_with_the_fingerprint_alone() {
-    let (numerics, found) = run();
+    let found = run(&[]);
     let kinds: BTreeSet<&str> = found.values().map(|made| made.kind.as_str()).collect();
     let all: BTreeSet<&str> = REGISTRY.iter().map(|kind| kind.name).collect();
     assert_eq!(kinds, all, "kinds.yaml has an instance of each kind");
 
-    let file = golden_file(&numerics);
-    let golden = parse(&std::fs::read_to_string(&file).unwrap_or_default());
-    let is_recorded = |stage: &str, made: &Made| {
-        let old = golden.get(stage);
-        old.is_some_and(|old| old.fingerprint == made.fingerprint)
-    };
-    let (recorded, unrecorded): (Vec<_>, Vec<_>) = found
+    let golden = golden();
+    let wrong: Vec<&str> = found
         .iter()
-        .partition(|(stage, made)| is_recorded(stage, made));
-    let wrong: Vec<&str> = recorded
-        .iter()
-        .filter(|(stage, made)| golden.get(*stage) != Some(*made))
+        .filter(|(stage, made)| {
+            let old = golden.get(*stage);
+            old.is_some_and(|old| old.fingerprint == made.fingerprint && old != *made)
+        })
         .map(|(stage, _)| stage.as_str())
         .collect();
     assert!(
@@ -177,18 +176,132 @@ fn outputs_change_with_the_fingerprint_alone() {
         "other bytes under the same fingerprint: bump the kind's VERSION or restore what it did: {wrong:?}"
     );
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(file, write(&found)).unwrap();
+        std::fs::write(GOLDEN, write(&found)).unwrap();
         return;
     }
     assert!(
-        !recorded.is_empty(),
-        "nothing is recorded of the class {numerics}: run this test with UPDATE_GOLDEN=1 on it, at a commit whose \
-         results are known to be right, and commit {}",
-        file.display()
+        golden == found,
+        "run this test with UPDATE_GOLDEN=1 after a fingerprint was meant to change"
     );
-    let unrecorded: Vec<&str> = unrecorded
-        .into_iter()
-        .map(|(stage, _)| stage.as_str())
+}
+
+/// Names what an environment changed.
+fn assert_golden(what: &str, environment: &[(&str, &str)]) {
+    let (golden, found) = (golden(), run(environment));
+    let changed: Vec<&String> = found
+        .iter()
+        .filter(|(stage, made)| golden.get(*stage) != Some(*made))
+        .map(|(stage, _)| stage)
         .collect();
-    println!("not recorded on {numerics} (UPDATE_GOLDEN=1 does): {unrecorded:?}");
+    assert!(
+        changed.is_empty(),
+        "{what} changes the bytes of {changed:?}"
+    );
+    assert_eq!(golden.len(), found.len(), "{what}");
+}
+
+#[test]
+fn outputs_are_the_same_with_lower_instructions() {
+    for path in Path::ALL.into_iter().filter(|path| *path < Path::best()) {
+        assert_golden(path.name(), &[(VARIABLE, path.name())]);
+    }
+}
+
+#[test]
+fn outputs_are_the_same_in_another_language() {
+    assert_golden(
+        "LANG",
+        &[("LANG", "tr_TR.UTF-8"), ("LC_ALL", "tr_TR.UTF-8")],
+    );
+}
+
+/// The functions of the C library whose last bits are its own; exact ones are not among them.
+const APPROXIMATED: [&str; 25] = [
+    "exp", "exp2", "exp10", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin",
+    "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "tgamma",
+    "lgamma", "cbrt",
+];
+const APPROXIMATED_OF_TWO: [&str; 3] = ["pow", "atan2", "hypot"];
+
+/// A library that moves the results of approximated functions by one unit in the last place, and notes the processes
+/// that load it.
+fn shim() -> String {
+    let mut code = "#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+__attribute__((constructor)) static void loaded(void) {
+  char command[4096] = {0};
+  FILE *file = fopen(\"/proc/self/cmdline\", \"r\");
+  if (file) { size_t n = fread(command, 1, sizeof command - 1, file); fclose(file);
+    for (size_t i = 0; i + 1 < n; i++) if (!command[i]) command[i] = ' '; }
+  const char *list = getenv(\"SHIM_LOADED\");
+  if (!list) return;
+  file = fopen(list, \"a\");
+  if (file) { fprintf(file, \"%s\\n\", command); fclose(file); }
+}
+"
+    .to_owned();
+    for name in APPROXIMATED {
+        for (kind, suffix) in [("double", ""), ("float", "f")] {
+            let _ = writeln!(
+                code,
+                "{kind} {name}{suffix}({kind} x) {{ static {kind} (*next)({kind}); \
+                 if (!next) next = dlsym(RTLD_NEXT, \"{name}{suffix}\"); \
+                 return nextafter{suffix}(next(x), INFINITY); }}"
+            );
+        }
+    }
+    for name in APPROXIMATED_OF_TWO {
+        for (kind, suffix) in [("double", ""), ("float", "f")] {
+            let _ = writeln!(
+                code,
+                "{kind} {name}{suffix}({kind} x, {kind} y) {{ static {kind} (*next)({kind}, {kind}); \
+                 if (!next) next = dlsym(RTLD_NEXT, \"{name}{suffix}\"); \
+                 return nextafter{suffix}(next(x, y), INFINITY); }}"
+            );
+        }
+    }
+    for (kind, suffix) in [("double", ""), ("float", "f")] {
+        let _ = writeln!(
+            code,
+            "void sincos{suffix}({kind} x, {kind} *s, {kind} *c) {{ *s = sin{suffix}(x); *c = cos{suffix}(x); }}
+{kind} lgamma{suffix}_r({kind} x, int *sign) {{ static {kind} (*next)({kind}, int *); \
+             if (!next) next = dlsym(RTLD_NEXT, \"lgamma{suffix}_r\"); \
+             return nextafter{suffix}(next(x, sign), INFINITY); }}"
+        );
+    }
+    code
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn outputs_are_the_same_with_another_c_library() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (source, library, loaded) = (at("shim.c"), at("shim.so"), at("loaded"));
+    std::fs::write(&source, shim()).unwrap();
+    let options = ["-shared", "-fPIC", "-O1", "-fno-builtin", "-o"];
+    let compiled = std::process::Command::new("cc")
+        .args(options)
+        .args([&library, &source, "-ldl", "-lm"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&compiled.stderr);
+    assert!(compiled.status.success(), "{said}");
+    assert_golden(
+        "a C library with other last bits",
+        &[("LD_PRELOAD", &library), ("SHIM_LOADED", &loaded)],
+    );
+    let processes = std::fs::read_to_string(loaded).unwrap();
+    let workers = processes.lines().filter(|line| line.contains(" worker"));
+    let stages = golden().len();
+    assert!(
+        workers.count() >= stages / 2,
+        "the workers did not load the library: {processes}"
+    );
+    let tunables = "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F";
+    assert_golden("GLIBC_TUNABLES", &[("GLIBC_TUNABLES", tunables)]);
 }

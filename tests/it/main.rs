@@ -20,6 +20,7 @@ mod evaluation;
 mod failure;
 mod faults;
 mod golden;
+mod golden_flowhf;
 mod golden_outputs;
 mod history;
 mod import;

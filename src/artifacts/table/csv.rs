@@ -24,6 +24,7 @@ impl Table {
                     Values::Numbers(values) => {
                         values[row].map_or(String::new(), |value| value.to_string())
                     }
+                    Values::Ids(_) => column.cell(row).unwrap_or_default(),
                 },
             )));
         }
@@ -39,7 +40,7 @@ impl Table {
                 let formulas = values.iter().flatten().filter(|text| is_formula(text));
                 formulas.count()
             }
-            Values::Numbers(_) => 0,
+            Values::Numbers(_) | Values::Ids(_) => 0,
         });
         texts.sum()
     }

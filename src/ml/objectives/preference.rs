@@ -50,6 +50,9 @@ pub enum PreferenceLoss {
         /// Weight of the likelihood of preferred completions.
         #[serde(default = "one")]
         sft_weight: f64,
+        /// What that likelihood is a mean over.
+        #[serde(default)]
+        likelihood: Likelihood,
     },
     /// Odds-ratio preference optimisation.
     Orpo {
@@ -73,7 +76,36 @@ pub enum PreferenceLoss {
         /// Weight of the others.
         #[serde(default = "one")]
         undesirable_weight: f64,
+        /// The completions whose divergence from the reference rewards are compared to.
+        #[serde(default)]
+        reference_point: ReferencePoint,
     },
+}
+
+/// What CPO's likelihood of preferred completions is a mean over.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, Default,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Likelihood {
+    /// Over the tokens of all preferred completions of a step, as TRL does: long ones weigh more.
+    #[default]
+    Tokens,
+    /// Over the pairs, each with the mean of its own tokens.
+    Pairs,
+}
+
+/// Which completions KTO's reference point is taken over, each under another prompt of the step.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, Default,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferencePoint {
+    /// All of them, as TRL does.
+    #[default]
+    All,
+    /// The preferred ones.
+    Chosen,
 }
 
 fn one() -> f64 {
@@ -109,7 +141,9 @@ impl PreferenceLoss {
                 ),
             ],
             Self::Ipo { beta } => vec![(positive(beta), "beta", "from 1e-6 to 1e6")],
-            Self::Cpo { beta, sft_weight } => vec![
+            Self::Cpo {
+                beta, sft_weight, ..
+            } => vec![
                 (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (not_negative(sft_weight), "sft_weight", "at least 0"),
             ],
@@ -122,6 +156,7 @@ impl PreferenceLoss {
                 beta,
                 desirable_weight,
                 undesirable_weight,
+                ..
             } => vec![
                 (positive(beta), "beta", "from 1e-6 to 1e6"),
                 (
@@ -163,6 +198,8 @@ pub struct PreferenceBatch<'a> {
     pub rejected_lengths: &'a [usize],
     /// KTO's estimate of the KL divergence, taken over the whole batch; see [`kto_baseline`].
     pub kl: f64,
+    /// Tokens of the preferred completions of the whole batch, of which this may be one micro-batch.
+    pub chosen_tokens: f64,
 }
 
 /// The loss of a batch.
@@ -247,10 +284,19 @@ pub fn preference(
             }
         }
         PreferenceLoss::Ipo { beta } => ((mean_plus - mean_minus)? - 0.5 / beta)?.sqr()?,
-        PreferenceLoss::Cpo { beta, sft_weight } => {
+        PreferenceLoss::Cpo {
+            beta,
+            sft_weight,
+            likelihood,
+        } => {
             let loss = log_sigmoid(&(&difference * beta)?)?.neg()?;
             if sft_weight > 0.0 {
-                (loss - (mean_plus * sft_weight)?)?
+                let likelihood = match likelihood {
+                    // Divided by the pairs below.
+                    Likelihood::Tokens => (plus * (divisor / batch.chosen_tokens))?,
+                    Likelihood::Pairs => mean_plus,
+                };
+                (loss - (likelihood * sft_weight)?)?
             } else {
                 loss
             }
@@ -266,6 +312,7 @@ pub fn preference(
             beta,
             desirable_weight,
             undesirable_weight,
+            ..
         } => {
             // 1 - s(x) = s(-x).
             let value = |ratio: &Tensor, sign: f64| -> Result<Tensor, ObjectiveError> {
@@ -348,6 +395,7 @@ mod tests {
             chosen_lengths: &[4, 6, 3],
             rejected_lengths: &[5, 4, 7],
             kl: 0.2,
+            chosen_tokens: 13.0,
         };
         preference(&batch, loss, Normaliser::Own).unwrap()
     }
@@ -422,6 +470,7 @@ mod tests {
                 PreferenceLoss::Cpo {
                     beta: BETA,
                     sft_weight: 0.5,
+                    likelihood: Likelihood::Pairs,
                 },
                 1.105_882_822_496_300_4,
                 [
@@ -471,6 +520,7 @@ mod tests {
                     beta: BETA,
                     desirable_weight: 1.2,
                     undesirable_weight: 0.8,
+                    reference_point: ReferencePoint::All,
                 },
                 0.498_604_053_028_108_2,
                 [
@@ -497,6 +547,27 @@ mod tests {
             });
             assert_gradients(&inputs, 1.0, |inputs| found(inputs, loss).loss);
         }
+    }
+
+    /// TRL's `CPOTrainer`: the margin's mean over pairs, plus `cpo_alpha` times the cross-entropy of all tokens of the
+    /// preferred completions.
+    #[test]
+    fn the_likelihood_of_cpo_is_a_mean_over_tokens() {
+        let cpo = |likelihood, sft_weight| PreferenceLoss::Cpo {
+            beta: BETA,
+            sft_weight,
+            likelihood,
+        };
+        let value = |loss| scalar(&found(&policy(), loss).loss).unwrap();
+        let margin = value(cpo(Likelihood::Tokens, 0.0));
+        let found_tokens = value(cpo(Likelihood::Tokens, 0.5)) - margin;
+        close(found_tokens, 0.5 * (4.0 + 7.5 + 3.2) / 13.0, 1e-12);
+        let found_pairs = value(cpo(Likelihood::Pairs, 0.5)) - margin;
+        let of_pairs = (4.0 / 4.0 + 7.5 / 6.0 + 3.2 / 3.0) / 3.0;
+        close(found_pairs, 0.5 * of_pairs, 1e-12);
+        assert_gradients(&policy(), 1.0, |inputs| {
+            found(inputs, cpo(Likelihood::Tokens, 0.5)).loss
+        });
     }
 
     #[test]
@@ -534,6 +605,7 @@ mod tests {
             chosen_lengths: &[1, 1, 1],
             rejected_lengths: &[1, 1, 1],
             kl: 0.0,
+            chosen_tokens: 3.0,
         };
         let error = preference(&batch, dpo(0.0, false), Normaliser::Own).unwrap_err();
         assert!(error.to_string().contains("reference"), "{error}");

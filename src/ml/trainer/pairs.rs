@@ -16,7 +16,7 @@ use crate::ml::objectives::gflownet_dpo::{
     PreferenceReward, ReferenceReward, ReleasedPositions, gflownet_dpo, released_gdpo,
 };
 use crate::ml::objectives::preference::{
-    PairLogProbs, PreferenceBatch, PreferenceLoss, kto_baseline, preference,
+    PairLogProbs, PreferenceBatch, PreferenceLoss, ReferencePoint, kto_baseline, preference,
 };
 use crate::ml::objectives::terminable::TerminableTrajectories;
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
@@ -125,13 +125,23 @@ impl PairTrainer {
         chosen.chain(rejected).collect()
     }
 
-    /// KTO's `z`: each prompt with the preferred completion of the next pair of the step.
-    fn mismatched_kl(&self, items: &[usize]) -> Result<f64, TrainError> {
+    /// KTO's `z`: each prompt with completions of the next pair of the step.
+    fn mismatched_kl(
+        &self,
+        items: &[usize],
+        reference_point: ReferencePoint,
+    ) -> Result<f64, TrainError> {
         let mut ratios = Vec::with_capacity(items.len());
-        let rows: Vec<TokenizedCompletion> = (0..items.len())
-            .map(|place| {
-                let prompt = &self.pairs[items[place]].chosen;
-                let other = &self.pairs[items[(place + 1) % items.len()]].chosen;
+        let next = |place: usize| &self.pairs[items[(place + 1) % items.len()]];
+        let mut others: Vec<_> = (0..items.len()).map(|place| &next(place).chosen).collect();
+        if reference_point == ReferencePoint::All {
+            others.extend((0..items.len()).map(|place| &next(place).rejected));
+        }
+        let rows: Vec<TokenizedCompletion> = others
+            .iter()
+            .enumerate()
+            .map(|(place, other)| {
+                let prompt = &self.pairs[items[place % items.len()]].chosen;
                 let prompt_length = prompt.prompt_length;
                 TokenizedCompletion {
                     tokens: [
@@ -159,7 +169,7 @@ impl PairTrainer {
         loss: PreferenceLoss,
         actions: &Actions,
         hidden: &Tensor,
-        kl: f64,
+        whole: WholeStep,
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
         let states = actions.states(hidden, false)?;
@@ -189,7 +199,8 @@ impl PairTrainer {
                 .map(|(chosen, rejected)| PairLogProbs { chosen, rejected }),
             chosen_lengths: &actions.lengths[..pairs],
             rejected_lengths: &actions.lengths[pairs..],
-            kl,
+            kl: whole.kl,
+            chosen_tokens: whole.chosen_tokens,
         };
         let found = preference(&batch, loss, normaliser)?;
         let mut metrics = vec![("accuracy", found.accuracy), ("margin", found.margin)];
@@ -357,13 +368,29 @@ fn margins(log_pf: &Tensor, reference: &Tensor) -> Result<Vec<(&'static str, f64
     ])
 }
 
+/// Numbers of a whole step, which each of its micro-batches needs.
+#[derive(Clone, Copy)]
+struct WholeStep {
+    /// What KTO's loss compares rewards to, 0 for the other losses.
+    kl: f64,
+    /// Tokens of the preferred completions.
+    chosen_tokens: f64,
+}
+
 impl PairTrainer {
-    /// What KTO's loss compares rewards to, 0 for the other losses; a number of the whole step.
-    fn baseline(&self, items: &[usize]) -> Result<f64, TrainError> {
-        match self.options.objective {
-            PairObjective::Preference(PreferenceLoss::Kto { .. }) => self.mismatched_kl(items),
-            _ => Ok(0.0),
-        }
+    fn whole_step(&self, items: &[usize]) -> Result<WholeStep, TrainError> {
+        let kl = match self.options.objective {
+            PairObjective::Preference(PreferenceLoss::Kto {
+                reference_point, ..
+            }) => self.mismatched_kl(items, reference_point)?,
+            _ => 0.0,
+        };
+        let chosen = items.iter().map(|item| &self.pairs[*item].chosen);
+        let chosen_tokens = chosen.map(TokenizedCompletion::completion_length);
+        Ok(WholeStep {
+            kl,
+            chosen_tokens: chosen_tokens.sum::<usize>() as f64,
+        })
     }
 
     /// Adds up the gradients of a step's micro-batches.
@@ -371,7 +398,7 @@ impl PairTrainer {
         &self,
         step: u64,
         items: &[usize],
-        baseline: f64,
+        whole: WholeStep,
     ) -> Result<(Gradients, StepReport), TrainError> {
         let total = items.len() as f64;
         let longest = self
@@ -399,7 +426,7 @@ impl PairTrainer {
                     match objective {
                         PairObjective::Preference(loss) => {
                             let normaliser = Normaliser::Total(total);
-                            self.preference(loss, &actions, &hidden, baseline, normaliser)?
+                            self.preference(loss, &actions, &hidden, whole, normaliser)?
                         }
                         PairObjective::GflownetDpo { .. } => {
                             let normaliser = Normaliser::Total(2.0 * total);
@@ -426,7 +453,7 @@ impl PairTrainer {
 impl Trainer for PairTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
         let items = self.epochs.at(step);
-        let baseline = self.baseline(&items)?;
+        let baseline = self.whole_step(&items)?;
         let (gradients, mut report) = self.gradients(step, &items, baseline)?;
         let lr = self.options.lr * self.options.schedule.factor(step);
         match self.optimizer.step(&gradients, lr)? {

@@ -226,6 +226,7 @@ fn equal_inputs_give_equal_tables_and_a_seed_moves_the_interval() {
     assert!(columns.iter().all(|column| match &column.values {
         Values::Numbers(values) => values.len() == 1,
         Values::Text(values) => values.len() == 1,
+        Values::Ids(values) => values.len() == 1,
     }));
 }
 

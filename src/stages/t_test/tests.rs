@@ -111,13 +111,7 @@ fn runs_are_tested_pooled_over_runs_and_one_by_one() {
     let rows = rows(items);
     let params = json!({ "pairs": [{ "a": "ppo", "b": "flowhf", "claim": "PPO wins" }, { "a": "ppo", "b": "baseline" }] });
     let table = kind(params).table(&rows).unwrap();
-    let runs: Vec<&str> = table
-        .texts("Runs")
-        .unwrap()
-        .iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let runs: Vec<String> = table.texts("Runs").unwrap().into_iter().flatten().collect();
     assert_eq!(
         runs,
         ["pooled", "runs", "seed 1", "seed 2", "seed 3"].repeat(2)

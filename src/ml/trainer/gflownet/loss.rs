@@ -428,8 +428,8 @@ impl GflownetTrainer {
     }
 }
 
-/// Standardises values among those of the same prompt: mean 0 and, unless all are equal, population standard
-/// deviation 1.
+/// Standardises values among those of the same prompt: mean 0 and, unless all are equal, standard deviation 1 with
+/// divisor `n - 1`, as `torch.std` has it.
 fn standardised(values: &[f64], prompt_of: &[usize]) -> Vec<f64> {
     let mut groups: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     for (value, prompt) in values.iter().zip(prompt_of) {
@@ -444,7 +444,7 @@ fn standardised(values: &[f64], prompt_of: &[usize]) -> Vec<f64> {
                 .iter()
                 .map(|value| (value - mean).powi(2))
                 .sum::<f64>()
-                / n;
+                / (n - 1.0).max(1.0);
             (prompt, (mean, variance.sqrt()))
         })
         .collect();
@@ -481,7 +481,8 @@ mod tests {
     #[test]
     fn rewards_are_standardised_among_the_completions_of_a_prompt() {
         let found = standardised(&[1.0, 5.0, 3.0, 7.0, 7.0], &[0, 1, 0, 2, 2]);
-        for (found, expected) in found.iter().zip([-1.0, 0.0, 1.0, 0.0, 0.0]) {
+        let half = 0.5f64.sqrt();
+        for (found, expected) in found.iter().zip([-half, 0.0, half, 0.0, 0.0]) {
             assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
         }
     }

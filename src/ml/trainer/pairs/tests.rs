@@ -6,6 +6,7 @@ use super::super::fixture::{assert_slopes, bits, config, difference, lora, model
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::config::LlamaConfig;
+use crate::ml::objectives::preference::Likelihood;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::schedule::Decay;
 use crate::ml::trainer::{self, TrainerState};
@@ -55,10 +56,11 @@ fn objectives() -> Vec<PairObjective> {
         label_smoothing,
         reference_free,
     };
-    let kto = PreferenceLoss::Kto {
+    let kto = |reference_point| PreferenceLoss::Kto {
         beta: 0.3,
         desirable_weight: 1.0,
         undesirable_weight: 1.2,
+        reference_point,
     };
     vec![
         preference(dpo(0.0, false)),
@@ -67,13 +69,20 @@ fn objectives() -> Vec<PairObjective> {
         preference(PreferenceLoss::Cpo {
             beta: 0.3,
             sft_weight: 1.0,
+            likelihood: Likelihood::Tokens,
+        }),
+        preference(PreferenceLoss::Cpo {
+            beta: 0.3,
+            sft_weight: 1.0,
+            likelihood: Likelihood::Pairs,
         }),
         preference(PreferenceLoss::Orpo { weight: 0.5 }),
         preference(PreferenceLoss::Simpo {
             beta: 1.0,
             margin: 0.5,
         }),
-        preference(kto),
+        preference(kto(ReferencePoint::All)),
+        preference(kto(ReferencePoint::Chosen)),
         gdpo(false),
         gdpo(true),
     ]
@@ -130,8 +139,8 @@ fn every_parameter_learns_by_its_slope() {
             let trainer = moved(options(objective), lora.as_ref());
             let items = [0, 1, 2, 3, 4];
             // KTO's baseline is a number to its gradient.
-            let kl = trainer.baseline(&items).unwrap();
-            let loss = || trainer.gradients(7, &items, kl).unwrap();
+            let step = trainer.whole_step(&items).unwrap();
+            let loss = || trainer.gradients(7, &items, step).unwrap();
             let (gradients, report) = loss();
             assert_slopes(&trainer.optimizer.parameters(), &gradients, || {
                 loss().1.metrics["loss"]
@@ -152,13 +161,13 @@ fn micro_batches_add_up_to_the_batch() {
         for objective in objectives() {
             let mut trainer = moved(options(objective), lora.as_ref());
             let items = [4, 2, 0, 1, 3];
-            let kl = trainer.baseline(&items).unwrap();
-            let (whole, report) = trainer.gradients(3, &items, kl).unwrap();
+            let step = trainer.whole_step(&items).unwrap();
+            let (whole, report) = trainer.gradients(3, &items, step).unwrap();
             for micro_batch in [1, 2, 3] {
                 trainer.options.micro_batch = micro_batch;
-                let again = trainer.baseline(&items).unwrap();
+                let (kl, again) = (step.kl, trainer.whole_step(&items).unwrap().kl);
                 assert!((again - kl).abs() < 1e-5, "{again} for {kl}");
-                let (parts, of_parts) = trainer.gradients(3, &items, kl).unwrap();
+                let (parts, of_parts) = trainer.gradients(3, &items, step).unwrap();
                 for (name, _) in trainer.optimizer.parameters() {
                     let apart = difference(&whole, &parts, &name);
                     assert!(apart < 1e-4, "{objective:?}, `{name}`: {apart}");
@@ -181,7 +190,14 @@ fn a_pair_has_the_same_loss_beside_others_of_its_prompt() {
         // The released code pads with what a longer neighbour leaves.
         let released = matches!(objective, PairObjective::GflownetDpo { released: true, .. });
         let trainer = moved(options(objective), None);
-        let loss = |items: &[usize]| trainer.gradients(3, items, 0.1).unwrap().1.metrics["loss"];
+        // The same number of tokens per pair, so that a likelihood of tokens is the mean of those of the pairs.
+        let loss = |items: &[usize]| {
+            let step = WholeStep {
+                kl: 0.1,
+                chosen_tokens: 3.0 * items.len() as f64,
+            };
+            trainer.gradients(3, items, step).unwrap().1.metrics["loss"]
+        };
         let together = loss(&[0, 1]);
         let apart = f64::midpoint(loss(&[0]), loss(&[1]));
         let same = (together - apart).abs() < 1e-5 * (1.0 + apart.abs());
@@ -195,7 +211,8 @@ fn completions_of_one_token_and_cut_ones_are_whole_rows() {
         let trainer = moved(options(objective), None);
         // Pairs with a cut side, with EOS alone, and with one token that is not EOS.
         for item in [2, 3, 4] {
-            let (gradients, report) = trainer.gradients(3, &[item], 0.0).unwrap();
+            let found = trainer.gradients(3, &[item], trainer.whole_step(&[item]).unwrap());
+            let (gradients, report) = found.unwrap();
             for (name, value) in &report.metrics {
                 assert!(
                     value.is_finite(),
@@ -214,7 +231,9 @@ fn completions_of_one_token_and_cut_ones_are_whole_rows() {
         chosen: end.clone(),
         rejected: end,
     });
-    let (gradients, report) = trainer.gradients(3, &[5], 0.0).unwrap();
+    let (gradients, report) = trainer
+        .gradients(3, &[5], trainer.whole_step(&[5]).unwrap())
+        .unwrap();
     assert_eq!(report.metrics["loss"], 0.0);
     let gradient = gradients.get("model.norm.weight").unwrap().abs().unwrap();
     let largest = gradient.max_all().unwrap().to_scalar::<f32>().unwrap();

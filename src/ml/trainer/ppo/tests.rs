@@ -419,7 +419,7 @@ fn the_coefficient_follows_the_estimate_it_is_told_to() {
         PpoTrainer::new(start, options, &Stream::new(seed, "ppo")).unwrap()
     };
     // An estimate can be negative; a target cannot.
-    let (seed, seen) = (0..)
+    let (seed, seen) = (0..100)
         .map(|seed| {
             let fixed = KlController::Fixed(FixedKl { beta: 0.1 });
             let reports = run(&mut with(fixed, ControlledKl::Mean, seed), 0..2);
