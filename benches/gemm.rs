@@ -56,7 +56,10 @@ fn main() {
         };
         let (mut best, start) = ([f64::INFINITY; 2], Instant::now());
         while start.elapsed() < 2 * TIME {
-            for (best, run) in best.iter_mut().zip([&mut ours as &mut dyn FnMut(), &mut theirs]) {
+            for (best, run) in best
+                .iter_mut()
+                .zip([&mut ours as &mut dyn FnMut(), &mut theirs])
+            {
                 let start = Instant::now();
                 run();
                 *best = best.min(start.elapsed().as_secs_f64());
@@ -133,7 +136,11 @@ fn peak(path: Path) -> f64 {
         Path::Avx2 => 8,
         Path::Scalar => 1,
     };
-    let steps = if path == Path::Scalar { STEPS / 16 } else { STEPS };
+    let steps = if path == Path::Scalar {
+        STEPS / 16
+    } else {
+        STEPS
+    };
     2.0 * (CHAINS * lanes * (steps / CHAINS)) as f64 / best
 }
 
@@ -151,7 +158,9 @@ fn wide(factor: f32) -> f32 {
             *sum = _mm512_fmadd_ps(a, *sum, b);
         }
     }
-    let total = sums.into_iter().fold(a, |total, sum| _mm512_add_ps(total, sum));
+    let total = sums
+        .into_iter()
+        .fold(a, |total, sum| _mm512_add_ps(total, sum));
     _mm512_reduce_add_ps(total)
 }
 
@@ -166,7 +175,9 @@ fn narrow(factor: f32) -> f32 {
             *sum = _mm256_fmadd_ps(a, *sum, b);
         }
     }
-    let total = sums.into_iter().fold(a, |total, sum| _mm256_add_ps(total, sum));
+    let total = sums
+        .into_iter()
+        .fold(a, |total, sum| _mm256_add_ps(total, sum));
     _mm256_cvtss_f32(total)
 }
 

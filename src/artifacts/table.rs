@@ -676,7 +676,7 @@ mod tests {
         let mut table = Table::new("types");
         let words = |words: [&str; 2]| words.map(|word| Some(word.to_owned()));
         table.label_column("seed", words(["1", "2"]));
-        table.label_column("temperature", words(["0.7", "1e-5"]));
+        table.label_column("temperature", words(["0.7", "0.25"]));
         table.label_column("policy", words(["1", "ppo"]));
         table.label_column("version", words(["1.0", "2.0"]));
         table.whole_column("n", [Some(3.0), None]);
@@ -703,7 +703,7 @@ mod tests {
             ]
         );
         let read = Table::read(folder.path()).unwrap();
-        assert_eq!(read.texts("temperature").unwrap(), words(["0.7", "1e-5"]));
+        assert_eq!(read.texts("temperature").unwrap(), words(["0.7", "0.25"]));
         assert_eq!(read.texts("seed").unwrap(), words(["1", "2"]));
         assert!(read.texts("n").is_err());
         assert_eq!(

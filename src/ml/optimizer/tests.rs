@@ -25,6 +25,8 @@ fn problem(dtype: DType) -> Problem {
     ];
     let config = AdamWConfig {
         beta2: 0.95,
+        // PyTorch decays whatever it is given.
+        decay_vectors: true,
         ..AdamWConfig::default()
     };
     let optimizer = AdamW::new(groups, config).unwrap();
@@ -86,6 +88,36 @@ fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
 const NORMS: [f64; 3] = [8.880_499_8, 14.461_863_5, 21.795_387_3];
 const A: [f32; 3] = [0.698_342_4, -2.291_53, 0.208_492_14];
 const Z: [f32; 1] = [1.710_387];
+
+/// As in the Hugging Face Trainer: norms and biases are left alone.
+#[test]
+fn vectors_decay_only_if_they_are_asked_to() {
+    let shrinks = |shape: &[usize], decay_vectors| {
+        let one = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        let var = Var::from_tensor(&one).unwrap();
+        let group = ParameterGroup {
+            parameters: vec![("w".to_owned(), var.clone())],
+            learning_rate: LearningRate::Multiple(1.0),
+            weight_decay: 0.1,
+        };
+        let config = AdamWConfig {
+            decay_vectors,
+            ..AdamWConfig::default()
+        };
+        let mut optimizer = AdamW::new(vec![group], config).unwrap();
+        let mut gradients = Gradients::default();
+        let loss = (var.as_tensor() * 0.0).unwrap().sum_all().unwrap();
+        let parameters = optimizer.parameters();
+        gradients
+            .add(&loss.backward().unwrap(), &parameters)
+            .unwrap();
+        optimizer.step(&gradients, 0.5).unwrap();
+        var.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0] < 1.0
+    };
+    assert!(!shrinks(&[3], false));
+    assert!(shrinks(&[3], true));
+    assert!(shrinks(&[3, 1], false));
+}
 
 #[test]
 fn three_steps_are_those_of_torch() {
