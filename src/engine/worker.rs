@@ -4,6 +4,7 @@
 //! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
 
 mod events;
+mod held;
 mod inputs;
 
 use std::io::BufRead;
@@ -27,7 +28,7 @@ use super::processes::{adopt_orphans, kill_at_home_in};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
-use inputs::{input_names, source_names};
+use inputs::{HeldSources, input_names, paths_of, source_names};
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -208,6 +209,9 @@ fn in_words(
     // Inputs are given by their canonical paths.
     let canonical = fs_err::canonicalize(try_folder);
     for folder in [Some(try_folder), canonical.as_deref().ok()]
+    for (path, name) in names {
+        message = message.replace(path, name);
+    }
         .into_iter()
         .flatten()
     {
@@ -217,12 +221,6 @@ fn in_words(
             message = message.replace(&path, name);
         }
         message = message.replace(&format!("{}/", folder.display()), "");
-    }
-    for (path, name) in names {
-        // A folder's own name says more than a file's name in it would say without the folder.
-        if !name.ends_with(path.trim_start_matches("./")) {
-            message = message.replace(path, name);
-        }
     }
     StageError::Failed { message, hint }
 }
@@ -261,7 +259,7 @@ impl Worker<'_> {
         })?;
         match &self.job.task {
             Task::Fetch => {
-                self.fetch_sources(stage.as_ref(), None)?;
+                self.fetch_sources(stage.as_ref(), None, &HeldSources::new())?;
                 Ok(WorkerEvent::Fetched)
             }
             Task::Run {
@@ -307,20 +305,26 @@ impl Worker<'_> {
         // Removed however the try ends; checkpoints stay for the next one.
         let try_folder = TryFolder::make(&scratch)?;
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
-        let before = self.source_times(stage)?;
-        let sources = self.fetch_sources(stage, Some(manifest))?;
-        let names = source_names(stage, &sources);
+        let held = self.hold_sources(stage, &try_folder.0)?;
         let input_names = input_names(&inputs);
         let training = stage.continuation();
         let key = manifest.continuation_key(&class);
         let again = earlier.is_some();
+        let worded = |error, sources: &_| {
+            let names = source_names(stage, &self.job.base_folder, sources);
+            in_words(error, &names, &input_names, &try_folder.0)
+        };
+        let sources = self
+            .check_held(manifest, &held, "changed since the stage was planned")
+            .and_then(|()| self.fetch_sources(stage, Some(manifest), &held))
+            .map_err(|error| worded(error, &paths_of(&held)))?;
         let checkpoints = self.store.checkpoints_path(fingerprint, &class, again);
         if let (false, Some(training), Some(key)) = (rerun, &training, &key) {
             self.lend_state(training, key, &checkpoints);
         }
         let mut ctx = RunContext {
             inputs,
-            sources,
+            sources: sources.clone(),
             code: self.code(stage, manifest)?,
             checkpoints: checkpoints.clone(),
             continues: training.is_some(),
@@ -334,12 +338,12 @@ impl Worker<'_> {
             try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {
-            let error = in_words(error, &names, &input_names, &try_folder.0);
+            let error = worded(error, &sources);
             return Err(self.explain_full_disk(error).into());
         }
         self.check_inputs_unchanged(&watched)?;
-        self.check_sources_unchanged(stage, manifest, &before)?;
-        self.look_for_secrets(stage, &try_folder.0);
+        self.check_sources_unchanged(manifest, &held)?;
+        self.look_for_secrets(stage, &try_folder.0)?;
         let (outputs, stats) =
             self.store
                 .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;

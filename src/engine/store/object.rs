@@ -48,15 +48,20 @@ impl ObjectStat {
 
     /// Whether a file that now looks like `current` still holds the bytes that were hashed.
     pub fn vouches_for(&self, current: &Self) -> bool {
-        self.size == current.size
-            && self.mtime_ns == current.mtime_ns
-            && self.ctime_ns == current.ctime_ns
-            && self.inode == current.inode
+        self.is_like(current)
             && self
                 .mtime_ns
                 .max(self.ctime_ns)
                 .saturating_add(self.tick_ns())
                 < self.checked_ns
+    }
+
+    /// Whether the file system said the same at another time.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.size == other.size
+            && self.mtime_ns == other.mtime_ns
+            && self.ctime_ns == other.ctime_ns
+            && self.inode == other.inode
     }
 
     /// Takes a file that was hashed and then renamed, which renews its ctime but not its mtime.
