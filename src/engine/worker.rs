@@ -133,16 +133,19 @@ pub fn main(registry: &Registry) -> u8 {
     }
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         Worker {
-            store: Store::new(&job.store),
-            inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store)),
+            store: Store::new(&job.store).stopped_by(Arc::clone(&cancelled)),
+            inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store))
+                .stopped_by(Arc::clone(&cancelled)),
             job: &job,
             events: &events,
-            cancelled,
+            cancelled: Arc::clone(&cancelled),
         }
         .perform(registry)
     }));
     let (event, code) = match result {
         Ok(Ok(event)) => (event, 0),
+        // Whatever was given up or ended by the signal has an error of its own to tell.
+        Ok(Err(_)) if cancelled.load(Ordering::Relaxed) => (WorkerEvent::Interrupted, 130),
         Ok(Err(Failure::Stage(StageError::Failed { message, hint }))) => {
             (WorkerEvent::Failed { message, hint }, 1)
         }
@@ -206,12 +209,12 @@ fn in_words(
     let StageError::Failed { mut message, hint } = error else {
         return error;
     };
-    // Inputs are given by their canonical paths.
-    let canonical = fs_err::canonicalize(try_folder);
-    for folder in [Some(try_folder), canonical.as_deref().ok()]
     for (path, name) in names {
         message = message.replace(path, name);
     }
+    // Inputs are given by their canonical paths.
+    let canonical = fs_err::canonicalize(try_folder);
+    for folder in [Some(try_folder), canonical.as_deref().ok()]
         .into_iter()
         .flatten()
     {
@@ -307,9 +310,6 @@ impl Worker<'_> {
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
         let held = self.hold_sources(stage, &try_folder.0)?;
         let input_names = input_names(&inputs);
-        let training = stage.continuation();
-        let key = manifest.continuation_key(&class);
-        let again = earlier.is_some();
         let worded = |error, sources: &_| {
             let names = source_names(stage, &self.job.base_folder, sources);
             in_words(error, &names, &input_names, &try_folder.0)
@@ -318,6 +318,9 @@ impl Worker<'_> {
             .check_held(manifest, &held, "changed since the stage was planned")
             .and_then(|()| self.fetch_sources(stage, Some(manifest), &held))
             .map_err(|error| worded(error, &paths_of(&held)))?;
+        let training = stage.continuation();
+        let key = manifest.continuation_key(&class);
+        let again = earlier.is_some();
         let checkpoints = self.store.checkpoints_path(fingerprint, &class, again);
         if let (false, Some(training), Some(key)) = (rerun, &training, &key) {
             self.lend_state(training, key, &checkpoints);
@@ -464,34 +467,28 @@ impl Worker<'_> {
     /// Warns of outputs that hold the value of a secret: they are stored and exported as they are.
     ///
     /// No more than a warning: the value may be an ordinary word, and the work of hours would be lost.
-    fn look_for_secrets(&self, stage: &dyn Stage, try_folder: &Path) {
+    fn look_for_secrets(&self, stage: &dyn Stage, try_folder: &Path) -> Result<(), StageError> {
         let mask = Mask::of(&stage.secrets());
         if mask.is_empty() {
-            return;
+            return Ok(());
         }
-        for output in stage.outputs() {
-            let mut open = vec![try_folder.join(&output.name)];
-            while let Some(path) = open.pop() {
-                let Ok(kind) = fs_err::symlink_metadata(&path) else {
-                    continue;
-                };
-                if kind.is_dir() {
-                    let entries = fs_err::read_dir(&path).into_iter().flatten().flatten();
-                    open.extend(entries.map(|entry| entry.path()));
-                    continue;
-                }
-                let found = fs_err::File::open(&path).and_then(|mut file| mask.find(&mut file));
-                if let Ok(Some(name)) = found {
-                    let file = path.strip_prefix(try_folder).unwrap_or(&path);
+        let outputs = stage.outputs();
+        for (output, written) in self.inputs_from.list_outputs(try_folder, &outputs)? {
+            for file in written {
+                let name = format!("{}/{}", output.name, file.path);
+                let found = fs_err::File::open(try_folder.join(&name))
+                    .and_then(|mut file| mask.find(&mut file, || self.store.go_on()));
+                self.store.go_on()?;
+                if let Ok(Some(secret)) = found {
                     self.events.send(&WorkerEvent::Note {
                         text: format!(
-                            "warning: output `{}` holds the value of `{name}`, which is stored and exported with it",
-                            file.display()
+                            "warning: output `{name}` holds the value of `{secret}`, which is stored and exported with it"
                         ),
                     });
                 }
             }
         }
+        Ok(())
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the

@@ -109,3 +109,22 @@ fn the_log_of_a_stage_with_secrets_is_whole_when_it_fails_or_is_ended() {
         );
     }
 }
+
+#[test]
+fn what_cannot_be_stored_is_refused_before_it_is_searched() {
+    for (made, what) in [
+        ("mkfifo o/x", "x is neither a file nor a folder"),
+        (
+            "ln -s /dev/zero o/x",
+            "x is a link that leads outside the store",
+        ),
+    ] {
+        let space = Space::new(&format!(
+            "name: n\nstages:\n  a: {{ kind: command, params: {{ run: 'mkdir o; {made}', outputs: {{ o: o }}, secret_env: [TOKEN] }} }}\n",
+        ));
+        let output = run(&space, &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("output `o`: {what}")), "{said}");
+    }
+}

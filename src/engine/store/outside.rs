@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::commit::publish_unsynced;
-use super::object::{ObjectStat, digest_open};
+use super::object::ObjectStat;
 use super::place::Place;
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
@@ -67,7 +67,7 @@ impl Store {
         let file = fs_err::File::open(path)?.into_parts().0;
         // Whoever writes through a map begun earlier does so without another trace.
         let is_quiet = !is_open_for_writing(&file);
-        let digest = digest_open(&file)?;
+        let digest = self.digest_open(&file)?;
         // A file that changed while it was read has no digest that could be remembered.
         if let Some(place) = place
             && is_quiet
