@@ -336,6 +336,18 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Verify(_)
             | Command::ExportProvenance(_)
     );
+    // The others say which results are missing, and how to make them.
+    let is_about_store = matches!(
+        cli.command,
+        Command::Verify(_) | Command::Runs(_) | Command::Diff(_) | Command::Gc(_)
+    );
+    if is_about_store && !store.root().is_dir() {
+        let message = format!("no store at {}", store.root().display());
+        let hint =
+            "`--store DIR` or FLOWGRAPH_STORE names the folder, and `flowgraph run` makes it";
+        output.error(&message, Some(hint));
+        return ExitCode::from(exit_code::USAGE);
+    }
     let _in_use = reads.then(|| wait_for_collection(&store, &output));
     let result = match cli.command {
         Command::Run(args) => run::run(&args, registry, &store, &output),

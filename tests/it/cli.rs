@@ -307,3 +307,36 @@ fn data_that_standard_output_does_not_take_is_an_error_and_a_reader_that_goes_is
     let output = program.stdout(writer).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn a_store_that_is_not_there_is_an_error_and_is_not_made() {
+    let space = Space::new(PIPELINE);
+    space.write("file", "");
+    for store in ["nothing", "file"] {
+        for command in [
+            ["verify"].as_slice(),
+            &["runs"],
+            &["diff", "last", "last-1"],
+            &["gc", "p.yaml"],
+        ] {
+            let outcome = space.flowgraph(&[&["--store", store], command].concat());
+            let said = format!("error: no store at {store}\n");
+            assert_eq!(
+                (outcome.code, outcome.stdout.as_str()),
+                (2, ""),
+                "{command:?}"
+            );
+            assert!(
+                outcome.stderr.starts_with(&said),
+                "{command:?}: {}",
+                outcome.stderr
+            );
+            assert!(outcome.stderr.contains("FLOWGRAPH_STORE"));
+        }
+    }
+    assert!(!space.path("nothing").exists());
+    for command in ["plan", "run"] {
+        let outcome = space.flowgraph(&["--store", "nothing", command, "p.yaml"]);
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    }
+}
