@@ -2,9 +2,9 @@
 //!
 //! Opening a pipe waits for a writer, a device may never end, and neither has bytes that a digest could stand for.
 
-use std::fs::{FileType, Metadata};
+use std::fs::{FileType, Metadata, Permissions};
 use std::io::{Error, ErrorKind, Read, Result};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 /// Returns what is known of a file, a link followed.
@@ -71,6 +71,34 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     })
 }
 
+/// Writes a file of the user's, readable for all: whole or not at all.
+///
+/// # Errors
+/// What the file system refuses, with the path.
+pub fn write_whole(path: &Path, from: &mut dyn Read) -> Result<()> {
+    let mut write = || -> Result<()> {
+        // What is there and no file (`/dev/stdout`, a pipe) cannot be replaced by one.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            std::io::copy(from, &mut std::fs::File::create(path)?)?;
+            return Ok(());
+        }
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        std::io::copy(from, temporary.as_file_mut())?;
+        temporary
+            .as_file()
+            .set_permissions(Permissions::from_mode(0o644))?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|error| {
+        let message = format!("cannot write {}: {error}", path.display());
+        Error::new(error.kind(), message)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +143,26 @@ mod tests {
             error.ends_with("text is UTF-16: save it as UTF-8"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_whole_stays_as_it_was() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> Result<usize> {
+                Err(Error::other("no more"))
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/file");
+        write_whole(&path, &mut "one".as_bytes()).unwrap();
+        let error = write_whole(&path, &mut "two".as_bytes().chain(Broken)).unwrap_err();
+        let expected = format!("cannot write {}: no more", path.display());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), "one");
+        let beside = fs_err::read_dir(folder.path().join("sub")).unwrap().count();
+        assert_eq!(beside, 1);
+        write_whole(Path::new("/dev/null"), &mut "".as_bytes()).unwrap();
+        assert!(!Path::new("/dev/null").is_file());
     }
 }

@@ -7,11 +7,8 @@ use serde_json::json;
 
 use super::output::{Output, counted};
 use super::text::visible;
-use crate::engine::diagnostic::Severity;
+use crate::engine::diagnostic::{SHOWN, Severity};
 use crate::engine::document::{Document, Located, Span};
-
-/// Diagnostics that people are shown; nobody reads more.
-const MOST: usize = 100;
 
 /// Lines longer than this many bytes are not shown: the place is given all the same.
 const LONGEST_LINE: usize = 2000;
@@ -126,7 +123,7 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
     // The frame is drawn around what is written here, which comes from the file.
     let name = visible(&file).into_owned();
     let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
-    for located in diagnostics.iter().take(MOST) {
+    for located in diagnostics.iter().take(SHOWN) {
         let shown = Shown::new(&name, &document.text, located);
         let mut text = String::new();
         if handler.render_report(&mut text, &shown).is_ok() {
@@ -143,8 +140,8 @@ pub(super) fn report(document: &Document, diagnostics: &[Located], output: &Outp
             output.line("");
         }
     }
-    if diagnostics.len() > MOST {
-        let more = diagnostics.len() - MOST;
+    if diagnostics.len() > SHOWN {
+        let more = diagnostics.len() - SHOWN;
         output.line(&format!("and {more} more; `--json` lists them all"));
         output.line("");
     }

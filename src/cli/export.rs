@@ -1,7 +1,6 @@
 //! `flowgraph export`: copy a result out of the store.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::engine::artifact::{Artifact, is_inside};
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
+use crate::files::write_whole;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -84,7 +84,7 @@ pub(super) fn run(
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
-        write(&target, &mut source)?;
+        write_whole(&target, &mut source)?;
         if file.executable {
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
@@ -132,20 +132,6 @@ fn check_objects(store: &Store, artifact: &Artifact) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a file whole or not at all.
-fn write(target: &Path, source: &mut dyn Read) -> Result<(), Failure> {
-    let parent = target.parent().unwrap_or(Path::new("."));
-    fs_err::create_dir_all(parent)?;
-    // Not a link and not read-only: the copy is the user's.
-    let mut temporary = tempfile::NamedTempFile::new_in(parent)?;
-    std::io::copy(source, temporary.as_file_mut())?;
-    temporary
-        .as_file()
-        .set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    temporary.persist(target).map_err(|error| error.error)?;
-    Ok(())
-}
-
 /// Writes a table in the formats asked for.
 fn export_table(
     args: &ExportArgs,
@@ -176,12 +162,12 @@ fn export_table(
             Format::Csv => table.csv(args.spreadsheet),
             Format::Parquet => {
                 let mut source = fs_err::File::open(store.object_path(&parquet.digest))?;
-                write(&target, &mut source)?;
+                write_whole(&target, &mut source)?;
                 output.line(&format!("{} -> {}", args.result, target.display()));
                 continue;
             }
         };
-        write(&target, &mut text.as_bytes())?;
+        write_whole(&target, &mut text.as_bytes())?;
         output.line(&format!("{} -> {}", args.result, target.display()));
         let formulas = table.formulas();
         if format == Format::Csv && !args.spreadsheet && formulas > 0 {

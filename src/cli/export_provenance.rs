@@ -10,6 +10,7 @@ use crate::engine::plan::{PlanOptions, Planner};
 use crate::engine::provenance::Provenance;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
+use crate::files::write_whole;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportProvenanceArgs {
@@ -100,10 +101,12 @@ pub(super) fn run(
                 }
             }
             fs_err::create_dir_all(folder)?;
-            fs_err::write(folder.join("pipeline.yaml"), &pipeline.document.text)?;
+            let mut document = pipeline.document.text.as_bytes();
+            write_whole(&folder.join("pipeline.yaml"), &mut document)?;
             // The metadata makes it a crate, so it comes last.
             let text = serde_json::to_string_pretty(&metadata).unwrap_or_default() + "\n";
-            fs_err::write(folder.join("ro-crate-metadata.json"), text)?;
+            let metadata = folder.join("ro-crate-metadata.json");
+            write_whole(&metadata, &mut text.as_bytes())?;
             output.line(&format!(
                 "{}: an RO-Crate of {}",
                 folder.display(),
@@ -113,7 +116,7 @@ pub(super) fn run(
         }
     };
     match &args.output {
-        Some(path) => fs_err::write(path, text)?,
+        Some(path) => write_whole(path, &mut text.as_bytes())?,
         None => output.data(&text),
     }
     Ok(exit_code::OK)

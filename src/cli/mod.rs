@@ -287,12 +287,12 @@ pub fn main(registry: &Registry) -> ExitCode {
                 visible(&given).into_owned()
             });
             let said = Cli::try_parse_from(readable).err();
-            let _ = said.as_ref().unwrap_or(&error).print();
-            return ExitCode::from(if error.use_stderr() {
-                exit_code::USAGE
-            } else {
-                exit_code::OK
-            });
+            let written = said.as_ref().unwrap_or(&error).print();
+            if error.use_stderr() {
+                return ExitCode::from(exit_code::USAGE);
+            }
+            output::note_lost(written);
+            return ended(exit_code::OK, &Output::default());
         }
     };
     match cli.global.color {
@@ -336,6 +336,18 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Verify(_)
             | Command::ExportProvenance(_)
     );
+    // The others say which results are missing, and how to make them.
+    let is_about_store = matches!(
+        cli.command,
+        Command::Verify(_) | Command::Runs(_) | Command::Diff(_) | Command::Gc(_)
+    );
+    if is_about_store && !store.root().is_dir() {
+        let message = format!("no store at {}", store.root().display());
+        let hint =
+            "`--store DIR` or FLOWGRAPH_STORE names the folder, and `flowgraph run` makes it";
+        output.error(&message, Some(hint));
+        return ExitCode::from(exit_code::USAGE);
+    }
     let _in_use = reads.then(|| wait_for_collection(&store, &output));
     let result = match cli.command {
         Command::Run(args) => run::run(&args, registry, &store, &output),
@@ -359,15 +371,15 @@ pub fn main(registry: &Registry) -> ExitCode {
             Ok(worker::main(registry))
         }
     };
-    match result {
-        Ok(code) => ExitCode::from(code),
+    let code = match result {
+        Ok(code) => code,
         Err(Failure::Load(LoadError::Invalid(invalid))) => {
             diagnostics::report(&invalid.document, &invalid.diagnostics, &output);
-            ExitCode::from(exit_code::INVALID_PIPELINE)
+            exit_code::INVALID_PIPELINE
         }
         Err(Failure::Load(error @ LoadError::Read(_))) => {
             output.error(&error.to_string(), None);
-            ExitCode::from(exit_code::USAGE)
+            exit_code::USAGE
         }
         Err(Failure::Other {
             message,
@@ -375,7 +387,21 @@ pub fn main(registry: &Registry) -> ExitCode {
             code,
         }) => {
             output.error(&message, hint.as_deref());
-            ExitCode::from(code)
+            code
         }
-    }
+    };
+    ended(code, &output)
+}
+
+/// Ends a command that otherwise ends with `code`: whoever asked for data may not have it.
+fn ended(code: u8, output: &Output) -> ExitCode {
+    let Some(error) = output::lost() else {
+        return ExitCode::from(code);
+    };
+    output.error(&format!("cannot write to standard output: {error}"), None);
+    ExitCode::from(if code == exit_code::OK {
+        exit_code::STAGE_FAILED
+    } else {
+        code
+    })
 }

@@ -1,6 +1,7 @@
 //! Standard output for data, standard error for everything else.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use owo_colors::Style;
 use serde::Serialize;
@@ -120,14 +121,35 @@ pub(super) fn indented(text: &str, by: usize) -> String {
     text.replace('\n', &format!("\n{:by$}", ""))
 }
 
-/// A reader that has gone (`| head`) is no error.
+/// Why standard output did not take everything.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Returns why standard output did not take everything, if so: no command has then done what it was asked.
+pub(super) fn lost() -> Option<&'static std::io::Error> {
+    LOST.get()
+}
+
 fn write_out(bytes: &[u8], ends_a_line: bool) {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(bytes);
-    if ends_a_line && !bytes.ends_with(b"\n") {
-        let _ = stdout.write_all(b"\n");
+    let line_end: &[u8] = if ends_a_line && !bytes.ends_with(b"\n") {
+        b"\n"
+    } else {
+        b""
+    };
+    let written = stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.write_all(line_end))
+        .and_then(|()| stdout.flush());
+    note_lost(written);
+}
+
+/// Keeps an error of standard output for the end of the command; a reader that has gone (`| head`) is none.
+pub(super) fn note_lost(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = LOST.set(error);
     }
-    let _ = stdout.flush();
 }
 
 fn write_err(text: &str) {

@@ -116,7 +116,9 @@ impl Lines {
                     return None;
                 }
                 let causes = plan::causes(causes, stage);
-                let mut line = word("RUN", CYAN).and(&format!(" {stage}  {causes}"));
+                let line = format!(" {stage}  {causes}");
+                // An audit computes what it is asked to, for no cause of the stage's own.
+                let mut line = word("RUN", CYAN).and(line.trim_end());
                 if !gpus.is_empty() {
                     line.push_str(&format!("  with GPU {}", gpus.join(", ")));
                 }

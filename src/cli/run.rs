@@ -21,7 +21,7 @@ use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
 use crate::engine::machine::{DeviceChoice, visible_gpus};
 use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
-use crate::engine::stage::Registry;
+use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
 use crate::excerpt::excerpt;
 
@@ -98,6 +98,12 @@ pub(super) fn run(
     } else {
         print_tables(&pipeline, store, &report, output)?;
         summarise_failures(&report, output);
+    }
+    if let Some(StageError::Failed { message, .. }) = &report.unrecorded {
+        output.warning(
+            &format!("this run is not recorded: {message}"),
+            "all results were there; `gc` does not know that they were used",
+        );
     }
     Ok(if report.interrupted {
         exit_code::INTERRUPTED

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use crate::excerpt::{MESSAGE, NAME, excerpt, listed};
 
+/// Diagnostics that people are shown; nobody reads more, so that no more need a hint that takes a search.
+pub const SHOWN: usize = 100;
+
 /// One step into the pipeline document.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {

@@ -10,7 +10,6 @@
 //! params become the importing file's under `base/...`, where profiles and `--set` reach them. Among themselves its
 //! stages keep their names, and so their fingerprints: results are shared with the file run by itself.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
 use std::rc::Rc;
@@ -20,7 +19,7 @@ use indexmap::IndexMap;
 
 use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
 use super::document::{Document, Invalid};
-use super::interpolate::Scope;
+use super::interpolate::{Account, Scope};
 use super::matrix;
 use super::overrides::{self, Overrides};
 use super::reference::{Reference, is_name};
@@ -351,8 +350,8 @@ fn referenced(root: &Map, body: &Value) -> BTreeSet<String> {
     };
     let empty = Map::new();
     let params = root.get("params").and_then(Value::as_map).unwrap_or(&empty);
-    let used = RefCell::default();
-    let scope = Scope::new(params, &used);
+    let account = Account::default();
+    let scope = Scope::new(params, &account);
     let path = Path::default();
     let ignored = &mut Vec::new();
     let matrix = body

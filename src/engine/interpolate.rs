@@ -1,11 +1,11 @@
 //! `${}` references to params, the pipeline's own and a matrix's.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use indexmap::IndexMap;
 
-use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
 use super::value::{Map, Value};
 
 /// Values and bytes of text that one resolved value may have. A dozen params that each refer to the one before
@@ -15,33 +15,63 @@ const LARGEST: usize = 1 << 20;
 /// How many params may refer to each other in a row.
 const DEEPEST: usize = 64;
 
+/// The same for all the values of a file together: thousands of lines may refer to one large param.
+const LARGEST_TOGETHER: usize = 1 << 26;
+
+/// What was done for all the values of a file.
+#[derive(Default)]
+pub(super) struct Account {
+    /// The first names that were referred to.
+    used: RefCell<BTreeSet<String>>,
+    size: Cell<usize>,
+}
+
+impl Account {
+    /// Returns the first names that were referred to so far.
+    pub(super) fn used(&self) -> BTreeSet<String> {
+        self.used.borrow().clone()
+    }
+}
+
+/// What a name stands for, so that no name is resolved twice: each may refer to two others, and they to two others.
+struct Resolved {
+    value: Value,
+    size: usize,
+    /// How many params refer to each other in a row, from this one on.
+    depth: usize,
+    failure: Option<Diagnostic>,
+}
+
 /// What `${}` can refer to.
 pub(super) struct Scope<'a> {
     params: &'a Map,
     matrix: Option<&'a IndexMap<String, Value>>,
-    used: &'a RefCell<BTreeSet<String>>,
+    account: &'a Account,
+    resolved: RefCell<BTreeMap<String, Resolved>>,
     /// How large the value that is being resolved is by now.
     size: Cell<usize>,
+    /// The most params that were open at once.
+    deepest: Cell<usize>,
 }
 
 impl<'a> Scope<'a> {
-    /// Makes the scope of a pipeline's params; `used` collects the first names that were referred to.
-    pub(super) fn new(params: &'a Map, used: &'a RefCell<BTreeSet<String>>) -> Self {
+    /// Makes the scope of a pipeline's params.
+    pub(super) fn new(params: &'a Map, account: &'a Account) -> Self {
         Self {
             params,
             matrix: None,
-            used,
+            account,
+            resolved: RefCell::default(),
             size: Cell::new(0),
+            deepest: Cell::new(0),
         }
     }
 
     /// Adds the axis values of one matrix instance.
     pub(super) fn with_matrix(&self, axes: &'a IndexMap<String, Value>) -> Self {
         Self {
-            params: self.params,
             matrix: Some(axes),
-            used: self.used,
-            size: Cell::new(0),
+            ..Self::new(self.params, self.account)
         }
     }
 
@@ -54,23 +84,32 @@ impl<'a> Scope<'a> {
     ) -> Value {
         self.size.set(0);
         let resolved = self.value(value, path, errors, &mut Vec::new());
-        if self.size.get() <= LARGEST {
-            return resolved;
-        }
-        errors.push(
-            Diagnostic::error(
-                path.clone(),
-                format!("with its `${{}}` replaced it is larger than {LARGEST} bytes"),
+        let too_large = if self.size.get() > LARGEST {
+            format!("with its `${{}}` replaced it is larger than {LARGEST} bytes")
+        } else if self.account.size.get() > LARGEST_TOGETHER {
+            format!(
+                "with its `${{}}` replaced the file is larger than {LARGEST_TOGETHER} bytes from here on"
             )
-            .hint("params that refer to others several times multiply"),
+        } else {
+            return resolved;
+        };
+        errors.push(
+            Diagnostic::error(path.clone(), too_large)
+                .hint("params that refer to others several times multiply"),
         );
         Value::Null
     }
 
     /// Notes that what is being resolved grows; whether it may.
     fn grows(&self, by: usize) -> bool {
-        self.size.set(self.size.get().saturating_add(by));
-        self.size.get() <= LARGEST
+        for size in [&self.size, &self.account.size] {
+            size.set(size.get().saturating_add(by));
+        }
+        self.may_grow()
+    }
+
+    fn may_grow(&self) -> bool {
+        self.size.get() <= LARGEST && self.account.size.get() <= LARGEST_TOGETHER
     }
 
     fn value(
@@ -173,7 +212,7 @@ impl<'a> Scope<'a> {
             );
             return Value::Null;
         }
-        self.used.borrow_mut().insert(keys[0].to_owned());
+        self.account.used.borrow_mut().insert(keys[0].to_owned());
         let mut found: Option<&Value> = self.params.get(keys[0]);
         let mut level = self.params;
         let mut missing = keys[0];
@@ -193,12 +232,28 @@ impl<'a> Scope<'a> {
                 )
                 .maybe_hint(if keys.len() == 1 && name.bytes().all(is_of_environment) {
                     Some(format!("a variable of the shell is `${name}`, and `$${{{name}}}` where it needs braces"))
+                } else if errors.len() >= SHOWN {
+                    None
                 } else {
                     did_you_mean(missing, level.keys().map(String::as_str))
                 }),
             );
             return Value::Null;
         };
+        if let Some(known) = self.resolved.borrow().get(name) {
+            errors.extend(known.failure.as_ref().map(|failure| Diagnostic {
+                path: path.clone(),
+                ..failure.clone()
+            }));
+            let depth = open.len() + known.depth;
+            self.deepest.set(self.deepest.get().max(depth));
+            if depth > DEEPEST {
+                errors.push(too_deep(path));
+            } else if self.grows(known.size) {
+                return known.value.clone();
+            }
+            return Value::Null;
+        }
         if open.iter().any(|other| other == name) {
             let ring = [open.as_slice(), &[name.to_owned()]].concat().join(" -> ");
             errors.push(Diagnostic::error(
@@ -208,17 +263,33 @@ impl<'a> Scope<'a> {
             return Value::Null;
         }
         if open.len() == DEEPEST {
-            errors.push(Diagnostic::error(
-                path.clone(),
-                format!("more than {DEEPEST} params refer to each other in a row"),
-            ));
+            errors.push(too_deep(path));
             return Value::Null;
         }
+        let failed = errors.len();
         open.push(name.to_owned());
+        let deepest = self.deepest.replace(open.len());
         let value = self.value(value, path, errors, open);
         open.pop();
+        if self.may_grow() {
+            let resolved = Resolved {
+                size: size(&value),
+                value: value.clone(),
+                depth: self.deepest.get() - open.len(),
+                failure: errors.get(failed).cloned(),
+            };
+            self.resolved.borrow_mut().insert(name.to_owned(), resolved);
+        }
+        self.deepest.set(self.deepest.get().max(deepest));
         value
     }
+}
+
+fn too_deep(path: &Path) -> Diagnostic {
+    Diagnostic::error(
+        path.clone(),
+        format!("more than {DEEPEST} params refer to each other in a row"),
+    )
 }
 
 /// Whether a byte is one of those that names of environment variables are made of.
@@ -226,17 +297,27 @@ fn is_of_environment(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
 }
 
-/// Returns the size of a value that holds no `$`, in values and bytes of text.
+/// Returns the size of a value that holds no `$`.
 fn literal_size(value: &Value) -> Option<usize> {
+    is_literal(value).then(|| size(value))
+}
+
+fn is_literal(value: &Value) -> bool {
     match value {
-        Value::String(text) => (!text.contains('$')).then_some(1 + text.len()),
-        Value::List(items) => items
-            .iter()
-            .try_fold(1, |size, item| Some(size + literal_size(item)?)),
-        Value::Map(map) => map.iter().try_fold(1, |size, (key, item)| {
-            Some(size + key.len() + literal_size(item)?)
-        }),
-        _ => Some(1),
+        Value::String(text) => !text.contains('$'),
+        Value::List(items) => items.iter().all(is_literal),
+        Value::Map(map) => map.values().all(is_literal),
+        _ => true,
+    }
+}
+
+/// Returns the size of a value, in values and bytes of text.
+fn size(value: &Value) -> usize {
+    1 + match value {
+        Value::String(text) => text.len(),
+        Value::List(items) => items.iter().map(size).sum(),
+        Value::Map(map) => map.iter().map(|(key, item)| key.len() + size(item)).sum(),
+        _ => 0,
     }
 }
 
@@ -246,9 +327,9 @@ mod tests {
 
     fn resolve(params: &str, text: &str) -> (Value, Vec<String>) {
         let params: Value = serde_yaml::from_str(params).unwrap();
-        let used = RefCell::default();
+        let account = Account::default();
         let mut errors = Vec::new();
-        let value = Scope::new(params.as_map().unwrap(), &used).resolve(
+        let value = Scope::new(params.as_map().unwrap(), &account).resolve(
             &Value::String(text.to_owned()),
             &Path::default(),
             &mut errors,
@@ -322,6 +403,49 @@ mod tests {
         assert_eq!(
             resolve(&params, "${p0}").1,
             ["more than 64 params refer to each other in a row"]
+        );
+    }
+
+    /// Without what is known of names these would take hours.
+    #[test]
+    fn params_that_multiply_without_growing_are_resolved_once_each() {
+        for (last, double) in [("''", "'${p#}${p#}'"), ("'${no}'", "'${p#}${p#}'")] {
+            let lines =
+                (0..40).map(|n| format!("p{n}: {}\n", double.replace('#', &(n + 1).to_string())));
+            let params = lines.collect::<String>() + &format!("p40: {last}\n");
+            let (value, errors) = resolve(&params, "${p0}");
+            if last == "''" {
+                assert_eq!((value, errors), (Value::String(String::new()), Vec::new()));
+            } else {
+                assert_eq!(errors[0], "`${no}` is not defined in `params`");
+                assert!(errors.len() < 100, "{} errors", errors.len());
+            }
+        }
+    }
+
+    #[test]
+    fn how_deep_params_refer_to_each_other_does_not_depend_on_what_was_resolved_before() {
+        let lines = (0..100).map(|n| format!("p{n}: '${{p{}}}'\n", n + 1));
+        let params = lines.collect::<String>() + "p100: x\n";
+        let (_, errors) = resolve(&params, "${p50} ${p37} ${p36}");
+        assert_eq!(errors, ["more than 64 params refer to each other in a row"]);
+    }
+
+    #[test]
+    fn all_values_of_a_file_have_a_limit_together() {
+        let params = format!("large: {}\n", "x".repeat(LARGEST / 2));
+        let params: Value = serde_yaml::from_str(&params).unwrap();
+        let account = Account::default();
+        let scope = Scope::new(params.as_map().unwrap(), &account);
+        let mut errors = Vec::new();
+        for _ in 0..2 * LARGEST_TOGETHER / LARGEST {
+            let value = Value::String("${large}".to_owned());
+            scope.resolve(&value, &Path::default(), &mut errors);
+        }
+        let messages: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(
+            messages,
+            ["with its `${}` replaced the file is larger than 67108864 bytes from here on"]
         );
     }
 }

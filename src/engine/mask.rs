@@ -58,10 +58,21 @@ impl Mask {
         }
     }
 
-    /// Names the variable whose value the bytes of `from` hold, if they hold one.
-    pub(super) fn find(&self, from: &mut dyn std::io::Read) -> std::io::Result<Option<&str>> {
+    /// Names the variable whose value the bytes of `from` hold, if they hold one; an error of `go_on` ends the search.
+    pub(super) fn find(
+        &self,
+        from: &mut dyn std::io::Read,
+        go_on: impl Fn() -> std::io::Result<()>,
+    ) -> std::io::Result<Option<&str>> {
         let mut search = Masked::new(self, std::io::sink());
-        std::io::copy(from, &mut search)?;
+        let mut piece = vec![0; 1 << 16];
+        while search.found.is_none() {
+            go_on()?;
+            match from.read(&mut piece)? {
+                0 => break,
+                count => search.write_all(&piece[..count])?,
+            }
+        }
         let at = search.finish()?;
         Ok(at.map(|at| self.secrets[at].0.as_str()))
     }
@@ -210,7 +221,11 @@ mod tests {
     #[test]
     fn the_variable_of_a_value_is_named() {
         let mask = mask(&["secret", "another"]);
-        let find = |text: &str| mask.find(&mut text.as_bytes()).unwrap().map(str::to_owned);
+        let find = |text: &str| {
+            mask.find(&mut text.as_bytes(), || Ok(()))
+                .unwrap()
+                .map(str::to_owned)
+        };
         assert_eq!(find("an other secre"), None);
         assert_eq!(find("x another secret").as_deref(), Some("V1"));
         assert_eq!(find("a secret").as_deref(), Some("V0"));

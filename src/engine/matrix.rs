@@ -11,6 +11,9 @@ use super::value::{Map, Value};
 /// Combinations that one matrix may have: a few long axes would fill the memory.
 const MOST: usize = 100_000;
 
+/// Bytes of an axis value, which is part of the names of stages: those stand in every line about them.
+const LONGEST_VALUE: usize = 1000;
+
 /// The axis values of one instance, in axis order.
 pub(super) type AxisValues = IndexMap<String, Value>;
 
@@ -85,6 +88,9 @@ pub(super) fn expand(
                 ));
             }
         }
+        for (index, value) in values.iter().enumerate() {
+            check_length(axis, value, &path.index(index), errors);
+        }
         axes.push(axis.clone());
         if combinations.len().saturating_mul(values.len()) > MOST {
             errors.push(Diagnostic::error(
@@ -128,6 +134,9 @@ pub(super) fn expand(
     for (index, include) in entries(map, "include", path, errors) {
         let path = path.key("include").index(index);
         check_axes(include, &axes, &path, errors);
+        for (axis, value) in include {
+            check_length(axis, value, &path.key(axis), errors);
+        }
         let combination: AxisValues = axes
             .iter()
             .filter_map(|axis| Some((axis.clone(), include.get(axis)?.clone())))
@@ -207,6 +216,19 @@ fn entries<'a>(
         }
     }
     maps
+}
+
+fn check_length(axis: &str, value: &Value, path: &Path, errors: &mut Vec<Diagnostic>) {
+    let length = value.to_string().len();
+    if length > LONGEST_VALUE {
+        let message =
+            format!("a value of axis `{axis}` has {length} bytes, more than {LONGEST_VALUE}");
+        errors.push(
+            Diagnostic::error(path.clone(), message).hint(
+                "axis values are part of the names of stages: a long text can stand in a file",
+            ),
+        );
+    }
 }
 
 fn check_axes(entry: &Map, axes: &[String], path: &Path, errors: &mut Vec<Diagnostic>) {
@@ -297,6 +319,21 @@ mod tests {
                 "the matrix has no axis `sead`",
                 "this `exclude` matches no combination",
                 "an `include` gives every axis: seed",
+            ]
+        );
+    }
+
+    #[test]
+    fn values_too_long_for_a_name_are_errors() {
+        let (fits, long) = ("x".repeat(LONGEST_VALUE), "x".repeat(LONGEST_VALUE + 1));
+        let (combinations, errors) = expanded(&format!("a: [{fits}]\n"));
+        assert_eq!((combinations.len(), errors), (1, Vec::new()));
+        let (_, errors) = expanded(&format!("a: [{long}]\ninclude: [{{a: {long}y}}]\n"));
+        assert_eq!(
+            errors,
+            [
+                "a value of axis `a` has 1001 bytes, more than 1000",
+                "a value of axis `a` has 1002 bytes, more than 1000"
             ]
         );
     }

@@ -77,13 +77,14 @@ pub struct RunEnd {
 pub(super) struct RunFolder {
     pub(super) id: String,
     pub(super) path: PathBuf,
-    events: BufWriter<fs_err::File>,
+    /// The log, or why the run is not recorded. One for which nothing has to run needs nothing written.
+    events: Result<BufWriter<fs_err::File>, StageError>,
     /// Results that were used, and of which no file tells yet.
     used: Vec<Digest>,
     /// Whether a stage was started. A run in which none is tells in the end what it used.
     is_at_work: bool,
     /// Nothing is collected while the run is under way.
-    _in_use: Lock,
+    _in_use: Option<Lock>,
 }
 
 impl RunFolder {
@@ -105,17 +106,40 @@ impl RunFolder {
             host: host_name(),
             started: jiff::Timestamp::now().to_string(),
         };
-        fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
-        fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
-        let events = BufWriter::new(fs_err::File::create(path.join("events.jsonl"))?);
+        let begin = || -> Result<_, StageError> {
+            fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
+            fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
+            Ok(fs_err::File::create(path.join("events.jsonl"))?)
+        };
+        let events = begin().inspect_err(|_| {
+            // A run that never began is no run.
+            let _ = fs_err::remove_dir_all(&path);
+        })?;
         Ok(Self {
             id,
             path,
-            events,
+            events: Ok(BufWriter::new(events)),
             used: Vec::new(),
             is_at_work: false,
-            _in_use: in_use,
+            _in_use: Some(in_use),
         })
+    }
+
+    /// Stands for the folder of a run that cannot be recorded, and says why.
+    pub(super) fn unrecorded(store: &Store, why: StageError) -> Self {
+        Self {
+            id: "unrecorded".to_owned(),
+            path: store.runs_path().join("unrecorded"),
+            events: Err(why),
+            used: Vec::new(),
+            is_at_work: false,
+            _in_use: None,
+        }
+    }
+
+    /// Why the run is not recorded, if it is not.
+    pub(super) fn refusal(&self) -> Option<&StageError> {
+        self.events.as_ref().err()
     }
 
     /// Notes that a stored result is used: should the run be killed, a collection still keeps it.
@@ -149,15 +173,18 @@ impl RunFolder {
         if matches!(event, RunEvent::StageCached { .. }) {
             return;
         }
-        if let Ok(mut value) = serde_json::to_value(event) {
+        if let (Ok(events), Ok(mut value)) = (&mut self.events, serde_json::to_value(event)) {
             value["time"] = json!(jiff::Timestamp::now().to_string());
-            let _ = writeln!(self.events, "{value}");
-            let _ = self.events.flush();
+            let _ = writeln!(events, "{value}");
+            let _ = events.flush();
         }
     }
 
     /// Writes how the stages ended.
     pub(super) fn finish(&self, stages: impl Iterator<Item = RunStage>) {
+        if self.events.is_err() {
+            return;
+        }
         let mut text = String::new();
         for stage in stages {
             if let Ok(line) = serde_json::to_string(&stage) {

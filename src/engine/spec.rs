@@ -5,7 +5,6 @@
 mod draft;
 mod execution;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use super::document::{Document, Invalid, Located};
 use super::facts::{Facts, Known as KnownFacts};
 use super::graph::Graph;
 use super::import::{self, Imported, Reader, folder_of, namespace};
-use super::interpolate::Scope;
+use super::interpolate::{Account, Scope};
 use super::overrides::{self, Overrides};
 use super::stage::{Registry, Resources, Stage, StageKind};
 use super::value::{Map, Value, json_of};
@@ -277,8 +276,8 @@ impl Builder<'_> {
         let params = self
             .map(root.get("params"), &Path::of(["params"]), "params")
             .unwrap_or(&empty);
-        let used = RefCell::new(BTreeSet::new());
-        let scope = Scope::new(params, &used);
+        let account = Account::default();
+        let scope = Scope::new(params, &account);
         let text = |builder: &mut Self, key: &str| match root.get(key) {
             None => String::new(),
             Some(value) => builder.text(value, &Path::of([key]), key),
@@ -331,7 +330,7 @@ impl Builder<'_> {
         for (name, inputs, path) in broken {
             wiring::check_names(&name, &inputs, &path, known, &mut self.errors);
         }
-        self.unused_params(params, &scope, &used);
+        self.unused_params(params, &scope, &account.used());
         let folder: Arc<FilePath> = folder_of(&document.file).into();
         for draft in &mut drafts {
             let prefix = namespace(&draft.instance.template);
@@ -435,8 +434,7 @@ impl Builder<'_> {
     }
 
     /// Warns of params that nothing refers to, not even a param that is itself in use.
-    fn unused_params(&mut self, params: &Map, scope: &Scope<'_>, used: &RefCell<BTreeSet<String>>) {
-        let seen = used.borrow().clone();
+    fn unused_params(&mut self, params: &Map, scope: &Scope<'_>, seen: &BTreeSet<String>) {
         let mut ignored = Vec::new();
         for (name, value) in params {
             // Resolving checks `${}` inside params that no stage uses, too.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 
 use super::context::Labels;
-use super::diagnostic::{Diagnostic, Path, did_you_mean};
+use super::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
 use super::import::namespace;
 use super::reference::{Reference, Selection, is_name};
 use super::spec::{Draft, InputItem, Instance, PortInput, Template};
@@ -232,7 +232,7 @@ impl Wiring<'_> {
             reference.stage
         );
         let Some(template) = self.templates.get(&name) else {
-            errors.extend(unknown_stage(&consumer.path, &name, self.known));
+            check_stage(&consumer.path, &name, self.known, errors);
             return None;
         };
         let choices = choices(consumer, reference, template, errors)?;
@@ -381,7 +381,7 @@ pub(super) fn check_names(
             match reference.as_str().map(Reference::parse) {
                 Some(Ok(reference)) => {
                     let name = format!("{}{}", namespace(consumer), reference.stage);
-                    errors.extend(unknown_stage(&path, &name, known));
+                    check_stage(&path, &name, known, errors);
                 }
                 Some(Err(message)) => errors.push(Diagnostic::error(path, message)),
                 None => {}
@@ -390,22 +390,23 @@ pub(super) fn check_names(
     }
 }
 
-fn unknown_stage(path: &Path, name: &str, known: Known<'_>) -> Option<Diagnostic> {
+fn check_stage(path: &Path, name: &str, known: Known<'_>, errors: &mut Vec<Diagnostic>) {
     if known.names.contains_key(name) {
-        return None;
+        return;
     }
     let error = Diagnostic::error(path.clone(), format!("no stage `{name}`"));
     let imported = known
         .near
         .iter()
         .find(|near| near[namespace(near).len()..] == *name);
-    Some(error.maybe_hint(match imported {
+    errors.push(error.maybe_hint(match imported {
         Some(imported) => Some(format!("did you mean `{imported}`, of an imported file?")),
+        None if errors.len() >= SHOWN => None,
         None => did_you_mean(
             name,
             known.names.keys().chain(known.near).map(String::as_str),
         ),
-    }))
+    }));
 }
 
 /// Returns the values that each axis of the referenced stage takes.

@@ -4,6 +4,7 @@
 //! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
 
 mod events;
+mod held;
 mod inputs;
 
 use std::io::BufRead;
@@ -27,7 +28,7 @@ use super::processes::{adopt_orphans, kill_at_home_in};
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
-use inputs::{input_names, source_names};
+use inputs::{HeldSources, input_names, paths_of, source_names};
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,16 +133,19 @@ pub fn main(registry: &Registry) -> u8 {
     }
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         Worker {
-            store: Store::new(&job.store),
-            inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store)),
+            store: Store::new(&job.store).stopped_by(Arc::clone(&cancelled)),
+            inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store))
+                .stopped_by(Arc::clone(&cancelled)),
             job: &job,
             events: &events,
-            cancelled,
+            cancelled: Arc::clone(&cancelled),
         }
         .perform(registry)
     }));
     let (event, code) = match result {
         Ok(Ok(event)) => (event, 0),
+        // Whatever was given up or ended by the signal has an error of its own to tell.
+        Ok(Err(_)) if cancelled.load(Ordering::Relaxed) => (WorkerEvent::Interrupted, 130),
         Ok(Err(Failure::Stage(StageError::Failed { message, hint }))) => {
             (WorkerEvent::Failed { message, hint }, 1)
         }
@@ -205,6 +209,9 @@ fn in_words(
     let StageError::Failed { mut message, hint } = error else {
         return error;
     };
+    for (path, name) in names {
+        message = message.replace(path, name);
+    }
     // Inputs are given by their canonical paths.
     let canonical = fs_err::canonicalize(try_folder);
     for folder in [Some(try_folder), canonical.as_deref().ok()]
@@ -217,12 +224,6 @@ fn in_words(
             message = message.replace(&path, name);
         }
         message = message.replace(&format!("{}/", folder.display()), "");
-    }
-    for (path, name) in names {
-        // A folder's own name says more than a file's name in it would say without the folder.
-        if !name.ends_with(path.trim_start_matches("./")) {
-            message = message.replace(path, name);
-        }
     }
     StageError::Failed { message, hint }
 }
@@ -261,7 +262,7 @@ impl Worker<'_> {
         })?;
         match &self.job.task {
             Task::Fetch => {
-                self.fetch_sources(stage.as_ref(), None)?;
+                self.fetch_sources(stage.as_ref(), None, &HeldSources::new())?;
                 Ok(WorkerEvent::Fetched)
             }
             Task::Run {
@@ -307,10 +308,16 @@ impl Worker<'_> {
         // Removed however the try ends; checkpoints stay for the next one.
         let try_folder = TryFolder::make(&scratch)?;
         let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
-        let before = self.source_times(stage)?;
-        let sources = self.fetch_sources(stage, Some(manifest))?;
-        let names = source_names(stage, &sources);
+        let held = self.hold_sources(stage, &try_folder.0)?;
         let input_names = input_names(&inputs);
+        let worded = |error, sources: &_| {
+            let names = source_names(stage, &self.job.base_folder, sources);
+            in_words(error, &names, &input_names, &try_folder.0)
+        };
+        let sources = self
+            .check_held(manifest, &held, "changed since the stage was planned")
+            .and_then(|()| self.fetch_sources(stage, Some(manifest), &held))
+            .map_err(|error| worded(error, &paths_of(&held)))?;
         let training = stage.continuation();
         let key = manifest.continuation_key(&class);
         let again = earlier.is_some();
@@ -320,7 +327,7 @@ impl Worker<'_> {
         }
         let mut ctx = RunContext {
             inputs,
-            sources,
+            sources: sources.clone(),
             code: self.code(stage, manifest)?,
             checkpoints: checkpoints.clone(),
             continues: training.is_some(),
@@ -334,12 +341,12 @@ impl Worker<'_> {
             try_folder: try_folder.0.clone(),
         };
         if let Err(error) = stage.run(&mut ctx) {
-            let error = in_words(error, &names, &input_names, &try_folder.0);
+            let error = worded(error, &sources);
             return Err(self.explain_full_disk(error).into());
         }
         self.check_inputs_unchanged(&watched)?;
-        self.check_sources_unchanged(stage, manifest, &before)?;
-        self.look_for_secrets(stage, &try_folder.0);
+        self.check_sources_unchanged(manifest, &held)?;
+        self.look_for_secrets(stage, &try_folder.0)?;
         let (outputs, stats) =
             self.store
                 .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;
@@ -460,34 +467,28 @@ impl Worker<'_> {
     /// Warns of outputs that hold the value of a secret: they are stored and exported as they are.
     ///
     /// No more than a warning: the value may be an ordinary word, and the work of hours would be lost.
-    fn look_for_secrets(&self, stage: &dyn Stage, try_folder: &Path) {
+    fn look_for_secrets(&self, stage: &dyn Stage, try_folder: &Path) -> Result<(), StageError> {
         let mask = Mask::of(&stage.secrets());
         if mask.is_empty() {
-            return;
+            return Ok(());
         }
-        for output in stage.outputs() {
-            let mut open = vec![try_folder.join(&output.name)];
-            while let Some(path) = open.pop() {
-                let Ok(kind) = fs_err::symlink_metadata(&path) else {
-                    continue;
-                };
-                if kind.is_dir() {
-                    let entries = fs_err::read_dir(&path).into_iter().flatten().flatten();
-                    open.extend(entries.map(|entry| entry.path()));
-                    continue;
-                }
-                let found = fs_err::File::open(&path).and_then(|mut file| mask.find(&mut file));
-                if let Ok(Some(name)) = found {
-                    let file = path.strip_prefix(try_folder).unwrap_or(&path);
+        let outputs = stage.outputs();
+        for (output, written) in self.inputs_from.list_outputs(try_folder, &outputs)? {
+            for file in written {
+                let name = format!("{}/{}", output.name, file.path);
+                let found = fs_err::File::open(try_folder.join(&name))
+                    .and_then(|mut file| mask.find(&mut file, || self.store.go_on()));
+                self.store.go_on()?;
+                if let Ok(Some(secret)) = found {
                     self.events.send(&WorkerEvent::Note {
                         text: format!(
-                            "warning: output `{}` holds the value of `{name}`, which is stored and exported with it",
-                            file.display()
+                            "warning: output `{name}` holds the value of `{secret}`, which is stored and exported with it"
                         ),
                     });
                 }
             }
         }
+        Ok(())
     }
 
     /// Gives a training without checkpoints of its own the end of a shorter one. If that fails it begins at the

@@ -133,7 +133,8 @@ impl Kind for Command {
         let home = work.with_file_name(home.file_name().unwrap_or_default());
         let environment = self.variables(home, ctx)?;
         let before = input_times(ctx)?;
-        process::run(&self.run, &work, environment, ctx)?;
+        let has_secrets = !self.secret_env.is_empty();
+        process::run(&self.run, &work, environment, has_secrets, ctx)?;
         if input_times(ctx)? != before {
             return Err(StageError::new("the command changed one of its inputs")
                 .hint("inputs belong to the store: write to the working directory instead"));

@@ -97,7 +97,8 @@ impl Given<'_> {
         }
         let folder = ctx.scratch("model")?;
         for name in self.files.keys() {
-            let file = fs_err::canonicalize(ctx.source(&format!("files.{name}"))?)?;
+            // Not where it leads to: that path may lead elsewhere meanwhile.
+            let file = std::path::absolute(ctx.source(&format!("files.{name}"))?)?;
             let link = folder.join(name);
             if let Some(parent) = link.parent() {
                 fs_err::create_dir_all(parent)?;

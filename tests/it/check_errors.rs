@@ -62,7 +62,7 @@ stages:
     2:1 error: unknown key `parmas`
         did you mean `params`?
     3:39 error: params refer to each other in a ring: ring_b -> ring_a -> ring_b
-    3:60 error: params refer to each other in a ring: ring_a -> ring_b -> ring_a
+    3:60 error: params refer to each other in a ring: ring_b -> ring_a -> ring_b
     6:3 error: `Bad` cannot name a stage
         names match [a-z][a-z0-9_]*, as `bad` does
     7:3 error: stage `kindless` has no `kind`

@@ -276,3 +276,67 @@ fn kinds_schema_and_completions_know_the_registry() {
     let script = space.flowgraph(&["completions", "bash"]).stdout;
     assert!(script.contains("flowgraph"), "{script}");
 }
+
+#[test]
+fn data_that_standard_output_does_not_take_is_an_error_and_a_reader_that_goes_is_none() {
+    let space = Space::new(
+        "name: n\nstages:\n  a: { kind: command, params: { run: 'echo 1 > o', outputs: { o: o } } }\n",
+    );
+    let full = || std::fs::File::options().write(true).open("/dev/full");
+    for (args, code) in [
+        (["run", "p.yaml", "--json"].as_slice(), 1),
+        (&["show", "p.yaml", "a"], 1),
+        (&["plan", "p.yaml", "--json"], 1),
+        (&["graph", "p.yaml"], 1),
+        (&["kinds"], 1),
+        (&["--help"], 1),
+        (&["check", "nothing.yaml", "--json"], 2),
+    ] {
+        let mut program = space.program(args);
+        let output = program.stdout(full().unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        let lost = "cannot write to standard output: No space left on device";
+        assert_eq!(said.contains(lost), code == 1, "{args:?}: {said}");
+    }
+    // The run did its work all the same.
+    assert_eq!(space.flowgraph(&["show", "p.yaml", "a"]).stdout, "1\n");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut program = space.program(&["show", "p.yaml", "a"]);
+    let output = program.stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_store_that_is_not_there_is_an_error_and_is_not_made() {
+    let space = Space::new(PIPELINE);
+    space.write("file", "");
+    for store in ["nothing", "file"] {
+        for command in [
+            ["verify"].as_slice(),
+            &["runs"],
+            &["diff", "last", "last-1"],
+            &["gc", "p.yaml"],
+        ] {
+            let outcome = space.flowgraph(&[&["--store", store], command].concat());
+            let said = format!("error: no store at {store}\n");
+            assert_eq!(
+                (outcome.code, outcome.stdout.as_str()),
+                (2, ""),
+                "{command:?}"
+            );
+            assert!(
+                outcome.stderr.starts_with(&said),
+                "{command:?}: {}",
+                outcome.stderr
+            );
+            assert!(outcome.stderr.contains("FLOWGRAPH_STORE"));
+        }
+    }
+    assert!(!space.path("nothing").exists());
+    for command in ["plan", "run"] {
+        let outcome = space.flowgraph(&["--store", "nothing", command, "p.yaml"]);
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    }
+}

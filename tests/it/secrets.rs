@@ -109,3 +109,38 @@ fn the_log_of_a_stage_with_secrets_is_whole_when_it_fails_or_is_ended() {
         );
     }
 }
+
+#[test]
+fn what_cannot_be_stored_is_refused_before_it_is_searched() {
+    for (made, what) in [
+        ("mkfifo o/x", "x is neither a file nor a folder"),
+        (
+            "ln -s /dev/zero o/x",
+            "x is a link that leads outside the store",
+        ),
+    ] {
+        let space = Space::new(&format!(
+            "name: n\nstages:\n  a: {{ kind: command, params: {{ run: 'mkdir o; {made}', outputs: {{ o: o }}, secret_env: [TOKEN] }} }}\n",
+        ));
+        let output = run(&space, &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("output `o`: {what}")), "{said}");
+    }
+}
+
+#[test]
+fn a_process_that_is_left_is_not_named_where_its_name_may_be_a_secret() {
+    let space = Space::new(
+        "name: n\nstages:\n  a: { kind: command, params: { run: 'cp /bin/sleep ./$TOKEN; ./$TOKEN 60 & echo 1 > o', outputs: { o: o }, secret_env: [TOKEN] } }\n",
+    );
+    let secret = "a-secret-longer-than-the-kernel-keeps";
+    let mut program = space.program(&["run", "p.yaml", "--json"]);
+    let output = program.env("TOKEN", secret).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("the command left processes running, which were ended: 1\""),
+        "{said}"
+    );
+    assert!(!said.contains(&secret[..15]), "{said}");
+}

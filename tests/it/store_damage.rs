@@ -305,6 +305,16 @@ fn a_store_that_cannot_be_written_is_good_to_read_and_says_so_when_it_is_not() {
     let shown = as_nobody(&space, &["show", "p.yaml", "b"]).unwrap();
     assert_eq!((shown.code, shown.stdout.as_str()), (0, "one\ntwo\n"));
     let run = as_nobody(&space, &["run", "p.yaml"]).unwrap();
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(
+        run.stderr.contains(
+            "warning: this run is not recorded: cannot create run folder .flowgraph/runs/RUN: Permission denied"
+        ),
+        "{}",
+        run.stderr
+    );
+    let changed = ["run", "p.yaml", "--set", "stages.c.params.run=cp $x out"];
+    let run = as_nobody(&space, &changed).unwrap();
     assert_eq!(run.code, 1);
     assert_eq!(
         run.stderr,

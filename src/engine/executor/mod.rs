@@ -63,6 +63,8 @@ pub struct RunReport {
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
     pub interrupted: bool,
+    /// Why the run is not recorded; then nothing had to run.
+    pub unrecorded: Option<StageError>,
 }
 
 /// One failed stage.
@@ -172,8 +174,13 @@ impl<'a> Execution<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
-        let in_use = wait_for_collection(store, &options.interrupts, observer)?;
-        let folder = RunFolder::create(store, pipeline, in_use)?;
+        let folder = wait_for_collection(store, &options.interrupts, observer)
+            .and_then(|in_use| RunFolder::create(store, pipeline, in_use));
+        let folder = match folder {
+            Ok(folder) => folder,
+            Err(StageError::Interrupted) => return Err(StageError::Interrupted),
+            Err(error) => RunFolder::unrecorded(store, error),
+        };
         store.sweep_leftovers();
         let (sender, receiver) = channel();
         let needed = pipeline.graph.upstream(
@@ -226,6 +233,11 @@ impl<'a> Execution<'a> {
         // In this order, everything that a stage needs is decided about before it.
         for &stage in &self.pipeline.order {
             self.decide_one(stage);
+        }
+        if let Some(refusal) = self.folder.refusal()
+            && !self.queue.is_empty()
+        {
+            return Err(refusal.clone());
         }
         loop {
             self.heed_interrupts();
@@ -286,6 +298,7 @@ impl<'a> Execution<'a> {
             beside: fingerprints[at].and_then(|_| self.plans[at].as_ref()?.beside.clone()),
         }));
         let report = RunReport {
+            unrecorded: self.folder.refusal().cloned(),
             run: self.folder.id,
             outcomes,
             known: self.known,

@@ -15,6 +15,9 @@ use crate::engine::reference::is_name;
 use crate::engine::stage::{Problem, Stage, StageKind, find_kind};
 use crate::engine::value::{Map, Value};
 
+/// Bytes of a stage's name, which stands in every line about it.
+const LONGEST_NAME: usize = 200;
+
 /// Proposes a name like one that cannot name a stage.
 fn like(name: &str) -> String {
     let mut proposed = String::new();
@@ -52,6 +55,17 @@ impl Builder<'_> {
                 Diagnostic::error(path.clone(), format!("`{name}` cannot name a stage"))
                     .at_key()
                     .hint(format!("names match [a-z][a-z0-9_]*{}", like(name))),
+            );
+        }
+        if name.len() > LONGEST_NAME {
+            let message = format!(
+                "a stage's name has {} bytes, more than {LONGEST_NAME}",
+                name.len()
+            );
+            self.errors.push(
+                Diagnostic::error(path.clone(), message)
+                    .at_key()
+                    .hint("`description` has room for more"),
             );
         }
         let body = self.map(Some(body), &path, "a stage")?;

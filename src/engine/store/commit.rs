@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Store;
-use super::object::{COARSE_TICK, ObjectStat, digest_file};
+use super::object::{COARSE_TICK, ObjectStat};
 use super::record::ObjectStats;
 use crate::engine::artifact::{Artifact, ArtifactFile, Digest, Outputs, is_inside};
 use crate::engine::stage::{Output, StageError};
@@ -81,27 +81,11 @@ impl Store {
     ) -> Result<(Outputs, ObjectStats), StageError> {
         let mut artifacts = Outputs::new();
         let mut stats = ObjectStats::new();
-        let mut trees = Vec::new();
-        for output in outputs {
+        for (output, written) in inputs_from.list_outputs(folder, outputs)? {
             let tree = folder.join(&output.name);
-            let mut paths = Vec::new();
-            let written = tree.is_dir();
-            if written {
-                list_files(&tree, "", &mut paths)?;
-            }
-            if paths.is_empty() && !(written && output.foreign) {
-                return Err(StageError::new(format!(
-                    "the stage did not write its output `{}`",
-                    output.name
-                )));
-            }
-            paths.sort();
-            trees.push((output, tree, paths));
-        }
-        for (output, tree, paths) in trees {
             let mut files = Vec::new();
-            for path in paths {
-                let (mut file, stat) = self.commit_file(&tree, path, inputs_from)?;
+            for Written { path, object } in written {
+                let (mut file, stat) = self.commit_file(&tree, path, object, inputs_from)?;
                 // Those of our own kinds mean nothing: a copied source has whatever its file system gives.
                 file.executable &= output.foreign;
                 stats.insert(file.digest, stat);
@@ -112,15 +96,51 @@ impl Store {
         Ok((artifacts, stats))
     }
 
+    /// Lists what a stage wrote below `folder/<output name>`, sorted: files, and links to objects of this store.
+    ///
+    /// # Errors
+    /// Missing outputs, and what is in one but is neither: to open it could wait forever, or read without an end.
+    pub fn list_outputs<'a>(
+        &self,
+        folder: &Path,
+        outputs: &'a [Output],
+    ) -> Result<Vec<(&'a Output, Vec<Written>)>, StageError> {
+        let mut all = Vec::new();
+        for output in outputs {
+            let tree = folder.join(&output.name);
+            let mut written = Vec::new();
+            let is_there = tree.is_dir();
+            if is_there {
+                self.list_files(&tree, "", &mut written).map_err(|error| {
+                    let StageError::Failed { message, hint } = error else {
+                        return error;
+                    };
+                    let message = format!("output `{}`: {message}", output.name);
+                    StageError::Failed { message, hint }
+                })?;
+            }
+            if written.is_empty() && !(is_there && output.foreign) {
+                return Err(StageError::new(format!(
+                    "the stage did not write its output `{}`",
+                    output.name
+                )));
+            }
+            written.sort_by(|a, b| a.path.cmp(&b.path));
+            all.push((output, written));
+        }
+        Ok(all)
+    }
+
     fn commit_file(
         &self,
         tree: &Path,
         path: String,
+        object: Option<Digest>,
         inputs_from: &Store,
     ) -> Result<(ArtifactFile, ObjectStat), StageError> {
         let source = tree.join(&path);
         let metadata = fs_err::symlink_metadata(&source)?;
-        let (digest, stat) = match inputs_from.linked_object(&source)? {
+        let (digest, stat) = match object {
             Some(digest) => {
                 let stat = inputs_from.check_object(&digest).map_err(|damage| {
                     StageError::new(format!("input changed while the stage ran: {damage}"))
@@ -129,7 +149,7 @@ impl Store {
             }
             None => {
                 if metadata.nlink() > 1 {
-                    part_from_other_names(&source)?;
+                    self.part_from_other_names(&source)?;
                 }
                 self.take_in(&source)?
             }
@@ -147,7 +167,7 @@ impl Store {
     fn take_in(&self, source: &Path) -> Result<(Digest, ObjectStat), StageError> {
         set_back(source)?;
         let hashed = ObjectStat::of(&fs_err::metadata(source)?);
-        let digest = digest_file(source)?;
+        let digest = self.digest_file(source)?;
         let target = self.object_path(&digest);
         let folder = target.parent().unwrap_or(self.root());
         // An object that is there already is kept if its bytes are right, and healed if they are not.
@@ -162,7 +182,7 @@ impl Store {
         make_folder(folder)?;
         let hashed = match std::fs::rename(source, &target) {
             Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-                move_to_other_disk(source, &target, &digest)?
+                self.move_to_other_disk(source, &target, &digest)?
             }
             Err(error) => {
                 let (source, target) = (source.display(), target.display());
@@ -178,26 +198,52 @@ impl Store {
     }
 
     /// A link to an object stands for that object: this is how an adapter's artifact shares its base weights.
-    fn linked_object(&self, path: &Path) -> Result<Option<Digest>, StageError> {
-        if !fs_err::symlink_metadata(path)?.is_symlink() {
-            return Ok(None);
+    fn linked_object(&self, link: &Path) -> Option<Digest> {
+        let target = std::fs::canonicalize(link).ok()?;
+        let objects = std::fs::canonicalize(self.root().join("objects")).ok()?;
+        let name = target.strip_prefix(&objects).ok()?.components();
+        let name: String = name
+            .map(|part| part.as_os_str().to_string_lossy())
+            .collect();
+        name.parse().ok()
+    }
+
+    fn list_files(
+        &self,
+        folder: &Path,
+        prefix: &str,
+        written: &mut Vec<Written>,
+    ) -> Result<(), StageError> {
+        for entry in fs_err::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().map_err(|name| {
+                let name = PathBuf::from(name);
+                StageError::new(format!("the file name {} is not UTF-8", name.display()))
+            })?;
+            let path = if prefix.is_empty() {
+                name
+            } else {
+                format!("{prefix}/{name}")
+            };
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.list_files(&entry.path(), &path, written)?;
+            } else if kind.is_file() {
+                written.push(Written { path, object: None });
+            } else if kind.is_symlink() {
+                let object = self.linked_object(&entry.path());
+                if object.is_none() {
+                    let message = format!("{path} is a link that leads outside the store");
+                    return Err(StageError::new(message).hint("write a copy instead of a link"));
+                }
+                written.push(Written { path, object });
+            } else {
+                return Err(StageError::new(format!(
+                    "{path} is neither a file nor a folder"
+                )));
+            }
         }
-        let target = fs_err::canonicalize(path)?;
-        let objects = fs_err::canonicalize(self.root().join("objects"))?;
-        let digest = target.strip_prefix(&objects).ok().and_then(|name| {
-            let name: String = name
-                .components()
-                .map(|part| part.as_os_str().to_string_lossy())
-                .collect();
-            name.parse().ok()
-        });
-        digest.map(Some).ok_or_else(|| {
-            StageError::new(format!(
-                "output {} is a link that leads outside the store",
-                path.display()
-            ))
-            .hint("write a copy instead of a link")
-        })
+        Ok(())
     }
 
     /// Lays out an artifact's files below `folder`: as links, but for executable ones, since an object is nobody's
@@ -227,39 +273,88 @@ impl Store {
         }
         Ok(())
     }
+
+    /// Replaces a file that has other names by a copy of its own: under those it may be somebody's, and stays as it is.
+    fn part_from_other_names(&self, path: &Path) -> std::io::Result<()> {
+        let mut from = fs_err::File::open(path)?.into_parts().0;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut copy = tempfile::NamedTempFile::new_in(folder)?;
+        self.copy_with_holes(&mut from, copy.as_file_mut())?;
+        copy.as_file()
+            .set_permissions(from.metadata()?.permissions())?;
+        copy.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    /// Moves a file into place where a rename cannot: the bytes are copied, synced and read back before it appears.
+    ///
+    /// Returns what the file system said of the copy before it was read back.
+    fn move_to_other_disk(
+        &self,
+        source: &Path,
+        target: &Path,
+        digest: &Digest,
+    ) -> Result<ObjectStat, StageError> {
+        let folder = target.parent().unwrap_or(Path::new("."));
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".new-")
+            .tempfile_in(folder)?;
+        let mut from = fs_err::File::open(source)?.into_parts().0;
+        self.copy_with_holes(&mut from, temporary.as_file_mut())?;
+        temporary
+            .as_file()
+            .set_permissions(from.metadata()?.permissions())?;
+        temporary.as_file().sync_all()?;
+        set_back(temporary.path())?;
+        let hashed = ObjectStat::of(&temporary.as_file().metadata()?);
+        if self.digest_file(temporary.path())? != *digest {
+            return Err(StageError::new(format!(
+                "{} changed while it was copied to {}",
+                source.display(),
+                target.display()
+            )));
+        }
+        temporary.persist(target).map_err(|error| error.error)?;
+        fs_err::remove_file(source)?;
+        Ok(hashed)
+    }
+
+    /// Copies a file such that what takes no room in it takes none in the copy.
+    fn copy_with_holes(
+        &self,
+        from: &mut std::fs::File,
+        to: &mut std::fs::File,
+    ) -> std::io::Result<()> {
+        use rustix::fs::{SeekFrom, seek};
+        /// Bytes that are copied between two looks at whether to go on.
+        const PIECE: u64 = 16 << 20;
+        let length = from.metadata()?.len();
+        let mut at = 0;
+        // At the end, or in a last hole, there is no further data; where holes are not known, all is data.
+        while let Ok(data) = seek(&*from, SeekFrom::Data(at)) {
+            self.go_on()?;
+            let end = seek(&*from, SeekFrom::Hole(data))?.min(data + PIECE);
+            from.seek(std::io::SeekFrom::Start(data))?;
+            to.seek(std::io::SeekFrom::Start(data))?;
+            std::io::copy(&mut (&*from).take(end - data), to)?;
+            at = end;
+        }
+        to.set_len(length)
+    }
+}
+
+/// A file of an output, by its path within that.
+#[derive(Debug)]
+pub struct Written {
+    /// The path.
+    pub path: String,
+    /// What it stands for, if it is a link.
+    object: Option<Digest>,
 }
 
 /// Whether anybody may execute a file.
 pub(in crate::engine) fn is_executable(metadata: &std::fs::Metadata) -> bool {
     metadata.permissions().mode() & 0o111 != 0
-}
-
-/// Replaces a file that has other names by a copy of its own: under those it may be somebody's, and stays as it is.
-fn part_from_other_names(path: &Path) -> std::io::Result<()> {
-    let mut from = fs_err::File::open(path)?.into_parts().0;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut copy = tempfile::NamedTempFile::new_in(folder)?;
-    copy_with_holes(&mut from, copy.as_file_mut())?;
-    copy.as_file()
-        .set_permissions(from.metadata()?.permissions())?;
-    copy.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}
-
-/// Copies a file such that what takes no room in it takes none in the copy.
-fn copy_with_holes(from: &mut std::fs::File, to: &mut std::fs::File) -> std::io::Result<()> {
-    use rustix::fs::{SeekFrom, seek};
-    let length = from.metadata()?.len();
-    let mut at = 0;
-    // At the end, or in a last hole, there is no further data; where holes are not known, all is data.
-    while let Ok(data) = seek(&from, SeekFrom::Data(at)) {
-        let end = seek(&from, SeekFrom::Hole(data))?;
-        from.seek(std::io::SeekFrom::Start(data))?;
-        to.seek(std::io::SeekFrom::Start(data))?;
-        std::io::copy(&mut (&*from).take(end - data), to)?;
-        at = end;
-    }
-    to.set_len(length)
 }
 
 /// Puts a file's time of modification into the past, so that a further write could not hide behind it; see
@@ -271,64 +366,11 @@ fn set_back(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Moves a file into place where a rename cannot: the bytes are copied, synced and read back before it appears.
-///
-/// Returns what the file system said of the copy before it was read back.
-fn move_to_other_disk(
-    source: &Path,
-    target: &Path,
-    digest: &Digest,
-) -> Result<ObjectStat, StageError> {
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".new-")
-        .tempfile_in(folder)?;
-    fs_err::copy(source, temporary.path())?;
-    temporary.as_file().sync_all()?;
-    set_back(temporary.path())?;
-    let hashed = ObjectStat::of(&temporary.as_file().metadata()?);
-    if digest_file(temporary.path())? != *digest {
-        return Err(StageError::new(format!(
-            "{} changed while it was copied to {}",
-            source.display(),
-            target.display()
-        )));
-    }
-    temporary.persist(target).map_err(|error| error.error)?;
-    fs_err::remove_file(source)?;
-    Ok(hashed)
-}
-
-fn list_files(folder: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<(), StageError> {
-    for entry in fs_err::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().into_string().map_err(|name| {
-            StageError::new(format!(
-                "output file name {} is not UTF-8",
-                PathBuf::from(name).display()
-            ))
-        })?;
-        let path = if prefix.is_empty() {
-            name
-        } else {
-            format!("{prefix}/{name}")
-        };
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            list_files(&entry.path(), &path, paths)?;
-        } else if kind.is_file() || kind.is_symlink() {
-            paths.push(path);
-        } else {
-            return Err(StageError::new(format!(
-                "output `{path}` is neither a file nor a folder"
-            )));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -381,13 +423,47 @@ mod tests {
     fn missing_outputs_and_links_out_of_the_store_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("store"));
-        fs_err::create_dir_all(folder.path().join("store/objects")).unwrap();
         let staging = folder.path().join("try");
         let outputs = [Output::new("table", "table")];
         assert!(store.commit_outputs(&staging, &outputs, &store).is_err());
         fs_err::create_dir_all(staging.join("table")).unwrap();
-        fs_err::os::unix::fs::symlink("/etc/hostname", staging.join("table/rows")).unwrap();
+        let link = staging.join("table/rows");
+        // Both without objects and with them.
+        for make_objects in [false, true] {
+            if make_objects {
+                fs_err::create_dir_all(folder.path().join("store/objects")).unwrap();
+            }
+            for leads_to in ["/etc/hostname", "/dev/zero", "nowhere"] {
+                fs_err::os::unix::fs::symlink(leads_to, &link).unwrap();
+                let error = store.list_outputs(&staging, &outputs).unwrap_err();
+                let StageError::Failed { message, .. } = error else {
+                    panic!("{error:?}");
+                };
+                assert_eq!(
+                    message,
+                    "output `table`: rows is a link that leads outside the store"
+                );
+                fs_err::remove_file(&link).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn long_work_ends_when_it_is_told_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = Arc::new(AtomicBool::new(true));
+        let store = Store::new(folder.path().join("store")).stopped_by(stop);
+        fs_err::create_dir_all(folder.path().join("try/out")).unwrap();
+        let file = fs_err::File::create(folder.path().join("try/out/o")).unwrap();
+        // Nobody waits until so much is read.
+        file.set_len(1 << 42).unwrap();
+        let outputs = [Output::new("out", "file")];
+        let staging = folder.path().join("try");
         assert!(store.commit_outputs(&staging, &outputs, &store).is_err());
+        assert!(store.digest_outside(&staging, false).is_err());
+        let (mut from, mut to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.write_all(b"something").unwrap();
+        assert!(store.copy_with_holes(&mut from, &mut to).is_err());
     }
 
     #[test]

@@ -26,6 +26,8 @@ mod record;
 mod states;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use collect::Garbage;
 pub(super) use commit::is_executable;
@@ -41,12 +43,30 @@ use super::artifact::Digest;
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    stop: Arc<AtomicBool>,
 }
 
 impl Store {
     /// Names a store; nothing is touched until something is read or written.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            stop: Arc::default(),
+        }
+    }
+
+    /// Ends long reading and copying with an error as soon as `stop` is set.
+    #[must_use]
+    pub fn stopped_by(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// An error if this is the time to stop.
+    pub(super) fn go_on(&self) -> std::io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("stopped"));
+        }
+        Ok(())
     }
 
     /// Returns the store's folder.

@@ -48,15 +48,20 @@ impl ObjectStat {
 
     /// Whether a file that now looks like `current` still holds the bytes that were hashed.
     pub fn vouches_for(&self, current: &Self) -> bool {
-        self.size == current.size
-            && self.mtime_ns == current.mtime_ns
-            && self.ctime_ns == current.ctime_ns
-            && self.inode == current.inode
+        self.is_like(current)
             && self
                 .mtime_ns
                 .max(self.ctime_ns)
                 .saturating_add(self.tick_ns())
                 < self.checked_ns
+    }
+
+    /// Whether the file system said the same at another time.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.size == other.size
+            && self.mtime_ns == other.mtime_ns
+            && self.ctime_ns == other.ctime_ns
+            && self.inode == other.inode
     }
 
     /// Takes a file that was hashed and then renamed, which renews its ctime but not its mtime.
@@ -142,21 +147,25 @@ impl Damage {
 }
 
 /// Digests the bytes of a file.
+pub(in crate::engine) fn digest_file(path: &Path) -> std::io::Result<Digest> {
+    digest_open(fs_err::File::open(path)?.file(), || Ok(()))
+}
+
+/// Digests the bytes of a file that was just opened; an error of `go_on` ends that.
 ///
 /// The file is read, not mapped: one that another program cuts short meanwhile must not end this process. One thread and
 /// pieces that stay in its cache take half the CPU time of several threads, and no more wall time, since reading is what
 /// takes it.
-pub(in crate::engine) fn digest_file(path: &Path) -> std::io::Result<Digest> {
-    digest_open(fs_err::File::open(path)?.file())
-}
-
-/// Digests the bytes of a file that was just opened.
-pub(super) fn digest_open(mut file: &File) -> std::io::Result<Digest> {
+fn digest_open(
+    mut file: &File,
+    go_on: impl Fn() -> std::io::Result<()>,
+) -> std::io::Result<Digest> {
     const PIECE: usize = 128 << 10;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut piece = vec![0; length.saturating_add(1).min(PIECE)];
     let mut hasher = blake3::Hasher::new();
     loop {
+        go_on()?;
         match file.read(&mut piece)? {
             0 => return Ok(hasher.finalize().into()),
             count => hasher.update(&piece[..count]),
@@ -165,6 +174,16 @@ pub(super) fn digest_open(mut file: &File) -> std::io::Result<Digest> {
 }
 
 impl Store {
+    /// Digests the bytes of a file, unless it is told to stop.
+    pub(super) fn digest_file(&self, path: &Path) -> std::io::Result<Digest> {
+        self.digest_open(fs_err::File::open(path)?.file())
+    }
+
+    /// The same of a file that was just opened.
+    pub(super) fn digest_open(&self, file: &File) -> std::io::Result<Digest> {
+        digest_open(file, || self.go_on())
+    }
+
     /// Reads an object's bytes and compares their digest with its name.
     pub fn check_object(&self, digest: &Digest) -> Result<ObjectStat, Damage> {
         let path = self.object_path(digest);
@@ -177,7 +196,7 @@ impl Store {
         };
         // Taken before the bytes are read: a write meanwhile must not seem to have been there already.
         let stat = ObjectStat::of(&metadata);
-        match digest_file(&path) {
+        match self.digest_file(&path) {
             Ok(found) if found == *digest => Ok(stat),
             Ok(_) => Err(Damage::Altered { path }),
             Err(error) => Err(Damage::unreadable(path, &error)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::commit::publish_unsynced;
-use super::object::{ObjectStat, digest_open};
+use super::object::ObjectStat;
 use super::place::Place;
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
@@ -47,33 +47,35 @@ impl Store {
         if !metadata.is_file() {
             return Err(irregular(path, metadata.file_type()));
         }
-        let path = fs_err::canonicalize(path)?;
-        let key = Digest::of(path.as_os_str().as_encoded_bytes());
-        let memory = self.root().join("stat").join(key.to_string());
         let stat = ObjectStat::of(&metadata);
-        let place = Place::of(&path)?;
+        // The name of what is remembered, and never what is read: a link may lead to an open file, and that name of it
+        // to another meanwhile.
+        let name = fs_err::canonicalize(path)?;
+        let key = Digest::of(name.as_os_str().as_encoded_bytes());
+        let memory = self.root().join("stat").join(key.to_string());
+        let place = Place::of(path)?;
         let remembered = std::fs::read(&memory)
             .ok()
             .filter(|_| !paranoid && place.is_some())
             .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
-            .filter(|found| found.path == path && Some(&found.place) == place.as_ref());
+            .filter(|found| found.path == name && Some(&found.place) == place.as_ref());
         if let Some(remembered) = remembered
             && remembered.stat.vouches_for(&stat)
         {
             return Ok(remembered.digest);
         }
-        let file = fs_err::File::open(&path)?.into_parts().0;
+        let file = fs_err::File::open(path)?.into_parts().0;
         // Whoever writes through a map begun earlier does so without another trace.
         let is_quiet = !is_open_for_writing(&file);
-        let digest = digest_open(&file)?;
+        let digest = self.digest_open(&file)?;
         // A file that changed while it was read has no digest that could be remembered.
         if let Some(place) = place
             && is_quiet
             && self.root().is_dir()
-            && ObjectStat::of(&fs_err::metadata(&path)?).mtime_ns == stat.mtime_ns
+            && ObjectStat::of(&fs_err::metadata(path)?).mtime_ns == stat.mtime_ns
         {
             let text = serde_json::to_vec(&Remembered {
-                path,
+                path: name,
                 place,
                 stat,
                 digest,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use super::held::Held;
 use super::{Failure, Task, Worker};
 use crate::engine::artifact::Digest;
 use crate::engine::context::{Input, Labels, Progress, Reporter, input_folder};
@@ -22,41 +23,33 @@ pub(super) struct Watched {
     stat: ObjectStat,
 }
 
-/// Of each local source, its files with what the file system says of them.
-pub(super) type SourceTimes = BTreeMap<String, Vec<(PathBuf, [i64; 4])>>;
+/// The local sources of a stage, by key.
+pub(super) type HeldSources = BTreeMap<String, Held>;
 
-/// Adds the files at `path`. Whoever swaps one for another and back cannot keep its change time.
-fn add_times(path: PathBuf, times: &mut Vec<(PathBuf, [i64; 4])>) -> std::io::Result<()> {
-    let metadata = fs_err::metadata(&path)?;
-    if metadata.is_dir() {
-        let entries = fs_err::read_dir(&path)?.map(|entry| Ok(entry?.path()));
-        let mut entries: Vec<PathBuf> = entries.collect::<std::io::Result<_>>()?;
-        entries.sort_unstable();
-        return entries
-            .into_iter()
-            .try_for_each(|entry| add_times(entry, times));
-    }
-    let stat = ObjectStat::of(&metadata);
-    let told = [
-        stat.size as i64,
-        stat.inode as i64,
-        stat.mtime_ns,
-        stat.ctime_ns,
-    ];
-    times.push((path, told));
-    Ok(())
+/// Returns where the stage finds its local sources.
+pub(super) fn paths_of(held: &HeldSources) -> BTreeMap<String, PathBuf> {
+    let paths = held.iter();
+    paths
+        .map(|(key, held)| (key.clone(), held.path().to_owned()))
+        .collect()
 }
 
 /// Returns where sources lie on this machine, with how the pipeline names them.
 pub(super) fn source_names(
     stage: &dyn Stage,
+    base_folder: &Path,
     paths: &BTreeMap<String, PathBuf>,
 ) -> Vec<(String, String)> {
     let sources = stage.sources().into_iter();
     sources
         .filter_map(|param| {
             let path = paths.get(&param.key)?.display().to_string();
-            Some((path, param.source.to_string()))
+            let name = param.source.to_string();
+            let own = local_path(&param.source, base_folder).ok().flatten();
+            let own = own.map(|own| own.display().to_string());
+            // The path of a folder goes with those of the files in it.
+            let shown = own.filter(|own| name.ends_with(own.trim_start_matches("./")));
+            Some((path, shown.unwrap_or(name)))
         })
         .collect()
 }
@@ -163,52 +156,50 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Returns what the file system says of the local files that the stage reads.
-    pub(super) fn source_times(&self, stage: &dyn Stage) -> Result<SourceTimes, StageError> {
-        let mut all = SourceTimes::new();
-        for param in stage.sources() {
+    /// Opens the local files that the stage reads.
+    pub(super) fn hold_sources(
+        &self,
+        stage: &dyn Stage,
+        try_folder: &Path,
+    ) -> Result<HeldSources, StageError> {
+        let mut held = HeldSources::new();
+        for (index, param) in stage.sources().into_iter().enumerate() {
             if let Some(path) = local_path(&param.source, &self.job.base_folder)? {
-                let mut times = Vec::new();
-                add_times(path, &mut times)?;
-                all.insert(param.key, times);
+                // The names of outputs and ports begin with a letter.
+                let folder = try_folder.join(format!(".sources/{index}"));
+                held.insert(param.key, Held::open(&path, &folder)?);
             }
         }
-        Ok(all)
+        Ok(held)
     }
 
     /// A result made from files that changed meanwhile would be a wrong one, even if they are now what they were.
     pub(super) fn check_sources_unchanged(
         &self,
-        stage: &dyn Stage,
         manifest: &Manifest,
-        before: &SourceTimes,
+        held: &HeldSources,
     ) -> Result<(), StageError> {
         const HOW: &str = "changed while the stage ran";
-        let after = self.source_times(stage)?;
-        let changed = after
-            .iter()
-            .find(|(key, times)| before.get(*key) != Some(times));
-        if let Some((key, _)) = changed {
-            return Err(source_changed(key, HOW));
+        for (key, source) in held {
+            if !source.is_unchanged()? {
+                return Err(source_changed(key, HOW));
+            }
         }
-        self.check_local_sources(stage, manifest, HOW)
+        self.check_held(manifest, held, HOW)
     }
 
     /// Compares the local files that the stage reads with what its fingerprint was made of.
-    fn check_local_sources(
+    pub(super) fn check_held(
         &self,
-        stage: &dyn Stage,
         manifest: &Manifest,
+        held: &HeldSources,
         how: &str,
     ) -> Result<(), StageError> {
-        for param in stage.sources() {
-            let Some(path) = local_path(&param.source, &self.job.base_folder)? else {
-                continue;
-            };
-            let digest = format!("blake3:{}", self.store.digest_outside(&path, false)?);
-            let planned = manifest.sources.get(&param.key).and_then(Option::as_ref);
-            if planned != Some(&digest) {
-                return Err(source_changed(&param.key, how));
+        for (key, source) in held {
+            let digest = self.store.digest_outside(source.path(), false)?;
+            let planned = manifest.sources.get(key).and_then(Option::as_ref);
+            if planned != Some(&format!("blake3:{digest}")) {
+                return Err(source_changed(key, how));
             }
         }
         Ok(())
@@ -219,14 +210,16 @@ impl Worker<'_> {
         &self,
         stage: &dyn Stage,
         manifest: Option<&Manifest>,
+        held: &HeldSources,
     ) -> Result<BTreeMap<String, PathBuf>, StageError> {
-        if let Some(manifest) = manifest {
-            self.check_local_sources(stage, manifest, "changed since the stage was planned")?;
-        }
         let mut paths = BTreeMap::new();
         for mut param in stage.sources() {
+            let local = match held.get(&param.key) {
+                Some(held) => Some(held.path().to_owned()),
+                None => local_path(&param.source, &self.job.base_folder)?,
+            };
             let planned = manifest.and_then(|manifest| manifest.sources.get(&param.key)?.as_ref());
-            let path = match local_path(&param.source, &self.job.base_folder)? {
+            let path = match local {
                 Some(folder) if folder.is_dir() => folder,
                 Some(file) => self.fetch(&Source::File(file), &param)?,
                 None => {
@@ -271,34 +264,5 @@ impl Worker<'_> {
                 .remember_fetched(&name, &fetched.sha256.to_string())?;
         }
         Ok(fetched.path)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_was_another_meanwhile_shows_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("model/weights");
-        fs_err::create_dir(folder.path().join("model")).unwrap();
-        fs_err::write(&file, "A").unwrap();
-        let times = || {
-            let mut times = Vec::new();
-            add_times(folder.path().to_owned(), &mut times).unwrap();
-            times
-        };
-        let before = times();
-        assert_eq!(fs_err::read_to_string(&file).unwrap(), "A");
-        assert_eq!(times(), before);
-        // Longer than a tick of the file system's clock.
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let modified = fs_err::metadata(&file).unwrap().modified().unwrap();
-        fs_err::write(&file, "B").unwrap();
-        fs_err::write(&file, "A").unwrap();
-        let opened = std::fs::File::options().write(true).open(&file);
-        opened.unwrap().set_modified(modified).unwrap();
-        assert_ne!(times(), before);
     }
 }

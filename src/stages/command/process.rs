@@ -18,6 +18,7 @@ pub(super) fn run(
     text: &str,
     folder: &Path,
     variables: Vec<(String, OsString)>,
+    has_secrets: bool,
     ctx: &mut RunContext,
 ) -> Result<(), StageError> {
     let mut process = Command::new("/bin/sh");
@@ -48,9 +49,14 @@ pub(super) fn run(
         return Err(StageError::new(format!("the command failed: {status}")).hint(hint));
     }
     if !left.is_empty() {
-        ctx.note(&format!(
-            "the command left processes running, which were ended: {}",
+        // The kernel cuts names off, so that a secret among them could not be told.
+        let names = if has_secrets {
+            left.len().to_string()
+        } else {
             left.join(", ")
+        };
+        ctx.note(&format!(
+            "the command left processes running, which were ended: {names}"
         ));
     }
     Ok(())
