@@ -15,15 +15,16 @@ const LARGEST: usize = 1 << 20;
 /// How many params may refer to each other in a row.
 const DEEPEST: usize = 64;
 
-/// The same for all the values of a file together: thousands of lines may refer to one large param.
-const LARGEST_TOGETHER: usize = 1 << 26;
+/// Bytes of memory that `${}` may bring to all the values of a file together: thousands of lines may refer to one large
+/// param.
+const LARGEST_TOGETHER: usize = 1 << 27;
 
 /// What was done for all the values of a file.
 #[derive(Default)]
 pub(super) struct Account {
     /// The first names that were referred to.
     used: RefCell<BTreeSet<String>>,
-    size: Cell<usize>,
+    memory: Cell<usize>,
 }
 
 impl Account {
@@ -37,6 +38,7 @@ impl Account {
 struct Resolved {
     value: Value,
     size: usize,
+    memory: usize,
     /// How many params refer to each other in a row, from this one on.
     depth: usize,
     failure: Option<Diagnostic>,
@@ -86,7 +88,7 @@ impl<'a> Scope<'a> {
         let resolved = self.value(value, path, errors, &mut Vec::new());
         let too_large = if self.size.get() > LARGEST {
             format!("with its `${{}}` replaced it is larger than {LARGEST} bytes")
-        } else if self.account.size.get() > LARGEST_TOGETHER {
+        } else if self.account.memory.get() > LARGEST_TOGETHER {
             format!(
                 "with its `${{}}` replaced the file is larger than {LARGEST_TOGETHER} bytes from here on"
             )
@@ -102,14 +104,19 @@ impl<'a> Scope<'a> {
 
     /// Notes that what is being resolved grows; whether it may.
     fn grows(&self, by: usize) -> bool {
-        for size in [&self.size, &self.account.size] {
-            size.set(size.get().saturating_add(by));
-        }
+        self.size.set(self.size.get().saturating_add(by));
+        self.may_grow()
+    }
+
+    /// Notes that a `${}` brings so much; whether it may.
+    fn brings(&self, memory: usize) -> bool {
+        let all = &self.account.memory;
+        all.set(all.get().saturating_add(memory));
         self.may_grow()
     }
 
     fn may_grow(&self) -> bool {
-        self.size.get() <= LARGEST && self.account.size.get() <= LARGEST_TOGETHER
+        self.size.get() <= LARGEST && self.account.memory.get() <= LARGEST_TOGETHER
     }
 
     fn value(
@@ -249,7 +256,7 @@ impl<'a> Scope<'a> {
             self.deepest.set(self.deepest.get().max(depth));
             if depth > DEEPEST {
                 errors.push(too_deep(path));
-            } else if self.grows(known.size) {
+            } else if self.grows(known.size) && self.brings(known.memory) {
                 return known.value.clone();
             }
             return Value::Null;
@@ -271,9 +278,11 @@ impl<'a> Scope<'a> {
         let deepest = self.deepest.replace(open.len());
         let value = self.value(value, path, errors, open);
         open.pop();
-        if self.may_grow() {
+        let memory = size(&value, size_of::<Value>());
+        if self.brings(memory) {
             let resolved = Resolved {
-                size: size(&value),
+                size: size(&value, 1),
+                memory,
                 value: value.clone(),
                 depth: self.deepest.get() - open.len(),
                 failure: errors.get(failed).cloned(),
@@ -299,7 +308,7 @@ fn is_of_environment(byte: u8) -> bool {
 
 /// Returns the size of a value that holds no `$`.
 fn literal_size(value: &Value) -> Option<usize> {
-    is_literal(value).then(|| size(value))
+    is_literal(value).then(|| size(value, 1))
 }
 
 fn is_literal(value: &Value) -> bool {
@@ -311,12 +320,15 @@ fn is_literal(value: &Value) -> bool {
     }
 }
 
-/// Returns the size of a value, in values and bytes of text.
-fn size(value: &Value) -> usize {
-    1 + match value {
+/// Returns the size of a value: its bytes of text, and `each` for every value in it.
+fn size(value: &Value, each: usize) -> usize {
+    each + match value {
         Value::String(text) => text.len(),
-        Value::List(items) => items.iter().map(size).sum(),
-        Value::Map(map) => map.iter().map(|(key, item)| key.len() + size(item)).sum(),
+        Value::List(items) => items.iter().map(|item| size(item, each)).sum(),
+        Value::Map(map) => {
+            let items = map.iter();
+            items.map(|(key, item)| key.len() + size(item, each)).sum()
+        }
         _ => 0,
     }
 }
@@ -432,20 +444,24 @@ mod tests {
     }
 
     #[test]
-    fn all_values_of_a_file_have_a_limit_together() {
-        let params = format!("large: {}\n", "x".repeat(LARGEST / 2));
+    fn all_that_names_bring_to_a_file_has_a_limit_together() {
+        let items = "[x], ".repeat(1 << 16);
+        let params = format!("large: [{items}]\n");
         let params: Value = serde_yaml::from_str(&params).unwrap();
         let account = Account::default();
         let scope = Scope::new(params.as_map().unwrap(), &account);
+        let value = Value::String("${large}".to_owned());
         let mut errors = Vec::new();
-        for _ in 0..2 * LARGEST_TOGETHER / LARGEST {
-            let value = Value::String("${large}".to_owned());
+        // A value takes more memory than a byte of text.
+        let mut lines = 0;
+        while errors.is_empty() && lines < LARGEST_TOGETHER >> 20 {
             scope.resolve(&value, &Path::default(), &mut errors);
+            lines += 1;
         }
         let messages: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
         assert_eq!(
             messages,
-            ["with its `${}` replaced the file is larger than 67108864 bytes from here on"]
+            ["with its `${}` replaced the file is larger than 134217728 bytes from here on"]
         );
     }
 }
