@@ -15,6 +15,9 @@ const LARGEST_CONFIGURATION: u64 = 4 << 20;
 const LARGEST_TOKENIZER: u64 = 128 << 20;
 /// Values in the largest `tokenizer.json`: tokens, ids, merges and their halves.
 const MOST_VALUES: usize = 3 << 20;
+/// What an entry of an object, and an object that has one, count for: so much more memory than a value of a list they take.
+const ENTRY: usize = 3;
+const OBJECT: usize = 6;
 
 /// Opens a regular file, or says what the path names instead.
 pub(crate) fn open_file(path: &Path) -> io::Result<fs_err::File> {
@@ -61,7 +64,11 @@ struct Values<'a>(&'a Cell<usize>);
 
 impl Values<'_> {
     fn count<E: Error>(self) -> Result<(), E> {
-        let left = self.0.get().checked_sub(1);
+        self.count_as(1)
+    }
+
+    fn count_as<E: Error>(self, values: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(values);
         self.0
             .set(left.ok_or_else(|| E::custom(format!("more than {MOST_VALUES} values")))?);
         Ok(())
@@ -114,8 +121,10 @@ impl<'de> Visitor<'de> for Values<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        self.count()?;
+        self.count_as(OBJECT)?;
         while entries.next_key::<IgnoredAny>()?.is_some() {
+            // The value counts for itself.
+            self.count_as(ENTRY - 1)?;
             entries.next_value_seed(self)?;
         }
         Ok(())
@@ -160,8 +169,14 @@ mod tests {
 
     #[test]
     fn values_are_counted_wherever_they_are() {
-        let document =
-            |values: usize| format!("{{\"a\":[{}0],\"b\":null}}", "0,".repeat(values - 4));
+        // An object of two entries, one of which is a list.
+        let around = OBJECT + 2 * ENTRY;
+        let document = |values: usize| {
+            format!(
+                "{{\"a\":[{}0],\"b\":null}}",
+                "0,".repeat(values - around - 1)
+            )
+        };
         check_values(document(MOST_VALUES).as_bytes()).unwrap();
         let error = check_values(document(MOST_VALUES + 1).as_bytes()).unwrap_err();
         assert!(
@@ -169,5 +184,10 @@ mod tests {
             "{error}"
         );
         assert!(check_values(b"[1] 2").is_err());
+        // Eleven megabytes of these would take a gigabyte.
+        let objects = |count: usize| format!("[{}0]", "{\"\":0},".repeat(count));
+        let most = (MOST_VALUES - 2) / (OBJECT + ENTRY);
+        check_values(objects(most).as_bytes()).unwrap();
+        assert!(check_values(objects(most + 1).as_bytes()).is_err());
     }
 }

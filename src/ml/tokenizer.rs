@@ -21,7 +21,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use settings::Settings;
+use settings::{CLEANS_UP, Settings};
 
 use super::documents::{check_values, read_tokenizer};
 
@@ -262,7 +262,7 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
         let mut config = json!({
             "bos_token": self.tokens.bos,
-            "clean_up_tokenization_spaces": false,
+            CLEANS_UP: false,
             "eos_token": self.tokens.eos,
             "pad_token": self.tokens.pad,
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -338,7 +338,7 @@ impl Tokenizer {
     /// those that it put first.
     pub fn decode_prompt(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         let text = ids.strip_prefix(self.prefix.as_slice()).unwrap_or(ids);
-        self.decode_with_special_tokens(text)
+        self.text(text, false)
     }
 
     /// Encodes texts in parallel, each as [`Tokenizer::encode`] does; results are in order.
@@ -364,12 +364,34 @@ impl Tokenizer {
 
     /// Decodes ids to text, leaving special tokens out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.text(ids, true)
+        Ok(self.cleaned_up(self.text(ids, true)?))
     }
 
     /// Decodes ids to text with special tokens spelt out.
     pub fn decode_with_special_tokens(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.text(ids, false)
+        Ok(self.cleaned_up(self.text(ids, false)?))
+    }
+
+    /// Takes out of a decoded text the spaces that `transformers` takes out of it.
+    fn cleaned_up(&self, text: String) -> String {
+        if self.carried.get(CLEANS_UP) != Some(&Value::Bool(true)) {
+            return text;
+        }
+        let marks = [
+            (" .", "."),
+            (" ?", "?"),
+            (" !", "!"),
+            (" ,", ","),
+            (" ' ", "'"),
+            (" n't", "n't"),
+            (" 'm", "'m"),
+            (" 's", "'s"),
+            (" 've", "'ve"),
+            (" 're", "'re"),
+        ];
+        marks
+            .iter()
+            .fold(text, |text, (spaced, mark)| text.replace(spaced, mark))
     }
 
     fn text(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {

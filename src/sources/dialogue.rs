@@ -46,24 +46,43 @@ pub enum Speaker {
     Assistant,
 }
 
-/// Returns what is said in a context, in order; the last, open turn of the assistant is left out.
-pub fn turns(context: &str) -> Vec<(Speaker, &str)> {
-    let mut turns = Vec::new();
-    let mut rest = context.strip_suffix(ASSISTANT).unwrap_or(context);
-    let mut speaker = None;
-    loop {
-        let next = [(HUMAN, Speaker::Human), (ASSISTANT, Speaker::Assistant)]
-            .into_iter()
-            .filter_map(|(tag, speaker)| Some((rest.find(tag)?, tag, speaker)))
-            .min_by_key(|(at, _, _)| *at);
-        let end = next.map_or(rest.len(), |(at, _, _)| at);
-        if let Some(speaker) = speaker {
-            turns.push((speaker, rest[..end].trim()));
+impl Speaker {
+    /// What a turn begins with.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::Human => HUMAN,
+            Self::Assistant => ASSISTANT,
         }
-        let Some((at, tag, next)) = next else {
-            return turns;
+    }
+}
+
+/// Returns what stands before the first turn of a context, and what is said, in order; the last, open turn of the
+/// assistant is left out. The first turn may lack the lines before its tag.
+pub fn turns(context: &str) -> (&str, Vec<(Speaker, &str)>) {
+    let mut turns = Vec::new();
+    let mut before = "";
+    let mut rest = context.strip_suffix(ASSISTANT).unwrap_or(context).trim();
+    let mut speaker = None;
+    for first in [Speaker::Human, Speaker::Assistant] {
+        if let Some(said) = rest.strip_prefix(first.tag().trim_start()) {
+            (rest, speaker) = (said, Some(first));
+            break;
+        }
+    }
+    loop {
+        let next = [Speaker::Human, Speaker::Assistant]
+            .into_iter()
+            .filter_map(|speaker| Some((rest.find(speaker.tag())?, speaker)))
+            .min_by_key(|(at, _)| *at);
+        let end = next.map_or(rest.len(), |(at, _)| at);
+        match speaker {
+            Some(speaker) => turns.push((speaker, rest[..end].trim())),
+            None => before = rest[..end].trim(),
+        }
+        let Some((at, next)) = next else {
+            return (before, turns);
         };
-        rest = &rest[at + tag.len()..];
+        rest = &rest[at + next.tag().len()..];
         speaker = Some(next);
     }
 }
@@ -79,14 +98,17 @@ mod tests {
         let pair = split_pair(&first, &second).unwrap();
         assert_eq!((pair.chosen, pair.rejected), (" So.", " Somehow. "));
         assert_eq!(pair.context, context);
-        assert_eq!(
-            turns(context),
-            [
-                (Speaker::Human, "Hi?"),
-                (Speaker::Assistant, "Hello."),
-                (Speaker::Human, "Why?"),
-            ]
-        );
+        let said = vec![
+            (Speaker::Human, "Hi?"),
+            (Speaker::Assistant, "Hello."),
+            (Speaker::Human, "Why?"),
+        ];
+        assert_eq!(turns(context), ("", said.clone()));
+        // Nothing that stands before the first tag is lost.
+        assert_eq!(turns(context.trim_start()), ("", said.clone()));
+        let told = format!(" Be kind.{context}");
+        assert_eq!(turns(&told), ("Be kind.", said));
+        assert_eq!(turns("Be kind."), ("Be kind.", Vec::new()));
     }
 
     #[test]

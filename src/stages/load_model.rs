@@ -9,9 +9,10 @@ use super::model_files::{Given, ModelFile, ModelFiles};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, save_new};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::excerpt::listed;
 use crate::ml::formats::Checkpoint;
 use crate::ml::formats::gguf::{is_gguf, load_gguf};
-use crate::ml::formats::hugging_face::load_hugging_face;
+use crate::ml::formats::hugging_face::{generation_wishes, load_hugging_face};
 use crate::ml::formats::llama2c::load_llama2c;
 use crate::sources::{Sha256, Source};
 
@@ -128,6 +129,13 @@ impl Kind for LoadModel {
             checkpoint.config.vocab_size,
             checkpoint.config.max_position_embeddings
         ));
+        let wishes = generation_wishes(&path)?;
+        if !wishes.is_empty() {
+            ctx.note(&format!(
+                "generation_config.json asks for {}: `sample` goes by its own params alone",
+                listed(&wishes)
+            ));
+        }
         save_new(&output, &checkpoint.config, &checkpoint.weights, &tokenizer)?;
         if path.join("adapter_config.json").exists() {
             ctx.note("with the adapter that lies in the model's folder");

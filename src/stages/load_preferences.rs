@@ -326,7 +326,7 @@ impl LeftOut {
                 Some(Unusable::TooLong) => {
                     "raise `max_question_chars`, or set `long_questions: cut`"
                 }
-                Some(Unusable::NothingShared | Unusable::FurtherTurn) => {
+                Some(Unusable::NothingShared | Unusable::FurtherTurn | Unusable::OfUser) => {
                     "are these dialogues in the layout of HH? see `layout`"
                 }
                 _ => "look at the file: a pair has two different answers",

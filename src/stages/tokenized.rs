@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::boundary::Boundary;
-use self::boundary::note_boundary;
+use self::boundary::{Split, note_boundary};
 pub(super) use self::completions::{scorable, tokenize_completions};
 pub(super) use self::prompts::tokenize_prompts;
 use super::passes;
@@ -138,6 +138,15 @@ enum Fit {
     NoRoom,
 }
 
+impl Fit {
+    fn row(self) -> Option<TokenizedCompletion> {
+        match self {
+            Self::Row(row) => Some(row),
+            Self::TooLong | Self::NoRoom => None,
+        }
+    }
+}
+
 /// Turns an example into tokens, its completion ended by the end-of-sequence token.
 fn fit(
     tokenizer: &Tokenizer,
@@ -146,11 +155,20 @@ fn fit(
     completion: &str,
     lengths: Lengths,
 ) -> Result<Fit, StageError> {
-    let (prompt, completion) = lengths.boundary.split(tokenizer, prompt, completion)?;
+    let split = lengths.boundary.split(tokenizer, prompt, completion)?;
+    Ok(fit_tokens(tokenizer, eos, split, lengths))
+}
+
+fn fit_tokens(
+    tokenizer: &Tokenizer,
+    eos: u32,
+    (prompt, completion): Split,
+    lengths: Lengths,
+) -> Fit {
     let mut tokens = tokenizer.cut_prompt(prompt, lengths.prompt);
     let prompt_length = tokens.len();
     if prompt_length == 0 || prompt_length + lengths.horizon > lengths.most {
-        return Ok(Fit::NoRoom);
+        return Fit::NoRoom;
     }
     tokens.extend(completion);
     tokens.push(eos);
@@ -158,12 +176,12 @@ fn fit(
         tokens.truncate(lengths.most);
     }
     if tokens.len() > lengths.most || tokens.len() == prompt_length {
-        return Ok(Fit::TooLong);
+        return Fit::TooLong;
     }
-    Ok(Fit::Row(TokenizedCompletion {
+    Fit::Row(TokenizedCompletion {
         tokens,
         prompt_length,
-    }))
+    })
 }
 
 /// Turns an example into tokens of a model; `None` if it does not fit.
@@ -174,10 +192,7 @@ pub(super) fn tokenize(
     lengths: Lengths,
 ) -> Result<Option<TokenizedCompletion>, StageError> {
     let fit = fit(&model.tokenizer, model.eos[0], prompt, completion, lengths)?;
-    Ok(match fit {
-        Fit::Row(row) => Some(row),
-        Fit::TooLong | Fit::NoRoom => None,
-    })
+    Ok(fit.row())
 }
 
 /// Checks that a model knows tokens: a tokenizer may have more than the model that it came with.
@@ -301,8 +316,14 @@ pub(super) fn tokenize_pairs(
                     ))
                     .hint("preferences are learnt from two completions of each prompt"));
                 };
-                let tokenize = |text| tokenize(model, &example.prompt, text, lengths);
-                if let (Some(chosen), Some(rejected)) = (tokenize(chosen)?, tokenize(rejected)?) {
+                let tokenizer = &model.tokenizer;
+                let sides = [chosen.as_str(), rejected.as_str()];
+                let splits = lengths
+                    .boundary
+                    .split_all(tokenizer, &example.prompt, sides)?;
+                let sides =
+                    splits.map(|split| fit_tokens(tokenizer, model.eos[0], split, lengths).row());
+                if let [Some(chosen), Some(rejected)] = sides {
                     for side in [&chosen, &rejected] {
                         check_vocabulary(model, &side.tokens, || {
                             format!("row {index} of the dataset")

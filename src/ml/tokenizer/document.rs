@@ -94,6 +94,7 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
     if let Some(model) = document.get("model") {
         check_lengths(model)?;
         check_merges(model)?;
+        check_words(model)?;
     }
     check_added(&document)?;
     check_steps(&document)?;
@@ -120,7 +121,10 @@ const MOST_BEGINNINGS: usize = 1 << 20;
 const MOST_STEPS: usize = 1 << 14;
 const LONGEST_PATTERN: usize = 1 << 14;
 
-/// By how much replacing may lengthen a text.
+/// Characters of the longest word that is taken apart, in time that grows with their square.
+const LONGEST_WORD: u64 = 100_000;
+
+/// By how much replacing and prepending may lengthen a text.
 const MOST_GROWTH: usize = 1 << 12;
 
 /// Checks that no token is so long that the crate would run out of stack, and that its tree of tokens fits.
@@ -191,7 +195,7 @@ fn check_steps(document: &Value) -> Result<(), TokenizerError> {
         if !fits || growth > MOST_GROWTH {
             return Err(TokenizerError::Invalid(format!(
                 "its `{key}` does more than a tokenizer's may: at most {MOST_STEPS} values, texts of {LONGEST_PATTERN} \
-                 bytes, and replacements that lengthen a text {MOST_GROWTH}-fold"
+                 bytes, and steps that lengthen a text {MOST_GROWTH}-fold"
             )));
         }
     }
@@ -224,12 +228,36 @@ fn measure(part: &Value, left: &mut usize, growth: &mut usize) -> bool {
                 };
                 *growth = growth.saturating_mul(factor);
             }
+            if let Some(prefix) = part.get("prepend").and_then(Value::as_str) {
+                // Put before a text that may have but one character.
+                *growth = growth.saturating_mul(prefix.chars().count() + 1);
+            }
             members.iter().all(|(key, member)| {
                 // A table of characters, which is read as such.
                 key == "precompiled_charsmap" || measure(member, left, growth)
             })
         }
         _ => true,
+    }
+}
+
+/// Checks that a text has the same tokens whenever it is read, and has them within human time.
+fn check_words(model: &Value) -> Result<(), TokenizerError> {
+    if let Some(dropout) = model.get("dropout")
+        && !dropout.is_null()
+        && dropout.as_f64() != Some(0.0)
+    {
+        return Err(TokenizerError::Invalid(format!(
+            "its `dropout` of {dropout} would split texts at random, expected null or 0: set it so in the file"
+        )));
+    }
+    match model.get("max_input_chars_per_word") {
+        Some(most) if most.as_u64().is_some_and(|most| most > LONGEST_WORD) => {
+            Err(TokenizerError::Invalid(format!(
+                "its `max_input_chars_per_word` is {most}, expected at most {LONGEST_WORD}"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -4,8 +4,11 @@
 //! document as version 4.57 does, so that afterwards the document alone says how text is encoded; what the class
 //! would pass over although the document does otherwise is refused.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use indexmap::IndexMap;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{SpecialTokens, TokenizerError};
@@ -22,9 +25,14 @@ const ROLES: [&str; 7] = [
     "cls_token",
     "mask_token",
 ];
+/// Lists of further ones; the second is also a map by names.
+const FURTHER: &str = "additional_special_tokens";
+const EXTRA: &str = "extra_special_tokens";
 const TOKEN_FLAGS: [&str; 5] = ["single_word", "lstrip", "rstrip", "normalized", "special"];
 /// What language models take of a tokenizer; without it `transformers` would hand them token types as well.
 pub const MODEL_INPUT_NAMES: [&str; 2] = ["input_ids", "attention_mask"];
+/// Whether decoded texts lose the spaces before marks of punctuation.
+pub(super) const CLEANS_UP: &str = "clean_up_tokenization_spaces";
 /// A `model_max_length` from here on means that there is none.
 const NO_LENGTH: u64 = 1_000_000_000;
 
@@ -48,6 +56,14 @@ pub(super) struct Settings {
     is_silent: bool,
     /// Ids that `config.json` has for the begin and the end token, for folders that name none.
     pub(super) model_ids: [Option<u32>; 2],
+    /// How many ids the model has, by `config.json`.
+    model_size: Option<u64>,
+}
+
+/// Special tokens by the names that a model has for them, in the order of the file, which numbers new ones.
+#[derive(Deserialize)]
+struct NamedTokens {
+    extra_special_tokens: IndexMap<String, Value>,
 }
 
 fn invalid(reason: impl Into<String>) -> TokenizerError {
@@ -70,6 +86,13 @@ impl Settings {
         let stated = object(CONFIG)?;
         let is_silent = stated.is_none();
         let mut config = stated.unwrap_or_default();
+        if config.get(EXTRA).is_some_and(Value::is_object) {
+            let named = serde_json::from_slice(&read_configuration(&folder.join(CONFIG))?);
+            let named: NamedTokens =
+                named.map_err(|error| invalid(format!("{CONFIG}: {error}")))?;
+            let tokens = named.extra_special_tokens.into_values().collect();
+            config.insert(EXTRA.to_owned(), Value::Array(tokens));
+        }
         // Older folders name their tokens in a file of their own, which newer ones keep for older readers.
         if !config.contains_key("added_tokens_decoder")
             && let Some(map) = object("special_tokens_map.json")?
@@ -113,12 +136,14 @@ impl Settings {
             config,
             is_silent,
             model_ids: [id("bos_token_id"), id("eos_token_id")].map(|id| id.filter(|_| is_silent)),
+            model_size: model.get("vocab_size").and_then(Value::as_u64),
         })
     }
 
     /// Applies to the document all that can be applied before it is built, and returns the special tokens.
     pub(super) fn apply(&mut self, document: &mut Value) -> Result<SpecialTokens, TokenizerError> {
-        self.name_own_tokens(document)?;
+        let mut tokens = Tokens::take(document);
+        self.name_own_tokens(&tokens)?;
         if self.is_set("split_special_tokens")? == Some(true) {
             return Err(self.refused(
                 "`split_special_tokens` is true",
@@ -135,7 +160,8 @@ impl Settings {
                 "no code of a model is run",
             ));
         }
-        self.register_tokens(document)?;
+        self.register_tokens(&mut tokens)?;
+        tokens.give_back(document);
         self.apply_prefix_space(document)?;
         self.apply_case(document)?;
         Ok(SpecialTokens {
@@ -206,6 +232,7 @@ impl Settings {
             "model_input_names",
             "model_max_length",
             "truncation_side",
+            CLEANS_UP,
         ] {
             let Some(value) = self.config.get(key).filter(|value| !value.is_null()) else {
                 continue;
@@ -214,6 +241,7 @@ impl Settings {
                 "model_input_names" => *value == json!(MODEL_INPUT_NAMES),
                 "model_max_length" => value.as_u64().is_none_or(|length| length >= NO_LENGTH),
                 "truncation_side" => value == "right",
+                CLEANS_UP => *value == false,
                 _ => false,
             };
             if !says_nothing {
@@ -244,28 +272,21 @@ impl Settings {
 
     /// Reads a token: a text or, in older files, an object. An empty one is none.
     fn token(&self, key: &str) -> Result<Option<String>, TokenizerError> {
-        let text = match self.config.get(key) {
-            None | Some(Value::Null) => return Ok(None),
-            Some(Value::String(text)) => Some(text),
-            Some(Value::Object(object)) => match object.get("content") {
-                Some(Value::String(text)) => Some(text),
-                _ => None,
-            },
-            Some(_) => None,
-        };
-        let text = text.ok_or_else(|| invalid(format!("{CONFIG}: `{key}` is not a token")))?;
-        Ok((!text.is_empty()).then(|| text.clone()))
+        match self.config.get(key) {
+            None => Ok(None),
+            Some(token) => Ok(spelt(key, token)?.map(|(content, _)| content.to_owned())),
+        }
     }
 
     /// Fills in the names that the class LLaMA has for tokens that a folder does not name.
     ///
     /// A folder that says nothing of its tokenizer is of this class only if its vocabulary is.
-    fn name_own_tokens(&mut self, document: &Value) -> Result<(), TokenizerError> {
+    fn name_own_tokens(&mut self, tokens: &Tokens) -> Result<(), TokenizerError> {
         if self.class != Class::Llama {
             return Ok(());
         }
         let own = [("bos_token", "<s>"), ("eos_token", "</s>")];
-        let known = own.map(|(_, token)| id_of(document, token).is_some());
+        let known = own.map(|(_, token)| tokens.id_of(token).is_some());
         if self.is_silent && known != [true, true] {
             self.class = Class::Other;
             return Ok(());
@@ -285,8 +306,9 @@ impl Settings {
         Ok(())
     }
 
-    /// Gives the document the added tokens that the settings state, and makes the special tokens special.
-    fn register_tokens(&self, document: &mut Value) -> Result<(), TokenizerError> {
+    /// Gives the document the added tokens that the settings state, and makes the special tokens special: those that it
+    /// lacks get the next ids.
+    fn register_tokens(&self, tokens: &mut Tokens) -> Result<(), TokenizerError> {
         if let Some(stated) = self.config.get("added_tokens_decoder") {
             let wrong = || {
                 invalid(format!(
@@ -305,39 +327,59 @@ impl Settings {
                     .get("content")
                     .and_then(Value::as_str)
                     .ok_or_else(wrong)?;
-                let found = id_of(document, content);
+                let found = tokens.id_of(content);
                 if found.is_some_and(|found| found != u64::from(id)) {
                     return Err(invalid(format!(
                         "{CONFIG}: `added_tokens_decoder` gives `{content}` the id {id}, `tokenizer.json` another"
                     )));
                 }
-                register(document, u64::from(id), content, token);
+                tokens.register(u64::from(id), content, token);
             }
         }
-        let more = self
-            .config
-            .get("additional_special_tokens")
-            .and_then(Value::as_array);
-        let named = ROLES.iter().filter_map(|role| self.config.get(*role));
-        for token in named.chain(more.into_iter().flatten()) {
-            let (content, flags) = match token {
-                Value::String(content) => (content.as_str(), None),
-                Value::Object(flags) => match flags.get("content").and_then(Value::as_str) {
-                    Some(content) => (content, Some(flags)),
-                    None => continue,
-                },
-                _ => continue,
-            };
-            let is_added = added(document)
-                .is_some_and(|added| added.iter().any(|added| added["content"] == content));
-            let Some(id) = id_of(document, content).filter(|_| flags.is_some() || !is_added) else {
+        let mut named = Vec::new();
+        for role in ROLES {
+            named.extend(self.config.get(role).map(|token| (role, token)));
+        }
+        for key in [FURTHER, EXTRA] {
+            match self.config.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Array(list)) => named.extend(list.iter().map(|token| (key, token))),
+                Some(_) => {
+                    return Err(invalid(format!("{CONFIG}: `{key}` is no list of tokens")));
+                }
+            }
+        }
+        for (key, token) in named {
+            let Some((content, flags)) = spelt(key, token)? else {
                 continue;
+            };
+            if flags.is_none() && tokens.is_added(content) {
+                continue;
+            }
+            let id = match tokens.id_of(content) {
+                Some(id) => id,
+                None => self.next_id(tokens, key, content)?,
             };
             let mut flags = flags.cloned().unwrap_or_default();
             flags.insert("special".to_owned(), true.into());
-            register(document, id, content, &flags);
+            tokens.register(id, content, &flags);
         }
         Ok(())
+    }
+
+    /// Returns the id of a token that is not in the vocabulary, if the model has one to spare.
+    fn next_id(&self, tokens: &Tokens, key: &str, content: &str) -> Result<u64, TokenizerError> {
+        let next = tokens.next_id();
+        if self.model_size.is_some_and(|size| next < size) {
+            return Ok(next);
+        }
+        let size = match self.model_size {
+            Some(size) => format!("the model's `vocab_size` of {size} has no room for it"),
+            None => "no `config.json` says that the model has room for it".to_owned(),
+        };
+        Err(invalid(format!(
+            "{CONFIG}: the token `{content}` of `{key}` is not in the vocabulary, and {size}"
+        )))
     }
 
     fn apply_prefix_space(&self, document: &mut Value) -> Result<(), TokenizerError> {
@@ -444,52 +486,115 @@ fn any_part(document: &Value, wanted: &dyn Fn(&Value) -> bool) -> bool {
         .any(|part| within(part, wanted))
 }
 
-fn added(document: &Value) -> Option<&Vec<Value>> {
-    document.get("added_tokens")?.as_array()
+/// Reads a special token: a text or, in older files, an object of text and flags. Null and an empty text are none.
+fn spelt<'a>(
+    key: &str,
+    token: &'a Value,
+) -> Result<Option<(&'a str, Option<&'a Map<String, Value>>)>, TokenizerError> {
+    let (content, flags) = match token {
+        Value::Null => return Ok(None),
+        Value::Object(flags) => (flags.get("content").and_then(Value::as_str), Some(flags)),
+        token => (token.as_str(), None),
+    };
+    let content = content.ok_or_else(|| invalid(format!("{CONFIG}: `{key}` is not a token")))?;
+    Ok((!content.is_empty()).then_some((content, flags)))
 }
 
-/// Returns the id of a token of the document.
-fn id_of(document: &Value, token: &str) -> Option<u64> {
-    let added = added(document).into_iter().flatten();
-    let mut added = added.filter(|added| added["content"] == token);
-    if let Some(found) = added.next() {
-        return found["id"].as_u64();
-    }
-    match document.get("model")?.get("vocab")? {
-        Value::Object(vocabulary) => vocabulary.get(token)?.as_u64(),
-        Value::Array(scored) => {
-            let place = scored.iter().position(|entry| entry[0] == token)?;
-            Some(place as u64)
+/// The tokens of a document, taken out of it to be found by their texts.
+struct Tokens {
+    model: Value,
+    /// Ids of a vocabulary that is a list.
+    listed: BTreeMap<String, u64>,
+    added: Vec<Value>,
+    /// Places among those.
+    places: BTreeMap<String, usize>,
+    next_added: u64,
+}
+
+impl Tokens {
+    fn take(document: &mut Value) -> Self {
+        let mut part = |key| document.get_mut(key).map(Value::take).unwrap_or_default();
+        let model = part("model");
+        let added = match part("added_tokens") {
+            Value::Array(added) => added,
+            _ => Vec::new(),
+        };
+        let mut listed = BTreeMap::new();
+        let list = model.get("vocab").and_then(Value::as_array);
+        for (id, token) in list.into_iter().flatten().enumerate() {
+            if let Some(text) = token.get(0).and_then(Value::as_str) {
+                listed.entry(text.to_owned()).or_insert(id as u64);
+            }
         }
-        _ => None,
+        let mut places = BTreeMap::new();
+        for (place, token) in added.iter().enumerate() {
+            if let Some(text) = token.get("content").and_then(Value::as_str) {
+                places.entry(text.to_owned()).or_insert(place);
+            }
+        }
+        let ids = added.iter().filter_map(|token| token.get("id")?.as_u64());
+        let next_added = ids.max().map_or(0, |id| id.saturating_add(1));
+        Self {
+            model,
+            listed,
+            added,
+            places,
+            next_added,
+        }
     }
-}
 
-/// Adds a token to the document, or gives the one that is there other flags.
-fn register(document: &mut Value, id: u64, content: &str, flags: &Map<String, Value>) {
-    let is_special = flags.get("special") == Some(&Value::Bool(true));
-    let mut entry = json!({ "id": id, "content": content });
-    for flag in TOKEN_FLAGS {
-        // As `AddedToken` has it: ordinary tokens are normalised, special ones are not.
-        let default = flag == "normalized" && !is_special;
-        entry[flag] = flags
-            .get(flag)
-            .and_then(Value::as_bool)
-            .unwrap_or(default)
-            .into();
+    fn give_back(mut self, document: &mut Value) {
+        // New tokens are numbered in the order of the list.
+        self.added.sort_by_key(|token| token["id"].as_u64());
+        if let Some(document) = document.as_object_mut() {
+            document.insert("model".to_owned(), self.model);
+            document.insert("added_tokens".to_owned(), self.added.into());
+        }
     }
-    let Some(object) = document.as_object_mut() else {
-        return;
-    };
-    let list = object.entry("added_tokens").or_insert_with(|| json!([]));
-    let Some(list) = list.as_array_mut() else {
-        return;
-    };
-    match list.iter_mut().find(|added| added["content"] == content) {
-        Some(added) => *added = entry,
-        None => {
-            let after = list.partition_point(|added| added["id"].as_u64() < Some(id));
-            list.insert(after, entry);
+
+    fn is_added(&self, token: &str) -> bool {
+        self.places.contains_key(token)
+    }
+
+    fn id_of(&self, token: &str) -> Option<u64> {
+        if let Some(place) = self.places.get(token) {
+            return self.added[*place].get("id")?.as_u64();
+        }
+        match self.model.get("vocab")? {
+            Value::Object(vocabulary) => vocabulary.get(token)?.as_u64(),
+            _ => self.listed.get(token).copied(),
+        }
+    }
+
+    /// Returns the id that comes after all others, as the crate has it.
+    fn next_id(&self) -> u64 {
+        let size = match self.model.get("vocab") {
+            Some(Value::Object(vocabulary)) => vocabulary.len(),
+            Some(Value::Array(list)) => list.len(),
+            _ => 0,
+        };
+        self.next_added.max(size as u64)
+    }
+
+    /// Adds a token, or gives the one that is there other flags.
+    fn register(&mut self, id: u64, content: &str, flags: &Map<String, Value>) {
+        let is_special = flags.get("special") == Some(&Value::Bool(true));
+        let mut entry = json!({ "id": id, "content": content });
+        for flag in TOKEN_FLAGS {
+            // As `AddedToken` has it: ordinary tokens are normalised, special ones are not.
+            let default = flag == "normalized" && !is_special;
+            entry[flag] = flags
+                .get(flag)
+                .and_then(Value::as_bool)
+                .unwrap_or(default)
+                .into();
+        }
+        self.next_added = self.next_added.max(id.saturating_add(1));
+        if let Some(place) = self.places.get(content) {
+            self.added[*place] = entry;
+        } else {
+            self.places.insert(content.to_owned(), self.added.len());
+            self.added.push(entry);
         }
     }
 }

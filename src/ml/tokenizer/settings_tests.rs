@@ -339,3 +339,121 @@ fn what_other_programs_need_is_carried_along() {
         |folder: &TempDir| fs_err::read(folder.path().join("tokenizer_config.json")).unwrap();
     assert_eq!(bytes(&again), bytes(&copy));
 }
+
+/// A folder whose model has so many ids, and what becomes of its tokens.
+fn with_room(size: Option<u64>, config: &str) -> Result<Tokenizer, String> {
+    let mut model = json!({ "model_type": "llama" });
+    if let Some(size) = size {
+        model["vocab_size"] = size.into();
+    }
+    let folder = folder(&json!({}), &[("config.json", model)]);
+    let config = format!(r#"{{"tokenizer_class": "PreTrainedTokenizerFast", {config}}}"#);
+    fs_err::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    Tokenizer::load(folder.path()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn special_tokens_that_the_vocabulary_lacks_get_the_next_ids() {
+    let config = r#"
+        "extra_special_tokens": { "z": "<z>", "image": { "content": "<image>" }, "known": "<turn>" },
+        "additional_special_tokens": ["<turn>", "<more>"],
+        "mask_token": "<mask>",
+        "eos_token": "<end>""#;
+    let tokenizer = with_room(Some(13), config).unwrap();
+    let ids = tokenizer
+        .encode("a<end><mask>a<more><z><image><turn>")
+        .unwrap();
+    assert_eq!(ids, [3, 8, 9, 3, 10, 11, 12, 7]);
+    assert_eq!(tokenizer.eos_id(), Some(8));
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "a a");
+    let copy = tempfile::tempdir().unwrap();
+    tokenizer.save(copy.path()).unwrap();
+    let again = Tokenizer::load(copy.path()).unwrap();
+    assert_eq!(again.to_json().unwrap(), tokenizer.to_json().unwrap());
+    let newer = r#""extra_special_tokens": ["<z>"]"#;
+    let ids = with_room(Some(9), newer).unwrap().encode("<z>").unwrap();
+    assert_eq!(ids, [8]);
+}
+
+#[test]
+fn special_tokens_without_room_are_refused() {
+    let mask = r#""mask_token": "<mask>""#;
+    let start = "invalid tokenizer: tokenizer_config.json: ";
+    let absent = "the token `<mask>` of `mask_token` is not in the vocabulary, and";
+    assert_eq!(
+        with_room(Some(8), mask).unwrap_err(),
+        format!("{start}{absent} the model's `vocab_size` of 8 has no room for it")
+    );
+    assert_eq!(
+        with_room(None, mask).unwrap_err(),
+        format!("{start}{absent} no `config.json` says that the model has room for it")
+    );
+    for (config, reason) in [
+        (
+            r#""additional_special_tokens": "<a>""#,
+            "is no list of tokens",
+        ),
+        (r#""additional_special_tokens": [3]"#, "is not a token"),
+    ] {
+        let error = with_room(Some(9), config).unwrap_err();
+        assert_eq!(
+            error,
+            format!("{start}`additional_special_tokens` {reason}")
+        );
+    }
+}
+
+#[test]
+fn many_tokens_are_found_in_little_time() {
+    let many = 60_000;
+    let vocabulary: Vec<Value> = (0..many)
+        .map(|id| json!([format!("{id:x}"), 0.0]))
+        .collect();
+    let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": vocabulary });
+    let mut document = json!({ "model": model });
+    let more: Vec<String> = (0..many).map(|id| format!("{id:x}")).collect();
+    let decoder: serde_json::Map<_, _> = (0..many)
+        .map(|id| {
+            (
+                format!("{}", many + id),
+                json!({ "content": format!("<{id:x}>") }),
+            )
+        })
+        .collect();
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": more,
+        "added_tokens_decoder": decoder,
+    });
+    let folder = folder(&json!({}), &[("tokenizer_config.json", config)]);
+    let start = std::time::Instant::now();
+    let mut settings = super::Settings::read(folder.path()).unwrap();
+    settings.apply(&mut document).unwrap();
+    assert_eq!(document["added_tokens"].as_array().unwrap().len(), 2 * many);
+    assert!(start.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn decoded_text_is_cleaned_up_where_the_folder_says_so() {
+    let decoder = json!({ "model": {
+        "type": "WordLevel", "unk_token": "<unk>",
+        "vocab": { "<unk>": 0, "<s>": 1, "</s>": 2, "we": 3, "'re": 4, "n't": 5, ".": 6, "'": 7, "do": 8 },
+    } });
+    let decoded = |cleans: bool| {
+        let config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": cleans,
+        });
+        let tokenizer = loaded(&decoder, &config).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        tokenizer.save(copy.path()).unwrap();
+        let again = Tokenizer::load(copy.path()).unwrap();
+        let ids = [3, 4, 6, 8, 5, 7, 3, 6];
+        assert_eq!(again.decode(&ids).unwrap(), tokenizer.decode(&ids).unwrap());
+        // What a model reads is not changed.
+        assert!(tokenizer.decode_prompt(&ids).unwrap().contains("we ."));
+        tokenizer.decode(&ids).unwrap()
+    };
+    assert_eq!(decoded(true), "we're. don't'we.");
+    assert_eq!(decoded(false), "we 're . do n't ' we .");
+}

@@ -284,6 +284,12 @@ fn documents_that_grow_beyond_measure_are_errors() {
         json!({ "type": "Sequence", "normalizers": vec![step; count] })
     };
     let letter = json!({ "String": "a" });
+    let mut prepended = replace(1, letter.clone(), &"a".repeat(64));
+    let prepend = json!({ "type": "Prepend", "prepend": "a".repeat(64) });
+    prepended["normalizers"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, prepend);
     assert_eq!(
         error("normalizer", replace(12, letter.clone(), "aa")),
         Ok(())
@@ -292,6 +298,7 @@ fn documents_that_grow_beyond_measure_are_errors() {
         ("normalizer", replace(13, letter.clone(), "aa")),
         ("normalizer", replace(13, json!({ "Regex": "" }), "a")),
         ("normalizer", replace(5000, letter, "a")),
+        ("normalizer", prepended),
         (
             "pre_tokenizer",
             json!({ "type": "Split", "pattern": { "Regex": "a".repeat(1 << 15) } }),
@@ -317,6 +324,34 @@ fn documents_that_grow_beyond_measure_are_errors() {
     assert!(
         found.contains("different beginnings, expected at most 1048576"),
         "{found}"
+    );
+}
+
+#[test]
+fn random_and_endless_splitting_is_an_error() {
+    let built = |model: Value| {
+        let document = json!({ "version": "1.0", "model": model });
+        let built = Tokenizer::from_document(document, SpecialTokens::default());
+        built.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let pairs = |dropout: Value| {
+        built(json!({ "type": "BPE", "vocab": { "a": 0 }, "merges": [], "dropout": dropout }))
+    };
+    assert_eq!((pairs(Value::Null), pairs(json!(0.0))), (Ok(()), Ok(())));
+    assert_eq!(
+        pairs(json!(0.1)).unwrap_err(),
+        "invalid tokenizer: its `dropout` of 0.1 would split texts at random, expected null or 0: set it so in the file"
+    );
+    let words = |most: u64| {
+        built(json!({
+            "type": "WordPiece", "vocab": { "a": 0, "?": 1 }, "unk_token": "?", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": most,
+        }))
+    };
+    assert_eq!(words(100_000), Ok(()));
+    assert_eq!(
+        words(100_001).unwrap_err(),
+        "invalid tokenizer: its `max_input_chars_per_word` is 100001, expected at most 100000"
     );
 }
 

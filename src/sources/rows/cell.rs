@@ -44,6 +44,8 @@ impl Cell for String {
         }
         match serde_json::from_str(text) {
             Ok(Value::String(text)) => Ok(Some(text)),
+            // A whole number of any length keeps its digits.
+            Ok(Value::Number(_)) if !text.contains(['.', 'e', 'E']) => Ok(Some(text.to_owned())),
             Ok(Value::Number(number)) => Ok(Some(number.to_string())),
             Ok(Value::Null) => Ok(None),
             _ => Err(NOT_TEXT),

@@ -1,4 +1,4 @@
-//! Rows of parquet files, a row group at a time, each looked at before it is unpacked.
+//! Rows of parquet files, some row groups at a time, each looked at before it is unpacked.
 //!
 //! polars asks for whatever memory a file tells it to. So the headers of pages, which say what their pages unpack to, are
 //! read first, and nothing is unpacked that claims more than its file may hold.
@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use polars::prelude::{
-    ArrowDataType, DataFrame, ParallelStrategy, ParquetReader, PlSmallStr, SerReader,
+    ArrowDataType, DataFrame, FileMetadata, ParallelStrategy, ParquetReader, PlSmallStr, SerReader,
 };
 use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 use polars_parquet_format::{Encoding, PageHeader, PageType};
@@ -22,6 +22,8 @@ use crate::quiet::catch_quietly;
 
 /// What a value takes beside its bytes: a view, offsets, and whether it is there.
 const VALUE_BYTES: u64 = 48;
+/// What row groups that are read together may unpack to.
+const BATCH_BYTES: u64 = 16 << 20;
 /// No header of a page is longer.
 const HEADER_BYTES: usize = 1 << 20;
 
@@ -30,6 +32,26 @@ const HEADER_BYTES: usize = 1 << 20;
 struct Pages {
     unpacked: u64,
     values: u64,
+}
+
+/// Row groups that are read together.
+#[derive(Debug, Default)]
+struct Batch {
+    groups: usize,
+    rows: usize,
+    unpacked: u64,
+    /// Rows of the row groups before them.
+    before: usize,
+}
+
+impl Batch {
+    /// Begins behind another one.
+    fn after(other: &Self) -> Self {
+        Self {
+            before: other.before.saturating_add(other.rows),
+            ..Self::default()
+        }
+    }
 }
 
 impl<T: Cell> Reading<'_, T> {
@@ -67,7 +89,9 @@ impl<T: Cell> Reading<'_, T> {
         }
         let metadata = reader.get_metadata().map_err(|e| frame(self.file, e))?;
         let metadata = Arc::clone(metadata);
-        let mut before = 0usize;
+        // Each reading goes through the whole directory of the file: twice as many row groups each time, the first alone.
+        let mut batch = Batch::default();
+        let mut width = 1usize;
         for (index, group) in metadata.row_groups.iter().enumerate() {
             let rows = group.num_rows();
             if rows == 0 {
@@ -103,24 +127,46 @@ impl<T: Cell> Reading<'_, T> {
                     hint: "write it with smaller row groups, or raise `max_text_mb`",
                 });
             }
-            let mut reader = ParquetReader::new(file.try_clone()?);
-            reader.set_metadata(Arc::clone(&metadata));
-            let wanted = self.columns.iter().map(|column| (*column).to_owned());
-            let read = reader
-                .with_columns(Some(wanted.collect()))
-                .with_slice(Some((before, rows)))
-                .read_parallel(ParallelStrategy::None)
-                .finish();
-            let group = read.map_err(|error| frame(self.file, error))?;
-            if self.frame(&group, before)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+            if batch.groups == width || batch.unpacked.saturating_add(unpacked) > BATCH_BYTES {
+                if self.batch(file, &metadata, &batch)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                width = width.saturating_mul(2);
+                batch = Batch::after(&batch);
             }
-            before = before.saturating_add(rows);
+            batch.groups += 1;
+            batch.rows = batch.rows.saturating_add(rows);
+            batch.unpacked = batch.unpacked.saturating_add(unpacked);
         }
-        Ok(ControlFlow::Continue(()))
+        self.batch(file, &metadata, &batch)
     }
 
-    /// Passes the rows of a row group on, of which there are so many before it.
+    /// Reads some row groups and passes their rows on.
+    fn batch(
+        &mut self,
+        file: &File,
+        metadata: &Arc<FileMetadata>,
+        batch: &Batch,
+    ) -> Result<ControlFlow<()>, RowsError> {
+        if batch.rows == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut reader = ParquetReader::new(file.try_clone()?);
+        reader.set_metadata(Arc::clone(metadata));
+        let wanted = self.columns.iter().map(|column| (*column).to_owned());
+        let read = reader
+            .with_columns(Some(wanted.collect()))
+            .with_slice(Some((batch.before, batch.rows)))
+            .read_parallel(ParallelStrategy::None)
+            .finish();
+        let frame = read.map_err(|source| RowsError::Frame {
+            file: Arc::clone(self.file),
+            source,
+        })?;
+        self.frame(&frame, batch.before)
+    }
+
+    /// Passes rows on, of which there are so many before them.
     fn frame(&mut self, group: &DataFrame, before: usize) -> Result<ControlFlow<()>, RowsError> {
         let file = self.file;
         let wrap = |source| RowsError::Frame {

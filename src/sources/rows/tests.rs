@@ -116,6 +116,18 @@ fn faults_name_file_and_row() {
             "DATA, row 2: 3 values under 2 names",
         ),
         (
+            b"id,text\n0,\"a\"\"\nb\"\n1,\"c\n2,d\n".to_vec(),
+            "DATA, row 2: opens a quote that is not closed before the end of the file",
+        ),
+        (
+            b"id,\"text\n0,a\n".to_vec(),
+            "DATA: damaged: its first line opens a quote that is not closed",
+        ),
+        (
+            b"id,text,text\n0,a,b\n".to_vec(),
+            "DATA: damaged: several columns are named `text`",
+        ),
+        (
             b"id,text\n0,a\n\n1,caf\xe9\n".to_vec(),
             "DATA, row 2: `text` is not UTF-8",
         ),
@@ -157,6 +169,16 @@ fn a_long_header_is_not_repeated_whole() {
     );
 }
 
+#[test]
+fn numbers_keep_their_digits() {
+    let long = "123456789012345678901234567890";
+    let line = format!("{{\"id\": 1e2, \"text\": -{long}}}");
+    assert_eq!(
+        read(line.as_bytes()).unwrap(),
+        [["100.0".to_owned(), format!("-{long}")]]
+    );
+}
+
 /// Pages of text, one row group for each.
 fn groups(texts: &[&str]) -> Vec<u8> {
     let ids: Vec<i64> = (0..texts.len() as i64).collect();
@@ -187,6 +209,17 @@ fn nothing_is_read_beyond_what_is_wanted() {
     bytes[other.unwrap() - 2] = 0xff;
     assert_eq!(first(&bytes, 1).unwrap().0[0][1], "first text");
     assert!(first(&bytes, 2).is_err());
+}
+
+#[test]
+fn many_small_row_groups_are_read_in_little_time() {
+    let texts: Vec<String> = (0..2000).map(|row| format!("text {row}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let bytes = groups(&texts);
+    let start = std::time::Instant::now();
+    let rows = read(&bytes).unwrap();
+    assert!(rows.iter().map(|row| row[1].as_str()).eq(texts));
+    assert!(start.elapsed().as_secs() < 15, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub(super) enum Unusable {
     NothingShared,
     /// An answer holds a further turn.
     FurtherTurn,
+    /// An answer is said to be the user's.
+    OfUser,
 }
 
 impl Unusable {
@@ -60,7 +62,8 @@ impl Unusable {
             Self::NothingShared => {
                 "whose dialogues share no beginning that ends in `\\n\\nAssistant:`"
             }
-            Self::FurtherTurn => "whose dialogues part before their last answer",
+            Self::FurtherTurn => "with a further turn in an answer",
+            Self::OfUser => "with an answer of the role `human`",
         }
     }
 }
@@ -118,19 +121,35 @@ impl Layout {
                 let columns = ["context", "chosen", "rejected"];
                 files.read_nested(&columns, |mut row| {
                     let [context, chosen, rejected] = values(&mut row)?;
-                    let turns: Vec<Turn> = field(&row, "context", &context)?;
+                    let turns: Vec<Option<Turn>> = field(&row, "context", &context)?;
                     if turns.is_empty() {
                         return Err(row.error("`context` has no turn"));
                     }
-                    let turns = turns.into_iter().map(|turn| (turn.role.into(), turn.text));
-                    let question = Question::Turns(turns.collect());
+                    let turns = turns.into_iter().map(|turn| {
+                        let turn = turn?;
+                        Some((turn.role?.into(), turn.text?))
+                    });
+                    let turns: Option<Vec<(Speaker, String)>> = turns.collect();
                     let chosen: Reply = field(&row, "chosen", &chosen)?;
                     let rejected: Reply = field(&row, "rejected", &rejected)?;
+                    let roles = [chosen.role, rejected.role];
+                    let (Some(turns), Some(chosen), Some(rejected)) =
+                        (turns, chosen.text, rejected.text)
+                    else {
+                        return take(&row.file, Found::Unusable(Unusable::Empty));
+                    };
+                    if roles.contains(&Some(Role::Human)) {
+                        return take(&row.file, Found::Unusable(Unusable::OfUser));
+                    }
+                    if holds_a_turn(&chosen) || holds_a_turn(&rejected) {
+                        return take(&row.file, Found::Unusable(Unusable::FurtherTurn));
+                    }
+                    let question = Question::Turns(turns);
                     let key = Digest::of(format!("{question:?}").as_bytes());
                     let pair = Pair {
                         question,
-                        chosen: Answer::of_text(chosen.text),
-                        rejected: Answer::of_text(rejected.text),
+                        chosen: Answer::of_text(chosen),
+                        rejected: Answer::of_text(rejected),
                     };
                     take(&row.file, Found::Pair(key, Box::new(pair)))
                 })
@@ -165,7 +184,7 @@ fn summary(text: &str) -> &str {
     text.strip_prefix("TL;DR:").map_or(text, str::trim_start)
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Role {
     Human,
@@ -181,15 +200,20 @@ impl From<Role> for Speaker {
     }
 }
 
+/// Fields must be there, but may be null.
 #[derive(Deserialize)]
 struct Turn {
-    role: Role,
-    text: String,
+    #[serde(deserialize_with = "Option::deserialize")]
+    role: Option<Role>,
+    #[serde(deserialize_with = "Option::deserialize")]
+    text: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Reply {
-    text: String,
+    role: Option<Role>,
+    #[serde(deserialize_with = "Option::deserialize")]
+    text: Option<String>,
 }
 
 fn field<T: DeserializeOwned>(

@@ -7,19 +7,19 @@ use crate::sources::dialogue::{Speaker, turns};
 pub(super) enum Template {
     /// As it stands.
     Plain,
-    /// ChatML with what comes before the first turn.
-    Chat(&'static str),
+    /// ChatML with what the system says if a question does not say it.
+    Chat(Option<&'static str>),
     Text(PromptTemplate),
 }
 
 impl Template {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        const SMOLLM2_SYSTEM: &str = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by \
-            Hugging Face<|im_end|>\n";
+        const SMOLLM2_SYSTEM: &str =
+            "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
         let text = match text {
             "plain" => return Ok(Self::Plain),
-            "chatml" => return Ok(Self::Chat("")),
-            "smollm2" => return Ok(Self::Chat(SMOLLM2_SYSTEM)),
+            "chatml" => return Ok(Self::Chat(None)),
+            "smollm2" => return Ok(Self::Chat(Some(SMOLLM2_SYSTEM))),
             "stack_llama" => PromptTemplate::STACK_LLAMA.to_owned(),
             text if text.contains("{answer}") => text.to_owned(),
             text => format!("{text}{{answer}}"),
@@ -33,8 +33,12 @@ impl Template {
             Self::Plain => question.plain(),
             Self::Text(template) => template.prompt(&question.shown()),
             Self::Chat(system) => {
-                let mut prompt = (*system).to_owned();
-                for (speaker, text) in question.turns() {
+                let (before, turns) = question.turns();
+                let stated = Some(before).filter(|before| !before.is_empty());
+                let mut prompt = stated.or(*system).map_or_else(String::new, |system| {
+                    format!("<|im_start|>system\n{system}<|im_end|>\n")
+                });
+                for (speaker, text) in turns {
                     let role = match speaker {
                         Speaker::Human => "user",
                         Speaker::Assistant => "assistant",
@@ -108,13 +112,9 @@ impl Question {
             Self::Turns(turns) => {
                 let mut text = String::new();
                 for (speaker, said) in turns {
-                    let tag = match speaker {
-                        Speaker::Human => "Human",
-                        Speaker::Assistant => "Assistant",
-                    };
-                    text.push_str(&format!("\n\n{tag}: {said}"));
+                    text.push_str(&format!("{} {said}", speaker.tag()));
                 }
-                text + "\n\nAssistant:"
+                text + Speaker::Assistant.tag()
             }
         }
     }
@@ -125,18 +125,20 @@ impl Question {
             return text.clone();
         }
         let context = self.plain();
-        let end = context.rfind("\n\nAssistant:").unwrap_or(context.len());
+        let end = context.rfind(Speaker::Assistant.tag());
+        let end = end.unwrap_or(context.len());
         context[..end].trim().to_owned()
     }
 
-    fn turns(&self) -> Vec<(Speaker, &str)> {
+    /// What stands before the first turn, and the turns.
+    fn turns(&self) -> (&str, Vec<(Speaker, &str)>) {
         match self {
-            Self::Text(text) => vec![(Speaker::Human, text)],
+            Self::Text(text) => ("", vec![(Speaker::Human, text)]),
             Self::Dialogue(context) => turns(context),
-            Self::Turns(turns) => turns
-                .iter()
-                .map(|(who, said)| (*who, said.as_str()))
-                .collect(),
+            Self::Turns(turns) => {
+                let turns = turns.iter().map(|(who, said)| (*who, said.as_str()));
+                ("", turns.collect())
+            }
         }
     }
 
@@ -155,26 +157,36 @@ impl Question {
 
     /// Shortens to at most `limit` characters; `false` if that is impossible.
     pub(super) fn cut(&mut self, limit: usize) -> bool {
+        let mut left = self.length();
         match self {
             Self::Text(text) => *text = cut_end(text, limit).to_owned(),
             // The oldest turns go first; a dialogue still starts with the user.
             Self::Dialogue(context) => {
-                while context.chars().count() > limit {
-                    let next = context.match_indices("\n\nHuman:").nth(1);
-                    let Some((start, _)) = next else { return false };
-                    context.drain(..start);
-                }
-            }
-            Self::Turns(_) => {
-                while self.length() > limit {
-                    let Self::Turns(turns) = self else {
+                let mut start = 0;
+                let mut later = context.match_indices(Speaker::Human.tag());
+                while left > limit {
+                    let Some((next, _)) = later.find(|(at, _)| *at > start) else {
                         return false;
                     };
-                    let mut later = turns.iter().skip(1);
-                    let next = later.position(|(speaker, _)| *speaker == Speaker::Human);
-                    let Some(next) = next else { return false };
-                    turns.drain(..=next);
+                    left -= context[start..next].chars().count();
+                    start = next;
                 }
+                context.drain(..start);
+            }
+            Self::Turns(turns) => {
+                let mut start = 0;
+                while left > limit {
+                    let mut later = turns[start..].iter().skip(1);
+                    let next = later.position(|(speaker, _)| *speaker == Speaker::Human);
+                    let Some(next) = next.map(|next| start + 1 + next) else {
+                        return false;
+                    };
+                    let gone = turns[start..next].iter();
+                    let gone = gone.map(|(who, said)| who.tag().len() + 1 + said.chars().count());
+                    left -= gone.sum::<usize>();
+                    start = next;
+                }
+                turns.drain(..start);
             }
         }
         true

@@ -3,6 +3,7 @@
 use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series};
 
 use super::*;
+use crate::sources::dialogue::Speaker;
 
 fn kind(params: &str) -> LoadPreferences {
     serde_yaml::from_str(params).unwrap()
@@ -114,6 +115,48 @@ fn dialogues_keep_their_turns() {
     );
 }
 
+#[test]
+fn what_stands_before_the_first_tag_is_not_lost_in_chats() {
+    let chat = |before: &str, template: &str| {
+        let side = |answer: &str| format!("{before}Human: Hi?\n\nAssistant: {answer}");
+        let data = dialogues(&[(&side("Yes."), &side("No."))]);
+        let params = format!("{{ source: d, layout: anthropic_hh, template: {template} }}");
+        examples(&kind(&params), data)[0].prompt.clone()
+    };
+    let turns = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(chat("", "chatml"), turns);
+    assert_eq!(chat("\n\n", "chatml"), turns);
+    let told = format!("<|im_start|>system\nBe kind.<|im_end|>\n{turns}");
+    assert_eq!(chat("Be kind.\n\n", "chatml"), told);
+    assert_eq!(chat("Be kind.\n\n", "smollm2"), told);
+    assert!(chat("", "smollm2").starts_with("<|im_start|>system\nYou are a helpful"));
+}
+
+#[test]
+fn many_turns_are_cut_in_little_time() {
+    let turn = "\n\nHuman: a\n\nAssistant: b";
+    let cut = |question: &mut question::Question| {
+        let start = std::time::Instant::now();
+        assert!(question.cut(60));
+        assert!(question.length() <= 60 && question.length() > 30);
+        assert!(!question.cut(20), "the last turn stays");
+        assert!(start.elapsed().as_secs() < 5);
+    };
+    let many = 100_000;
+    let whole = format!(
+        "Human: first{}\n\nHuman: last\n\nAssistant:",
+        turn.repeat(many)
+    );
+    cut(&mut question::Question::Dialogue(whole));
+    let turns = [(Speaker::Human, "a"), (Speaker::Assistant, "b")];
+    let turns = turns.repeat(many).into_iter();
+    let last = (Speaker::Human, "last".to_owned());
+    let turns = turns.map(|(who, said)| (who, said.to_owned()));
+    cut(&mut question::Question::Turns(
+        turns.chain([last]).collect(),
+    ));
+}
+
 fn dialogues(rows: &[(&str, &str)]) -> String {
     let rows = rows.iter().map(|(chosen, rejected)| {
         serde_json::json!({ "chosen": chosen, "rejected": rejected }).to_string() + "\n"
@@ -149,7 +192,7 @@ fn dialogues_that_part_early_or_share_nothing_are_left_out_and_counted() {
     for part in [
         "4 of 6 pairs were left out: 1 with an empty cell or answer, 1 with twice the same answer",
         "1 whose dialogues share no beginning",
-        "1 whose dialogues part before their last answer",
+        "1 with a further turn in an answer",
     ] {
         assert!(note.contains(part), "{note}");
     }
@@ -310,6 +353,34 @@ fn turns_of_pku_become_prompts_from_json_lines_and_from_parquet() {
     );
     let shorter = cut.replace("52", "40");
     assert_eq!(examples(&kind(&shorter), TURNS).len(), 1);
+}
+
+#[test]
+fn answers_of_pku_that_are_none_are_left_out_and_counted() {
+    let asked = r#""context": [{"role": "human", "text": "Who?"}]"#;
+    let row = |asked: &str, chosen: &str| {
+        format!("{{{asked}, \"chosen\": {chosen}, \"rejected\": {{\"text\": \"You.\"}}}}\n")
+    };
+    let data = [
+        row(asked, r#"{"role": "assistant", "text": "Me."}"#),
+        row(asked, r#"{"role": null, "text": "Him."}"#),
+        row(asked, r#"{"role": "human", "text": "Me."}"#),
+        row(asked, r#"{"text": "Me.\n\nHuman: Why?"}"#),
+        row(asked, r#"{"text": null}"#),
+        row(
+            r#""context": [{"role": "human", "text": null}]"#,
+            r#"{"text": "Me."}"#,
+        ),
+        row(r#""context": [null]"#, r#"{"text": "Me."}"#),
+    ];
+    let pku = kind("{ source: d, layout: pku_hh }");
+    let (found, left_out) = loaded(&pku, data.concat()).unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!(
+        left_out.note().unwrap(),
+        "5 of 7 pairs were left out: 3 with an empty cell or answer, 1 with a further turn in an answer, \
+         1 with an answer of the role `human`"
+    );
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub(in crate::stages) enum Boundary {
     Joint,
 }
 
+/// The tokens of a prompt and of a completion.
+pub(super) type Split = (Vec<u32>, Vec<u32>);
+
 impl Boundary {
     #[expect(
         clippy::trivially_copy_pass_by_ref,
@@ -39,15 +42,37 @@ impl Boundary {
         tokenizer: &Tokenizer,
         prompt: &str,
         completion: &str,
-    ) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    ) -> Result<Split, TokenizerError> {
+        let [split] = self.split_all(tokenizer, prompt, [completion])?;
+        Ok(split)
+    }
+
+    /// Returns the tokens of a prompt and of each of its completions. All of them begin behind the same tokens, where
+    /// the first of them must: so has TRL the two sides of a pair.
+    pub(super) fn split_all<const N: usize>(
+        self,
+        tokenizer: &Tokenizer,
+        prompt: &str,
+        completions: [&str; N],
+    ) -> Result<[Split; N], TokenizerError> {
         let alone = tokenizer.encode_prompt(prompt)?;
+        let mut splits = [const { (Vec::new(), Vec::new()) }; N];
         if self == Self::Apart {
-            return Ok((alone, tokenizer.encode(completion)?));
+            for (split, completion) in splits.iter_mut().zip(completions) {
+                *split = (alone.clone(), tokenizer.encode(completion)?);
+            }
+            return Ok(splits);
         }
-        let mut whole = tokenizer.encode_prompt(&format!("{prompt}{completion}"))?;
-        let shared = whole.iter().zip(&alone).take_while(|(a, b)| a == b).count();
-        let completion = whole.split_off(shared);
-        Ok((whole, completion))
+        let mut shared = alone.len();
+        for ((whole, _), completion) in splits.iter_mut().zip(completions) {
+            *whole = tokenizer.encode_prompt(&format!("{prompt}{completion}"))?;
+            let both = whole.iter().zip(&alone);
+            shared = shared.min(both.take_while(|(a, b)| a == b).count());
+        }
+        for (whole, completion) in &mut splits {
+            *completion = whole.split_off(shared);
+        }
+        Ok(splits)
     }
 }
 
@@ -120,6 +145,26 @@ mod tests {
         let [prompt, completion] = spelt(Boundary::Joint, "Answer: ", "yes");
         assert_eq!(prompt.concat(), "Answer:");
         assert_eq!(completion, [" yes"]);
+    }
+
+    #[test]
+    fn both_sides_of_a_pair_begin_behind_the_same_tokens() {
+        let tokenizer = tokenizer();
+        let split = |sides: [&str; 2]| {
+            Boundary::Joint
+                .split_all(&tokenizer, "Answer: ", sides)
+                .unwrap()
+        };
+        // Read by itself, the second side leaves the space to the prompt.
+        let alone = Boundary::Joint.split(&tokenizer, "Answer: ", "5 dogs");
+        assert_eq!(tokenizer.decode(&alone.unwrap().0).unwrap(), "Answer: ");
+        for sides in [["yes", "5 dogs"], ["5 dogs", "yes"]] {
+            for ((prompt, completion), side) in split(sides).into_iter().zip(sides) {
+                assert_eq!(tokenizer.decode(&prompt).unwrap(), "Answer:");
+                let expected = format!(" {side}");
+                assert_eq!(tokenizer.decode(&completion).unwrap(), expected);
+            }
+        }
     }
 
     #[test]

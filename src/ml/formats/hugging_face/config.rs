@@ -10,6 +10,36 @@ use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::documents::read_configuration;
 use crate::ml::tokenizer::Tokenizer;
 
+/// Keys of `generation_config.json` that change what `transformers` generates.
+const GENERATION_KEYS: [&str; 26] = [
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "do_sample",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "force_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "penalty_alpha",
+    "repetition_penalty",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+];
+
 /// What `config.json` says.
 #[derive(Debug, Clone)]
 pub(super) struct ModelConfig {
@@ -92,6 +122,38 @@ fn parse_config(path: &Path, map: &Map<String, Value>) -> Result<ModelConfig, Fo
 /// Reads the ids that end a text from `generation_config.json`.
 pub(super) fn read_end_ids(path: &Path) -> Result<Vec<u32>, FormatError> {
     Object::new(path, &read_object(path)?).ids("eos_token_id")
+}
+
+/// Returns the keys of a folder's `generation_config.json` that ask for other completions than those that a model writes
+/// by itself; a key that has the value it has by default asks for nothing.
+pub fn generation_wishes(folder: &Path) -> Result<Vec<String>, FormatError> {
+    let path = folder.join("generation_config.json");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let asks_nothing = |key: &str, value: &Value| match (key, value) {
+        (_, Value::Null) => true,
+        (_, Value::Array(list)) => list.is_empty(),
+        (_, Value::Object(map)) => map.is_empty(),
+        (
+            "encoder_repetition_penalty"
+            | "guidance_scale"
+            | "num_beams"
+            | "repetition_penalty"
+            | "temperature"
+            | "top_p"
+            | "typical_p",
+            value,
+        ) => value.as_f64() == Some(1.0),
+        // Zero is a token like others.
+        ("forced_bos_token_id" | "forced_eos_token_id", _) => false,
+        (_, value) => *value == false || value.as_f64() == Some(0.0),
+    };
+    let map = read_object(&path)?;
+    let wishes = GENERATION_KEYS
+        .into_iter()
+        .filter(|key| map.get(*key).is_some_and(|value| !asks_nothing(key, value)));
+    Ok(wishes.map(str::to_owned).collect())
 }
 
 /// Reads the id that the `config.json` of a folder pads with, if there is one.
@@ -295,6 +357,37 @@ mod tests {
     use super::super::super::damage::survives;
     use super::super::super::fixture;
     use super::*;
+
+    #[test]
+    fn what_a_folder_asks_of_generation_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let wishes = || generation_wishes(folder.path()).unwrap();
+        assert!(wishes().is_empty());
+        let write = |document: Value| {
+            let path = folder.path().join("generation_config.json");
+            fs_err::write(path, document.to_string()).unwrap();
+        };
+        write(json!({
+            "bad_words_ids": null, "do_sample": false, "eos_token_id": 2, "min_length": 0, "num_beams": 1,
+            "repetition_penalty": 1.0, "sequence_bias": {}, "suppress_tokens": [], "top_k": 0, "top_p": 1,
+            "transformers_version": "4.57.6",
+        }));
+        assert!(wishes().is_empty());
+        write(json!({
+            "do_sample": true, "forced_eos_token_id": 0, "num_beams": 4, "repetition_penalty": 1.2,
+            "suppress_tokens": [3], "temperature": 0.0, "top_p": 0.9,
+        }));
+        let expected = [
+            "do_sample",
+            "forced_eos_token_id",
+            "num_beams",
+            "repetition_penalty",
+            "suppress_tokens",
+            "temperature",
+            "top_p",
+        ];
+        assert_eq!(wishes(), expected);
+    }
 
     #[test]
     fn damaged_configurations_are_errors() {

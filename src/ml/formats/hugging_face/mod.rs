@@ -6,7 +6,7 @@ mod model;
 mod peft;
 mod sentence;
 
-pub use config::padding_id;
+pub use config::{generation_wishes, padding_id};
 pub use encoder::{EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder};
 pub use model::{
     SequenceClassifier, load_hugging_face, load_sequence_classifier, save_classifier_config,
