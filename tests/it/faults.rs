@@ -73,8 +73,11 @@ fn whatever_call_fails_the_next_run_gives_the_same_bytes() {
                     failed += 1;
                 }
                 rounds += 1;
-                let verified = space.flowgraph(&["verify"]);
-                assert_eq!(verified.code, 0, "{case}: {}", verified.stderr);
+                // The store itself may be what could not be made.
+                if space.path(".flowgraph").exists() {
+                    let verified = space.flowgraph(&["verify"]);
+                    assert_eq!(verified.code, 0, "{case}: {}", verified.stderr);
+                }
                 let report = space.run(&[]);
                 assert_eq!(report.code, 0, "{case}: {}", report.stderr);
                 assert_eq!(report.digests(), undisturbed.digests(), "{case}");
