@@ -114,7 +114,6 @@ fn crate_product(
 
 /// Operations per second of a loop of independent fused products in registers.
 fn peak(path: Path) -> f64 {
-    const STEPS: usize = 20_000_000;
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
@@ -144,6 +143,9 @@ fn peak(path: Path) -> f64 {
     2.0 * (CHAINS * lanes * (steps / CHAINS)) as f64 / best
 }
 
+/// Products of the loop.
+const STEPS: usize = 20_000_000;
+
 /// Sums that are independent of each other: as many as hide the latency of a product.
 const CHAINS: usize = 12;
 
@@ -153,7 +155,7 @@ fn wide(factor: f32) -> f32 {
     use std::arch::x86_64::{_mm512_add_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
     let (a, b) = (_mm512_set1_ps(factor), _mm512_set1_ps(-factor));
     let mut sums = [_mm512_set1_ps(0.0); CHAINS];
-    for _ in 0..20_000_000 / CHAINS {
+    for _ in 0..STEPS / CHAINS {
         for sum in &mut sums {
             *sum = _mm512_fmadd_ps(a, *sum, b);
         }
@@ -170,7 +172,7 @@ fn narrow(factor: f32) -> f32 {
     use std::arch::x86_64::{_mm256_add_ps, _mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
     let (a, b) = (_mm256_set1_ps(factor), _mm256_set1_ps(-factor));
     let mut sums = [_mm256_set1_ps(0.0); CHAINS];
-    for _ in 0..20_000_000 / CHAINS {
+    for _ in 0..STEPS / CHAINS {
         for sum in &mut sums {
             *sum = _mm256_fmadd_ps(a, *sum, b);
         }

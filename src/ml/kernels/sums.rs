@@ -157,7 +157,7 @@ impl CustomOp1 for Columns {
 const COLUMNS: usize = 64;
 
 /// Sums the columns of rows of `width` elements.
-pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
+fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     let mut out = vec![0f32; width];
     let sum = |(block, out): (usize, &mut [f32])| {
         let mut sums = [0f64; COLUMNS];

@@ -17,6 +17,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::simd::Path;
@@ -154,7 +155,7 @@ impl Product {
                 Path::Avx512 => avx512(self, rows, lanes, buffers),
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2 => avx2(self, rows, lanes, buffers),
-                _ => run::<Portable>(self, rows, lanes, buffers),
+                _ => run::<Narrow<[f32; 8]>>(self, rows, lanes, buffers),
             }
         });
     }
@@ -170,11 +171,12 @@ trait Tiles {
     unsafe fn compute(vectors: usize, tile: Tile);
 }
 
+/// Tiles of 32 registers of 16 lanes.
 #[cfg(target_arch = "x86_64")]
 struct Wide;
-#[cfg(target_arch = "x86_64")]
-struct Narrow;
-struct Portable;
+
+/// Tiles of 16 registers of 8 lanes.
+struct Narrow<V>(PhantomData<V>);
 
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Wide {
@@ -189,25 +191,14 @@ impl Tiles for Wide {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-impl Tiles for Narrow {
+
+impl<V: Vector> Tiles for Narrow<V> {
     #[inline(always)]
     unsafe fn compute(vectors: usize, t: Tile) {
         unsafe {
             match vectors {
-                2 => tile::<__m256, 6, 2>(t),
-                _ => tile::<__m256, 6, 1>(t),
-            }
-        }
-    }
-}
-impl Tiles for Portable {
-    #[inline(always)]
-    unsafe fn compute(vectors: usize, t: Tile) {
-        unsafe {
-            match vectors {
-                2 => tile::<[f32; 8], 6, 2>(t),
-                _ => tile::<[f32; 8], 6, 1>(t),
+                2 => tile::<V, 6, 2>(t),
+                _ => tile::<V, 6, 1>(t),
             }
         }
     }
@@ -227,7 +218,7 @@ unsafe fn avx512(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(product: &Product, rows: Range<usize>, lanes: Range<usize>, buffers: &mut Buffers) {
-    unsafe { run::<Narrow>(product, rows, lanes, buffers) }
+    unsafe { run::<Narrow<__m256>>(product, rows, lanes, buffers) }
 }
 
 /// Where a tile starts and ends.

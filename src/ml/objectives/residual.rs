@@ -28,9 +28,9 @@
 //! `log_pf`: the state after its last token *is* the terminal. Both cases are "the last action leads to the
 //! terminal".
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use super::{Normaliser, ObjectiveError, expect_shape, full_precision, keep, matrix, prefix_mask};
+use super::{Normaliser, ObjectiveError, expect_shape, full_precision, keep, prefix_mask, vector};
 use crate::ml::kernels::sums::{row_sums, spread, total};
 
 /// A padded batch of trajectories under the policy.
@@ -263,7 +263,7 @@ pub(super) fn check_lengths(
 
 /// Sums the rows of a matrix in f64.
 fn sums_of_rows(tensor: &Tensor) -> Result<Vec<f64>, ObjectiveError> {
-    Ok(matrix(tensor)?.iter().map(|row| row.iter().sum()).collect())
+    vector(&row_sums(&tensor.detach().to_dtype(DType::F64)?)?)
 }
 
 /// Returns the mean, or 0 of nothing.
