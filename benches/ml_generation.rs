@@ -1,6 +1,6 @@
 //! Generation at the shape of SmolLM2-135M: 16 prompts of 32 tokens, 64 new tokens each, random weights.
 //!
-//! `cargo bench --bench ml_generation`; `benches/ml_reference.py generation` does the same with transformers.
+//! `cargo bench --bench ml_generation` (ROWS=1 for those of one row alone); `benches/ml_reference.py generation` does the same with transformers.
 #![expect(clippy::print_stdout, reason = "a benchmark's output is for people")]
 #![expect(clippy::unwrap_used, reason = "a benchmark may fail at once")]
 
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use flowgraph::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
-use flowgraph::ml::kernels::memory::tune_allocator;
+use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::llama::{self, Llama, Training};
 use flowgraph::random::Stream;
 
@@ -19,7 +19,7 @@ const NEW_TOKENS: usize = 64;
 const PROMPT_TOKENS: usize = 32;
 
 fn main() {
-    tune_allocator();
+    prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
     let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
@@ -43,6 +43,9 @@ fn main() {
         ("greedy", 1, Strategy::Greedy),
         ("contrastive", 4, contrastive),
     ] {
+        if std::env::var("ROWS").is_ok_and(|wanted| wanted != rows.to_string()) {
+            continue;
+        }
         let keys: Vec<u64> = (0..rows as u64).collect();
         let before = smollm2::processor_seconds();
         let mut seconds: Vec<f64> = (0..3)

@@ -7,7 +7,7 @@
 
 use candle_core::{Device, Tensor};
 use flowgraph::ml::head::{HeadGradient, HeadInit, ScalarHead};
-use flowgraph::ml::kernels::memory::tune_allocator;
+use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::llama::{self, Llama, TokenBatch, Training};
 use flowgraph::random::Stream;
 
@@ -17,7 +17,7 @@ const PROMPT_TOKENS: usize = 64;
 const NEW_TOKENS: usize = 48;
 
 fn main() {
-    tune_allocator();
+    prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
     let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use candle_core::Device;
 use flowgraph::ml::adapter::{Adapter, LoraConfig};
 use flowgraph::ml::config::LlamaConfig;
-use flowgraph::ml::kernels::memory::tune_allocator;
+use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::kernels::sums::total;
 use flowgraph::ml::llama::{self, Llama, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
@@ -21,7 +21,7 @@ mod smollm2;
 const STEPS: usize = 8;
 
 fn main() {
-    tune_allocator();
+    prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
     let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();

@@ -36,7 +36,7 @@ use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::{Lock, LockState, Store};
 use crate::engine::worker;
-use crate::ml::kernels::memory::tune_allocator;
+use crate::ml::kernels::process::prepare;
 use crate::ml::kernels::simd::Path;
 use output::Output;
 use text::visible;
@@ -367,7 +367,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::ExportProvenance(args) => export_provenance::run(&args, registry, &store, &output),
         Command::Gc(args) => gc::run(&args, registry, &store, &output),
         Command::Worker => {
-            tune_allocator();
+            prepare();
             Ok(worker::main(registry))
         }
     };

@@ -24,8 +24,7 @@ pub use batch::TokenBatch;
 use init::{EMBEDDING, NORM};
 pub use init::{HEAD, init};
 pub use projection::DropoutKey;
-pub(super) use projection::Projection;
-use projection::Update;
+use projection::{Projection, Update};
 
 /// Why a model could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -80,26 +79,16 @@ pub struct Llama {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Block {
-    pub(super) attention_norm: Tensor,
-    pub(super) query: Projection,
-    pub(super) key: Projection,
-    pub(super) value: Projection,
-    pub(super) output: Projection,
-    pub(super) feed_forward_norm: Tensor,
-    pub(super) gate: Projection,
-    pub(super) up: Projection,
-    pub(super) down: Projection,
-}
-
-/// A model's tensors.
-#[derive(Clone, Copy)]
-pub(super) struct Parts<'a> {
-    pub(super) embedding: &'a Tensor,
-    pub(super) blocks: &'a [Block],
-    pub(super) norm: &'a Tensor,
-    pub(super) head: &'a Tensor,
-    pub(super) rope: &'a Rope,
+struct Block {
+    attention_norm: Tensor,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    output: Projection,
+    feed_forward_norm: Tensor,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
 }
 
 impl Llama {
@@ -245,15 +234,9 @@ impl Llama {
         base
     }
 
-    /// Returns the tensors that a decoder reads.
-    pub(super) fn parts(&self) -> Parts<'_> {
-        Parts {
-            embedding: &self.embedding,
-            blocks: &self.blocks,
-            norm: &self.norm,
-            head: &self.head,
-            rope: &self.rope,
-        }
+    /// Returns the rotation of queries and keys.
+    pub(super) fn rope(&self) -> &Rope {
+        &self.rope
     }
 
     /// Returns the hidden states after the final norm: (rows, time, hidden size).
@@ -269,8 +252,11 @@ impl Llama {
         batch: &TokenBatch,
         dropout: Option<&DropoutKey>,
     ) -> Result<Tensor> {
-        let states = self.residual_stream(batch, self.blocks.len(), dropout, |_, _| Ok(()))?;
-        Ok(rms_norm(&states, &self.norm, self.config.rms_norm_eps)?)
+        let attention = self.attention(batch);
+        let states = self.residual_stream(batch, self.blocks.len(), dropout, |[q, k, v]| {
+            Ok(attention.apply(q, k, v)?)
+        })?;
+        self.final_norm(&states)
     }
 
     /// Returns the hidden states after `layer` blocks: (rows, time, hidden size).
@@ -285,34 +271,56 @@ impl Llama {
         if layer == self.blocks.len() {
             return self.forward(batch);
         }
-        self.residual_stream(batch, layer, None, |_, _| Ok(()))
+        let attention = self.attention(batch);
+        self.residual_stream(
+            batch,
+            layer,
+            None,
+            |[q, k, v]| Ok(attention.apply(q, k, v)?),
+        )
     }
 
-    fn residual_stream(
-        &self,
-        batch: &TokenBatch,
-        layers: usize,
-        dropout: Option<&DropoutKey>,
-        mut seen: impl FnMut(Tensor, Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
-        self.check_tokens(batch)?;
-        let (rows, time) = (batch.rows(), batch.time());
-        let ids = Tensor::from_slice(batch.tokens(), rows * time, self.device())?;
-        let mut x =
-            self.embedding
-                .index_select(&ids, 0)?
-                .reshape((rows, time, self.config.hidden_size))?;
-        let attention = Attention {
+    fn attention(&self, batch: &TokenBatch) -> Attention {
+        Attention {
             heads: self.config.num_heads,
             kv_heads: self.config.num_kv_heads,
             head_size: self.config.head_size(),
             rope: Arc::clone(&self.rope),
             spans: Arc::clone(&batch.spans),
-        };
+        }
+    }
+
+    fn final_norm(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(rms_norm(states, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// Runs the first `layers` blocks on a batch; `attend` is called by each with its queries, keys and values.
+    fn residual_stream(
+        &self,
+        batch: &TokenBatch,
+        layers: usize,
+        dropout: Option<&DropoutKey>,
+        attend: impl FnMut([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.check_tokens(batch)?;
+        let shape = (batch.rows(), batch.time());
+        self.run(batch.tokens(), shape, layers, dropout, attend)
+    }
+
+    /// Runs the first `layers` blocks on tokens (rows x time).
+    fn run(
+        &self,
+        tokens: &[u32],
+        (rows, time): (usize, usize),
+        layers: usize,
+        dropout: Option<&DropoutKey>,
+        mut attend: impl FnMut([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let ids = Tensor::from_slice(tokens, rows * time, self.device())?;
+        let states = self.embedding.index_select(&ids, 0)?;
+        let mut x = states.reshape((rows, time, self.config.hidden_size))?;
         for block in &self.blocks[..layers] {
-            let (keys, values);
-            (x, keys, values) = block.forward(&x, &attention, self.config.rms_norm_eps, dropout)?;
-            seen(keys, values)?;
+            x = block.forward(&x, &mut attend, self.config.rms_norm_eps, dropout)?;
         }
         Ok(x)
     }
@@ -322,10 +330,27 @@ impl Llama {
     pub(super) fn prefill(
         &self,
         batch: &TokenBatch,
-        seen: impl FnMut(Tensor, Tensor) -> Result<()>,
+        mut seen: impl FnMut(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let states = self.residual_stream(batch, self.blocks.len(), None, seen)?;
-        Ok(rms_norm(&states, &self.norm, self.config.rms_norm_eps)?)
+        let attention = self.attention(batch);
+        let states = self.residual_stream(batch, self.blocks.len(), None, |[q, k, v]| {
+            seen(k, v)?;
+            Ok(attention.apply(q, k, v)?)
+        })?;
+        self.final_norm(&states)
+    }
+
+    /// Returns the hidden states of one token each of several sequences after the final norm: (tokens, hidden size).
+    ///
+    /// `attend` attends, layer by layer, from queries to whatever the sequences remember and to the tokens' own keys
+    /// and values; all are (1, tokens, width) and before any rotation.
+    pub(super) fn step(
+        &self,
+        tokens: &[u32],
+        attend: impl FnMut([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let states = self.run(tokens, (1, tokens.len()), self.blocks.len(), None, attend)?;
+        Ok(self.final_norm(&states)?.squeeze(0)?)
     }
 
     fn check_tokens(&self, batch: &TokenBatch) -> Result<()> {
@@ -388,27 +413,26 @@ impl Llama {
 }
 
 impl Block {
-    /// Returns the residual stream after the block, and the block's keys and values.
+    /// Returns the residual stream after the block.
     fn forward(
         &self,
         x: &Tensor,
-        attention: &Attention,
+        attend: &mut impl FnMut([&Tensor; 3]) -> Result<Tensor>,
         eps: f64,
         dropout: Option<&DropoutKey>,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    ) -> Result<Tensor> {
         let normed = rms_norm(x, &self.attention_norm, eps)?;
         let queries = self.query.forward(&normed, dropout)?;
         let keys = self.key.forward(&normed, dropout)?;
         let values = self.value.forward(&normed, dropout)?;
-        let attended = attention.apply(&queries, &keys, &values)?;
+        let attended = attend([&queries, &keys, &values])?;
         let x = (x + self.output.forward(&attended, dropout)?)?;
         let normed = rms_norm(&x, &self.feed_forward_norm, eps)?;
         let gated = swiglu(
             &self.gate.forward(&normed, dropout)?,
             &self.up.forward(&normed, dropout)?,
         )?;
-        let x = (&x + self.down.forward(&gated, dropout)?)?;
-        Ok((x, keys, values))
+        Ok((&x + self.down.forward(&gated, dropout)?)?)
     }
 
     fn detached(&self) -> Self {

@@ -223,7 +223,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 

@@ -202,7 +202,7 @@ const MODEL: &str = "model";
 
 impl Kind for TrainPpo {
     const NAME: &'static str = "train_ppo";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "
 steps: 40
 batch_size: 64

@@ -83,6 +83,8 @@ pub(super) fn start(
         })
         .env("RAYON_NUM_THREADS", grant.cpus.to_string())
         .env("POLARS_MAX_THREADS", grant.cpus.to_string())
+        // A pool beside rayon's, whose threads spin for a partner that another process holds up.
+        .env("CANDLE_NUM_THREADS", "1")
         // Empty hides them all: a stage sees no GPU that it was not given.
         .env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","))
         // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.

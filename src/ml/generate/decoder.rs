@@ -6,8 +6,7 @@ use rayon::prelude::*;
 use super::options::Result;
 use crate::ml::kernels::attend::{Store, attend};
 use crate::ml::kernels::host::elements;
-use crate::ml::kernels::panels::{Panels, multiply};
-use crate::ml::llama::{Llama, Projection, TokenBatch};
+use crate::ml::llama::{Llama, TokenBatch};
 
 /// Multiplications below which attention runs on the calling thread.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
@@ -47,9 +46,9 @@ pub(super) struct Memory {
     positions: usize,
 }
 
-/// Hidden states after a step, and each layer's new keys (rotated) and values.
+/// Hidden states after a step (tokens x hidden size), and each layer's new keys (rotated) and values.
 pub(super) struct Step {
-    hidden: Panels,
+    hidden: Vec<f32>,
     layers: Vec<Layer>,
 }
 
@@ -71,75 +70,55 @@ impl<'a> HostDecoder<'a> {
     }
 
     fn rotate(&self, heads: &mut [f32], position: usize) {
-        let rope = self.model.parts().rope;
         for head in heads.chunks_exact_mut(self.model.config().head_size()) {
-            rope.rotate(head, position);
+            self.model.rope().rotate(head, position);
         }
     }
 
-    /// Attends from each token to its memory; adds the tokens' keys and values to `new`.
+    /// Attends from each token to its memory and to itself: (tokens, heads x head size). Returns the tokens' rotated
+    /// keys and their values as well.
     fn attend(
         &self,
         tokens: &[(&Memory, u32)],
         layer: usize,
-        [q, k, v]: &[Panels; 3],
-        new: &mut Layer,
-    ) -> Panels {
+        [queries, keys, values]: [&[f32]; 3],
+    ) -> (Vec<f32>, Layer) {
         let size = self.model.config().head_size();
-        let width = self.model.config().hidden_size;
-        let one = |index: usize| {
+        let (width, kv_width) = (queries.len() / tokens.len(), self.kv_width());
+        let mut new = Layer {
+            keys: keys.to_vec(),
+            values: values.to_vec(),
+        };
+        let mut out = vec![0f32; queries.len()];
+        let one = |(index, (out, key)): (usize, (&mut [f32], &mut [f32]))| {
             let memory = tokens[index].0;
-            let mut query = q.row(index);
-            let mut key = k.row(index);
-            let value = v.row(index);
+            let mut query = queries[index * width..][..width].to_vec();
             self.rotate(&mut query, memory.positions);
-            self.rotate(&mut key, memory.positions);
-            let mut out = vec![0f32; width];
-            attend(&mut out, &query, &memory.layers[layer], &key, &value, size);
-            (out, key, value)
+            self.rotate(key, memory.positions);
+            let value = &values[index * kv_width..][..kv_width];
+            attend(out, &query, &memory.layers[layer], key, value, size);
         };
         let positions: usize = tokens.iter().map(|(memory, _)| memory.positions + 1).sum();
-        let parts: Vec<_> = if positions * width < PARALLEL_PRODUCTS {
-            (0..tokens.len()).map(one).collect()
+        if positions * width < PARALLEL_PRODUCTS {
+            let keys = new.keys.chunks_exact_mut(kv_width);
+            out.chunks_exact_mut(width)
+                .zip(keys)
+                .enumerate()
+                .for_each(one);
         } else {
-            (0..tokens.len()).into_par_iter().map(one).collect()
-        };
-        let mut attended = Panels::zeros(tokens.len(), width);
-        for (index, (out, key, value)) in parts.iter().enumerate() {
-            attended.set_row(index, out);
-            new.keys.extend_from_slice(key);
-            new.values.extend_from_slice(value);
+            let keys = new.keys.par_chunks_exact_mut(kv_width);
+            out.par_chunks_exact_mut(width)
+                .zip(keys)
+                .enumerate()
+                .for_each(one);
         }
-        attended
+        (out, new)
     }
 }
 
-/// Applies projections to the same rows.
-fn project<const N: usize>(x: &Panels, projections: [&Projection; N]) -> Result<[Panels; N]> {
-    let held = projections.map(|projection| projection.weight.storage_and_layout());
-    let mut weights = [&[][..]; N];
-    for (weight, (storage, layout)) in weights.iter_mut().zip(&held) {
-        *weight = elements(storage, layout)?;
-    }
-    let mut results = multiply(x, weights);
-    for (out, projection) in results.iter_mut().zip(projections) {
-        if let Some(update) = &projection.update {
-            let [inner] = product(x, &update.a)?;
-            let [outer] = product(&inner, &update.b)?;
-            out.add_scaled(&outer, update.scale as f32);
-        }
-    }
-    Ok(results)
-}
-
-fn product(x: &Panels, weight: &Tensor) -> Result<[Panels; 1]> {
-    let (storage, layout) = weight.storage_and_layout();
-    Ok(multiply(x, [elements(&storage, layout)?]))
-}
-
-fn normalise(x: &Panels, weight: &Tensor, eps: f64) -> Result<Panels> {
-    let (storage, layout) = weight.storage_and_layout();
-    Ok(x.rms_norm(elements(&storage, layout)?, eps as f32))
+/// Returns a tensor's elements.
+fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
 }
 
 impl Decoder for HostDecoder<'_> {
@@ -193,40 +172,31 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn step(&self, tokens: &[(&Memory, u32)]) -> Result<Step> {
-        let parts = self.model.parts();
-        let config = self.model.config();
-        let eps = config.rms_norm_eps;
-        let mut x = Panels::zeros(tokens.len(), config.hidden_size);
-        {
-            let (storage, layout) = parts.embedding.storage_and_layout();
-            let embedding = elements(&storage, layout)?;
-            for (index, (_, token)) in tokens.iter().enumerate() {
-                let start = *token as usize * config.hidden_size;
-                x.set_row(index, &embedding[start..start + config.hidden_size]);
+        let ids: Vec<u32> = tokens.iter().map(|(_, token)| *token).collect();
+        let mut layers = Vec::new();
+        let hidden = self.model.step(&ids, |[queries, keys, values]| {
+            let held = [queries, keys, values].map(Tensor::storage_and_layout);
+            let mut inputs = [&[][..]; 3];
+            for (input, (storage, layout)) in inputs.iter_mut().zip(&held) {
+                *input = elements(storage, layout)?;
             }
-        }
-        let mut layers = Vec::with_capacity(parts.blocks.len());
-        for (layer, block) in parts.blocks.iter().enumerate() {
-            let normed = normalise(&x, &block.attention_norm, eps)?;
-            let projected = project(&normed, [&block.query, &block.key, &block.value])?;
-            let mut new = Layer::default();
-            let attended = self.attend(tokens, layer, &projected, &mut new);
+            let (attended, new) = self.attend(tokens, layers.len(), inputs);
             layers.push(new);
-            let [output] = project(&attended, [&block.output])?;
-            x.add(&output);
-            let normed = normalise(&x, &block.feed_forward_norm, eps)?;
-            let [gate, up] = project(&normed, [&block.gate, &block.up])?;
-            let [down] = project(&gate.swiglu(&up), [&block.down])?;
-            x.add(&down);
-        }
+            Ok(Tensor::from_vec(
+                attended,
+                queries.shape(),
+                queries.device(),
+            )?)
+        })?;
         Ok(Step {
-            hidden: normalise(&x, parts.norm, eps)?,
+            hidden: numbers(&hidden)?,
             layers,
         })
     }
 
     fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        step.hidden.row(index)
+        let width = self.model.config().hidden_size;
+        step.hidden[index * width..(index + 1) * width].to_vec()
     }
 
     fn take(&self, memory: &mut Memory, step: &Step, index: usize) {
@@ -238,8 +208,9 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let panels = Panels::from_rows(hidden, self.model.config().hidden_size);
-        let [logits] = product(&panels, self.model.parts().head)?;
-        Ok(logits.into_rows())
+        let width = self.model.config().hidden_size;
+        let hidden =
+            Tensor::from_slice(hidden, (hidden.len() / width, width), self.model.device())?;
+        Ok(numbers(&self.model.logits(&hidden)?)?)
     }
 }

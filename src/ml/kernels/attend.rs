@@ -2,8 +2,10 @@
 
 use super::exponential::exp_shifted;
 use super::host::maximum;
-use super::panels::LANES;
 use super::simd::vectorised;
+
+/// Positions whose keys lie side by side.
+const LANES: usize = 16;
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone, Default)]

