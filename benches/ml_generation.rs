@@ -10,7 +10,7 @@ use std::time::Instant;
 use candle_core::Device;
 use flowgraph::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
 use flowgraph::ml::kernels::process::prepare;
-use flowgraph::ml::llama::{self, Llama, Training};
+use flowgraph::ml::models::causal::{self, CausalLm, Training};
 use flowgraph::random::Stream;
 
 mod smollm2;
@@ -22,8 +22,8 @@ fn main() {
     prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
-    let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
-    let model = Llama::new(&config, &weights, Training::Frozen).unwrap();
+    let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
+    let model = CausalLm::new(&config, &weights, Training::Frozen).unwrap();
     let mut draws = Stream::new(2, "tokens").at(0);
     let prompts: Vec<Vec<u32>> = (0..16)
         .map(|_| {

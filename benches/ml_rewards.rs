@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use flowgraph::ml::head::{HeadGradient, HeadInit, ScalarHead};
 use flowgraph::ml::kernels::process::prepare;
-use flowgraph::ml::llama::{self, Llama, TokenBatch, Training};
+use flowgraph::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use flowgraph::random::Stream;
 
 mod smollm2;
@@ -20,8 +20,8 @@ fn main() {
     prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
-    let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
-    let model = Llama::new(&config, &weights, Training::Frozen).unwrap();
+    let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
+    let model = CausalLm::new(&config, &weights, Training::Frozen).unwrap();
     let normal = HeadInit::Normal(0.05);
     let head = ScalarHead::init(config.hidden_size, true, normal, &stream, &Device::Cpu).unwrap();
     let mut draws = Stream::new(2, "tokens").at(0);

@@ -12,7 +12,7 @@ use flowgraph::ml::adapter::{Adapter, LoraConfig};
 use flowgraph::ml::config::LlamaConfig;
 use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::kernels::sums::total;
-use flowgraph::ml::llama::{self, Llama, TokenBatch, Training};
+use flowgraph::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
 use flowgraph::random::Stream;
 
@@ -24,7 +24,7 @@ fn main() {
     prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
-    let weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
+    let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
     let adapter = Adapter::init(&lora(), &weights, &stream, &Device::Cpu).unwrap();
     for (name, training) in [
         ("LoRA", Training::Adapter(&adapter)),
@@ -37,7 +37,7 @@ fn main() {
         run(
             name,
             &config,
-            &Llama::new(&config, &weights, training).unwrap(),
+            &CausalLm::new(&config, &weights, training).unwrap(),
         );
     }
 }
@@ -61,7 +61,7 @@ fn lora() -> LoraConfig {
     }
 }
 
-fn run(name: &str, config: &LlamaConfig, model: &Llama) {
+fn run(name: &str, config: &LlamaConfig, model: &CausalLm) {
     let group = ParameterGroup {
         parameters: model.trainable().to_vec(),
         learning_rate: LearningRate::Multiple(1.0),

@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
-use crate::ml::config::LlamaConfig;
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +16,7 @@ use crate::ml::formats::hugging_face::{
     save_sequence_classifier,
 };
 use crate::ml::formats::{Checkpoint, FormatError};
-use crate::ml::llama::{Llama, LlamaError, Training};
+use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer};
 
@@ -46,7 +45,7 @@ pub enum ModelError {
     Adapter(#[from] AdapterError),
     /// The weights do not make a model.
     #[error(transparent)]
-    Model(#[from] LlamaError),
+    Model(#[from] CausalLmError),
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -88,8 +87,8 @@ pub enum ModelError {
 /// A language model artifact in memory.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
-    /// Shape of the model.
-    pub config: LlamaConfig,
+    /// What the model is made of.
+    pub config: Architecture,
     /// Base weights.
     pub base: Weights,
     /// What was trained on top of them.
@@ -161,12 +160,12 @@ impl LanguageModel {
     }
 
     /// Returns the model as it is, building no graph.
-    pub fn frozen(&self) -> Result<Llama, ModelError> {
+    pub fn frozen(&self) -> Result<CausalLm, ModelError> {
         let training = self
             .adapter
             .as_ref()
             .map_or(Training::Frozen, Training::Adapter);
-        Ok(Llama::new(&self.config, &self.base, training)?.detached())
+        Ok(CausalLm::new(&self.config, &self.base, training)?.detached())
     }
 
     /// Returns the weights with the adapter, if any, merged into them.
@@ -280,7 +279,7 @@ impl LanguageModel {
 /// Writes a new model, which no artifact holds yet.
 pub fn save_new(
     folder: &Path,
-    config: &LlamaConfig,
+    config: impl Into<Architecture>,
     weights: &Weights,
     tokenizer: &Tokenizer,
 ) -> Result<(), ModelError> {
@@ -295,19 +294,19 @@ pub fn save_new(
 /// Writes a new classifier or reward model; an output head among the weights is left out.
 pub fn save_new_classifier(
     folder: &Path,
-    config: &LlamaConfig,
+    config: impl Into<Architecture>,
     weights: &Weights,
     tokenizer: &Tokenizer,
     score: &Tensor,
 ) -> Result<(), ModelError> {
     let mut trunk = Checkpoint {
-        config: config.clone(),
+        config: config.into(),
         weights: weights.clone(),
         tokenizer: Some(tokenizer.clone()),
         eos_ids: tokenizer.end_ids().to_vec(),
     };
     trunk.config.tie_word_embeddings = true;
-    trunk.weights.remove("lm_head.weight");
+    trunk.weights.remove(&trunk.config.head_name());
     let classifier = SequenceClassifier {
         trunk,
         score: score.clone(),

@@ -13,7 +13,7 @@ use super::language_model::{LanguageModel, ModelError};
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::FormatError;
 use crate::ml::head::{HeadGradient, ScalarHead};
-use crate::ml::llama::{Llama, LlamaError, TokenBatch};
+use crate::ml::models::causal::{CausalLm, CausalLmError, TokenBatch};
 use crate::ml::parameters::Weights;
 
 /// The artifact kind.
@@ -67,7 +67,7 @@ pub struct RewardModel {
     pub model: LanguageModel,
     /// Calibration and accuracy.
     pub description: RewardDescription,
-    llama: Llama,
+    llama: CausalLm,
     head: ScalarHead,
 }
 
@@ -76,7 +76,7 @@ impl RewardModel {
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
         let (model, score) = LanguageModel::load_classifier(folder)?;
         let weights = Weights::from([(SCORE.to_owned(), score)]);
-        let head = ScalarHead::from_weights(model.config.hidden_size, &weights, false)
+        let head = ScalarHead::from_weights(model.config.embedding_size, &weights, false)
             .map_err(|error| FormatError::malformed(folder, error.to_string()))?;
         let description = RewardDescription::read(folder)?;
         Ok(Self {
@@ -122,7 +122,7 @@ impl RewardModel {
             let prefix = self
                 .prefix_rewards(&batch)?
                 .to_vec2::<f32>()
-                .map_err(LlamaError::from)?;
+                .map_err(CausalLmError::from)?;
             for (row, span) in prefix.iter().zip(batch.spans()) {
                 rewards.push(f64::from(row[span.end - 1]));
             }
@@ -156,7 +156,7 @@ mod tests {
     use crate::ml::config::{LlamaConfig, RopeLayout};
     use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
     use crate::ml::head::HeadInit;
-    use crate::ml::llama::init;
+    use crate::ml::models::causal::init;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
     use crate::random::Stream;
 

@@ -33,7 +33,7 @@ impl LoraConfig {
         weights.iter().filter_map(|(name, tensor)| {
             let module = name.strip_suffix(".weight")?;
             let mut targets = self.target_modules.iter();
-            (is_projection(module) && targets.any(|target| is_named(module, target)))
+            (is_projection(module, tensor) && targets.any(|target| is_named(module, target)))
                 .then_some((module, tensor))
         })
     }
@@ -45,9 +45,11 @@ pub(super) fn is_named(module: &str, target: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Tells whether a module is a linear layer of a block, the only ones that a model applies updates to.
-fn is_projection(module: &str) -> bool {
-    module.ends_with("_proj")
+/// Tells whether a module is a linear layer of a block, the only ones that a model applies updates to: a matrix with
+/// the block's number in its name.
+fn is_projection(module: &str, weight: &Tensor) -> bool {
+    let is_number = |part: &str| part.parse::<usize>().is_ok();
+    weight.rank() == 2 && module.split('.').any(is_number)
 }
 
 /// Why an adapter could not be built.
@@ -202,8 +204,11 @@ fn check(config: &LoraConfig, base: &Weights) -> Result<()> {
         return Err(AdapterError::Config { reason });
     }
     for target in &config.target_modules {
-        let mut modules = base.keys().filter_map(|name| name.strip_suffix(".weight"));
-        if !modules.any(|module| is_projection(module) && is_named(module, target)) {
+        let is_target = |(name, weight): (&String, &Tensor)| {
+            let module = name.strip_suffix(".weight");
+            module.is_some_and(|module| is_projection(module, weight) && is_named(module, target))
+        };
+        if !base.iter().any(is_target) {
             return Err(AdapterError::NoSuchTarget {
                 target: target.clone(),
             });

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::models::causal::{Architecture, CausalLmError};
+
 /// How rotary position embeddings pair the dimensions of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
@@ -49,5 +51,21 @@ impl LlamaConfig {
     /// Returns the width of one head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.num_heads
+    }
+
+    /// Checks that the numbers describe a model; else says which do not.
+    pub fn check(&self) -> Result<(), String> {
+        let architecture = Architecture::from(self);
+        architecture.check().map_err(|error| match error {
+            CausalLmError::Config { reason } => reason,
+            error => error.to_string(),
+        })?;
+        if !self.hidden_size.is_multiple_of(self.num_heads) || !self.head_size().is_multiple_of(2) {
+            return Err(format!(
+                "hidden size {} does not split into {} heads of an even size",
+                self.hidden_size, self.num_heads
+            ));
+        }
+        Ok(())
     }
 }

@@ -10,7 +10,7 @@ pub mod formats;
 pub mod generate;
 pub mod head;
 pub mod kernels;
-pub mod llama;
+pub mod models;
 pub mod objectives;
 pub mod optimizer;
 pub mod parameters;

@@ -11,7 +11,7 @@ use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Input, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use crate::ml::llama::TokenBatch;
+use crate::ml::models::causal::TokenBatch;
 
 /// Embeds completions as the mean hidden state of a layer of a language model.
 ///
@@ -68,7 +68,11 @@ impl Kind for EmbedHidden {
         let llama = model.frozen()?;
         let layer = self.layer.unwrap_or(model.config.num_layers.div_ceil(2));
         let prefix = model.tokenizer.encode_prompt(&self.prefix)?;
-        let dimension = model.config.hidden_size;
+        let dimension = if layer == model.config.num_layers {
+            model.config.embedding_size
+        } else {
+            model.config.hidden_size
+        };
         let positions = model.config.max_position_embeddings;
         if prefix.len() >= positions {
             return Err(StageError::new(format!(

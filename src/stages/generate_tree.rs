@@ -13,7 +13,7 @@ use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::head::{HeadInit, ScalarHead};
-use crate::ml::llama::init;
+use crate::ml::models::causal::init;
 use crate::ml::tokenizer::{Tokenizer, TokenizerAlgorithm, train_tokenizer};
 use crate::random::Stream;
 use crate::stats::{mean, population_std};

@@ -9,7 +9,7 @@ use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::ml::config::{LlamaConfig, RopeLayout};
-use crate::ml::llama::init;
+use crate::ml::models::causal::init;
 use crate::ml::tokenizer::Tokenizer;
 use crate::random::Stream;
 

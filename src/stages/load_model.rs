@@ -12,13 +12,14 @@ use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError}
 use crate::excerpt::listed;
 use crate::ml::formats::Checkpoint;
 use crate::ml::formats::gguf::{is_gguf, load_gguf};
-use crate::ml::formats::hugging_face::{generation_wishes, load_hugging_face};
+use crate::ml::formats::hugging_face::{generation_wishes, load_hugging_face_without};
 use crate::ml::formats::llama2c::load_llama2c;
 use crate::sources::{Sha256, Source};
 
-/// Loads a LLaMA model with its tokenizer, or an adapter for one.
+/// Loads a language model with its tokenizer, or an adapter for one.
 ///
-/// Takes a GGUF file, a checkpoint of llama2.c, or a Hugging Face folder; quantised weights become 32-bit numbers.
+/// Takes a Hugging Face folder of any family that is known (Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, ...), a
+/// GGUF file of a Llama model, or a checkpoint of llama2.c; quantised weights become 32-bit numbers.
 /// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model. An adapter that lies in the
 /// model's own folder, as `flowgraph export` writes it, is loaded with it. Every id that the files name as an end of a
 /// text ends a completion.
@@ -40,6 +41,10 @@ pub struct LoadModel {
     /// The token that alone ends a completion, in place of those that the files name.
     #[serde(default)]
     eos_token: Option<String>,
+    /// Keys of the folder's `config.json` that are not looked at. A key that the model's family is not known to read is an
+    /// error otherwise: it may change numbers.
+    #[serde(default)]
+    ignore_config: Vec<String>,
 }
 
 impl LoadModel {
@@ -94,7 +99,7 @@ impl Kind for LoadModel {
             return Ok(base.save_with_peft(&path, &output, false)?);
         }
         let tokenizer = self.tokenizer.as_ref().map(|_| ctx.source("tokenizer"));
-        let mut checkpoint = read(&path, tokenizer.transpose()?)?;
+        let mut checkpoint = read(&path, tokenizer.transpose()?, &self.ignore_config)?;
         let name = |path: &Path| {
             self.source
                 .as_ref()
@@ -146,9 +151,19 @@ impl Kind for LoadModel {
 }
 
 /// Reads a model in whichever format it is in.
-fn read(path: &Path, tokenizer: Option<&Path>) -> Result<Checkpoint, StageError> {
+fn read(
+    path: &Path,
+    tokenizer: Option<&Path>,
+    ignored: &[String],
+) -> Result<Checkpoint, StageError> {
     if path.is_dir() {
-        return Ok(load_hugging_face(path)?);
+        return Ok(load_hugging_face_without(path, ignored)?);
+    }
+    if !ignored.is_empty() {
+        return Err(StageError::new(format!(
+            "{}: it has no `config.json`, of which `ignore_config` names keys",
+            path.display()
+        )));
     }
     let is_gguf = is_gguf(path)?;
     let checkpoint = match tokenizer {

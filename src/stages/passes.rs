@@ -3,7 +3,7 @@
 use crate::artifacts::reward_model::RewardModel;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
-use crate::ml::llama::Llama;
+use crate::ml::models::causal::CausalLm;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::actions::Actions;
 
@@ -45,7 +45,7 @@ pub(super) fn rewards(
 /// Returns the log-probability of each completion under a model, `most` at once at most.
 pub(super) fn log_probs(
     ctx: &mut RunContext,
-    model: &Llama,
+    model: &CausalLm,
     sequences: &[TokenizedCompletion],
     most: usize,
 ) -> Result<Vec<f64>, StageError> {
@@ -61,7 +61,7 @@ pub(super) fn log_probs(
 /// next-token distribution, in nats.
 pub(super) fn log_probs_and_entropies(
     ctx: &mut RunContext,
-    model: &Llama,
+    model: &CausalLm,
     sequences: &[TokenizedCompletion],
     most: usize,
 ) -> Result<(Vec<f64>, Vec<f64>), StageError> {

@@ -161,7 +161,7 @@ impl Kind for TrainReward {
         let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
         let merged = merged && model.adapter.is_none();
         let head = ScalarHead::init(
-            model.config.hidden_size,
+            model.config.embedding_size,
             false,
             HeadInit::Normal(0.01),
             &stream.child("head"),

@@ -3,15 +3,15 @@
 use std::fmt;
 
 use super::{FormatError, to_half_split};
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
 /// Configuration, weights and tokenizer of a language model.
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// Shape of the model.
-    pub config: LlamaConfig,
+    /// What the model is made of.
+    pub config: Architecture,
     /// Weights in `f32` on the CPU, under their Hugging Face names.
     pub weights: Weights,
     /// The tokenizer, where the file or folder has one.
@@ -23,9 +23,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Returns the same model with rotary pairs in Hugging Face's order; see [`to_half_split`].
     pub fn into_half_split(mut self) -> Result<Self, FormatError> {
-        if self.config.rope_layout == RopeLayout::Interleaved {
-            (self.config, self.weights) = to_half_split(&self.config, &self.weights)?;
-        }
+        (self.config, self.weights) = to_half_split(&self.config, &self.weights)?;
         Ok(self)
     }
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::FormatError;
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::config::RopeLayout;
+use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::Positions;
 use crate::ml::parameters::Weights;
 
 /// Reorders the rows of the query and key projections of an interleaved model so that it becomes the same
@@ -15,15 +17,18 @@ use crate::ml::parameters::Weights;
 /// dot product of a query and a key does not see an order that both share. A model that is half-split
 /// already is returned as it is. Adapters trained on one order do not fit the other: convert before training.
 pub fn to_half_split(
-    config: &LlamaConfig,
+    config: &Architecture,
     weights: &Weights,
-) -> Result<(LlamaConfig, Weights), FormatError> {
-    let mut config = config.clone();
+) -> Result<(Architecture, Weights), FormatError> {
     let mut weights = weights.clone();
-    if config.rope_layout == RopeLayout::HalfSplit {
-        return Ok((config, weights));
+    let is_interleaved = matches!(
+        &config.positions,
+        Positions::Rotary(rotary) if rotary.layout == RopeLayout::Interleaved
+    );
+    if !is_interleaved {
+        return Ok((config.clone(), weights));
     }
-    config.rope_layout = RopeLayout::HalfSplit;
+    let config = config.clone().with_layout(RopeLayout::HalfSplit);
     for (name, weight) in &mut weights {
         let heads = if name.ends_with("self_attn.q_proj.weight") {
             config.num_heads

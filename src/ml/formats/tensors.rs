@@ -8,6 +8,8 @@ use rayon::prelude::*;
 
 use super::FormatError;
 use super::error::shortened;
+use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::Role;
 use crate::ml::parameters::Weights;
 
 /// An opened file, or folder of shards, whose tensors can be read one by one.
@@ -28,6 +30,37 @@ pub(super) trait TensorSource: Sync {
     fn stored_name(&self, name: &str) -> String {
         name.to_owned()
     }
+}
+
+/// Reads the tensors of a model; anything else in the file must be `ignored`.
+///
+/// Weights of linear layers come out as (outputs, inputs); `is_transposed` says that the file has them otherwise.
+pub(super) fn load_model(
+    source: &impl TensorSource,
+    architecture: &Architecture,
+    is_transposed: bool,
+    ignored: impl Fn(&str) -> bool,
+) -> Result<Weights, FormatError> {
+    let is_turned = |role| is_transposed && matches!(role, Role::Linear { .. });
+    let expected = architecture.slots().map(|slot| {
+        let mut shape = slot.shape;
+        if is_turned(slot.role) {
+            shape.reverse();
+        }
+        (slot.name, shape)
+    });
+    let mut weights = load_exactly(source, expected, ignored)?;
+    for slot in architecture.slots().filter(|slot| is_turned(slot.role)) {
+        if let Some(weight) = weights.get_mut(&slot.name) {
+            *weight = turned(weight).map_err(FormatError::tensor(source.path()))?;
+        }
+    }
+    Ok(weights)
+}
+
+/// Returns a matrix with rows and columns exchanged.
+pub(super) fn turned(weight: &Tensor) -> candle_core::Result<Tensor> {
+    weight.t()?.contiguous()
 }
 
 /// Reads the `expected` tensors; anything else in the file must be `ignored`.

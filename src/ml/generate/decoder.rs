@@ -5,8 +5,10 @@ use rayon::prelude::*;
 
 use super::options::Result;
 use crate::ml::kernels::attend::{Store, attend};
+use crate::ml::kernels::attention::first_seen;
 use crate::ml::kernels::host::elements;
-use crate::ml::llama::{Llama, TokenBatch};
+use crate::ml::models::causal::architecture::LayerOptions;
+use crate::ml::models::causal::{CausalLm, TokenBatch};
 
 /// Multiplications below which attention runs on the calling thread.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
@@ -36,7 +38,7 @@ pub(super) trait Decoder: Sync {
 
 /// Decodes `f32` models on the CPU. A sequence's numbers depend on no other sequence.
 pub(super) struct HostDecoder<'a> {
-    model: &'a Llama,
+    model: &'a CausalLm,
 }
 
 /// Keys and values of one sequence.
@@ -60,18 +62,20 @@ struct Layer {
 }
 
 impl<'a> HostDecoder<'a> {
-    pub(super) fn new(model: &'a Llama) -> Self {
+    pub(super) fn new(model: &'a CausalLm) -> Self {
         Self { model }
     }
 
     fn kv_width(&self) -> usize {
-        let config = self.model.config();
-        config.num_kv_heads * config.head_size()
+        self.model.config().kv_width()
     }
 
-    fn rotate(&self, heads: &mut [f32], position: usize) {
-        for head in heads.chunks_exact_mut(self.model.config().head_size()) {
-            self.model.rope().rotate(head, position);
+    /// Rotates a layer's query or key, if it does.
+    fn rotate(&self, layer: usize, heads: &mut [f32], position: usize) {
+        if let Some(rope) = self.model.rope(layer) {
+            for head in heads.chunks_exact_mut(self.model.config().head_size) {
+                rope.rotate(head, position);
+            }
         }
     }
 
@@ -83,7 +87,8 @@ impl<'a> HostDecoder<'a> {
         layer: usize,
         [queries, keys, values]: [&[f32]; 3],
     ) -> (Vec<f32>, Layer) {
-        let size = self.model.config().head_size();
+        let size = self.model.config().head_size;
+        let LayerOptions { window, scale, .. } = self.model.options(layer);
         let (width, kv_width) = (queries.len() / tokens.len(), self.kv_width());
         let mut new = Layer {
             keys: keys.to_vec(),
@@ -93,10 +98,18 @@ impl<'a> HostDecoder<'a> {
         let one = |(index, (out, key)): (usize, (&mut [f32], &mut [f32]))| {
             let memory = tokens[index].0;
             let mut query = queries[index * width..][..width].to_vec();
-            self.rotate(&mut query, memory.positions);
-            self.rotate(key, memory.positions);
+            self.rotate(layer, &mut query, memory.positions);
+            self.rotate(layer, key, memory.positions);
+            let first = first_seen(memory.positions, window);
             let value = &values[index * kv_width..][..kv_width];
-            attend(out, &query, &memory.layers[layer], key, value, size);
+            attend(
+                out,
+                &query,
+                &memory.layers[layer],
+                key,
+                value,
+                (size, scale, first),
+            );
         };
         let positions: usize = tokens.iter().map(|(memory, _)| memory.positions + 1).sum();
         if positions * width < PARALLEL_PRODUCTS {
@@ -135,7 +148,7 @@ impl Decoder for HostDecoder<'_> {
                 positions: prompt.len(),
             })
             .collect();
-        let states = self.model.prefill(&batch, |keys, values| {
+        let states = self.model.prefill(&batch, |layer, keys, values| {
             let (keys, values) = (keys.contiguous()?, values.contiguous()?);
             let (keys_storage, layout) = keys.storage_and_layout();
             let keys = elements(&keys_storage, layout)?;
@@ -150,7 +163,7 @@ impl Decoder for HostDecoder<'_> {
                     .enumerate()
                 {
                     let mut key = key.to_vec();
-                    self.rotate(&mut key, position);
+                    self.rotate(layer, &mut key, position);
                     store.push(&key, value);
                 }
                 memory.layers.push(store);
@@ -160,7 +173,7 @@ impl Decoder for HostDecoder<'_> {
         let states = states.contiguous()?;
         let (storage, layout) = states.storage_and_layout();
         let states = elements(&storage, layout)?;
-        let width = self.model.config().hidden_size;
+        let width = self.model.config().embedding_size;
         Ok(memories
             .into_iter()
             .enumerate()
@@ -173,21 +186,33 @@ impl Decoder for HostDecoder<'_> {
 
     fn step(&self, tokens: &[(&Memory, u32)]) -> Result<Step> {
         let ids: Vec<u32> = tokens.iter().map(|(_, token)| *token).collect();
+        let positions: Vec<u32> = tokens
+            .iter()
+            .map(|(memory, _)| memory.positions as u32)
+            .collect();
         let mut layers = Vec::new();
-        let hidden = self.model.step(&ids, |[queries, keys, values]| {
-            let held = [queries, keys, values].map(Tensor::storage_and_layout);
-            let mut inputs = [&[][..]; 3];
-            for (input, (storage, layout)) in inputs.iter_mut().zip(&held) {
-                *input = elements(storage, layout)?;
-            }
-            let (attended, new) = self.attend(tokens, layers.len(), inputs);
-            layers.push(new);
-            Ok(Tensor::from_vec(
-                attended,
-                queries.shape(),
-                queries.device(),
-            )?)
-        })?;
+        let hidden = self
+            .model
+            .step(&ids, &positions, |layer, [queries, keys, values]| {
+                let [queries, keys, values] = [
+                    queries.contiguous()?,
+                    keys.contiguous()?,
+                    values.contiguous()?,
+                ];
+                let [queries, keys, values] = [&queries, &keys, &values];
+                let held = [queries, keys, values].map(Tensor::storage_and_layout);
+                let mut inputs = [&[][..]; 3];
+                for (input, (storage, layout)) in inputs.iter_mut().zip(&held) {
+                    *input = elements(storage, layout)?;
+                }
+                let (attended, new) = self.attend(tokens, layer, inputs);
+                layers.push(new);
+                Ok(Tensor::from_vec(
+                    attended,
+                    queries.shape(),
+                    queries.device(),
+                )?)
+            })?;
         Ok(Step {
             hidden: numbers(&hidden)?,
             layers,
@@ -195,7 +220,7 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        let width = self.model.config().hidden_size;
+        let width = self.model.config().embedding_size;
         step.hidden[index * width..(index + 1) * width].to_vec()
     }
 
@@ -208,7 +233,7 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().hidden_size;
+        let width = self.model.config().embedding_size;
         let hidden =
             Tensor::from_slice(hidden, (hidden.len() / width, width), self.model.device())?;
         Ok(numbers(&self.model.logits(&hidden)?)?)

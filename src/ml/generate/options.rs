@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ml::llama::LlamaError;
+use crate::ml::models::causal::CausalLmError;
 
 /// Numbers that logits may be divided by: far beyond what changes a draw, and within what `f32` has room for.
 pub const DIVISORS: RangeInclusive<f64> = 1e-6..=1e6;
@@ -140,7 +140,7 @@ pub enum GenerateError {
     Cancelled,
     /// The model failed.
     #[error(transparent)]
-    Model(#[from] LlamaError),
+    Model(#[from] CausalLmError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -5,10 +5,10 @@ use candle_core::{DType, Tensor};
 
 use super::decoder::Decoder;
 use super::options::Result;
-use crate::ml::llama::{Llama, TokenBatch};
+use crate::ml::models::causal::{CausalLm, TokenBatch};
 
 pub(super) struct Recompute<'a> {
-    model: &'a Llama,
+    model: &'a CausalLm,
 }
 
 /// Hidden states after a step (tokens x hidden size) and the tokens themselves.
@@ -18,7 +18,7 @@ pub(super) struct Step {
 }
 
 impl<'a> Recompute<'a> {
-    pub(super) fn new(model: &'a Llama) -> Self {
+    pub(super) fn new(model: &'a CausalLm) -> Self {
         Self { model }
     }
 
@@ -68,7 +68,7 @@ impl Decoder for Recompute<'_> {
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().hidden_size;
+        let width = self.model.config().embedding_size;
         let rows = hidden.len() / width;
         let hidden = Tensor::from_slice(hidden, (rows, width), self.model.device())?;
         let logits = self.model.logits(&hidden.to_dtype(self.model.dtype())?)?;

@@ -12,7 +12,7 @@ use super::options::{
     Completion, Contrastive, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
 };
 use super::recompute::Recompute;
-use crate::ml::llama::Llama;
+use crate::ml::models::causal::CausalLm;
 use crate::random::{Draws, Stream};
 
 /// Continues each prompt.
@@ -21,7 +21,7 @@ use crate::random::{Draws, Stream};
 /// and on nothing else, not on the other prompts or `batch_size`. `progress` is called after each step and may stop the
 /// generation. The model's adapter acts, its dropout does not.
 pub fn generate(
-    model: &Llama,
+    model: &CausalLm,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
     strategy: &Strategy,
@@ -39,7 +39,7 @@ pub fn generate(
             ),
         });
     }
-    check_prompts(model, prompts, options)?;
+    check_prompts(model, prompts, options, strategy)?;
     let model = model.detached();
     let job = Job {
         prompts,
@@ -55,11 +55,17 @@ pub fn generate(
     }
 }
 
-fn check_prompts(model: &Llama, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<()> {
+fn check_prompts(
+    model: &CausalLm,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    strategy: &Strategy,
+) -> Result<()> {
     let config = model.config();
     for (index, prompt) in prompts.iter().enumerate() {
-        // The last new token is not read again.
-        let positions = prompt.len() + options.max_new_tokens - 1;
+        // The last new token is not read again, but contrastive search has read it when it chooses it.
+        let unread = usize::from(!matches!(strategy, Strategy::Contrastive(_)));
+        let positions = prompt.len() + options.max_new_tokens - unread;
         let unknown = prompt.iter().find(|id| **id as usize >= config.vocab_size);
         let reason = if prompt.is_empty() {
             "it is empty, expected at least a beginning-of-sequence token".to_owned()

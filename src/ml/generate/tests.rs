@@ -13,7 +13,7 @@ use super::*;
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::formats::llama2c::load_llama2c;
-use crate::ml::llama::{self, Llama, TokenBatch, Training};
+use crate::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use crate::ml::parameters::{self, Weights};
 use crate::random::Stream;
 
@@ -48,17 +48,17 @@ fn small_config() -> LlamaConfig {
     }
 }
 
-fn small_model() -> Llama {
+fn small_model() -> CausalLm {
     let all = parameters::load(&fixture("llama.safetensors"), &Device::Cpu).unwrap();
     let weights: Weights = all
         .into_iter()
         .filter_map(|(name, t)| Some((name.strip_prefix("tied.weight.")?.to_owned(), t)))
         .collect();
-    Llama::new(&small_config(), &weights, Training::Frozen).unwrap()
+    CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap()
 }
 
 /// A model wide enough for parallel products, with an adapter that changes something.
-fn wide_model() -> Llama {
+fn wide_model() -> CausalLm {
     let config = LlamaConfig {
         vocab_size: 300,
         hidden_size: 64,
@@ -66,7 +66,7 @@ fn wide_model() -> Llama {
         ..small_config()
     };
     let stream = Stream::new(2, "wide");
-    let mut weights = llama::init(&config, &stream, &Device::Cpu).unwrap();
+    let mut weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
     // Initial weights are so small that all tokens are about equally probable: make them count.
     for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
         *weight = weight.affine(3.0, 0.0).unwrap();
@@ -88,7 +88,7 @@ fn wide_model() -> Llama {
             var.set(&values).unwrap();
         }
     }
-    Llama::new(&config, &weights, Training::Adapter(&adapter)).unwrap()
+    CausalLm::new(&config, &weights, Training::Adapter(&adapter)).unwrap()
 }
 
 fn wide_prompts() -> Vec<Vec<u32>> {
@@ -99,7 +99,7 @@ fn wide_prompts() -> Vec<Vec<u32>> {
 }
 
 fn run(
-    model: &Llama,
+    model: &CausalLm,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
     strategy: Strategy,
@@ -201,7 +201,7 @@ fn stories260k_tells_the_published_story() {
     }
     let checkpoint =
         load_llama2c(&folder.join("stories260K.bin"), &folder.join("tok512.bin")).unwrap();
-    let model = Llama::new(&checkpoint.config, &checkpoint.weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(&checkpoint.config, &checkpoint.weights, Training::Frozen).unwrap();
     // llama2.c's `run -t 0.0` starts from the beginning-of-sequence token alone and makes 256 steps.
     let options = GenerateOptions::new(256, &[1]);
     let found = run(&model, &[vec![1]], &options, Strategy::Greedy);
@@ -346,7 +346,7 @@ fn models_in_other_dtypes_decode_too() {
             Some((name, t.to_dtype(DType::F64).unwrap()))
         })
         .collect();
-    let model = Llama::new(&small_config(), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap();
     let options = GenerateOptions::new(16, &[]);
     let found = run(
         &model,
@@ -547,6 +547,8 @@ fn what_cannot_be_generated_is_an_error_that_names_it() {
         error(&[32], &options, Strategy::Greedy),
         "prompt 0: token 32 is outside the vocabulary of 32"
     );
+    // Contrastive search reads a token before it takes it, the last one too.
+    assert!(error(&[1; 60], &options, STRATEGIES[2]).contains("60 tokens and 5 new ones"));
     assert_eq!(
         error(&[1; 61], &options, Strategy::Greedy),
         "prompt 0: 61 tokens and 5 new ones exceed the model's 64 positions"
@@ -605,10 +607,10 @@ fn draws_at_low_temperatures_and_of_large_logits_are_greedy() {
 
 #[test]
 fn a_diverged_model_is_an_error_not_a_story() {
-    let mut weights = llama::init(&small_config(), &Stream::new(1, "init"), &Device::Cpu).unwrap();
+    let mut weights = causal::init(&small_config(), &Stream::new(1, "init"), &Device::Cpu).unwrap();
     let norm = Tensor::new(f32::NAN, &Device::Cpu).unwrap();
     weights.insert("model.norm.weight".into(), norm.broadcast_as(16).unwrap());
-    let model = Llama::new(&small_config(), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap();
     let stream = Stream::new(5, "sampling");
     for strategy in STRATEGIES {
         let go_on = &mut |_| ControlFlow::Continue(());

@@ -36,18 +36,19 @@ impl Store {
 vectorised! {
     /// Writes the attention of one query token to what is stored and to itself: (heads x head size).
     ///
-    /// `query` (heads x size) and the token's own `key` (kv heads x size) are rotated.
+    /// `query` (heads x size) and the token's own `key` (kv heads x size) are rotated. `shape` is the width of
+    /// a head, what scores are multiplied by, and the first position that is seen.
     pub(in crate::ml) fn attend(
         out: &mut [f32],
         query: &[f32],
         store: &Store,
         key: &[f32],
         value: &[f32],
-        size: usize,
+        shape: (usize, f32, usize),
     ) {
+        let (size, scale, first) = shape;
         let width = key.len();
         let group = query.len() / width;
-        let scale = 1.0 / (size as f32).sqrt();
         let blocks = store.positions.div_ceil(LANES);
         // The lanes after the last position are overwritten by the token's own score or cut off.
         let mut scores = vec![0f32; blocks * LANES + 1];
@@ -72,7 +73,7 @@ vectorised! {
                 own = query.mul_add(*key, own);
             }
             scores[store.positions] = own * scale;
-            let weights = &mut scores[..=store.positions];
+            let weights = &mut scores[first..=store.positions];
             let total = exp_shifted(weights, maximum(weights));
             for weight in weights.iter_mut() {
                 *weight /= total;
@@ -84,7 +85,7 @@ vectorised! {
                 let mut sums = [0f32; LANES];
                 for (weight, values) in weights
                     .iter()
-                    .zip(store.values.chunks_exact(width).chain(std::iter::once(value)))
+                    .zip(store.values[first * width..].chunks_exact(width).chain(std::iter::once(value)))
                 {
                     let values = &values[start..start + LANES];
                     for lane in 0..LANES {
@@ -97,7 +98,7 @@ vectorised! {
                 let place = start + whole + place;
                 *out = weights
                     .iter()
-                    .zip(store.values.chunks_exact(width).chain(std::iter::once(value)))
+                    .zip(store.values[first * width..].chunks_exact(width).chain(std::iter::once(value)))
                     .fold(0.0, |sum, (weight, values)| weight.mul_add(values[place], sum));
             }
         }

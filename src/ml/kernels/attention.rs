@@ -1,4 +1,4 @@
-//! Causal grouped-query attention with rotary positions, on padded batches.
+//! Causal grouped-query attention on padded batches, with rotary positions and windows where a model has them.
 //!
 //! A row's tokens lie in a span of its time axis; positions count from the span's start, tokens
 //! attend only within it, and what lies outside gets zeros and gives no gradient.
@@ -26,8 +26,12 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_size: usize,
-    /// Rotation of queries and keys.
-    pub rope: Arc<Rope>,
+    /// Rotation of queries and keys, where positions are told by one.
+    pub rope: Option<Arc<Rope>>,
+    /// Scores are multiplied by it.
+    pub scale: f32,
+    /// How many keys a query sees, its own among them; all that came before if absent.
+    pub window: Option<usize>,
     /// For each row of the batch, where its tokens lie.
     pub spans: Arc<[Range<usize>]>,
 }
@@ -65,11 +69,14 @@ impl Attention {
                 self.spans
             );
         }
-        if longest.unwrap_or(0) > self.rope.positions() {
+        let positions = self
+            .rope
+            .as_ref()
+            .map_or(usize::MAX, |rope| rope.positions());
+        if longest.unwrap_or(0) > positions {
             bail!(
-                "attention: a row of {} tokens exceeds the model's {} positions",
+                "attention: a row of {} tokens exceeds the model's {positions} positions",
                 longest.unwrap_or(0),
-                self.rope.positions()
             );
         }
         Ok(())
@@ -93,7 +100,8 @@ impl Attention {
                 if span.contains(&query) {
                     positions[row] = (query - span.start) as u32;
                     inside[row] = 1.0;
-                    allowed[row * time + span.start..=row * time + query].fill(1);
+                    let first = span.start + self.first_seen(query - span.start);
+                    allowed[row * time + first..=row * time + query].fill(1);
                 } else {
                     // A softmax over nothing would be NaN; its value is multiplied by zero below.
                     allowed[row * time + query] = 1;
@@ -107,12 +115,16 @@ impl Attention {
                 .expand((batch, self.kv_heads, group, time, self.head_size))?
                 .reshape((batch, self.heads, time, self.head_size))
         };
-        let q = self.rope.naive(&split(q, self.heads)?, &positions)?;
-        let k = repeat(self.rope.naive(&split(k, self.kv_heads)?, &positions)?)?;
+        let turned = |x: Tensor| match &self.rope {
+            Some(rope) => rope.naive(&x, &positions),
+            None => Ok(x),
+        };
+        let q = turned(split(q, self.heads)?)?;
+        let k = repeat(turned(split(k, self.kv_heads)?)?)?;
         let v = repeat(split(v, self.kv_heads)?)?;
         let scores = q
             .matmul(&k.t()?.contiguous()?)?
-            .affine(1.0 / (self.head_size as f64).sqrt(), 0.0)?;
+            .affine(f64::from(self.scale), 0.0)?;
         let wide = match scores.dtype() {
             DType::F64 => DType::F64,
             _ => DType::F32,
@@ -133,8 +145,9 @@ impl Attention {
         out.broadcast_mul(&inside)
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_size as f32).sqrt()
+    /// Returns the first position that a query at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        first_seen(position, self.window)
     }
 
     /// Copies head `head` of a row's span out of `x` (time, width), rotated: (tokens, head size).
@@ -143,7 +156,9 @@ impl Attention {
         let mut out = Vec::with_capacity(span.len() * size);
         for (position, time) in span.clone().enumerate() {
             out.extend_from_slice(&x[time * width + head * size..][..size]);
-            self.rope.rotate(&mut out[position * size..], position);
+            if let Some(rope) = &self.rope {
+                rope.rotate(&mut out[position * size..][..size], position);
+            }
         }
         out
     }
@@ -156,16 +171,18 @@ impl Attention {
             end,
             Matrix::new(&q[queries.start * size..], queries.len(), size, size),
             Matrix::new(k, end, size, size).t(),
-            self.scale(),
+            self.scale,
             false,
             Threads::One,
         )?;
         for (row, query) in queries.clone().enumerate() {
             let (seen, future) = out[row * end..(row + 1) * end].split_at_mut(query + 1);
+            let (past, seen) = seen.split_at_mut(self.first_seen(query));
             let total = exp_shifted(seen, maximum(seen));
             for weight in seen {
                 *weight /= total;
             }
+            past.fill(0.0);
             future.fill(0.0);
         }
         Ok(())
@@ -257,7 +274,7 @@ impl Attention {
                     size,
                     to_scores,
                     Matrix::new(&keys, end, size, size),
-                    self.scale(),
+                    self.scale,
                     false,
                     Threads::One,
                 )?;
@@ -266,7 +283,7 @@ impl Attention {
                     size,
                     to_scores.t(),
                     Matrix::new(&queries[block.start * size..], rows, size, size),
-                    self.scale(),
+                    self.scale,
                     true,
                     Threads::One,
                 )?;
@@ -278,8 +295,9 @@ impl Attention {
     }
 
     fn rotate_back(&self, heads: &mut [f32]) {
+        let Some(rope) = &self.rope else { return };
         for (position, head) in heads.chunks_exact_mut(self.head_size).enumerate() {
-            self.rope.rotate_back(head, position);
+            rope.rotate_back(head, position);
         }
     }
 
@@ -317,6 +335,11 @@ struct Job {
 struct Extent {
     time: usize,
     width: usize,
+}
+
+/// Returns the first position that a query at `position` sees through a window.
+pub(in crate::ml) fn first_seen(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 fn blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {

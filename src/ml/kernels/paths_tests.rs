@@ -207,7 +207,14 @@ fn operations_and_their_gradients_have_the_same_bits_on_every_path() {
         heads: 4,
         kv_heads: 2,
         head_size: 10,
-        rope: Arc::new(Rope::new(RopeLayout::HalfSplit, 10, 200, 10_000.0)),
+        rope: Some(Arc::new(Rope::new(
+            RopeLayout::HalfSplit,
+            10,
+            200,
+            10_000.0,
+        ))),
+        scale: 0.3,
+        window: Some(50),
         spans: [0..70, 3..70, 0..41].into(),
     };
     assert_same_on_all_paths(

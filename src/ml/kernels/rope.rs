@@ -13,9 +13,9 @@ const BLOCK: usize = 512;
 #[derive(Debug, Clone)]
 pub struct Rope {
     layout: RopeLayout,
-    half: usize,
     positions: usize,
-    theta: f64,
+    frequencies: Vec<f32>,
+    factor: f32,
     blocks: Vec<OnceLock<Angles>>,
 }
 
@@ -27,23 +27,38 @@ struct Angles {
 }
 
 impl Rope {
-    /// Makes the angles of `positions` positions for heads of `head_size` (even) dimensions.
+    /// Makes the angles of `positions` positions for heads of `head_size` (even) dimensions, all of which are rotated.
     pub fn new(layout: RopeLayout, head_size: usize, positions: usize, theta: f64) -> Self {
+        Self::of_frequencies(layout, frequencies(head_size, theta), 1.0, positions)
+    }
+
+    /// Makes the angles of `positions` positions from the frequencies (radians a position) of the rotated pairs. They
+    /// are the first dimensions of a head; others stay as they are. Rotated numbers are multiplied by `factor`.
+    pub fn of_frequencies(
+        layout: RopeLayout,
+        frequencies: Vec<f32>,
+        factor: f32,
+        positions: usize,
+    ) -> Self {
         Self {
             layout,
-            half: head_size / 2,
             positions,
-            theta,
+            frequencies,
+            factor,
             blocks: vec![OnceLock::new(); positions.div_ceil(BLOCK)],
         }
+    }
+
+    fn half(&self) -> usize {
+        self.frequencies.len()
     }
 
     /// Returns cosines and sines of a position.
     fn angles(&self, position: usize) -> (&[f32], &[f32]) {
         let block = position / BLOCK;
         let angles = self.blocks[block].get_or_init(|| self.tabulate(block));
-        let start = (position % BLOCK) * self.half;
-        let row = start..start + self.half;
+        let start = (position % BLOCK) * self.half();
+        let row = start..start + self.half();
         (&angles.cosines[row.clone()], &angles.sines[row])
     }
 
@@ -51,15 +66,13 @@ impl Rope {
     fn tabulate(&self, block: usize) -> Angles {
         let first = block * BLOCK;
         let positions = first..(first + BLOCK).min(self.positions);
-        let mut cosines = Vec::with_capacity(positions.len() * self.half);
-        let mut sines = Vec::with_capacity(positions.len() * self.half);
+        let mut cosines = Vec::with_capacity(positions.len() * self.half());
+        let mut sines = Vec::with_capacity(positions.len() * self.half());
         for position in positions {
-            for pair in 0..self.half {
-                let frequency =
-                    (1.0 / libm::pow(self.theta, pair as f64 / self.half as f64)) as f32;
+            for frequency in &self.frequencies {
                 let angle = f64::from(position as f32 * frequency);
-                cosines.push(libm::cos(angle) as f32);
-                sines.push(libm::sin(angle) as f32);
+                cosines.push(libm::cos(angle) as f32 * self.factor);
+                sines.push(libm::sin(angle) as f32 * self.factor);
             }
         }
         Angles { cosines, sines }
@@ -83,9 +96,10 @@ impl Rope {
     fn turn(&self, head: &mut [f32], position: usize, sign: f32) {
         let (cosines, sines) = self.angles(position);
         let angles = cosines.iter().zip(sines);
+        let head = &mut head[..2 * self.half()];
         match self.layout {
             RopeLayout::HalfSplit => {
-                let (first, second) = head.split_at_mut(self.half);
+                let (first, second) = head.split_at_mut(self.half());
                 for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(angles) {
                     let sine = sign * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
@@ -107,23 +121,22 @@ impl Rope {
     #[expect(clippy::disallowed_methods, reason = "the plain form")]
     pub(super) fn naive(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
         let (batch, heads, time, size) = x.dims4()?;
+        let (whole, half) = (x, self.half());
+        let x = &whole.narrow(3, 0, 2 * half)?;
         let rows = || {
             positions
                 .iter()
                 .map(|position| self.angles(*position as usize))
         };
         let table = |picked: Vec<f32>| {
-            Tensor::from_vec(picked, (batch, 1, time, self.half), x.device())?.to_dtype(x.dtype())
+            Tensor::from_vec(picked, (batch, 1, time, half), x.device())?.to_dtype(x.dtype())
         };
         let cosines = table(rows().flat_map(|(cosines, _)| cosines).copied().collect())?;
         let sines = table(rows().flat_map(|(_, sines)| sines).copied().collect())?;
         let (first, second) = match self.layout {
-            RopeLayout::HalfSplit => (
-                x.narrow(3, 0, self.half)?,
-                x.narrow(3, self.half, self.half)?,
-            ),
+            RopeLayout::HalfSplit => (x.narrow(3, 0, half)?, x.narrow(3, half, half)?),
             RopeLayout::Interleaved => {
-                let pairs = x.reshape((batch, heads, time, self.half, 2))?;
+                let pairs = x.reshape((batch, heads, time, half, 2))?;
                 (
                     pairs.narrow(4, 0, 1)?.squeeze(4)?,
                     pairs.narrow(4, 1, 1)?.squeeze(4)?,
@@ -132,10 +145,22 @@ impl Rope {
         };
         let turned_first = (first.broadcast_mul(&cosines)? - second.broadcast_mul(&sines)?)?;
         let turned_second = (second.broadcast_mul(&cosines)? + first.broadcast_mul(&sines)?)?;
-        match self.layout {
-            RopeLayout::HalfSplit => Tensor::cat(&[turned_first, turned_second], 3),
+        let turned = match self.layout {
+            RopeLayout::HalfSplit => Tensor::cat(&[turned_first, turned_second], 3)?,
             RopeLayout::Interleaved => Tensor::stack(&[turned_first, turned_second], 4)?
-                .reshape((batch, heads, time, size)),
+                .reshape((batch, heads, time, 2 * half))?,
+        };
+        if size == 2 * half {
+            return Ok(turned);
         }
+        Tensor::cat(&[turned, whole.narrow(3, 2 * half, size - 2 * half)?], 3)
     }
+}
+
+/// Returns the frequencies of the rotated pairs of `dimensions` dimensions: `theta^(-2 i / dimensions)`.
+pub(in crate::ml) fn frequencies(dimensions: usize, theta: f64) -> Vec<f32> {
+    let half = dimensions / 2;
+    (0..half)
+        .map(|pair| (1.0 / libm::pow(theta, pair as f64 / half as f64)) as f32)
+        .collect()
 }

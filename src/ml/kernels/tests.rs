@@ -147,12 +147,17 @@ fn swiglu_gates() {
     );
 }
 
+/// `1 / sqrt(8)`, for heads of 8.
+const SCALE: f32 = 0.353_553_4;
+
 fn attention(layout: RopeLayout, spans: &[Range<usize>]) -> Attention {
     Attention {
         heads: 4,
         kv_heads: 2,
         head_size: 8,
-        rope: Arc::new(Rope::new(layout, 8, 200, 10_000.0)),
+        rope: Some(Arc::new(Rope::new(layout, 8, 200, 10_000.0))),
+        scale: SCALE,
+        window: None,
         spans: spans.into(),
     }
 }
@@ -171,6 +176,30 @@ fn attention_is_causal_within_spans_and_zero_outside() {
             |t| attention.apply(t[0], t[1], t[2]),
             |t| attention.naive(t[0], t[1], t[2]),
         );
+    }
+}
+
+#[test]
+fn windows_partial_rotations_and_none_are_those_of_the_plain_form() {
+    let partial = Rope::new(RopeLayout::HalfSplit, 4, 200, 10_000.0);
+    let stretched =
+        Rope::of_frequencies(RopeLayout::HalfSplit, vec![0.7, 0.02, 1.3, 0.1], 1.2, 200);
+    for rope in [None, Some(partial), Some(stretched)] {
+        for window in [None, Some(1), Some(7), Some(100)] {
+            let mut attention = attention(RopeLayout::HalfSplit, &[0..90, 20..85, 3..4]);
+            attention.rope = rope.clone().map(Arc::new);
+            attention.window = window;
+            attention.scale = 0.5;
+            assert_same(
+                &[
+                    normal("q", &[3, 90, 32]),
+                    normal("k", &[3, 90, 16]),
+                    normal("v", &[3, 90, 16]),
+                ],
+                |t| attention.apply(t[0], t[1], t[2]),
+                |t| attention.naive(t[0], t[1], t[2]),
+            );
+        }
     }
 }
 
@@ -195,7 +224,7 @@ fn attention_refuses_spans_that_do_not_fit() {
         );
     }
     let mut short = attention(RopeLayout::HalfSplit, &[0..9]);
-    short.rope = Arc::new(Rope::new(RopeLayout::HalfSplit, 8, 8, 10_000.0));
+    short.rope = Some(Arc::new(Rope::new(RopeLayout::HalfSplit, 8, 8, 10_000.0)));
     assert!(short.apply(&q, &k, &k).is_err());
 }
 

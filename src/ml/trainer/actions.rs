@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::batches::TokenizedCompletion;
 use crate::ml::kernels::sums::{column_means, cumulative};
 use crate::ml::kernels::token_log_probs::IGNORED;
-use crate::ml::llama::{Llama, LlamaError, TokenBatch};
+use crate::ml::models::causal::{CausalLm, CausalLmError, TokenBatch};
 
 /// A right-padded batch and where its actions are.
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ impl Actions {
     /// Returns the log-probability of each action under the model: (rows, columns), 0 past a row's end.
     ///
     /// `states` are those of [`Self::states`] without the terminal.
-    pub fn log_probs(&self, model: &Llama, states: &Tensor) -> Result<Tensor, LlamaError> {
+    pub fn log_probs(&self, model: &CausalLm, states: &Tensor) -> Result<Tensor, CausalLmError> {
         Ok(model
             .log_probs(states, &self.targets, 1.0)?
             .log_probs
@@ -96,7 +96,7 @@ impl Actions {
     }
 
     /// Returns the log-probability of each action under a frozen model, by a forward pass of its own.
-    pub fn frozen_log_probs(&self, model: &Llama) -> Result<Tensor, LlamaError> {
+    pub fn frozen_log_probs(&self, model: &CausalLm) -> Result<Tensor, CausalLmError> {
         let hidden = model.forward(&self.batch)?;
         Ok(self
             .log_probs(model, &self.states(&hidden, false)?)?
@@ -115,11 +115,11 @@ impl Actions {
     /// logits.
     pub fn log_probs_and_stops(
         &self,
-        model: &Llama,
+        model: &CausalLm,
         states: &Tensor,
         stop: u32,
         temperature: f64,
-    ) -> Result<(Tensor, Tensor), LlamaError> {
+    ) -> Result<(Tensor, Tensor), CausalLmError> {
         self.log_probs_of(
             model,
             states,
@@ -132,12 +132,12 @@ impl Actions {
     /// The same, the actions scored being those that `action(row, column)` says.
     pub fn log_probs_of(
         &self,
-        model: &Llama,
+        model: &CausalLm,
         states: &Tensor,
         action: impl Fn(usize, usize) -> u32,
         stop: u32,
         temperature: f64,
-    ) -> Result<(Tensor, Tensor), LlamaError> {
+    ) -> Result<(Tensor, Tensor), CausalLmError> {
         let mut targets = Vec::with_capacity(self.lengths.len() * (self.columns + 1) * 2);
         for (row, length) in self.lengths.iter().enumerate() {
             for column in 0..=self.columns {
@@ -191,7 +191,11 @@ impl Actions {
     ///
     /// `states` are those of [`Self::states`] without the terminal. One row at a time goes through the output head:
     /// the logits of a whole batch would not fit, and no row depends on its neighbours.
-    pub fn mean_entropies(&self, model: &Llama, states: &Tensor) -> Result<Vec<f64>, LlamaError> {
+    pub fn mean_entropies(
+        &self,
+        model: &CausalLm,
+        states: &Tensor,
+    ) -> Result<Vec<f64>, CausalLmError> {
         let mut means = Vec::with_capacity(self.lengths.len());
         for (row, length) in self.lengths.iter().enumerate() {
             // (actions, hidden) to (actions, vocab)
@@ -237,10 +241,10 @@ mod tests {
 
     use super::*;
     use crate::ml::config::{LlamaConfig, RopeLayout};
-    use crate::ml::llama::{Training, init};
+    use crate::ml::models::causal::{Training, init};
     use crate::random::Stream;
 
-    fn small_model() -> Llama {
+    fn small_model() -> CausalLm {
         let config = LlamaConfig {
             vocab_size: 12,
             hidden_size: 16,
@@ -259,7 +263,7 @@ mod tests {
         for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
             *weight = weight.affine(10.0, 0.0).unwrap();
         }
-        Llama::new(&config, &weights, Training::Frozen).unwrap()
+        CausalLm::new(&config, &weights, Training::Frozen).unwrap()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 use super::policy::TrainedModel;
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::config::{LlamaConfig, RopeLayout};
-use crate::ml::llama::{self, Llama, Training};
+use crate::ml::models::causal::{self, CausalLm, Training};
 use crate::ml::optimizer::Gradients;
 use crate::ml::parameters::{Weights, to_safetensors};
 use crate::random::Stream;
@@ -46,9 +46,9 @@ pub(super) fn lora() -> LoraConfig {
 }
 
 /// A model to train and the frozen one it starts from; with `lora` both have an adapter that does something.
-pub(super) fn models(config: &LlamaConfig, lora: Option<&LoraConfig>) -> (TrainedModel, Llama) {
+pub(super) fn models(config: &LlamaConfig, lora: Option<&LoraConfig>) -> (TrainedModel, CausalLm) {
     let stream = Stream::new(3, "tiny");
-    let mut weights = llama::init(config, &stream, &Device::Cpu).unwrap();
+    let mut weights = causal::init(config, &stream, &Device::Cpu).unwrap();
     // As drawn, they are so small that all tokens are about equally probable.
     for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
         *weight = weight.affine(3.0, 0.0).unwrap();
@@ -67,7 +67,9 @@ pub(super) fn models(config: &LlamaConfig, lora: Option<&LoraConfig>) -> (Traine
         adapter
     });
     let training = adapter.as_ref().map_or(Training::Frozen, Training::Adapter);
-    let reference = Llama::new(config, &weights, training).unwrap().detached();
+    let reference = CausalLm::new(config, &weights, training)
+        .unwrap()
+        .detached();
     let model = TrainedModel::new(config, &weights, adapter.as_ref(), lora, &stream).unwrap();
     (model, reference)
 }

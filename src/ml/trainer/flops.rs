@@ -5,7 +5,8 @@
 //! each position it sees. Backward, the gradient with respect to the inputs costs the same again, and so does
 //! the gradient with respect to trained weights.
 
-use crate::ml::config::LlamaConfig;
+use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::Role;
 
 /// What the counts need of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,15 +21,17 @@ pub struct ModelSize {
 
 impl ModelSize {
     /// Counts a model.
-    pub fn of(config: &LlamaConfig, trains_matrices: bool) -> Self {
-        let (hidden, layers) = (config.hidden_size as f64, config.num_layers as f64);
-        let kv = (config.num_kv_heads * config.head_size()) as f64;
-        let block = 2.0 * hidden * hidden
-            + 2.0 * hidden * kv
-            + 3.0 * hidden * config.intermediate_size as f64;
+    pub fn of(model: impl Into<Architecture>, trains_matrices: bool) -> Self {
+        let model = model.into();
+        let slots = model.slots();
+        let blocks = slots.filter(|slot| matches!(slot.role, Role::Linear { .. }));
+        let blocks: usize = blocks
+            .map(|slot| slot.shape.iter().product::<usize>())
+            .sum();
+        let queries = model.num_heads * model.head_size;
         Self {
-            matrix_weights: layers * block + hidden * config.vocab_size as f64,
-            attention: 4.0 * layers * hidden,
+            matrix_weights: (blocks + model.embedding_size * model.vocab_size) as f64,
+            attention: (4 * model.num_layers * queries) as f64,
             trains_matrices,
         }
     }
@@ -57,7 +60,7 @@ pub fn backward_flops(size: &ModelSize, forward: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ml::config::RopeLayout;
+    use crate::ml::config::{LlamaConfig, RopeLayout};
 
     #[test]
     fn smollm2_costs_what_its_shape_says() {

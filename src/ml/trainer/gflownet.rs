@@ -22,7 +22,7 @@ use super::policy::TrainedModel;
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::generate::GenerateError;
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead, ScalarNetwork};
-use crate::ml::llama::{Llama, TokenBatch};
+use crate::ml::models::causal::{CausalLm, TokenBatch};
 use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::trajectory_balance::initial_log_z;
 use crate::ml::objectives::{Normaliser, ReferenceTerms, Trajectories, Windows};
@@ -164,7 +164,7 @@ pub type PrefixRewards = Box<dyn Fn(&TokenBatch) -> Result<Tensor, TrainError>>;
 /// GFlowNet training of a policy.
 pub struct GflownetTrainer {
     model: TrainedModel,
-    reference: Llama,
+    reference: CausalLm,
     rewards: PrefixRewards,
     /// Operations of one reward evaluation.
     reward_size: ModelSize,
@@ -239,7 +239,7 @@ impl GflownetTrainer {
     )]
     pub fn new(
         model: TrainedModel,
-        reference: Llama,
+        reference: CausalLm,
         rewards: PrefixRewards,
         reward_size: ModelSize,
         prompts: Vec<PromptCompletions>,
@@ -252,7 +252,7 @@ impl GflownetTrainer {
                 "there are no prompts to train on: the split is empty".to_owned(),
             ));
         }
-        let hidden_size = model.llama.config().hidden_size;
+        let hidden_size = model.llama.config().embedding_size;
         let device = model.llama.device().clone();
         let mut groups = vec![ParameterGroup {
             parameters: model.llama.trainable().to_vec(),

@@ -30,7 +30,7 @@ pub use flops::{ModelSize, backward_flops, forward_flops};
 use super::adapter::AdapterError;
 use super::bert::BertError;
 use super::generate::GenerateError;
-use super::llama::LlamaError;
+use super::models::causal::CausalLmError;
 use super::objectives::ObjectiveError;
 use super::optimizer::{AdamW, OptimizerError};
 use super::parameters::{ParameterError, Weights};
@@ -40,7 +40,7 @@ use super::parameters::{ParameterError, Weights};
 pub enum TrainError {
     /// A model failed.
     #[error(transparent)]
-    Model(#[from] LlamaError),
+    Model(#[from] CausalLmError),
     /// An adapter failed.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

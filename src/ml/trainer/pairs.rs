@@ -9,7 +9,7 @@ use super::policy::TrainedModel;
 use super::reward::TokenizedPair;
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::kernels::sums::row_sums;
-use crate::ml::llama::Llama;
+use crate::ml::models::causal::CausalLm;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::Windows;
 use crate::ml::objectives::gflownet_dpo::{
@@ -63,7 +63,7 @@ pub struct PairOptions {
 /// Training of a policy on preference pairs.
 pub struct PairTrainer {
     model: TrainedModel,
-    reference: Llama,
+    reference: CausalLm,
     pairs: Vec<TokenizedPair>,
     options: PairOptions,
     optimizer: AdamW,
@@ -82,7 +82,7 @@ impl PairTrainer {
     /// Prepares a training of `model`; `reference` is the frozen model it starts from.
     pub fn new(
         model: TrainedModel,
-        reference: Llama,
+        reference: CausalLm,
         pairs: Vec<TokenizedPair>,
         options: PairOptions,
         stream: &Stream,

@@ -3,8 +3,7 @@
 use candle_core::Device;
 
 use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
-use crate::ml::config::LlamaConfig;
-use crate::ml::llama::{DropoutKey, Llama, LlamaError, Training};
+use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, DropoutKey, Training};
 use crate::ml::parameters::Weights;
 use crate::random::Stream;
 
@@ -12,7 +11,7 @@ use crate::random::Stream;
 #[derive(Debug, Clone)]
 pub struct TrainedModel {
     /// The model; its trainable variables are those of the adapter, if there is one.
-    pub llama: Llama,
+    pub llama: CausalLm,
     /// The adapter in training.
     pub adapter: Option<Adapter>,
     dropout: Stream,
@@ -24,12 +23,12 @@ impl TrainedModel {
     /// With `lora`, an adapter is trained: a copy of `start` if that has the same configuration, otherwise a new
     /// one. Without, all weights are. `start` of another configuration must be merged into `base` before.
     pub fn new(
-        config: &LlamaConfig,
+        config: impl Into<Architecture>,
         base: &Weights,
         start: Option<&Adapter>,
         lora: Option<&LoraConfig>,
         stream: &Stream,
-    ) -> Result<Self, LlamaError> {
+    ) -> Result<Self, CausalLmError> {
         let adapter = match (lora, start) {
             (None, _) => None,
             (Some(lora), Some(start)) if start.config() == lora => {
@@ -45,7 +44,7 @@ impl TrainedModel {
         };
         let training = adapter.as_ref().map_or(Training::Full, Training::Adapter);
         Ok(Self {
-            llama: Llama::new(config, base, training)?,
+            llama: CausalLm::new(config, base, training)?,
             dropout: stream.child("dropout"),
             adapter,
         })

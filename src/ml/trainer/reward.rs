@@ -8,7 +8,6 @@ use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, ScalarHead};
-use crate::ml::llama::HEAD;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::bradley_terry::{PairScores, bradley_terry, prefix_length};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
@@ -71,9 +70,13 @@ impl RewardTrainer {
                 "there are no preference pairs to train on: the split is empty".to_owned(),
             ));
         }
+        let head_name = model.llama.config().head_name();
         // Scores are read off hidden states: an output head of its own has no part in them.
         let trunk = model.llama.trainable().iter();
-        let mut parameters: Vec<_> = trunk.filter(|(name, _)| name != HEAD).cloned().collect();
+        let mut parameters: Vec<_> = trunk
+            .filter(|(name, _)| *name != head_name)
+            .cloned()
+            .collect();
         parameters.extend(head.trainable("head."));
         let group = ParameterGroup {
             parameters,
@@ -242,7 +245,7 @@ mod tests {
             .collect();
         assert!(losses[3] < losses[0], "{losses:?}");
         for ((name, var), before) in start.iter().zip(&before) {
-            assert_eq!(values(var) == *before, name == HEAD, "{name}");
+            assert_eq!(values(var) == *before, name == "lm_head.weight", "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::policy::TrainedModel;
 use super::{Cancel, StepReport, TrainError, Trainer};
-use crate::ml::llama::TokenBatch;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::supervised::{completion_mask, supervised};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};

@@ -65,7 +65,7 @@ fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
     let end_ids = tokenizer.as_ref().map_or(&[][..], Tokenizer::end_ids);
     Ok(Checkpoint {
         eos_ids: end_ids.to_vec(),
-        config,
+        config: config.into(),
         weights,
         tokenizer,
     })
@@ -191,7 +191,7 @@ mod tests {
             rope_layout: RopeLayout::Interleaved,
             ..fixture::config()
         };
-        assert_eq!(checkpoint.config, config);
+        assert_eq!(checkpoint.config, (&config).into());
         let mut expected = fixture::weights(&config);
         let embedding = expected.get_mut("model.embed_tokens.weight").unwrap();
         let half = embedding.to_dtype(DType::F16).unwrap();
@@ -325,8 +325,8 @@ mod tests {
         let checkpoint = load_gguf(Path::new(&path)).unwrap();
         assert_eq!(checkpoint.config.num_layers, 30);
         assert_eq!(checkpoint.config.num_kv_heads, 3);
-        assert_eq!(checkpoint.config.rope_theta, 1e5);
-        assert_eq!(checkpoint.config.rms_norm_eps, 1e-5);
+        assert_eq!(checkpoint.config.rotary().unwrap().theta, 1e5);
+        assert_eq!(checkpoint.config.norm.eps, 1e-5);
         let sums = |name: &str| {
             let values = fixture::values(&checkpoint.weights[name]);
             let values = values.iter().map(|value| f64::from(*value));
@@ -382,7 +382,7 @@ mod tests {
     /// dequantised by numpy and their rows put back in order; without that, it would be 3.217907.
     #[test]
     fn the_real_model_predicts_text_in_both_layouts() {
-        use crate::ml::llama::{Llama, TokenBatch, Training};
+        use crate::ml::models::causal::{CausalLm, TokenBatch, Training};
 
         let Some(path) = std::env::var_os("FLOWGRAPH_TEST_SMOLLM2") else {
             println!("skipped: FLOWGRAPH_TEST_SMOLLM2 is not set");
@@ -394,7 +394,7 @@ mod tests {
         let ids = checkpoint.tokenizer.as_ref().unwrap().encode(text).unwrap();
         let batch = TokenBatch::right_padded(&[&ids]);
         for checkpoint in [checkpoint.clone(), checkpoint.into_half_split().unwrap()] {
-            let model = Llama::new(&checkpoint.config, &checkpoint.weights, Training::Frozen);
+            let model = CausalLm::new(&checkpoint.config, &checkpoint.weights, Training::Frozen);
             let model = model.unwrap();
             let hidden = model.forward(&batch).unwrap();
             let log_probs = model.next_token_log_probs(&hidden, &batch).unwrap();

@@ -5,9 +5,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
-use super::super::shapes::check_config;
-use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::documents::read_configuration;
+use crate::ml::models::causal::{Architecture, families};
 use crate::ml::tokenizer::Tokenizer;
 
 /// Keys of `generation_config.json` that change what `transformers` generates.
@@ -43,7 +42,7 @@ const GENERATION_KEYS: [&str; 26] = [
 /// What `config.json` says.
 #[derive(Debug, Clone)]
 pub(super) struct ModelConfig {
-    pub(super) llama: LlamaConfig,
+    pub(super) architecture: Architecture,
     /// Ids that end a text.
     pub(super) end_ids: Vec<u32>,
     /// Names of the classes, by index, if the file has them.
@@ -59,61 +58,19 @@ fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatE
     serde_json::from_slice(bytes).map_err(|error| FormatError::malformed(path, error.to_string()))
 }
 
-/// Reads and checks `config.json`.
-///
-/// Defaults are those of `transformers.LlamaConfig`, which also ignores keys that it does not know; each key
-/// that it knows and that changes the computation is either implemented or an error.
-pub(super) fn read_config(path: &Path) -> Result<ModelConfig, FormatError> {
-    parse_config(path, &read_object(path)?)
+/// Reads and checks `config.json`, but for some keys.
+pub(super) fn read_config(path: &Path, ignored: &[String]) -> Result<ModelConfig, FormatError> {
+    parse_config(path, &read_object(path)?, ignored)
 }
 
-fn parse_config(path: &Path, map: &Map<String, Value>) -> Result<ModelConfig, FormatError> {
+fn parse_config(
+    path: &Path,
+    map: &Map<String, Value>,
+    ignored: &[String],
+) -> Result<ModelConfig, FormatError> {
     let object = Object { path, map };
-    object.only("model_type", &json!("llama"))?;
-    if !object.map.contains_key("model_type") {
-        return Err(FormatError::malformed(path, "key `model_type` is missing"));
-    }
-    for (key, value) in [
-        ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
-        ("mlp_bias", json!(false)),
-        ("partial_rotary_factor", json!(1.0)),
-        ("rope_interleaved", json!(false)),
-    ] {
-        object.only(key, &value)?;
-    }
-    for key in ["quantization_config", "sliding_window"] {
-        object.only(key, &Value::Null)?;
-    }
-
-    let num_heads = object.size("num_attention_heads", None)?;
-    let llama = LlamaConfig {
-        vocab_size: object.size("vocab_size", None)?,
-        hidden_size: object.size("hidden_size", None)?,
-        intermediate_size: object.size("intermediate_size", None)?,
-        num_layers: object.size("num_hidden_layers", None)?,
-        num_heads,
-        num_kv_heads: object.size("num_key_value_heads", Some(num_heads))?,
-        rope_theta: object.rope_theta()?,
-        rope_layout: RopeLayout::HalfSplit,
-        rms_norm_eps: object.number("rms_norm_eps", 1e-6)?,
-        tie_word_embeddings: object.flag("tie_word_embeddings", false)?,
-        max_position_embeddings: object.size("max_position_embeddings", Some(2048))?,
-    };
-    check_config(path, &llama)?;
-    let head_size = object.size("head_dim", Some(llama.head_size()))?;
-    if head_size != llama.head_size() {
-        return Err(FormatError::unsupported(
-            path,
-            format!("`head_dim` {head_size}"),
-            &format!(
-                "only hidden_size / num_attention_heads = {} is",
-                llama.head_size()
-            ),
-        ));
-    }
     Ok(ModelConfig {
-        llama,
+        architecture: families::read(path, map, ignored)?,
         end_ids: object.ids("eos_token_id")?,
         labels: object.labels()?,
     })
@@ -225,14 +182,6 @@ impl<'a> Object<'a> {
         })
     }
 
-    fn flag(&self, key: &str, default: bool) -> Result<bool, FormatError> {
-        self.get(key).map_or(Ok(default), |value| {
-            value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, "true or false", value))
-        })
-    }
-
     /// Reads one id or a list of ids.
     fn ids(&self, key: &str) -> Result<Vec<u32>, FormatError> {
         let Some(value) = self.get(key) else {
@@ -244,32 +193,6 @@ impl<'a> Object<'a> {
             None => id(value).map(|id| vec![id]),
         }
         .ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
-    }
-
-    /// Reads the rotary base, in the key's old and new place, and refuses every scaling of it.
-    fn rope_theta(&self) -> Result<f64, FormatError> {
-        let mut theta = self.number("rope_theta", 10_000.0)?;
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(value) = self.get(key) else { continue };
-            let map = value
-                .as_object()
-                .ok_or_else(|| self.wrong(key, "an object", value))?;
-            let inner = Object {
-                path: self.path,
-                map,
-            };
-            let kind = inner.get("rope_type").or(inner.get("type"));
-            if kind.is_some_and(|kind| kind != "default") || inner.get("factor").is_some() {
-                return Err(FormatError::unsupported(
-                    self.path,
-                    format!("`{key}`: {value}"),
-                    "only unscaled rotary embeddings are",
-                ));
-            }
-            inner.only("partial_rotary_factor", &json!(1.0))?;
-            theta = inner.number("rope_theta", theta)?;
-        }
-        Ok(theta)
     }
 
     /// Reads `id2label`: class names by index.
@@ -298,14 +221,14 @@ fn equal(left: &Value, right: &Value) -> bool {
 
 /// Returns the `config.json` of a half-split model; `labels` makes it a classifier.
 pub(super) fn config_document(
-    config: &LlamaConfig,
+    architecture: &Architecture,
     tokenizer: Option<&Tokenizer>,
     labels: Option<&[String]>,
 ) -> Value {
-    let architecture = if labels.is_some() {
-        "LlamaForSequenceClassification"
-    } else {
-        "LlamaForCausalLM"
+    let task = match labels {
+        Some(_) => "ForSequenceClassification",
+        None if architecture.class == "GPT2" => "LMHeadModel",
+        None => "ForCausalLM",
     };
     // One id is written as such, as most files have it.
     let end_ids = match tokenizer.map_or(&[][..], Tokenizer::end_ids) {
@@ -318,30 +241,24 @@ pub(super) fn config_document(
         Some(_) => tokenizer.own_pad_id(),
         None => Some(tokenizer.pad_id()),
     });
-    let mut document = json!({
-        "architectures": [architecture],
-        "attention_bias": false,
-        "bos_token_id": tokenizer.and_then(Tokenizer::bos_id),
-        "eos_token_id": end_ids,
-        "head_dim": config.head_size(),
-        "hidden_act": "silu",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "mlp_bias": false,
-        "model_type": "llama",
-        "num_attention_heads": config.num_heads,
-        "num_hidden_layers": config.num_layers,
-        "num_key_value_heads": config.num_kv_heads,
-        "pad_token_id": pad_id,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_scaling": null,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": "float32",
-        "vocab_size": config.vocab_size,
-    });
-    if let (Some(labels), Some(object)) = (labels, document.as_object_mut()) {
+    let mut object = architecture.document.clone();
+    for (key, value) in [
+        (
+            "architectures",
+            json!([format!("{}{task}", architecture.class)]),
+        ),
+        ("bos_token_id", json!(tokenizer.and_then(Tokenizer::bos_id))),
+        ("eos_token_id", end_ids),
+        ("pad_token_id", json!(pad_id)),
+        (
+            "tie_word_embeddings",
+            json!(architecture.tie_word_embeddings),
+        ),
+        ("torch_dtype", json!("float32")),
+    ] {
+        object.insert(key.to_owned(), value);
+    }
+    if let Some(labels) = labels {
         let by_index = |(index, label): (usize, &String)| (index.to_string(), json!(label));
         let by_label = |(index, label): (usize, &String)| (label.clone(), json!(index));
         let id2label: Map<_, _> = labels.iter().enumerate().map(by_index).collect();
@@ -349,7 +266,7 @@ pub(super) fn config_document(
         object.insert("id2label".to_owned(), id2label.into());
         object.insert("label2id".to_owned(), label2id.into());
     }
-    document
+    object.into()
 }
 
 #[cfg(test)]
@@ -392,9 +309,9 @@ mod tests {
     #[test]
     fn damaged_configurations_are_errors() {
         let labels = ["bad".to_owned(), "good".to_owned()];
-        let document = config_document(&fixture::config(), None, Some(&labels));
+        let document = config_document(&(&fixture::config()).into(), None, Some(&labels));
         survives(document.to_string().as_bytes(), 3000, |path, bytes| {
-            parse_config(path, &parse_object(path, bytes)?)
+            parse_config(path, &parse_object(path, bytes)?, &[])
         });
     }
 }

@@ -6,19 +6,17 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
-use super::super::tensors::{TensorSource, load_exactly};
-use super::super::{Checkpoint, FormatError, llama_tensors, to_half_split};
+use super::super::tensors::{TensorSource, load_exactly, load_model, turned};
+use super::super::{Checkpoint, FormatError, to_half_split};
 use super::config::{config_document, read_config, read_end_ids, read_object};
-use crate::ml::config::LlamaConfig;
+use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::Role;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
-const TRUNK: &str = "model.";
-const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "model.embed_tokens.weight";
 const SCORE: &str = "score.weight";
 
-/// A LLaMA trunk with a linear head on its last hidden states: `LlamaForSequenceClassification`.
+/// A model with a linear head on its last hidden states: `LlamaForSequenceClassification` and the like.
 ///
 /// With one class it is a reward model.
 #[derive(Debug, Clone)]
@@ -31,15 +29,23 @@ pub struct SequenceClassifier {
     pub labels: Vec<String>,
 }
 
-/// Loads a LLaMA language model from a folder.
+/// Loads a language model of any of the [families](crate::ml::models::causal::families) from a folder.
 ///
 /// The folder holds `config.json`, `model.safetensors` or the shards of `model.safetensors.index.json`, and
 /// optionally `tokenizer.json` with `tokenizer_config.json`. An adapter beside them is not looked at.
 pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
+    load_hugging_face_without(folder, &[])
+}
+
+/// As [`load_hugging_face`], without looking at some keys of `config.json`.
+pub fn load_hugging_face_without(
+    folder: &Path,
+    ignored: &[String],
+) -> Result<Checkpoint, FormatError> {
     let config_path = folder.join("config.json");
     refuse_lone_adapter(folder, &config_path)?;
-    let config = read_config(&config_path)?;
-    let files = TrunkFiles::open(folder)?;
+    let config = read_config(&config_path, ignored)?;
+    let files = TrunkFiles::open(folder, &config.architecture)?;
     if files.shape(SCORE).is_some() {
         return Err(FormatError::unsupported(
             files.path(),
@@ -47,24 +53,28 @@ pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
             "a reward model is read by `load_reward`",
         ));
     }
-    let tied = config.llama.tie_word_embeddings;
-    if !tied && files.is_bare && files.shape(HEAD).is_none() {
+    let architecture = config.architecture;
+    let (tied, class) = (architecture.tie_word_embeddings, architecture.class);
+    let head = architecture.head_name();
+    if !tied && files.is_bare && files.shape(&head).is_none() {
         return Err(FormatError::MissingTensor {
             path: files.path().to_owned(),
-            name: HEAD.to_owned(),
-            expected: vec![config.llama.vocab_size, config.llama.hidden_size],
-            hint: "; the folder holds a bare `LlamaModel`, which has no output head: save the \
-                   `LlamaForCausalLM` that it is part of"
-                .to_owned(),
+            name: head,
+            expected: vec![architecture.vocab_size, architecture.embedding_size],
+            hint: format!(
+                "; the folder holds a bare `{class}Model`, which has no output head: save the \
+                 `{class}ForCausalLM` that it is part of"
+            ),
         });
     }
-    let weights = load_exactly(&files, llama_tensors(&config.llama), |name| {
-        is_buffer(name) || (tied && name == HEAD)
+    let is_transposed = architecture.names.is_transposed;
+    let weights = load_model(&files, &architecture, is_transposed, |name| {
+        is_buffer(name) || (tied && name == head)
     })?;
-    if tied && files.shape(HEAD).is_some() {
-        check_tied(&files)?;
+    if tied && files.shape(&head).is_some() {
+        check_tied(&files, &architecture)?;
     }
-    checkpoint(folder, config.llama, config.end_ids, weights)
+    checkpoint(folder, architecture, config.end_ids, weights)
 }
 
 /// Loads a classifier or reward model from a folder; an output head in it is left out.
@@ -74,9 +84,9 @@ pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
 pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, FormatError> {
     let config_path = folder.join("config.json");
     refuse_lone_adapter(folder, &config_path)?;
-    let mut config = read_config(&config_path)?;
-    let files = TrunkFiles::open(folder)?;
-    let hidden_size = config.llama.hidden_size;
+    let mut config = read_config(&config_path, &[])?;
+    let files = TrunkFiles::open(folder, &config.architecture)?;
+    let width = config.architecture.embedding_size;
     let declared_classes = config.labels.len();
     let classes = match files.shape(SCORE) {
         Some(&[classes, _]) if declared_classes == 0 => classes,
@@ -86,7 +96,7 @@ pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, For
             return Err(FormatError::MissingTensor {
                 path: files.path().to_owned(),
                 name: SCORE.to_owned(),
-                expected: vec![declared_classes.max(1), hidden_size],
+                expected: vec![declared_classes.max(1), width],
                 hint: "; the classification head was not saved with the model, and without it \
                        every score would be noise"
                     .to_owned(),
@@ -94,32 +104,43 @@ pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, For
         }
     };
     // Nothing asks a classifier for logits over tokens.
-    config.llama.tie_word_embeddings = true;
-    let expected =
-        llama_tensors(&config.llama).chain([(SCORE.to_owned(), vec![classes, hidden_size])]);
-    let mut weights = load_exactly(&files, expected, |name| is_buffer(name) || name == HEAD)?;
-    let score = weights.remove(SCORE).ok_or_else(|| {
+    config.architecture.tie_word_embeddings = true;
+    let architecture = config.architecture;
+    let head = architecture.head_name();
+    let is_transposed = architecture.names.is_transposed;
+    let weights = load_model(&files, &architecture, is_transposed, |name| {
+        is_buffer(name) || name == head || name == SCORE
+    })?;
+    let expected = [(SCORE.to_owned(), vec![classes, width])];
+    let mut scored = load_exactly(&files, expected.into_iter(), |_| true)?;
+    let score = scored.remove(SCORE).ok_or_else(|| {
         FormatError::malformed(files.path(), format!("tensor `{SCORE}` is missing"))
     })?;
     Ok(SequenceClassifier {
-        trunk: checkpoint(folder, config.llama, config.end_ids, weights)?,
+        trunk: checkpoint(folder, architecture, config.end_ids, weights)?,
         score,
         labels: config.labels,
     })
 }
 
-/// Safetensors files of a LLaMA model, with or without the `model.` that a language model puts before its trunk.
+/// Safetensors files of a model, with or without what a language model puts before the names of its trunk.
 struct TrunkFiles {
     files: SafetensorsFiles,
+    trunk: &'static str,
     is_bare: bool,
 }
 
 impl TrunkFiles {
-    fn open(folder: &Path) -> Result<Self, FormatError> {
+    fn open(folder: &Path, architecture: &Architecture) -> Result<Self, FormatError> {
         let files = SafetensorsFiles::open_model(folder)?;
         let has = |name: &str| files.shape(name).is_some();
-        let is_bare = !has(EMBEDDING) && EMBEDDING.strip_prefix(TRUNK).is_some_and(has);
-        Ok(Self { files, is_bare })
+        let (embedding, trunk) = (embedding_name(architecture), architecture.names.trunk);
+        let is_bare = !has(&embedding) && embedding.strip_prefix(trunk).is_some_and(has);
+        Ok(Self {
+            files,
+            trunk,
+            is_bare,
+        })
     }
 }
 
@@ -141,7 +162,7 @@ impl TensorSource for TrunkFiles {
     }
 
     fn stored_name(&self, name: &str) -> String {
-        let bare = name.strip_prefix(TRUNK).filter(|_| self.is_bare);
+        let bare = name.strip_prefix(self.trunk).filter(|_| self.is_bare);
         bare.unwrap_or(name).to_owned()
     }
 }
@@ -168,20 +189,33 @@ fn refuse_lone_adapter(folder: &Path, config_path: &Path) -> Result<(), FormatEr
     ))
 }
 
-/// Old checkpoints carry the rotary frequencies, which follow from the configuration.
+fn embedding_name(architecture: &Architecture) -> String {
+    format!("{}.weight", architecture.names.embedding)
+}
+
+/// Old checkpoints carry rotary frequencies and causal masks, which follow from the configuration.
 fn is_buffer(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
+    [
+        ".rotary_emb.inv_freq",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
 }
 
 /// A tied model may store its head again, but only the same one.
-fn check_tied(files: &TrunkFiles) -> Result<(), FormatError> {
+fn check_tied(files: &TrunkFiles, architecture: &Architecture) -> Result<(), FormatError> {
+    let (head, embedding) = (architecture.head_name(), embedding_name(architecture));
     let bits = |values: Vec<f32>| -> Vec<u32> { values.into_iter().map(f32::to_bits).collect() };
-    if bits(files.read(HEAD)?) == bits(files.read(&files.stored_name(EMBEDDING))?) {
+    if bits(files.read(&head)?) == bits(files.read(&files.stored_name(&embedding))?) {
         return Ok(());
     }
     Err(FormatError::malformed(
         files.path(),
-        format!("`{HEAD}` differs from `{EMBEDDING}` although `tie_word_embeddings` is true"),
+        format!("`{head}` differs from `{embedding}` although `tie_word_embeddings` is true"),
     ))
 }
 
@@ -189,7 +223,7 @@ fn check_tied(files: &TrunkFiles) -> Result<(), FormatError> {
 /// are `generation_config.json`'s if it names any and `config.json`'s otherwise.
 fn checkpoint(
     folder: &Path,
-    config: LlamaConfig,
+    config: Architecture,
     end_ids: Vec<u32>,
     weights: Weights,
 ) -> Result<Checkpoint, FormatError> {
@@ -247,11 +281,11 @@ fn checkpoint(
 /// equal bytes.
 pub fn save_hugging_face(
     folder: &Path,
-    config: &LlamaConfig,
+    config: impl Into<Architecture>,
     weights: &Weights,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), FormatError> {
-    save(folder, config, weights, tokenizer, None)
+    save(folder, &config.into(), weights, tokenizer, None)
 }
 
 /// Writes a classifier or reward model in the layout of [`save_hugging_face`].
@@ -276,7 +310,7 @@ pub fn save_sequence_classifier(
 /// Writes the `config.json` of a model whose adapter makes it a classifier with one score.
 pub fn save_classifier_config(
     folder: &Path,
-    config: &LlamaConfig,
+    config: &Architecture,
     tokenizer: &Tokenizer,
 ) -> Result<(), FormatError> {
     let document = config_document(config, Some(tokenizer), Some(&default_labels(1)));
@@ -289,12 +323,20 @@ fn default_labels(classes: usize) -> Vec<String> {
 
 fn save(
     folder: &Path,
-    config: &LlamaConfig,
+    config: &Architecture,
     weights: &Weights,
     tokenizer: Option<&Tokenizer>,
     head: Option<(&Tensor, &[String])>,
 ) -> Result<(), FormatError> {
     let (config, mut weights) = to_half_split(config, weights)?;
+    if config.names.is_transposed {
+        let slots = config.slots();
+        for slot in slots.filter(|slot| matches!(slot.role, Role::Linear { .. })) {
+            if let Some(weight) = weights.get_mut(&slot.name) {
+                *weight = turned(weight).map_err(FormatError::tensor(folder))?;
+            }
+        }
+    }
     if let Some((score, _)) = head {
         weights.insert(SCORE.to_owned(), score.clone());
     }
@@ -323,7 +365,7 @@ mod tests {
     use super::super::super::fixture;
     use super::super::super::safetensors::load_safetensors;
     use super::*;
-    use crate::ml::config::RopeLayout;
+    use crate::ml::config::{LlamaConfig, RopeLayout};
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
     use serde_json::json;
     use tempfile::TempDir;
@@ -363,7 +405,7 @@ mod tests {
                 ..fixture::config()
             };
             let checkpoint = load_hugging_face(saved(&config).path()).unwrap();
-            assert_eq!(checkpoint.config, config);
+            assert_eq!(checkpoint.config, (&config).into());
             fixture::assert_equal(&checkpoint.weights, &fixture::weights(&config));
             assert_eq!(checkpoint.eos_ids, [2]);
             let read = checkpoint.tokenizer.unwrap();
@@ -380,7 +422,8 @@ mod tests {
             ..fixture::config()
         };
         let checkpoint = load_hugging_face(saved(&config).path()).unwrap();
-        assert_eq!(checkpoint.config.rope_layout, RopeLayout::HalfSplit);
+        let rotary = checkpoint.config.rotary().unwrap();
+        assert_eq!(rotary.layout, RopeLayout::HalfSplit);
         let name = "model.layers.1.self_attn.k_proj.weight";
         let rows = |weights: &Weights| weights[name].to_vec2::<f32>().unwrap();
         let before = rows(&fixture::weights(&config));
@@ -392,29 +435,29 @@ mod tests {
     fn what_is_not_implemented_is_refused() {
         for (changes, message) in [
             (
-                json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8.0 } }),
-                "`rope_scaling`: {\"factor\":8.0,\"rope_type\":\"llama3\"} is not supported; only \
-                 unscaled rotary embeddings are",
+                json!({ "rope_scaling": { "rope_type": "longrope", "factor": 8.0 } }),
+                "`rope_scaling.type`: \"longrope\" is not supported; default, linear, dynamic, llama3 and yarn are",
             ),
             (
-                json!({ "model_type": "qwen2" }),
-                "`model_type`: \"qwen2\" is not supported; only \"llama\" is",
+                json!({ "rope_scaling": { "rope_type": "linear" } }),
+                "`rope_scaling` of type \"linear\" has no `factor`",
             ),
             (
-                json!({ "hidden_act": "gelu" }),
-                "`hidden_act`: \"gelu\" is not supported; only \"silu\" is",
+                json!({ "model_type": "bloom" }),
+                "`model_type`: \"bloom\" is not supported; only gemma, gpt2, gpt_neox, llama, mistral, olmo2, opt, \
+                 phi3, qwen2, qwen3, smollm3 are",
             ),
             (
-                json!({ "attention_bias": true }),
-                "`attention_bias`: true is not supported; only false is",
+                json!({ "hidden_act": "mish" }),
+                "`hidden_act`: \"mish\" is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are",
+            ),
+            (
+                json!({ "sliding_window": 4 }),
+                "`sliding_window`: 4 is not supported; only null is",
             ),
             (
                 json!({ "quantization_config": { "bits": 4 } }),
                 "`quantization_config`: {\"bits\":4} is not supported; only null is",
-            ),
-            (
-                json!({ "head_dim": 8 }),
-                "`head_dim` 8 is not supported; only hidden_size / num_attention_heads = 4 is",
             ),
             (
                 json!({ "hidden_size": null }),
@@ -481,7 +524,9 @@ mod tests {
             let weights = load_safetensors(&path).unwrap();
             let bare = weights
                 .into_iter()
-                .filter_map(|(name, tensor)| Some((name.strip_prefix(TRUNK)?.to_owned(), tensor)))
+                .filter_map(|(name, tensor)| {
+                    Some((name.strip_prefix("model.")?.to_owned(), tensor))
+                })
                 .collect();
             save_safetensors(&path, &bare).unwrap();
             if tied {
@@ -548,7 +593,7 @@ mod tests {
             json!({ "rope_theta": null, "rope_parameters": parameters }),
         );
         let checkpoint = load_hugging_face(folder.path()).unwrap();
-        assert_eq!(checkpoint.config.rope_theta, 500.0);
+        assert_eq!(checkpoint.config.rotary().unwrap().theta, 500.0);
     }
 
     #[test]
@@ -588,8 +633,10 @@ mod tests {
         );
         assert_eq!(
             with(&|weights| {
-                let other = weights[EMBEDDING].affine(1.0, 1.0).unwrap();
-                weights.insert(HEAD.into(), other);
+                let other = weights["model.embed_tokens.weight"]
+                    .affine(1.0, 1.0)
+                    .unwrap();
+                weights.insert("lm_head.weight".into(), other);
             }),
             "DIR/model.safetensors: `lm_head.weight` differs from `model.embed_tokens.weight` \
              although `tie_word_embeddings` is true"
@@ -601,8 +648,8 @@ mod tests {
         let folder = saved(&fixture::config());
         let path = folder.path().join("model.safetensors");
         let mut weights = load_safetensors(&path).unwrap();
-        let copy = weights[EMBEDDING].clone();
-        weights.insert(HEAD.to_owned(), copy);
+        let copy = weights["model.embed_tokens.weight"].clone();
+        weights.insert("lm_head.weight".to_owned(), copy);
         let buffer = "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned();
         weights.insert(buffer, weights["model.norm.weight"].clone());
         save_safetensors(&path, &weights).unwrap();
@@ -673,11 +720,11 @@ mod tests {
             ..fixture::config()
         };
         let mut weights = fixture::weights(&config);
-        weights.remove(HEAD);
+        weights.remove("lm_head.weight");
         let score = weights["model.layers.0.self_attn.q_proj.weight"].narrow(0, 0, 1);
         SequenceClassifier {
             trunk: Checkpoint {
-                config,
+                config: config.into(),
                 weights,
                 tokenizer: None,
                 eos_ids: Vec::new(),

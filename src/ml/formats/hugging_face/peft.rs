@@ -11,13 +11,14 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::super::FormatError;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
-use super::super::{FormatError, llama_tensors};
 use super::config::read_object;
 use super::model::write_json;
 use crate::ml::adapter::is_named;
-use crate::ml::config::LlamaConfig;
+use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::{Role, Slot};
 use crate::ml::parameters::Weights;
 
 const PREFIX: &str = "base_model.model.";
@@ -81,7 +82,9 @@ fn default_alpha() -> f64 {
 }
 
 /// Keys that change no number of a trained adapter on a base in 32-bit floats.
-const WITHOUT_EFFECT: [&str; 15] = [
+const WITHOUT_EFFECT: [&str; 16] = [
+    // How the base stores its weights, which follows from the base.
+    "fan_in_fan_out",
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
@@ -209,23 +212,27 @@ impl Targets {
         match self {
             Self::Names(names) => names.iter().any(|name| is_named(module, name)),
             Self::Pattern(pattern) => pattern.is_match(module).unwrap_or(false),
-            Self::AllLinear => module.ends_with("_proj"),
+            // All of a block, that is; what is no linear layer is not asked about.
+            Self::AllLinear => true,
         }
     }
 
     /// Resolves the modules of a model: names stay as the file has them, in its order, if they name something.
-    fn of_model(&self, path: &Path, config: &LlamaConfig) -> Result<Vec<String>, FormatError> {
+    fn of_model(&self, path: &Path, model: &Architecture) -> Result<Vec<String>, FormatError> {
         let mut modules = BTreeSet::new();
-        let untied = LlamaConfig {
+        let untied = Architecture {
             tie_word_embeddings: false,
-            ..config.clone()
+            ..model.clone()
         };
-        for (name, _) in llama_tensors(&untied) {
-            let module = name.strip_suffix(".weight").unwrap_or(&name);
-            if !self.contain(module) {
+        for slot in untied.slots() {
+            let Some(module) = slot.name.strip_suffix(".weight") else {
+                continue;
+            };
+            let is_linear = matches!(slot.role, Role::Linear { .. });
+            if !self.contain(module) || (!is_linear && matches!(self, Self::AllLinear)) {
                 continue;
             }
-            if !module.ends_with("_proj") {
+            if !is_linear {
                 return Err(FormatError::unsupported(
                     path,
                     format!("`target_modules` with `{module}`"),
@@ -249,7 +256,11 @@ impl Targets {
 }
 
 /// Loads the adapter in `folder` for a model of shape `config`.
-pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdapter, FormatError> {
+pub fn load_peft_adapter(
+    folder: &Path,
+    config: impl Into<Architecture>,
+) -> Result<PeftAdapter, FormatError> {
+    let config = &config.into();
     let config_path = folder.join("adapter_config.json");
     let object = read_object(&config_path)?;
     match object.get("peft_type").and_then(Value::as_str) {
@@ -304,14 +315,14 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
         return Err(FormatError::MissingTensor {
             path: files.path().to_owned(),
             name: score_name,
-            expected: vec![1, config.hidden_size],
+            expected: vec![1, config.embedding_size],
             hint: "; the adapter of a classifier (`task_type`: \"SEQ_CLS\") must carry its head"
                 .to_owned(),
         });
     }
     let head = score_shape.map(|shape| {
         let classes = shape.first().copied().unwrap_or(1);
-        (score_name.clone(), vec![classes, config.hidden_size])
+        (score_name.clone(), vec![classes, config.embedding_size])
     });
     let expected = adapter_tensors(config, &target_modules, adapter.r)
         .map(|(name, shape)| (format!("{PREFIX}{name}"), shape))
@@ -338,11 +349,11 @@ pub fn load_peft_adapter(folder: &Path, config: &LlamaConfig) -> Result<PeftAdap
 
 /// Names and shapes of the factors for every linear layer whose name ends in a target.
 fn adapter_tensors<'a>(
-    config: &LlamaConfig,
+    config: &'a Architecture,
     targets: &'a [String],
     rank: usize,
 ) -> impl Iterator<Item = (String, Vec<usize>)> + use<'a> {
-    llama_tensors(config).flat_map(move |(name, shape)| {
+    config.slots().flat_map(move |Slot { name, shape, .. }| {
         let module = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
         let is_target = targets.iter().any(|target| is_named(&module, target));
         let factors = match shape.as_slice() {
@@ -398,7 +409,8 @@ mod tests {
     fn adapter(targets: &[&str]) -> PeftAdapter {
         let targets: Vec<String> = targets.iter().map(|target| (*target).into()).collect();
         let mut draws = Stream::new(1, "adapter").at(0);
-        let weights = adapter_tensors(&fixture::config(), &targets, 2).map(|(name, shape)| {
+        let model = Architecture::from(fixture::config());
+        let weights = adapter_tensors(&model, &targets, 2).map(|(name, shape)| {
             let count = shape.iter().product();
             let values: Vec<_> = (0..count).map(|_| draws.normal() as f32).collect();
             (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())

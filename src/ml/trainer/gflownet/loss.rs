@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 
 use super::{GflownetTrainer, LogZSource, Objective, TokenizedCompletion, TrainError};
 use crate::ml::head::{HeadGradient, NetworkDropout};
-use crate::ml::llama::TokenBatch;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::objectives::branching::Branching;
 use crate::ml::objectives::forward_looking::{ForwardLookingOptions, StateFlows, forward_looking};
 use crate::ml::objectives::importance::{importance_weights, summed_log_probs};

@@ -32,7 +32,7 @@ use super::policy::TrainedModel;
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::generate::GenerateError;
 use crate::ml::head::{HeadInit, ScalarHead};
-use crate::ml::llama::Llama;
+use crate::ml::models::causal::CausalLm;
 use crate::ml::objectives::divergence::{DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::kl_control::KlController;
 use crate::ml::objectives::kl_estimate::KlEstimate;
@@ -47,7 +47,7 @@ pub struct PpoStart {
     /// The policy.
     pub model: TrainedModel,
     /// The frozen model that the policy is kept close to; it has the shape of the policy.
-    pub reference: Llama,
+    pub reference: CausalLm,
     /// Where scores come from.
     pub scorer: Scorer,
     /// Prompts as tokens, at least one.
@@ -99,9 +99,9 @@ impl PpoTrainer {
         }
         let config = start.model.llama.config();
         // The variance of PyTorch's default for linear layers, which TRL's head keeps.
-        let init = HeadInit::Normal((3.0 * config.hidden_size as f64).sqrt().recip());
+        let init = HeadInit::Normal((3.0 * config.embedding_size as f64).sqrt().recip());
         let value_head = ScalarHead::init(
-            config.hidden_size,
+            config.embedding_size,
             true,
             init,
             &stream.child("value head"),

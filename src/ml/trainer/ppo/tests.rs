@@ -9,7 +9,7 @@ use crate::ml::adapter::LoraConfig;
 use crate::ml::config::LlamaConfig;
 use crate::ml::generate::Sampling;
 use crate::ml::head::HeadGradient;
-use crate::ml::llama::TokenBatch;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl};
 use crate::ml::objectives::ppo::PpoOptions;
@@ -220,7 +220,7 @@ fn rollouts_hold_what_the_models_say_of_each_token() {
                 prompt_length,
             } = &rollout.row;
             let batch = TokenBatch::right_padded(std::slice::from_ref(tokens));
-            let log_probs = |model: &Llama| -> Vec<f32> {
+            let log_probs = |model: &CausalLm| -> Vec<f32> {
                 let hidden = model.forward(&batch).unwrap();
                 let found = model.next_token_log_probs(&hidden, &batch).unwrap();
                 found.to_vec2().unwrap().swap_remove(0)

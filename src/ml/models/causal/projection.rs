@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::Result;
 use crate::ml::kernels::linear::{DropoutMask, linear, lora_linear};
+use crate::ml::kernels::sums::add_bias;
 use crate::random::Stream;
 
 /// Which dropout masks a forward pass in training uses.
@@ -16,24 +17,33 @@ pub struct DropoutKey {
     pub counter: u64,
 }
 
-/// A linear layer without bias, with or without a low-rank update.
+/// A linear layer, with or without a low-rank update.
 #[derive(Debug, Clone)]
-pub(in crate::ml) struct Projection {
-    pub(in crate::ml) weight: Tensor,
-    pub(in crate::ml) update: Option<Update>,
+pub(super) struct Projection {
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
+    pub(super) update: Option<Update>,
 }
 
 #[derive(Debug, Clone)]
-pub(in crate::ml) struct Update {
+pub(super) struct Update {
     pub(super) module: String,
-    pub(in crate::ml) a: Tensor,
-    pub(in crate::ml) b: Tensor,
-    pub(in crate::ml) scale: f64,
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
     pub(super) dropout: f64,
 }
 
 impl Projection {
     pub(super) fn forward(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
+        let product = self.product(x, dropout)?;
+        Ok(match &self.bias {
+            Some(bias) => add_bias(&product, bias)?,
+            None => product,
+        })
+    }
+
+    fn product(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
         let Some(update) = &self.update else {
             return Ok(linear(x, &self.weight)?);
         };
@@ -53,6 +63,7 @@ impl Projection {
     pub(super) fn detached(&self) -> Self {
         Self {
             weight: self.weight.detach(),
+            bias: self.bias.as_ref().map(Tensor::detach),
             update: self.update.as_ref().map(|update| Update {
                 a: update.a.detach(),
                 b: update.b.detach(),

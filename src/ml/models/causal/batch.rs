@@ -64,6 +64,19 @@ impl TokenBatch {
         &self.tokens
     }
 
+    /// Returns the position of each place within its row, 0 outside rows: rows x time.
+    pub(super) fn positions(&self) -> Vec<u32> {
+        let mut positions = vec![0; self.tokens.len()];
+        for (row, span) in self.spans.iter().enumerate() {
+            let places = &mut positions[row * self.time..][span.clone()];
+            places
+                .iter_mut()
+                .zip(0..)
+                .for_each(|(place, at)| *place = at);
+        }
+        positions
+    }
+
     /// Returns, at each place, the token that follows it in its row, or [`IGNORED`]: rows x time.
     pub fn next_tokens(&self) -> Vec<u32> {
         let mut next = vec![IGNORED; self.tokens.len()];

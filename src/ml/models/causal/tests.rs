@@ -1,5 +1,6 @@
 //! The model against Hugging Face's, recorded by `tests/fixtures/llama.py`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
@@ -7,7 +8,7 @@ use candle_core::{Device, Tensor, Var};
 use super::projection::dropout_mask;
 use super::*;
 use crate::ml::adapter::{Adapter, LoraConfig};
-use crate::ml::config::RopeLayout;
+use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::optimizer::Gradients;
 use crate::ml::parameters;
 use crate::random::Stream;
@@ -116,7 +117,7 @@ fn within(batch: &TokenBatch, x: &Tensor) -> Tensor {
 }
 
 /// Returns the loss and the gradients of everything trainable.
-fn gradients(model: &Llama, batch: &TokenBatch, coefficients: &Tensor) -> (Tensor, Gradients) {
+fn gradients(model: &CausalLm, batch: &TokenBatch, coefficients: &Tensor) -> (Tensor, Gradients) {
     let hidden = model.forward(batch).unwrap();
     let log_probs = model.next_token_log_probs(&hidden, batch).unwrap();
     let loss = (log_probs * coefficients).unwrap().sum_all().unwrap();
@@ -126,7 +127,7 @@ fn gradients(model: &Llama, batch: &TokenBatch, coefficients: &Tensor) -> (Tenso
     (loss, sums)
 }
 
-fn assert_outputs(fixture: &Fixture, tag: &str, model: &Llama) {
+fn assert_outputs(fixture: &Fixture, tag: &str, model: &CausalLm) {
     let batch = TokenBatch::right_padded(&ROWS);
     let hidden = model.forward(&batch).unwrap();
     fixture.assert(&format!("{tag}.hidden"), &within(&batch, &hidden));
@@ -145,7 +146,7 @@ fn assert_outputs(fixture: &Fixture, tag: &str, model: &Llama) {
 fn full_training_agrees_with_transformers() {
     let fixture = Fixture::load();
     for (tag, tied) in [("tied", true), ("untied", false)] {
-        let model = Llama::new(&config(tied), &fixture.weights(tag), Training::Full).unwrap();
+        let model = CausalLm::new(&config(tied), &fixture.weights(tag), Training::Full).unwrap();
         assert_outputs(&fixture, tag, &model);
         let batch = TokenBatch::right_padded(&ROWS);
         let (loss, found) = gradients(&model, &batch, &fixture.coefficients(tag));
@@ -163,7 +164,7 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     let base = fixture.weights("untied");
     let stored = fixture.weights("lora");
     let adapter = Adapter::from_weights(&lora_config(), &base, &stored, &Device::Cpu).unwrap();
-    let model = Llama::new(&config(false), &base, Training::Adapter(&adapter)).unwrap();
+    let model = CausalLm::new(&config(false), &base, Training::Adapter(&adapter)).unwrap();
     assert_outputs(&fixture, "lora", &model);
     let batch = TokenBatch::right_padded(&ROWS);
     let (loss, found) = gradients(&model, &batch, &fixture.coefficients("lora"));
@@ -174,7 +175,7 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     }
     assert_outputs(&fixture, "untied", &model.without_adapter());
     let merged = adapter.merge(&base).unwrap();
-    let merged = Llama::new(&config(false), &merged, Training::Frozen).unwrap();
+    let merged = CausalLm::new(&config(false), &merged, Training::Frozen).unwrap();
     let (expected, found) = (
         model.forward(&batch).unwrap(),
         merged.forward(&batch).unwrap(),
@@ -208,7 +209,7 @@ fn interleaved_rotation_is_half_split_rotation_of_reordered_weights() {
         .iter()
         .map(|(name, weight)| (name.clone(), interleave(name, weight)))
         .collect();
-    let model = Llama::new(&config, &reordered, Training::Full).unwrap();
+    let model = CausalLm::new(&config, &reordered, Training::Full).unwrap();
     assert_outputs(&fixture, "tied", &model);
     let batch = TokenBatch::right_padded(&ROWS);
     let (_, found) = gradients(&model, &batch, &fixture.coefficients("tied"));
@@ -216,7 +217,7 @@ fn interleaved_rotation_is_half_split_rotation_of_reordered_weights() {
         let expected = interleave(name, fixture.get(&format!("tied.gradient.{name}")));
         assert_close(name, found.get(name).unwrap(), &expected, TOLERANCE);
     }
-    let unordered = Llama::new(&config, &weights, Training::Full).unwrap();
+    let unordered = CausalLm::new(&config, &weights, Training::Full).unwrap();
     let wrong = within(&batch, &unordered.forward(&batch).unwrap());
     assert_ne!(bits(&wrong), bits(fixture.get("tied.hidden")));
 }
@@ -224,7 +225,7 @@ fn interleaved_rotation_is_half_split_rotation_of_reordered_weights() {
 #[test]
 fn padding_changes_no_bit() {
     let fixture = Fixture::load();
-    let model = Llama::new(&config(true), &fixture.weights("tied"), Training::Frozen).unwrap();
+    let model = CausalLm::new(&config(true), &fixture.weights("tied"), Training::Frozen).unwrap();
     let states = |batch: &TokenBatch| model.forward(batch).unwrap();
     let (right, left) = (
         TokenBatch::right_padded(&ROWS),
@@ -246,7 +247,7 @@ fn padding_changes_no_bit() {
 #[test]
 fn a_frozen_model_builds_no_graph_and_sees_updates() {
     let fixture = Fixture::load();
-    let model = Llama::new(&config(true), &fixture.weights("tied"), Training::Full).unwrap();
+    let model = CausalLm::new(&config(true), &fixture.weights("tied"), Training::Full).unwrap();
     let frozen = model.detached();
     let batch = TokenBatch::right_padded(&ROWS);
     let before = frozen.forward(&batch).unwrap();
@@ -294,7 +295,7 @@ fn the_number_of_threads_changes_no_bit() {
             .num_threads(threads)
             .build()
             .unwrap();
-        let model = Llama::new(&config, &weights, training).unwrap();
+        let model = CausalLm::new(&config, &weights, training).unwrap();
         let (loss, found) = pool.install(|| gradients(&model, &batch, &ones));
         let mut all = bits(&loss);
         for (name, _) in model.trainable() {
@@ -312,7 +313,7 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn eight_micro_batches_of_one_are_one_batch_of_eight() {
     let (config, weights) = wider();
-    let model = Llama::new(&config, &weights, Training::Full).unwrap();
+    let model = CausalLm::new(&config, &weights, Training::Full).unwrap();
     let rows = eight_rows();
     let whole = TokenBatch::right_padded(&rows);
     let ones = |batch: &TokenBatch| {
@@ -348,8 +349,10 @@ fn eight_micro_batches_of_one_are_one_batch_of_eight() {
 fn initial_weights_have_the_stated_spread() {
     let (config, weights) = wider();
     assert_eq!(
-        weights.keys().cloned().collect::<Vec<_>>(),
-        config.shapes().keys().cloned().collect::<Vec<_>>()
+        weights.keys().cloned().collect::<BTreeSet<_>>(),
+        crate::ml::formats::llama_tensors(&config)
+            .map(|(name, _)| name)
+            .collect::<BTreeSet<_>>()
     );
     let std = |name: &str| {
         let values = values(&weights[name]);
@@ -385,7 +388,7 @@ fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
                 .unwrap();
         }
     }
-    let model = Llama::new(&config, &weights, Training::Adapter(&adapter)).unwrap();
+    let model = CausalLm::new(&config, &weights, Training::Adapter(&adapter)).unwrap();
     let batch = TokenBatch::right_padded(&eight_rows());
     let run = |counter: u64| {
         let key = DropoutKey {
@@ -397,7 +400,10 @@ fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
     assert!(run(1) == run(1));
     assert!(run(1) != run(2));
     assert!(run(1) != bits(&model.forward(&batch).unwrap()));
-    let update = model.blocks[0].query.update.as_ref().unwrap();
+    let QueryKeyValues::Separate([query, ..]) = &model.blocks[0].query_key_value else {
+        unreachable!("a LLaMA model projects them apart");
+    };
+    let update = query.update.as_ref().unwrap();
     let key = DropoutKey {
         stream: Stream::new(9, "dropout"),
         counter: 1,
@@ -412,7 +418,7 @@ fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
 fn what_does_not_fit_is_an_error_that_names_it() {
     let fixture = Fixture::load();
     let mut weights = fixture.weights("tied");
-    let model = Llama::new(&config(true), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(&config(true), &weights, Training::Frozen).unwrap();
     let error = |rows: &[&[u32]]| {
         let batch = TokenBatch::right_padded(rows);
         model.forward(&batch).unwrap_err().to_string()
@@ -432,7 +438,7 @@ fn what_does_not_fit_is_an_error_that_names_it() {
             .is_err()
     );
     let build = |config: &LlamaConfig, weights: &Weights| {
-        Llama::new(config, weights, Training::Frozen)
+        CausalLm::new(config, weights, Training::Frozen)
             .unwrap_err()
             .to_string()
     };
@@ -444,7 +450,7 @@ fn what_does_not_fit_is_an_error_that_names_it() {
     odd.num_kv_heads = 3;
     assert_eq!(
         build(&odd, &weights),
-        "model configuration: `num_kv_heads` 3 does not divide `num_heads` 4"
+        "model configuration: 4 query heads do not share 3 key/value heads evenly"
     );
     weights.insert(
         "model.norm.weight".into(),
