@@ -199,7 +199,7 @@ impl Kind for GenerateTree {
         }
         super::ranges::factor("spread", self.spread, &mut problems);
         if let Err(error) = self.config(self.hidden_size, self.num_layers).check() {
-            problems.push(Problem::new("hidden_size", error.to_string()));
+            problems.push(Problem::new("hidden_size", error));
         }
         if self
             .completions()

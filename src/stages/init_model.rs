@@ -86,7 +86,7 @@ impl Kind for InitModel {
     fn validate(&self) -> Vec<Problem> {
         match self.config(8).check() {
             Ok(()) => Vec::new(),
-            Err(error) => vec![Problem::new("hidden_size", error.to_string())],
+            Err(error) => vec![Problem::new("hidden_size", error)],
         }
     }
 

@@ -54,7 +54,7 @@ fn small_model() -> CausalLm {
         .into_iter()
         .filter_map(|(name, t)| Some((name.strip_prefix("tied.weight.")?.to_owned(), t)))
         .collect();
-    CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap()
+    CausalLm::new(small_config(), &weights, Training::Frozen).unwrap()
 }
 
 /// A model wide enough for parallel products, with an adapter that changes something.
@@ -346,7 +346,7 @@ fn models_in_other_dtypes_decode_too() {
             Some((name, t.to_dtype(DType::F64).unwrap()))
         })
         .collect();
-    let model = CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(small_config(), &weights, Training::Frozen).unwrap();
     let options = GenerateOptions::new(16, &[]);
     let found = run(
         &model,
@@ -607,10 +607,10 @@ fn draws_at_low_temperatures_and_of_large_logits_are_greedy() {
 
 #[test]
 fn a_diverged_model_is_an_error_not_a_story() {
-    let mut weights = causal::init(&small_config(), &Stream::new(1, "init"), &Device::Cpu).unwrap();
+    let mut weights = causal::init(small_config(), &Stream::new(1, "init"), &Device::Cpu).unwrap();
     let norm = Tensor::new(f32::NAN, &Device::Cpu).unwrap();
     weights.insert("model.norm.weight".into(), norm.broadcast_as(16).unwrap());
-    let model = CausalLm::new(&small_config(), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(small_config(), &weights, Training::Frozen).unwrap();
     let stream = Stream::new(5, "sampling");
     for strategy in STRATEGIES {
         let go_on = &mut |_| ControlFlow::Continue(());

@@ -433,7 +433,7 @@ mod tests {
     }
 
     fn load(folder: &TempDir) -> Result<PeftAdapter, String> {
-        load_peft_adapter(folder.path(), &fixture::config()).map_err(|error| {
+        load_peft_adapter(folder.path(), fixture::config()).map_err(|error| {
             let folder = folder.path().to_string_lossy();
             error.to_string().replace(&*folder, "DIR")
         })

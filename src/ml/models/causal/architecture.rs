@@ -417,9 +417,7 @@ impl Architecture {
             ));
         }
         match &self.positions {
-            Positions::Rotary(rotary) => rotary
-                .check(self.head_size)
-                .or_else(|reason| problem(reason)),
+            Positions::Rotary(rotary) => rotary.check(self.head_size).or_else(problem),
             Positions::Learned { .. } => Ok(()),
         }
     }

@@ -146,7 +146,7 @@ fn assert_outputs(fixture: &Fixture, tag: &str, model: &CausalLm) {
 fn full_training_agrees_with_transformers() {
     let fixture = Fixture::load();
     for (tag, tied) in [("tied", true), ("untied", false)] {
-        let model = CausalLm::new(&config(tied), &fixture.weights(tag), Training::Full).unwrap();
+        let model = CausalLm::new(config(tied), &fixture.weights(tag), Training::Full).unwrap();
         assert_outputs(&fixture, tag, &model);
         let batch = TokenBatch::right_padded(&ROWS);
         let (loss, found) = gradients(&model, &batch, &fixture.coefficients(tag));
@@ -164,7 +164,7 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     let base = fixture.weights("untied");
     let stored = fixture.weights("lora");
     let adapter = Adapter::from_weights(&lora_config(), &base, &stored, &Device::Cpu).unwrap();
-    let model = CausalLm::new(&config(false), &base, Training::Adapter(&adapter)).unwrap();
+    let model = CausalLm::new(config(false), &base, Training::Adapter(&adapter)).unwrap();
     assert_outputs(&fixture, "lora", &model);
     let batch = TokenBatch::right_padded(&ROWS);
     let (loss, found) = gradients(&model, &batch, &fixture.coefficients("lora"));
@@ -175,7 +175,7 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     }
     assert_outputs(&fixture, "untied", &model.without_adapter());
     let merged = adapter.merge(&base).unwrap();
-    let merged = CausalLm::new(&config(false), &merged, Training::Frozen).unwrap();
+    let merged = CausalLm::new(config(false), &merged, Training::Frozen).unwrap();
     let (expected, found) = (
         model.forward(&batch).unwrap(),
         merged.forward(&batch).unwrap(),
@@ -225,7 +225,7 @@ fn interleaved_rotation_is_half_split_rotation_of_reordered_weights() {
 #[test]
 fn padding_changes_no_bit() {
     let fixture = Fixture::load();
-    let model = CausalLm::new(&config(true), &fixture.weights("tied"), Training::Frozen).unwrap();
+    let model = CausalLm::new(config(true), &fixture.weights("tied"), Training::Frozen).unwrap();
     let states = |batch: &TokenBatch| model.forward(batch).unwrap();
     let (right, left) = (
         TokenBatch::right_padded(&ROWS),
@@ -247,7 +247,7 @@ fn padding_changes_no_bit() {
 #[test]
 fn a_frozen_model_builds_no_graph_and_sees_updates() {
     let fixture = Fixture::load();
-    let model = CausalLm::new(&config(true), &fixture.weights("tied"), Training::Full).unwrap();
+    let model = CausalLm::new(config(true), &fixture.weights("tied"), Training::Full).unwrap();
     let frozen = model.detached();
     let batch = TokenBatch::right_padded(&ROWS);
     let before = frozen.forward(&batch).unwrap();
@@ -418,7 +418,7 @@ fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
 fn what_does_not_fit_is_an_error_that_names_it() {
     let fixture = Fixture::load();
     let mut weights = fixture.weights("tied");
-    let model = CausalLm::new(&config(true), &weights, Training::Frozen).unwrap();
+    let model = CausalLm::new(config(true), &weights, Training::Frozen).unwrap();
     let error = |rows: &[&[u32]]| {
         let batch = TokenBatch::right_padded(rows);
         model.forward(&batch).unwrap_err().to_string()

@@ -99,7 +99,7 @@ fn trainer_on(
         model,
         reference,
         Box::new(rule),
-        ModelSize::of(&config(), false),
+        ModelSize::of(config(), false),
         prompts.to_vec(),
         options,
         &Stream::new(5, "gflownet"),

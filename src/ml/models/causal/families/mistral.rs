@@ -22,9 +22,10 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
         keys.only(key, &false.into())?;
     }
     keys.only("layer_types", &Value::Null)?;
-    let window = match keys.is_null("sliding_window") {
-        true => None,
-        false => Some(keys.find_size("sliding_window")?.unwrap_or(4096)),
+    let window = if keys.is_null("sliding_window") {
+        None
+    } else {
+        Some(keys.find_size("sliding_window")?.unwrap_or(4096))
     };
     for layer in &mut architecture.layers {
         layer.window = window;
