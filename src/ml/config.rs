@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::models::causal::{Architecture, CausalLmError};
+use super::models::causal::Architecture;
 
 /// How rotary position embeddings pair the dimensions of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -55,17 +55,14 @@ impl LlamaConfig {
 
     /// Checks that the numbers describe a model; else says which do not.
     pub fn check(&self) -> Result<(), String> {
-        let architecture = Architecture::from(self);
-        architecture.check().map_err(|error| match error {
-            CausalLmError::Config { reason } => reason,
-            error => error.to_string(),
-        })?;
-        if !self.hidden_size.is_multiple_of(self.num_heads) || !self.head_size().is_multiple_of(2) {
+        let is_split =
+            |heads| self.hidden_size.is_multiple_of(heads) && self.head_size().is_multiple_of(2);
+        if self.num_heads > 0 && !is_split(self.num_heads) {
             return Err(format!(
                 "hidden size {} does not split into {} heads of an even size",
                 self.hidden_size, self.num_heads
             ));
         }
-        Ok(())
+        Architecture::from(self).check()
     }
 }

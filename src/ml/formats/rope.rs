@@ -7,7 +7,6 @@ use candle_core::Tensor;
 use super::FormatError;
 use crate::ml::config::RopeLayout;
 use crate::ml::models::causal::Architecture;
-use crate::ml::models::causal::architecture::Positions;
 use crate::ml::parameters::Weights;
 
 /// Reorders the rows of the query and key projections of an interleaved model so that it becomes the same
@@ -21,11 +20,8 @@ pub fn to_half_split(
     weights: &Weights,
 ) -> Result<(Architecture, Weights), FormatError> {
     let mut weights = weights.clone();
-    let is_interleaved = matches!(
-        &config.positions,
-        Positions::Rotary(rotary) if rotary.layout == RopeLayout::Interleaved
-    );
-    if !is_interleaved {
+    let layout = config.rotary().map(|rotary| rotary.layout);
+    if layout != Some(RopeLayout::Interleaved) {
         return Ok((config.clone(), weights));
     }
     let config = config.clone().with_layout(RopeLayout::HalfSplit);

@@ -17,9 +17,6 @@ pub fn llama_tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<
 
 /// Checks that a configuration read from a file describes a model.
 pub(super) fn check_config(path: &Path, config: &LlamaConfig) -> Result<(), FormatError> {
-    let problem = |error: String| Err(FormatError::malformed(path, error));
-    match config.check() {
-        Ok(()) => Ok(()),
-        Err(error) => problem(error),
-    }
+    let checked = config.check();
+    checked.map_err(|reason| FormatError::malformed(path, reason))
 }

@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use super::FormatError;
 use super::error::shortened;
 use crate::ml::models::causal::Architecture;
-use crate::ml::models::causal::architecture::Role;
 use crate::ml::parameters::Weights;
 
 /// An opened file, or folder of shards, whose tensors can be read one by one.
@@ -34,33 +33,33 @@ pub(super) trait TensorSource: Sync {
 
 /// Reads the tensors of a model; anything else in the file must be `ignored`.
 ///
-/// Weights of linear layers come out as (outputs, inputs); `is_transposed` says that the file has them otherwise.
+/// Weights of linear layers come out as (outputs, inputs).
 pub(super) fn load_model(
     source: &impl TensorSource,
     architecture: &Architecture,
-    is_transposed: bool,
     ignored: impl Fn(&str) -> bool,
 ) -> Result<Weights, FormatError> {
-    let is_turned = |role| is_transposed && matches!(role, Role::Linear { .. });
     let expected = architecture.slots().map(|slot| {
         let mut shape = slot.shape;
-        if is_turned(slot.role) {
+        if architecture.is_turned(slot.role) {
             shape.reverse();
         }
         (slot.name, shape)
     });
     let mut weights = load_exactly(source, expected, ignored)?;
-    for slot in architecture.slots().filter(|slot| is_turned(slot.role)) {
-        if let Some(weight) = weights.get_mut(&slot.name) {
-            *weight = turned(weight).map_err(FormatError::tensor(source.path()))?;
-        }
-    }
+    turn(&mut weights, architecture).map_err(FormatError::tensor(source.path()))?;
     Ok(weights)
 }
 
-/// Returns a matrix with rows and columns exchanged.
-pub(super) fn turned(weight: &Tensor) -> candle_core::Result<Tensor> {
-    weight.t()?.contiguous()
+/// Exchanges rows and columns of the weights that files of a family hold the other way round.
+pub(super) fn turn(weights: &mut Weights, architecture: &Architecture) -> candle_core::Result<()> {
+    let slots = architecture.slots();
+    for slot in slots.filter(|slot| architecture.is_turned(slot.role)) {
+        if let Some(weight) = weights.get_mut(&slot.name) {
+            *weight = weight.t()?.contiguous()?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the `expected` tensors; anything else in the file must be `ignored`.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::options::Result;
-use crate::ml::kernels::attend::{Store, attend};
+use crate::ml::kernels::attend::{Store, View, attend};
 use crate::ml::kernels::attention::first_seen;
 use crate::ml::kernels::host::elements;
 use crate::ml::models::causal::architecture::LayerOptions;
@@ -100,16 +100,13 @@ impl<'a> HostDecoder<'a> {
             let mut query = queries[index * width..][..width].to_vec();
             self.rotate(layer, &mut query, memory.positions);
             self.rotate(layer, key, memory.positions);
-            let first = first_seen(memory.positions, window);
+            let view = View {
+                size,
+                scale,
+                first: first_seen(memory.positions, window),
+            };
             let value = &values[index * kv_width..][..kv_width];
-            attend(
-                out,
-                &query,
-                &memory.layers[layer],
-                key,
-                value,
-                (size, scale, first),
-            );
+            attend(out, &query, &memory.layers[layer], key, value, view);
         };
         let positions: usize = tokens.iter().map(|(memory, _)| memory.positions + 1).sum();
         if positions * width < PARALLEL_PRODUCTS {

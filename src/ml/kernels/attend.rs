@@ -33,20 +33,30 @@ impl Store {
     }
 }
 
+/// How a layer's heads look at what is stored.
+#[derive(Clone, Copy)]
+pub(in crate::ml) struct View {
+    /// Width of a head.
+    pub(in crate::ml) size: usize,
+    /// Scores are multiplied by it.
+    pub(in crate::ml) scale: f32,
+    /// The first position that is seen.
+    pub(in crate::ml) first: usize,
+}
+
 vectorised! {
     /// Writes the attention of one query token to what is stored and to itself: (heads x head size).
     ///
-    /// `query` (heads x size) and the token's own `key` (kv heads x size) are rotated. `shape` is the width of
-    /// a head, what scores are multiplied by, and the first position that is seen.
+    /// `query` (heads x size) and the token's own `key` (kv heads x size) are rotated.
     pub(in crate::ml) fn attend(
         out: &mut [f32],
         query: &[f32],
         store: &Store,
         key: &[f32],
         value: &[f32],
-        shape: (usize, f32, usize),
+        view: View,
     ) {
-        let (size, scale, first) = shape;
+        let View { size, scale, first } = view;
         let width = key.len();
         let group = query.len() / width;
         let blocks = store.positions.div_ceil(LANES);

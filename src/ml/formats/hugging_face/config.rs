@@ -227,8 +227,7 @@ pub(super) fn config_document(
 ) -> Value {
     let task = match labels {
         Some(_) => "ForSequenceClassification",
-        None if architecture.class == "GPT2" => "LMHeadModel",
-        None => "ForCausalLM",
+        None => architecture.task,
     };
     // One id is written as such, as most files have it.
     let end_ids = match tokenizer.map_or(&[][..], Tokenizer::end_ids) {

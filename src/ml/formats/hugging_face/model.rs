@@ -6,11 +6,10 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
-use super::super::tensors::{TensorSource, load_exactly, load_model, turned};
+use super::super::tensors::{TensorSource, load_exactly, load_model, turn};
 use super::super::{Checkpoint, FormatError, to_half_split};
 use super::config::{config_document, read_config, read_end_ids, read_object};
 use crate::ml::models::causal::Architecture;
-use crate::ml::models::causal::architecture::Role;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
@@ -54,7 +53,8 @@ pub fn load_hugging_face_without(
         ));
     }
     let architecture = config.architecture;
-    let (tied, class) = (architecture.tie_word_embeddings, architecture.class);
+    let Architecture { class, task, .. } = architecture;
+    let tied = architecture.tie_word_embeddings;
     let head = architecture.head_name();
     if !tied && files.is_bare && files.shape(&head).is_none() {
         return Err(FormatError::MissingTensor {
@@ -63,12 +63,11 @@ pub fn load_hugging_face_without(
             expected: vec![architecture.vocab_size, architecture.embedding_size],
             hint: format!(
                 "; the folder holds a bare `{class}Model`, which has no output head: save the \
-                 `{class}ForCausalLM` that it is part of"
+                 `{class}{task}` that it is part of"
             ),
         });
     }
-    let is_transposed = architecture.names.is_transposed;
-    let weights = load_model(&files, &architecture, is_transposed, |name| {
+    let weights = load_model(&files, &architecture, |name| {
         is_buffer(name) || (tied && name == head)
     })?;
     if tied && files.shape(&head).is_some() {
@@ -107,8 +106,7 @@ pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, For
     config.architecture.tie_word_embeddings = true;
     let architecture = config.architecture;
     let head = architecture.head_name();
-    let is_transposed = architecture.names.is_transposed;
-    let weights = load_model(&files, &architecture, is_transposed, |name| {
+    let weights = load_model(&files, &architecture, |name| {
         is_buffer(name) || name == head || name == SCORE
     })?;
     let expected = [(SCORE.to_owned(), vec![classes, width])];
@@ -134,7 +132,7 @@ impl TrunkFiles {
     fn open(folder: &Path, architecture: &Architecture) -> Result<Self, FormatError> {
         let files = SafetensorsFiles::open_model(folder)?;
         let has = |name: &str| files.shape(name).is_some();
-        let (embedding, trunk) = (embedding_name(architecture), architecture.names.trunk);
+        let (embedding, trunk) = (architecture.embedding_name(), architecture.names.trunk);
         let is_bare = !has(&embedding) && embedding.strip_prefix(trunk).is_some_and(has);
         Ok(Self {
             files,
@@ -189,10 +187,6 @@ fn refuse_lone_adapter(folder: &Path, config_path: &Path) -> Result<(), FormatEr
     ))
 }
 
-fn embedding_name(architecture: &Architecture) -> String {
-    format!("{}.weight", architecture.names.embedding)
-}
-
 /// Old checkpoints carry rotary frequencies and causal masks, which follow from the configuration.
 fn is_buffer(name: &str) -> bool {
     [
@@ -208,7 +202,7 @@ fn is_buffer(name: &str) -> bool {
 
 /// A tied model may store its head again, but only the same one.
 fn check_tied(files: &TrunkFiles, architecture: &Architecture) -> Result<(), FormatError> {
-    let (head, embedding) = (architecture.head_name(), embedding_name(architecture));
+    let (head, embedding) = (architecture.head_name(), architecture.embedding_name());
     let bits = |values: Vec<f32>| -> Vec<u32> { values.into_iter().map(f32::to_bits).collect() };
     if bits(files.read(&head)?) == bits(files.read(&files.stored_name(&embedding))?) {
         return Ok(());
@@ -329,14 +323,7 @@ fn save(
     head: Option<(&Tensor, &[String])>,
 ) -> Result<(), FormatError> {
     let (config, mut weights) = to_half_split(config, weights)?;
-    if config.names.is_transposed {
-        let slots = config.slots();
-        for slot in slots.filter(|slot| matches!(slot.role, Role::Linear { .. })) {
-            if let Some(weight) = weights.get_mut(&slot.name) {
-                *weight = turned(weight).map_err(FormatError::tensor(folder))?;
-            }
-        }
-    }
+    turn(&mut weights, &config).map_err(FormatError::tensor(folder))?;
     if let Some((score, _)) = head {
         weights.insert(SCORE.to_owned(), score.clone());
     }

@@ -3,7 +3,6 @@
 
 use serde_json::{Map, Value};
 
-use super::CausalLmError;
 use super::rotary::Rotary;
 
 /// Most layers of a model.
@@ -18,6 +17,8 @@ pub struct Architecture {
     pub document: Map<String, Value>,
     /// Begin of the names of its classes in `transformers`: `Llama` of `LlamaForCausalLM`.
     pub class: &'static str,
+    /// End of the name of the one with an output head.
+    pub task: &'static str,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -266,6 +267,11 @@ impl Architecture {
         format!("{}.weight", self.names.head)
     }
 
+    /// Returns the name of the embedding's weight.
+    pub fn embedding_name(&self) -> String {
+        format!("{}.weight", self.names.embedding)
+    }
+
     /// Returns the width of keys and of values.
     pub fn kv_width(&self) -> usize {
         self.num_kv_heads * self.head_size
@@ -371,9 +377,13 @@ impl Architecture {
         slots
     }
 
-    /// Checks that the numbers describe a model.
-    pub fn check(&self) -> Result<(), CausalLmError> {
-        let problem = |reason: String| Err(CausalLmError::Config { reason });
+    /// Tells whether files hold such tensors as (inputs, outputs).
+    pub(in crate::ml) fn is_turned(&self, role: Role) -> bool {
+        self.names.is_transposed && matches!(role, Role::Linear { .. })
+    }
+
+    /// Checks that the numbers describe a model; else says which do not.
+    pub fn check(&self) -> Result<(), String> {
         for (name, value) in [
             ("vocabulary size", self.vocab_size),
             ("hidden size", self.hidden_size),
@@ -386,49 +396,50 @@ impl Architecture {
         ] {
             // The upper bound keeps every product of two sizes within 64 bits.
             if value == 0 || value > i32::MAX as usize {
-                return problem(format!("{name} is {value}, expected 1 to {}", i32::MAX));
+                return Err(format!("{name} is {value}, expected 1 to {}", i32::MAX));
             }
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            return problem(format!(
+            return Err(format!(
                 "{} query heads do not share {} key/value heads evenly",
                 self.num_heads, self.num_kv_heads
             ));
         }
         if !(1..=MAX_POSITIONS).contains(&self.max_position_embeddings) {
-            return problem(format!(
+            return Err(format!(
                 "longest sequence is {}, expected 1 to {MAX_POSITIONS}",
                 self.max_position_embeddings
             ));
         }
         if self.num_layers > MAX_LAYERS || self.layers.len() != self.num_layers {
-            return problem(format!(
+            return Err(format!(
                 "number of layers is {}, expected 1 to {MAX_LAYERS}",
                 self.num_layers
             ));
         }
         if self.layers.iter().any(|layer| layer.window == Some(0)) {
-            return problem("a window of 0 keys, expected 1 or more".to_owned());
+            return Err("a window of 0 keys, expected 1 or more".to_owned());
         }
         if !(self.norm.eps.is_finite() && self.norm.eps >= 0.0) {
-            return problem(format!(
+            return Err(format!(
                 "the norms' epsilon is {}, expected a number not below 0",
                 self.norm.eps
             ));
         }
-        match &self.positions {
-            Positions::Rotary(rotary) => rotary.check(self.head_size).or_else(problem),
-            Positions::Learned { .. } => Ok(()),
+        match self.rotary() {
+            Some(rotary) => rotary.check(self.head_size),
+            None => Ok(()),
         }
     }
 }
 
-/// Makes the options of `count` equal layers: at most as many as a model may have, the check says the rest.
-pub(super) fn same_layers(count: usize, options: LayerOptions) -> Vec<LayerOptions> {
+/// Makes `count` layers that see all, with rotated heads where there are such and scores over `sqrt(head_size)`: at most
+/// as many as a model may have, the check says the rest.
+pub(super) fn plain_layers(count: usize, head_size: usize) -> Vec<LayerOptions> {
+    let options = LayerOptions {
+        window: None,
+        is_rotated: true,
+        scale: 1.0 / (head_size.max(1) as f32).sqrt(),
+    };
     vec![options; count.min(MAX_LAYERS)]
-}
-
-/// Returns `1 / sqrt(head_size)`, by which scores are usually multiplied.
-pub(super) fn usual_scale(head_size: usize) -> f32 {
-    1.0 / (head_size as f32).sqrt()
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::Result;
 use super::architecture::{Architecture, NormKind, Role};
+use super::{CausalLmError, Result};
 use crate::ml::parameters::Weights;
 use crate::random::Stream;
 
@@ -18,7 +18,8 @@ pub fn init(
     device: &Device,
 ) -> Result<Weights> {
     let architecture = architecture.into();
-    architecture.check()?;
+    let checked = architecture.check();
+    checked.map_err(|reason| CausalLmError::Config { reason })?;
     let projection = 0.04 * (128.0 / architecture.hidden_size as f64).sqrt();
     let residual = projection / (2.0 * architecture.num_layers as f64).sqrt();
     let norm = match architecture.norm.kind {

@@ -85,6 +85,8 @@ pub struct CausalLm {
     head: Tensor,
     rope: Option<Arc<Rope>>,
     trainable: Vec<(String, Var)>,
+    /// Whether all weights are `f32` on the CPU.
+    is_host_f32: bool,
 }
 
 /// Takes a model's tensors by their names and shapes.
@@ -178,7 +180,8 @@ impl CausalLm {
         training: Training<'_>,
     ) -> Result<Self> {
         let architecture = architecture.into();
-        architecture.check()?;
+        let checked = architecture.check();
+        checked.map_err(|reason| CausalLmError::Config { reason })?;
         let slots = architecture.slots();
         let shapes: BTreeMap<_, _> = slots.map(|slot| (slot.name, slot.shape)).collect();
         let own: Weights = weights
@@ -227,6 +230,9 @@ impl CausalLm {
             blocks,
             norm: names.norm.map(|norm| builder.norm(norm)).transpose()?,
             rope,
+            is_host_f32: own
+                .values()
+                .all(|weight| weight.device().is_cpu() && weight.dtype() == DType::F32),
             trainable: adapter.map_or_else(
                 || parameters.trainable(),
                 |adapter| adapter.parameters().trainable(),
@@ -250,9 +256,9 @@ impl CausalLm {
         self.embedding.dtype()
     }
 
-    /// Tells whether the weights are `f32` on the CPU.
+    /// Tells whether all weights are `f32` on the CPU.
     pub(in crate::ml) fn is_host_f32(&self) -> bool {
-        self.device().is_cpu() && self.dtype() == DType::F32
+        self.is_host_f32
     }
 
     /// Returns what is trained, in name order: weights, or an adapter's factors.

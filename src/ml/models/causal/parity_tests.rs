@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-use super::architecture::Role;
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::formats::hugging_face::{
@@ -153,13 +152,6 @@ fn log_probs(model: &CausalLm, batch: &TokenBatch) -> Tensor {
     log_probs.narrow(1, 0, batch.time() - 1).unwrap()
 }
 
-/// Tells whether files hold a weight as (inputs, outputs).
-fn is_turned(checkpoint: &Checkpoint, name: &str) -> bool {
-    let is_linear = |slot: &architecture::Slot| matches!(slot.role, Role::Linear { .. });
-    let mut slots = checkpoint.config.slots();
-    checkpoint.config.names.is_transposed && slots.any(|slot| slot.name == name && is_linear(&slot))
-}
-
 /// Returns the loss of the recording and the gradients of all that is trained.
 fn gradients(recorded: &Recorded, model: &CausalLm, batch: &TokenBatch) -> (Tensor, Gradients) {
     let weighted = (log_probs(model, batch) * recorded.number("coefficients")).unwrap();
@@ -170,31 +162,53 @@ fn gradients(recorded: &Recorded, model: &CausalLm, batch: &TokenBatch) -> (Tens
     (loss.reshape(1).unwrap(), sums)
 }
 
-fn assert_gradients(
-    recorded: &Recorded,
-    prefix: &str,
-    model: &CausalLm,
-    found: &Gradients,
-    turned: impl Fn(&str) -> bool,
-) {
-    let expected = |name: &str| recorded.number(&format!("{prefix}gradient.{name}"));
-    let names = || model.trainable().iter().map(|(name, _)| name.as_str());
-    let recordings = recorded.numbers.keys();
+/// A gradient beside the recorded one.
+struct Slope {
+    name: String,
+    /// The largest difference.
+    off: f32,
+    /// The largest value recorded.
+    largest: f32,
+}
+
+/// Holds the gradients of all that is trained against the recorded ones, whose names begin with `prefix`.
+fn slopes(recorded: &Recorded, prefix: &str, model: &CausalLm, found: &Gradients) -> Vec<Slope> {
     let start = format!("{prefix}gradient.");
+    let recordings = recorded.numbers.keys();
     assert_eq!(
-        names().count(),
+        model.trainable().len(),
         recordings.filter(|name| name.starts_with(&start)).count()
     );
-    let most = names()
-        .map(|name| largest(expected(name)))
-        .fold(0.0, f32::max);
-    for name in names() {
+    let turned: Vec<String> = model
+        .config()
+        .slots()
+        .filter(|slot| model.config().is_turned(slot.role))
+        .map(|slot| slot.name)
+        .collect();
+    let slope = |(name, _): &(String, Var)| {
+        let expected = recorded.number(&format!("{start}{name}"));
         let mut gradient = found.get(name).unwrap().clone();
-        if turned(name) {
+        if turned.contains(name) {
             gradient = gradient.t().unwrap().contiguous().unwrap();
         }
-        let off = difference(&gradient, expected(name));
-        let allowed = (GRADIENT * largest(expected(name))).max(GRADIENT_FLOOR * most);
+        Slope {
+            name: name.clone(),
+            off: difference(&gradient, expected),
+            largest: largest(expected),
+        }
+    };
+    model.trainable().iter().map(slope).collect()
+}
+
+fn largest_of(slopes: &[Slope]) -> f32 {
+    slopes.iter().map(|slope| slope.largest).fold(0.0, f32::max)
+}
+
+fn assert_gradients(recorded: &Recorded, prefix: &str, model: &CausalLm, found: &Gradients) {
+    let slopes = slopes(recorded, prefix, model, found);
+    let most = largest_of(&slopes);
+    for Slope { name, off, largest } in slopes {
+        let allowed = (GRADIENT * largest).max(GRADIENT_FLOOR * most);
         assert!(
             off <= allowed,
             "{} {prefix}{name}: off by {off}, allowed {allowed}",
@@ -231,8 +245,8 @@ fn outputs_losses_and_gradients_are_those_of_transformers() {
         recorded.assert("log_probs", &log_probs(&model, &batch));
         let left = TokenBatch::left_padded(&prompts);
         let frozen = model.detached();
+        let (left, right) = (log_probs(&frozen, &left), log_probs(&frozen, &batch));
         for (row, prompt) in prompts.iter().enumerate() {
-            let (left, right) = (log_probs(&frozen, &left), log_probs(&frozen, &batch));
             let (left, right) = (left.get(row).unwrap(), right.get(row).unwrap());
             let left = left
                 .narrow(0, batch.time() - prompt.len(), prompt.len() - 1)
@@ -246,9 +260,7 @@ fn outputs_losses_and_gradients_are_those_of_transformers() {
         }
         let (loss, found) = gradients(recorded, &model, &batch);
         recorded.assert("loss", &loss);
-        assert_gradients(recorded, "", &model, &found, |name| {
-            is_turned(&checkpoint, name)
-        });
+        assert_gradients(recorded, "", &model, &found);
     });
 }
 
@@ -270,7 +282,7 @@ fn adapters_are_those_of_peft() {
         recorded.assert("lora.log_probs", &log_probs(&model, &batch));
         let (loss, found) = gradients(recorded, &model, &batch);
         recorded.assert("lora.loss", &loss);
-        assert_gradients(recorded, "lora.", &model, &found, |_| false);
+        assert_gradients(recorded, "lora.", &model, &found);
         let merged = adapter.merge(&checkpoint.weights).unwrap();
         let merged = CausalLm::new(&checkpoint.config, &merged, Training::Frozen).unwrap();
         recorded.assert("merged.log_probs", &log_probs(&merged, &batch));
@@ -292,19 +304,16 @@ fn decoding_is_that_of_transformers_token_for_token() {
             top_k: 4,
             temperature: None,
         });
-        for (kind, strategy) in [("greedy", Strategy::Greedy), ("contrastive", contrastive)] {
+        let decode = |strategy| {
             let options = GenerateOptions::new(12, &[]);
             let stream = Stream::new(1, "decoding");
-            let found = generate(
-                &model,
-                &prompts,
-                &options,
-                &strategy,
-                &stream,
-                &keys,
-                &mut |_| ControlFlow::Continue(()),
-            );
-            let found: Vec<_> = found.unwrap().into_iter().map(|row| row.tokens).collect();
+            let go_on = &mut |_| ControlFlow::Continue(());
+            generate(&model, &prompts, &options, &strategy, &stream, &keys, go_on).unwrap()
+        };
+        let greedy = decode(Strategy::Greedy);
+        let searched = decode(contrastive);
+        for (kind, found) in [("greedy", &greedy), ("contrastive", &searched)] {
+            let found: Vec<_> = found.iter().map(|row| row.tokens.clone()).collect();
             let expected: Vec<_> = recorded
                 .rows("rows")
                 .iter()
@@ -315,19 +324,7 @@ fn decoding_is_that_of_transformers_token_for_token() {
             assert_eq!(found, expected, "{name} {kind}");
         }
         // What was decoded with memory has the bits of a whole pass.
-        let options = GenerateOptions::new(12, &[]);
-        let stream = Stream::new(1, "decoding");
-        let go_on = &mut |_| ControlFlow::Continue(());
-        let found = generate(
-            &model,
-            &prompts,
-            &options,
-            &Strategy::Greedy,
-            &stream,
-            &keys,
-            go_on,
-        );
-        for (prompt, completion) in prompts.iter().zip(found.unwrap()) {
+        for (prompt, completion) in prompts.iter().zip(greedy) {
             let row = [prompt.as_slice(), &completion.tokens].concat();
             let whole = log_probs(&model, &TokenBatch::right_padded(&[row]));
             let whole = whole.get(0).unwrap().to_vec1::<f32>().unwrap();
@@ -444,20 +441,12 @@ fn the_page_of_differences_is_what_was_measured() {
         };
         let worst = |prefix: &str, model: &CausalLm| {
             let (_, found) = gradients(&recorded, model, &batch);
-            let of = |name: &str| recorded.number(&format!("{prefix}gradient.{name}"));
-            let names = || model.trainable().iter().map(|(name, _)| name.as_str());
-            let most = names().map(|name| largest(of(name))).fold(0.0, f32::max);
-            let off = |name: &str| {
-                let gradient = found.get(name).unwrap();
-                let gradient =
-                    if gradient.dims() == of(name).dims() && !is_turned(&checkpoint, name) {
-                        gradient.clone()
-                    } else {
-                        gradient.t().unwrap().contiguous().unwrap()
-                    };
-                difference(&gradient, of(name)) / most
-            };
-            names().map(off).fold(0.0, f32::max)
+            let slopes = slopes(&recorded, prefix, model, &found);
+            let most = largest_of(&slopes);
+            slopes
+                .iter()
+                .map(|slope| slope.off / most)
+                .fold(0.0, f32::max)
         };
         let model = build(Training::Full, &checkpoint.weights);
         let adapter = recorded.adapter(&checkpoint);

@@ -2,12 +2,12 @@
 
 use serde_json::Map;
 
-use super::{Keys, activation, equal_share, plain_layer};
+use super::{Keys, activation, equal_share};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
-    same_layers,
+    plain_layers,
 };
 
 const NAMES: Names = Names {
@@ -44,7 +44,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     ]);
     let is_scaled = keys.flag("scale_attn_weights", true)?;
     let by_layer = keys.flag("scale_attn_by_inverse_layer_idx", false)?;
-    let mut layers = same_layers(num_layers, plain_layer(head_size));
+    let mut layers = plain_layers(num_layers, head_size);
     for (layer, number) in layers.iter_mut().zip(1u16..) {
         if !is_scaled {
             layer.scale = 1.0;
@@ -56,6 +56,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     Ok(Architecture {
         document: Map::new(),
         class: "GPT2",
+        task: "LMHeadModel",
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         embedding_size: hidden_size,

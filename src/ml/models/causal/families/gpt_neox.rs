@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::{Keys, activation, equal_share, plain_layer, rotary};
+use super::{Keys, activation, equal_share, rotary};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
-    same_layers,
+    plain_layers,
 };
 
 fn names(attention_bias: bool) -> Names {
@@ -44,13 +44,14 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     keys.only("rope_theta", &theta.into())?;
     let positions = keys.find_size("max_position_embeddings")?;
     let dimensions = (head_size as f64 * share) as usize;
-    let mut layers = same_layers(num_layers, plain_layer(head_size));
+    let mut layers = plain_layers(num_layers, head_size);
     for layer in &mut layers {
         layer.is_rotated = dimensions > 0;
     }
     Ok(Architecture {
         document: Map::new(),
         class: "GPTNeoX",
+        task: "ForCausalLM",
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         embedding_size: hidden_size,

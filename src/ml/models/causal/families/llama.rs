@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Keys, activation, head_size, plain_layer, rotary};
+use super::{Keys, activation, head_size, rotary};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
-    same_layers,
+    plain_layers,
 };
 use crate::ml::models::causal::rotary::{Rotary, Scaling};
 
@@ -56,43 +56,42 @@ pub(super) fn read_form(
     defaults: &Defaults,
 ) -> Result<Architecture, FormatError> {
     let num_heads = keys.size("num_attention_heads")?;
-    let (hidden_size, num_layers) = (keys.size("hidden_size")?, keys.size("num_hidden_layers")?);
+    let hidden_size = keys.size("hidden_size")?;
     let head_size = head_size(keys, hidden_size, num_heads)?;
     let positions = keys.find_size("max_position_embeddings")?;
     let theta = keys.number("rope_theta", defaults.rope_theta)?;
-    keys.ignore(&["pretraining_tp", "rope_interleaved"]);
-    Ok(Architecture {
-        document: Map::new(),
-        class: defaults.class,
+    keys.only("rope_interleaved", &json!(false))?;
+    keys.ignore(&["pretraining_tp"]);
+    let config = LlamaConfig {
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
-        embedding_size: hidden_size,
         intermediate_size: keys.size("intermediate_size")?,
-        num_layers,
+        num_layers: keys.size("num_hidden_layers")?,
         num_heads,
         num_kv_heads: keys
             .find_size("num_key_value_heads")?
             .or(defaults.num_kv_heads)
             .unwrap_or(num_heads),
-        head_size,
-        max_position_embeddings: positions.unwrap_or(defaults.max_position_embeddings),
+        rope_theta: theta,
+        rope_layout: RopeLayout::HalfSplit,
+        rms_norm_eps: keys.number("rms_norm_eps", defaults.rms_norm_eps)?,
         tie_word_embeddings: keys.flag("tie_word_embeddings", defaults.is_tied)?,
-        embedding_scale: 1.0,
+        max_position_embeddings: positions.unwrap_or(defaults.max_position_embeddings),
+    };
+    Ok(Architecture {
+        document: Map::new(),
+        class: defaults.class,
+        head_size,
         positions: Positions::Rotary(rotary(keys, theta, head_size, positions)?),
-        norm: Norm {
-            kind: NormKind::Rms,
-            eps: keys.number("rms_norm_eps", defaults.rms_norm_eps)?,
-        },
-        arrangement: Arrangement::Before,
         activation: activation(keys, "hidden_act", Activation::Silu)?,
-        layers: same_layers(num_layers, plain_layer(head_size)),
+        layers: plain_layers(config.num_layers, head_size),
         names,
+        ..Architecture::from(config)
     })
 }
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     keys.only("partial_rotary_factor", &json!(1.0))?;
-    keys.only("rope_interleaved", &json!(false))?;
     keys.only("sliding_window", &Value::Null)?;
     let attention_bias = keys.flag("attention_bias", false)?;
     let mlp_bias = keys.flag("mlp_bias", false)?;
@@ -112,20 +111,16 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let scaling = ["rope_scaling", "rope_parameters"]
         .into_iter()
         .find_map(|key| keys.get(key));
-    let Positions::Rotary(rotary) = &architecture.positions else {
-        return Ok(architecture);
-    };
-    let theta = rotary.theta;
     // A plain scaling is none.
-    let scaling = scaling.filter(|_| rotary.scaling != Scaling::None);
-    architecture.document = document(&architecture, theta, scaling, [attention_bias, mlp_bias]);
+    let is_scaled = |rotary: &Rotary| rotary.scaling != Scaling::None;
+    let scaling = scaling.filter(|_| architecture.rotary().is_some_and(is_scaled));
+    architecture.document = document(&architecture, scaling, [attention_bias, mlp_bias]);
     Ok(architecture)
 }
 
 /// Returns the keys of a `config.json`, all of them named.
 fn document(
     architecture: &Architecture,
-    theta: f64,
     scaling: Option<&Value>,
     [attention_bias, mlp_bias]: [bool; 2],
 ) -> Map<String, Value> {
@@ -149,7 +144,7 @@ fn document(
         "num_key_value_heads": architecture.num_kv_heads,
         "rms_norm_eps": architecture.norm.eps,
         "rope_scaling": scaling,
-        "rope_theta": theta,
+        "rope_theta": architecture.rotary().map(|rotary| rotary.theta),
         "tie_word_embeddings": architecture.tie_word_embeddings,
         "vocab_size": architecture.vocab_size,
     });
@@ -161,10 +156,9 @@ fn document(
 
 impl From<&LlamaConfig> for Architecture {
     fn from(config: &LlamaConfig) -> Self {
-        let head_size = config
-            .hidden_size
-            .checked_div(config.num_heads)
-            .unwrap_or(0);
+        // Heads that are no equal shares have no size.
+        let is_shared = config.num_heads > 0 && config.hidden_size.is_multiple_of(config.num_heads);
+        let head_size = if is_shared { config.head_size() } else { 0 };
         let rotary = Rotary {
             layout: config.rope_layout,
             dimensions: head_size,
@@ -174,6 +168,7 @@ impl From<&LlamaConfig> for Architecture {
         let mut architecture = Self {
             document: Map::new(),
             class: "Llama",
+            task: "ForCausalLM",
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             embedding_size: config.hidden_size,
@@ -192,10 +187,10 @@ impl From<&LlamaConfig> for Architecture {
             },
             arrangement: Arrangement::Before,
             activation: Activation::Silu,
-            layers: same_layers(config.num_layers, plain_layer(head_size)),
+            layers: plain_layers(config.num_layers, head_size),
             names: names(false, false, false),
         };
-        architecture.document = document(&architecture, config.rope_theta, None, [false, false]);
+        architecture.document = document(&architecture, None, [false, false]);
         architecture
     }
 }

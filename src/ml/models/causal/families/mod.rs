@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::architecture::{Activation, LayerOptions, usual_scale};
+use super::Architecture;
+use super::architecture::{Activation, LayerOptions};
 use super::rotary::{Rotary, Scaling};
-use super::{Architecture, CausalLmError};
 use crate::ml::config::RopeLayout;
 use crate::ml::formats::FormatError;
 
@@ -79,11 +79,10 @@ pub(in crate::ml) fn read(
         "tie_word_embeddings".to_owned(),
         json!(architecture.tie_word_embeddings),
     );
-    match architecture.check() {
-        Ok(()) => Ok(architecture),
-        Err(CausalLmError::Config { reason }) => Err(keys.malformed(reason)),
-        Err(error) => Err(keys.malformed(error.to_string())),
-    }
+    architecture
+        .check()
+        .map_err(|reason| keys.malformed(reason))?;
+    Ok(architecture)
 }
 
 /// Reads the size of a head, which is `hidden_size / heads` where `head_dim` does not say otherwise.
@@ -114,15 +113,6 @@ fn activation(
     };
     let hint = "silu, gelu, gelu_new, gelu_pytorch_tanh and relu are";
     Activation::named(name).ok_or_else(|| keys.unsupported(key, &json!(name), hint))
-}
-
-/// Options of a layer that sees all, rotated and scaled as usual.
-fn plain_layer(head_size: usize) -> LayerOptions {
-    LayerOptions {
-        window: None,
-        is_rotated: true,
-        scale: usual_scale(head_size.max(1)),
-    }
 }
 
 /// Reads which layers see through a window of `sliding_window` keys: a list of `layer_types`.

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, json};
 
-use super::{Keys, activation, equal_share, plain_layer};
+use super::{Keys, activation, equal_share};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
-    same_layers,
+    plain_layers,
 };
 
 fn names(has_bias: bool, has_final_norm: bool) -> Names {
@@ -44,6 +44,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     Ok(Architecture {
         document: Map::new(),
         class: "OPT",
+        task: "ForCausalLM",
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         embedding_size: keys
@@ -71,7 +72,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
             Arrangement::After
         },
         activation: activation(keys, "activation_function", Activation::Relu)?,
-        layers: same_layers(num_layers, plain_layer(head_size)),
+        layers: plain_layers(num_layers, head_size),
         names: names(keys.flag("enable_bias", true)?, is_before && !is_removed),
     })
 }
