@@ -3,7 +3,6 @@
 //! Nothing here knows of stages, files of a store or the command line.
 
 pub mod adapter;
-pub mod bert;
 pub mod config;
 pub(crate) mod documents;
 pub mod formats;
@@ -11,6 +10,7 @@ pub mod generate;
 pub mod head;
 pub mod kernels;
 pub mod llama;
+pub mod models;
 pub mod objectives;
 pub mod optimizer;
 pub mod parameters;

@@ -12,7 +12,8 @@ use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError}
 use crate::ml::formats::hugging_face::{load_encoder, load_encoder_classifier};
 use crate::sources::{Sha256, Source};
 
-/// Loads an encoder of the BERT family: a sentence encoder such as MiniLM, or a classifier with its head.
+/// Loads a text encoder (BERT, RoBERTa, XLM-RoBERTa, MPNet, DistilBERT): a sentence encoder such as MiniLM, or a
+/// classifier with its head.
 ///
 /// With `modules.json` of sentence-transformers among the files, pooling (mean, cls or max), normalisation, greatest
 /// length and lower case are as they say; modules such as Dense and default prompts are refused. Without it, texts are
@@ -33,6 +34,10 @@ pub struct LoadEncoder {
     /// Whether the files hold a classification head, which is loaded too.
     #[serde(default)]
     head: bool,
+    /// Keys of `config.json` that are not looked at; every other one that is not known is an error, as it may change
+    /// what is computed.
+    #[serde(default)]
+    ignore_config: Vec<String>,
 }
 
 impl LoadEncoder {
@@ -80,11 +85,15 @@ impl Kind for LoadEncoder {
         }
         if self.head {
             let output = ctx.output("classifier")?;
-            save(&output, &load_encoder_classifier(&path)?, None)?;
+            save(
+                &output,
+                &load_encoder_classifier(&path, &self.ignore_config)?,
+                None,
+            )?;
             TextClassifier::load(&output)?;
         } else {
             let output = ctx.output("encoder")?;
-            save(&output, &load_encoder(&path)?, None)?;
+            save(&output, &load_encoder(&path, &self.ignore_config)?, None)?;
             TextEncoder::load(&output)?;
         }
         Ok(())

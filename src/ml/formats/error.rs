@@ -108,7 +108,7 @@ impl FormatError {
         }
     }
 
-    pub(super) fn unsupported(path: &Path, what: impl Into<String>, hint: &str) -> Self {
+    pub(in crate::ml) fn unsupported(path: &Path, what: impl Into<String>, hint: &str) -> Self {
         Self::Unsupported {
             path: path.to_owned(),
             what: shortened(what.into()),

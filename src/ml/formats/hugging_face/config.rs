@@ -55,7 +55,7 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError
     parse_object(path, &read_configuration(path)?)
 }
 
-fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
+pub(super) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
     serde_json::from_slice(bytes).map_err(|error| FormatError::malformed(path, error.to_string()))
 }
 

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use super::super::FormatError;
 use super::config::read_object;
 use super::model::write_json;
-use crate::ml::bert::{SentenceEmbedding, SentencePooling};
 use crate::ml::documents::read_configuration;
+use crate::ml::models::encoder::{SentenceEmbedding, SentencePooling};
 
 const MODULES: &str = "modules.json";
 const POOLING: &str = "1_Pooling";

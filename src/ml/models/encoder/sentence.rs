@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Bert, BertError, PackedTokens};
+use super::{Encoder, EncoderError, PackedTokens};
 use crate::ml::kernels::sums::{column_means, row_sums, spread};
 use crate::ml::tokenizer::Tokenizer;
 
@@ -36,13 +36,13 @@ impl Default for SentenceEmbedding {
     }
 }
 
-impl Bert {
+impl Encoder {
     /// Returns one vector of each row's last hidden states, (rows, hidden size).
     pub fn pooled(
         &self,
         batch: &PackedTokens,
         pooling: SentencePooling,
-    ) -> Result<Tensor, BertError> {
+    ) -> Result<Tensor, EncoderError> {
         let hidden = self.forward(batch)?;
         let pooled = batch
             .spans()
@@ -61,7 +61,7 @@ impl Bert {
         &self,
         batch: &PackedTokens,
         sentence: SentenceEmbedding,
-    ) -> Result<Tensor, BertError> {
+    ) -> Result<Tensor, EncoderError> {
         let pooled = self.pooled(batch, sentence.pooling)?;
         if !sentence.unit_length {
             return Ok(pooled);
@@ -81,7 +81,7 @@ impl Bert {
         sentence: SentenceEmbedding,
         texts: &[T],
         batch_tokens: usize,
-    ) -> Result<Vec<Vec<f32>>, BertError> {
+    ) -> Result<Vec<Vec<f32>>, EncoderError> {
         let rows = self.encode_texts(tokenizer, texts)?;
         let mut embeddings = Vec::with_capacity(rows.len());
         for batch in PackedTokens::batches(&rows, batch_tokens) {
@@ -95,7 +95,7 @@ impl Bert {
         &self,
         tokenizer: &Tokenizer,
         texts: &[T],
-    ) -> Result<Vec<Vec<u32>>, BertError> {
+    ) -> Result<Vec<Vec<u32>>, EncoderError> {
         let most = self.config().max_tokens();
         let most = tokenizer
             .max_length()
