@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::excerpt::listed;
 use crate::ml::formats::FormatError;
 use crate::ml::formats::hugging_face::{
-    EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder,
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
 };
-use crate::ml::models::encoder::{self, Encoder, EncoderClassifier, PackedTokens};
+use crate::ml::models::encoder::{
+    self, Encoder, EncoderClassifier, PackedTokens, SentenceEmbedding,
+};
 use crate::ml::tokenizer::Tokenizer;
 
 /// The artifact kind of encoders.
@@ -62,16 +64,25 @@ impl TextEncoder {
         texts: &[String],
         batch_tokens: usize,
     ) -> Result<Vec<Vec<f32>>, EncoderError> {
-        let sentence = self.checkpoint.sentence.unwrap_or_default();
-        let embeddings = self
-            .encoder
-            .embed_texts(&self.tokenizer, sentence, texts, batch_tokens);
+        let embeddings =
+            self.encoder
+                .embed_texts(&self.tokenizer, &self.sentence(), texts, batch_tokens);
         Ok(embeddings?)
+    }
+
+    /// Returns how many numbers an embedding has.
+    pub fn dimension(&self) -> Result<usize, EncoderError> {
+        let hidden_size = self.checkpoint.config.hidden_size;
+        Ok(self.sentence().dimension(hidden_size)?)
+    }
+
+    fn sentence(&self) -> SentenceEmbedding {
+        self.checkpoint.sentence.clone().unwrap_or_default()
     }
 
     /// Reads an encoder from a folder.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
-        let checkpoint = load_encoder(folder, &[])?;
+        let checkpoint = load_encoder(folder, &EncoderOptions::default())?;
         Ok(Self {
             tokenizer: tokenizer(&checkpoint, folder)?,
             encoder: Encoder::new(&checkpoint.config, &checkpoint.weights, |_| false)?,

@@ -558,12 +558,11 @@ pub(super) mod tests {
         let [q, k, v] = [1, 2, 3].map(|counter| random(counter, &[78, 15]));
         let table = random(4, &[8, 3]);
         let run = |fused: bool, inputs: &[Tensor; 3]| {
-            gradients(inputs, |[a, b, table]| {
-                // Each of the three is a variable in one of two runs.
-                let (q, k, v) = (a, b, &v);
-                match fused {
-                    true => attention.apply_biased(q, k, v, table, &buckets),
-                    false => attention.naive(q, k, v, Some((table, &buckets))),
+            gradients(inputs, |[q, k, table]| {
+                if fused {
+                    attention.apply_biased(q, k, &v, table, &buckets)
+                } else {
+                    attention.naive(q, k, &v, Some((table, &buckets)))
                 }
             })
         };
@@ -573,13 +572,13 @@ pub(super) mod tests {
         }
         let [q, k, table] = inputs;
         let of_values = |fused: bool| {
-            gradients(
-                &[v.clone(), q.clone(), table.clone()],
-                |[v, q, table]| match fused {
-                    true => attention.apply_biased(q, &k, v, table, &buckets),
-                    false => attention.naive(q, &k, v, Some((table, &buckets))),
-                },
-            )
+            gradients(&[v.clone(), q.clone(), table.clone()], |[v, q, table]| {
+                if fused {
+                    attention.apply_biased(q, &k, v, table, &buckets)
+                } else {
+                    attention.naive(q, &k, v, Some((table, &buckets)))
+                }
+            })
         };
         for (fused, naive) in of_values(true).iter().zip(&of_values(false)) {
             assert_close(fused, naive, 1e-5);

@@ -210,11 +210,19 @@ mod tests {
     }
 
     fn trainer(micro_batch: usize, trains_encoder: bool) -> ClassifierTrainer {
+        trainer_of(&config(), micro_batch, trains_encoder)
+    }
+
+    fn trainer_of(
+        config: &EncoderConfig,
+        micro_batch: usize,
+        trains_encoder: bool,
+    ) -> ClassifierTrainer {
         let stream = Stream::new(3, "test");
         let mut weights = Weights::new();
-        for (index, (name, shape)) in config().tensors().enumerate() {
+        for (index, (name, shape)) in config.tensors().enumerate() {
             let mut draws = stream.at(index as u64);
-            let norm = name.contains("LayerNorm.weight");
+            let norm = shape.len() == 1 && name.ends_with(".weight");
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| {
                     if norm {
@@ -227,9 +235,9 @@ mod tests {
             weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
         }
         let head = ClassifierHead::mean(2);
-        weights.extend(head.init(&config(), &stream, &Device::Cpu).unwrap());
+        weights.extend(head.init(config, &stream, &Device::Cpu).unwrap());
         let trainable = |name: &str| trains_encoder || ClassifierHead::is_part(name);
-        let classifier = EncoderClassifier::new(&config(), &head, &weights, trainable).unwrap();
+        let classifier = EncoderClassifier::new(config, &head, &weights, trainable).unwrap();
         let rows = rows();
         let options = ClassifierOptions {
             batch_size: 8,
@@ -256,18 +264,32 @@ mod tests {
 
     #[test]
     fn a_classifier_learns_and_every_trained_weight_moves() {
-        let mut trainer = trainer(8, true);
-        let before = parameters(&mut trainer).unwrap();
-        let first = trainer.step(0).unwrap().metrics["loss"];
-        let reports: Vec<_> = (1..30).map(|step| trainer.step(step).unwrap()).collect();
-        let last = &reports[28].metrics;
-        assert!(
-            last["loss"] < 0.2 * first && last["accuracy"] == 1.0,
-            "{first} {last:?}"
-        );
-        for (name, tensor) in parameters(&mut trainer).unwrap() {
-            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_ne!(values(&tensor), values(&before[&name]), "{name}");
+        let distilbert = EncoderConfig {
+            family: Family::of("distilbert").unwrap(),
+            token_types: None,
+            ..config()
+        };
+        let mpnet = EncoderConfig {
+            family: Family::of("mpnet").unwrap(),
+            positions: Positions::AfterPadding(1),
+            distances: true,
+            ..distilbert.clone()
+        };
+        for config in [config(), distilbert, mpnet] {
+            let mut trainer = trainer_of(&config, 8, true);
+            let before = parameters(&mut trainer).unwrap();
+            let first = trainer.step(0).unwrap().metrics["loss"];
+            let reports: Vec<_> = (1..30).map(|step| trainer.step(step).unwrap()).collect();
+            let last = &reports[28].metrics;
+            assert!(
+                last["loss"] < 0.2 * first && last["accuracy"] == 1.0,
+                "{first} {last:?}"
+            );
+            for (name, tensor) in parameters(&mut trainer).unwrap() {
+                let values =
+                    |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_ne!(values(&tensor), values(&before[&name]), "{name}");
+            }
         }
     }
 

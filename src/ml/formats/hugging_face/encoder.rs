@@ -39,15 +39,30 @@ pub struct EncoderCheckpoint {
     pub sentence: Option<SentenceEmbedding>,
 }
 
+/// What is not as a folder says.
+#[derive(Debug, Clone, Default)]
+pub struct EncoderOptions {
+    /// Keys of `config.json` that are not looked at; every other one that is not known is an error.
+    pub ignored: Vec<String>,
+    /// The prompt of a folder of sentence-transformers that is put before texts, instead of its default.
+    pub prompt: Option<String>,
+}
+
 /// Loads an encoder of one of the families; heads in the folder are left out.
 ///
-/// A key of `config.json` that is not known is an error unless it is `ignored`: those are not looked at. In a folder of
-/// sentence-transformers, pooling, normalisation, the greatest length and lower case are as it says.
-pub fn load_encoder(folder: &Path, ignored: &[String]) -> Result<EncoderCheckpoint, FormatError> {
-    let Some(files) = read_sentence_files(folder)? else {
-        return load(folder, false, ignored);
+/// In a folder of sentence-transformers, prompt, pooling, layers, normalisation, the greatest length and lower case are
+/// as it says.
+pub fn load_encoder(
+    folder: &Path,
+    options: &EncoderOptions,
+) -> Result<EncoderCheckpoint, FormatError> {
+    let prompt = options.prompt.as_deref();
+    let Some(files) = read_sentence_files(folder, prompt)? else {
+        return load(folder, false, &options.ignored);
     };
-    let mut checkpoint = load(&files.encoder, false, ignored)?;
+    let mut checkpoint = load(&files.encoder, false, &options.ignored)?;
+    let dimension = files.embedding.dimension(checkpoint.config.hidden_size);
+    dimension.map_err(|error| FormatError::malformed(folder, error.to_string()))?;
     checkpoint.sentence = Some(files.embedding);
     if let Some(mut tokenizer) = checkpoint.tokenizer.take() {
         let path = files.encoder.join("tokenizer.json");
@@ -64,7 +79,7 @@ pub fn load_encoder(folder: &Path, ignored: &[String]) -> Result<EncoderCheckpoi
 
 /// Loads a classifier: `BertForSequenceClassification` and its like of the other families, or our own.
 ///
-/// Without its head the file is refused. `ignored` is as in [`load_encoder`].
+/// Without its head the file is refused. Keys of `config.json` that are `ignored` are not looked at.
 pub fn load_encoder_classifier(
     folder: &Path,
     ignored: &[String],
@@ -288,7 +303,7 @@ pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), Fo
             .save(folder)
             .map_err(FormatError::tokenizer(folder))?;
     }
-    if let Some(sentence) = encoder.sentence {
+    if let Some(sentence) = &encoder.sentence {
         write_sentence_files(folder, sentence, config.hidden_size)?;
     }
     Ok(())

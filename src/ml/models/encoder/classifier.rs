@@ -171,7 +171,7 @@ impl EncoderClassifier {
             Ok::<_, EncoderError>(add_bias(&linear(x, weight)?, bias)?)
         };
         let mut pooled = match self.shape.pooling {
-            Pooling::Mean => self.encoder.pooled(batch, SentencePooling::Mean)?,
+            Pooling::Mean => self.encoder.pooled(batch, &[SentencePooling::Mean], 0)?,
             Pooling::FirstToken => {
                 let hidden = self.encoder.forward(batch)?;
                 hidden.index_select(&batch.starts(hidden.device())?, 0)?

@@ -42,7 +42,7 @@ pub struct Family {
     pub(crate) head: HeadNames,
     /// What names of tensors begin with that are no part of the encoder, such as those of heads.
     pub(crate) beside: &'static [&'static str],
-    /// Reads a configuration; a key that neither it nor [`Keys::finish`] asks for is an error.
+    /// Reads a configuration; a key that neither it nor [`Keys::common`] asks for is an error.
     pub(crate) read: fn(&'static Family, &Keys<'_>) -> Result<EncoderConfig, FormatError>,
     /// Returns the keys of a configuration beside the sizes.
     pub(crate) write: fn(&EncoderConfig) -> Value,
@@ -96,7 +96,11 @@ impl Family {
     /// Reads a configuration.
     pub(crate) fn config(&'static self, keys: Keys<'_>) -> Result<EncoderConfig, FormatError> {
         let config = (self.read)(self, &keys)?;
-        keys.finish()?;
+        keys.common()?;
+        keys.finish(Some(
+            "this kind of encoder is not known to have it: if it changes nothing that is computed, name it in \
+             `ignore_config`",
+        ))?;
         Ok(config)
     }
 

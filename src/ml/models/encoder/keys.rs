@@ -1,4 +1,4 @@
-//! The keys of a `config.json`: each is used, known to change nothing, or refused.
+//! The keys of a configuration: each is used, known to change nothing, or refused.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -82,7 +82,7 @@ const WITHOUT_EFFECT: [&str; 65] = [
     "layerdrop",
 ];
 
-/// The object in a `config.json`, which notes what was asked of it.
+/// The object in a file, which notes what was asked of it.
 pub(crate) struct Keys<'a> {
     path: &'a Path,
     map: &'a Map<String, Value>,
@@ -99,12 +99,13 @@ impl<'a> Keys<'a> {
     }
 
     /// Returns what a key has; null is as good as absent.
-    fn get(&self, key: &'a str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &'a str) -> Option<&'a Value> {
         self.seen.borrow_mut().insert(key);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, key: &str, expected: &str, found: &Value) -> FormatError {
+    /// Says that a key has what it cannot have.
+    pub(crate) fn wrong(&self, key: &str, expected: &str, found: &Value) -> FormatError {
         FormatError::malformed(
             self.path,
             format!("key `{key}` is {found}, expected {expected}"),
@@ -193,10 +194,16 @@ impl<'a> Keys<'a> {
             .collect()
     }
 
-    /// Refuses what would make another model of any encoder, and every key that nobody asked for.
-    ///
-    /// A key that is not known may change what is computed, and nothing would show it.
-    pub(crate) fn finish(self) -> Result<(), FormatError> {
+    /// Reads true or false.
+    pub(crate) fn flag(&self, key: &'a str, default: bool) -> Result<bool, FormatError> {
+        self.get(key).map_or(Ok(default), |value| {
+            let flag = value.as_bool();
+            flag.ok_or_else(|| self.wrong(key, "true or false", value))
+        })
+    }
+
+    /// Refuses what would make another model of any encoder, and takes note of what changes none.
+    pub(crate) fn common(&self) -> Result<(), FormatError> {
         for key in [
             "add_cross_attention",
             "is_decoder",
@@ -213,26 +220,31 @@ impl<'a> Keys<'a> {
         ] {
             self.only(key, &Value::Null)?;
         }
-        for (key, nothing) in [
+        for (key, accepted) in [
             ("pruned_heads", json!({})),
             ("classifier_pooling", json!("mean")),
         ] {
-            self.only(key, &nothing)?;
+            self.only(key, &accepted)?;
         }
         self.ignore(&["model_type"]);
         self.ignore(&WITHOUT_EFFECT);
+        Ok(())
+    }
+
+    /// Refuses every key that nobody asked for: it may change what is computed, and nothing would show it.
+    ///
+    /// Without a hint the message lists the keys that are known.
+    pub(crate) fn finish(self, hint: Option<&str>) -> Result<(), FormatError> {
         let seen = self.seen.into_inner();
         let unknown = self
             .map
             .iter()
             .find(|(key, _)| !seen.contains(key.as_str()));
         unknown.map_or(Ok(()), |(key, value)| {
-            Err(FormatError::unsupported(
-                self.path,
-                format!("`{key}`: {value}"),
-                "this kind of encoder is not known to have the key: if it changes nothing that is computed, name it \
-                 in `ignore_config`",
-            ))
+            let what = format!("the key `{key}` ({value})");
+            let known = || format!("{} are", Vec::from_iter(seen).join(", "));
+            let hint = hint.map_or_else(known, str::to_owned);
+            Err(FormatError::unsupported(self.path, what, &hint))
         })
     }
 }

@@ -19,6 +19,8 @@ mod packed;
 mod parity_tests;
 mod sentence;
 #[cfg(test)]
+mod sentence_tests;
+#[cfg(test)]
 mod tests;
 
 use candle_core::{Device, Tensor, Var};
@@ -28,7 +30,7 @@ pub use classifier::{ClassifierHead, EncoderClassifier, Pooling};
 pub use description::{EncoderConfig, Part, Positions};
 pub use families::Family;
 pub use packed::PackedTokens;
-pub use sentence::{SentenceEmbedding, SentencePooling};
+pub use sentence::{Dense, Prompt, SentenceEmbedding, SentencePooling, SentenceStep};
 
 use crate::ml::kernels::layer_norm::layer_norm;
 use crate::ml::kernels::linear::linear;
@@ -73,6 +75,15 @@ pub enum EncoderError {
         tokens: usize,
         /// The greatest length.
         limit: usize,
+    },
+
+    /// A row has no token after its prompt.
+    #[error("row {row} has no token after the {skipped} of the prompt, which are not pooled")]
+    NothingToPool {
+        /// Index of the row.
+        row: usize,
+        /// Tokens of the prompt.
+        skipped: usize,
     },
 
     /// An id is outside the vocabulary.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ml::formats::hugging_face::{
-    EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder,
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
 };
 use crate::ml::formats::safetensors::save_safetensors;
 use crate::ml::kernels::sums;
@@ -42,7 +42,7 @@ pub(super) fn rows(recorded: &Value) -> Vec<Vec<u32>> {
 
 fn encoder(recorded: &Value) -> Encoder {
     let folder = folder(&recorded["config"], &recorded["tensors"]);
-    let read = load_encoder(folder.path(), &[]).unwrap();
+    let read = load_encoder(folder.path(), &EncoderOptions::default()).unwrap();
     Encoder::new(&read.config, &read.weights, |_| false).unwrap()
 }
 
@@ -172,7 +172,7 @@ fn saved_encoders_and_classifiers_are_read_back() {
         ] {
             let folder = folder(&about[config], &about[tensors]);
             let read = |folder: &TempDir| match config {
-                "config" => load_encoder(folder.path(), &[]).unwrap(),
+                "config" => load_encoder(folder.path(), &EncoderOptions::default()).unwrap(),
                 _ => load_encoder_classifier(folder.path(), &[]).unwrap(),
             };
             let first = read(&folder);
@@ -202,14 +202,16 @@ fn a_key_that_is_not_known_or_asks_for_something_else_is_an_error() {
             config[key] = value.clone();
         }
         let folder = folder(&config, &about["tensors"]);
-        let error = load_encoder(folder.path(), &[]).unwrap_err().to_string();
+        let error = load_encoder(folder.path(), &EncoderOptions::default())
+            .unwrap_err()
+            .to_string();
         error.replace(&*folder.path().to_string_lossy(), "DIR")
     };
     for name in RECORDED {
         assert_eq!(
             error(name, json!({ "use_alibi": true })),
-            "DIR/config.json: `use_alibi`: true is not supported; this kind of encoder is not known to have the key: \
-             if it changes nothing that is computed, name it in `ignore_config`"
+            "DIR/config.json: the key `use_alibi` (true) is not supported; this kind of encoder is not known to have \
+             it: if it changes nothing that is computed, name it in `ignore_config`"
         );
         for (key, value) in [
             ("is_decoder", json!(true)),
@@ -254,11 +256,17 @@ fn keys_that_are_to_be_ignored_are_not_looked_at() {
     config["use_alibi"] = json!(true);
     config["layer_norm_eps"] = json!("none");
     let folder = folder(&config, &about["tensors"]);
-    let ignored = ["use_alibi", "layer_norm_eps"].map(str::to_owned);
-    let read = load_encoder(folder.path(), &ignored).unwrap();
+    let read = |ignored: &[&str]| {
+        let options = EncoderOptions {
+            ignored: ignored.iter().map(|key| (*key).to_owned()).collect(),
+            prompt: None,
+        };
+        load_encoder(folder.path(), &options)
+    };
     // As if they were not there.
-    assert_eq!(read.config.layer_norm_eps, 1e-12);
-    assert!(load_encoder(folder.path(), &ignored[..1]).is_err());
+    let config = read(&["use_alibi", "layer_norm_eps"]).unwrap().config;
+    assert_eq!(config.layer_norm_eps, 1e-12);
+    assert!(read(&["use_alibi"]).is_err());
 }
 
 #[test]
@@ -270,7 +278,9 @@ fn tensors_must_be_there_have_their_shapes_and_be_all() {
         let whole = parameters(&about["tensors"]);
         let error = |weights: &Weights| {
             save_safetensors(&path, weights).unwrap();
-            load_encoder(folder.path(), &[]).unwrap_err().to_string()
+            load_encoder(folder.path(), &EncoderOptions::default())
+                .unwrap_err()
+                .to_string()
         };
         for tensor in whole.keys().filter(|name| !name.starts_with("pooler.")) {
             let mut weights = whole.clone();
@@ -309,7 +319,7 @@ fn padding_within_a_row_has_its_own_position_and_no_gradient() {
     for (name, of_positions) in [("bert", false), ("roberta", true), ("mpnet", true)] {
         let (about, _) = recorded(name);
         let folder = folder(&about["config"], &about["tensors"]);
-        let read = load_encoder(folder.path(), &[]).unwrap();
+        let read = load_encoder(folder.path(), &EncoderOptions::default()).unwrap();
         let padding = read.config.padding_id.unwrap();
         let encoder = Encoder::new(&read.config, &read.weights, |_| true).unwrap();
         let frozen = Encoder::new(&read.config, &read.weights, |_| false).unwrap();

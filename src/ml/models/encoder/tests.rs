@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ml::formats::hugging_face::{
-    EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder,
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
 };
 use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use crate::random::Stream;
@@ -57,7 +57,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
 }
 
 fn classifier(name: &str) -> (EncoderClassifier, Weights) {
-    let checkpoint = load_encoder(&fixture(name), &[]).unwrap();
+    let checkpoint = load_encoder(&fixture(name), &EncoderOptions::default()).unwrap();
     let expected = load_safetensors(&fixture(name).join("expected.safetensors")).unwrap();
     let mut weights = checkpoint.weights;
     for part in ["weight", "bias"] {
@@ -83,7 +83,7 @@ fn values_are_those_of_transformers() {
         let hidden = encoder.forward(&batch()).unwrap();
         assert_close(&hidden, &expected["hidden"], "hidden state");
         let embeddings = encoder
-            .embed(&batch(), SentenceEmbedding::default())
+            .embed(&batch(), &SentenceEmbedding::default(), 0)
             .unwrap();
         assert_close(&embeddings, &expected["embeddings"], "embedding");
         let logits = classifier.logits(&batch()).unwrap();
@@ -156,7 +156,7 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
         .collect();
     let together = classifier
         .encoder()
-        .embed(&PackedTokens::new(&rows), SentenceEmbedding::default())
+        .embed(&PackedTokens::new(&rows), &SentenceEmbedding::default(), 0)
         .unwrap();
     let together = together.to_vec2::<f32>().unwrap();
     for tokens in [1, 13, 60] {
@@ -164,7 +164,7 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
         for batch in PackedTokens::batches(&rows, tokens) {
             let embedded = classifier
                 .encoder()
-                .embed(&batch, SentenceEmbedding::default())
+                .embed(&batch, &SentenceEmbedding::default(), 0)
                 .unwrap();
             embeddings.extend(embedded.to_vec2::<f32>().unwrap());
         }
@@ -275,7 +275,7 @@ fn a_classifier_without_its_head_is_refused() {
         "{error}"
     );
     // The encoder itself is there.
-    load_encoder(folder.path(), &[]).unwrap();
+    load_encoder(folder.path(), &EncoderOptions::default()).unwrap();
 }
 
 /// A folder of sentence-transformers around the fixture, with a tokenizer of words.
@@ -411,13 +411,17 @@ fn folders_of_sentence_transformers_embed_as_they_say() {
     ] {
         let folder = sentence_folder(pooling, unit_length, &transformer);
         let copy = tempfile::tempdir().unwrap();
-        save_encoder(copy.path(), &load_encoder(folder.path(), &[]).unwrap()).unwrap();
+        save_encoder(
+            copy.path(),
+            &load_encoder(folder.path(), &EncoderOptions::default()).unwrap(),
+        )
+        .unwrap();
         for folder in [folder.path(), copy.path()] {
-            let read = load_encoder(folder, &[]).unwrap();
+            let read = load_encoder(folder, &EncoderOptions::default()).unwrap();
             let encoder = Encoder::new(&read.config, &read.weights, |_| false).unwrap();
             let (tokenizer, sentence) = (read.tokenizer.unwrap(), read.sentence.unwrap());
             let found = encoder
-                .embed_texts(&tokenizer, sentence, &texts, 100)
+                .embed_texts(&tokenizer, &sentence, &texts, 100)
                 .unwrap();
             for (found, expected) in found.iter().zip(expected) {
                 let ends = [found[0], found[found.len() - 1]];
@@ -429,58 +433,6 @@ fn folders_of_sentence_transformers_embed_as_they_say() {
             }
         }
     }
-}
-
-#[test]
-fn what_sentence_transformers_do_beyond_that_is_refused() {
-    let error = |pooling: &str, file: &str, content: Value| {
-        let folder = sentence_folder(pooling, true, &json!({}));
-        if !content.is_null() {
-            fs_err::write(folder.path().join(file), content.to_string()).unwrap();
-        }
-        let error = load_encoder(folder.path(), &[]).unwrap_err().to_string();
-        error.replace(&*folder.path().to_string_lossy(), "DIR")
-    };
-    let dense = json!([
-        { "type": "sentence_transformers.models.Transformer", "path": "" },
-        { "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" },
-        { "type": "sentence_transformers.models.Dense", "path": "2_Dense" },
-    ]);
-    assert_eq!(
-        error("mean", "modules.json", dense),
-        "DIR/modules.json: the module `sentence_transformers.models.Dense` is not supported; a \
-         Transformer, a Pooling and perhaps a Normalize are, in this order; embed with \
-         sentence-transformers in a stage of kind `command`"
-    );
-    assert_eq!(
-        error("sqrt", "", Value::Null),
-        "DIR/1_Pooling/config.json: `pooling_mode_mean_sqrt_len_tokens`: true is not supported"
-    );
-    let both = json!({ "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true });
-    assert_eq!(
-        error("mean", "1_Pooling/config.json", both),
-        "DIR/1_Pooling/config.json: pooling by cls and mean is not supported; one of mean, cls and \
-         max is"
-    );
-    let prompt = json!({ "prompts": { "query": "query: " }, "default_prompt_name": "query" });
-    assert_eq!(
-        error("mean", "config_sentence_transformers.json", prompt),
-        "DIR/config_sentence_transformers.json: `default_prompt_name`: \"query\", a prompt before \
-         every text, is not supported; set it to null and put the prompt into the texts"
-    );
-    assert_eq!(
-        error(
-            "mean",
-            "sentence_bert_config.json",
-            json!({ "processing_kwargs": { "text": {} } })
-        ),
-        "DIR/sentence_bert_config.json: `processing_kwargs`: {\"text\":{}} is not supported"
-    );
-    let away = json!([{ "type": "sentence_transformers.models.Transformer", "path": "../x" }]);
-    assert_eq!(
-        error("mean", "modules.json", away),
-        "DIR/modules.json: module path `../x` leaves the folder"
-    );
 }
 
 #[test]
@@ -518,7 +470,7 @@ fn the_real_minilm_gives_recorded_similarities() {
         println!("skipped: FLOWGRAPH_TEST_MINILM is not set");
         return;
     };
-    let loaded = load_encoder(Path::new(&folder), &[]).unwrap();
+    let loaded = load_encoder(Path::new(&folder), &EncoderOptions::default()).unwrap();
     let encoder = Encoder::new(&loaded.config, &loaded.weights, |_| false).unwrap();
     let tokenizer = loaded.tokenizer.unwrap();
     let texts = [
@@ -531,7 +483,7 @@ fn the_real_minilm_gives_recorded_similarities() {
         [[101, 2129, 2323, 1045, 3573, 4157, 13435, 1029, 102]]
     );
     let embeddings = encoder
-        .embed_texts(&tokenizer, SentenceEmbedding::default(), &texts, 1000)
+        .embed_texts(&tokenizer, &SentenceEmbedding::default(), &texts, 1000)
         .unwrap();
     let cosine = |a: usize, b: usize| -> f32 {
         let pairs = embeddings[a].iter().zip(&embeddings[b]);
