@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
@@ -279,11 +280,27 @@ impl TensorSource for Source {
 
 /// Writes an encoder or classifier so that [`load_encoder`] and [`load_encoder_classifier`] can read it.
 ///
-/// `transformers` can open the encoder, and a classifier with its family's head unless that is BERT's.
+/// `transformers` can open the encoder, and a classifier with the head of a family that prefixes names.
 pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), FormatError> {
     let config = &encoder.config;
-    let mut document = config.family.document(config);
+    let family = config.family;
+    let mut document = family.document(config);
+    let mut weights = encoder.weights.clone();
     if let Some(head) = &encoder.head {
+        if family.prefixes {
+            let named = |(name, tensor): (String, Tensor)| {
+                if ClassifierHead::is_part(&name) {
+                    (name, tensor)
+                } else {
+                    (format!("{}{name}", family.prefix), tensor)
+                }
+            };
+            weights = weights.into_iter().map(named).collect();
+        }
+        if family.prefixes && head.dense.is_some() {
+            let class = family.class.replace("Model", "ForSequenceClassification");
+            document["architectures"] = json!([class]);
+        }
         if head.pooling == Pooling::Mean {
             document[MEAN_HEAD] = json!("mean");
         }
@@ -296,7 +313,7 @@ pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), Fo
         }
     }
     fs_err::create_dir_all(folder)?;
-    save_safetensors(&folder.join("model.safetensors"), &encoder.weights)?;
+    save_safetensors(&folder.join("model.safetensors"), &weights)?;
     write_json(&folder.join("config.json"), &document)?;
     if let Some(tokenizer) = &encoder.tokenizer {
         tokenizer

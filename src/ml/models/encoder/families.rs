@@ -32,6 +32,9 @@ pub struct Family {
     pub(crate) class: &'static str,
     /// What stands before names of tensors in files with a head.
     pub(crate) prefix: &'static str,
+    /// Whether classifiers are written with the prefix, as `transformers` wants them; those of the oldest families here
+    /// are not, as files from before have none.
+    pub(crate) prefixes: bool,
     /// What stands before the number of a block.
     pub(crate) blocks: &'static str,
     /// The name of a part, within its block if it is one of a block.

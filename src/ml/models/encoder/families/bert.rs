@@ -12,6 +12,7 @@ pub(super) const BERT: Family = Family {
     model_type: "bert",
     class: "BertModel",
     prefix: "bert.",
+    prefixes: false,
     blocks: "encoder.layer",
     name,
     keys: BERT_KEYS,

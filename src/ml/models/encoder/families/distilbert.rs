@@ -12,6 +12,7 @@ pub(super) const DISTILBERT: Family = Family {
     model_type: "distilbert",
     class: "DistilBertModel",
     prefix: "distilbert.",
+    prefixes: true,
     blocks: "transformer.layer",
     name,
     keys: SizeKeys {

@@ -14,6 +14,7 @@ pub(super) const MPNET: Family = Family {
     model_type: "mpnet",
     class: "MPNetModel",
     prefix: "mpnet.",
+    prefixes: true,
     blocks: "encoder.layer",
     name,
     keys: BERT_KEYS,
