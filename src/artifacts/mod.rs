@@ -11,7 +11,7 @@
 //! | `judgements` | `table.parquet`, `table.json` | which of two completions is better |
 //! | `replies` | `replies.jsonl` | raw replies of a judge by the digest of the request |
 //! | `embeddings` | `embeddings.safetensors` | one vector for each text |
-//! | `text_encoder`, `text_classifier` | the Hugging Face layout, `metrics.json` | a BERT encoder, without and with a head |
+//! | `text_encoder`, `text_classifier` | the Hugging Face layout, `metrics.json` | a text encoder, without and with a head |
 //! | `labelled_texts` | `table.parquet`, `table.json` | texts with a class each |
 //! | `curve` | `table.parquet`, `table.json` | metrics of a training, step by step, and how it ended |
 //! | `table`, `figure`, `metrics`, `file` | | results for people |

@@ -1,14 +1,16 @@
-//! Text encoders and text classifiers: the BERT family in the Hugging Face layout.
+//! Text encoders and text classifiers in the Hugging Face layout.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::excerpt::listed;
-use crate::ml::bert::{Bert, BertClassifier, BertError};
 use crate::ml::formats::FormatError;
 use crate::ml::formats::hugging_face::{
-    EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder,
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
+};
+use crate::ml::models::encoder::{
+    self, Encoder, EncoderClassifier, PackedTokens, SentenceEmbedding,
 };
 use crate::ml::tokenizer::Tokenizer;
 
@@ -25,7 +27,7 @@ pub enum EncoderError {
     Format(#[from] FormatError),
     /// The weights do not make an encoder, or a text cannot be encoded.
     #[error(transparent)]
-    Encoder(#[from] BertError),
+    Encoder(#[from] encoder::EncoderError),
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -52,7 +54,7 @@ pub struct TextEncoder {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The encoder.
-    pub encoder: Bert,
+    pub encoder: Encoder,
 }
 
 impl TextEncoder {
@@ -62,19 +64,28 @@ impl TextEncoder {
         texts: &[String],
         batch_tokens: usize,
     ) -> Result<Vec<Vec<f32>>, EncoderError> {
-        let sentence = self.checkpoint.sentence.unwrap_or_default();
-        let embeddings = self
-            .encoder
-            .embed_texts(&self.tokenizer, sentence, texts, batch_tokens);
+        let embeddings =
+            self.encoder
+                .embed_texts(&self.tokenizer, &self.sentence(), texts, batch_tokens);
         Ok(embeddings?)
+    }
+
+    /// Returns how many numbers an embedding has.
+    pub fn dimension(&self) -> Result<usize, EncoderError> {
+        let hidden_size = self.checkpoint.config.hidden_size;
+        Ok(self.sentence().dimension(hidden_size)?)
+    }
+
+    fn sentence(&self) -> SentenceEmbedding {
+        self.checkpoint.sentence.clone().unwrap_or_default()
     }
 
     /// Reads an encoder from a folder.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
-        let checkpoint = load_encoder(folder)?;
+        let checkpoint = load_encoder(folder, &EncoderOptions::default())?;
         Ok(Self {
             tokenizer: tokenizer(&checkpoint, folder)?,
-            encoder: Bert::new(&checkpoint.config, &checkpoint.weights, |_| false)?,
+            encoder: Encoder::new(&checkpoint.config, &checkpoint.weights, |_| false)?,
             checkpoint,
         })
     }
@@ -102,18 +113,18 @@ pub struct TextClassifier {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// Encoder and head.
-    pub classifier: BertClassifier,
+    pub classifier: EncoderClassifier,
 }
 
 impl TextClassifier {
     /// Reads a classifier from a folder; the head's weights must really be there.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
-        let checkpoint = load_encoder_classifier(folder)?;
+        let checkpoint = load_encoder_classifier(folder, &[])?;
         let head = checkpoint.head.as_ref().ok_or_else(|| {
             FormatError::malformed(folder, "it has no classification head".to_owned())
         })?;
         let classifier =
-            BertClassifier::new(&checkpoint.config, head, &checkpoint.weights, |_| false)?;
+            EncoderClassifier::new(&checkpoint.config, head, &checkpoint.weights, |_| false)?;
         let labels = if checkpoint.labels.is_empty() {
             (0..head.classes)
                 .map(|class| format!("LABEL_{class}"))
@@ -151,16 +162,16 @@ impl TextClassifier {
 
 /// Returns the logits of each text under a classifier that may be in training.
 pub fn logits(
-    classifier: &BertClassifier,
+    classifier: &EncoderClassifier,
     tokenizer: &Tokenizer,
     texts: &[String],
     batch_tokens: usize,
 ) -> Result<Vec<Vec<f32>>, EncoderError> {
-    let rows = classifier.bert().encode_texts(tokenizer, texts)?;
+    let rows = classifier.encoder().encode_texts(tokenizer, texts)?;
     let mut logits = Vec::with_capacity(rows.len());
-    for batch in crate::ml::bert::PackedTokens::batches(&rows, batch_tokens) {
+    for batch in PackedTokens::batches(&rows, batch_tokens) {
         let found = classifier.logits(&batch)?.to_vec2::<f32>();
-        logits.extend(found.map_err(BertError::from)?);
+        logits.extend(found.map_err(encoder::EncoderError::from)?);
     }
     Ok(logits)
 }

@@ -13,8 +13,9 @@ use crate::artifacts::text_encoder::{TEXT_ENCODER, TextEncoder};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
-/// Embeds completions with a sentence encoder: by the pooling and normalisation that a folder of sentence-transformers
-/// states, otherwise by the mean of its last hidden states, of unit length.
+/// Embeds completions with a sentence encoder: with the prompt, by the pooling, through the layers and with the
+/// normalisation that a folder of sentence-transformers states, otherwise by the mean of its last hidden states, of unit
+/// length.
 ///
 /// Texts are cut to what the encoder takes.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -34,7 +35,7 @@ fn batch_tokens() -> usize {
 
 impl Kind for EmbedSentences {
     const NAME: &'static str = "embed_sentences";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{}";
 
     fn ports(&self) -> Vec<Port> {
@@ -63,7 +64,7 @@ impl Kind for EmbedSentences {
         let encoder = TextEncoder::load(&ctx.input("encoder")?.path)?;
         let mut texts = texts(ctx.input("texts")?)?;
         texts.truncate(self.limit.unwrap_or(usize::MAX));
-        let dimension = encoder.checkpoint.config.hidden_size;
+        let dimension = encoder.dimension()?;
         let part = passes::texts_at_once(&texts);
         let vectors = ctx.pass("texts", &texts, part, |texts| {
             encoder.embed(texts, self.batch_tokens)

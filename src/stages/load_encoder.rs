@@ -9,14 +9,15 @@ use crate::artifacts::text_encoder::{
 };
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::ml::formats::hugging_face::{load_encoder, load_encoder_classifier};
+use crate::ml::formats::hugging_face::{EncoderOptions, load_encoder, load_encoder_classifier};
 use crate::sources::{Sha256, Source};
 
-/// Loads an encoder of the BERT family: a sentence encoder such as MiniLM, or a classifier with its head.
+/// Loads a text encoder (BERT, RoBERTa, XLM-RoBERTa, MPNet, DistilBERT): a sentence encoder such as MiniLM, or a
+/// classifier with its head.
 ///
-/// With `modules.json` of sentence-transformers among the files, pooling (mean, cls or max), normalisation, greatest
-/// length and lower case are as they say; modules such as Dense and default prompts are refused. Without it, texts are
-/// embedded by their mean at unit length.
+/// With `modules.json` of sentence-transformers among the files, prompts, pooling, dense layers, normalisation, greatest
+/// length and lower case are as they say. Without it, texts are embedded by their mean at unit length. A module, key or
+/// value that is not known is an error.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadEncoder {
@@ -33,6 +34,14 @@ pub struct LoadEncoder {
     /// Whether the files hold a classification head, which is loaded too.
     #[serde(default)]
     head: bool,
+    /// Keys of `config.json` that are not looked at; every other one that is not known is an error, as it may change
+    /// what is computed.
+    #[serde(default)]
+    ignore_config: Vec<String>,
+    /// The prompt of `config_sentence_transformers.json` that is put before every text, by its name, instead of the
+    /// file's `default_prompt_name`.
+    #[serde(default)]
+    prompt: Option<String>,
 }
 
 impl LoadEncoder {
@@ -47,7 +56,7 @@ impl LoadEncoder {
 
 impl Kind for LoadEncoder {
     const NAME: &'static str = "load_encoder";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ source: models/all-MiniLM-L6-v2 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -69,6 +78,12 @@ impl Kind for LoadEncoder {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         self.given().validate(&mut problems);
+        if self.head && self.prompt.is_some() {
+            problems.push(Problem::new(
+                "prompt",
+                "a prompt is for embeddings; an encoder with its head makes none",
+            ));
+        }
         problems
     }
 
@@ -80,11 +95,19 @@ impl Kind for LoadEncoder {
         }
         if self.head {
             let output = ctx.output("classifier")?;
-            save(&output, &load_encoder_classifier(&path)?, None)?;
+            save(
+                &output,
+                &load_encoder_classifier(&path, &self.ignore_config)?,
+                None,
+            )?;
             TextClassifier::load(&output)?;
         } else {
             let output = ctx.output("encoder")?;
-            save(&output, &load_encoder(&path)?, None)?;
+            let options = EncoderOptions {
+                ignored: self.ignore_config.clone(),
+                prompt: self.prompt.clone(),
+            };
+            save(&output, &load_encoder(&path, &options)?, None)?;
             TextEncoder::load(&output)?;
         }
         Ok(())

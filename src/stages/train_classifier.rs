@@ -16,8 +16,8 @@ use crate::artifacts::text_encoder::{
 };
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Continuation, Kind, Output, Port, Problem, StageError};
-use crate::ml::bert::{BertClassifier, ClassifierHead};
 use crate::ml::formats::hugging_face::EncoderCheckpoint;
+use crate::ml::models::encoder::{ClassifierHead, EncoderClassifier};
 use crate::ml::trainer::classifier::{
     ClassifiedTokens, ClassifierOptions, ClassifierTrainer, balanced_weights,
 };
@@ -67,7 +67,7 @@ const BATCH_TOKENS: usize = 4096;
 
 impl Kind for TrainClassifier {
     const NAME: &'static str = "train_classifier";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         "{ steps: 300, batch_size: 32, optimizer: { lr: 5e-5 }, balanced: true, seed: 1 }";
 
@@ -146,9 +146,9 @@ impl Kind for TrainClassifier {
         let stream = Stream::new(self.seed, "train_classifier");
         let head = ClassifierHead::mean(labels.len());
         let mut weights = checkpoint.weights.clone();
-        weights.extend(head.init(checkpoint.config.hidden_size, &stream, &Device::Cpu)?);
-        let classifier = BertClassifier::new(&checkpoint.config, &head, &weights, |name| {
-            self.train == Trained::All || name.starts_with("classifier.")
+        weights.extend(head.init(&checkpoint.config, &stream, &Device::Cpu)?);
+        let classifier = EncoderClassifier::new(&checkpoint.config, &head, &weights, |name| {
+            self.train == Trained::All || ClassifierHead::is_part(name)
         })?;
         let options = ClassifierOptions {
             batch_size: self.batch_size,

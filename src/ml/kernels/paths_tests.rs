@@ -12,7 +12,7 @@ use super::pointwise::{exp, gelu};
 use super::rms_norm::rms_norm;
 use super::rope::Rope;
 use super::simd::Path;
-use super::span_attention::SpanAttention;
+use super::span_attention::{DistanceBuckets, SpanAttention};
 use super::sums::add_bias;
 use super::swiglu::swiglu;
 use super::token_log_probs::token_log_probs;
@@ -229,5 +229,11 @@ fn operations_and_their_gradients_have_the_same_bits_on_every_path() {
     };
     assert_same_on_all_paths("span attention", &[&[77, 40], &[77, 40], &[77, 40]], |t| {
         spans.apply(t[0], t[1], t[2])
+    });
+    let buckets = DistanceBuckets::new(37, |distance| (distance.rem_euclid(5)) as u32);
+    let (k, v) = (normal("k", 77 * 40), normal("v", 77 * 40));
+    let [k, v] = [k, v].map(|values| Tensor::from_vec(values, (77, 40), &Device::Cpu).unwrap());
+    assert_same_on_all_paths("biased attention", &[&[77, 40], &[5, 4]], |t| {
+        spans.apply_biased(t[0], &(&k * 0.5)?, &v, t[1], &buckets)
     });
 }

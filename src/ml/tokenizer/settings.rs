@@ -116,6 +116,7 @@ impl Settings {
             match model_type {
                 Some("llama") => "LlamaTokenizer",
                 Some("bert") => "BertTokenizer",
+                Some("distilbert") => "DistilBertTokenizer",
                 _ => "PreTrainedTokenizer",
             }
             .to_owned()

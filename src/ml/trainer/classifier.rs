@@ -1,12 +1,12 @@
-//! Training of text classifiers: cross-entropy on encoders of the BERT family.
+//! Training of text classifiers: cross-entropy on encoders with a head.
 
 use candle_core::{D, Tensor};
 
 use super::batches::Epochs;
 use super::{Cancel, StepReport, TrainError, Trainer};
-use crate::ml::bert::{BertClassifier, PackedTokens};
 use crate::ml::kernels::pointwise::log_softmax;
 use crate::ml::kernels::sums;
+use crate::ml::models::encoder::{EncoderClassifier, PackedTokens};
 use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
 use crate::ml::schedule::Schedule;
 use crate::random::Stream;
@@ -56,7 +56,7 @@ pub fn balanced_weights(rows: &[ClassifiedTokens], classes: usize) -> Vec<f64> {
 
 /// Training of an encoder with a classification head.
 pub struct ClassifierTrainer {
-    classifier: BertClassifier,
+    classifier: EncoderClassifier,
     rows: Vec<ClassifiedTokens>,
     options: ClassifierOptions,
     optimizer: AdamW,
@@ -68,7 +68,7 @@ pub struct ClassifierTrainer {
 impl ClassifierTrainer {
     /// Prepares a training on `rows`.
     pub fn new(
-        classifier: BertClassifier,
+        classifier: EncoderClassifier,
         rows: Vec<ClassifiedTokens>,
         options: ClassifierOptions,
         stream: &Stream,
@@ -83,11 +83,11 @@ impl ClassifierTrainer {
             learning_rate: LearningRate::Multiple(1.0),
             weight_decay: options.weight_decay,
         };
-        let config = classifier.bert().config();
+        let config = classifier.encoder().config();
         let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
         let matrices = config.num_layers as f64 * (4.0 * hidden * hidden + 2.0 * hidden * inner);
         // Forward 2 a weight; backward as much for the inputs, and again for trained weights.
-        let passes = if classifier.bert().trainable().is_empty() {
+        let passes = if classifier.encoder().trainable().is_empty() {
             2.0
         } else {
             6.0
@@ -104,7 +104,7 @@ impl ClassifierTrainer {
     }
 
     /// Returns the classifier in training.
-    pub fn classifier(&self) -> &BertClassifier {
+    pub fn classifier(&self) -> &EncoderClassifier {
         &self.classifier
     }
 }
@@ -173,22 +173,30 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::ml::bert::{BertConfig, ClassifierHead};
+    use crate::ml::models::encoder::{
+        Activation, ClassifierHead, EncoderConfig, Family, Positions,
+    };
     use crate::ml::parameters::Weights;
     use crate::ml::schedule::Decay;
     use crate::ml::trainer::parameters;
 
-    const CONFIG: BertConfig = BertConfig {
-        vocab_size: 12,
-        hidden_size: 8,
-        intermediate_size: 16,
-        num_layers: 1,
-        num_heads: 2,
-        max_position_embeddings: 8,
-        first_position: 0,
-        type_vocab_size: 1,
-        layer_norm_eps: 1e-12,
-    };
+    fn config() -> EncoderConfig {
+        EncoderConfig {
+            family: Family::of("bert").unwrap(),
+            vocab_size: 12,
+            hidden_size: 8,
+            intermediate_size: 16,
+            num_layers: 1,
+            num_heads: 2,
+            max_position_embeddings: 8,
+            positions: Positions::FromZero,
+            token_types: Some(1),
+            padding_id: None,
+            distances: false,
+            activation: Activation::Gelu,
+            layer_norm_eps: 1e-12,
+        }
+    }
 
     fn rows() -> Vec<ClassifiedTokens> {
         // The class is whether token 5 occurs.
@@ -202,11 +210,19 @@ mod tests {
     }
 
     fn trainer(micro_batch: usize, trains_encoder: bool) -> ClassifierTrainer {
+        trainer_of(&config(), micro_batch, trains_encoder)
+    }
+
+    fn trainer_of(
+        config: &EncoderConfig,
+        micro_batch: usize,
+        trains_encoder: bool,
+    ) -> ClassifierTrainer {
         let stream = Stream::new(3, "test");
         let mut weights = Weights::new();
-        for (index, (name, shape)) in CONFIG.tensors().enumerate() {
+        for (index, (name, shape)) in config.tensors().enumerate() {
             let mut draws = stream.at(index as u64);
-            let norm = name.contains("LayerNorm.weight");
+            let norm = shape.len() == 1 && name.ends_with(".weight");
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| {
                     if norm {
@@ -219,9 +235,9 @@ mod tests {
             weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
         }
         let head = ClassifierHead::mean(2);
-        weights.extend(head.init(8, &stream, &Device::Cpu).unwrap());
-        let trainable = |name: &str| trains_encoder || name.starts_with("classifier.");
-        let classifier = BertClassifier::new(&CONFIG, &head, &weights, trainable).unwrap();
+        weights.extend(head.init(config, &stream, &Device::Cpu).unwrap());
+        let trainable = |name: &str| trains_encoder || ClassifierHead::is_part(name);
+        let classifier = EncoderClassifier::new(config, &head, &weights, trainable).unwrap();
         let rows = rows();
         let options = ClassifierOptions {
             batch_size: 8,
@@ -248,18 +264,32 @@ mod tests {
 
     #[test]
     fn a_classifier_learns_and_every_trained_weight_moves() {
-        let mut trainer = trainer(8, true);
-        let before = parameters(&mut trainer).unwrap();
-        let first = trainer.step(0).unwrap().metrics["loss"];
-        let reports: Vec<_> = (1..30).map(|step| trainer.step(step).unwrap()).collect();
-        let last = &reports[28].metrics;
-        assert!(
-            last["loss"] < 0.2 * first && last["accuracy"] == 1.0,
-            "{first} {last:?}"
-        );
-        for (name, tensor) in parameters(&mut trainer).unwrap() {
-            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_ne!(values(&tensor), values(&before[&name]), "{name}");
+        let distilbert = EncoderConfig {
+            family: Family::of("distilbert").unwrap(),
+            token_types: None,
+            ..config()
+        };
+        let mpnet = EncoderConfig {
+            family: Family::of("mpnet").unwrap(),
+            positions: Positions::AfterPadding(1),
+            distances: true,
+            ..distilbert.clone()
+        };
+        for config in [config(), distilbert, mpnet] {
+            let mut trainer = trainer_of(&config, 8, true);
+            let before = parameters(&mut trainer).unwrap();
+            let first = trainer.step(0).unwrap().metrics["loss"];
+            let reports: Vec<_> = (1..30).map(|step| trainer.step(step).unwrap()).collect();
+            let last = &reports[28].metrics;
+            assert!(
+                last["loss"] < 0.2 * first && last["accuracy"] == 1.0,
+                "{first} {last:?}"
+            );
+            for (name, tensor) in parameters(&mut trainer).unwrap() {
+                let values =
+                    |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_ne!(values(&tensor), values(&before[&name]), "{name}");
+            }
         }
     }
 

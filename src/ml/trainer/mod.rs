@@ -28,9 +28,9 @@ pub use batches::{Epochs, TokenizedCompletion};
 pub use flops::{ModelSize, backward_flops, forward_flops};
 
 use super::adapter::AdapterError;
-use super::bert::BertError;
 use super::generate::GenerateError;
 use super::models::causal::CausalLmError;
+use super::models::encoder::EncoderError;
 use super::objectives::ObjectiveError;
 use super::optimizer::{AdamW, OptimizerError};
 use super::parameters::{ParameterError, Weights};
@@ -46,7 +46,7 @@ pub enum TrainError {
     Adapter(#[from] AdapterError),
     /// A text encoder failed.
     #[error(transparent)]
-    Encoder(#[from] BertError),
+    Encoder(#[from] EncoderError),
     /// A loss could not be computed.
     #[error(transparent)]
     Objective(#[from] ObjectiveError),

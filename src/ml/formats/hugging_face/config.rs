@@ -1,4 +1,4 @@
-//! `config.json` of a LLaMA model.
+//! `config.json` of a causal language model.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::super::FormatError;
 use crate::ml::documents::read_configuration;
 use crate::ml::models::causal::{Architecture, families};
+use crate::ml::models::keys::Keys;
 use crate::ml::tokenizer::Tokenizer;
 
 /// Keys of `generation_config.json` that change what `transformers` generates.
@@ -54,7 +55,7 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError
     parse_object(path, &read_configuration(path)?)
 }
 
-fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
+pub(super) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
     serde_json::from_slice(bytes).map_err(|error| FormatError::malformed(path, error.to_string()))
 }
 
@@ -68,17 +69,17 @@ fn parse_config(
     map: &Map<String, Value>,
     ignored: &[String],
 ) -> Result<ModelConfig, FormatError> {
-    let object = Object { path, map };
+    let keys = Keys::new(path, map);
     Ok(ModelConfig {
         architecture: families::read(path, map, ignored)?,
-        end_ids: object.ids("eos_token_id")?,
-        labels: object.labels()?,
+        end_ids: keys.token_ids("eos_token_id")?,
+        labels: keys.labels()?,
     })
 }
 
 /// Reads the ids that end a text from `generation_config.json`.
 pub(super) fn read_end_ids(path: &Path) -> Result<Vec<u32>, FormatError> {
-    Object::new(path, &read_object(path)?).ids("eos_token_id")
+    Keys::new(path, &read_object(path)?).token_ids("eos_token_id")
 }
 
 /// Returns the keys of a folder's `generation_config.json` that ask for other completions than those that a model writes
@@ -124,99 +125,6 @@ pub fn padding_id(folder: &Path) -> Result<Option<u32>, FormatError> {
         .get("pad_token_id")
         .and_then(Value::as_u64);
     Ok(id.and_then(|id| u32::try_from(id).ok()))
-}
-
-/// A JSON object that knows the file it came from.
-pub(super) struct Object<'a> {
-    path: &'a Path,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Object<'a> {
-    pub(super) fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
-        Self { path, map }
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, key: &str, expected: &str, found: &Value) -> FormatError {
-        FormatError::malformed(
-            self.path,
-            format!("key `{key}` is {found}, expected {expected}"),
-        )
-    }
-
-    /// Accepts the key only if it is absent, null or `accepted`.
-    pub(super) fn only(&self, key: &str, accepted: &Value) -> Result<(), FormatError> {
-        match self.get(key) {
-            Some(found) if !equal(found, accepted) => Err(FormatError::unsupported(
-                self.path,
-                format!("`{key}`: {found}"),
-                &format!("only {accepted} is"),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn size(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
-        match (self.get(key), default) {
-            (Some(value), _) => value
-                .as_u64()
-                .and_then(|size| usize::try_from(size).ok())
-                .ok_or_else(|| self.wrong(key, "a whole number", value)),
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(FormatError::malformed(
-                self.path,
-                format!("key `{key}` is missing"),
-            )),
-        }
-    }
-
-    pub(super) fn number(&self, key: &str, default: f64) -> Result<f64, FormatError> {
-        self.get(key).map_or(Ok(default), |value| {
-            value
-                .as_f64()
-                .ok_or_else(|| self.wrong(key, "a number", value))
-        })
-    }
-
-    /// Reads one id or a list of ids.
-    fn ids(&self, key: &str) -> Result<Vec<u32>, FormatError> {
-        let Some(value) = self.get(key) else {
-            return Ok(Vec::new());
-        };
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match value.as_array() {
-            Some(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
-            None => id(value).map(|id| vec![id]),
-        }
-        .ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
-    }
-
-    /// Reads `id2label`: class names by index.
-    pub(super) fn labels(&self) -> Result<Vec<String>, FormatError> {
-        let Some(value) = self.get("id2label") else {
-            return Ok(Vec::new());
-        };
-        let wrong = || self.wrong("id2label", "names for the classes 0, 1, 2, ...", value);
-        let names = value.as_object().ok_or_else(wrong)?;
-        (0..names.len())
-            .map(|index| {
-                let name = names.get(&index.to_string()).and_then(Value::as_str);
-                name.map(str::to_owned).ok_or_else(wrong)
-            })
-            .collect()
-    }
-}
-
-/// Compares values, numbers by value (`1` is `1.0`).
-fn equal(left: &Value, right: &Value) -> bool {
-    match (left.as_f64(), right.as_f64()) {
-        (Some(left), Some(right)) => left == right,
-        _ => left == right,
-    }
 }
 
 /// Returns the `config.json` of a half-split model; `labels` makes it a classifier.

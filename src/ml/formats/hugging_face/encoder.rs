@@ -1,33 +1,38 @@
-//! Encoders of the BERT family in Hugging Face folders.
+//! Text encoders in Hugging Face folders.
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
-use super::config::{Object, read_object};
+use super::config::read_object;
 use super::model::write_json;
 use super::sentence::{read_sentence_files, write_sentence_files};
-use crate::ml::bert::{BertConfig, ClassifierHead, Pooling, SentenceEmbedding};
+use crate::ml::models::encoder::{
+    ClassifierHead, EncoderConfig, Family, Part, Pooling, SentenceEmbedding,
+};
+use crate::ml::models::keys;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
 
-const WORDS: &str = "embeddings.word_embeddings.weight";
 /// Our own key of `config.json`: a linear head on the mean, which no class of `transformers` has.
 const MEAN_HEAD: &str = "classifier_pooling";
+/// Buffers that older versions stored.
+const BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
 
 /// An encoder, or a classifier if it has a head, as it comes out of a folder.
 #[derive(Debug, Clone)]
 pub struct EncoderCheckpoint {
     /// Shape of the encoder.
-    pub config: BertConfig,
+    pub config: EncoderConfig,
     /// Shape of the head, if one was asked for.
     pub head: Option<ClassifierHead>,
     /// Names of the classes; empty if the file has none.
     pub labels: Vec<String>,
-    /// Weights of encoder (no prefix) and head (`classifier.*`), in `f32` on the CPU.
+    /// Weights of encoder (no prefix) and head, in `f32` on the CPU.
     pub weights: Weights,
     /// The tokenizer, where the folder has one.
     pub tokenizer: Option<Tokenizer>,
@@ -35,14 +40,30 @@ pub struct EncoderCheckpoint {
     pub sentence: Option<SentenceEmbedding>,
 }
 
-/// Loads a BERT, RoBERTa or MiniLM encoder; heads in the folder are left out.
+/// What is not as a folder says.
+#[derive(Debug, Clone, Default)]
+pub struct EncoderOptions {
+    /// Keys of `config.json` that are not looked at; every other one that is not known is an error.
+    pub ignored: Vec<String>,
+    /// The prompt of a folder of sentence-transformers that is put before texts, instead of its default.
+    pub prompt: Option<String>,
+}
+
+/// Loads an encoder of one of the families; heads in the folder are left out.
 ///
-/// In a folder of sentence-transformers, pooling, normalisation, the greatest length and lower case are as it says.
-pub fn load_encoder(folder: &Path) -> Result<EncoderCheckpoint, FormatError> {
-    let Some(files) = read_sentence_files(folder)? else {
-        return load(folder, false);
+/// In a folder of sentence-transformers, prompt, pooling, layers, normalisation, the greatest length and lower case are
+/// as it says.
+pub fn load_encoder(
+    folder: &Path,
+    options: &EncoderOptions,
+) -> Result<EncoderCheckpoint, FormatError> {
+    let prompt = options.prompt.as_deref();
+    let Some(files) = read_sentence_files(folder, prompt)? else {
+        return load(folder, false, &options.ignored);
     };
-    let mut checkpoint = load(&files.encoder, false)?;
+    let mut checkpoint = load(&files.encoder, false, &options.ignored)?;
+    let dimension = files.embedding.dimension(checkpoint.config.hidden_size);
+    dimension.map_err(|error| FormatError::malformed(folder, error.to_string()))?;
     checkpoint.sentence = Some(files.embedding);
     if let Some(mut tokenizer) = checkpoint.tokenizer.take() {
         let path = files.encoder.join("tokenizer.json");
@@ -57,30 +78,40 @@ pub fn load_encoder(folder: &Path) -> Result<EncoderCheckpoint, FormatError> {
     Ok(checkpoint)
 }
 
-/// Loads a classifier: `BertForSequenceClassification`, `RobertaForSequenceClassification` or our own.
+/// Loads a classifier: `BertForSequenceClassification` and its like of the other families, or our own.
 ///
-/// Without its head the file is refused.
-pub fn load_encoder_classifier(folder: &Path) -> Result<EncoderCheckpoint, FormatError> {
-    load(folder, true)
+/// Without its head the file is refused. Keys of `config.json` that are `ignored` are not looked at.
+pub fn load_encoder_classifier(
+    folder: &Path,
+    ignored: &[String],
+) -> Result<EncoderCheckpoint, FormatError> {
+    load(folder, true, ignored)
 }
 
-fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError> {
+fn load(
+    folder: &Path,
+    with_head: bool,
+    ignored: &[String],
+) -> Result<EncoderCheckpoint, FormatError> {
     let config_path = folder.join("config.json");
     let map = read_object(&config_path)?;
-    let (config, is_bert) = read_config(&config_path, &map)?;
-    let object = Object::new(&config_path, &map);
-    let labels = object.labels()?;
+    let Configuration {
+        family,
+        config,
+        labels,
+        has_mean_head,
+    } = parse_config(&config_path, map, ignored)?;
 
-    let source = Source::new(SafetensorsFiles::open_model(folder)?, is_bert);
+    let source = Source::new(SafetensorsFiles::open_model(folder)?, family);
     let head = if with_head {
         let classes = source
-            .shape(&source.stored_name("classifier.out_proj.weight"))
+            .shape(&source.stored_name(&format!("{}.weight", family.head.out)))
             .and_then(|shape| shape.first().copied());
         let classes = classes.unwrap_or(labels.len().max(1));
-        Some(if map.contains_key(MEAN_HEAD) {
+        Some(if has_mean_head {
             ClassifierHead::mean(classes)
         } else {
-            ClassifierHead::first_token(classes)
+            ClassifierHead::of(family, classes)
         })
     } else {
         None
@@ -98,16 +129,12 @@ fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError
             ),
         ));
     }
-    let heads = head
-        .iter()
-        .flat_map(|head| head.tensors(config.hidden_size));
+    let heads = head.iter().flat_map(|head| head.tensors(&config));
     let expected = config.tensors().chain(heads);
     let weights = load_exactly(&source, expected, |name| {
         let name = name.strip_prefix(source.prefix).unwrap_or(name);
-        ["pooler.", "cls.", "lm_head.", "classifier."]
-            .iter()
-            .any(|head| name.starts_with(head))
-            || ["embeddings.position_ids", "embeddings.token_type_ids"].contains(&name)
+        let is_beside = |start: &&str| name.starts_with(start);
+        family.beside.iter().any(is_beside) || BUFFERS.contains(&name)
     })?;
 
     let tokenizer_path = folder.join("tokenizer.json");
@@ -136,72 +163,87 @@ fn load(folder: &Path, with_head: bool) -> Result<EncoderCheckpoint, FormatError
     })
 }
 
-/// Reads the shape, and whether the names are BERT's rather than RoBERTa's.
-fn read_config(path: &Path, map: &Map<String, Value>) -> Result<(BertConfig, bool), FormatError> {
-    let object = Object::new(path, map);
-    let is_bert = match map.get("model_type").and_then(Value::as_str) {
-        Some("bert") => true,
-        Some("roberta" | "xlm-roberta") => false,
-        other => {
-            return Err(FormatError::unsupported(
-                path,
-                format!("`model_type` {}", other.unwrap_or("(missing)")),
-                "bert, roberta and xlm-roberta are",
-            ));
-        }
-    };
-    object.only("hidden_act", &json!("gelu"))?;
-    object.only("position_embedding_type", &json!("absolute"))?;
-    object.only("is_decoder", &json!(false))?;
-    object.only("quantization_config", &Value::Null)?;
-    object.only(MEAN_HEAD, &json!("mean"))?;
-    let padding = object.size("pad_token_id", Some(usize::from(!is_bert)))?;
-    let config = BertConfig {
-        vocab_size: object.size("vocab_size", None)?,
-        hidden_size: object.size("hidden_size", None)?,
-        intermediate_size: object.size("intermediate_size", None)?,
-        num_layers: object.size("num_hidden_layers", None)?,
-        num_heads: object.size("num_attention_heads", None)?,
-        max_position_embeddings: object.size("max_position_embeddings", Some(512))?,
-        first_position: if is_bert {
-            0
-        } else {
-            padding.saturating_add(1)
-        },
-        type_vocab_size: object.size("type_vocab_size", Some(2))?,
-        layer_norm_eps: object.number("layer_norm_eps", 1e-12)?,
-    };
-    let check = config.check();
-    check.map_err(|error| FormatError::malformed(path, error.to_string()))?;
-    Ok((config, is_bert))
+/// What `config.json` says.
+struct Configuration {
+    /// The family of the file, whose names its tensors have.
+    family: &'static Family,
+    config: EncoderConfig,
+    labels: Vec<String>,
+    /// Whether the head is our own.
+    has_mean_head: bool,
 }
 
-/// Safetensors files under the names of one of the architectures.
+fn parse_config(
+    path: &Path,
+    mut map: Map<String, Value>,
+    ignored: &[String],
+) -> Result<Configuration, FormatError> {
+    keys::ignore(path, &mut map, ignored)?;
+    let model_type = map.get("model_type").and_then(Value::as_str);
+    let family = model_type.and_then(Family::of).ok_or_else(|| {
+        FormatError::unsupported(
+            path,
+            format!("`model_type` {}", model_type.unwrap_or("(missing)")),
+            &format!("{} are", Family::listed()),
+        )
+    })?;
+    let keys = keys::Keys::new(path, &map);
+    let labels = keys.labels()?;
+    let config = family.config(keys)?;
+    let check = config.check();
+    check.map_err(|error| FormatError::malformed(path, error.to_string()))?;
+    Ok(Configuration {
+        family,
+        config,
+        labels,
+        has_mean_head: map.contains_key(MEAN_HEAD),
+    })
+}
+
+/// Safetensors files under the names of a family.
 struct Source {
     files: SafetensorsFiles,
+    family: &'static Family,
+    /// The family's, or nothing in files of an encoder alone.
     prefix: &'static str,
-    /// Heads are BERT's: `pooler.dense` and `classifier`.
-    bert_head: bool,
     /// Norms are called gamma and beta, as in files converted from TensorFlow.
     old_norms: bool,
 }
 
 impl Source {
-    fn new(files: SafetensorsFiles, is_bert: bool) -> Self {
+    fn new(files: SafetensorsFiles, family: &'static Family) -> Self {
         let has = |name: &str| files.shape(name).is_some();
-        let prefixes = ["", "bert.", "roberta."];
+        let words = (family.name)(Part::Words);
+        let prefixes = ["", family.prefix];
         let prefix = prefixes
             .into_iter()
-            .find(|prefix| has(&format!("{prefix}{WORDS}")))
+            .find(|prefix| has(&format!("{prefix}{words}.weight")))
             .unwrap_or_default();
         let old_norms = has(&format!("{prefix}embeddings.LayerNorm.gamma"));
-        let bert_head = is_bert && !has("classifier.out_proj.weight");
         Self {
             files,
+            family,
             prefix,
-            bert_head,
             old_norms,
         }
+    }
+
+    /// Returns what the files have for a tensor of the head, if it is one.
+    fn stored_in_head(&self, name: &str) -> Option<String> {
+        let head = &self.family.head;
+        let (module, part) = name.rsplit_once('.')?;
+        let at = [head.dense, head.out]
+            .iter()
+            .position(|one| *one == module)?;
+        let has = |module: &str| self.shape(&format!("{module}.weight")).is_some();
+        let module = match head.also {
+            Some(also) if !has(head.out) => also[at],
+            _ => module,
+        };
+        // BERT's dense layer is its pooler, which belongs to the encoder.
+        let within = format!("{}{module}", self.prefix);
+        let module = if has(&within) { &within } else { module };
+        Some(format!("{module}.{part}"))
     }
 }
 
@@ -223,12 +265,8 @@ impl TensorSource for Source {
     }
 
     fn stored_name(&self, name: &str) -> String {
-        if let Some(part) = name.strip_prefix("classifier.") {
-            return match part.strip_prefix("dense.") {
-                Some(part) if self.bert_head => format!("{}pooler.dense.{part}", self.prefix),
-                None if self.bert_head => part.replace("out_proj.", "classifier."),
-                _ => name.to_owned(),
-            };
+        if let Some(stored) = self.stored_in_head(name) {
+            return stored;
         }
         let mut stored = format!("{}{name}", self.prefix);
         if self.old_norms {
@@ -242,26 +280,27 @@ impl TensorSource for Source {
 
 /// Writes an encoder or classifier so that [`load_encoder`] and [`load_encoder_classifier`] can read it.
 ///
-/// `transformers` can open the encoder, and a classifier with RoBERTa's head.
+/// `transformers` can open the encoder, and a classifier with the head of a family that prefixes names.
 pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), FormatError> {
     let config = &encoder.config;
-    let is_bert = config.first_position == 0;
-    let mut document = json!({
-        "architectures": [if is_bert { "BertModel" } else { "RobertaModel" }],
-        "hidden_act": "gelu",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "layer_norm_eps": config.layer_norm_eps,
-        "max_position_embeddings": config.max_position_embeddings,
-        "model_type": if is_bert { "bert" } else { "roberta" },
-        "num_attention_heads": config.num_heads,
-        "num_hidden_layers": config.num_layers,
-        "pad_token_id": config.first_position.saturating_sub(1),
-        "position_embedding_type": "absolute",
-        "type_vocab_size": config.type_vocab_size,
-        "vocab_size": config.vocab_size,
-    });
+    let family = config.family;
+    let mut document = family.document(config);
+    let mut weights = encoder.weights.clone();
     if let Some(head) = &encoder.head {
+        if family.prefixes {
+            let named = |(name, tensor): (String, Tensor)| {
+                if ClassifierHead::is_part(&name) {
+                    (name, tensor)
+                } else {
+                    (format!("{}{name}", family.prefix), tensor)
+                }
+            };
+            weights = weights.into_iter().map(named).collect();
+        }
+        if family.prefixes && head.dense.is_some() {
+            let class = family.class.replace("Model", "ForSequenceClassification");
+            document["architectures"] = json!([class]);
+        }
         if head.pooling == Pooling::Mean {
             document[MEAN_HEAD] = json!("mean");
         }
@@ -274,15 +313,37 @@ pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), Fo
         }
     }
     fs_err::create_dir_all(folder)?;
-    save_safetensors(&folder.join("model.safetensors"), &encoder.weights)?;
+    save_safetensors(&folder.join("model.safetensors"), &weights)?;
     write_json(&folder.join("config.json"), &document)?;
     if let Some(tokenizer) = &encoder.tokenizer {
         tokenizer
             .save(folder)
             .map_err(FormatError::tokenizer(folder))?;
     }
-    if let Some(sentence) = encoder.sentence {
+    if let Some(sentence) = &encoder.sentence {
         write_sentence_files(folder, sentence, config.hidden_size)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::damage::survives;
+    use super::super::config::parse_object;
+    use super::*;
+    use crate::ml::models::fixture::recorded;
+
+    #[test]
+    fn damaged_configurations_are_errors() {
+        for name in ["bert", "roberta", "xlm_roberta", "mpnet", "distilbert"] {
+            let document = recorded(name).0["classifier_config"].to_string();
+            survives(document.as_bytes(), 1000, |path, bytes| {
+                let map = parse_object(path, bytes)?;
+                let found = parse_config(path, map, &[])?;
+                // Names of tensors are made one by one, however many blocks there are said to be.
+                assert!(found.config.tensors().take(100).count() > 5);
+                Ok(())
+            });
+        }
+    }
 }

@@ -7,7 +7,9 @@ mod peft;
 mod sentence;
 
 pub use config::{generation_wishes, padding_id};
-pub use encoder::{EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder};
+pub use encoder::{
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
+};
 pub use model::{
     SequenceClassifier, load_hugging_face, load_hugging_face_without, load_sequence_classifier,
     save_classifier_config, save_hugging_face, save_sequence_classifier,

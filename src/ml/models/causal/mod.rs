@@ -18,7 +18,7 @@ mod block;
 pub mod families;
 mod init;
 #[cfg(test)]
-mod parity_tests;
+pub(super) mod parity_tests;
 mod projection;
 pub mod rotary;
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Gemma (first generation, 2024): CausalLm's form with other norms and scaled embeddings.
 
+use super::activation;
 use super::llama::{Defaults, names, read_form};
-use super::{Keys, activation};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{Activation, NormKind};
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

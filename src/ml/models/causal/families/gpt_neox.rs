@@ -2,13 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{Keys, activation, equal_share, rotary};
+use super::{activation, equal_share, rotary};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
     plain_layers,
 };
+use crate::ml::models::keys::Keys;
 
 fn names(attention_bias: bool) -> Names {
     Names {

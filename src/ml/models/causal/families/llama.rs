@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Keys, activation, head_size, rotary};
+use super::{activation, head_size, rotary};
 use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
@@ -11,6 +11,7 @@ use crate::ml::models::causal::architecture::{
     plain_layers,
 };
 use crate::ml::models::causal::rotary::{Rotary, Scaling};
+use crate::ml::models::keys::Keys;
 
 /// Names of tensors, with or without biases in attention and in the feed-forward layer.
 pub(super) fn names(attention_bias: bool, output_bias: bool, mlp_bias: bool) -> Names {

@@ -12,11 +12,11 @@ use super::architecture::{Activation, LayerOptions};
 use super::rotary::{Rotary, Scaling};
 use crate::ml::config::RopeLayout;
 use crate::ml::formats::FormatError;
+use crate::ml::models::keys::{self, Keys};
 
 mod gemma;
 mod gpt2;
 mod gpt_neox;
-mod keys;
 mod llama;
 mod mistral;
 mod olmo2;
@@ -25,8 +25,6 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
-
-use keys::Keys;
 
 /// Reads one family's keys.
 type Read = fn(&Keys<'_>) -> Result<Architecture, FormatError>;
@@ -53,14 +51,7 @@ pub(in crate::ml) fn read(
     ignored: &[String],
 ) -> Result<Architecture, FormatError> {
     let mut map = map.clone();
-    for key in ignored {
-        if map.remove(key).is_none() {
-            return Err(FormatError::malformed(
-                path,
-                format!("there is no key `{key}`, which `ignore_config` names"),
-            ));
-        }
-    }
+    keys::ignore(path, &mut map, ignored)?;
     let keys = Keys::new(path, &map);
     let Some(model_type) = keys.text("model_type")? else {
         return Err(keys.malformed("key `model_type` is missing".to_owned()));
@@ -71,7 +62,6 @@ pub(in crate::ml) fn read(
         return Err(keys.unsupported("model_type", &json!(model_type), &hint));
     };
     let mut architecture = read(&keys)?;
-    keys.all_known()?;
     if architecture.document.is_empty() {
         architecture.document = keys.document();
     }
@@ -79,9 +69,11 @@ pub(in crate::ml) fn read(
         "tie_word_embeddings".to_owned(),
         json!(architecture.tie_word_embeddings),
     );
-    architecture
-        .check()
-        .map_err(|reason| keys.malformed(reason))?;
+    // A family that is known needs no code of the folder's own.
+    keys.ignore(&["auto_map"]);
+    let check = architecture.check();
+    check.map_err(|reason| keys.malformed(reason))?;
+    keys.finish_model()?;
     Ok(architecture)
 }
 
@@ -182,7 +174,7 @@ fn rotary(
             )));
         }
         rotary.scaling = scaling(keys, &inner, key, kind, max_positions)?;
-        inner.all_known()?;
+        inner.finish(None)?;
     }
     Ok(rotary)
 }

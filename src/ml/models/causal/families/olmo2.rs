@@ -1,10 +1,10 @@
 //! OLMo 2 (2024): CausalLm's form with norms after the branches, and of whole queries and keys.
 
-use super::Keys;
 use super::llama::{Defaults, names, read_form};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{Arrangement, QueryKeyNorm};
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

@@ -2,13 +2,14 @@
 
 use serde_json::{Map, json};
 
-use super::{Keys, activation, equal_share};
+use super::{activation, equal_share};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
     plain_layers,
 };
+use crate::ml::models::keys::Keys;
 
 fn names(has_bias: bool, has_final_norm: bool) -> Names {
     Names {

@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use super::Keys;
 use super::llama::{Defaults, names, read_form};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::{Positions, QueryKeyValue, Widen, linear};
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

@@ -1,9 +1,10 @@
 //! Qwen 2 and 2.5 (Yang et al. 2024): CausalLm's form with biases on queries, keys and values.
 
+use super::layer_types;
 use super::llama::{Defaults, names, read_form};
-use super::{Keys, layer_types};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

@@ -1,11 +1,11 @@
 //! Qwen 3 (2025): CausalLm's form with normalised queries and keys.
 
-use super::Keys;
 use super::llama::{Defaults, names, read_form};
 use super::qwen2::windows;
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
 use crate::ml::models::causal::architecture::QueryKeyNorm;
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

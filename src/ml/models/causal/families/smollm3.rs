@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
+use super::layer_types;
 use super::llama::{Defaults, names, read_form};
-use super::{Keys, layer_types};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
+use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let defaults = Defaults {

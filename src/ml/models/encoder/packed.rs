@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use super::{BertConfig, BertError};
+use super::{EncoderConfig, EncoderError, Positions};
 
 /// A batch of rows without padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,22 +51,22 @@ impl PackedTokens {
         &self.spans
     }
 
-    pub(super) fn check(&self, config: &BertConfig) -> Result<(), BertError> {
+    pub(super) fn check(&self, config: &EncoderConfig) -> Result<(), EncoderError> {
         let limit = config.max_tokens();
         for (row, span) in self.spans.iter().enumerate() {
             let tokens = span.len();
             if tokens == 0 {
-                return Err(BertError::EmptyRow { row });
+                return Err(EncoderError::EmptyRow { row });
             }
             if tokens > limit {
-                return Err(BertError::TooLong { row, tokens, limit });
+                return Err(EncoderError::TooLong { row, tokens, limit });
             }
             let vocab_size = config.vocab_size;
             if let Some(&id) = self.ids[span.clone()]
                 .iter()
                 .find(|id| **id as usize >= vocab_size)
             {
-                return Err(BertError::UnknownToken {
+                return Err(EncoderError::UnknownToken {
                     row,
                     id,
                     vocab_size,
@@ -74,7 +74,7 @@ impl PackedTokens {
             }
         }
         if self.spans.is_empty() {
-            return Err(BertError::EmptyRow { row: 0 });
+            return Err(EncoderError::EmptyRow { row: 0 });
         }
         Ok(())
     }
@@ -83,13 +83,35 @@ impl PackedTokens {
         Tensor::new(self.ids.as_slice(), device)
     }
 
-    /// Returns each token's row in a table of positions that starts at `first`.
-    pub(super) fn positions(&self, first: usize, device: &Device) -> candle_core::Result<Tensor> {
-        let rows = self.spans.iter();
-        let positions: Vec<u32> = rows
-            .flat_map(|span| (0..span.len()).map(|position| (first + position) as u32))
-            .collect();
-        Tensor::new(positions, device)
+    /// Tells which tokens are padding elsewhere; empty if there are none.
+    pub(super) fn padding(&self, config: &EncoderConfig) -> Vec<bool> {
+        let id = config.padding_id.filter(|id| self.ids.contains(id));
+        id.map_or_else(Vec::new, |id| self.ids.iter().map(|at| *at == id).collect())
+    }
+
+    /// Returns each token's row in the table of positions.
+    pub(super) fn positions(
+        &self,
+        positions: Positions,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let mut rows = Vec::with_capacity(self.ids.len());
+        for span in &self.spans {
+            match positions {
+                Positions::FromZero => rows.extend(0..span.len() as u32),
+                Positions::AfterPadding(padding) => {
+                    let mut last = padding;
+                    rows.extend(self.ids[span.clone()].iter().map(|id| {
+                        if *id == padding {
+                            return padding;
+                        }
+                        last += 1;
+                        last
+                    }));
+                }
+            }
+        }
+        Tensor::new(rows, device)
     }
 
     /// Returns the index of each row's first token.

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ml::formats::hugging_face::{
-    EncoderCheckpoint, load_encoder, load_encoder_classifier, save_encoder,
+    EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
 };
 use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use crate::random::Stream;
@@ -56,8 +56,8 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     assert!(difference < TOLERANCE, "{what} is off by {difference}");
 }
 
-fn classifier(name: &str) -> (BertClassifier, Weights) {
-    let checkpoint = load_encoder(&fixture(name)).unwrap();
+fn classifier(name: &str) -> (EncoderClassifier, Weights) {
+    let checkpoint = load_encoder(&fixture(name), &EncoderOptions::default()).unwrap();
     let expected = load_safetensors(&fixture(name).join("expected.safetensors")).unwrap();
     let mut weights = checkpoint.weights;
     for part in ["weight", "bias"] {
@@ -65,11 +65,11 @@ fn classifier(name: &str) -> (BertClassifier, Weights) {
         weights.insert(name.clone(), expected[&name].clone());
     }
     let head = ClassifierHead::mean(3);
-    let built = BertClassifier::new(&checkpoint.config, &head, &weights, |_| true);
+    let built = EncoderClassifier::new(&checkpoint.config, &head, &weights, |_| true);
     (built.unwrap(), expected)
 }
 
-fn loss(classifier: &BertClassifier) -> Tensor {
+fn loss(classifier: &EncoderClassifier) -> Tensor {
     let labels = Tensor::new(&LABELS, &Device::Cpu).unwrap();
     let logits = classifier.logits(&batch()).unwrap();
     candle_nn::loss::cross_entropy(&logits, &labels).unwrap()
@@ -79,10 +79,12 @@ fn loss(classifier: &BertClassifier) -> Tensor {
 fn values_are_those_of_transformers() {
     for name in ["bert", "roberta"] {
         let (classifier, expected) = classifier(name);
-        let bert = classifier.bert();
-        let hidden = bert.forward(&batch()).unwrap();
+        let encoder = classifier.encoder();
+        let hidden = encoder.forward(&batch()).unwrap();
         assert_close(&hidden, &expected["hidden"], "hidden state");
-        let embeddings = bert.embed(&batch(), SentenceEmbedding::default()).unwrap();
+        let embeddings = encoder
+            .embed(&batch(), &SentenceEmbedding::default(), 0)
+            .unwrap();
         assert_close(&embeddings, &expected["embeddings"], "embedding");
         let logits = classifier.logits(&batch()).unwrap();
         assert_close(&logits, &expected["logits"], "logits");
@@ -131,12 +133,12 @@ fn classifiers_of_transformers_load_with_their_heads() {
             ],
         ),
     ] {
-        let loaded = load_encoder_classifier(&fixture(name)).unwrap();
+        let loaded = load_encoder_classifier(&fixture(name), &[]).unwrap();
         assert_eq!(loaded.labels, ["nothate", "hate"]);
         let head = loaded.head.unwrap();
-        assert_eq!(head, ClassifierHead::first_token(2));
+        assert_eq!(head, ClassifierHead::of(loaded.config.family, 2));
         let classifier =
-            BertClassifier::new(&loaded.config, &head, &loaded.weights, |_| false).unwrap();
+            EncoderClassifier::new(&loaded.config, &head, &loaded.weights, |_| false).unwrap();
         let expected = Tensor::new(&expected, &Device::Cpu).unwrap();
         assert_close(&classifier.logits(&batch()).unwrap(), &expected, name);
     }
@@ -153,16 +155,16 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
         })
         .collect();
     let together = classifier
-        .bert()
-        .embed(&PackedTokens::new(&rows), SentenceEmbedding::default())
+        .encoder()
+        .embed(&PackedTokens::new(&rows), &SentenceEmbedding::default(), 0)
         .unwrap();
     let together = together.to_vec2::<f32>().unwrap();
     for tokens in [1, 13, 60] {
         let mut embeddings = Vec::new();
         for batch in PackedTokens::batches(&rows, tokens) {
             let embedded = classifier
-                .bert()
-                .embed(&batch, SentenceEmbedding::default())
+                .encoder()
+                .embed(&batch, &SentenceEmbedding::default(), 0)
                 .unwrap();
             embeddings.extend(embedded.to_vec2::<f32>().unwrap());
         }
@@ -174,11 +176,11 @@ fn a_row_is_the_same_in_every_batch_to_the_last_bit() {
 fn frozen_weights_build_no_graph() {
     let (classifier, _) = classifier("bert");
     let weights = classifier.weights().unwrap();
-    let config = classifier.bert().config();
-    let frozen = BertClassifier::new(config, classifier.head(), &weights, |_| false).unwrap();
+    let config = classifier.encoder().config();
+    let frozen = EncoderClassifier::new(config, classifier.head(), &weights, |_| false).unwrap();
     assert!(frozen.trainable().is_empty());
     assert!(!frozen.logits(&batch()).unwrap().track_op());
-    let head_only = BertClassifier::new(config, classifier.head(), &weights, |name| {
+    let head_only = EncoderClassifier::new(config, classifier.head(), &weights, |name| {
         name.starts_with("classifier.")
     });
     let head_only = head_only.unwrap();
@@ -193,7 +195,7 @@ fn frozen_weights_build_no_graph() {
 fn rows_that_do_not_fit_are_errors() {
     let (classifier, _) = classifier("bert");
     let error = |rows: &[Vec<u32>]| {
-        let error = classifier.bert().forward(&PackedTokens::new(rows));
+        let error = classifier.encoder().forward(&PackedTokens::new(rows));
         error.unwrap_err().to_string()
     };
     assert_eq!(
@@ -231,20 +233,20 @@ fn a_saved_classifier_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let saved = EncoderCheckpoint {
         sentence: None,
-        config: classifier.bert().config().clone(),
+        config: classifier.encoder().config().clone(),
         head: Some(classifier.head().clone()),
         labels: ["hate", "offensive", "neither"].map(str::to_owned).to_vec(),
         weights: classifier.weights().unwrap(),
         tokenizer: None,
     };
     save_encoder(folder.path(), &saved).unwrap();
-    let read = load_encoder_classifier(folder.path()).unwrap();
+    let read = load_encoder_classifier(folder.path(), &[]).unwrap();
     assert_eq!(read.config, saved.config);
     assert_eq!(read.head, saved.head);
     assert_eq!(read.labels, saved.labels);
     let rebuilt =
-        BertClassifier::new(&read.config, classifier.head(), &read.weights, |_| true).unwrap();
-    let logits = |classifier: &BertClassifier| {
+        EncoderClassifier::new(&read.config, classifier.head(), &read.weights, |_| true).unwrap();
+    let logits = |classifier: &EncoderClassifier| {
         let logits = classifier.logits(&batch()).unwrap();
         logits.to_vec2::<f32>().unwrap()
     };
@@ -265,7 +267,7 @@ fn a_classifier_without_its_head_is_refused() {
     let mut weights = load_safetensors(&path).unwrap();
     weights.remove("classifier.weight");
     save_safetensors(&path, &weights).unwrap();
-    let error = load_encoder_classifier(folder.path())
+    let error = load_encoder_classifier(folder.path(), &[])
         .unwrap_err()
         .to_string();
     assert!(
@@ -273,7 +275,7 @@ fn a_classifier_without_its_head_is_refused() {
         "{error}"
     );
     // The encoder itself is there.
-    load_encoder(folder.path()).unwrap();
+    load_encoder(folder.path(), &EncoderOptions::default()).unwrap();
 }
 
 /// A folder of sentence-transformers around the fixture, with a tokenizer of words.
@@ -409,12 +411,18 @@ fn folders_of_sentence_transformers_embed_as_they_say() {
     ] {
         let folder = sentence_folder(pooling, unit_length, &transformer);
         let copy = tempfile::tempdir().unwrap();
-        save_encoder(copy.path(), &load_encoder(folder.path()).unwrap()).unwrap();
+        save_encoder(
+            copy.path(),
+            &load_encoder(folder.path(), &EncoderOptions::default()).unwrap(),
+        )
+        .unwrap();
         for folder in [folder.path(), copy.path()] {
-            let read = load_encoder(folder).unwrap();
-            let bert = Bert::new(&read.config, &read.weights, |_| false).unwrap();
+            let read = load_encoder(folder, &EncoderOptions::default()).unwrap();
+            let encoder = Encoder::new(&read.config, &read.weights, |_| false).unwrap();
             let (tokenizer, sentence) = (read.tokenizer.unwrap(), read.sentence.unwrap());
-            let found = bert.embed_texts(&tokenizer, sentence, &texts, 100).unwrap();
+            let found = encoder
+                .embed_texts(&tokenizer, &sentence, &texts, 100)
+                .unwrap();
             for (found, expected) in found.iter().zip(expected) {
                 let ends = [found[0], found[found.len() - 1]];
                 let far = ends.iter().zip(expected).any(|(a, b)| (a - b).abs() > 5e-6);
@@ -428,63 +436,12 @@ fn folders_of_sentence_transformers_embed_as_they_say() {
 }
 
 #[test]
-fn what_sentence_transformers_do_beyond_that_is_refused() {
-    let error = |pooling: &str, file: &str, content: Value| {
-        let folder = sentence_folder(pooling, true, &json!({}));
-        if !content.is_null() {
-            fs_err::write(folder.path().join(file), content.to_string()).unwrap();
-        }
-        let error = load_encoder(folder.path()).unwrap_err().to_string();
-        error.replace(&*folder.path().to_string_lossy(), "DIR")
-    };
-    let dense = json!([
-        { "type": "sentence_transformers.models.Transformer", "path": "" },
-        { "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" },
-        { "type": "sentence_transformers.models.Dense", "path": "2_Dense" },
-    ]);
-    assert_eq!(
-        error("mean", "modules.json", dense),
-        "DIR/modules.json: the module `sentence_transformers.models.Dense` is not supported; a \
-         Transformer, a Pooling and perhaps a Normalize are, in this order; embed with \
-         sentence-transformers in a stage of kind `command`"
-    );
-    assert_eq!(
-        error("sqrt", "", Value::Null),
-        "DIR/1_Pooling/config.json: `pooling_mode_mean_sqrt_len_tokens`: true is not supported"
-    );
-    let both = json!({ "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true });
-    assert_eq!(
-        error("mean", "1_Pooling/config.json", both),
-        "DIR/1_Pooling/config.json: pooling by cls and mean is not supported; one of mean, cls and \
-         max is"
-    );
-    let prompt = json!({ "prompts": { "query": "query: " }, "default_prompt_name": "query" });
-    assert_eq!(
-        error("mean", "config_sentence_transformers.json", prompt),
-        "DIR/config_sentence_transformers.json: `default_prompt_name`: \"query\", a prompt before \
-         every text, is not supported; set it to null and put the prompt into the texts"
-    );
-    assert_eq!(
-        error(
-            "mean",
-            "sentence_bert_config.json",
-            json!({ "processing_kwargs": { "text": {} } })
-        ),
-        "DIR/sentence_bert_config.json: `processing_kwargs`: {\"text\":{}} is not supported"
-    );
-    let away = json!([{ "type": "sentence_transformers.models.Transformer", "path": "../x" }]);
-    assert_eq!(
-        error("mean", "modules.json", away),
-        "DIR/modules.json: module path `../x` leaves the folder"
-    );
-}
-
-#[test]
 fn a_new_head_depends_on_its_seed_only() {
-    let head = ClassifierHead::first_token(3);
+    let config = classifier("bert").0.encoder().config().clone();
+    let head = ClassifierHead::of(config.family, 3);
     let draw = |seed: u64| {
         let weights = head
-            .init(8, &Stream::new(seed, "head"), &Device::Cpu)
+            .init(&config, &Stream::new(seed, "head"), &Device::Cpu)
             .unwrap();
         let weights = weights.into_iter().map(|(name, tensor)| {
             let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -513,8 +470,8 @@ fn the_real_minilm_gives_recorded_similarities() {
         println!("skipped: FLOWGRAPH_TEST_MINILM is not set");
         return;
     };
-    let loaded = load_encoder(Path::new(&folder)).unwrap();
-    let bert = Bert::new(&loaded.config, &loaded.weights, |_| false).unwrap();
+    let loaded = load_encoder(Path::new(&folder), &EncoderOptions::default()).unwrap();
+    let encoder = Encoder::new(&loaded.config, &loaded.weights, |_| false).unwrap();
     let tokenizer = loaded.tokenizer.unwrap();
     let texts = [
         "How should I store coffee beans?",
@@ -522,11 +479,11 @@ fn the_real_minilm_gives_recorded_similarities() {
         "The stock market fell sharply today.",
     ];
     assert_eq!(
-        bert.encode_texts(&tokenizer, &texts[..1]).unwrap(),
+        encoder.encode_texts(&tokenizer, &texts[..1]).unwrap(),
         [[101, 2129, 2323, 1045, 3573, 4157, 13435, 1029, 102]]
     );
-    let embeddings = bert
-        .embed_texts(&tokenizer, SentenceEmbedding::default(), &texts, 1000)
+    let embeddings = encoder
+        .embed_texts(&tokenizer, &SentenceEmbedding::default(), &texts, 1000)
         .unwrap();
     let cosine = |a: usize, b: usize| -> f32 {
         let pairs = embeddings[a].iter().zip(&embeddings[b]);
@@ -543,6 +500,6 @@ fn the_real_minilm_gives_recorded_similarities() {
         assert!((found - expected).abs() < 2e-6, "{found} {expected}");
     }
     let long = "coffee ".repeat(2000);
-    let rows = bert.encode_texts(&tokenizer, &[long]).unwrap();
+    let rows = encoder.encode_texts(&tokenizer, &[long]).unwrap();
     assert_eq!((rows[0].len(), rows[0][511]), (512, 102));
 }

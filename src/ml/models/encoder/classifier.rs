@@ -3,9 +3,10 @@
 use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use super::{Bert, BertConfig, BertError, PackedTokens, SentencePooling};
+use super::{
+    Activation, Encoder, EncoderConfig, EncoderError, Family, PackedTokens, SentencePooling,
+};
 use crate::ml::kernels::linear::linear;
-use crate::ml::kernels::pointwise::tanh;
 use crate::ml::kernels::sums::add_bias;
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
@@ -20,17 +21,17 @@ pub enum Pooling {
     /// The mean of its last hidden states, as in sentence encoders.
     #[default]
     Mean,
-    /// The last hidden state of its first token, as in BERT's and RoBERTa's own classifiers.
+    /// The last hidden state of its first token, as in the families' own classifiers.
     FirstToken,
 }
 
-/// Shape of a head: optionally a dense layer with tanh, then a linear layer.
+/// Shape of a head: optionally a dense layer with an activation, then a linear layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassifierHead {
     /// What the head is applied to.
     pub pooling: Pooling,
-    /// Whether a dense layer with tanh comes first.
-    pub dense: bool,
+    /// What follows a dense layer that comes first, if one does.
+    pub dense: Option<Activation>,
     /// Number of classes.
     pub classes: usize,
 }
@@ -40,42 +41,50 @@ impl ClassifierHead {
     pub fn mean(classes: usize) -> Self {
         Self {
             pooling: Pooling::Mean,
-            dense: false,
+            dense: None,
             classes,
         }
     }
 
-    /// The head of `BertForSequenceClassification` and `RobertaForSequenceClassification`.
-    pub fn first_token(classes: usize) -> Self {
+    /// The head of a family's class for classification in `transformers`.
+    pub fn of(family: &Family, classes: usize) -> Self {
         Self {
             pooling: Pooling::FirstToken,
-            dense: true,
+            dense: Some(family.head.activation),
             classes,
         }
+    }
+
+    /// Tells whether a weight of a classifier is the head's.
+    pub fn is_part(name: &str) -> bool {
+        ["classifier.", "pre_classifier."]
+            .iter()
+            .any(|head| name.starts_with(head))
     }
 
     /// Returns the name and shape of every weight of the head.
-    pub fn tensors(&self, hidden_size: usize) -> Vec<(String, Vec<usize>)> {
+    pub fn tensors(&self, config: &EncoderConfig) -> Vec<(String, Vec<usize>)> {
+        let (hidden_size, names) = (config.hidden_size, &config.family.head);
         let layer = |name: &str, outputs: usize| {
             [
                 (format!("{name}.weight"), vec![outputs, hidden_size]),
                 (format!("{name}.bias"), vec![outputs]),
             ]
         };
-        let dense = self.dense.then(|| layer("classifier.dense", hidden_size));
-        let out = layer("classifier.out_proj", self.classes);
+        let dense = self.dense.map(|_| layer(names.dense, hidden_size));
+        let out = layer(names.out, self.classes);
         dense.into_iter().flatten().chain(out).collect()
     }
 
     /// Draws a new head: weights normal with deviation 0.02, biases zero.
     pub fn init(
         &self,
-        hidden_size: usize,
+        config: &EncoderConfig,
         stream: &Stream,
         device: &Device,
     ) -> candle_core::Result<Weights> {
         let stream = stream.child("classifier head");
-        let tensors = self.tensors(hidden_size).into_iter().enumerate();
+        let tensors = self.tensors(config).into_iter().enumerate();
         let tensors = tensors.map(|(index, (name, shape))| {
             let mut draws = stream.at(index as u64);
             let is_bias = shape.len() == 1;
@@ -96,40 +105,40 @@ impl ClassifierHead {
 
 /// An encoder with a classification head.
 #[derive(Debug, Clone)]
-pub struct BertClassifier {
-    bert: Bert,
+pub struct EncoderClassifier {
+    encoder: Encoder,
     shape: ClassifierHead,
     head: Parameters,
 }
 
-impl BertClassifier {
+impl EncoderClassifier {
     /// Builds a classifier from the weights of encoder and head; `trainable` says which become variables.
     pub fn new(
-        config: &BertConfig,
+        config: &EncoderConfig,
         shape: &ClassifierHead,
         weights: &Weights,
         trainable: impl Fn(&str) -> bool,
-    ) -> Result<Self, BertError> {
+    ) -> Result<Self, EncoderError> {
         let mut head = Weights::new();
-        for (name, _) in shape.tensors(config.hidden_size) {
+        for (name, _) in shape.tensors(config) {
             let weight = weights.get(&name);
             let weight = weight.ok_or_else(|| ParameterError::Missing { name: name.clone() })?;
             head.insert(name, weight.clone());
         }
         let built = Self {
-            bert: Bert::new(config, weights, &trainable)?,
+            encoder: Encoder::new(config, weights, &trainable)?,
             shape: shape.clone(),
             head: Parameters::new(&head, &trainable)?,
         };
-        for (name, expected) in shape.tensors(config.hidden_size) {
+        for (name, expected) in shape.tensors(config) {
             built.head.get(&name, &expected)?;
         }
         Ok(built)
     }
 
     /// Returns the encoder.
-    pub fn bert(&self) -> &Bert {
-        &self.bert
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
     }
 
     /// Returns the shape of the head.
@@ -139,40 +148,39 @@ impl BertClassifier {
 
     /// Returns the trainable variables of encoder and head in name order.
     pub fn trainable(&self) -> Vec<(String, Var)> {
-        let mut variables = self.bert.trainable();
+        let mut variables = self.encoder.trainable();
         variables.extend(self.head.trainable());
         variables.sort_by(|(first, _), (second, _)| first.cmp(second));
         variables
     }
 
     /// Returns all weights as they are now.
-    pub fn weights(&self) -> Result<Weights, BertError> {
-        let mut weights = self.bert.parameters.weights()?;
+    pub fn weights(&self) -> Result<Weights, EncoderError> {
+        let mut weights = self.encoder.parameters.weights()?;
         weights.extend(self.head.weights()?);
         Ok(weights)
     }
 
     /// Returns the logits, (rows, classes).
-    pub fn logits(&self, batch: &PackedTokens) -> Result<Tensor, BertError> {
-        let hidden_size = self.bert.config.hidden_size;
+    pub fn logits(&self, batch: &PackedTokens) -> Result<Tensor, EncoderError> {
+        let config = &self.encoder.config;
         let layer = |x: &Tensor, name: &str, outputs: usize| {
-            let weight = format!("classifier.{name}.weight");
-            let weight = self.head.get(&weight, &[outputs, hidden_size])?;
-            let bias = self
-                .head
-                .get(&format!("classifier.{name}.bias"), &[outputs])?;
-            Ok::<_, BertError>(add_bias(&linear(x, weight)?, bias)?)
+            let weight = format!("{name}.weight");
+            let weight = self.head.get(&weight, &[outputs, config.hidden_size])?;
+            let bias = self.head.get(&format!("{name}.bias"), &[outputs])?;
+            Ok::<_, EncoderError>(add_bias(&linear(x, weight)?, bias)?)
         };
         let mut pooled = match self.shape.pooling {
-            Pooling::Mean => self.bert.pooled(batch, SentencePooling::Mean)?,
+            Pooling::Mean => self.encoder.pooled(batch, &[SentencePooling::Mean], 0)?,
             Pooling::FirstToken => {
-                let hidden = self.bert.forward(batch)?;
+                let hidden = self.encoder.forward(batch)?;
                 hidden.index_select(&batch.starts(hidden.device())?, 0)?
             }
         };
-        if self.shape.dense {
-            pooled = tanh(&layer(&pooled, "dense", hidden_size)?)?;
+        let names = &config.family.head;
+        if let Some(activation) = self.shape.dense {
+            pooled = activation.apply(&layer(&pooled, names.dense, config.hidden_size)?)?;
         }
-        layer(&pooled, "out_proj", self.shape.classes)
+        layer(&pooled, names.out, self.shape.classes)
     }
 }
