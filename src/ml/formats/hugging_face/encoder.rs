@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
@@ -236,8 +235,8 @@ impl Source {
             .iter()
             .position(|one| *one == module)?;
         let has = |module: &str| self.shape(&format!("{module}.weight")).is_some();
-        let module = match head.also {
-            Some(also) if !has(head.out) => also[at],
+        let module = match head.stored {
+            Some(stored) if !has(head.out) => stored[at],
             _ => module,
         };
         // BERT's dense layer is its pooler, which belongs to the encoder.
@@ -280,24 +279,16 @@ impl TensorSource for Source {
 
 /// Writes an encoder or classifier so that [`load_encoder`] and [`load_encoder_classifier`] can read it.
 ///
-/// `transformers` can open the encoder, and a classifier with the head of a family that prefixes names.
+/// `transformers` can open the encoder, and a classifier with the family's head; none of its classes has our own head.
 pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), FormatError> {
     let config = &encoder.config;
     let family = config.family;
     let mut document = family.document(config);
     let mut weights = encoder.weights.clone();
     if let Some(head) = &encoder.head {
-        if family.prefixes {
-            let named = |(name, tensor): (String, Tensor)| {
-                if ClassifierHead::is_part(&name) {
-                    (name, tensor)
-                } else {
-                    (format!("{}{name}", family.prefix), tensor)
-                }
-            };
+        if head.dense.is_some() {
+            let named = |(name, tensor)| (name_in_classifier(family, name), tensor);
             weights = weights.into_iter().map(named).collect();
-        }
-        if family.prefixes && head.dense.is_some() {
             let class = family.class.replace("Model", "ForSequenceClassification");
             document["architectures"] = json!([class]);
         }
@@ -324,6 +315,22 @@ pub fn save_encoder(folder: &Path, encoder: &EncoderCheckpoint) -> Result<(), Fo
         write_sentence_files(folder, sentence, config.hidden_size)?;
     }
     Ok(())
+}
+
+/// Returns what `transformers` calls a tensor of a classifier.
+fn name_in_classifier(family: &Family, name: String) -> String {
+    let head = &family.head;
+    let mut stored = name;
+    if let (Some(names), Some((module, part))) = (head.stored, stored.rsplit_once('.'))
+        && let Some(at) = [head.dense, head.out].iter().position(|own| *own == module)
+    {
+        stored = format!("{}.{part}", names[at]);
+    }
+    if ClassifierHead::is_part(&stored) {
+        stored
+    } else {
+        format!("{}{stored}", family.prefix)
+    }
 }
 
 #[cfg(test)]

@@ -32,9 +32,6 @@ pub struct Family {
     pub(crate) class: &'static str,
     /// What stands before names of tensors in files with a head.
     pub(crate) prefix: &'static str,
-    /// Whether classifiers are written with the prefix, as `transformers` wants them; those of the oldest families here
-    /// are not, as files from before have none.
-    pub(crate) prefixes: bool,
     /// What stands before the number of a block.
     pub(crate) blocks: &'static str,
     /// The name of a part, within its block if it is one of a block.
@@ -68,8 +65,8 @@ pub(crate) struct HeadNames {
     pub(crate) activation: Activation,
     /// The layer of the logits.
     pub(crate) out: &'static str,
-    /// Other names of the two in files, which win if the second is not there under its first name.
-    pub(crate) also: Option<[&'static str; 2]>,
+    /// The names of the two in files of `transformers`, where they are others.
+    pub(crate) stored: Option<[&'static str; 2]>,
 }
 
 impl std::fmt::Debug for Family {
@@ -175,7 +172,7 @@ const ROBERTA_HEAD: HeadNames = HeadNames {
     dense: "classifier.dense",
     activation: Activation::Tanh,
     out: "classifier.out_proj",
-    also: None,
+    stored: None,
 };
 
 /// Reads an activation, the exact GELU if none is named.

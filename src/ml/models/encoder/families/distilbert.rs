@@ -12,7 +12,6 @@ pub(super) const DISTILBERT: Family = Family {
     model_type: "distilbert",
     class: "DistilBertModel",
     prefix: "distilbert.",
-    prefixes: true,
     blocks: "transformer.layer",
     name,
     keys: SizeKeys {
@@ -26,7 +25,7 @@ pub(super) const DISTILBERT: Family = Family {
         dense: "pre_classifier",
         activation: Activation::Relu,
         out: "classifier",
-        also: None,
+        stored: None,
     },
     beside: &[
         "vocab_transform.",

@@ -14,7 +14,6 @@ pub(super) const MPNET: Family = Family {
     model_type: "mpnet",
     class: "MPNetModel",
     prefix: "mpnet.",
-    prefixes: true,
     blocks: "encoder.layer",
     name,
     keys: BERT_KEYS,

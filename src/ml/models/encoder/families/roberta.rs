@@ -12,7 +12,6 @@ pub(super) const ROBERTA: Family = Family {
     model_type: "roberta",
     class: "RobertaModel",
     prefix: "roberta.",
-    prefixes: false,
     blocks: "encoder.layer",
     name,
     keys: BERT_KEYS,
