@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
+use crate::ml::adapter::{Adapter, AdapterError};
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
@@ -26,7 +26,6 @@ pub const LANGUAGE_MODEL: &str = "language_model";
 /// What a model has a known number of: positions of prompt and completion together.
 pub const CONTEXT: &str = "tokens of context";
 
-const PEFT_PREFIX: &str = "base_model.model.";
 const BASE_FILES: [&str; 4] = [
     "config.json",
     "model.safetensors",
@@ -120,7 +119,7 @@ impl LanguageModel {
             return Ok((model, None));
         }
         let stored = load_peft_adapter(folder, &model.config)?;
-        model.adapter = Some(adapter_of(&stored, &model.base)?);
+        model.adapter = Some(model.adapter_of(&stored)?);
         Ok((model, stored.score))
     }
 
@@ -159,13 +158,22 @@ impl LanguageModel {
         })
     }
 
+    /// Fits a stored adapter to the model.
+    fn adapter_of(&mut self, stored: &PeftAdapter) -> Result<Adapter, AdapterError> {
+        if stored.score.is_none() {
+            stored.config.untie(&mut self.config, &mut self.base);
+        }
+        let device = candle_core::Device::Cpu;
+        Adapter::from_weights(&stored.config, &self.base, &stored.weights, &device)
+    }
+
     /// Returns the model as it is, building no graph.
     pub fn frozen(&self) -> Result<CausalLm, ModelError> {
         let training = self
             .adapter
             .as_ref()
             .map_or(Training::Frozen, Training::Adapter);
-        Ok(CausalLm::new(&self.config, &self.base, training)?.detached())
+        Ok(CausalLm::new(&self.config, &self.base, training)?.settled()?)
     }
 
     /// Returns the weights with the adapter, if any, merged into them.
@@ -215,14 +223,14 @@ impl LanguageModel {
     }
 
     /// Writes the language model's PEFT adapter in `source` beside the model, which was written into `folder`.
-    pub fn add_peft(&self, source: &Path, folder: &Path) -> Result<(), ModelError> {
+    pub fn add_peft(&mut self, source: &Path, folder: &Path) -> Result<(), ModelError> {
         let stored = load_peft_adapter(source, &self.config)?;
         if stored.score.is_some() {
             return Err(ModelError::Head {
                 folder: source.to_owned(),
             });
         }
-        let adapter = adapter_of(&stored, &self.base)?;
+        let adapter = self.adapter_of(&stored)?;
         Ok(save_peft_adapter(folder, &stored_adapter(&adapter, None)?)?)
     }
 
@@ -251,7 +259,7 @@ impl LanguageModel {
         let is_merged = self.adapter.is_some();
         self.base = self.merged()?;
         self.adapter = None;
-        let adapter = adapter_of(&stored, &self.base)?;
+        let adapter = self.adapter_of(&stored)?;
         if is_merged {
             // There is no file of the merged base to link to.
             self.save_full(folder, &adapter.merge(&self.base)?, score)
@@ -342,42 +350,9 @@ pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
 }
 
 fn stored_adapter(adapter: &Adapter, score: Option<&Tensor>) -> Result<PeftAdapter, AdapterError> {
-    let config = adapter.config();
-    let strip = |name: String| {
-        let bare = name.strip_prefix(PEFT_PREFIX).map(str::to_owned);
-        bare.unwrap_or(name)
-    };
-    let weights = adapter.parameters().weights()?;
     Ok(PeftAdapter {
-        rank: config.rank,
-        alpha: config.alpha,
-        rank_stabilised: false,
-        dropout: config.dropout,
-        target_modules: config.target_modules.clone(),
-        weights: weights
-            .into_iter()
-            .map(|(name, tensor)| (strip(name), tensor))
-            .collect(),
+        config: adapter.config().clone(),
+        weights: adapter.parameters().weights()?,
         score: score.cloned(),
     })
-}
-
-fn adapter_of(stored: &PeftAdapter, base: &Weights) -> Result<Adapter, AdapterError> {
-    let config = LoraConfig {
-        rank: stored.rank,
-        // Only the factor counts; ours is alpha / rank.
-        alpha: if stored.rank_stabilised {
-            stored.scale() * stored.rank as f64
-        } else {
-            stored.alpha
-        },
-        dropout: stored.dropout,
-        target_modules: stored.target_modules.clone(),
-    };
-    let weights: Weights = stored
-        .weights
-        .iter()
-        .map(|(name, tensor)| (format!("{PEFT_PREFIX}{name}"), tensor.clone()))
-        .collect();
-    Adapter::from_weights(&config, base, &weights, &candle_core::Device::Cpu)
 }

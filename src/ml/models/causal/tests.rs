@@ -82,6 +82,7 @@ fn lora_config() -> LoraConfig {
         ]
         .map(str::to_owned)
         .to_vec(),
+        ..LoraConfig::default()
     }
 }
 
@@ -173,7 +174,6 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     for (name, _) in model.trainable() {
         fixture.assert(&format!("lora.gradient.{name}"), found.get(name).unwrap());
     }
-    assert_outputs(&fixture, "untied", &model.without_adapter());
     let merged = adapter.merge(&base).unwrap();
     let merged = CausalLm::new(config(false), &merged, Training::Frozen).unwrap();
     let (expected, found) = (

@@ -1,56 +1,21 @@
-//! Low-rank adapters (LoRA, Hu et al. 2021).
+//! Low-rank adapters (LoRA, Hu et al. 2021), as the PEFT library has them: with ranks and scales of some projections,
+//! trained lengths of rows (DoRA, Liu et al. 2024), and tensors of the model that are trained whole.
+
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use super::kernels::linear::linear;
+use super::kernels::dora::{adapted_weight, row_lengths};
+use super::kernels::sums::spread;
 use super::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
 
-/// Shape and constants of an adapter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoraConfig {
-    /// Inner dimension of the update.
-    pub rank: usize,
-    /// The update is multiplied by `alpha / rank`.
-    pub alpha: f64,
-    /// Share of a projection's inputs that are dropped on the way into the update, in training.
-    #[serde(default)]
-    pub dropout: f64,
-    /// Names of the projections that are adapted, or last parts of them, as `q_proj`.
-    pub target_modules: Vec<String>,
-}
+mod config;
 
-impl LoraConfig {
-    /// Returns the factor of the update.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
-    }
-
-    /// Returns the names of the adapted projections among `weights`, without their `.weight`.
-    fn modules<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
-        weights.iter().filter_map(|(name, tensor)| {
-            let module = name.strip_suffix(".weight")?;
-            let mut targets = self.target_modules.iter();
-            (is_projection(module, tensor) && targets.any(|target| is_named(module, target)))
-                .then_some((module, tensor))
-        })
-    }
-}
-
-/// Tells whether `target` is the name of a module or its last parts, as PEFT has it.
-pub(super) fn is_named(module: &str, target: &str) -> bool {
-    let rest = module.strip_suffix(target);
-    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
-/// Tells whether a module is a linear layer of a block, the only ones that a model applies updates to: a matrix with
-/// the block's number in its name.
-fn is_projection(module: &str, weight: &Tensor) -> bool {
-    let is_number = |part: &str| part.parse::<usize>().is_ok();
-    weight.rank() == 2 && module.split('.').any(is_number)
-}
+use config::Part;
+use config::projection;
+pub(super) use config::{AdapterTensor, PREFIX, is_named, named};
+pub use config::{Biases, LoraConfig};
 
 /// Why an adapter could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -78,51 +43,96 @@ pub enum AdapterError {
 
 type Result<T> = std::result::Result<T, AdapterError>;
 
-/// Trainable low-rank updates of some projections of a model, in `f32`.
+/// What is trained on top of a frozen model, in `f32`.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     config: LoraConfig,
     parameters: Parameters,
+    /// Names of what stands in place of the model's tensors, by the names of these.
+    whole: BTreeMap<String, String>,
 }
 
-/// Returns the name of one factor in the files of the PEFT library.
-pub(super) fn factor_name(module: &str, factor: char) -> String {
-    format!("base_model.model.{module}.lora_{factor}.weight")
+/// The update of a projection.
+#[derive(Debug, Clone)]
+pub(super) struct Update {
+    /// (rank, inputs).
+    pub(super) a: Tensor,
+    /// (outputs, rank).
+    pub(super) b: Tensor,
+    /// Lengths of the rows of what is adapted, if they are trained: (outputs).
+    pub(super) magnitude: Option<Tensor>,
+    /// The factor of `B A`.
+    pub(super) scale: f64,
+}
+
+impl Update {
+    /// Returns the same without gradients.
+    pub(super) fn detached(&self) -> Self {
+        Self {
+            a: self.a.detach(),
+            b: self.b.detach(),
+            magnitude: self.magnitude.as_ref().map(Tensor::detach),
+            scale: self.scale,
+        }
+    }
+
+    /// Returns what the rows of `W + scale B A` are multiplied by, if their lengths are trained: (outputs).
+    ///
+    /// No gradient passes through the lengths that they have (section 4.3 of the paper).
+    pub(super) fn factors(&self, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let Some(magnitude) = &self.magnitude else {
+            return Ok(None);
+        };
+        let adapted = adapted_weight(weight, &self.a, &self.b, self.scale)?;
+        Ok(Some((magnitude / row_lengths(&adapted)?)?))
+    }
 }
 
 impl Adapter {
     /// Makes an adapter that changes nothing yet: B is zero, and A is normal with PEFT's default variance,
-    /// `1 / (3 inputs)`.
+    /// `1 / (3 inputs)`; all else is the model's.
     pub fn init(
         config: &LoraConfig,
         base: &Weights,
         stream: &Stream,
         device: &Device,
     ) -> Result<Self> {
-        check(config, base)?;
-        let mut weights = Weights::new();
-        for (module, weight) in config.modules(base) {
-            let (outputs, inputs) = weight.dims2()?;
-            let name = factor_name(module, 'A');
-            let mut draws = stream.child(&name).at(0);
-            let std = 1.0 / (3.0 * inputs as f64).sqrt();
-            let a: Vec<f32> = (0..config.rank * inputs)
-                .map(|_| (std * draws.normal()) as f32)
-                .collect();
-            weights.insert(name, Tensor::from_vec(a, (config.rank, inputs), device)?);
-            weights.insert(
-                factor_name(module, 'B'),
-                Tensor::zeros((outputs, config.rank), DType::F32, device)?,
-            );
+        config.check(
+            base.iter()
+                .map(|(name, weight)| (name.as_str(), weight.rank())),
+        )?;
+        let (mut weights, mut whole) = (Weights::new(), BTreeMap::new());
+        for (of, tensor) in base {
+            for AdapterTensor { name, shape, part } in config.tensors(of, tensor.dims()) {
+                let own = || tensor.to_dtype(DType::F32)?.to_device(device);
+                let first = match part {
+                    Part::A => {
+                        let mut draws = stream.child(&name).at(0);
+                        let std = 1.0 / (3.0 * tensor.dim(1)? as f64).sqrt();
+                        let a: Vec<f32> = (0..shape.iter().product())
+                            .map(|_| (std * draws.normal()) as f32)
+                            .collect();
+                        Tensor::from_vec(a, shape, device)?
+                    }
+                    Part::B => Tensor::zeros(shape, DType::F32, device)?,
+                    Part::Magnitude => row_lengths(&own()?)?,
+                    Part::Whole => {
+                        whole.insert(of.clone(), name.clone());
+                        own()?
+                    }
+                };
+                weights.insert(name, first);
+            }
         }
         Ok(Self {
             config: config.clone(),
             parameters: Parameters::new(&weights, |_| true)?,
+            whole,
         })
     }
 
     /// Makes an adapter of stored weights, named as in PEFT's files; they must be exactly those that the
-    /// configuration adapts in `base`.
+    /// configuration has for `base`.
     pub fn from_weights(
         config: &LoraConfig,
         base: &Weights,
@@ -143,78 +153,67 @@ impl Adapter {
         &self.config
     }
 
-    /// Returns the trainable factors.
+    /// Returns what is trained.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Returns both factors of a projection (module name without `.weight`) of the given shape, if it is adapted.
-    pub(super) fn factors(
+    /// Returns the update of a projection (module name without `.weight`) of the given shape, if it is adapted.
+    pub(super) fn update(
         &self,
         module: &str,
         (outputs, inputs): (usize, usize),
-    ) -> Result<Option<(Tensor, Tensor)>> {
-        let rank = self.config.rank;
-        match self
-            .parameters
-            .get(&factor_name(module, 'A'), &[rank, inputs])
-        {
-            Ok(a) => {
-                let b = self
-                    .parameters
-                    .get(&factor_name(module, 'B'), &[outputs, rank])?;
-                Ok(Some((a.clone(), b.clone())))
-            }
-            Err(ParameterError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    ) -> Result<Option<Update>> {
+        let rank = self.config.rank_of(module);
+        let get = |end: &str, shape: &[usize]| {
+            let name = format!("{PREFIX}{module}.{end}");
+            self.parameters.get(&name, shape).cloned()
+        };
+        let a = match get("lora_A.weight", &[rank, inputs]) {
+            Ok(a) => a,
+            Err(ParameterError::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let magnitude = || get("lora_magnitude_vector", &[outputs]);
+        Ok(Some(Update {
+            a,
+            b: get("lora_B.weight", &[outputs, rank])?,
+            magnitude: self.config.use_dora.then(magnitude).transpose()?,
+            scale: self.config.scale_of(module),
+        }))
     }
 
-    /// Adds the updates to the weights they adapt: `W + scale B A`, in the weights' dtype.
+    /// Returns what stands in place of a tensor of the model, if anything does.
+    pub(super) fn in_place_of(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let own = self.whole.get(name);
+        let own = own.map(|own| self.parameters.get(own, shape).cloned());
+        Ok(own.transpose()?)
+    }
+
+    /// Adds the updates to the weights they adapt, `W + scale B A`, and puts in what is trained whole; all in the dtypes
+    /// of the weights.
+    ///
+    /// A tied model must be [untied](LoraConfig::untie) first.
     pub fn merge(&self, base: &Weights) -> Result<Weights> {
         let mut merged = base.clone();
-        for (module, weight) in self.config.modules(base) {
-            if let Some((a, b)) = self.factors(module, weight.dims2()?)? {
-                let update = linear(&b.detach(), &a.detach().t()?)?;
-                let update = update.affine(self.config.scale(), 0.0)?;
-                let sum = (weight.to_dtype(DType::F32)? + update)?.to_dtype(weight.dtype())?;
-                merged.insert(format!("{module}.weight"), sum);
+        for (name, weight) in base {
+            if let Some(own) = self.in_place_of(name, weight.dims())? {
+                merged.insert(name.clone(), own.detach().to_dtype(weight.dtype())?);
+            }
+            let Some(module) = projection(name, weight.rank()) else {
+                continue;
+            };
+            if let Some(update) = self.update(module, weight.dims2()?)? {
+                let mut sum = adapted_weight(weight, &update.a, &update.b, update.scale)?;
+                if let Some(factors) = update.factors(weight)? {
+                    let factors = factors.detach().unsqueeze(1)?;
+                    sum = (&sum * spread(&factors, sum.shape())?)?;
+                }
+                merged.insert(name.clone(), sum.to_dtype(weight.dtype())?);
             }
         }
         Ok(merged)
     }
-}
-
-fn check(config: &LoraConfig, base: &Weights) -> Result<()> {
-    let reason = if config.rank == 0 {
-        Some("`rank` is 0, expected at least 1".to_owned())
-    } else if !config.alpha.is_finite() {
-        Some(format!("`alpha` is {}, expected a number", config.alpha))
-    } else if !(0.0..1.0).contains(&config.dropout) {
-        Some(format!(
-            "`dropout` is {}, expected a number from 0 to below 1",
-            config.dropout
-        ))
-    } else if config.target_modules.is_empty() {
-        Some("`target_modules` is empty".to_owned())
-    } else {
-        None
-    };
-    if let Some(reason) = reason {
-        return Err(AdapterError::Config { reason });
-    }
-    for target in &config.target_modules {
-        let is_target = |(name, weight): (&String, &Tensor)| {
-            let module = name.strip_suffix(".weight");
-            module.is_some_and(|module| is_projection(module, weight) && is_named(module, target))
-        };
-        if !base.iter().any(is_target) {
-            return Err(AdapterError::NoSuchTarget {
-                target: target.clone(),
-            });
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -243,6 +242,7 @@ mod tests {
             alpha: 4.0,
             dropout: 0.0,
             target_modules: vec!["q_proj".to_owned()],
+            ..LoraConfig::default()
         }
     }
 
