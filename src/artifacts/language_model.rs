@@ -98,6 +98,8 @@ pub struct LanguageModel {
     pub eos: Vec<u32>,
     /// Where it was read from.
     folder: PathBuf,
+    /// Whether the output head is the embedding matrix there; an adapter may have untied them since.
+    is_tied_in_files: bool,
 }
 
 impl LanguageModel {
@@ -149,6 +151,7 @@ impl LanguageModel {
             });
         }
         Ok(Self {
+            is_tied_in_files: checkpoint.config.tie_word_embeddings,
             config: checkpoint.config,
             base: checkpoint.weights,
             adapter: None,
@@ -272,7 +275,11 @@ impl LanguageModel {
     fn link_base(&self, folder: &Path, is_classifier: bool) -> Result<(), ModelError> {
         if is_classifier {
             fs_err::create_dir_all(folder)?;
-            save_classifier_config(folder, &self.config, &self.tokenizer)?;
+            let config = Architecture {
+                tie_word_embeddings: self.is_tied_in_files,
+                ..self.config.clone()
+            };
+            save_classifier_config(folder, &config, &self.tokenizer)?;
         }
         for name in BASE_FILES {
             let source = self.folder.join(name);

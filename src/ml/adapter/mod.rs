@@ -343,6 +343,31 @@ mod tests {
             build(|c| c.target_modules.push("embed_tokens".into())),
             "adapter: no projection of the model is called `embed_tokens`"
         );
+        assert_eq!(
+            build(|c| c.rank_pattern = [("v_proj".to_owned(), 3)].into()),
+            "adapter: `rank_pattern`: no adapted projection is called `v_proj`"
+        );
+        assert_eq!(
+            build(|c| {
+                c.alpha_pattern.insert("q_proj".into(), 3.0);
+                c.alpha_pattern.insert("self_attn.q_proj".into(), 3.0);
+            }),
+            "adapter: `alpha_pattern`: both `q_proj` and `self_attn.q_proj` name `model.layers.0.self_attn.q_proj`, \
+             expected one key for each projection"
+        );
+        assert_eq!(
+            build(|c| c.alpha_pattern = [("q_proj".to_owned(), f64::NAN)].into()),
+            "adapter: `alpha_pattern.q_proj` is NaN, expected a number"
+        );
+        assert_eq!(
+            build(|c| c.modules_to_save.push("lm_head".into())),
+            "adapter: `modules_to_save`: no module of the model is called `lm_head`"
+        );
+        assert_eq!(
+            build(|c| c.modules_to_save.push("attn".into())),
+            "adapter: `modules_to_save`: `attn` names `model.layers.0.self_attn.q_proj`, a linear layer of a block, \
+             expected modules outside them; put it into `target_modules`"
+        );
         let stored = adapter().parameters().weights().unwrap();
         let mut both = config();
         both.target_modules.push("v_proj".into());
@@ -352,6 +377,65 @@ mod tests {
                 .to_string()
                 .contains("v_proj.lora_A.weight` is missing"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_trained_whole_starts_as_the_model_has_it() {
+        let mut base = base();
+        let vector = |value: f32| {
+            (Tensor::ones(4, DType::F32, &Device::Cpu).unwrap() * f64::from(value)).unwrap()
+        };
+        base.insert(
+            "model.layers.0.self_attn.q_proj.bias".to_owned(),
+            vector(3.0),
+        );
+        base.insert("model.norm.bias".to_owned(), vector(5.0));
+        let mut config = config();
+        config.use_dora = true;
+        config.modules_to_save = vec!["embed_tokens".to_owned()];
+        let names = |bias| {
+            let config = LoraConfig {
+                bias,
+                ..config.clone()
+            };
+            let stream = Stream::new(1, "lora");
+            let adapter = Adapter::init(&config, &base, &stream, &Device::Cpu).unwrap();
+            let merged = adapter.merge(&base).unwrap();
+            for (name, weight) in &base {
+                let [found, expected] = [&merged[name], weight]
+                    .map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                let off = found.iter().zip(expected).map(|(x, y)| (x - y).abs());
+                assert!(off.fold(0.0, f32::max) < 1e-6, "{name}");
+            }
+            let names = adapter.parameters().trainable().into_iter();
+            let names = names.map(|(name, _)| name.strip_prefix(PREFIX).unwrap().to_owned());
+            names.collect::<Vec<_>>()
+        };
+        let query = "model.layers.0.self_attn.q_proj";
+        let embedding = "model.embed_tokens.weight".to_owned();
+        let factors = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
+            .map(|end| format!("{query}.{end}"));
+        let all = |others: &[String]| {
+            let mut all = [std::slice::from_ref(&embedding), &factors, others].concat();
+            all.sort();
+            all
+        };
+        let bias = format!("{query}.base_layer.bias");
+        assert_eq!(names(Biases::None), all(&[]));
+        assert_eq!(names(Biases::LoraOnly), all(std::slice::from_ref(&bias)));
+        assert_eq!(
+            names(Biases::All),
+            all(&[bias, "model.norm.bias".to_owned()])
+        );
+        config.bias = Biases::All;
+        config.modules_to_save.push("model.norm".to_owned());
+        let stream = Stream::new(1, "lora");
+        let error = Adapter::init(&config, &base, &stream, &Device::Cpu).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "adapter: `bias` is \"all\", and `modules_to_save` names `model.norm`, which has a bias, expected one of the \
+             two"
         );
     }
 }

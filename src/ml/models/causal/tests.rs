@@ -377,9 +377,16 @@ fn initial_weights_have_the_stated_spread() {
 
 #[test]
 fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
+    for use_dora in [false, true] {
+        drops_the_stated_share(use_dora);
+    }
+}
+
+fn drops_the_stated_share(use_dora: bool) {
     let (config, weights) = wider();
     let mut lora = lora_config();
     lora.dropout = 0.25;
+    lora.use_dora = use_dora;
     let adapter = Adapter::init(&lora, &weights, &Stream::new(4, "lora"), &Device::Cpu).unwrap();
     // B is zero at first: give it values, or dropout would have nothing to act on.
     for (name, var) in adapter.parameters().trainable() {
