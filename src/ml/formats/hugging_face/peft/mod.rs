@@ -90,7 +90,7 @@ fn adapter_tensors<'a>(
 
 fn explain_missing_bias(mut error: FormatError) -> FormatError {
     if let FormatError::MissingTensor { name, hint, .. } = &mut error
-        && name.ends_with(".bias")
+        && matches!(name.rsplit_once('.'), Some((_, "bias")))
     {
         *hint = "; some versions of PEFT did not write it: with `bias` set to \"none\" in `adapter_config.json` the \
                  model's own is taken, as PEFT does"
