@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
-    PeftAdapter, SequenceClassifier, load_hugging_face, load_peft_adapter,
+    PeftAdapter, SequenceClassifier, load_hugging_face_without, load_peft_adapter,
     load_sequence_classifier, save_classifier_config, save_hugging_face, save_peft_adapter,
     save_sequence_classifier,
 };
@@ -104,7 +104,7 @@ pub struct LanguageModel {
 impl LanguageModel {
     /// Reads a model from a folder, with the adapter that lies beside it.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (model, score) = Self::load_adapted(folder)?;
+        let (model, score) = Self::load_adapted(folder, &[])?;
         match score {
             None => Ok(model),
             Some(_) => Err(ModelError::Head {
@@ -114,8 +114,12 @@ impl LanguageModel {
     }
 
     /// Reads a model with the adapter beside it, and the head of a classifier's adapter.
-    fn load_adapted(folder: &Path) -> Result<(Self, Option<Tensor>), ModelError> {
-        let mut model = Self::from_checkpoint(folder, load_hugging_face(folder)?)?;
+    fn load_adapted(
+        folder: &Path,
+        ignored: &[String],
+    ) -> Result<(Self, Option<Tensor>), ModelError> {
+        let checkpoint = load_hugging_face_without(folder, ignored)?;
+        let mut model = Self::from_checkpoint(folder, checkpoint)?;
         if !folder.join("adapter_config.json").exists() {
             return Ok((model, None));
         }
@@ -124,16 +128,21 @@ impl LanguageModel {
         Ok((model, stored.score))
     }
 
-    /// Reads the trunk of a classifier or reward model with its adapter, if it has one, and its head.
-    pub fn load_classifier(folder: &Path) -> Result<(Self, Tensor), ModelError> {
+    /// Reads the trunk of a classifier or reward model with its adapter, if it has one, and its head, (classes, size).
+    ///
+    /// Keys of `config.json` that are `ignored` are not looked at.
+    pub fn load_classifier(
+        folder: &Path,
+        ignored: &[String],
+    ) -> Result<(Self, Tensor), ModelError> {
         if folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
-            let (model, score) = Self::load_adapted(folder)?;
+            let (model, score) = Self::load_adapted(folder, ignored)?;
             let score = score.ok_or_else(|| ModelError::NoHead {
                 folder: folder.to_owned(),
             })?;
             return Ok((model, score));
         }
-        let classifier = load_sequence_classifier(folder)?;
+        let classifier = load_sequence_classifier(folder, ignored)?;
         let model = Self::from_checkpoint(folder, classifier.trunk)?;
         Ok((model, classifier.score))
     }

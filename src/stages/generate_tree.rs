@@ -252,6 +252,7 @@ impl Kind for GenerateTree {
             accuracy: None,
             longer_wins: None,
             skipped_end: None,
+            appended_end: None,
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;

@@ -24,7 +24,7 @@ const GRADIENT: f32 = 1e-4;
 /// The same as a share of the model's largest gradient: that of a key's bias is zero up to rounding.
 const GRADIENT_FLOOR: f32 = 1e-6;
 
-const VARIANTS: [&str; 26] = [
+const VARIANTS: &[&str] = &[
     "gemma",
     "gpt2",
     "gpt2_unscaled",
@@ -56,7 +56,8 @@ const VARIANTS: [&str; 26] = [
 /// Runs a test for each variant, and names all that fail.
 fn for_each(test: impl Fn(&Recorded) + Copy + std::panic::RefUnwindSafe) {
     let failed: Vec<&str> = VARIANTS
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|name| std::panic::catch_unwind(|| test(&Recorded::of(name))).is_err())
         .collect();
     assert!(failed.is_empty(), "{failed:?}");

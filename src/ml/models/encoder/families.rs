@@ -16,7 +16,7 @@ use crate::ml::formats::FormatError;
 use crate::ml::models::keys::Keys;
 
 /// All families.
-pub(crate) const FAMILIES: [&Family; 5] = [
+pub(crate) const FAMILIES: &[&Family] = &[
     &bert::BERT,
     &distilbert::DISTILBERT,
     &mpnet::MPNET,
@@ -90,7 +90,8 @@ impl Family {
 
     /// Lists the families.
     pub(crate) fn listed() -> String {
-        FAMILIES.map(|family| family.model_type).join(", ")
+        let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        names.join(", ")
     }
 
     /// Reads a configuration.

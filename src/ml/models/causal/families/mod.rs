@@ -32,7 +32,7 @@ mod starcoder2;
 type Read = fn(&Keys<'_>) -> Result<Architecture, FormatError>;
 
 /// The families, by their `model_type`.
-const FAMILIES: [(&str, Read); 13] = [
+const FAMILIES: &[(&str, Read)] = &[
     ("gemma", gemma::read),
     ("gpt2", gpt2::read),
     ("gpt_neox", gpt_neox::read),
