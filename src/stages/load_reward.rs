@@ -84,7 +84,7 @@ impl LoadReward {
 
 impl Kind for LoadReward {
     const NAME: &'static str = "load_reward";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ source: models/reward }";
 
     fn ports(&self) -> Vec<Port> {

@@ -1,5 +1,6 @@
 //! Killed anywhere, the next run continues where it was and gives the same bytes.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -243,4 +244,36 @@ stages:
     wait_until("all processes are gone", || {
         processes_in(&space.path("")).is_empty().then_some(())
     });
+}
+
+#[test]
+fn a_large_file_is_announced_and_reading_it_ends_with_the_first_signal() {
+    let space = Space::new(
+        r#"
+name: large
+stages:
+  a: { kind: command, params: { run: "wc -c < large > out", code: [large], outputs: { out: out } } }
+"#,
+    );
+    let file = std::fs::File::create(space.path("large")).unwrap();
+    // Nobody waits until so much is read; it takes no room.
+    file.set_len(8 << 40).unwrap();
+    let mut run = space
+        .program(&["run", "p.yaml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(
+        line.starts_with("reading ") && line.ends_with("large (8.00 TiB)"),
+        "{line}"
+    );
+    kill_process(pid(run.id() as i32), Signal::INT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(
+        rest.iter().any(|line| line.starts_with("interrupted")) && !rest.concat().contains("fail"),
+        "{rest:?}"
+    );
 }

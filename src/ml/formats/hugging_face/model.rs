@@ -437,7 +437,7 @@ mod tests {
             (
                 json!({ "model_type": "bloom" }),
                 "`model_type`: \"bloom\" is not supported; only gemma, gpt2, gpt_neox, llama, mistral, olmo2, opt, \
-                 phi3, qwen2, qwen3, smollm3 are",
+                 phi3, qwen2, qwen3, smollm3, stablelm, starcoder2 are",
             ),
             (
                 json!({ "hidden_act": "mish" }),
