@@ -277,3 +277,34 @@ stages:
         "{rest:?}"
     );
 }
+
+#[test]
+fn a_kind_that_never_looks_for_signals_is_ended_as_well() {
+    let space = Space::new(
+        r"
+name: unheeding
+stages:
+  world: { kind: generate_world, params: { seed: 1, finetune_pairs: 2, reward_pairs: 2, rl_questions: 2, pretraining_documents: 20000000 } }
+",
+    );
+    let mut run = space
+        .program(&["run", "p.yaml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains(" RUN world"), "{line}");
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(pid(run.id() as i32), Signal::INT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(
+        rest.iter().any(|line| line == " INTERRUPTED world"),
+        "{rest:?}"
+    );
+    assert_eq!(scratch(&space), [""; 0]);
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
+}

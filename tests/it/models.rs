@@ -199,7 +199,9 @@ stages:
 
 /// Returns a column of an exported table.
 fn column(space: &Space, stage: &str, name: &str) -> Vec<String> {
-    let export = space.flowgraph(&["export", "q.yaml", stage, stage, "--format", "csv"]);
+    let export = space.flowgraph(&[
+        "export", "q.yaml", stage, stage, "--format", "csv", "--force",
+    ]);
     assert_eq!(export.code, 0, "{}", export.stderr);
     let path = space.path(stage).join("table.csv");
     let mut reader = csv::Reader::from_path(path).unwrap();
