@@ -15,6 +15,7 @@ use crate::ml::formats::hugging_face::{
     load_sequence_classifier, save_classifier_config, save_hugging_face, save_peft_adapter,
     save_sequence_classifier,
 };
+use crate::ml::formats::safetensors::{load_safetensors, save_safetensors, tensor_names};
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
 use crate::ml::parameters::Weights;
@@ -26,6 +27,8 @@ pub const LANGUAGE_MODEL: &str = "language_model";
 /// What a model has a known number of: positions of prompt and completion together.
 pub const CONTEXT: &str = "tokens of context";
 
+/// Name of the weight of a classifier's head.
+pub const SCORE: &str = "score.weight";
 const PEFT_PREFIX: &str = "base_model.model.";
 const BASE_FILES: [&str; 4] = [
     "config.json",
@@ -325,8 +328,10 @@ pub fn save_new_classifier(
 }
 
 /// Makes a copy of a model's files what other programs expect of a folder: PEFT is told where the base is, which is the
-/// folder itself, and `transformers` what the model takes of its tokenizer.
+/// folder itself, and `transformers` what the model takes of its tokenizer; a head that an adapter carries stands among the
+/// base's weights as well, or `transformers` would draw one first and warn of it.
 pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
+    complete_base(folder)?;
     let edit = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| -> Result<(), ModelError> {
         let path = folder.join(name);
         if !path.exists() {
@@ -348,6 +353,31 @@ pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
     edit("adapter_config.json", &|adapter| {
         adapter.insert("base_model_name_or_path".to_owned(), base.clone().into());
     })
+}
+
+/// Adds the head of a classifier's adapter to the weights of the base, as a second file of them.
+fn complete_base(folder: &Path) -> Result<(), ModelError> {
+    let adapter = folder.join("adapter_model.safetensors");
+    let base = folder.join("model.safetensors");
+    if !adapter.exists() || !base.exists() {
+        return Ok(());
+    }
+    let mut factors = load_safetensors(&adapter)?;
+    let Some(score) = factors.remove(&format!("{PEFT_PREFIX}{SCORE}")) else {
+        return Ok(());
+    };
+    let files = [1, 2].map(|number| format!("model-0000{number}-of-00002.safetensors"));
+    let mut places: Map<String, Value> = tensor_names(&base)?
+        .into_iter()
+        .map(|name| (name, files[0].clone().into()))
+        .collect();
+    places.insert(SCORE.to_owned(), files[1].clone().into());
+    let heads = Weights::from([(SCORE.to_owned(), score)]);
+    save_safetensors(&folder.join(&files[1]), &heads)?;
+    fs_err::rename(base, folder.join(&files[0]))?;
+    let index = json!({ "metadata": {}, "weight_map": places });
+    let path = folder.join("model.safetensors.index.json");
+    Ok(fs_err::write(path, format!("{index:#}\n"))?)
 }
 
 fn stored_adapter(adapter: &Adapter, score: Option<&Tensor>) -> Result<PeftAdapter, AdapterError> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::language_model::{LanguageModel, ModelError};
+use super::language_model::{LanguageModel, ModelError, SCORE};
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::FormatError;
 use crate::ml::head::{HeadGradient, ScalarHead};
@@ -20,8 +20,6 @@ use crate::ml::parameters::Weights;
 /// The artifact kind.
 pub const REWARD_MODEL: &str = "reward_model";
 
-/// Name of the head's weight, (1, hidden size).
-pub const SCORE: &str = "score.weight";
 const DESCRIPTION: &str = "reward.json";
 /// Rows that are scored in one pass where each prefix is one.
 const PREFIXES_AT_ONCE: usize = 16;

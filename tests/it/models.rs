@@ -92,6 +92,17 @@ fn exported_models_are_read_back_as_they_were() {
     assert_eq!(adapted["task_type"], "SEQ_CLS");
     assert_eq!(adapted["modules_to_save"], json!(["score"]));
     assert!(!space.path("whole_reward/score.safetensors").exists());
+    // The head stands among the weights of the base too: nothing is drawn that the adapter then replaces.
+    let index = json_of(&space, "adapted_reward/model.safetensors.index.json");
+    let file = index["weight_map"]["score.weight"].as_str().unwrap();
+    let of_base = load_safetensors(&space.path("adapted_reward").join(file)).unwrap();
+    let adapter = space.path("adapted_reward/adapter_model.safetensors");
+    let of_adapter = load_safetensors(&adapter).unwrap();
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(
+        values(&of_base["score.weight"]),
+        values(&of_adapter["base_model.model.score.weight"])
+    );
 
     // A classifier's adapter is no language model, and an adapter alone needs its model.
     std::fs::create_dir(space.path("alone")).unwrap();

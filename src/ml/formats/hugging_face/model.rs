@@ -45,7 +45,9 @@ pub fn load_hugging_face_without(
     refuse_lone_adapter(folder, &config_path)?;
     let config = read_config(&config_path, ignored)?;
     let files = TrunkFiles::open(folder, &config.architecture)?;
-    if files.shape(SCORE).is_some() {
+    // That of a classifier's adapter, beside it, stands among the base's weights too.
+    let is_adapted = folder.join("adapter_config.json").exists();
+    if files.shape(SCORE).is_some() && !is_adapted {
         return Err(FormatError::unsupported(
             files.path(),
             format!("the head `{SCORE}` of a classifier in place of a language model's"),
@@ -68,7 +70,7 @@ pub fn load_hugging_face_without(
         });
     }
     let weights = load_model(&files, &architecture, |name| {
-        is_buffer(name) || (tied && name == head)
+        is_buffer(name) || (tied && name == head) || (is_adapted && name == SCORE)
     })?;
     if tied && files.shape(&head).is_some() {
         check_tied(&files, &architecture)?;
