@@ -1,6 +1,6 @@
-//! What a GGUF file says of a model, in the words of `config.json`, and its names of tensors.
+//! What a GGUF file says of a model, in the words of `config.json`.
 //!
-//! Keys and names are those of llama.cpp's `convert_hf_to_gguf.py` and `gguf-py/gguf/constants.py`.
+//! Keys are those of llama.cpp's `convert_hf_to_gguf.py` and `gguf-py/gguf/constants.py`.
 
 use std::path::Path;
 
@@ -9,14 +9,10 @@ use serde_json::{Map, Value as Json, json};
 use super::super::FormatError;
 use super::super::tensors::TensorSource;
 use super::container::{GgufFile, Value};
+use super::names::{EMBEDDING, FREQUENCY_DIVISORS, OUTPUT};
 use crate::ml::config::RopeLayout;
 use crate::ml::models::causal::rotary::{Rotary, Scaling};
 use crate::ml::models::causal::{Architecture, families};
-
-pub(super) const EMBEDDING: &str = "token_embd.weight";
-pub(super) const OUTPUT: &str = "output.weight";
-/// What the frequencies of Llama 3.1 and later are divided by.
-pub(super) const FREQUENCY_DIVISORS: &str = "rope_freqs.weight";
 
 /// Keys of an architecture that change nothing, given what is checked or read besides.
 const WITHOUT_EFFECT: [&str; 6] = [
@@ -281,46 +277,5 @@ fn object(value: Json) -> Map<String, Json> {
     match value {
         Json::Object(map) => map,
         _ => Map::new(),
-    }
-}
-
-/// Translates a Hugging Face name.
-pub(in super::super) fn stored_name(name: &str) -> String {
-    let Some((module, part)) = name.rsplit_once('.') else {
-        return name.to_owned();
-    };
-    let stored = match module {
-        "model.embed_tokens" | "transformer.wte" => "token_embd",
-        "transformer.wpe" => "position_embd",
-        "model.norm" | "transformer.ln_f" => "output_norm",
-        "lm_head" => "output",
-        _ => {
-            let layer = module
-                .strip_prefix("model.layers.")
-                .or_else(|| module.strip_prefix("transformer.h."));
-            return match layer.and_then(|rest| rest.split_once('.')) {
-                Some((layer, module)) => format!("blk.{layer}.{}.{part}", within_block(module)),
-                None => name.to_owned(),
-            };
-        }
-    };
-    format!("{stored}.{part}")
-}
-
-fn within_block(module: &str) -> &str {
-    match module {
-        "input_layernorm" | "ln_1" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "attn.c_attn" => "attn_qkv",
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        "self_attn.o_proj" | "attn.c_proj" => "attn_output",
-        "post_attention_layernorm" | "ln_2" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" | "mlp.c_fc" => "ffn_up",
-        "mlp.down_proj" | "mlp.c_proj" => "ffn_down",
-        other => other,
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::super::FormatError;
 use super::super::bytes::Bytes;
 use super::super::tensors::TensorSource;
-use super::configuration::stored_name;
+use super::names::stored_name;
 use super::quantisation::Encoding;
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";

@@ -5,12 +5,13 @@
 mod configuration;
 mod container;
 mod model;
+mod names;
 mod quantisation;
 mod vocabulary;
 
-#[cfg(test)]
-pub(super) use configuration::stored_name;
 pub use model::{is_gguf, load_gguf};
+#[cfg(test)]
+pub(super) use names::stored_name;
 
 #[cfg(test)]
 pub(super) mod writer;

@@ -6,8 +6,9 @@ use std::path::Path;
 use super::super::bytes::map_file;
 use super::super::tensors::load_exactly;
 use super::super::{Checkpoint, FormatError};
-use super::configuration::{FREQUENCY_DIVISORS, OUTPUT, read_architecture};
+use super::configuration::read_architecture;
 use super::container::{GgufFile, MAGIC};
+use super::names::{FREQUENCY_DIVISORS, OUTPUT};
 use super::vocabulary::{id as end_id, read_tokenizer};
 use crate::ml::documents::open_file;
 use crate::ml::tokenizer::Tokenizer;
@@ -79,7 +80,7 @@ mod tests {
 
     use super::super::super::damage::survives;
     use super::super::super::{fixture, llama_tensors};
-    use super::super::configuration::stored_name;
+    use super::super::names::stored_name;
     use super::super::writer::{Field, TensorData, gguf};
     use super::*;
     use crate::ml::config::{LlamaConfig, RopeLayout};
