@@ -5,16 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ml::adapter::{Adapter, AdapterError};
+use crate::ml::adapter::{Adapter, AdapterError, PREFIX};
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
-    PeftAdapter, SequenceClassifier, load_hugging_face, load_peft_adapter,
+    PeftAdapter, SequenceClassifier, load_hugging_face_without, load_peft_adapter,
     load_sequence_classifier, save_classifier_config, save_hugging_face, save_peft_adapter,
     save_sequence_classifier,
 };
+use crate::ml::formats::safetensors::{load_safetensors, save_safetensors, tensor_names};
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
 use crate::ml::parameters::Weights;
@@ -26,6 +27,8 @@ pub const LANGUAGE_MODEL: &str = "language_model";
 /// What a model has a known number of: positions of prompt and completion together.
 pub const CONTEXT: &str = "tokens of context";
 
+/// Name of the weight of a classifier's head.
+pub const SCORE: &str = "score.weight";
 const BASE_FILES: [&str; 4] = [
     "config.json",
     "model.safetensors",
@@ -105,7 +108,7 @@ pub struct LanguageModel {
 impl LanguageModel {
     /// Reads a model from a folder, with the adapter that lies beside it.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (model, score) = Self::load_adapted(folder)?;
+        let (model, score) = Self::load_adapted(folder, &[])?;
         match score {
             None => Ok(model),
             Some(_) => Err(ModelError::Head {
@@ -115,8 +118,12 @@ impl LanguageModel {
     }
 
     /// Reads a model with the adapter beside it, and the head of a classifier's adapter.
-    fn load_adapted(folder: &Path) -> Result<(Self, Option<Tensor>), ModelError> {
-        let mut model = Self::from_checkpoint(folder, load_hugging_face(folder)?)?;
+    fn load_adapted(
+        folder: &Path,
+        ignored: &[String],
+    ) -> Result<(Self, Option<Tensor>), ModelError> {
+        let checkpoint = load_hugging_face_without(folder, ignored)?;
+        let mut model = Self::from_checkpoint(folder, checkpoint)?;
         if !folder.join("adapter_config.json").exists() {
             return Ok((model, None));
         }
@@ -125,16 +132,21 @@ impl LanguageModel {
         Ok((model, stored.score))
     }
 
-    /// Reads the trunk of a classifier or reward model with its adapter, if it has one, and its head.
-    pub fn load_classifier(folder: &Path) -> Result<(Self, Tensor), ModelError> {
+    /// Reads the trunk of a classifier or reward model with its adapter, if it has one, and its head, (classes, size).
+    ///
+    /// Keys of `config.json` that are `ignored` are not looked at.
+    pub fn load_classifier(
+        folder: &Path,
+        ignored: &[String],
+    ) -> Result<(Self, Tensor), ModelError> {
         if folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
-            let (model, score) = Self::load_adapted(folder)?;
+            let (model, score) = Self::load_adapted(folder, ignored)?;
             let score = score.ok_or_else(|| ModelError::NoHead {
                 folder: folder.to_owned(),
             })?;
             return Ok((model, score));
         }
-        let classifier = load_sequence_classifier(folder)?;
+        let classifier = load_sequence_classifier(folder, ignored)?;
         let model = Self::from_checkpoint(folder, classifier.trunk)?;
         Ok((model, classifier.score))
     }
@@ -331,8 +343,10 @@ pub fn save_new_classifier(
 }
 
 /// Makes a copy of a model's files what other programs expect of a folder: PEFT is told where the base is, which is the
-/// folder itself, and `transformers` what the model takes of its tokenizer.
+/// folder itself, and `transformers` what the model takes of its tokenizer; a head that an adapter carries stands among the
+/// base's weights as well, or `transformers` would draw one first and warn of it.
 pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
+    complete_base(folder)?;
     let edit = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| -> Result<(), ModelError> {
         let path = folder.join(name);
         if !path.exists() {
@@ -354,6 +368,31 @@ pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
     edit("adapter_config.json", &|adapter| {
         adapter.insert("base_model_name_or_path".to_owned(), base.clone().into());
     })
+}
+
+/// Adds the head of a classifier's adapter to the weights of the base, as a second file of them.
+fn complete_base(folder: &Path) -> Result<(), ModelError> {
+    let adapter = folder.join("adapter_model.safetensors");
+    let base = folder.join("model.safetensors");
+    if !adapter.exists() || !base.exists() {
+        return Ok(());
+    }
+    let mut factors = load_safetensors(&adapter)?;
+    let Some(score) = factors.remove(&format!("{PREFIX}{SCORE}")) else {
+        return Ok(());
+    };
+    let files = [1, 2].map(|number| format!("model-0000{number}-of-00002.safetensors"));
+    let mut places: Map<String, Value> = tensor_names(&base)?
+        .into_iter()
+        .map(|name| (name, files[0].clone().into()))
+        .collect();
+    places.insert(SCORE.to_owned(), files[1].clone().into());
+    let heads = Weights::from([(SCORE.to_owned(), score)]);
+    save_safetensors(&folder.join(&files[1]), &heads)?;
+    fs_err::rename(base, folder.join(&files[0]))?;
+    let index = json!({ "metadata": {}, "weight_map": places });
+    let path = folder.join("model.safetensors.index.json");
+    Ok(fs_err::write(path, format!("{index:#}\n"))?)
 }
 
 fn stored_adapter(adapter: &Adapter, score: Option<&Tensor>) -> Result<PeftAdapter, AdapterError> {

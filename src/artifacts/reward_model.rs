@@ -2,14 +2,15 @@
 //!
 //! The folder is one that `transformers` opens as a classifier with one class: the head is among the model's weights,
 //! or those of its adapter. A reward is read at the last token of a row, which is the end token wherever a completion
-//! ended of itself: completions are trained on and scored with it. A model of others may skip a token at the end.
+//! ended of itself: completions are trained on and scored with it. A model of others may skip a token at the end, or be
+//! read at an end token whatever the row.
 
 use std::path::Path;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::language_model::{LanguageModel, ModelError};
+use super::language_model::{LanguageModel, ModelError, SCORE};
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::FormatError;
 use crate::ml::head::{HeadGradient, ScalarHead};
@@ -19,9 +20,9 @@ use crate::ml::parameters::Weights;
 /// The artifact kind.
 pub const REWARD_MODEL: &str = "reward_model";
 
-/// Name of the head's weight, (1, hidden size).
-pub const SCORE: &str = "score.weight";
 const DESCRIPTION: &str = "reward.json";
+/// Rows that are scored in one pass where each prefix is one.
+const PREFIXES_AT_ONCE: usize = 16;
 
 /// What a reward model is beside its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct RewardDescription {
     /// A token that is skipped at the end of a row: the reward is read at the last other one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped_end: Option<u32>,
+    /// An end token that is put after every row that does not end with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub appended_end: Option<u32>,
 }
 
 impl RewardDescription {
@@ -67,32 +71,71 @@ pub struct RewardModel {
     pub model: LanguageModel,
     /// Calibration and accuracy.
     pub description: RewardDescription,
-    llama: CausalLm,
+    trunk: CausalLm,
     head: ScalarHead,
 }
 
 impl RewardModel {
     /// Reads a reward model from a folder; the head's weights must really be there.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (model, score) = LanguageModel::load_classifier(folder)?;
+        let (model, score) = LanguageModel::load_classifier(folder, &[])?;
         let weights = Weights::from([(SCORE.to_owned(), score)]);
         let head = ScalarHead::from_weights(model.config.embedding_size, &weights, false)
             .map_err(|error| FormatError::malformed(folder, error.to_string()))?;
         let description = RewardDescription::read(folder)?;
         Ok(Self {
-            llama: model.frozen()?,
+            trunk: model.frozen()?,
             model,
             description,
             head,
         })
     }
 
-    /// Returns the reward of every prefix of every row: (rows, time), one forward pass for all of them.
+    /// Returns the reward of every prefix of every row, (rows, time).
     ///
-    /// Place t holds the reward of the row's tokens up to t, read where the description says; a causal model cannot see
-    /// what follows.
+    /// Place t holds the reward of the row's tokens up to t, read where the description says. It is one forward pass for
+    /// all of them, as a causal model cannot see what follows, but where an end token is put after each: then there are
+    /// as many rows as prefixes.
     pub fn prefix_rewards(&self, batch: &TokenBatch) -> Result<Tensor, ModelError> {
-        let hidden = self.llama.forward(batch)?;
+        match self.description.appended_end {
+            Some(end) => self.ended_rewards(batch, end),
+            None => self.read_rewards(batch),
+        }
+    }
+
+    /// Returns the reward of every prefix with an end token after it; zero outside the rows.
+    fn ended_rewards(&self, batch: &TokenBatch, end: u32) -> Result<Tensor, ModelError> {
+        let time = batch.time();
+        let mut rewards = vec![0.0; batch.tokens().len()];
+        for (row, span) in batch.spans().iter().enumerate() {
+            let tokens = &batch.tokens()[row * time..][span.clone()];
+            let ended: Vec<Vec<u32>> = (1..=tokens.len())
+                .map(|length| self.ended(&tokens[..length], end))
+                .collect();
+            for (place, reward) in self
+                .last_rewards(&ended, PREFIXES_AT_ONCE)?
+                .into_iter()
+                .enumerate()
+            {
+                rewards[row * time + span.start + place] = reward;
+            }
+        }
+        let rewards = Tensor::from_vec(rewards, (batch.spans().len(), time), self.trunk.device());
+        Ok(rewards.map_err(CausalLmError::from)?)
+    }
+
+    /// Puts an end token after a row that has none.
+    fn ended(&self, row: &[u32], end: u32) -> Vec<u32> {
+        let has_end = row.last().is_some_and(|last| self.model.eos.contains(last));
+        row.iter()
+            .copied()
+            .chain((!has_end).then_some(end))
+            .collect()
+    }
+
+    /// Returns the reward of every prefix of every row, read in the rows as they are.
+    fn read_rewards(&self, batch: &TokenBatch) -> Result<Tensor, ModelError> {
+        let hidden = self.trunk.forward(batch)?;
         let wrap = |error| ModelError::Model(error);
         let raw = self
             .head
@@ -116,16 +159,27 @@ impl RewardModel {
     ///
     /// Rows are scored in batches of `batch_size`, which changes no reward.
     pub fn rewards(&self, rows: &[Vec<u32>], batch_size: usize) -> Result<Vec<f64>, ModelError> {
+        let rewards = match self.description.appended_end {
+            Some(end) => {
+                let rows: Vec<_> = rows.iter().map(|row| self.ended(row, end)).collect();
+                self.last_rewards(&rows, batch_size)
+            }
+            None => self.last_rewards(rows, batch_size),
+        };
+        Ok(rewards?.into_iter().map(f64::from).collect())
+    }
+
+    /// Returns the reward that is read in each whole row as it is.
+    fn last_rewards(&self, rows: &[Vec<u32>], batch_size: usize) -> Result<Vec<f32>, ModelError> {
         let mut rewards = Vec::with_capacity(rows.len());
         for chunk in rows.chunks(batch_size.max(1)) {
             let batch = TokenBatch::right_padded(chunk);
             let prefix = self
-                .prefix_rewards(&batch)?
+                .read_rewards(&batch)?
                 .to_vec2::<f32>()
                 .map_err(CausalLmError::from)?;
-            for (row, span) in prefix.iter().zip(batch.spans()) {
-                rewards.push(f64::from(row[span.end - 1]));
-            }
+            let last = prefix.iter().zip(batch.spans());
+            rewards.extend(last.map(|(row, span)| row[span.end - 1]));
         }
         Ok(rewards)
     }
@@ -189,6 +243,7 @@ mod tests {
             accuracy: None,
             longer_wins: None,
             skipped_end: None,
+            appended_end: None,
         };
         description.save(folder).unwrap();
     }
@@ -216,6 +271,36 @@ mod tests {
         }
         // The rewards must differ for the comparison to mean anything.
         assert!((at_once[0][2] - at_once[0][5]).abs() > 1e-3, "{at_once:?}");
+    }
+
+    #[test]
+    fn a_reward_at_an_end_token_is_that_of_the_text_with_one_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let plain = RewardModel::load(folder.path()).unwrap();
+        let end = plain.model.eos[0];
+        let mut ended = RewardModel::load(folder.path()).unwrap();
+        ended.description.appended_end = Some(end);
+        let rows = vec![vec![1, 4, 5, end], vec![1, 8, 4, 9, 6]];
+        let with_end = |row: &[u32]| {
+            let mut row = row.to_vec();
+            if row.last() != Some(&end) {
+                row.push(end);
+            }
+            plain.rewards(&[row], 1).unwrap()[0]
+        };
+        let found = ended.rewards(&rows, 2).unwrap();
+        assert_eq!(found, [with_end(&rows[0]), with_end(&rows[1])]);
+        assert_eq!(found[0], plain.rewards(&rows, 2).unwrap()[0]);
+        assert!((found[1] - plain.rewards(&rows, 2).unwrap()[1]).abs() > 1e-3);
+        let prefixes = ended.prefix_rewards(&TokenBatch::right_padded(&rows));
+        let prefixes = prefixes.unwrap().to_vec2::<f32>().unwrap();
+        for (row, rewards) in rows.iter().zip(&prefixes) {
+            for length in 1..=row.len() {
+                let alone = with_end(&row[..length]);
+                assert_eq!(f64::from(rewards[length - 1]), alone, "prefix of {length}");
+            }
+        }
     }
 
     /// A classifier's folder reads as one, whatever its trunk is made of.
@@ -260,7 +345,7 @@ mod tests {
             "{error}"
         );
         let again = tempfile::tempdir().unwrap();
-        let (model, score) = LanguageModel::load_classifier(adapted.path()).unwrap();
+        let (model, score) = LanguageModel::load_classifier(adapted.path(), &[]).unwrap();
         model.save_copy(again.path(), Some(&score)).unwrap();
         for file in [
             "config.json",

@@ -9,6 +9,7 @@ use crate::engine::limits;
 use crate::engine::worker::stop_signals;
 
 static COUNT: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 static ALL_IS_STORED: AtomicBool = AtomicBool::new(false);
 
 /// Counts Ctrl-C, SIGTERM and, unless it is ignored, SIGHUP. SIGQUIT keeps its meaning: at once, with a core dump.
@@ -26,6 +27,7 @@ pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
     let thread = std::thread::Builder::new().spawn(move || {
         for _ in signals.forever() {
             let count = counter.fetch_add(1, Ordering::SeqCst) + 1;
+            stop_flag().store(true, Ordering::SeqCst);
             if ALL_IS_STORED.load(Ordering::SeqCst) {
                 end_now();
             }
@@ -39,6 +41,11 @@ pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
         Ok(_) => Ok(interrupts),
         Err(error) => Err(limits::explain("cannot start a thread", &error).into()),
     }
+}
+
+/// Is set with the first signal.
+pub(super) fn stop_flag() -> Arc<AtomicBool> {
+    Arc::clone(STOP.get_or_init(Arc::default))
 }
 
 /// Whether there was a signal.

@@ -303,12 +303,15 @@ pub fn main(registry: &Registry) -> ExitCode {
     if !matches!(cli.command, Command::Worker) {
         show_panics_without_control_characters();
     }
-    let store = Store::new(&cli.global.store);
     let output = Output {
         json: cli.global.json,
         quiet: cli.global.quiet,
         verbose: cli.global.verbose,
     };
+    let mut store = Store::new(&cli.global.store).stopped_by(interrupts::stop_flag());
+    if !output.quiet && !output.json {
+        store = store.tells_of_large_files(move |path, bytes| output.reading(path, bytes));
+    }
     if !matches!(cli.command, Command::Worker) {
         if let Err(wrong) = Path::of_environment() {
             output.error(&wrong.message, Some(&wrong.hint));

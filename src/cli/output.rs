@@ -1,6 +1,7 @@
 //! Standard output for data, standard error for everything else.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use owo_colors::Style;
@@ -82,6 +83,11 @@ impl Output {
         let colours =
             anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
         write_err(&text.shown(colours));
+    }
+
+    /// Says that a large file is read, which takes its time.
+    pub(super) fn reading(&self, path: &Path, count: u64) {
+        self.line(&format!("reading {} ({})", path.display(), bytes(count)));
     }
 
     /// Writes what was made for a terminal, and holds nothing from outside that could act on one.

@@ -109,6 +109,8 @@ pub struct RunContext {
     pub(super) base_folder: PathBuf,
     pub(super) threads: usize,
     pub(super) cancelled: Arc<AtomicBool>,
+    /// Whether the stage ever looked at it.
+    pub(super) heeds: Arc<AtomicBool>,
     pub(super) reporter: Box<dyn Reporter>,
     /// Unit and time of the progress that was last passed on.
     pub(super) told: Option<(String, Instant)>,
@@ -216,13 +218,15 @@ impl RunContext {
     }
 
     /// Whether the stage has been asked to stop: it should checkpoint and return
-    /// [`StageError::Interrupted`].
+    /// [`StageError::Interrupted`]. A stage that never asks is ended a second later.
     pub fn is_cancelled(&self) -> bool {
+        self.heeds.store(true, Ordering::Relaxed);
         self.cancelled.load(Ordering::Relaxed)
     }
 
     /// Returns the flag behind [`Self::is_cancelled`], for callbacks.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.heeds.store(true, Ordering::Relaxed);
         Arc::clone(&self.cancelled)
     }
 
@@ -343,6 +347,7 @@ pub(crate) mod tests {
             base_folder: folder.to_owned(),
             threads: 1,
             cancelled: Arc::clone(&cancelled),
+            heeds: Arc::default(),
             reporter: Box::new(Listener {
                 told: Arc::clone(&told),
                 stop_at,

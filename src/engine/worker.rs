@@ -6,6 +6,7 @@
 mod events;
 mod held;
 mod inputs;
+mod unheeding;
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
 use inputs::{HeldSources, input_names, paths_of, source_names};
+use unheeding::Watch;
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -336,11 +338,16 @@ impl Worker<'_> {
             base_folder: self.job.base_folder.clone(),
             threads: self.job.threads,
             cancelled: Arc::clone(&self.cancelled),
+            heeds: Arc::default(),
             reporter: Box::new(self.events.clone()),
             told: None,
             try_folder: try_folder.0.clone(),
         };
-        if let Err(error) = stage.run(&mut ctx) {
+        let watch = Watch::begin(&self.cancelled, &ctx.heeds, &try_folder.0, self.events)
+            .map_err(|error| limits::explain("cannot start a thread", &error))?;
+        let outcome = stage.run(&mut ctx);
+        drop(watch);
+        if let Err(error) = outcome {
             let error = worded(error, &sources);
             return Err(self.explain_full_disk(error).into());
         }

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset, Example, PROMPTS};
+use crate::artifacts::language_model::SCORE;
 use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, save_new, save_new_classifier};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel, SCORE};
+use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
@@ -252,6 +253,7 @@ impl Kind for GenerateTree {
             accuracy: None,
             longer_wins: None,
             skipped_end: None,
+            appended_end: None,
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;

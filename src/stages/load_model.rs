@@ -96,6 +96,14 @@ impl Kind for LoadModel {
         let path = self.given().path(ctx)?;
         let output = ctx.output("model")?;
         if let Some(base) = ctx.optional_input("base") {
+            if !self.ignore_config.is_empty()
+                || self.eos_token.is_some()
+                || self.tokenizer.is_some()
+            {
+                return Err(StageError::new(
+                    "`ignore_config`, `eos_token` and `tokenizer` are for whole models; an adapter's are those of `base`",
+                ));
+            }
             let mut base = LanguageModel::load(&base.path)?;
             return Ok(base.save_with_peft(&path, &output, false)?);
         }

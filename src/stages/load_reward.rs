@@ -43,18 +43,29 @@ pub struct LoadReward {
     /// Which token's score is that of a text.
     #[serde(default)]
     score_at: ScoreAt,
+    /// Of a model with several labels: the index of the one whose score is the reward.
+    #[serde(default)]
+    label: Option<usize>,
+    /// Keys of the folder's `config.json` that are not looked at. A key that the model's family is not known to read is an
+    /// error otherwise: it may change numbers.
+    #[serde(default)]
+    ignore_config: Vec<String>,
 }
 
 /// Which token's score is that of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum ScoreAt {
-    /// As the model says: where its own description does, else the last token that is not the `pad_token_id` of its
-    /// configuration, as in `transformers`; a model that pads with its end token is read before it.
+    /// As in `transformers`: the last token that is not the `pad_token_id` of the model's configuration, so that a model
+    /// that pads with its end token is read before it; what `flowgraph export` wrote is read as it was there.
     #[default]
-    Model,
-    /// The last token, an end token too.
-    End,
+    #[serde(alias = "model")]
+    Library,
+    /// The last token: the end token where a completion ended of itself, else the last of its text.
+    #[serde(alias = "end")]
+    LastToken,
+    /// An end token, which is put after a text that has none. Rewards of prefixes take a row for each.
+    EndToken,
 }
 
 fn one() -> f64 {
@@ -73,7 +84,7 @@ impl LoadReward {
 
 impl Kind for LoadReward {
     const NAME: &'static str = "load_reward";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ source: models/reward }";
 
     fn ports(&self) -> Vec<Port> {
@@ -112,17 +123,34 @@ impl Kind for LoadReward {
                 .hint("single files are given by `files`"));
         }
         if let Some(base) = ctx.optional_input("base") {
+            if !self.ignore_config.is_empty() || self.label.is_some() {
+                return Err(StageError::new(
+                    "`ignore_config` and `label` are for whole models; an adapter has neither a `config.json` nor labels \
+                     of its own",
+                ));
+            }
             let mut base = LanguageModel::load(&base.path)?;
             base.save_with_peft(&path, &output, true)?;
         } else {
-            let (model, score) = LanguageModel::load_classifier(&path)?;
+            let (model, score) = LanguageModel::load_classifier(&path, &self.ignore_config)?;
             let classes = score.dim(0)?;
-            if classes != 1 {
-                return Err(StageError::new(format!(
-                    "{}: the head has {classes} classes, a reward model has one score",
-                    path.display()
-                )));
-            }
+            let label = match self.label {
+                None if classes == 1 => 0,
+                Some(label) if label < classes => label,
+                label => {
+                    let asked = label
+                        .map_or_else(String::new, |label| format!(", none with index {label}"));
+                    return Err(StageError::new(format!(
+                        "{}: the head has {classes} labels{asked}; a reward is the score of one",
+                        path.display()
+                    ))
+                    .hint(format!(
+                        "give `label`, an index from 0 to {}",
+                        classes.saturating_sub(1)
+                    )));
+                }
+            };
+            let score = score.narrow(0, label, 1)?.contiguous()?;
             model.save_copy(&output, Some(&score))?;
         }
         let known = RewardDescription::find(&path)?;
@@ -134,14 +162,20 @@ impl Kind for LoadReward {
                 accuracy: None,
                 longer_wins: None,
                 skipped_end: padding_end(&path, &output)?,
+                appended_end: None,
             },
         };
         let description = RewardDescription {
             scale: self.scale * calibrated.scale,
             offset: self.scale * calibrated.offset + self.offset,
             skipped_end: match self.score_at {
-                ScoreAt::Model => calibrated.skipped_end,
-                ScoreAt::End => None,
+                ScoreAt::Library => calibrated.skipped_end,
+                ScoreAt::LastToken | ScoreAt::EndToken => None,
+            },
+            appended_end: match self.score_at {
+                ScoreAt::Library => calibrated.appended_end,
+                ScoreAt::LastToken => None,
+                ScoreAt::EndToken => Some(end_token(&output)?),
             },
             ..calibrated
         };
@@ -162,8 +196,17 @@ impl Kind for LoadReward {
     }
 }
 
+/// Returns the token that ends texts of a model.
+fn end_token(loaded: &Path) -> Result<u32, StageError> {
+    let ends = LanguageModel::load_classifier(loaded, &[])?.0.eos;
+    let missing = "`score_at: end_token`, but the model has no token that ends a text";
+    ends.first()
+        .copied()
+        .ok_or_else(|| StageError::new(missing))
+}
+
 /// Returns the padding token of a folder's own configuration, if it is one that ends texts of the model in `loaded`.
 fn padding_end(folder: &Path, loaded: &Path) -> Result<Option<u32>, StageError> {
-    let ends = LanguageModel::load_classifier(loaded)?.0.eos;
+    let ends = LanguageModel::load_classifier(loaded, &[])?.0.eos;
     Ok(padding_id(folder)?.filter(|pad| ends.contains(pad)))
 }

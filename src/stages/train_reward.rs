@@ -195,6 +195,7 @@ impl Kind for TrainReward {
             accuracy: None,
             longer_wins: None,
             skipped_end: None,
+            appended_end: None,
         };
         description.save(&folder)?;
         let raw = RewardModel::load(&folder)?;

@@ -1,5 +1,6 @@
 //! Killed anywhere, the next run continues where it was and gives the same bytes.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -240,6 +241,69 @@ stages:
     std::thread::sleep(Duration::from_millis(100));
     kill_process(id, Signal::INT).unwrap();
     assert_eq!(executor.wait().unwrap().code(), Some(130));
+    wait_until("all processes are gone", || {
+        processes_in(&space.path("")).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_large_file_is_announced_and_reading_it_ends_with_the_first_signal() {
+    let space = Space::new(
+        r#"
+name: large
+stages:
+  a: { kind: command, params: { run: "wc -c < large > out", code: [large], outputs: { out: out } } }
+"#,
+    );
+    let file = std::fs::File::create(space.path("large")).unwrap();
+    // Nobody waits until so much is read; it takes no room.
+    file.set_len(8 << 40).unwrap();
+    let mut run = space
+        .program(&["run", "p.yaml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(
+        line.starts_with("reading ") && line.ends_with("large (8.00 TiB)"),
+        "{line}"
+    );
+    kill_process(pid(run.id() as i32), Signal::INT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(
+        rest.iter().any(|line| line.starts_with("interrupted")) && !rest.concat().contains("fail"),
+        "{rest:?}"
+    );
+}
+
+#[test]
+fn a_kind_that_never_looks_for_signals_is_ended_as_well() {
+    let space = Space::new(
+        r"
+name: unheeding
+stages:
+  world: { kind: generate_world, params: { seed: 1, finetune_pairs: 2, reward_pairs: 2, rl_questions: 2, pretraining_documents: 20000000 } }
+",
+    );
+    let mut run = space
+        .program(&["run", "p.yaml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains(" RUN world"), "{line}");
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(pid(run.id() as i32), Signal::INT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(
+        rest.iter().any(|line| line == " INTERRUPTED world"),
+        "{rest:?}"
+    );
+    assert_eq!(scratch(&space), [""; 0]);
     wait_until("all processes are gone", || {
         processes_in(&space.path("")).is_empty().then_some(())
     });

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use candle_core::Tensor;
+use flowgraph::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use serde_json::{Value as Json, json};
 
 use super::space::Space;
@@ -90,6 +92,17 @@ fn exported_models_are_read_back_as_they_were() {
     assert_eq!(adapted["task_type"], "SEQ_CLS");
     assert_eq!(adapted["modules_to_save"], json!(["score"]));
     assert!(!space.path("whole_reward/score.safetensors").exists());
+    // The head stands among the weights of the base too: nothing is drawn that the adapter then replaces.
+    let index = json_of(&space, "adapted_reward/model.safetensors.index.json");
+    let file = index["weight_map"]["score.weight"].as_str().unwrap();
+    let of_base = load_safetensors(&space.path("adapted_reward").join(file)).unwrap();
+    let adapter = space.path("adapted_reward/adapter_model.safetensors");
+    let of_adapter = load_safetensors(&adapter).unwrap();
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(
+        values(&of_base["score.weight"]),
+        values(&of_adapter["base_model.model.score.weight"])
+    );
 
     // A classifier's adapter is no language model, and an adapter alone needs its model.
     std::fs::create_dir(space.path("alone")).unwrap();
@@ -274,4 +287,133 @@ stages:
         "{}",
         check.stderr
     );
+}
+
+/// Returns a column of an exported table.
+fn column(space: &Space, stage: &str, name: &str) -> Vec<String> {
+    let export = space.flowgraph(&[
+        "export", "q.yaml", stage, stage, "--format", "csv", "--force",
+    ]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    let path = space.path(stage).join("table.csv");
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let headings = reader.headers().unwrap().clone();
+    let place = headings.iter().position(|heading| heading == name).unwrap();
+    let rows = reader.records();
+    rows.map(|row| row.unwrap()[place].to_owned()).collect()
+}
+
+#[test]
+fn a_reward_is_read_where_it_is_asked_for_and_the_record_says_where() {
+    let space = Space::new(STAGES);
+    assert_eq!(space.run(&[]).code, 0);
+    for (stage, folder) in [("whole_reward", "reward"), ("whole_reward", "labels")] {
+        let export = space.flowgraph(&["export", "p.yaml", stage, folder]);
+        assert_eq!(export.code, 0, "{}", export.stderr);
+        // As a model that another program trained, which pads with its end token.
+        std::fs::remove_file(space.path(folder).join("reward.json")).unwrap();
+        let mut config = json_of(&space, &format!("{folder}/config.json"));
+        config["pad_token_id"] = config["eos_token_id"].clone();
+        if folder == "labels" {
+            config["id2label"] = json!({ "0": "bad", "1": "good" });
+        }
+        space.write(&format!("{folder}/config.json"), &config.to_string());
+    }
+    let path = space.path("labels").join("model.safetensors");
+    let mut weights = load_safetensors(&path).unwrap();
+    let score = weights["score.weight"].clone();
+    let both = Tensor::cat(&[score.neg().unwrap(), score], 0).unwrap();
+    weights.insert("score.weight".to_owned(), both);
+    save_safetensors(&path, &weights).unwrap();
+
+    let mut stages = STAGES.replace("name: models", "name: read");
+    stages += "  samples:\n    kind: sample\n    inputs: { policy: base, prompts: world.evaluation }\n    \
+               params: { strategy: sampling, temperature: 3, n: 40, max_new_tokens: 24, seed: 1 }\n";
+    for (name, params) in [
+        ("library", "source: reward"),
+        ("last_token", "source: reward, score_at: last_token"),
+        ("end_token", "source: reward, score_at: end_token"),
+        ("label", "source: labels, score_at: last_token, label: 1"),
+        ("unlabelled", "source: labels"),
+    ] {
+        stages += &format!("  {name}: {{ kind: load_reward, params: {{ {params} }} }}\n");
+        stages += &format!(
+            "  by_{name}: {{ kind: score, inputs: {{ completions: samples, reward: {name} }} }}\n"
+        );
+    }
+    space.write("q.yaml", &stages);
+    let run = space.flowgraph(&["run", "q.yaml"]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.stderr
+            .contains("the head has 2 labels; a reward is the score of one"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr.contains("give `label`, an index from 0 to 1"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr
+            .contains("rewards are read at the token before the end token"),
+        "{}",
+        run.stderr
+    );
+    let rewards = |name: &str| column(&space, &format!("by_{name}"), "reward");
+    let (library, last, end) = (
+        rewards("library"),
+        rewards("last_token"),
+        rewards("end_token"),
+    );
+    let truncated = column(&space, "by_library", "truncated");
+    let cut = truncated
+        .iter()
+        .filter(|cut| *cut == "1" || *cut == "true")
+        .count();
+    assert!(0 < cut && cut < truncated.len(), "{truncated:?}");
+    for (place, cut) in truncated.iter().enumerate() {
+        let is_cut = cut == "1" || cut == "true";
+        // A text that did not end of itself has no end token to be skipped, and one to be added.
+        assert_eq!(library[place] == last[place], is_cut, "{place}");
+        assert_eq!(end[place] == last[place], !is_cut, "{place}");
+    }
+    assert_eq!(rewards("label"), last);
+}
+
+#[test]
+fn a_model_that_names_no_end_is_refused_until_one_is_given() {
+    let space = Space::new(STAGES);
+    assert_eq!(space.run(&[]).code, 0);
+    let export = space.flowgraph(&["export", "p.yaml", "base", "base"]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    for (file, key) in [
+        ("config.json", "eos_token_id"),
+        ("tokenizer_config.json", "eos_token"),
+    ] {
+        let file = format!("base/{file}");
+        let mut document = json_of(&space, &file);
+        document[key] = Json::Null;
+        space.write(&file, &document.to_string());
+    }
+    let load = |params: &str| {
+        let stage = format!(
+            "name: m\nstages:\n  m: {{ kind: load_model, params: {{ source: base{params} }} }}\n"
+        );
+        space.write("m.yaml", &stage);
+        space.flowgraph(&["run", "m.yaml"])
+    };
+    let refused = load("");
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused
+            .stderr
+            .contains("it names no token that ends a text")
+            && refused.stderr.contains("give `eos_token`"),
+        "{}",
+        refused.stderr
+    );
+    let given = load(", eos_token: \".\"");
+    assert_eq!(given.code, 0, "{}", given.stderr);
 }

@@ -346,7 +346,12 @@ impl<'a> Execution<'a> {
             self.states[stage] = State::Settled(Outcome::Skipped);
             return true;
         }
-        match self.planner.decide(stage, &self.known, &self.plans) {
+        let decided = self.planner.decide(stage, &self.known, &self.plans);
+        if self.options.interrupts.load(Ordering::SeqCst) > 0 {
+            // What the plan read may have been read in part.
+            return false;
+        }
+        match decided {
             Ok(mut plan) => {
                 if let Some(outputs) = plan.outputs.take() {
                     self.known[stage] = Some(outputs);

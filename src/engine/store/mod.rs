@@ -40,10 +40,22 @@ pub use record::{Computed, ObjectStats, Provenance, Record, RecordError, RecordH
 use super::artifact::Digest;
 
 /// A folder that holds results.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     root: PathBuf,
     stop: Arc<AtomicBool>,
+    tell: Option<Arc<TellOfFile>>,
+}
+
+/// Is told of a large file, and of how many bytes it has, before it is read.
+type TellOfFile = dyn Fn(&Path, u64) + Send + Sync;
+/// From so many bytes on people wonder what takes so long.
+const LARGE: u64 = 1 << 30;
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Store").field(&self.root).finish()
+    }
 }
 
 impl Store {
@@ -52,6 +64,20 @@ impl Store {
         Self {
             root: root.into(),
             stop: Arc::default(),
+            tell: None,
+        }
+    }
+
+    /// Has `tell` called with each file outside the store that is about to be read and takes its time.
+    #[must_use]
+    pub fn tells_of_large_files(self, tell: impl Fn(&Path, u64) + Send + Sync + 'static) -> Self {
+        let tell: Option<Arc<TellOfFile>> = Some(Arc::new(tell));
+        Self { tell, ..self }
+    }
+
+    fn announce(&self, path: &Path, bytes: u64) {
+        if let (Some(tell), true) = (&self.tell, bytes >= LARGE) {
+            tell(path, bytes);
         }
     }
 

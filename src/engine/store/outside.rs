@@ -67,6 +67,7 @@ impl Store {
         let file = fs_err::File::open(path)?.into_parts().0;
         // Whoever writes through a map begun earlier does so without another trace.
         let is_quiet = !is_open_for_writing(&file);
+        self.announce(path, metadata.len());
         let digest = self.digest_open(&file)?;
         // A file that changed while it was read has no digest that could be remembered.
         if let Some(place) = place

@@ -64,7 +64,7 @@ impl Biases {
 }
 
 /// What comes before the names of the model's modules in the files of PEFT.
-pub(in crate::ml) const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// A tensor of an adapter, and what it does to one of the model.
 pub(in crate::ml) struct AdapterTensor {

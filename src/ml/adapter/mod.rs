@@ -12,9 +12,10 @@ use crate::random::Stream;
 
 mod config;
 
+pub(crate) use config::PREFIX;
 use config::Part;
 use config::projection;
-pub(super) use config::{AdapterTensor, PREFIX, is_named, named};
+pub(super) use config::{AdapterTensor, is_named, named};
 pub use config::{Biases, LoraConfig};
 
 /// Why an adapter could not be built.

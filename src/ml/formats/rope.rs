@@ -26,9 +26,10 @@ pub fn to_half_split(
     }
     let config = config.clone().with_layout(RopeLayout::HalfSplit);
     for (name, weight) in &mut weights {
-        let heads = if name.ends_with("self_attn.q_proj.weight") {
+        let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+        let heads = if module.ends_with("self_attn.q_proj") {
             config.num_heads
-        } else if name.ends_with("self_attn.k_proj.weight") {
+        } else if module.ends_with("self_attn.k_proj") {
             config.num_kv_heads
         } else {
             continue;
@@ -38,14 +39,14 @@ pub fn to_half_split(
     Ok((config, weights))
 }
 
-/// Moves the even rows of each head before its odd rows.
+/// Moves the even rows of each head before its odd rows, of a weight or a bias.
 fn split_pairs(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
+    let (rows, columns) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?.max(1));
     weight
         .reshape((heads, rows / heads / 2, 2, columns))?
         .transpose(1, 2)?
         .contiguous()?
-        .reshape((rows, columns))
+        .reshape(weight.shape())
 }
 
 #[cfg(test)]

@@ -209,6 +209,11 @@ fn decode<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32 + Sync)
     values
 }
 
+/// Returns the names of the tensors of a file, in order.
+pub fn tensor_names(path: &Path) -> Result<Vec<String>, FormatError> {
+    Ok(SafetensorsFiles::open(path)?.entries.into_keys().collect())
+}
+
 /// Reads all tensors of a file as `f32`.
 pub fn load_safetensors(path: &Path) -> Result<Weights, FormatError> {
     let files = SafetensorsFiles::open(path)?;
@@ -217,7 +222,7 @@ pub fn load_safetensors(path: &Path) -> Result<Weights, FormatError> {
         .iter()
         .map(|(name, entry)| (name.clone(), entry.shape.clone()))
         .collect();
-    super::tensors::load_exactly(&files, all.into_iter(), |_| false)
+    super::tensors::read_exactly(&files, all.into_iter(), |_| false, |_, _| Ok(()))
 }
 
 /// A tensor in the header of a file.

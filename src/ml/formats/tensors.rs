@@ -62,13 +62,36 @@ pub(super) fn turn(weights: &mut Weights, architecture: &Architecture) -> candle
     Ok(())
 }
 
-/// Reads the `expected` tensors; anything else in the file must be `ignored`.
+/// Reads the `expected` weights, all of them finite numbers; anything else in the file must be `ignored`.
 ///
-/// Everything is checked before anything is read, and `expected` is consumed only up to its first problem.
+/// Shapes are checked before anything is read, and `expected` is consumed only up to its first problem.
 pub(super) fn load_exactly(
     source: &impl TensorSource,
     expected: impl Iterator<Item = (String, Vec<usize>)>,
     ignored: impl Fn(&str) -> bool,
+) -> Result<Weights, FormatError> {
+    read_exactly(source, expected, ignored, |name, values| {
+        let place = values.iter().position(|value| !value.is_finite());
+        place.map_or(Ok(()), |place| {
+            Err(FormatError::malformed(
+                source.path(),
+                format!(
+                    "tensor `{name}` holds {} at place {place} of {}, expected finite numbers alone; the training that \
+                     wrote it may have diverged",
+                    values[place],
+                    values.len()
+                ),
+            ))
+        })
+    })
+}
+
+/// The same with a check of one's own of each tensor's values.
+pub(super) fn read_exactly(
+    source: &impl TensorSource,
+    expected: impl Iterator<Item = (String, Vec<usize>)>,
+    ignored: impl Fn(&str) -> bool,
+    check: impl Fn(&str, &[f32]) -> Result<(), FormatError> + Sync,
 ) -> Result<Weights, FormatError> {
     let mut wanted = Vec::new();
     let mut stored = BTreeSet::new();
@@ -110,6 +133,7 @@ pub(super) fn load_exactly(
         .into_par_iter()
         .map(|(name, stored_name, shape)| {
             let values = source.read(&stored_name)?;
+            check(&name, &values)?;
             let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
                 .map_err(FormatError::tensor(source.path()))?;
             Ok((name, tensor))

@@ -14,6 +14,8 @@ pub enum PreTokenizer {
     SingleDigits,
     /// LLaMA 3's pattern; a split that is a token as a whole is taken without merging.
     Llama3,
+    /// Qwen 2's pattern, which is LLaMA 3's with each digit alone, after composing characters (NFC).
+    Qwen2,
 }
 
 impl PreTokenizer {
@@ -26,18 +28,21 @@ impl PreTokenizer {
                 "use_regex": use_regex,
             })
         };
+        let split = |numbers: &str| {
+            let words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
+            let rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+            json!({
+                "type": "Split",
+                "pattern": { "Regex": format!("{words}|{numbers}|{rest}") },
+                "behavior": "Isolated",
+                "invert": false,
+            })
+        };
         let first = match self {
             Self::Gpt2 => return byte_level(true),
             Self::SingleDigits => json!({ "type": "Digits", "individual_digits": true }),
-            Self::Llama3 => json!({
-                "type": "Split",
-                "pattern": { "Regex": concat!(
-                    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
-                    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-                ) },
-                "behavior": "Isolated",
-                "invert": false,
-            }),
+            Self::Llama3 => split(r"\p{N}{1,3}"),
+            Self::Qwen2 => split(r"\p{N}"),
         };
         let second = byte_level(self == Self::SingleDigits);
         json!({ "type": "Sequence", "pretokenizers": [first, second] })
@@ -87,6 +92,8 @@ impl ByteLevelBpe {
             .collect();
         let document = Document {
             added_tokens,
+            normalizer: (self.pre_tokenizer == PreTokenizer::Qwen2)
+                .then(|| json!({ "type": "NFC" })),
             pre_tokenizer: Some(self.pre_tokenizer.document()),
             begin,
             decoder: Some(json!({

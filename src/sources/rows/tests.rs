@@ -262,6 +262,15 @@ fn types_that_are_not_read_are_named() {
         error.starts_with("DATA: `text` holds Binary") && error.contains("hint: write the column"),
         "{error}"
     );
+    let decimals = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/rows/decimal.parquet"
+    );
+    let error = read(&fs_err::read(decimals).unwrap()).unwrap_err();
+    assert!(
+        error.starts_with("DATA: `text` holds Decimal") && error.contains("hint: write the column"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::super::FormatError;
 use super::super::bytes::Bytes;
 use super::super::tensors::TensorSource;
-use super::llama::stored_name;
+use super::names::stored_name;
 use super::quantisation::Encoding;
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
@@ -95,7 +95,7 @@ fn shortest(value: f32) -> f64 {
 
 impl Value<'_> {
     /// Describes the value in few words.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             Self::Unsigned(value) => value.to_string(),
             Self::Signed(value) => value.to_string(),
@@ -242,6 +242,10 @@ impl<'a> GgufFile<'a> {
     /// Makes an error of this file.
     pub(super) fn malformed(&self, reason: impl Into<String>) -> FormatError {
         FormatError::malformed(self.path, reason)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.metadata.keys().copied()
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value<'a>> {

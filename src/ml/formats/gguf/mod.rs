@@ -2,14 +2,16 @@
 //!
 //! Versions 2 and 3, little-endian; layout after `docs/gguf.md` of github.com/ggml-org/ggml.
 
+mod configuration;
 mod container;
-mod llama;
+mod model;
+mod names;
 mod quantisation;
 mod vocabulary;
 
+pub use model::{is_gguf, load_gguf};
 #[cfg(test)]
-pub(super) use llama::stored_name;
-pub use llama::{is_gguf, load_gguf};
+pub(super) use names::stored_name;
 
 #[cfg(test)]
 pub(super) mod writer;

@@ -61,11 +61,12 @@ fn byte_level(path: &Path, file: &GgufFile) -> Result<ByteLevelBpe, FormatError>
             PreTokenizer::SingleDigits
         }
         "llama3" | "llama-v3" | "llama-bpe" => PreTokenizer::Llama3,
+        "qwen2" | "deepseek-r1-qwen" => PreTokenizer::Qwen2,
         other => {
             return Err(FormatError::unsupported(
                 path,
                 format!("`tokenizer.ggml.pre` \"{other}\""),
-                "gpt-2, smollm and llama-bpe are; use the model's Hugging Face folder",
+                "gpt-2, smollm, llama-bpe and qwen2 are; use the model's Hugging Face folder",
             ));
         }
     };

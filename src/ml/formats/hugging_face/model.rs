@@ -45,7 +45,9 @@ pub fn load_hugging_face_without(
     refuse_lone_adapter(folder, &config_path)?;
     let config = read_config(&config_path, ignored)?;
     let files = TrunkFiles::open(folder, &config.architecture)?;
-    if files.shape(SCORE).is_some() {
+    // That of a classifier's adapter, beside it, stands among the base's weights too.
+    let is_adapted = folder.join("adapter_config.json").exists();
+    if files.shape(SCORE).is_some() && !is_adapted {
         return Err(FormatError::unsupported(
             files.path(),
             format!("the head `{SCORE}` of a classifier in place of a language model's"),
@@ -68,7 +70,7 @@ pub fn load_hugging_face_without(
         });
     }
     let weights = load_model(&files, &architecture, |name| {
-        is_buffer(name) || (tied && name == head)
+        is_buffer(name) || (tied && name == head) || (is_adapted && name == SCORE)
     })?;
     if tied && files.shape(&head).is_some() {
         check_tied(&files, &architecture)?;
@@ -80,10 +82,15 @@ pub fn load_hugging_face_without(
 ///
 /// The head must really be there: a reward model that was merged without it scores noise, and nothing
 /// else would show it (huggingface/trl#398).
-pub fn load_sequence_classifier(folder: &Path) -> Result<SequenceClassifier, FormatError> {
+///
+/// Keys of `config.json` that are `ignored` are not looked at.
+pub fn load_sequence_classifier(
+    folder: &Path,
+    ignored: &[String],
+) -> Result<SequenceClassifier, FormatError> {
     let config_path = folder.join("config.json");
     refuse_lone_adapter(folder, &config_path)?;
-    let mut config = read_config(&config_path, &[])?;
+    let mut config = read_config(&config_path, ignored)?;
     let files = TrunkFiles::open(folder, &config.architecture)?;
     let width = config.architecture.embedding_size;
     let declared_classes = config.labels.len();
@@ -432,7 +439,7 @@ mod tests {
             (
                 json!({ "model_type": "bloom" }),
                 "`model_type`: \"bloom\" is not supported; only gemma, gpt2, gpt_neox, llama, mistral, olmo2, opt, \
-                 phi3, qwen2, qwen3, smollm3 are",
+                 phi3, qwen2, qwen3, smollm3, stablelm, starcoder2 are",
             ),
             (
                 json!({ "hidden_act": "mish" }),
@@ -620,6 +627,16 @@ mod tests {
         );
         assert_eq!(
             with(&|weights| {
+                let mut values = vec![1f32; 8];
+                values[3] = f32::NAN;
+                let norm = Tensor::new(values, &candle_core::Device::Cpu).unwrap();
+                weights.insert("model.norm.weight".into(), norm);
+            }),
+            "DIR/model.safetensors: tensor `model.norm.weight` holds NaN at place 3 of 8, expected finite numbers alone; \
+             the training that wrote it may have diverged"
+        );
+        assert_eq!(
+            with(&|weights| {
                 let other = weights["model.embed_tokens.weight"]
                     .affine(1.0, 1.0)
                     .unwrap();
@@ -725,7 +742,7 @@ mod tests {
     fn a_saved_reward_model_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         save_sequence_classifier(folder.path(), &classifier()).unwrap();
-        let read = load_sequence_classifier(folder.path()).unwrap();
+        let read = load_sequence_classifier(folder.path(), &[]).unwrap();
         assert_eq!(read.labels, ["LABEL_0"]);
         assert_eq!(
             fixture::values(&read.score),
@@ -740,7 +757,7 @@ mod tests {
         save_sequence_classifier(folder.path(), &classifier()).unwrap();
         let path = folder.path().join("model.safetensors");
         save_safetensors(&path, &classifier().trunk.weights).unwrap();
-        let error = load_sequence_classifier(folder.path()).unwrap_err();
+        let error = load_sequence_classifier(folder.path(), &[]).unwrap_err();
         assert_eq!(
             error
                 .to_string()

@@ -115,6 +115,11 @@ impl Rotary {
         Rope::of_frequencies(self.layout, scaled, factor, positions)
     }
 
+    /// Returns the frequency of each rotated pair.
+    pub(in crate::ml) fn frequencies(&self) -> Vec<f32> {
+        self.scaled(frequencies(self.dimensions, self.theta)).0
+    }
+
     fn scaled(&self, plain: Vec<f32>) -> (Vec<f32>, f32) {
         let map = |change: &dyn Fn(usize, f64) -> f64| {
             let changed = plain.iter().enumerate();

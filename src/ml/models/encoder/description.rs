@@ -2,9 +2,12 @@
 //!
 //! Building, loading and saving all go by this one description; a [`Family`] says what its parts are called.
 
+use serde_json::Value;
+
 use super::EncoderError;
 use super::activation::Activation;
-use super::families::Family;
+use crate::ml::formats::FormatError;
+use crate::ml::models::keys::Keys;
 
 /// A part of an encoder that has tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,5 +217,62 @@ impl EncoderConfig {
             let bias = bias.map(|length| (format!("{name}.bias"), vec![length]));
             std::iter::once((format!("{name}.weight"), weight)).chain(bias)
         })
+    }
+}
+
+/// The names of a family.
+pub struct Family {
+    /// What `model_type` says.
+    pub(crate) model_type: &'static str,
+    /// The class of `transformers` without a head.
+    pub(crate) class: &'static str,
+    /// What stands before names of tensors in files with a head.
+    pub(crate) prefix: &'static str,
+    /// What stands before the number of a block.
+    pub(crate) blocks: &'static str,
+    /// The name of a part, within its block if it is one of a block.
+    pub(crate) name: fn(Part) -> &'static str,
+    /// Keys of sizes.
+    pub(crate) keys: SizeKeys,
+    /// Its classification head.
+    pub(crate) head: HeadNames,
+    /// What names of tensors begin with that are no part of the encoder, such as those of heads.
+    pub(crate) beside: &'static [&'static str],
+    /// Reads a configuration; a key that neither it nor [`Keys::common`] asks for is an error.
+    pub(crate) read: fn(&'static Family, &Keys<'_>) -> Result<EncoderConfig, FormatError>,
+    /// Returns the keys of a configuration beside the sizes.
+    pub(crate) write: fn(&EncoderConfig) -> Value,
+}
+
+/// Keys of what all families have; the second of a pair is as good as the first.
+pub(crate) struct SizeKeys {
+    pub(crate) hidden_size: [&'static str; 2],
+    pub(crate) intermediate_size: &'static str,
+    pub(crate) num_layers: [&'static str; 2],
+    pub(crate) num_heads: [&'static str; 2],
+    pub(crate) activation: &'static str,
+}
+
+/// The classification head of a family, on the last hidden state of the first token.
+pub(crate) struct HeadNames {
+    /// The dense layer.
+    pub(crate) dense: &'static str,
+    /// What follows it.
+    pub(crate) activation: Activation,
+    /// The layer of the logits.
+    pub(crate) out: &'static str,
+    /// The names of the two in files of `transformers`, where they are others.
+    pub(crate) stored: Option<[&'static str; 2]>,
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.model_type)
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
     }
 }

@@ -26,8 +26,7 @@ use candle_core::{Device, Tensor, Var};
 
 pub use activation::Activation;
 pub use classifier::{ClassifierHead, EncoderClassifier, Pooling};
-pub use description::{EncoderConfig, Part, Positions};
-pub use families::Family;
+pub use description::{EncoderConfig, Family, Part, Positions};
 pub use packed::PackedTokens;
 pub use sentence::{Dense, Prompt, SentenceEmbedding, SentencePooling, SentenceStep};
 

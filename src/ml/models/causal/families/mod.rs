@@ -25,12 +25,14 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 /// Reads one family's keys.
 type Read = fn(&Keys<'_>) -> Result<Architecture, FormatError>;
 
 /// The families, by their `model_type`.
-const FAMILIES: [(&str, Read); 11] = [
+const FAMILIES: &[(&str, Read)] = &[
     ("gemma", gemma::read),
     ("gpt2", gpt2::read),
     ("gpt_neox", gpt_neox::read),
@@ -42,6 +44,8 @@ const FAMILIES: [(&str, Read); 11] = [
     ("qwen2", qwen2::read),
     ("qwen3", qwen3::read),
     ("smollm3", smollm3::read),
+    ("stablelm", stablelm::read),
+    ("starcoder2", starcoder2::read),
 ];
 
 /// Reads and checks the keys of a `config.json`, but for those in `ignored`. `path` is for messages.

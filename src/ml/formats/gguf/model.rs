@@ -1,20 +1,17 @@
-//! LLaMA models in GGUF files.
+//! Language models in GGUF files.
 
 use std::io::Read;
 use std::path::Path;
 
 use super::super::bytes::map_file;
-use super::super::shapes::check_config;
-use super::super::tensors::{TensorSource, load_exactly};
-use super::super::{Checkpoint, FormatError, llama_tensors};
-use super::container::{GgufFile, MAGIC, Value};
+use super::super::tensors::load_exactly;
+use super::super::{Checkpoint, FormatError};
+use super::configuration::read_architecture;
+use super::container::{GgufFile, MAGIC};
+use super::names::{FREQUENCY_DIVISORS, OUTPUT};
 use super::vocabulary::{id as end_id, read_tokenizer};
-use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::documents::open_file;
 use crate::ml::tokenizer::Tokenizer;
-
-const EMBEDDING: &str = "token_embd.weight";
-const OUTPUT: &str = "output.weight";
 
 /// Tells whether a file begins as a GGUF file does.
 pub fn is_gguf(path: &Path) -> Result<bool, FormatError> {
@@ -22,10 +19,11 @@ pub fn is_gguf(path: &Path) -> Result<bool, FormatError> {
     Ok(open_file(path)?.read_exact(&mut magic).is_ok() && magic == *MAGIC)
 }
 
-/// Loads a LLaMA model and its tokenizer from a `.gguf` file; the file is mapped, weights become `f32`.
+/// Loads a GPT-2, Llama, Qwen 2 or Qwen 3 model and its tokenizer from a `.gguf` file; the file is mapped, weights
+/// become `f32`.
 ///
-/// Query and key rows stay in the file's order, [`RopeLayout::Interleaved`]: the converter has permuted
-/// them. [`Checkpoint::into_half_split`] restores Hugging Face's order.
+/// Query and key rows of a Llama model stay in the file's order, interleaved: the converter has permuted them.
+/// [`Checkpoint::into_half_split`] restores Hugging Face's order.
 pub fn load_gguf(path: &Path) -> Result<Checkpoint, FormatError> {
     parse(path, &map_file(path)?)
 }
@@ -33,8 +31,12 @@ pub fn load_gguf(path: &Path) -> Result<Checkpoint, FormatError> {
 /// Parses the bytes of a file; `path` is for messages.
 fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
     let file = GgufFile::parse(path, data)?;
-    let config = read_config(path, &file)?;
-    let weights = load_exactly(&file, llama_tensors(&config), |_| false)?;
+    let config = read_architecture(path, &file)?;
+    // Weights lie as (outputs, inputs), whatever the family's own files have.
+    let expected = config.slots().map(|slot| (slot.name, slot.shape));
+    let weights = load_exactly(&file, expected, |name| {
+        name == FREQUENCY_DIVISORS || (name == OUTPUT && config.tie_word_embeddings)
+    })?;
     let tokenizer = match file.get("tokenizer.ggml.model") {
         Some(_) => Some(read_tokenizer(path, &file)?),
         None => None,
@@ -65,118 +67,25 @@ fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
     let end_ids = tokenizer.as_ref().map_or(&[][..], Tokenizer::end_ids);
     Ok(Checkpoint {
         eos_ids: end_ids.to_vec(),
-        config: config.into(),
+        config,
         weights,
         tokenizer,
     })
 }
 
-fn read_config(path: &Path, file: &GgufFile) -> Result<LlamaConfig, FormatError> {
-    match file.text("general.architecture")? {
-        Some("llama") => {}
-        other => {
-            return Err(FormatError::unsupported(
-                path,
-                format!("`general.architecture` {}", other.unwrap_or("(missing)")),
-                "only llama is",
-            ));
-        }
-    }
-    for key in ["llama.expert_count", "llama.attention.sliding_window"] {
-        if file.unsigned(key)?.is_some_and(|value| value > 0) {
-            return Err(FormatError::unsupported(path, format!("`{key}`"), ""));
-        }
-    }
-    let scaling = file.text("llama.rope.scaling.type")?;
-    if scaling.is_some_and(|kind| kind != "none")
-        || file
-            .get("llama.rope.scale_linear")
-            .is_some_and(|value| *value != Value::Float(1.0))
-    {
-        return Err(FormatError::unsupported(
-            path,
-            format!("`llama.rope.scaling.type` {}", scaling.unwrap_or("linear")),
-            "only unscaled rotary embeddings are",
-        ));
-    }
-    let num_heads = file.size("llama.attention.head_count")?;
-    let num_kv_heads = match file.get("llama.attention.head_count_kv") {
-        None => num_heads,
-        Some(_) => file.size("llama.attention.head_count_kv")?,
-    };
-    let vocab_size = file.shape(EMBEDDING).map_or(0, |shape| shape[0]);
-    let config = LlamaConfig {
-        vocab_size,
-        hidden_size: file.size("llama.embedding_length")?,
-        intermediate_size: file.size("llama.feed_forward_length")?,
-        num_layers: file.size("llama.block_count")?,
-        num_heads,
-        num_kv_heads,
-        rope_theta: file.float("llama.rope.freq_base")?.unwrap_or(10_000.0),
-        rope_layout: RopeLayout::Interleaved,
-        rms_norm_eps: file
-            .float("llama.attention.layer_norm_rms_epsilon")?
-            .unwrap_or(1e-5),
-        tie_word_embeddings: file.shape(OUTPUT).is_none(),
-        max_position_embeddings: file.size("llama.context_length")?,
-    };
-    check_config(path, &config)?;
-    for key in [
-        "llama.rope.dimension_count",
-        "llama.attention.key_length",
-        "llama.attention.value_length",
-    ] {
-        let head_size = config.head_size() as u64;
-        if let Some(found) = file.unsigned(key)?
-            && found != head_size
-        {
-            return Err(FormatError::unsupported(
-                path,
-                format!("`{key}` {found}"),
-                &format!("only embedding_length / head_count = {head_size} is"),
-            ));
-        }
-    }
-    Ok(config)
-}
-
-/// Translates a Hugging Face name.
-pub(in super::super) fn stored_name(name: &str) -> String {
-    match name {
-        "model.embed_tokens.weight" => return EMBEDDING.to_owned(),
-        "model.norm.weight" => return "output_norm.weight".to_owned(),
-        "lm_head.weight" => return OUTPUT.to_owned(),
-        _ => {}
-    }
-    let part = |part: &str| match part {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => "unknown",
-    };
-    let layer = name
-        .strip_prefix("model.layers.")
-        .and_then(|rest| rest.strip_suffix(".weight"))
-        .and_then(|rest| rest.split_once('.'));
-    match layer {
-        Some((layer, rest)) => format!("blk.{layer}.{}.weight", part(rest)),
-        None => name.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+    use serde_json::{Map, Value};
+
     use super::super::super::damage::survives;
-    use super::super::super::fixture;
+    use super::super::super::{fixture, llama_tensors};
+    use super::super::names::stored_name;
     use super::super::writer::{Field, TensorData, gguf};
     use super::*;
-    use candle_core::DType;
+    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::models::causal::{Architecture, families};
+    use crate::ml::models::fixture::parameters;
 
     const PATH: &str = "model.gguf";
 
@@ -198,6 +107,50 @@ mod tests {
         *embedding = half.to_dtype(DType::F32).unwrap();
         fixture::assert_equal(&checkpoint.weights, &expected);
         assert_eq!(checkpoint.eos_ids, [1]);
+    }
+
+    fn recorded(name: &str) -> std::path::PathBuf {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        folder.join(name)
+    }
+
+    fn read_json(name: &str) -> Value {
+        serde_json::from_slice(&fs_err::read(recorded(name)).unwrap()).unwrap()
+    }
+
+    /// `tests/fixtures/models/gguf.py` says how the files were made.
+    #[test]
+    fn what_the_converter_of_llama_cpp_writes_is_the_model_that_it_was() {
+        let configurations = read_json("gguf/configurations.json");
+        let without_document = |architecture: &Architecture| Architecture {
+            document: Map::new(),
+            ..architecture.clone()
+        };
+        for (name, config) in configurations.as_object().unwrap() {
+            let path = recorded(&format!("gguf/{name}.gguf"));
+            let read = |map: &Map<String, Value>| families::read(&path, map, &[]).unwrap();
+            let expected = read(config.as_object().unwrap());
+            let found = load_gguf(&path).unwrap().into_half_split().unwrap();
+            assert_eq!(
+                without_document(&found.config),
+                without_document(&expected),
+                "{name}"
+            );
+            assert_eq!(read(&found.config.document), found.config, "{name}");
+            let base = match name.as_str() {
+                "llama_3_1" => "llama_rope_llama3",
+                "qwen2_yarn" => "qwen2",
+                name => name,
+            };
+            let description = read_json(&format!("{base}.json"));
+            let mut weights = parameters(&description["tensors"]);
+            crate::ml::formats::tensors::turn(&mut weights, &expected).unwrap();
+            fixture::assert_equal(&found.weights, &weights);
+            let tokenizer = found.tokenizer.unwrap();
+            let ids = tokenizer.encode("abc ab").unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap(), "abc ab");
+            assert_eq!(ids.len(), 2, "{name}");
+        }
     }
 
     #[test]
@@ -243,17 +196,26 @@ mod tests {
             error(&gguf(&metadata, &[]))
         };
         assert_eq!(
-            with("general.architecture", Field::Text("qwen2")),
-            "model.gguf: `general.architecture` qwen2 is not supported; only llama is"
+            with("general.architecture", Field::Text("phi3")),
+            "model.gguf: `general.architecture` phi3 is not supported; only gpt2, llama, qwen2 and qwen3 are; use the \
+             model's Hugging Face folder"
         );
         assert_eq!(
-            with("llama.rope.scaling.type", Field::Text("yarn")),
-            "model.gguf: `llama.rope.scaling.type` yarn is not supported; only unscaled rotary \
-             embeddings are"
+            with("llama.rope.scaling.type", Field::Text("longrope")),
+            "model.gguf: `llama.rope.scaling.type` \"longrope\" is not supported; none, linear and yarn are"
         );
         assert_eq!(
             with("llama.expert_count", Field::U32(8)),
-            "model.gguf: `llama.expert_count` is not supported"
+            "model.gguf: `llama.expert_count` 8 is not supported; only 0 is"
+        );
+        assert_eq!(
+            with("llama.rope.dimension_count", Field::U32(2)),
+            "model.gguf: `llama.rope.dimension_count` 2 is not supported; only 4 is"
+        );
+        assert_eq!(
+            with("llama.logit_scale", Field::F32(0.5)),
+            "model.gguf: `llama.logit_scale` 0.5 is not supported; it is no key that this architecture is known to \
+             read; use the model's Hugging Face folder"
         );
         assert_eq!(
             with("llama.block_count", Field::Text("two")),
@@ -287,10 +249,25 @@ mod tests {
              [12, 8]"
         );
         assert_eq!(
-            with(|_| (), &[float("blk.0.attn_q.bias", &[8])]),
-            "model.gguf: unexpected tensor `blk.0.attn_q.bias` of shape [8]; the configuration has \
+            with(|_| (), &[float("blk.0.attn_k.bias", &[8])]),
+            "model.gguf: unexpected tensor `blk.0.attn_k.bias` of shape [8]; the configuration has \
              no place for it"
         );
+    }
+
+    #[test]
+    fn divisors_of_frequencies_are_those_of_a_known_formula_or_refused() {
+        let with = |divisors: [f32; 2]| {
+            let mut tensors = fixture::tiny_tensors();
+            let bytes = divisors.into_iter().flat_map(f32::to_le_bytes).collect();
+            tensors.push((FREQUENCY_DIVISORS.to_owned(), vec![2], 0, bytes));
+            parse(Path::new(PATH), &gguf(&fixture::metadata(), &tensors))
+        };
+        let plain = parse(Path::new(PATH), &fixture::tiny_gguf()).unwrap();
+        assert_eq!(with([1.0, 1.0]).unwrap().config, plain.config);
+        let error = with([1.0, 2.0]).unwrap_err().to_string();
+        let expected = "model.gguf: the tensor `rope_freqs.weight` is not supported; only divisors of Llama 3.1's";
+        assert!(error.starts_with(expected), "{error}");
     }
 
     #[test]
