@@ -58,6 +58,7 @@ fn lora() -> LoraConfig {
         ]
         .map(str::to_owned)
         .to_vec(),
+        ..LoraConfig::default()
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
+use crate::ml::adapter::{Adapter, AdapterError, PREFIX};
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
@@ -29,7 +29,6 @@ pub const CONTEXT: &str = "tokens of context";
 
 /// Name of the weight of a classifier's head.
 pub const SCORE: &str = "score.weight";
-const PEFT_PREFIX: &str = "base_model.model.";
 const BASE_FILES: [&str; 4] = [
     "config.json",
     "model.safetensors",
@@ -102,6 +101,8 @@ pub struct LanguageModel {
     pub eos: Vec<u32>,
     /// Where it was read from.
     folder: PathBuf,
+    /// Whether the output head is the embedding matrix there; an adapter may have untied them since.
+    is_tied_in_files: bool,
 }
 
 impl LanguageModel {
@@ -127,7 +128,7 @@ impl LanguageModel {
             return Ok((model, None));
         }
         let stored = load_peft_adapter(folder, &model.config)?;
-        model.adapter = Some(adapter_of(&stored, &model.base)?);
+        model.adapter = Some(model.adapter_of(&stored)?);
         Ok((model, stored.score))
     }
 
@@ -162,6 +163,7 @@ impl LanguageModel {
             });
         }
         Ok(Self {
+            is_tied_in_files: checkpoint.config.tie_word_embeddings,
             config: checkpoint.config,
             base: checkpoint.weights,
             adapter: None,
@@ -171,13 +173,22 @@ impl LanguageModel {
         })
     }
 
+    /// Fits a stored adapter to the model.
+    fn adapter_of(&mut self, stored: &PeftAdapter) -> Result<Adapter, AdapterError> {
+        if stored.score.is_none() {
+            stored.config.untie(&mut self.config, &mut self.base);
+        }
+        let device = candle_core::Device::Cpu;
+        Adapter::from_weights(&stored.config, &self.base, &stored.weights, &device)
+    }
+
     /// Returns the model as it is, building no graph.
     pub fn frozen(&self) -> Result<CausalLm, ModelError> {
         let training = self
             .adapter
             .as_ref()
             .map_or(Training::Frozen, Training::Adapter);
-        Ok(CausalLm::new(&self.config, &self.base, training)?.detached())
+        Ok(CausalLm::new(&self.config, &self.base, training)?.settled()?)
     }
 
     /// Returns the weights with the adapter, if any, merged into them.
@@ -227,14 +238,14 @@ impl LanguageModel {
     }
 
     /// Writes the language model's PEFT adapter in `source` beside the model, which was written into `folder`.
-    pub fn add_peft(&self, source: &Path, folder: &Path) -> Result<(), ModelError> {
+    pub fn add_peft(&mut self, source: &Path, folder: &Path) -> Result<(), ModelError> {
         let stored = load_peft_adapter(source, &self.config)?;
         if stored.score.is_some() {
             return Err(ModelError::Head {
                 folder: source.to_owned(),
             });
         }
-        let adapter = adapter_of(&stored, &self.base)?;
+        let adapter = self.adapter_of(&stored)?;
         Ok(save_peft_adapter(folder, &stored_adapter(&adapter, None)?)?)
     }
 
@@ -263,7 +274,7 @@ impl LanguageModel {
         let is_merged = self.adapter.is_some();
         self.base = self.merged()?;
         self.adapter = None;
-        let adapter = adapter_of(&stored, &self.base)?;
+        let adapter = self.adapter_of(&stored)?;
         if is_merged {
             // There is no file of the merged base to link to.
             self.save_full(folder, &adapter.merge(&self.base)?, score)
@@ -276,7 +287,11 @@ impl LanguageModel {
     fn link_base(&self, folder: &Path, is_classifier: bool) -> Result<(), ModelError> {
         if is_classifier {
             fs_err::create_dir_all(folder)?;
-            save_classifier_config(folder, &self.config, &self.tokenizer)?;
+            let config = Architecture {
+                tie_word_embeddings: self.is_tied_in_files,
+                ..self.config.clone()
+            };
+            save_classifier_config(folder, &config, &self.tokenizer)?;
         }
         for name in BASE_FILES {
             let source = self.folder.join(name);
@@ -363,7 +378,7 @@ fn complete_base(folder: &Path) -> Result<(), ModelError> {
         return Ok(());
     }
     let mut factors = load_safetensors(&adapter)?;
-    let Some(score) = factors.remove(&format!("{PEFT_PREFIX}{SCORE}")) else {
+    let Some(score) = factors.remove(&format!("{PREFIX}{SCORE}")) else {
         return Ok(());
     };
     let files = [1, 2].map(|number| format!("model-0000{number}-of-00002.safetensors"));
@@ -381,42 +396,9 @@ fn complete_base(folder: &Path) -> Result<(), ModelError> {
 }
 
 fn stored_adapter(adapter: &Adapter, score: Option<&Tensor>) -> Result<PeftAdapter, AdapterError> {
-    let config = adapter.config();
-    let strip = |name: String| {
-        let bare = name.strip_prefix(PEFT_PREFIX).map(str::to_owned);
-        bare.unwrap_or(name)
-    };
-    let weights = adapter.parameters().weights()?;
     Ok(PeftAdapter {
-        rank: config.rank,
-        alpha: config.alpha,
-        rank_stabilised: false,
-        dropout: config.dropout,
-        target_modules: config.target_modules.clone(),
-        weights: weights
-            .into_iter()
-            .map(|(name, tensor)| (strip(name), tensor))
-            .collect(),
+        config: adapter.config().clone(),
+        weights: adapter.parameters().weights()?,
         score: score.cloned(),
     })
-}
-
-fn adapter_of(stored: &PeftAdapter, base: &Weights) -> Result<Adapter, AdapterError> {
-    let config = LoraConfig {
-        rank: stored.rank,
-        // Only the factor counts; ours is alpha / rank.
-        alpha: if stored.rank_stabilised {
-            stored.scale() * stored.rank as f64
-        } else {
-            stored.alpha
-        },
-        dropout: stored.dropout,
-        target_modules: stored.target_modules.clone(),
-    };
-    let weights: Weights = stored
-        .weights
-        .iter()
-        .map(|(name, tensor)| (format!("{PEFT_PREFIX}{name}"), tensor.clone()))
-        .collect();
-    Adapter::from_weights(&config, base, &weights, &candle_core::Device::Cpu)
 }

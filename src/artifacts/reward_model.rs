@@ -319,6 +319,7 @@ mod tests {
             alpha: 16.0,
             dropout: 0.0,
             target_modules: vec!["v_proj".to_owned()],
+            ..LoraConfig::default()
         };
         let stream = Stream::new(4, "adapter");
         model.adapter = Some(Adapter::init(&lora, &model.base, &stream, &Device::Cpu).unwrap());

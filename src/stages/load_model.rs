@@ -20,8 +20,9 @@ use crate::sources::{Sha256, Source};
 ///
 /// Takes a Hugging Face folder of any family that is known (Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, ...), a
 /// GGUF file of a Llama model, or a checkpoint of llama2.c; quantised weights become 32-bit numbers.
-/// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model. An adapter that lies in the
-/// model's own folder, as `flowgraph export` writes it, is loaded with it. Every id that the files name as an end of a
+/// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model: with ranks and alphas by pattern,
+/// chosen layers, biases, modules trained whole, and DoRA. An adapter that lies in the model's own folder, as `flowgraph
+/// export` writes it, is loaded with it. Every id that the files name as an end of a
 /// text ends a completion.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -82,7 +82,7 @@ impl PairTraining<'_> {
         let pairs = tokenize_pairs(&policy, &data.examples, "pairs", lengths, ctx)?;
         let reference = policy.frozen()?;
         let merged = policy.adapter.is_some();
-        let trained = training::trained_model(&mut policy, self.adapter, &stream)?;
+        let trained = training::trained_model(&mut policy, self.adapter, false, &stream)?;
         let merged = merged && policy.adapter.is_none();
         let options = PairOptions {
             objective,

@@ -474,7 +474,7 @@ impl Kind for TrainGflownet {
         self.note_shortages(&prompts, ctx);
         let reference = policy.frozen()?;
         let merged = policy.adapter.is_some();
-        let trained = training::trained_model(&mut policy, self.adapter.as_ref(), &stream)?;
+        let trained = training::trained_model(&mut policy, self.adapter.as_ref(), false, &stream)?;
         let merged = merged && policy.adapter.is_none();
         let reward_size = ModelSize::of(&reward.model.config, false);
         let trainer = GflownetTrainer::new(

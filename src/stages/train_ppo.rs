@@ -362,7 +362,7 @@ seed: 1
 
         let stream = Stream::new(self.seed, Self::NAME);
         let had_adapter = start.adapter.is_some();
-        let model = trained_model(&mut start, self.adapter.as_ref(), &stream)?;
+        let model = trained_model(&mut start, self.adapter.as_ref(), false, &stream)?;
         let merged = had_adapter && start.adapter.is_none();
         let ppo_start = PpoStart {
             model,

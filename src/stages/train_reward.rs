@@ -158,7 +158,7 @@ impl Kind for TrainReward {
         let calibrated = self.calibrated(&model, &data, lengths)?;
         let pairs = tokenize_pairs(&model, &data.examples, "pairs", lengths, ctx)?;
         let merged = model.adapter.is_some();
-        let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
+        let trained = training::trained_model(&mut model, self.adapter.as_ref(), true, &stream)?;
         let merged = merged && model.adapter.is_none();
         let head = ScalarHead::init(
             model.config.embedding_size,

@@ -161,7 +161,7 @@ impl Kind for TrainSft {
             rows = pack(&rows, length)?;
         }
         let merged = model.adapter.is_some();
-        let trained = training::trained_model(&mut model, self.adapter.as_ref(), &stream)?;
+        let trained = training::trained_model(&mut model, self.adapter.as_ref(), false, &stream)?;
         let merged = merged && model.adapter.is_none();
         let options = SupervisedOptions {
             batch_size: self.batch_size,

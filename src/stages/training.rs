@@ -146,6 +146,7 @@ pub(super) fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
 pub(super) fn trained_model(
     model: &mut LanguageModel,
     lora: Option<&LoraConfig>,
+    is_classifier: bool,
     stream: &Stream,
 ) -> Result<TrainedModel, StageError> {
     let continues = model
@@ -155,6 +156,16 @@ pub(super) fn trained_model(
     if model.adapter.is_some() && !continues {
         model.base = model.merged()?;
         model.adapter = None;
+    }
+    match lora {
+        Some(lora) if is_classifier && lora.saves(model.config.names.head) => {
+            return Err(StageError::new(format!(
+                "`adapter.modules_to_save` names `{}`, expected modules that a reward model has",
+                model.config.names.head
+            )));
+        }
+        Some(lora) if !is_classifier => lora.untie(&mut model.config, &mut model.base),
+        _ => {}
     }
     Ok(TrainedModel::new(
         &model.config,

@@ -134,6 +134,87 @@ fn exported_models_are_read_back_as_they_were() {
     );
 }
 
+/// On a tied model: DoRA on some layers with ranks of their own, a saved embedding, which unties the head; continued as it
+/// is, and merged under another adapter.
+#[test]
+fn adapters_of_every_kind_are_trained_continued_merged_and_read_back() {
+    let lora = "{ rank: 3, alpha: 16, dropout: 0.1, target_modules: [q_proj, v_proj, down_proj], use_dora: true, \
+                bias: all, rank_pattern: { v_proj: 1 }, alpha_pattern: { layers.1.mlp.down_proj: 4 }, \
+                modules_to_save: [embed_tokens, model.norm] }";
+    let train = "params: { steps: 3, batch_size: 2, optimizer: { lr: 1e-2 }, seed: 1, adapter:";
+    let base = STAGES
+        .split_once("  policy:")
+        .unwrap()
+        .0
+        .replace("num_layers: 1", "num_layers: 2")
+        .replace("tie_word_embeddings: false", "tie_word_embeddings: true");
+    let space = Space::new(&format!(
+        "{base}  policy: {{ kind: train_sft, inputs: {{ model: base, data: world.finetune }}, {train} {lora} }} }}
+  longer: {{ kind: train_sft, inputs: {{ model: policy, data: world.finetune }}, {train} {lora} }} }}
+  merged:
+    kind: train_sft
+    inputs: {{ model: policy, data: world.finetune }}
+    {train} {{ rank: 1, alpha: 1, target_modules: [k_proj] }} }}
+  sampled:
+    kind: sample
+    inputs: {{ policy: longer, prompts: world.rl }}
+    params: {{ strategy: greedy, n: 3, max_new_tokens: 8 }}
+  reward:
+    kind: train_reward
+    inputs: {{ model: base, data: world.reward, evaluation: world.validation }}
+    {train} {lora}, calibration: standard }}
+  longer_reward:
+    kind: train_reward
+    inputs: {{ model: policy, data: world.reward, evaluation: world.validation }}
+    {train} {lora}, calibration: standard }}
+"
+    ));
+    let made = space.run(&[]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let mut again = String::from("name: again\nstages:\n");
+    for (stage, kind) in [
+        ("policy", "load_model"),
+        ("longer", "load_model"),
+        ("merged", "load_model"),
+        ("reward", "load_reward"),
+        ("longer_reward", "load_reward"),
+    ] {
+        let export = space.flowgraph(&["export", "p.yaml", stage, stage]);
+        assert_eq!(export.code, 0, "{}", export.stderr);
+        again += &format!("  {stage}: {{ kind: {kind}, params: {{ source: {stage} }} }}\n");
+    }
+    space.write("again.yaml", &again);
+    let read = space
+        .program(&["run", "again.yaml", "--json"])
+        .output()
+        .unwrap();
+    let read = space.report(&read);
+    assert_eq!(read.code, 0, "{}", read.stderr);
+    for (stage, (_, digest)) in &read.stages {
+        let mut digests = made.stages[stage].1.split(' ');
+        assert!(digests.any(|made| made == digest), "{stage}: {digest}");
+    }
+    for stage in ["policy", "longer"] {
+        assert_eq!(
+            json_of(&space, &format!("{stage}/config.json"))["tie_word_embeddings"],
+            true
+        );
+        let adapter = json_of(&space, &format!("{stage}/adapter_config.json"));
+        assert_eq!(
+            adapter["modules_to_save"],
+            json!(["embed_tokens", "model.norm"])
+        );
+        assert_eq!(adapter["rank_pattern"], json!({ "v_proj": 1 }));
+    }
+    assert_eq!(
+        json_of(&space, "merged/config.json")["tie_word_embeddings"],
+        false
+    );
+    assert!(!space.path("merged/adapter_config.json").exists());
+    let saved = &json_of(&space, "reward/adapter_config.json")["modules_to_save"];
+    assert_eq!(*saved, json!(["embed_tokens", "model.norm", "score"]));
+}
+
 #[test]
 fn the_files_of_a_sentence_encoder_may_lie_in_folders() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert/bert");

@@ -40,7 +40,7 @@ pub fn generate(
         });
     }
     check_prompts(model, prompts, options, strategy)?;
-    let model = model.detached();
+    let model = model.settled()?;
     let job = Job {
         prompts,
         options,

@@ -76,6 +76,7 @@ fn wide_model() -> CausalLm {
         alpha: 8.0,
         dropout: 0.5,
         target_modules: vec!["q_proj".into(), "v_proj".into(), "down_proj".into()],
+        ..LoraConfig::default()
     };
     let adapter = Adapter::init(&lora, &weights, &stream, &Device::Cpu).unwrap();
     for (name, var) in adapter.parameters().trainable() {

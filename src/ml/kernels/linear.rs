@@ -136,12 +136,16 @@ impl DropoutMask {
         }
     }
 
-    fn covers(&self, elements: usize) -> bool {
-        self.kept.len() * 64 >= elements
+    fn check(&self, x: &Tensor) -> Result<()> {
+        if self.kept.len() * 64 < x.elem_count() {
+            bail!("a dropout mask is shorter than its input {:?}", x.shape());
+        }
+        Ok(())
     }
 
-    /// Returns the factors as a tensor, for the naive path.
-    fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
+    /// Returns the factors as a tensor of the shape of `like`.
+    pub(super) fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
+        self.check(like)?;
         let mut factors = vec![1f32; like.elem_count()];
         self.apply(&mut factors);
         Tensor::from_vec(factors, like.shape(), like.device())?.to_dtype(like.dtype())
@@ -162,11 +166,8 @@ pub fn lora_linear(
     if weight.track_op() {
         bail!("a weight under a low-rank adapter must be frozen");
     }
-    if dropout
-        .as_ref()
-        .is_some_and(|mask| !mask.covers(x.elem_count()))
-    {
-        bail!("a dropout mask is shorter than its input {:?}", x.shape());
+    if let Some(mask) = &dropout {
+        mask.check(x)?;
     }
     if !fused(&[x, weight, a, b]) {
         return naive_lora_linear(x, weight, a, b, scale, dropout.as_ref());

@@ -23,6 +23,7 @@
 
 pub(super) mod attend;
 pub mod attention;
+pub mod dora;
 pub mod layer_norm;
 pub mod linear;
 pub mod pointwise;

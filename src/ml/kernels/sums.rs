@@ -46,6 +46,13 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&bias.contiguous()?, AddBias)
 }
 
+/// Sums products of two tensors (.., n) over all but their last dimension: (n). It has no gradient.
+pub(super) fn column_sums_of_products(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let products = x.detach().mul(&y.detach())?;
+    let width = products.dim(candle_core::D::Minus1)?;
+    products.reshape(((), width))?.apply_op1_no_bwd(&Columns)
+}
+
 /// Elements of a contiguous operand, in the two dtypes that sums are taken in.
 enum Elements<'a> {
     F32(&'a [f32]),

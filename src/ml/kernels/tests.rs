@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::attention::Attention;
+use super::dora::{naive_row_lengths, naive_scale_columns, row_lengths, scale_columns};
 use super::linear::{DropoutMask, linear, lora_linear, naive_linear, naive_lora_linear};
 use super::rms_norm::{naive_rms_norm, rms_norm};
 use super::rope::Rope;
@@ -96,6 +97,20 @@ fn lora_linear_is_two_products() {
             |t| lora_linear(t[0], &weight, t[1], t[2], 0.7, dropout.clone()),
             |t| naive_lora_linear(t[0], &weight, t[1], t[2], 0.7, dropout.as_ref()),
         );
+    }
+}
+
+#[test]
+fn rows_are_scaled_and_measured() {
+    assert_same(
+        &[normal("x", &[3, 5, 24]), normal("f", &[24])],
+        |t| scale_columns(t[0], t[1]),
+        |t| naive_scale_columns(t[0], t[1]),
+    );
+    for rows in [7, 4000] {
+        let x = normal("x", &[rows, 24]);
+        let (found, expected) = (row_lengths(&x).unwrap(), naive_row_lengths(&x).unwrap());
+        assert_close("lengths", &found, &expected);
     }
 }
 

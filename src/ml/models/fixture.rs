@@ -27,7 +27,7 @@ fn splitmix64(state: u64) -> u64 {
 }
 
 /// Returns a tensor of the formula.
-fn numbers(name: &str, shape: &[usize], scale: f64, offset: f64) -> Tensor {
+pub(crate) fn numbers(name: &str, shape: &[usize], scale: f64, offset: f64) -> Tensor {
     let hash = fnv1a64(name);
     let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
         .map(|at| {
@@ -53,6 +53,17 @@ pub(crate) fn factor(name: &str, shape: &[usize]) -> Tensor {
     numbers(name, shape, 0.3, 0.0)
 }
 
+/// Returns a tensor of an adapter, as it is called in the adapter's file.
+pub(crate) fn adapter_tensor(name: &str, shape: &[usize]) -> Tensor {
+    if name.contains("lora_A") || name.contains("lora_B") {
+        factor(name, shape)
+    } else if name.ends_with("lora_magnitude_vector") {
+        numbers(name, shape, 0.3, 1.0)
+    } else {
+        parameter(name, shape)
+    }
+}
+
 /// Returns all parameters in an object of names and shapes.
 pub(crate) fn parameters(tensors: &Value) -> Weights {
     let shape = |shape: &Value| -> Vec<usize> {
@@ -68,10 +79,17 @@ pub(crate) fn parameters(tensors: &Value) -> Weights {
 
 /// Returns what was recorded under a name: the description, and the numbers.
 pub(crate) fn recorded(name: &str) -> (Value, Weights) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
-    let text = fs_err::read_to_string(folder.join(format!("{name}.json"))).unwrap();
-    let numbers = load_safetensors(&folder.join(format!("{name}.safetensors"))).unwrap();
-    (serde_json::from_str(&text).unwrap(), numbers)
+    let text = fs_err::read_to_string(folder().join(format!("{name}.json"))).unwrap();
+    (serde_json::from_str(&text).unwrap(), numbers_of(name))
+}
+
+/// Returns the numbers that were recorded under a name.
+pub(crate) fn numbers_of(name: &str) -> Weights {
+    load_safetensors(&folder().join(format!("{name}.safetensors"))).unwrap()
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models")
 }
 
 /// Returns the largest magnitude in a tensor.

@@ -42,6 +42,7 @@ pub(super) fn lora() -> LoraConfig {
         alpha: 4.0,
         dropout: 0.25,
         target_modules: vec!["q_proj".into(), "down_proj".into()],
+        ..LoraConfig::default()
     }
 }
 

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::rotary::Rotary;
+use crate::ml::parameters::Weights;
 
 /// Most layers of a model.
 const MAX_LAYERS: usize = 1 << 12;
@@ -270,6 +271,19 @@ impl Architecture {
     /// Returns the name of the embedding's weight.
     pub fn embedding_name(&self) -> String {
         format!("{}.weight", self.names.embedding)
+    }
+
+    /// Gives a tied model an output head of its own, which is the embedding's at first.
+    pub fn untie(&mut self, weights: &mut Weights) {
+        if !self.tie_word_embeddings {
+            return;
+        }
+        self.tie_word_embeddings = false;
+        self.document
+            .insert("tie_word_embeddings".to_owned(), false.into());
+        if let Some(embedding) = weights.get(&self.embedding_name()) {
+            weights.insert(self.head_name(), embedding.clone());
+        }
     }
 
     /// Returns the width of keys and of values.

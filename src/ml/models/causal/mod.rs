@@ -30,7 +30,7 @@ pub use batch::TokenBatch;
 use block::{Block, FeedForward, NormWeights, QueryKeyValues};
 pub use init::init;
 pub use projection::DropoutKey;
-use projection::{Projection, Update};
+use projection::{Projection, Updating};
 
 /// Why a model could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum Training<'a> {
     Frozen,
     /// Every weight.
     Full,
-    /// The factors of an adapter; the weights are frozen and shared with their source.
+    /// What an adapter trains; all other weights are frozen and shared with their source.
     Adapter(&'a Adapter),
 }
 
@@ -100,7 +100,11 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn get(&self, name: &str) -> Result<Tensor> {
         let shape = self.shapes.get(name).map(Vec::as_slice).unwrap_or_default();
-        Ok(self.parameters.get(name, shape)?.clone())
+        let own = self.adapter.map(|adapter| adapter.in_place_of(name, shape));
+        match own.transpose()?.flatten() {
+            Some(own) => Ok(own),
+            None => Ok(self.parameters.get(name, shape)?.clone()),
+        }
     }
 
     fn norm(&self, module: &str) -> Result<NormWeights> {
@@ -117,16 +121,15 @@ impl Builder<'_> {
     fn linear(&self, module: String, linear: Linear) -> Result<Projection> {
         let weight = self.get(&format!("{module}.weight"))?;
         let bias = linear.has_bias.then(|| self.get(&format!("{module}.bias")));
-        let factors = match self.adapter {
-            Some(adapter) => adapter.factors(&module, weight.dims2()?)?,
+        let update = match self.adapter {
+            Some(adapter) => adapter.update(&module, weight.dims2()?)?,
             None => None,
         };
-        let update = factors.zip(self.adapter).map(|((a, b), adapter)| Update {
+        let update = update.zip(self.adapter).map(|(update, adapter)| Updating {
             module,
-            a,
-            b,
-            scale: adapter.config().scale(),
+            update,
             dropout: adapter.config().dropout,
+            factors: None,
         });
         Ok(Projection {
             weight,
@@ -215,7 +218,10 @@ impl CausalLm {
         let blocks = blocks.collect::<Result<_>>()?;
         Ok(Self {
             head: if architecture.tie_word_embeddings {
-                embedding.clone()
+                // Not that of an adapter, which stands in place of the embedding alone.
+                parameters
+                    .get(&architecture.embedding_name(), embedding.dims())?
+                    .clone()
             } else {
                 weight(names.head)?
             },
@@ -261,7 +267,7 @@ impl CausalLm {
         self.is_host_f32
     }
 
-    /// Returns what is trained, in name order: weights, or an adapter's factors.
+    /// Returns what is trained, in name order: the model's weights, or an adapter's.
     pub fn trainable(&self) -> &[(String, Var)] {
         &self.trainable
     }
@@ -282,16 +288,16 @@ impl CausalLm {
         }
     }
 
-    /// Returns the model beneath the adapter, without gradients: the reference model of an adapter's training.
-    #[must_use]
-    pub fn without_adapter(&self) -> Self {
-        let mut base = self.detached();
-        for block in &mut base.blocks {
+    /// Returns the same model for as long as its weights do not change, without gradients: what follows from them alone
+    /// is worked out once.
+    pub fn settled(&self) -> Result<Self> {
+        let mut model = self.detached();
+        for block in &mut model.blocks {
             for projection in block.projections_mut() {
-                projection.update = None;
+                projection.settle()?;
             }
         }
-        base
+        Ok(model)
     }
 
     /// Returns the rotation of a layer's queries and keys, if it has one.

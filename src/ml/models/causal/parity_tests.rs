@@ -17,6 +17,8 @@ use crate::ml::models::fixture::{difference, factor, largest, parameters, record
 use crate::ml::optimizer::Gradients;
 use crate::random::Stream;
 
+mod adapters;
+
 /// Largest difference of an output, as a share of the tensor's largest value.
 const OUTPUT: f32 = 2e-5;
 /// Largest difference of a gradient, as a share of the tensor's largest value.
@@ -55,10 +57,14 @@ const VARIANTS: &[&str] = &[
 
 /// Runs a test for each variant, and names all that fail.
 fn for_each(test: impl Fn(&Recorded) + Copy + std::panic::RefUnwindSafe) {
-    let failed: Vec<&str> = VARIANTS
+    for_each_of(VARIANTS, |name| test(&Recorded::of(name)));
+}
+
+fn for_each_of(names: &[&'static str], test: impl Fn(&'static str) + std::panic::RefUnwindSafe) {
+    let failed: Vec<&str> = names
         .iter()
         .copied()
-        .filter(|name| std::panic::catch_unwind(|| test(&Recorded::of(name))).is_err())
+        .filter(|name| std::panic::catch_unwind(|| test(name)).is_err())
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
 }
@@ -117,6 +123,7 @@ impl Recorded {
             dropout: 0.0,
             target_modules: serde_json::from_value(self.description["lora_targets"].clone())
                 .unwrap(),
+            ..LoraConfig::default()
         };
         let tensors = self.description["lora_tensors"].as_object().unwrap();
         let stored: Weights = tensors

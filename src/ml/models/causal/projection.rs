@@ -1,9 +1,11 @@
-//! Linear layers with or without a low-rank update.
+//! Linear layers with or without an adapter's update.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::Result;
+use crate::ml::adapter::Update;
+use crate::ml::kernels::dora::dora_linear;
 use crate::ml::kernels::linear::{DropoutMask, linear, lora_linear};
 use crate::ml::kernels::sums::add_bias;
 use crate::random::Stream;
@@ -22,16 +24,17 @@ pub struct DropoutKey {
 pub(super) struct Projection {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
-    pub(super) update: Option<Update>,
+    pub(super) update: Option<Updating>,
 }
 
+/// An update, and how it is applied.
 #[derive(Debug, Clone)]
-pub(super) struct Update {
+pub(super) struct Updating {
     pub(super) module: String,
-    pub(super) a: Tensor,
-    pub(super) b: Tensor,
-    pub(super) scale: f64,
+    pub(super) update: Update,
     pub(super) dropout: f64,
+    /// What [`Update::factors`] gives, in a model whose weights stay as they are.
+    pub(super) factors: Option<Tensor>,
 }
 
 impl Projection {
@@ -44,37 +47,45 @@ impl Projection {
     }
 
     fn product(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
-        let Some(update) = &self.update else {
+        let Some(updating) = &self.update else {
             return Ok(linear(x, &self.weight)?);
         };
         let mask = dropout
-            .filter(|_| update.dropout > 0.0)
-            .map(|key| dropout_mask(update, key, x.elem_count()));
-        Ok(lora_linear(
-            x,
-            &self.weight,
-            &update.a,
-            &update.b,
-            update.scale,
-            mask,
-        )?)
+            .filter(|_| updating.dropout > 0.0)
+            .map(|key| dropout_mask(updating, key, x.elem_count()));
+        let Update { a, b, scale, .. } = &updating.update;
+        let factors = match &updating.factors {
+            Some(factors) => Some(factors.clone()),
+            None => updating.update.factors(&self.weight)?,
+        };
+        Ok(match factors {
+            Some(factors) => dora_linear(x, &self.weight, (a, b), *scale, &factors, mask)?,
+            None => lora_linear(x, &self.weight, a, b, *scale, mask)?,
+        })
     }
 
     pub(super) fn detached(&self) -> Self {
         Self {
             weight: self.weight.detach(),
             bias: self.bias.as_ref().map(Tensor::detach),
-            update: self.update.as_ref().map(|update| Update {
-                a: update.a.detach(),
-                b: update.b.detach(),
-                ..update.clone()
+            update: self.update.as_ref().map(|updating| Updating {
+                update: updating.update.detached(),
+                ..updating.clone()
             }),
         }
+    }
+
+    /// Works out what does not change as long as the weights do not.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if let Some(updating) = &mut self.update {
+            updating.factors = updating.update.factors(&self.weight)?;
+        }
+        Ok(())
     }
 }
 
 /// Draws which of `elements` inputs are kept: 16 random bits for each, in blocks with their own counters.
-pub(super) fn dropout_mask(update: &Update, key: &DropoutKey, elements: usize) -> DropoutMask {
+pub(super) fn dropout_mask(update: &Updating, key: &DropoutKey, elements: usize) -> DropoutMask {
     const WORDS: usize = 512;
     let stream = key
         .stream

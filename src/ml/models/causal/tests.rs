@@ -82,6 +82,7 @@ fn lora_config() -> LoraConfig {
         ]
         .map(str::to_owned)
         .to_vec(),
+        ..LoraConfig::default()
     }
 }
 
@@ -173,7 +174,6 @@ fn adapter_training_agrees_with_a_low_rank_update_in_torch() {
     for (name, _) in model.trainable() {
         fixture.assert(&format!("lora.gradient.{name}"), found.get(name).unwrap());
     }
-    assert_outputs(&fixture, "untied", &model.without_adapter());
     let merged = adapter.merge(&base).unwrap();
     let merged = CausalLm::new(config(false), &merged, Training::Frozen).unwrap();
     let (expected, found) = (
@@ -377,9 +377,16 @@ fn initial_weights_have_the_stated_spread() {
 
 #[test]
 fn dropout_drops_the_stated_share_and_depends_on_its_key_only() {
+    for use_dora in [false, true] {
+        drops_the_stated_share(use_dora);
+    }
+}
+
+fn drops_the_stated_share(use_dora: bool) {
     let (config, weights) = wider();
     let mut lora = lora_config();
     lora.dropout = 0.25;
+    lora.use_dora = use_dora;
     let adapter = Adapter::init(&lora, &weights, &Stream::new(4, "lora"), &Device::Cpu).unwrap();
     // B is zero at first: give it values, or dropout would have nothing to act on.
     for (name, var) in adapter.parameters().trainable() {
