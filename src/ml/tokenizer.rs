@@ -234,17 +234,28 @@ impl Tokenizer {
         let path = folder.join(FILES[0]);
         let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
         let mut settings = Settings::read(folder)?;
-        let converted = if path.exists() {
-            None
-        } else {
+        let is_there = path.exists();
+        let converted = if !is_there || settings.wants_pieces(folder) {
             settings.convert(folder)?
+        } else {
+            None
         };
         let mut document = match converted {
-            Some(document) => document,
-            None => {
+            Some(converted) if !is_there => converted,
+            converted => {
                 let bytes = read_tokenizer(&path)?;
                 check_values(&bytes).map_err(invalid)?;
-                serde_json::from_slice(&bytes).map_err(invalid)?
+                let document: Value = serde_json::from_slice(&bytes).map_err(invalid)?;
+                match converted {
+                    Some(converted) if !document::is_same(&converted, &document)? => {
+                        settings.keep_added(&document);
+                        converted
+                    }
+                    _ => {
+                        settings.vocabulary = FILES[0];
+                        document
+                    }
+                }
             }
         };
         let mut tokens = settings.apply(&mut document)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::load_model::rows_note;
 use super::model_files::{Given, ModelFiles};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
@@ -122,6 +123,9 @@ impl Kind for LoadReward {
                     "{}: the head has {classes} classes, a reward model has one score",
                     path.display()
                 )));
+            }
+            if model.added_rows > 0 {
+                ctx.note(&rows_note(model.added_rows, model.config.vocab_size));
             }
             model.save_copy(&output, Some(&score))?;
         }

@@ -20,7 +20,8 @@ pub(super) fn spelt<'a>(
         Value::Object(flags) => (flags.get("content").and_then(Value::as_str), Some(flags)),
         token => (token.as_str(), None),
     };
-    let content = content.ok_or_else(|| TokenizerError::Invalid(format!("{CONFIG}: `{key}` is not a token")))?;
+    let content = content
+        .ok_or_else(|| TokenizerError::Invalid(format!("{CONFIG}: `{key}` is not a token")))?;
     Ok((!content.is_empty()).then_some((content, flags)))
 }
 

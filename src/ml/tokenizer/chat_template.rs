@@ -32,7 +32,11 @@ pub(super) fn read(folder: &Path) -> Result<Option<Value>, TokenizerError> {
         let mut names = Vec::new();
         for entry in fs_err::read_dir(folder.join(FOLDER))? {
             let name = entry?.file_name();
-            names.extend(name.to_str().and_then(|name| name.strip_suffix(".jinja")).map(str::to_owned));
+            names.extend(
+                name.to_str()
+                    .and_then(|name| name.strip_suffix(".jinja"))
+                    .map(str::to_owned),
+            );
             if names.len() > MOST {
                 return Err(TokenizerError::Invalid(format!(
                     "{FOLDER}: more than {MOST} templates"
@@ -50,7 +54,9 @@ pub(super) fn read(folder: &Path) -> Result<Option<Value>, TokenizerError> {
         [] => None,
         [(name, template)] if name == DEFAULT => Some(template.as_str().into()),
         _ => {
-            let named = templates.iter().map(|(name, template)| json!({ "name": name, "template": template }));
+            let named = templates
+                .iter()
+                .map(|(name, template)| json!({ "name": name, "template": template }));
             Some(named.collect())
         }
     })

@@ -62,7 +62,11 @@ pub(super) fn surround(begin: Option<&(String, u32)>, end: Option<&(String, u32)
     };
     let single = around("A", 0);
     let pair = [single.clone(), around("B", 1)].concat();
-    let tokens: Vec<_> = begin.into_iter().chain(end).map(|(token, id)| (&**token, *id)).collect();
+    let tokens: Vec<_> = begin
+        .into_iter()
+        .chain(end)
+        .map(|(token, id)| (&**token, *id))
+        .collect();
     template(&single, &pair, &tokens)
 }
 
@@ -135,6 +139,18 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
         .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
     check_ids(&built, added.as_ref().and_then(Value::as_array))?;
     Ok(built)
+}
+
+/// Tells whether two documents take texts apart and put them together in the same way, added tokens apart.
+pub(super) fn is_same(one: &Value, other: &Value) -> Result<bool, TokenizerError> {
+    let parts = |document: &Value| -> Result<[Value; 4], TokenizerError> {
+        let written = build(document.clone())?.to_string(false);
+        let written = written.map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let mut written: Value = serde_json::from_str(&written)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        Ok(["model", "normalizer", "pre_tokenizer", "decoder"].map(|key| written[key].take()))
+    };
+    Ok(parts(one)? == parts(other)?)
 }
 
 /// Checks that added tokens have the ids that are stated: the crate numbers those that the vocabulary lacks itself, one

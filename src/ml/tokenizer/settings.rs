@@ -60,7 +60,7 @@ pub(super) struct Settings {
     /// Tokens of `added_tokens.json`, which older folders have instead of `added_tokens_decoder`.
     older_tokens: Map<String, Value>,
     /// Name of the file that holds the vocabulary.
-    vocabulary: &'static str,
+    pub(super) vocabulary: &'static str,
 }
 
 /// Special tokens by the names that a model has for them, in the order of the file, which numbers new ones.
@@ -153,7 +153,39 @@ impl Settings {
         })
     }
 
-    /// Builds the document of a folder that has none from its SentencePiece file; none if it has no such file.
+    /// Tells whether the class makes its tokenizer of the SentencePiece file although there is a document: LLaMA's and
+    /// T5's do where `add_prefix_space` is stated.
+    pub(super) fn wants_pieces(&self, folder: &Path) -> bool {
+        let class = PieceClass::named(&self.class_name);
+        let class = class.filter(|class| matches!(class, PieceClass::Llama | PieceClass::T5));
+        let states = self
+            .config
+            .get("add_prefix_space")
+            .is_some_and(|set| !set.is_null());
+        states
+            && class.is_some_and(|class| {
+                class
+                    .file_names()
+                    .iter()
+                    .any(|name| folder.join(name).exists())
+            })
+    }
+
+    /// Keeps the added tokens of a document that is not used otherwise.
+    pub(super) fn keep_added(&mut self, document: &Value) {
+        let Some(added) = document.get("added_tokens").and_then(Value::as_array) else {
+            return;
+        };
+        let by_id = added
+            .iter()
+            .filter_map(|token| Some((token.get("id")?.to_string(), token.clone())));
+        let by_id: Map<String, Value> = by_id.collect();
+        self.config
+            .entry("added_tokens_decoder")
+            .or_insert_with(|| by_id.into());
+    }
+
+    /// Builds the document from the folder's SentencePiece file; none if it has no such file.
     pub(super) fn convert(&mut self, folder: &Path) -> Result<Option<Value>, TokenizerError> {
         let names = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
         let there = |name: &str| folder.join(name).exists();
@@ -426,7 +458,9 @@ impl Settings {
         let mut by_id = Vec::with_capacity(self.older_tokens.len());
         for (content, id) in &self.older_tokens {
             let id = id.as_u64().ok_or_else(|| {
-                invalid(format!("{FILE}: `{content}` is {id}, expected a token's id"))
+                invalid(format!(
+                    "{FILE}: `{content}` is {id}, expected a token's id"
+                ))
             })?;
             by_id.push((id, content));
         }

@@ -130,9 +130,7 @@ pub(in super::super) fn document(
 ) -> Result<Value, TokenizerError> {
     let options = Options::read(config)?;
     for (key, token) in class.own_tokens() {
-        config
-            .entry(*key)
-            .or_insert_with(|| Value::from(*token));
+        config.entry(*key).or_insert_with(|| Value::from(*token));
     }
     if class == PieceClass::XlmRoberta
         && let Some(mask) = config.get_mut("mask_token")
@@ -146,7 +144,10 @@ pub(in super::super) fn document(
         _ => Vec::new(),
     };
     let scored = scored_texts(model, class, config, &extra)?;
-    let id_of: BTreeMap<&str, usize> = (0..).zip(&scored).map(|(id, (text, _))| (*text, id)).collect();
+    let id_of: BTreeMap<&str, usize> = (0..)
+        .zip(&scored)
+        .map(|(id, (text, _))| (*text, id))
+        .collect();
     let falls_back = matches!(class, PieceClass::Llama | PieceClass::Gemma);
     let algorithm = algorithm(model, class, &scored, falls_back)?;
     let added: Vec<_> = model
@@ -202,8 +203,13 @@ fn algorithm(
                     ))
                 })?;
             // A score is widened, as Python widens it.
-            let pieces: Vec<_> = scored.iter().map(|(text, score)| json!([text, f64::from(*score)])).collect();
-            Ok(json!({ "type": "Unigram", "unk_id": unk_id, "vocab": pieces, "byte_fallback": falls_back }))
+            let pieces: Vec<_> = scored
+                .iter()
+                .map(|(text, score)| json!([text, f64::from(*score)]))
+                .collect();
+            Ok(
+                json!({ "type": "Unigram", "unk_id": unk_id, "vocab": pieces, "byte_fallback": falls_back }),
+            )
         }
         Algorithm::Bpe => {
             let mut ids: BTreeMap<&str, usize> = (0..)
@@ -257,7 +263,9 @@ fn scored_texts<'a>(
                 let token = config.get(key);
                 let text = token.and_then(|token| token.get("content").unwrap_or(token).as_str());
                 text.filter(|text| !text.is_empty()).ok_or_else(|| {
-                    malformed(format!("tokenizer_config.json: `{key}` names no token, which a Gemma must have"))
+                    malformed(format!(
+                        "tokenizer_config.json: `{key}` names no token, which a Gemma must have"
+                    ))
                 })
             });
             let mut texts = Vec::new();
@@ -273,10 +281,16 @@ fn scored_texts<'a>(
             }
             texts
         }
-        PieceClass::T5 => pieces.chain(extra.iter().rev().map(|text| (&**text, 0.0))).collect(),
+        PieceClass::T5 => pieces
+            .chain(extra.iter().rev().map(|text| (&**text, 0.0)))
+            .collect(),
         PieceClass::XlmRoberta => {
             let first = ["<s>", "<pad>", "</s>", "<unk>"].map(|text| (text, 0.0));
-            first.into_iter().chain(pieces.skip(3)).chain([("<mask>", 0.0)]).collect()
+            first
+                .into_iter()
+                .chain(pieces.skip(3))
+                .chain([("<mask>", 0.0)])
+                .collect()
         }
     };
     texts.shrink_to_fit();
@@ -314,7 +328,9 @@ fn extra_ids(config: &mut Map<String, Value>) -> Result<Vec<String>, TokenizerEr
     if let Some(named) = named.as_array_mut() {
         let is_extra = |token: &&Value| {
             let content = token.get("content").unwrap_or(token);
-            content.as_str().is_some_and(|text| text.contains("<extra_id_"))
+            content
+                .as_str()
+                .is_some_and(|text| text.contains("<extra_id_"))
         };
         let found = named.iter().filter(is_extra).count();
         if found == 0 {
@@ -396,7 +412,9 @@ fn post_processor(
     for token in [begin, end] {
         if single.contains(&Place::Token(token)) {
             let id = id(token).ok_or_else(|| {
-                malformed(format!("it has no piece `{token}`, which its class puts around texts"))
+                malformed(format!(
+                    "it has no piece `{token}`, which its class puts around texts"
+                ))
             })?;
             tokens.push((token, id));
         }
