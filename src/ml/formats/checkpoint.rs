@@ -38,6 +38,7 @@ impl fmt::Debug for Checkpoint {
             .field("weights", &self.weights.len())
             .field("tokenizer", &self.tokenizer.is_some())
             .field("eos_ids", &self.eos_ids)
+            .field("added_rows", &self.added_rows)
             .finish()
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::added::{Tokens, spelt};
 use super::sentence_piece::{self, PieceClass, SentencePieceModel};
 use super::{SpecialTokens, TokenizerError, chat_template};
-use crate::ml::documents::read_configuration;
+use crate::ml::documents::{read_configuration, read_pieces};
 
 const CONFIG: &str = "tokenizer_config.json";
 /// Roles of tokens that `transformers` treats as special even if the document does not.
@@ -201,7 +201,7 @@ impl Settings {
             });
         };
         self.vocabulary = name;
-        let model = SentencePieceModel::parse(&read_configuration(&folder.join(name))?);
+        let model = SentencePieceModel::parse(&read_pieces(&folder.join(name))?);
         let named = |error| match error {
             TokenizerError::Invalid(reason) => invalid(format!("{name}: {reason}")),
             error => error,

@@ -8,6 +8,8 @@ use super::malformed;
 
 /// Most bytes of all merges' texts: each split of a piece is one, so that a few long pieces could fill any memory.
 const MOST_BYTES: usize = 64 << 20;
+/// Most merges; Gemma has half as many.
+const MOST: usize = 1 << 20;
 
 /// Returns every split of a scored text into two pieces, ranked by the score of the whole, then by the parts' lengths.
 ///
@@ -31,6 +33,9 @@ pub(super) fn merges<'a>(
                 "its pieces split into more than {} MiB of merges",
                 MOST_BYTES >> 20
             )));
+        }
+        if merges.len() + splits.len() > MOST {
+            return Err(malformed(format!("its pieces split into more than {MOST} merges")));
         }
         splits.sort_by_key(|(ids, _, _)| *ids);
         merges.extend(splits.into_iter().map(|(_, l, r)| (*score, l, r)));

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::super::Tokenizer;
+use super::super::{SpecialTokens, Tokenizer};
 use super::{PieceClass, SentencePieceModel, document};
 
 #[derive(Deserialize)]
@@ -144,7 +144,7 @@ fn files_that_are_no_models_are_refused_by_what_is_wrong() {
             "a field of 9223372036854775807 bytes, where 0 are left in the file",
         ),
         (
-            [0x08].repeat(1),
+            vec![0x08],
             "a field of 1 bytes, where 0 are left in the file",
         ),
         ([0x80].repeat(40), "a number of more than ten bytes"),
@@ -190,7 +190,7 @@ fn damaged_files_are_errors() {
             let model = SentencePieceModel::parse(bytes);
             let built = model.and_then(|model| document(&model, class, &mut Map::new()));
             let built =
-                built.and_then(|document| Tokenizer::from_document(document, Default::default()));
+                built.and_then(|document| Tokenizer::from_document(document, SpecialTokens::default()));
             if let Ok(tokenizer) = &built {
                 let ids = tokenizer.encode("ab \u{fb01} a").unwrap_or_default();
                 let _ = tokenizer.decode(&ids);
