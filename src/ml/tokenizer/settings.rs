@@ -400,10 +400,13 @@ impl Settings {
                     .get("content")
                     .and_then(Value::as_str)
                     .ok_or_else(wrong)?;
-                let found = tokens.id_of(content);
-                if found.is_some_and(|found| found != u64::from(id)) {
+                if let Some(found) = tokens
+                    .id_of(content)
+                    .filter(|found| *found != u64::from(id))
+                {
                     return Err(invalid(format!(
-                        "{CONFIG}: `added_tokens_decoder` gives `{content}` the id {id}, `{}` another",
+                        "{CONFIG}: `added_tokens_decoder` gives `{content}` the id {id}, expected {found}, which it has in \
+                         `{}`",
                         self.vocabulary
                     )));
                 }

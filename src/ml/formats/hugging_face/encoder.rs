@@ -147,7 +147,8 @@ fn load(
         return Err(FormatError::malformed(
             path,
             format!(
-                "it has {} ids, but the encoder's `vocab_size` is {}",
+                "it has {} ids, but the encoder's `vocab_size` (`config.json`) is {}: its embedding is made longer with the \
+                 library that trained it",
                 tokenizer.vocab_size(),
                 config.vocab_size
             ),

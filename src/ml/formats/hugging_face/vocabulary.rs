@@ -68,8 +68,41 @@ fn longer(weight: &Tensor, times: usize) -> candle_core::Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fixture;
+    use super::super::super::{Checkpoint, fixture};
+    use super::super::{SequenceClassifier, load_sequence_classifier, save_sequence_classifier};
     use super::*;
+    use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
+
+    #[test]
+    fn a_reward_model_is_given_rows_too() {
+        let config = Architecture::from(&fixture::config());
+        let mut weights = fixture::weights(&fixture::config());
+        let embedding = weights[&config.embedding_name()].clone();
+        weights.remove(&config.head_name());
+        let words = ["a b c d e f g h i j k l m n o p q r s t u v w x y z"];
+        let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, words, 28, &[]).unwrap();
+        assert_eq!((tokenizer.vocab_size(), config.vocab_size), (28, 24));
+        let classifier = SequenceClassifier {
+            score: embedding.narrow(0, 0, 1).unwrap(),
+            trunk: Checkpoint {
+                config,
+                weights,
+                tokenizer: Some(tokenizer),
+                eos_ids: vec![2],
+                added_rows: 0,
+            },
+            labels: Vec::new(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        save_sequence_classifier(folder.path(), &classifier).unwrap();
+        let read = load_sequence_classifier(folder.path()).unwrap().trunk;
+        assert_eq!((read.added_rows, read.config.vocab_size), (4, 28));
+        let rows = &read.weights[&read.config.embedding_name()];
+        let new = rows.narrow(0, 27, 1).unwrap();
+        let mean = embedding.mean_keepdim(0).unwrap();
+        let off = (new - mean).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(off.to_scalar::<f32>().unwrap() < 1e-6);
+    }
 
     #[test]
     fn the_tokenizer_of_another_model_is_refused() {

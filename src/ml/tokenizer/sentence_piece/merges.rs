@@ -35,7 +35,9 @@ pub(super) fn merges<'a>(
             )));
         }
         if merges.len() + splits.len() > MOST {
-            return Err(malformed(format!("its pieces split into more than {MOST} merges")));
+            return Err(malformed(format!(
+                "its pieces split into more than {MOST} merges"
+            )));
         }
         splits.sort_by_key(|(ids, _, _)| *ids);
         merges.extend(splits.into_iter().map(|(_, l, r)| (*score, l, r)));

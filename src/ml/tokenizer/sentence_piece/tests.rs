@@ -189,8 +189,8 @@ fn damaged_files_are_errors() {
         let attempt = |bytes: &[u8]| {
             let model = SentencePieceModel::parse(bytes);
             let built = model.and_then(|model| document(&model, class, &mut Map::new()));
-            let built =
-                built.and_then(|document| Tokenizer::from_document(document, SpecialTokens::default()));
+            let built = built
+                .and_then(|document| Tokenizer::from_document(document, SpecialTokens::default()));
             if let Ok(tokenizer) = &built {
                 let ids = tokenizer.encode("ab \u{fb01} a").unwrap_or_default();
                 let _ = tokenizer.decode(&ids);
@@ -267,7 +267,7 @@ fn settings_that_do_not_fit_the_pieces_are_named() {
     );
     assert_eq!(
         llama(json!({ "added_tokens_decoder": { "7": { "content": "<s>" } } })),
-        "tokenizer_config.json: `added_tokens_decoder` gives `<s>` the id 7, `tokenizer.model` another"
+        "tokenizer_config.json: `added_tokens_decoder` gives `<s>` the id 7, expected 1, which it has in `tokenizer.model`"
     );
     assert_eq!(
         llama(json!({ "added_tokens_decoder": { "500": { "content": "<late>" } } })),
