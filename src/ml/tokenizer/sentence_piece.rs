@@ -66,6 +66,12 @@ fn malformed(reason: impl Display) -> TokenizerError {
 impl SentencePieceModel {
     /// Reads the bytes of a file.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        if is_of_tiktoken(bytes) {
+            return Err(malformed(
+                "it is a list of tiktoken's, which has the same name and is not read here; \
+                 `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` writes a `tokenizer.json`",
+            ));
+        }
         let mut model = Self {
             pieces: Vec::new(),
             algorithm: Algorithm::Unigram,
@@ -120,6 +126,20 @@ impl SentencePieceModel {
         }
         Ok(())
     }
+}
+
+/// Tells whether a file begins with a line of letters in base 64 and a rank.
+fn is_of_tiktoken(bytes: &[u8]) -> bool {
+    let start = &bytes[..bytes.len().min(256)];
+    let line = start.split(|byte| *byte == b'\n').next();
+    let line = line.and_then(|line| std::str::from_utf8(line).ok());
+    let parts = line.and_then(|line| line.trim_end().split_once(' '));
+    parts.is_some_and(|(letters, rank)| {
+        let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+        letters.as_bytes().iter().all(is_letter)
+            && !letters.is_empty()
+            && rank.parse::<u32>().is_ok()
+    })
 }
 
 fn read_piece(bytes: &[u8]) -> Result<Piece, TokenizerError> {

@@ -137,6 +137,11 @@ fn files_that_are_no_models_are_refused_by_what_is_wrong() {
     let a = piece(b"a", 0.0);
     for (bytes, expected) in [
         (vec![], "it has no pieces"),
+        (
+            b"IQ== 0\nIg== 1\n".to_vec(),
+            "it is a list of tiktoken's, which has the same name and is not read here; \
+             `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` writes a `tokenizer.json`",
+        ),
         (b"<unk> 0".to_vec(), "a field of the wire type 4"),
         // A length that the file does not have.
         (
