@@ -52,7 +52,7 @@ pub enum ModelError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// There is no tokenizer.
-    #[error("{}: it has no tokenizer, expected `tokenizer.json` in the folder", folder.display())]
+    #[error("{}: it has no tokenizer, expected `tokenizer.json` or `tokenizer.model` in the folder", folder.display())]
     NoTokenizer {
         /// The folder.
         folder: PathBuf,
@@ -99,6 +99,8 @@ pub struct LanguageModel {
     pub tokenizer: Tokenizer,
     /// Ids that end a completion.
     pub eos: Vec<u32>,
+    /// Rows that embedding and head were given for tokens that the files have no row for.
+    pub added_rows: usize,
     /// Where it was read from.
     folder: PathBuf,
     /// Whether the output head is the embedding matrix there; an adapter may have untied them since.
@@ -169,6 +171,7 @@ impl LanguageModel {
             adapter: None,
             tokenizer,
             eos: checkpoint.eos_ids,
+            added_rows: checkpoint.added_rows,
             folder: folder.to_owned(),
         })
     }
@@ -331,6 +334,7 @@ pub fn save_new_classifier(
         weights: weights.clone(),
         tokenizer: Some(tokenizer.clone()),
         eos_ids: tokenizer.end_ids().to_vec(),
+        added_rows: 0,
     };
     trunk.config.tie_word_embeddings = true;
     trunk.weights.remove(&trunk.config.head_name());

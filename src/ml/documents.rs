@@ -13,6 +13,8 @@ use crate::files::regular;
 const LARGEST_CONFIGURATION: u64 = 4 << 20;
 /// Bytes of the largest `tokenizer.json`; those of today's largest vocabularies have a third of them.
 const LARGEST_TOKENIZER: u64 = 128 << 20;
+/// Bytes of the largest SentencePiece file; XLM-R's and Gemma's have five million.
+const LARGEST_PIECES: u64 = 32 << 20;
 /// Values in the largest `tokenizer.json`: tokens, ids, merges and their halves.
 const MOST_VALUES: usize = 3 << 20;
 /// What an entry of an object, and an object that has one, count for: so much more memory than a value of a list they take.
@@ -33,6 +35,11 @@ pub(crate) fn read_configuration(path: &Path) -> io::Result<Vec<u8>> {
 /// Reads a `tokenizer.json` whole.
 pub(crate) fn read_tokenizer(path: &Path) -> io::Result<Vec<u8>> {
     read(path, LARGEST_TOKENIZER)
+}
+
+/// Reads a SentencePiece file whole.
+pub(crate) fn read_pieces(path: &Path) -> io::Result<Vec<u8>> {
+    read(path, LARGEST_PIECES)
 }
 
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
@@ -165,6 +172,11 @@ mod tests {
             error.ends_with("more than 4 MiB, expected a model's document"),
             "{error}"
         );
+        // Gemma's pieces are longer than any configuration.
+        file.set_len(LARGEST_PIECES).unwrap();
+        assert!(read_pieces(&path).is_ok());
+        file.set_len(LARGEST_PIECES + 1).unwrap();
+        assert!(read_pieces(&path).is_err());
     }
 
     #[test]

@@ -3,9 +3,13 @@
 //! Whatever a tokenizer comes from (a `tokenizer.json`, a GGUF or llama2.c file, training), it is built from
 //! one JSON document in Hugging Face's format, checked first: the crate panics on some damaged documents.
 
+mod added;
 mod byte_level;
+mod charsmap;
+mod chat_template;
 mod document;
 mod scored;
+mod sentence_piece;
 mod settings;
 #[cfg(test)]
 mod settings_tests;
@@ -14,12 +18,14 @@ mod template;
 mod tests;
 mod train;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use tokenizers::{Decoder, Model};
 
 use settings::{CLEANS_UP, Settings};
 
@@ -32,6 +38,14 @@ pub use template::{PromptTemplate, TemplateError};
 pub use train::{TokenizerAlgorithm, train_tokenizer};
 
 use crate::quiet::catch_quietly;
+
+/// Files that a tokenizer is read from, the first that is there.
+const FILES: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+];
 
 /// A tokenizer could not be built or used.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +77,19 @@ pub enum TokenizerError {
         what: String,
         /// What is so instead.
         why: String,
+        /// The class that the folder names.
+        class: String,
+    },
+
+    /// A SentencePiece file whose class is made otherwise.
+    #[error(
+        "{file}: the tokenizer's class is `{class}`, which is not made of a SentencePiece file here: LlamaTokenizer, \
+         GemmaTokenizer, T5Tokenizer and XLMRobertaTokenizer are (of `tokenizer.model`, or the file that `transformers` \
+         has for the class); `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` writes a `tokenizer.json`"
+    )]
+    Class {
+        /// The file that was found.
+        file: &'static str,
         /// The class that the folder names.
         class: String,
     },
@@ -113,6 +140,8 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     vocab_size: usize,
+    /// Added tokens as they are spelt, and whether they are special.
+    added: BTreeMap<u32, (String, bool)>,
     /// Further keys of `tokenizer_config.json`, for those who open a written folder.
     carried: Map<String, Value>,
 }
@@ -172,6 +201,9 @@ impl Tokenizer {
         let bos = id("begin", &tokens.bos)?;
         let eos = id("end", &tokens.eos)?;
         let pad = id("padding", &tokens.pad)?;
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let added = added.map(|(id, token)| (id, (token.content, token.special)));
+        let added = added.collect();
         let largest = inner.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
         let (prefix, suffix) = surroundings(&inner).map_err(invalid)?;
@@ -185,18 +217,47 @@ impl Tokenizer {
             prefix,
             suffix,
             vocab_size,
+            added,
             carried: Map::new(),
         })
     }
 
-    /// Loads `tokenizer.json` of a folder, with what `tokenizer_config.json` and its companions say of it.
+    /// Returns the file that a folder's tokenizer is read from: `tokenizer.json`, or that of SentencePiece.
+    pub fn file(folder: &Path) -> Option<PathBuf> {
+        let paths = FILES.iter().map(|name| folder.join(name));
+        paths.into_iter().find(|path| path.exists())
+    }
+
+    /// Loads the tokenizer of a folder: `tokenizer.json` or else SentencePiece's `tokenizer.model`, with what
+    /// `tokenizer_config.json` and its companions say of it.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
-        let bytes = read_tokenizer(&folder.join("tokenizer.json"))?;
+        let path = folder.join(FILES[0]);
         let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
-        check_values(&bytes).map_err(invalid)?;
-        let mut document: Value = serde_json::from_slice(&bytes).map_err(invalid)?;
-        drop(bytes);
         let mut settings = Settings::read(folder)?;
+        let is_there = path.exists();
+        let converted = if !is_there || settings.wants_pieces(folder) {
+            settings.convert(folder)?
+        } else {
+            None
+        };
+        let mut document = match converted {
+            Some(converted) if !is_there => converted,
+            converted => {
+                let bytes = read_tokenizer(&path)?;
+                check_values(&bytes).map_err(invalid)?;
+                let document: Value = serde_json::from_slice(&bytes).map_err(invalid)?;
+                match converted {
+                    Some(converted) if !document::is_same(&converted, &document)? => {
+                        settings.keep_added(&document);
+                        converted
+                    }
+                    _ => {
+                        settings.vocabulary = FILES[0];
+                        document
+                    }
+                }
+            }
+        };
         let mut tokens = settings.apply(&mut document)?;
         let carried = settings.carried(&document);
         let mut loaded = Self::from_document(document, tokens.clone())?;
@@ -395,7 +456,20 @@ impl Tokenizer {
     }
 
     fn text(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        let text = guarded(|| self.inner.decode(ids, skip_special_tokens));
+        // As version 0.22 of the crate, which `transformers` 4.57 has. From 0.23 on, its own decoding spells a token that is
+        // normalised in its normalised form, and does not know it as special by that.
+        let tokens: Vec<String> = ids
+            .iter()
+            .filter_map(|id| match self.added.get(id) {
+                Some((_, true)) if skip_special_tokens => None,
+                Some((token, _)) => Some(token.clone()),
+                None => self.inner.get_model().id_to_token(*id),
+            })
+            .collect();
+        let text = guarded(|| match self.inner.get_decoder() {
+            Some(decoder) => decoder.decode(tokens),
+            None => Ok(tokens.join(" ")),
+        });
         text.map_err(|error| TokenizerError::Text {
             action: "decode",
             reason: error.to_string(),

@@ -19,11 +19,12 @@ use crate::sources::{Sha256, Source};
 /// Loads a language model with its tokenizer, or an adapter for one.
 ///
 /// Takes a Hugging Face folder of any family that is known (Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, ...), a
-/// GGUF file of a Llama model, or a checkpoint of llama2.c; quantised weights become 32-bit numbers.
+/// GGUF file of a Llama, Qwen 2, Qwen 3 or GPT-2 model, or a checkpoint of llama2.c; quantised weights become 32-bit numbers.
 /// With the port `base`, the source is a LoRA adapter in PEFT's layout on that model: with ranks and alphas by pattern,
 /// chosen layers, biases, modules trained whole, and DoRA. An adapter that lies in the model's own folder, as `flowgraph
-/// export` writes it, is loaded with it. Every id that the files name as an end of a
-/// text ends a completion.
+/// export` writes it, is loaded with it. Every id that the files name as an end of a text ends a completion. The tokenizer
+/// is that of `tokenizer.json`, or is made of SentencePiece's `tokenizer.model`, as `AutoTokenizer` of `transformers` 4.57
+/// does; tokens that the model has no row for are given the mean of its rows.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadModel {
@@ -117,7 +118,10 @@ impl Kind for LoadModel {
         let Some(tokenizer) = checkpoint.tokenizer.take() else {
             return Err(
                 StageError::new(format!("{}: it has no tokenizer", name(&path)))
-                    .hint("a Hugging Face folder needs `tokenizer.json`"),
+                    .hint(
+                        "a Hugging Face folder needs `tokenizer.json` or SentencePiece's `tokenizer.model`; of other files, \
+                         `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` makes a `tokenizer.json`",
+                    ),
             );
         };
         let tokenizer = match &self.eos_token {
@@ -143,6 +147,12 @@ impl Kind for LoadModel {
             checkpoint.config.vocab_size,
             checkpoint.config.max_position_embeddings
         ));
+        if checkpoint.added_rows > 0 {
+            ctx.note(&rows_note(
+                checkpoint.added_rows,
+                checkpoint.config.vocab_size,
+            ));
+        }
         let wishes = generation_wishes(&path)?;
         if !wishes.is_empty() {
             ctx.note(&format!(
@@ -157,6 +167,15 @@ impl Kind for LoadModel {
         }
         Ok(())
     }
+}
+
+/// Says that a model has been given rows for tokens that its tokenizer adds to those it was trained with.
+pub(super) fn rows_note(added: usize, all: usize) -> String {
+    format!(
+        "{added} of the tokenizer's {all} tokens had no row in the model: embedding and output head were given the mean of \
+         the other {} rows for each",
+        all - added
+    )
 }
 
 /// Reads a model in whichever format it is in.

@@ -5,6 +5,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::load_model::rows_note;
 use super::model_files::{Given, ModelFiles};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
@@ -151,6 +152,9 @@ impl Kind for LoadReward {
                 }
             };
             let score = score.narrow(0, label, 1)?.contiguous()?;
+            if model.added_rows > 0 {
+                ctx.note(&rows_note(model.added_rows, model.config.vocab_size));
+            }
             model.save_copy(&output, Some(&score))?;
         }
         let known = RewardDescription::find(&path)?;

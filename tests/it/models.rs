@@ -216,6 +216,51 @@ fn adapters_of_every_kind_are_trained_continued_merged_and_read_back() {
 }
 
 #[test]
+fn tokens_that_a_model_has_no_row_for_are_counted_and_last() {
+    let space = Space::new(&STAGES[..STAGES.find("  policy:").unwrap()]);
+    let made = space.run(&[]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let export = space.flowgraph(&["export", "p.yaml", "base", "base"]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    let rows = json_of(&space, "base/config.json")["vocab_size"]
+        .as_u64()
+        .unwrap();
+    let mut settings = json_of(&space, "base/tokenizer_config.json");
+    settings["additional_special_tokens"] = json!(["<|turn|>", "<|end|>"]);
+    settings["chat_template"] = "{{ messages }}\r\n".into();
+    space.write("base/tokenizer_config.json", &settings.to_string());
+    let ends = json!({ "eos_token_id": [2, rows + 1] });
+    space.write("base/generation_config.json", &ends.to_string());
+    space.write(
+        "more.yaml",
+        "name: more\nstages:\n  more: { kind: load_model, params: { source: base } }\n",
+    );
+    let run = space.flowgraph(&["run", "more.yaml"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let note = format!(
+        "2 of the tokenizer's {} tokens had no row in the model: embedding and output head were given the mean of the \
+         other {rows} rows for each",
+        rows + 2
+    );
+    assert!(run.stderr.contains(&note), "{}", run.stderr);
+    let export = space.flowgraph(&["export", "more.yaml", "more", "more"]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    let config = json_of(&space, "more/config.json");
+    assert_eq!(config["vocab_size"], rows + 2);
+    assert_eq!(config["eos_token_id"], json!([2, rows + 1]));
+    let exported = json_of(&space, "more/tokenizer_config.json");
+    assert_eq!(exported["chat_template"], "{{ messages }}\r\n");
+    // It needs no more rows.
+    space.write(
+        "again.yaml",
+        "name: again\nstages:\n  again: { kind: load_model, params: { source: more } }\n",
+    );
+    let again = space.flowgraph(&["run", "again.yaml"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(!again.stderr.contains("had no row"), "{}", again.stderr);
+}
+
+#[test]
 fn the_files_of_a_sentence_encoder_may_lie_in_folders() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert/bert");
     let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"];

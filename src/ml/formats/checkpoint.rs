@@ -18,6 +18,8 @@ pub struct Checkpoint {
     pub tokenizer: Option<Tokenizer>,
     /// Ids that end a text, the tokenizer's own first; empty if the files name none.
     pub eos_ids: Vec<u32>,
+    /// Rows that embedding and head were given for tokens beyond those of the file.
+    pub added_rows: usize,
 }
 
 impl Checkpoint {
@@ -36,6 +38,7 @@ impl fmt::Debug for Checkpoint {
             .field("weights", &self.weights.len())
             .field("tokenizer", &self.tokenizer.is_some())
             .field("eos_ids", &self.eos_ids)
+            .field("added_rows", &self.added_rows)
             .finish()
     }
 }

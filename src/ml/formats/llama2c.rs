@@ -37,6 +37,7 @@ pub fn load_llama2c(model: &Path, tokenizer: &Path) -> Result<Checkpoint, Format
         weights,
         tokenizer: Some(tokenizer),
         eos_ids: vec![EOS_ID as u32],
+        added_rows: 0,
     })
 }
 

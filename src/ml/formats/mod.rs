@@ -2,7 +2,7 @@
 //!
 //! | module | files |
 //! | --- | --- |
-//! | [`hugging_face`] | a folder with `config.json`, `model.safetensors` (or shards) and `tokenizer.json`; PEFT adapters; classifiers |
+//! | [`hugging_face`] | a folder with `config.json`, `model.safetensors` (or shards) and `tokenizer.json` or `tokenizer.model`; PEFT adapters; classifiers |
 //! | [`gguf`] | one `.gguf` file with weights (quantised or not) and tokenizer |
 //! | [`llama2c`] | llama2.c's legacy `.bin` and its tokenizer |
 //! | [`safetensors`] | named tensors alone |

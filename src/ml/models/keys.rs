@@ -237,7 +237,7 @@ impl<'a> Keys<'a> {
             let known = || {
                 format!(
                     "only the keys {} are",
-                    Vec::from_iter(seen.iter().copied()).join(", ")
+                    seen.iter().copied().collect::<Vec<_>>().join(", ")
                 )
             };
             let hint = hint.map_or_else(known, str::to_owned);

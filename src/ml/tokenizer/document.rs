@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::TokenizerError;
+use super::{TokenizerError, charsmap};
+
+/// The key of a table of characters.
+const CHARSMAP: &str = "precompiled_charsmap";
 
 /// The parts of a document; what is `None` is absent.
 #[derive(Default)]
@@ -52,24 +55,48 @@ impl Document {
 
 /// A post-processor that puts tokens, with their ids, before and after every text.
 pub(super) fn surround(begin: Option<&(String, u32)>, end: Option<&(String, u32)>) -> Value {
-    let around = |name: &str, kind: usize| {
-        let special =
-            |token: &(String, u32)| json!({ "SpecialToken": { "id": token.0, "type_id": 0 } });
-        let text = json!({ "Sequence": { "id": name, "type_id": kind } });
-        let parts = [begin.map(special), Some(text), end.map(special)];
-        parts.into_iter().flatten().collect::<Vec<_>>()
+    let around = |name: &'static str, kind: u32| {
+        let [begin, end] = [begin, end].map(|token| token.map(|(token, _)| Place::Token(token)));
+        let places = [begin, Some(Place::Text(name, kind)), end];
+        places.into_iter().flatten().collect::<Vec<_>>()
     };
-    let mut special_tokens = Map::new();
-    for (token, id) in begin.into_iter().chain(end) {
+    let single = around("A", 0);
+    let pair = [single.clone(), around("B", 1)].concat();
+    let tokens: Vec<_> = begin
+        .into_iter()
+        .chain(end)
+        .map(|(token, id)| (&**token, *id))
+        .collect();
+    template(&single, &pair, &tokens)
+}
+
+/// What stands at a place of a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place<'a> {
+    /// A text by its name, with the type of its tokens.
+    Text(&'a str, u32),
+    /// A token.
+    Token(&'a str),
+}
+
+/// A post-processor of one template for a text and one for two, with the ids of their tokens.
+pub(super) fn template(single: &[Place<'_>], pair: &[Place<'_>], tokens: &[(&str, u32)]) -> Value {
+    let places = |places: &[Place<'_>]| -> Vec<Value> {
+        let place = |place: &Place<'_>| match place {
+            Place::Text(name, kind) => json!({ "Sequence": { "id": name, "type_id": kind } }),
+            Place::Token(token) => json!({ "SpecialToken": { "id": token, "type_id": 0 } }),
+        };
+        places.iter().map(place).collect()
+    };
+    let entry = |(token, id): &(&str, u32)| {
         let entry = json!({ "id": token, "ids": [id], "tokens": [token] });
-        special_tokens.insert(token.clone(), entry);
-    }
-    let pair = [around("A", 0), around("B", 1)].concat();
+        ((*token).to_owned(), entry)
+    };
     json!({
         "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": pair,
-        "special_tokens": special_tokens,
+        "single": places(single),
+        "pair": places(pair),
+        "special_tokens": tokens.iter().map(entry).collect::<Map<_, _>>(),
     })
 }
 
@@ -106,9 +133,45 @@ pub(super) fn build(mut document: Value) -> Result<tokenizers::Tokenizer, Tokeni
         object.remove("padding");
     }
     let bytes = document.to_string();
+    let added = document.get_mut("added_tokens").map(Value::take);
     drop(document);
-    super::guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
-        .map_err(|error| TokenizerError::Invalid(error.to_string()))
+    let built = super::guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
+        .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+    check_ids(&built, added.as_ref().and_then(Value::as_array))?;
+    Ok(built)
+}
+
+/// Tells whether two documents take texts apart and put them together in the same way, added tokens apart.
+pub(super) fn is_same(one: &Value, other: &Value) -> Result<bool, TokenizerError> {
+    let parts = |document: &Value| -> Result<[Value; 4], TokenizerError> {
+        let written = build(document.clone())?.to_string(false);
+        let written = written.map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let mut written: Value = serde_json::from_str(&written)
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        Ok(["model", "normalizer", "pre_tokenizer", "decoder"].map(|key| written[key].take()))
+    };
+    Ok(parts(one)? == parts(other)?)
+}
+
+/// Checks that added tokens have the ids that are stated: the crate numbers those that the vocabulary lacks itself, one
+/// after the other.
+fn check_ids(
+    built: &tokenizers::Tokenizer,
+    added: Option<&Vec<Value>>,
+) -> Result<(), TokenizerError> {
+    for token in added.into_iter().flatten() {
+        let (Some(content), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else {
+            continue;
+        };
+        let found = built.token_to_id(content).map(u64::from);
+        if let Some(found) = found.filter(|found| *found != id) {
+            return Err(TokenizerError::Invalid(format!(
+                "its `added_tokens` give `{content}` the id {id}, expected {found}: tokens that the vocabulary lacks are \
+                 numbered after it without a gap"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of the longest token. The crate takes tokens apart by calls within calls, one for each byte.
@@ -190,6 +253,7 @@ fn check_steps(document: &Value) -> Result<(), TokenizerError> {
         let Some(part) = document.get(key) else {
             continue;
         };
+        check_charsmaps(part)?;
         let (mut left, mut growth) = (MOST_STEPS, 1);
         let fits = measure(part, &mut left, &mut growth);
         if !fits || growth > MOST_GROWTH {
@@ -200,6 +264,21 @@ fn check_steps(document: &Value) -> Result<(), TokenizerError> {
         }
     }
     Ok(())
+}
+
+/// Checks the tables of characters in a part, which the crate trusts.
+fn check_charsmaps(part: &Value) -> Result<(), TokenizerError> {
+    match part {
+        Value::Array(members) => members.iter().try_for_each(check_charsmaps),
+        Value::Object(members) => {
+            let table = members.get(CHARSMAP).and_then(Value::as_str);
+            if let Some(table) = table.and_then(charsmap::from_base64) {
+                charsmap::check(&table)?;
+            }
+            members.values().try_for_each(check_charsmaps)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Counts down what is `left` and multiplies what may grow; false if a text is too long or nothing is left.
@@ -233,8 +312,8 @@ fn measure(part: &Value, left: &mut usize, growth: &mut usize) -> bool {
                 *growth = growth.saturating_mul(prefix.chars().count() + 1);
             }
             members.iter().all(|(key, member)| {
-                // A table of characters, which is read as such.
-                key == "precompiled_charsmap" || measure(member, left, growth)
+                // A table of characters, which is checked as such.
+                key == CHARSMAP || measure(member, left, growth)
             })
         }
         _ => true,

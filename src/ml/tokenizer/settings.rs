@@ -4,15 +4,17 @@
 //! document as version 4.57 does, so that afterwards the document alone says how text is encoded; what the class
 //! would pass over although the document does otherwise is refused.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{SpecialTokens, TokenizerError};
-use crate::ml::documents::read_configuration;
+use super::added::{Tokens, spelt};
+use super::sentence_piece::{self, PieceClass, SentencePieceModel};
+use super::{SpecialTokens, TokenizerError, chat_template};
+use crate::ml::documents::{read_configuration, read_pieces};
 
 const CONFIG: &str = "tokenizer_config.json";
 /// Roles of tokens that `transformers` treats as special even if the document does not.
@@ -28,7 +30,6 @@ const ROLES: [&str; 7] = [
 /// Lists of further ones; the second is also a map by names.
 const FURTHER: &str = "additional_special_tokens";
 const EXTRA: &str = "extra_special_tokens";
-const TOKEN_FLAGS: [&str; 5] = ["single_word", "lstrip", "rstrip", "normalized", "special"];
 /// What language models take of a tokenizer; without it `transformers` would hand them token types as well.
 pub const MODEL_INPUT_NAMES: [&str; 2] = ["input_ids", "attention_mask"];
 /// Whether decoded texts lose the spaces before marks of punctuation.
@@ -56,8 +57,10 @@ pub(super) struct Settings {
     is_silent: bool,
     /// Ids that `config.json` has for the begin and the end token, for folders that name none.
     pub(super) model_ids: [Option<u32>; 2],
-    /// How many ids the model has, by `config.json`.
-    model_size: Option<u64>,
+    /// Tokens of `added_tokens.json`, which older folders have instead of `added_tokens_decoder`.
+    older_tokens: Map<String, Value>,
+    /// Name of the file that holds the vocabulary.
+    pub(super) vocabulary: &'static str,
 }
 
 /// Special tokens by the names that a model has for them, in the order of the file, which numbers new ones.
@@ -93,17 +96,22 @@ impl Settings {
             let tokens = named.extra_special_tokens.into_values().collect();
             config.insert(EXTRA.to_owned(), Value::Array(tokens));
         }
-        // Older folders name their tokens in a file of their own, which newer ones keep for older readers.
-        if !config.contains_key("added_tokens_decoder")
-            && let Some(map) = object("special_tokens_map.json")?
-        {
-            config.extend(map);
+        // Older folders name their tokens in files of their own, which newer ones keep for older readers.
+        let mut older_tokens = Map::new();
+        if !config.contains_key("added_tokens_decoder") {
+            if let Some(mut map) = object("special_tokens_map.json")? {
+                join_further(&config, &mut map);
+                config.extend(map);
+            }
+            older_tokens = object("added_tokens.json")?.unwrap_or_default();
         }
-        let template = folder.join("chat_template.jinja");
-        if template.exists() {
-            let text = String::from_utf8(read_configuration(&template)?);
-            let text = text.map_err(|_| invalid("chat_template.jinja: it is not UTF-8"))?;
-            config.insert("chat_template".to_owned(), text.into());
+        if let Some(template) = chat_template::read(folder)? {
+            config.insert(chat_template::KEY.to_owned(), template);
+        } else if config.get(chat_template::KEY).is_none_or(Value::is_null)
+            && let Some(template) = object(chat_template::OF_PROCESSORS)?
+                .and_then(|mut map| map.remove(chat_template::KEY))
+        {
+            config.insert(chat_template::KEY.to_owned(), template);
         }
         let model = object("config.json")?.unwrap_or_default();
         let name = |map: &Map<String, Value>| {
@@ -114,7 +122,10 @@ impl Settings {
         let class_name = name(&config).or_else(|| name(&model));
         let class_name = class_name.unwrap_or_else(|| {
             match model_type {
-                Some("llama") => "LlamaTokenizer",
+                Some("llama" | "mistral" | "phi3") => "LlamaTokenizer",
+                Some("gemma") => "GemmaTokenizer",
+                Some("t5") => "T5Tokenizer",
+                Some("xlm-roberta") => "XLMRobertaTokenizer",
                 Some("bert") => "BertTokenizer",
                 Some("distilbert") => "DistilBertTokenizer",
                 _ => "PreTrainedTokenizer",
@@ -137,8 +148,66 @@ impl Settings {
             config,
             is_silent,
             model_ids: [id("bos_token_id"), id("eos_token_id")].map(|id| id.filter(|_| is_silent)),
-            model_size: model.get("vocab_size").and_then(Value::as_u64),
+            older_tokens,
+            vocabulary: "tokenizer.json",
         })
+    }
+
+    /// Tells whether the class makes its tokenizer of the SentencePiece file although there is a document: LLaMA's and
+    /// T5's do where `add_prefix_space` is stated.
+    pub(super) fn wants_pieces(&self, folder: &Path) -> bool {
+        let class = PieceClass::named(&self.class_name);
+        let class = class.filter(|class| matches!(class, PieceClass::Llama | PieceClass::T5));
+        let states = self
+            .config
+            .get("add_prefix_space")
+            .is_some_and(|set| !set.is_null());
+        states
+            && class.is_some_and(|class| {
+                class
+                    .file_names()
+                    .iter()
+                    .any(|name| folder.join(name).exists())
+            })
+    }
+
+    /// Keeps the added tokens of a document that is not used otherwise.
+    pub(super) fn keep_added(&mut self, document: &Value) {
+        let Some(added) = document.get("added_tokens").and_then(Value::as_array) else {
+            return;
+        };
+        let by_id = added
+            .iter()
+            .filter_map(|token| Some((token.get("id")?.to_string(), token.clone())));
+        let by_id: Map<String, Value> = by_id.collect();
+        self.config
+            .entry("added_tokens_decoder")
+            .or_insert_with(|| by_id.into());
+    }
+
+    /// Builds the document from the folder's SentencePiece file; none if it has no such file.
+    pub(super) fn convert(&mut self, folder: &Path) -> Result<Option<Value>, TokenizerError> {
+        let names = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+        let there = |name: &str| folder.join(name).exists();
+        let Some(found) = names.into_iter().find(|name| there(name)) else {
+            return Ok(None);
+        };
+        let class = PieceClass::named(&self.class_name);
+        let name = class.and_then(|class| class.file_names().into_iter().find(|name| there(name)));
+        let (Some(class), Some(name)) = (class, name) else {
+            return Err(TokenizerError::Class {
+                file: found,
+                class: self.class_name.clone(),
+            });
+        };
+        self.vocabulary = name;
+        let model = SentencePieceModel::parse(&read_pieces(&folder.join(name))?);
+        let named = |error| match error {
+            TokenizerError::Invalid(reason) => invalid(format!("{name}: {reason}")),
+            error => error,
+        };
+        let document = sentence_piece::document(&model.map_err(named)?, class, &mut self.config);
+        document.map(Some).map_err(named)
     }
 
     /// Applies to the document all that can be applied before it is built, and returns the special tokens.
@@ -279,14 +348,17 @@ impl Settings {
         }
     }
 
-    /// Fills in the names that the class LLaMA has for tokens that a folder does not name.
+    /// Fills in the names that the class has for tokens that a folder does not name, if it is LLaMA's or Gemma's.
     ///
     /// A folder that says nothing of its tokenizer is of this class only if its vocabulary is.
     fn name_own_tokens(&mut self, tokens: &Tokens) -> Result<(), TokenizerError> {
         if self.class != Class::Llama {
             return Ok(());
         }
-        let own = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let own = match self.class_name.as_str() {
+            "GemmaTokenizer" => [("bos_token", "<bos>"), ("eos_token", "<eos>")],
+            _ => [("bos_token", "<s>"), ("eos_token", "</s>")],
+        };
         let known = own.map(|(_, token)| tokens.id_of(token).is_some());
         if self.is_silent && known != [true, true] {
             self.class = Class::Other;
@@ -328,15 +400,20 @@ impl Settings {
                     .get("content")
                     .and_then(Value::as_str)
                     .ok_or_else(wrong)?;
-                let found = tokens.id_of(content);
-                if found.is_some_and(|found| found != u64::from(id)) {
+                if let Some(found) = tokens
+                    .id_of(content)
+                    .filter(|found| *found != u64::from(id))
+                {
                     return Err(invalid(format!(
-                        "{CONFIG}: `added_tokens_decoder` gives `{content}` the id {id}, `tokenizer.json` another"
+                        "{CONFIG}: `added_tokens_decoder` gives `{content}` the id {id}, expected {found}, which it has in \
+                         `{}`",
+                        self.vocabulary
                     )));
                 }
                 tokens.register(u64::from(id), content, token);
             }
         }
+        self.register_older_tokens(tokens)?;
         let mut named = Vec::new();
         for role in ROLES {
             named.extend(self.config.get(role).map(|token| (role, token)));
@@ -359,7 +436,7 @@ impl Settings {
             }
             let id = match tokens.id_of(content) {
                 Some(id) => id,
-                None => self.next_id(tokens, key, content)?,
+                None => tokens.next_id(),
             };
             let mut flags = flags.cloned().unwrap_or_default();
             flags.insert("special".to_owned(), true.into());
@@ -368,19 +445,46 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns the id of a token that is not in the vocabulary, if the model has one to spare.
-    fn next_id(&self, tokens: &Tokens, key: &str, content: &str) -> Result<u64, TokenizerError> {
-        let next = tokens.next_id();
-        if self.model_size.is_some_and(|size| next < size) {
-            return Ok(next);
+    /// Gives the document the tokens of `added_tokens.json` that it lacks; those that are named as special are.
+    fn register_older_tokens(&self, tokens: &mut Tokens) -> Result<(), TokenizerError> {
+        const FILE: &str = "added_tokens.json";
+        let mut special = Vec::new();
+        for role in ROLES {
+            special.extend(self.config.get(role));
         }
-        let size = match self.model_size {
-            Some(size) => format!("the model's `vocab_size` of {size} has no room for it"),
-            None => "no `config.json` says that the model has room for it".to_owned(),
-        };
-        Err(invalid(format!(
-            "{CONFIG}: the token `{content}` of `{key}` is not in the vocabulary, and {size}"
-        )))
+        let further = self.config.get(FURTHER).and_then(Value::as_array);
+        special.extend(further.into_iter().flatten());
+        let special: BTreeSet<&str> = special
+            .into_iter()
+            .filter_map(|token| token.get("content").unwrap_or(token).as_str())
+            .collect();
+        let mut by_id = Vec::with_capacity(self.older_tokens.len());
+        for (content, id) in &self.older_tokens {
+            let id = id.as_u64().ok_or_else(|| {
+                invalid(format!(
+                    "{FILE}: `{content}` is {id}, expected a token's id"
+                ))
+            })?;
+            by_id.push((id, content));
+        }
+        by_id.sort_unstable();
+        for (id, content) in by_id {
+            match tokens.id_of(content) {
+                Some(found) if found != id => {
+                    return Err(invalid(format!(
+                        "{FILE}: `{content}` is {id}, expected {found}, which it is in `{}`",
+                        self.vocabulary
+                    )));
+                }
+                // The document says more of it.
+                Some(_) if self.vocabulary == "tokenizer.json" && tokens.is_added(content) => {}
+                _ => {
+                    let flags = json!({ "special": special.contains(&**content) });
+                    tokens.register(id, content, flags.as_object().unwrap_or(&Map::new()));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn apply_prefix_space(&self, document: &mut Value) -> Result<(), TokenizerError> {
@@ -404,7 +508,8 @@ impl Settings {
             Some(set) if set != prepends => Err(self.refused(
                 format!("`add_prefix_space` is {set}"),
                 format!(
-                    "`tokenizer.json` puts {} space before a text",
+                    "`{}` puts {} space before a text",
+                    self.vocabulary,
                     if prepends { "a" } else { "no" }
                 ),
             )),
@@ -452,6 +557,20 @@ impl Settings {
     }
 }
 
+/// Puts before the further special tokens of `special_tokens_map.json` those that the settings have already.
+fn join_further(config: &Map<String, Value>, map: &mut Map<String, Value>) {
+    let known = config.get(FURTHER).and_then(Value::as_array);
+    let list = map.get_mut(FURTHER).and_then(Value::as_array_mut);
+    if let (Some(known), Some(list)) = (known, list) {
+        let more = std::mem::replace(list, known.clone());
+        for token in more {
+            if !list.contains(&token) {
+                list.push(token);
+            }
+        }
+    }
+}
+
 fn lowers_case(document: &Value) -> bool {
     any_part(document, &|part| match part["type"].as_str() {
         Some("Lowercase") => true,
@@ -485,117 +604,4 @@ fn any_part(document: &Value, wanted: &dyn Fn(&Value) -> bool) -> bool {
         .iter()
         .filter_map(|key| document.get(*key))
         .any(|part| within(part, wanted))
-}
-
-/// Reads a special token: a text or, in older files, an object of text and flags. Null and an empty text are none.
-fn spelt<'a>(
-    key: &str,
-    token: &'a Value,
-) -> Result<Option<(&'a str, Option<&'a Map<String, Value>>)>, TokenizerError> {
-    let (content, flags) = match token {
-        Value::Null => return Ok(None),
-        Value::Object(flags) => (flags.get("content").and_then(Value::as_str), Some(flags)),
-        token => (token.as_str(), None),
-    };
-    let content = content.ok_or_else(|| invalid(format!("{CONFIG}: `{key}` is not a token")))?;
-    Ok((!content.is_empty()).then_some((content, flags)))
-}
-
-/// The tokens of a document, taken out of it to be found by their texts.
-struct Tokens {
-    model: Value,
-    /// Ids of a vocabulary that is a list.
-    listed: BTreeMap<String, u64>,
-    added: Vec<Value>,
-    /// Places among those.
-    places: BTreeMap<String, usize>,
-    next_added: u64,
-}
-
-impl Tokens {
-    fn take(document: &mut Value) -> Self {
-        let mut part = |key| document.get_mut(key).map(Value::take).unwrap_or_default();
-        let model = part("model");
-        let added = match part("added_tokens") {
-            Value::Array(added) => added,
-            _ => Vec::new(),
-        };
-        let mut listed = BTreeMap::new();
-        let list = model.get("vocab").and_then(Value::as_array);
-        for (id, token) in list.into_iter().flatten().enumerate() {
-            if let Some(text) = token.get(0).and_then(Value::as_str) {
-                listed.entry(text.to_owned()).or_insert(id as u64);
-            }
-        }
-        let mut places = BTreeMap::new();
-        for (place, token) in added.iter().enumerate() {
-            if let Some(text) = token.get("content").and_then(Value::as_str) {
-                places.entry(text.to_owned()).or_insert(place);
-            }
-        }
-        let ids = added.iter().filter_map(|token| token.get("id")?.as_u64());
-        let next_added = ids.max().map_or(0, |id| id.saturating_add(1));
-        Self {
-            model,
-            listed,
-            added,
-            places,
-            next_added,
-        }
-    }
-
-    fn give_back(mut self, document: &mut Value) {
-        // New tokens are numbered in the order of the list.
-        self.added.sort_by_key(|token| token["id"].as_u64());
-        if let Some(document) = document.as_object_mut() {
-            document.insert("model".to_owned(), self.model);
-            document.insert("added_tokens".to_owned(), self.added.into());
-        }
-    }
-
-    fn is_added(&self, token: &str) -> bool {
-        self.places.contains_key(token)
-    }
-
-    fn id_of(&self, token: &str) -> Option<u64> {
-        if let Some(place) = self.places.get(token) {
-            return self.added[*place].get("id")?.as_u64();
-        }
-        match self.model.get("vocab")? {
-            Value::Object(vocabulary) => vocabulary.get(token)?.as_u64(),
-            _ => self.listed.get(token).copied(),
-        }
-    }
-
-    /// Returns the id that comes after all others, as the crate has it.
-    fn next_id(&self) -> u64 {
-        let size = match self.model.get("vocab") {
-            Some(Value::Object(vocabulary)) => vocabulary.len(),
-            Some(Value::Array(list)) => list.len(),
-            _ => 0,
-        };
-        self.next_added.max(size as u64)
-    }
-
-    /// Adds a token, or gives the one that is there other flags.
-    fn register(&mut self, id: u64, content: &str, flags: &Map<String, Value>) {
-        let is_special = flags.get("special") == Some(&Value::Bool(true));
-        let mut entry = json!({ "id": id, "content": content });
-        for flag in TOKEN_FLAGS {
-            // As `AddedToken` has it: ordinary tokens are normalised, special ones are not.
-            let default = flag == "normalized" && !is_special;
-            entry[flag] = flags
-                .get(flag)
-                .and_then(Value::as_bool)
-                .unwrap_or(default)
-                .into();
-        }
-        self.next_added = self.next_added.max(id.saturating_add(1));
-        if let Some(place) = self.places.get(content) {
-            self.added[*place] = entry;
-        } else {
-            self.places.insert(content.to_owned(), self.added.len());
-            self.added.push(entry);
-        }
-    }
 }

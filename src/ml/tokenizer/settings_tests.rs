@@ -340,6 +340,162 @@ fn what_other_programs_need_is_carried_along() {
     assert_eq!(bytes(&again), bytes(&copy));
 }
 
+#[test]
+fn templates_of_chats_are_kept_byte_for_byte() {
+    let plain = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    let template = "{%- for m in messages %}\r\n  {{ m['content'] }}\u{e9}\t{% endfor %}\n";
+    let named = json!([{ "name": "default", "template": template }, { "name": "tool_use", "template": "t" }]);
+    let with = |template: &Value| {
+        let mut config = plain.clone();
+        config["chat_template"] = template.clone();
+        config
+    };
+    let of_processors = ("chat_template.json", json!({ "chat_template": template }));
+    let text = Value::from(template);
+    let none: [(&str, &str); 0] = [];
+    let jinja = [("chat_template.jinja", template)];
+    let additional = [("additional_chat_templates/tool_use.jinja", "t")];
+    let both = [jinja[0], additional[0]];
+    for (files, written, expected) in [
+        (
+            vec![("tokenizer_config.json", with(&text))],
+            &none[..],
+            &text,
+        ),
+        (
+            vec![("tokenizer_config.json", with(&named))],
+            &none[..],
+            &named,
+        ),
+        (
+            vec![("tokenizer_config.json", with(&"old".into()))],
+            &jinja[..],
+            &text,
+        ),
+        (
+            vec![("tokenizer_config.json", plain.clone())],
+            &both[..],
+            &named,
+        ),
+        (
+            vec![
+                ("tokenizer_config.json", plain.clone()),
+                of_processors.clone(),
+            ],
+            &none[..],
+            &text,
+        ),
+        (
+            vec![
+                ("tokenizer_config.json", with(&"own".into())),
+                of_processors,
+            ],
+            &none[..],
+            &"own".into(),
+        ),
+        (
+            vec![("tokenizer_config.json", with(&"old".into()))],
+            &additional[..],
+            &json!([{ "name": "tool_use", "template": "t" }]),
+        ),
+    ] {
+        let folder = folder(&json!({}), &files);
+        fs_err::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        for (name, text) in written {
+            fs_err::write(folder.path().join(name), text).unwrap();
+        }
+        let copy = tempfile::tempdir().unwrap();
+        Tokenizer::load(folder.path())
+            .unwrap()
+            .save(copy.path())
+            .unwrap();
+        let saved = fs_err::read(copy.path().join("tokenizer_config.json")).unwrap();
+        let saved: Value = serde_json::from_slice(&saved).unwrap();
+        assert_eq!(saved["chat_template"], *expected);
+    }
+}
+
+#[test]
+fn special_tokens_are_texts_objects_or_nothing() {
+    let plain = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "b", "additional_special_tokens": ["a"] });
+    let loaded = |map: Value| {
+        let files = [
+            ("tokenizer_config.json", plain.clone()),
+            ("special_tokens_map.json", map),
+        ];
+        Tokenizer::load(folder(&json!({}), &files).path()).unwrap()
+    };
+    let object = json!({ "content": "<turn>", "lstrip": true, "normalized": false, "rstrip": false, "single_word": false });
+    for map in [
+        json!({ "eos_token": "<turn>" }),
+        json!({ "eos_token": object }),
+    ] {
+        let tokenizer = loaded(map.clone());
+        assert_eq!(tokenizer.eos_id(), Some(7), "{map}");
+        assert_eq!(tokenizer.decode(&[7, 4]).unwrap(), "b", "{map}");
+        // The space before it belongs to the token of the object alone.
+        let ids = tokenizer.encode("b <turn>").unwrap();
+        assert_eq!(ids, [4, 7]);
+    }
+    for nothing in [json!({ "eos_token": null }), json!({ "eos_token": "" })] {
+        assert_eq!(loaded(nothing).eos_id(), None);
+    }
+    // Those of both files are special.
+    let both = loaded(
+        json!({ "additional_special_tokens": ["<turn>", { "content": "A", "lstrip": false }] }),
+    );
+    assert_eq!(both.decode(&[3, 7, 5, 4]).unwrap(), "");
+}
+
+#[test]
+fn tokens_of_older_folders_are_added() {
+    let plain = (
+        "tokenizer_config.json",
+        json!({ "tokenizer_class": "PreTrainedTokenizerFast" }),
+    );
+    let map = ("special_tokens_map.json", json!({ "pad_token": "<pad>" }));
+    let loaded = |added: Value| {
+        let files = [plain.clone(), map.clone(), ("added_tokens.json", added)];
+        Tokenizer::load(folder(&json!({}), &files).path()).map_err(|error| error.to_string())
+    };
+    let tokenizer = loaded(json!({ "<more>": 9, "<pad>": 8, "<s>": 1 })).unwrap();
+    assert_eq!(tokenizer.encode("a<more><pad>").unwrap(), [3, 9, 8]);
+    assert_eq!(tokenizer.decode(&[3, 9, 8]).unwrap(), "a <more>");
+    assert_eq!(
+        loaded(json!({ "<s>": 4 })).unwrap_err(),
+        "invalid tokenizer: added_tokens.json: `<s>` is 4, expected 1, which it is in `tokenizer.json`"
+    );
+    assert_eq!(
+        loaded(json!({ "<pad>": 8, "<more>": 10 })).unwrap_err(),
+        "invalid tokenizer: its `added_tokens` give `<more>` the id 10, expected 9: tokens that the vocabulary lacks are \
+         numbered after it without a gap"
+    );
+    assert_eq!(
+        loaded(json!({ "<pad>": "8" })).unwrap_err(),
+        "invalid tokenizer: added_tokens.json: `<pad>` is \"8\", expected a token's id"
+    );
+}
+
+#[test]
+fn special_tokens_that_are_normalised_are_left_out_of_decoded_text() {
+    let end = json!({ "id": 7, "content": "<turn>", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": true, "special": true });
+    let changes = json!({
+        "normalizer": { "type": "Prepend", "prepend": "_" },
+        "added_tokens": [end],
+    });
+    let tokenizer = loaded(
+        &changes,
+        &json!({ "tokenizer_class": "PreTrainedTokenizerFast" }),
+    )
+    .unwrap();
+    assert_eq!(tokenizer.decode(&[3, 7]).unwrap(), "a");
+    assert_eq!(
+        tokenizer.decode_with_special_tokens(&[3, 7]).unwrap(),
+        "a <turn>"
+    );
+}
+
 /// A folder whose model has so many ids, and what becomes of its tokens.
 fn with_room(size: Option<u64>, config: &str) -> Result<Tokenizer, String> {
     let mut model = json!({ "model_type": "llama" });
@@ -376,18 +532,18 @@ fn special_tokens_that_the_vocabulary_lacks_get_the_next_ids() {
 }
 
 #[test]
-fn special_tokens_without_room_are_refused() {
-    let mask = r#""mask_token": "<mask>""#;
+fn special_tokens_beyond_the_model_get_the_next_ids_too() {
+    // Whoever loads the model gives it rows for them.
+    for size in [Some(8), None] {
+        let tokenizer = with_room(size, r#""mask_token": "<mask>""#).unwrap();
+        assert_eq!(tokenizer.token_to_id("<mask>"), Some(8));
+        assert_eq!(tokenizer.vocab_size(), 9);
+    }
+}
+
+#[test]
+fn lists_of_tokens_are_checked() {
     let start = "invalid tokenizer: tokenizer_config.json: ";
-    let absent = "the token `<mask>` of `mask_token` is not in the vocabulary, and";
-    assert_eq!(
-        with_room(Some(8), mask).unwrap_err(),
-        format!("{start}{absent} the model's `vocab_size` of 8 has no room for it")
-    );
-    assert_eq!(
-        with_room(None, mask).unwrap_err(),
-        format!("{start}{absent} no `config.json` says that the model has room for it")
-    );
     for (config, reason) in [
         (
             r#""additional_special_tokens": "<a>""#,

@@ -67,6 +67,7 @@ fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
     let end_ids = tokenizer.as_ref().map_or(&[][..], Tokenizer::end_ids);
     Ok(Checkpoint {
         eos_ids: end_ids.to_vec(),
+        added_rows: 0,
         config,
         weights,
         tokenizer,

@@ -136,18 +136,20 @@ fn load(
         family.beside.iter().any(is_beside) || BUFFERS.contains(&name)
     })?;
 
-    let tokenizer_path = folder.join("tokenizer.json");
-    let tokenizer = if tokenizer_path.exists() {
-        Some(Tokenizer::load(folder).map_err(FormatError::tokenizer(&tokenizer_path))?)
-    } else {
-        None
-    };
-    let ids = tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
-    if ids > config.vocab_size {
+    let tokenizer_path = Tokenizer::file(folder);
+    let tokenizer = tokenizer_path
+        .as_ref()
+        .map(|path| Tokenizer::load(folder).map_err(FormatError::tokenizer(path)));
+    let tokenizer = tokenizer.transpose()?;
+    if let (Some(path), Some(tokenizer)) = (&tokenizer_path, &tokenizer)
+        && tokenizer.vocab_size() > config.vocab_size
+    {
         return Err(FormatError::malformed(
-            &tokenizer_path,
+            path,
             format!(
-                "it has {ids} ids, but the encoder's `vocab_size` is {}",
+                "it has {} ids, but the encoder's `vocab_size` (`config.json`) is {}: its embedding is made longer with the \
+                 library that trained it",
+                tokenizer.vocab_size(),
                 config.vocab_size
             ),
         ));

@@ -5,6 +5,7 @@ mod encoder;
 mod model;
 mod peft;
 mod sentence;
+mod vocabulary;
 
 pub use config::{generation_wishes, padding_id};
 pub use encoder::{

@@ -9,6 +9,7 @@ use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly, load_model, turn};
 use super::super::{Checkpoint, FormatError, to_half_split};
 use super::config::{config_document, read_config, read_end_ids, read_object};
+use super::vocabulary::make_room;
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::Tokenizer;
@@ -31,7 +32,7 @@ pub struct SequenceClassifier {
 /// Loads a language model of any of the [families](crate::ml::models::causal::families) from a folder.
 ///
 /// The folder holds `config.json`, `model.safetensors` or the shards of `model.safetensors.index.json`, and
-/// optionally `tokenizer.json` with `tokenizer_config.json`. An adapter beside them is not looked at.
+/// optionally `tokenizer.json` (or SentencePiece's `tokenizer.model`) with `tokenizer_config.json`. An adapter beside them is not looked at.
 pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
     load_hugging_face_without(folder, &[])
 }
@@ -220,52 +221,47 @@ fn check_tied(files: &TrunkFiles, architecture: &Architecture) -> Result<(), For
     ))
 }
 
-/// Adds the tokenizer, and all ids that end a text: the tokenizer's own, and those that `transformers` stops at, which
+/// Adds the tokenizer, with rows for all of its tokens, and all ids that end a text: the tokenizer's own, and those that `transformers` stops at, which
 /// are `generation_config.json`'s if it names any and `config.json`'s otherwise.
 fn checkpoint(
     folder: &Path,
-    config: Architecture,
-    end_ids: Vec<u32>,
-    weights: Weights,
+    mut config: Architecture,
+    mut end_ids: Vec<u32>,
+    mut weights: Weights,
 ) -> Result<Checkpoint, FormatError> {
-    let tokenizer_path = folder.join("tokenizer.json");
+    let mut ends_path = folder.join("config.json");
     let generation_path = folder.join("generation_config.json");
-    let mut end_ids = end_ids;
     if generation_path.exists() {
         let stated = read_end_ids(&generation_path)?;
         if !stated.is_empty() {
-            end_ids = stated;
+            (end_ids, ends_path) = (stated, generation_path);
         }
     }
-    let vocab_size = config.vocab_size;
-    if let Some(id) = end_ids.iter().find(|id| **id as usize >= vocab_size) {
-        return Err(FormatError::malformed(
-            folder,
-            format!("`eos_token_id` names {id}, but the model's `vocab_size` is {vocab_size}"),
-        ));
-    }
-    let tokenizer = if tokenizer_path.exists() {
-        let tokenizer = Tokenizer::load(folder).map_err(FormatError::tokenizer(&tokenizer_path))?;
-        Some(tokenizer.with_end_ids(&end_ids))
-    } else {
-        None
-    };
-    if let Some(tokenizer) = &tokenizer {
-        let largest = tokenizer.vocab_size();
-        if largest > vocab_size {
-            return Err(FormatError::malformed(
-                &tokenizer_path,
-                format!("it has {largest} ids, but the model's `vocab_size` is {vocab_size}"),
-            ));
-        }
-        if let (_, [id, ..]) = tokenizer.surroundings() {
-            let token = tokenizer.id_to_token(*id).unwrap_or_default();
+    let mut added_rows = 0;
+    let mut tokenizer = None;
+    if let Some(path) = Tokenizer::file(folder) {
+        let loaded = Tokenizer::load(folder).map_err(FormatError::tokenizer(&path))?;
+        if let (_, [id, ..]) = loaded.surroundings() {
+            let token = loaded.id_to_token(*id).unwrap_or_default();
             return Err(FormatError::unsupported(
-                &tokenizer_path,
+                &path,
                 format!("`{token}` after every text, prompts too,"),
                 "set `add_eos_token` to false, or take it out of the `post_processor`",
             ));
         }
+        added_rows = make_room(&path, &mut config, &mut weights, loaded.vocab_size())?;
+        tokenizer = Some(loaded.with_end_ids(&end_ids));
+    }
+    let vocab_size = config.vocab_size;
+    if let Some(id) = end_ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(FormatError::malformed(
+            &ends_path,
+            format!(
+                "key `eos_token_id` names {id}, expected ids below the model's `vocab_size` of {vocab_size}"
+            ),
+        ));
+    }
+    if let Some(tokenizer) = &tokenizer {
         end_ids = tokenizer.end_ids().to_vec();
     }
     Ok(Checkpoint {
@@ -273,6 +269,7 @@ fn checkpoint(
         weights,
         tokenizer,
         eos_ids: end_ids,
+        added_rows,
     })
 }
 
@@ -493,7 +490,7 @@ mod tests {
         edit(&folder, json!({ "eos_token_id": 24 }));
         assert_eq!(
             error(&folder),
-            "DIR: `eos_token_id` names 24, but the model's `vocab_size` is 24"
+            "DIR/config.json: key `eos_token_id` names 24, expected ids below the model's `vocab_size` of 24"
         );
         // A tokenizer that names none.
         edit(&folder, json!({ "eos_token_id": 3 }));
@@ -732,6 +729,7 @@ mod tests {
                 weights,
                 tokenizer: None,
                 eos_ids: Vec::new(),
+                added_rows: 0,
             },
             score: score.unwrap(),
             labels: Vec::new(),

@@ -399,6 +399,77 @@ fn what_was_read_is_written_as_it_was() {
     });
 }
 
+/// Writes a tokenizer of whole words with so many ids beside a model.
+fn write_words(recorded: &Recorded, ids: usize) {
+    let vocabulary: serde_json::Map<_, _> =
+        (0..ids).map(|id| (format!("w{id}"), id.into())).collect();
+    let document = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": null, "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "w0" },
+    });
+    let settings = r#"{ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1" }"#;
+    let folder = recorded.folder.path();
+    fs_err::write(folder.join("tokenizer.json"), document.to_string()).unwrap();
+    fs_err::write(folder.join("tokenizer_config.json"), settings).unwrap();
+}
+
+#[test]
+fn tokens_that_a_model_has_no_row_for_get_the_mean_of_its_rows() {
+    for_each(|recorded| {
+        let before = recorded.load();
+        let rows = before.config.vocab_size;
+        write_words(recorded, rows + 3);
+        let after = recorded.load();
+        assert_eq!((after.added_rows, after.config.vocab_size), (3, rows + 3));
+        assert_eq!(after.config.document["vocab_size"], rows + 3);
+        let longer = [after.config.embedding_name(), after.config.head_name()];
+        for (name, old) in &before.weights {
+            let new = &after.weights[name];
+            if !longer.contains(name) {
+                assert_eq!(difference(new, old), 0.0, "{} {name}", recorded.name);
+                continue;
+            }
+            let kept = new.narrow(0, 0, rows).unwrap();
+            assert_eq!(difference(&kept, old), 0.0, "{} {name}", recorded.name);
+            let mean = old.mean_keepdim(0).unwrap();
+            for row in rows..rows + 3 {
+                let off = difference(&new.narrow(0, row, 1).unwrap(), &mean);
+                assert!(off < 1e-6, "{} {name}: off by {off}", recorded.name);
+            }
+        }
+        // What is written is opened as it is, and predicts for the old tokens what it did.
+        let copy = tempfile::tempdir().unwrap();
+        let tokenizer = after.tokenizer.as_ref();
+        save_hugging_face(copy.path(), &after.config, &after.weights, tokenizer).unwrap();
+        let again = load_hugging_face(copy.path()).unwrap();
+        assert_eq!((again.added_rows, again.config.vocab_size), (0, rows + 3));
+        let logits = |checkpoint: &Checkpoint| {
+            let model =
+                CausalLm::new(&checkpoint.config, &checkpoint.weights, Training::Frozen).unwrap();
+            let limit = checkpoint.config.max_position_embeddings;
+            let batch = TokenBatch::right_padded(&recorded.prompts(limit));
+            let hidden = model.forward(&batch).unwrap();
+            model.logits(&hidden).unwrap()
+        };
+        let (old, new) = (logits(&before), logits(&again));
+        let kept = new.narrow(new.rank() - 1, 0, rows).unwrap();
+        assert!(difference(&kept, &old) < 1e-5, "{}", recorded.name);
+    });
+}
+
+#[test]
+fn rows_without_a_token_are_kept() {
+    let recorded = Recorded::of("qwen2");
+    let rows = recorded.load().config.vocab_size;
+    write_words(&recorded, rows - 5);
+    let loaded = recorded.load();
+    assert_eq!((loaded.added_rows, loaded.config.vocab_size), (0, rows));
+    // `transformers` leaves an id that is no token out of the text.
+    let tokenizer = loaded.tokenizer.unwrap();
+    let ids = [2, rows as u32 - 1, 3];
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "w2 w3");
+}
+
 #[test]
 fn keys_that_nobody_reads_are_refused() {
     let recorded = Recorded::of("llama");
