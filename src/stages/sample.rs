@@ -118,7 +118,7 @@ impl Sample {
 
 impl Kind for Sample {
     const NAME: &'static str = "sample";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const EXAMPLE: &'static str =
         "{ strategy: contrastive, alpha: 0.6, top_k: 4, n: 200, max_new_tokens: 24 }";
 

@@ -51,10 +51,6 @@ impl Watch {
                     // Whatever is written meanwhile is swept with other leftovers.
                     let _ = std::fs::remove_dir_all(&made);
                     events.send(&WorkerEvent::Interrupted);
-                    #[expect(
-                        clippy::exit,
-                        reason = "the main thread is in a call that does not return soon"
-                    )]
                     std::process::exit(130);
                 }
             }

@@ -1,9 +1,11 @@
 //! What of a model an adapter changes, and how: the one description that building, files and trainings follow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{AdapterError, Result};
 use crate::ml::models::causal::Architecture;
@@ -20,7 +22,9 @@ pub struct LoraConfig {
     /// Share of a projection's inputs that are dropped on the way into the update, in training.
     #[serde(default)]
     pub dropout: f64,
-    /// Names of the projections that are adapted, or last parts of them, as `q_proj`.
+    /// Names of the projections that are adapted, or last parts of them, as `q_proj`; or `all-linear`.
+    #[serde(deserialize_with = "targets")]
+    #[schemars(with = "Targets")]
     pub target_modules: Vec<String>,
     /// Other ranks for some of the projections, by their names or last parts of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -38,6 +42,56 @@ pub struct LoraConfig {
     /// Whether the lengths of the rows of adapted weights are trained apart from their directions (DoRA).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub use_dora: bool,
+}
+
+/// Stands for every linear layer of the blocks.
+const ALL_LINEAR: &str = "all-linear";
+
+/// Names of projections, or one word for all.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it describes what `targets` reads")]
+enum Targets {
+    Names(Vec<String>),
+    All(All),
+}
+
+/// The word.
+#[derive(JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[expect(dead_code, reason = "it describes what `targets` reads")]
+enum All {
+    AllLinear,
+}
+
+/// Reads a list of names, or the word for all.
+fn targets<'a, D: Deserializer<'a>>(source: D) -> std::result::Result<Vec<String>, D::Error> {
+    struct Read;
+
+    impl<'a> Visitor<'a> for Read {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(formatter, "a list of names, or `{ALL_LINEAR}`")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Vec<String>, E> {
+            if text == ALL_LINEAR {
+                Ok(vec![text.to_owned()])
+            } else {
+                Err(E::invalid_value(serde::de::Unexpected::Str(text), &self))
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'a>>(
+            self,
+            list: A,
+        ) -> std::result::Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+
+    source.deserialize_any(Read)
 }
 
 /// Which biases are trained with an adapter.
@@ -88,6 +142,19 @@ pub(in crate::ml) enum Part {
 }
 
 impl LoraConfig {
+    /// Returns the same with names in place of the word for all, those of the linear layers of the blocks of a model with
+    /// these tensors (names and ranks).
+    pub(super) fn resolved<'a>(&self, tensors: impl Iterator<Item = (&'a str, usize)>) -> Self {
+        let mut config = self.clone();
+        if self.target_modules == [ALL_LINEAR] {
+            let projections = tensors.filter_map(|(name, rank)| projection(name, rank));
+            let names = projections.map(|module| module.rsplit('.').next().unwrap_or(module));
+            let names: BTreeSet<&str> = names.collect();
+            config.target_modules = names.into_iter().map(str::to_owned).collect();
+        }
+        config
+    }
+
     /// Returns the inner dimension of a projection's update.
     pub(in crate::ml) fn rank_of(&self, module: &str) -> usize {
         named(&self.rank_pattern, module)

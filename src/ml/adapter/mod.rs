@@ -98,10 +98,11 @@ impl Adapter {
         stream: &Stream,
         device: &Device,
     ) -> Result<Self> {
-        config.check(
-            base.iter()
-                .map(|(name, weight)| (name.as_str(), weight.rank())),
-        )?;
+        let tensors = base
+            .iter()
+            .map(|(name, weight)| (name.as_str(), weight.rank()));
+        let config = config.resolved(tensors.clone());
+        config.check(tensors)?;
         let (mut weights, mut whole) = (Weights::new(), BTreeMap::new());
         for (of, tensor) in base {
             for AdapterTensor { name, shape, part } in config.tensors(of, tensor.dims()) {
@@ -126,7 +127,7 @@ impl Adapter {
             }
         }
         Ok(Self {
-            config: config.clone(),
+            config,
             parameters: Parameters::new(&weights, |_| true)?,
             whole,
         })
@@ -317,6 +318,32 @@ mod tests {
             assert_eq!(adapter.parameters().trainable().len(), 2, "{target}");
         }
         assert!(!is_named("model.layers.10.q_proj", "0.q_proj"));
+    }
+
+    #[test]
+    fn one_word_stands_for_all_linear_layers_of_the_blocks() {
+        let read = |targets: &str| {
+            let text = format!("{{ rank: 2, alpha: 4, target_modules: {targets} }}");
+            serde_yaml::from_str::<LoraConfig>(&text)
+        };
+        let config = read("all-linear").unwrap();
+        assert_eq!(config, read("[all-linear]").unwrap());
+        let stream = Stream::new(1, "lora");
+        let adapter = Adapter::init(&config, &base(), &stream, &Device::Cpu).unwrap();
+        let named = Adapter::init(
+            &read("[q_proj, v_proj]").unwrap(),
+            &base(),
+            &stream,
+            &Device::Cpu,
+        );
+        let named = named.unwrap();
+        assert_eq!(adapter.config(), named.config());
+        assert_eq!(adapter.parameters().trainable().len(), 4);
+        let error = read("all").unwrap_err().to_string();
+        assert!(
+            error.contains("expected a list of names, or `all-linear`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -18,6 +18,17 @@ and contrastive decoding are equal token for token, left and right padding bit f
 | --- | ---: | ---: | ---: | ---: |
 ";
 
+const ADAPTERS: &str = "
+## Adapters
+
+LoRA in the forms of PEFT: ranks and alphas by pattern, chosen and excluded layers, biases, modules trained whole (of tied and \
+untied models), DoRA. The largest differences of log-probabilities, of all trained tensors' gradients (as shares of the \
+largest), and of log-probabilities with the adapter merged. Greedy decoding is equal token for token.
+
+| adapter | log-probabilities | gradients | merged |
+| --- | ---: | ---: | ---: |
+";
+
 const ENCODERS: &str = "
 ## Text encoders
 
@@ -35,6 +46,8 @@ fn the_page_of_differences_is_what_was_measured() {
     let page = [
         CAUSAL,
         &causal::parity_tests::table(),
+        ADAPTERS,
+        &causal::parity_tests::adapters::table(),
         ENCODERS,
         &encoder::parity_tests::table(),
     ]

@@ -114,7 +114,6 @@ impl ByteLevelBpe {
                 "vocab": vocabulary,
                 "merges": self.merges,
             }),
-            ..Document::default()
         };
         Tokenizer::from_document(document.into_value(), tokens)
     }

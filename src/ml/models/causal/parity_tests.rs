@@ -17,7 +17,7 @@ use crate::ml::models::fixture::{difference, factor, largest, parameters, record
 use crate::ml::optimizer::Gradients;
 use crate::random::Stream;
 
-mod adapters;
+pub(in crate::ml::models) mod adapters;
 
 /// Largest difference of an output, as a share of the tensor's largest value.
 const OUTPUT: f32 = 2e-5;

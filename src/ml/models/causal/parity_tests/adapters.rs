@@ -89,6 +89,26 @@ impl Adapted {
     }
 }
 
+/// The rows of `pipelines/models.md`.
+pub(in crate::ml::models) fn table() -> String {
+    let rows = ADAPTERS.map(|name| {
+        let adapted = Adapted::of(name);
+        let model = adapted.model();
+        let (_, found) = gradients(&adapted.recorded, &model, &adapted.batch());
+        let slopes = slopes(&adapted.recorded, "", &model, &found);
+        let most = largest_of(&slopes);
+        let off = slopes.iter().map(|slope| slope.off / most);
+        format!(
+            "| {} | {:.1e} | {:.1e} | {:.1e} |\n",
+            name.trim_start_matches("peft_"),
+            adapted.off("log_probs", &model),
+            off.fold(0.0, f32::max),
+            adapted.off("merged", &adapted.merged()),
+        )
+    });
+    rows.concat()
+}
+
 fn for_each_adapter(test: impl Fn(&Adapted) + Copy + std::panic::RefUnwindSafe) {
     for_each_of(&ADAPTERS, |name| test(&Adapted::of(name)));
 }
