@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use candle_core::Device;
 use flowgraph::ml::adapter::{Adapter, LoraConfig};
-use flowgraph::ml::config::LlamaConfig;
 use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::kernels::sums::total;
+use flowgraph::ml::models::causal::LlamaConfig;
 use flowgraph::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
 use flowgraph::random::Stream;

@@ -1,6 +1,7 @@
 //! The shape of SmolLM2-135M, and the memory a process used.
 
-use flowgraph::ml::config::{LlamaConfig, RopeLayout};
+use flowgraph::ml::kernels::rope::RopeLayout;
+use flowgraph::ml::models::causal::LlamaConfig;
 
 /// Returns the shape.
 pub(crate) fn config() -> LlamaConfig {

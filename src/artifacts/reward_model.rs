@@ -207,9 +207,10 @@ mod tests {
     use super::*;
     use crate::artifacts::language_model::save_new_classifier;
     use crate::ml::adapter::{Adapter, LoraConfig};
-    use crate::ml::config::{LlamaConfig, RopeLayout};
     use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
     use crate::ml::head::HeadInit;
+    use crate::ml::kernels::rope::RopeLayout;
+    use crate::ml::models::causal::LlamaConfig;
     use crate::ml::models::causal::init;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
     use crate::random::Stream;

@@ -3,7 +3,6 @@
 //! Nothing here knows of stages, files of a store or the command line.
 
 pub mod adapter;
-pub mod config;
 pub(crate) mod documents;
 pub mod formats;
 pub mod generate;

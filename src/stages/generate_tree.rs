@@ -12,8 +12,9 @@ use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardMode
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::head::{HeadInit, ScalarHead};
+use crate::ml::kernels::rope::RopeLayout;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::models::causal::init;
 use crate::ml::tokenizer::{Tokenizer, TokenizerAlgorithm, train_tokenizer};
 use crate::random::Stream;

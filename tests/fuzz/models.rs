@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use flowgraph::ml::config::{LlamaConfig, RopeLayout};
 use flowgraph::ml::formats::gguf::load_gguf;
 use flowgraph::ml::formats::hugging_face::{load_hugging_face, save_hugging_face};
 use flowgraph::ml::formats::llama2c::load_llama2c;
 use flowgraph::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use flowgraph::ml::formats::{FormatError, llama_tensors};
+use flowgraph::ml::kernels::rope::RopeLayout;
+use flowgraph::ml::models::causal::LlamaConfig;
 use flowgraph::ml::parameters::Weights;
 use flowgraph::random::Stream;
 

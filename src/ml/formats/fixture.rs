@@ -5,7 +5,8 @@ use half::f16;
 
 use super::gguf::writer::{Field, TensorData, gguf};
 use super::llama_tensors;
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::kernels::rope::RopeLayout;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::parameters::Weights;
 use crate::random::Stream;
 

@@ -16,7 +16,8 @@ use rayon::prelude::*;
 use super::bytes::{Bytes, f32_values, map_file};
 use super::shapes::check_config;
 use super::{Checkpoint, FormatError, llama_tensors};
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::kernels::rope::RopeLayout;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::parameters::Weights;
 use crate::ml::tokenizer::{ScoredToken, ScoredTokenKind, ScoredVocabulary, Tokenizer};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::FormatError;
-use crate::ml::config::RopeLayout;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
 

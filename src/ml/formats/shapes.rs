@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::FormatError;
-use crate::ml::config::LlamaConfig;
 use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::LlamaConfig;
 
 /// Returns the name and shape of every tensor of a LLaMA model, in the order of the computation.
 ///

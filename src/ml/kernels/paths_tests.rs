@@ -16,7 +16,7 @@ use super::span_attention::{DistanceBuckets, SpanAttention};
 use super::sums::add_bias;
 use super::swiglu::swiglu;
 use super::token_log_probs::token_log_probs;
-use crate::ml::config::RopeLayout;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::random::Stream;
 
 fn paths() -> impl Iterator<Item = Path> {

@@ -4,7 +4,18 @@ use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor};
 
-use crate::ml::config::RopeLayout;
+use serde::{Deserialize, Serialize};
+
+/// How rotary position embeddings pair the dimensions of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeLayout {
+    /// Dimension `i` is rotated with `i + head_size / 2` (Hugging Face checkpoints).
+    #[default]
+    HalfSplit,
+    /// Dimension `2i` is rotated with `2i + 1` (Meta's, llama2.c's and GGUF's order).
+    Interleaved,
+}
 
 /// Positions whose angles are computed together, once one of them is needed: a model may claim to take millions.
 const BLOCK: usize = 512;

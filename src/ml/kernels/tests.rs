@@ -12,7 +12,7 @@ use super::rms_norm::{naive_rms_norm, rms_norm};
 use super::rope::Rope;
 use super::swiglu::{naive_swiglu, swiglu};
 use super::token_log_probs::{IGNORED, naive_token_log_probs, token_log_probs};
-use crate::ml::config::RopeLayout;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::random::Stream;
 
 /// Largest difference allowed, as a share of the largest value (or of 1).

@@ -240,7 +240,8 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::kernels::rope::RopeLayout;
+    use crate::ml::models::causal::LlamaConfig;
     use crate::ml::models::causal::{Training, init};
     use crate::random::Stream;
 

@@ -4,7 +4,8 @@ use candle_core::{Device, Tensor, Var};
 
 use super::policy::TrainedModel;
 use crate::ml::adapter::{Adapter, LoraConfig};
-use crate::ml::config::{LlamaConfig, RopeLayout};
+use crate::ml::kernels::rope::RopeLayout;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::models::causal::{self, CausalLm, Training};
 use crate::ml::optimizer::Gradients;
 use crate::ml::parameters::{Weights, to_safetensors};

@@ -60,7 +60,8 @@ pub fn backward_flops(size: &ModelSize, forward: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::kernels::rope::RopeLayout;
+    use crate::ml::models::causal::LlamaConfig;
 
     #[test]
     fn smollm2_costs_what_its_shape_says() {

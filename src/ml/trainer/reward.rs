@@ -199,8 +199,8 @@ mod tests {
 
     use super::super::fixture;
     use super::*;
-    use crate::ml::config::LlamaConfig;
     use crate::ml::head::HeadInit;
+    use crate::ml::models::causal::LlamaConfig;
     use crate::ml::schedule::{Decay, Schedule};
 
     #[test]

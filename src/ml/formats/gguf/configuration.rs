@@ -10,7 +10,7 @@ use super::super::FormatError;
 use super::super::tensors::TensorSource;
 use super::container::{GgufFile, Value};
 use super::names::{EMBEDDING, FREQUENCY_DIVISORS, OUTPUT};
-use crate::ml::config::RopeLayout;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::rotary::{Rotary, Scaling};
 use crate::ml::models::causal::{Architecture, families};
 

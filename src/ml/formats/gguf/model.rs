@@ -84,7 +84,8 @@ mod tests {
     use super::super::names::stored_name;
     use super::super::writer::{Field, TensorData, gguf};
     use super::*;
-    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::kernels::rope::RopeLayout;
+    use crate::ml::models::causal::LlamaConfig;
     use crate::ml::models::causal::{Architecture, families};
     use crate::ml::models::fixture::parameters;
 

@@ -356,7 +356,8 @@ mod tests {
     use super::super::super::fixture;
     use super::super::super::safetensors::load_safetensors;
     use super::*;
-    use crate::ml::config::{LlamaConfig, RopeLayout};
+    use crate::ml::kernels::rope::RopeLayout;
+    use crate::ml::models::causal::LlamaConfig;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
     use serde_json::json;
     use tempfile::TempDir;

@@ -17,6 +17,7 @@ mod batch;
 mod block;
 pub mod families;
 mod init;
+mod llama_config;
 #[cfg(test)]
 pub(super) mod parity_tests;
 mod projection;
@@ -29,6 +30,7 @@ use architecture::{LayerOptions, Linear, Positions, QueryKeyNorm, QueryKeyValue,
 pub use batch::TokenBatch;
 use block::{Block, FeedForward, NormWeights, QueryKeyValues};
 pub use init::init;
+pub use llama_config::LlamaConfig;
 pub use projection::DropoutKey;
 use projection::{Projection, Updating};
 

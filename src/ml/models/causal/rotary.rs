@@ -1,6 +1,6 @@
 //! Frequencies of rotary positions (Su et al. 2021), plain and stretched.
 
-use crate::ml::config::RopeLayout;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::kernels::rope::{Rope, frequencies};
 
 /// Rotation of queries and keys.

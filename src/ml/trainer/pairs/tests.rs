@@ -5,7 +5,7 @@ use candle_core::Device;
 use super::super::fixture::{assert_slopes, bits, config, difference, lora, models, wide_config};
 use super::*;
 use crate::ml::adapter::LoraConfig;
-use crate::ml::config::LlamaConfig;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::objectives::preference::Likelihood;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::schedule::Decay;

@@ -407,7 +407,7 @@ fn embeddings_that_stay_tied_are_refused() {
     config.modules_to_save = vec!["embed_tokens".to_owned()];
     let folder = saved(&adapter_of(config));
     edit(&folder, "ensure_weight_tying", json!(true));
-    let tied = crate::ml::config::LlamaConfig {
+    let tied = crate::ml::models::causal::LlamaConfig {
         tie_word_embeddings: true,
         ..fixture::config()
     };

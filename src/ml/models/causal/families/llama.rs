@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{activation, head_size, rotary};
-use crate::ml::config::{LlamaConfig, RopeLayout};
 use crate::ml::formats::FormatError;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::LlamaConfig;
 use crate::ml::models::causal::architecture::{
     Activation, Arrangement, Names, Norm, NormKind, Positions, QueryKeyValue, Widen, linear,
     plain_layers,

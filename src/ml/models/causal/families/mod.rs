@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use super::Architecture;
 use super::architecture::{Activation, LayerOptions};
 use super::rotary::{Rotary, Scaling};
-use crate::ml::config::RopeLayout;
 use crate::ml::formats::FormatError;
+use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::keys::{self, Keys};
 
 mod gemma;

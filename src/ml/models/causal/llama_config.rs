@@ -1,19 +1,9 @@
-//! The shape of a LLaMA-architecture model.
+//! The shape of a plain Llama model, such as those that are made here.
 
 use serde::{Deserialize, Serialize};
 
-use super::models::causal::Architecture;
-
-/// How rotary position embeddings pair the dimensions of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum RopeLayout {
-    /// Dimension `i` is rotated with `i + head_size / 2` (Hugging Face checkpoints).
-    #[default]
-    HalfSplit,
-    /// Dimension `2i` is rotated with `2i + 1` (Meta's, llama2.c's and GGUF's order).
-    Interleaved,
-}
+use super::architecture::Architecture;
+use crate::ml::kernels::rope::RopeLayout;
 
 /// Shape and constants of a LLaMA model.
 ///
