@@ -8,7 +8,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{AdapterError, Result};
-use crate::ml::models::causal::Architecture;
+use crate::ml::models::causal::architecture::Architecture;
 use crate::ml::parameters::Weights;
 
 /// Shape and constants of an adapter.
