@@ -27,6 +27,18 @@ pub const LANGUAGE_MODEL: &str = "language_model";
 /// What a model has a known number of: positions of prompt and completion together.
 pub const CONTEXT: &str = "tokens of context";
 
+/// What a reward model is beside its weights.
+pub const REWARD_DESCRIPTION: &str = "reward.json";
+/// Files that a copied model may hold, each of which changes what the others mean.
+pub const COPIED_FILES: [&str; 7] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    REWARD_DESCRIPTION,
+];
 /// Name of the weight of a classifier's head.
 pub const SCORE: &str = "score.weight";
 const BASE_FILES: [&str; 4] = [
@@ -368,6 +380,17 @@ pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
         let inputs = tokenizer.entry("model_input_names");
         inputs.or_insert_with(|| json!(MODEL_INPUT_NAMES));
     })?;
+    // A reward that is read before the end token: other programs skip what the model pads with.
+    let description = folder.join(REWARD_DESCRIPTION);
+    if description.exists() {
+        let description: Value = serde_json::from_slice(&read_configuration(&description)?)
+            .map_err(|error| FormatError::malformed(&description, error.to_string()))?;
+        if let Some(skipped) = description.get("skipped_end") {
+            edit("config.json", &|config| {
+                config.insert("pad_token_id".to_owned(), skipped.clone());
+            })?;
+        }
+    }
     let base = fs_err::canonicalize(folder)?.display().to_string();
     edit("adapter_config.json", &|adapter| {
         adapter.insert("base_model_name_or_path".to_owned(), base.clone().into());

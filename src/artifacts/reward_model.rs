@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::language_model::{LanguageModel, ModelError, SCORE};
+use super::language_model::{LanguageModel, ModelError, REWARD_DESCRIPTION, SCORE};
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::FormatError;
 use crate::ml::head::{HeadGradient, ScalarHead};
@@ -20,7 +20,6 @@ use crate::ml::parameters::Weights;
 /// The artifact kind.
 pub const REWARD_MODEL: &str = "reward_model";
 
-const DESCRIPTION: &str = "reward.json";
 /// Rows that are scored in one pass where each prefix is one.
 const PREFIXES_AT_ONCE: usize = 16;
 
@@ -47,21 +46,21 @@ pub struct RewardDescription {
 impl RewardDescription {
     /// Reads the description in a folder.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        let path = folder.join(DESCRIPTION);
+        let path = folder.join(REWARD_DESCRIPTION);
         let described = serde_json::from_slice(&read_configuration(&path)?);
         Ok(described.map_err(|error| FormatError::malformed(&path, error.to_string()))?)
     }
 
     /// Reads the description in a folder of whatever origin, if one is there.
     pub fn find(folder: &Path) -> Result<Option<Self>, ModelError> {
-        let is_there = folder.join(DESCRIPTION).exists();
+        let is_there = folder.join(REWARD_DESCRIPTION).exists();
         is_there.then(|| Self::read(folder)).transpose()
     }
 
     /// Writes the description beside a model that was written into `folder`.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         let text = serde_json::to_string_pretty(self).map_err(std::io::Error::from)?;
-        Ok(fs_err::write(folder.join(DESCRIPTION), text)?)
+        Ok(fs_err::write(folder.join(REWARD_DESCRIPTION), text)?)
     }
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::output::{Output, bytes, counted};
 use super::{Failure, PipelineOptions, exit_code, show};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, complete_copy};
+use crate::artifacts::language_model::{COPIED_FILES, LANGUAGE_MODEL, complete_copy};
 use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::engine::artifact::{Artifact, is_inside};
 use crate::engine::stage::Registry;
@@ -79,8 +79,18 @@ pub(super) fn run(
         }
         args.refuse_existing(&target)?;
     }
+    let is_model = [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind);
+    // What another model left in the folder would be taken for a part of this one.
+    let left = COPIED_FILES.map(|name| args.folder.join(name));
+    let left = left.iter().filter(|path| is_model && path.exists());
+    for path in left.clone() {
+        args.refuse_existing(path)?;
+    }
     check_objects(store, &artifact)?;
     fs_err::create_dir_all(&args.folder)?;
+    for path in left {
+        fs_err::remove_file(path)?;
+    }
     for file in &artifact.files {
         let target = args.folder.join(&file.path);
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
@@ -89,7 +99,7 @@ pub(super) fn run(
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
     }
-    if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
+    if is_model {
         complete_copy(&args.folder).map_err(|error| Failure::Other {
             message: error.to_string(),
             hint: None,

@@ -8,6 +8,7 @@ mod byte_level;
 mod charsmap;
 mod chat_template;
 mod document;
+mod merges;
 mod scored;
 mod sentence_piece;
 mod settings;

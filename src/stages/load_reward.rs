@@ -58,14 +58,16 @@ pub struct LoadReward {
 #[serde(rename_all = "snake_case")]
 enum ScoreAt {
     /// As in `transformers`: the last token that is not the `pad_token_id` of the model's configuration, so that a model
-    /// that pads with its end token is read before it; what `flowgraph export` wrote is read as it was there.
+    /// that pads with its end token is read before it; what `flowgraph export` wrote is read as it was there. With the port
+    /// `base`, the last token. (Once called `model`.)
     #[default]
     #[serde(alias = "model")]
     Library,
-    /// The last token: the end token where a completion ended of itself, else the last of its text.
+    /// The last token: the end token where a completion ended of itself, else the last of its text. (Once called `end`.)
     #[serde(alias = "end")]
     LastToken,
-    /// An end token, which is put after a text that has none. Rewards of prefixes take a row for each.
+    /// An end token, which is put after a text that has none. Rewards of prefixes take a row for each. An export says so in
+    /// `reward.json` alone: other programs have to put it there themselves.
     EndToken,
 }
 
@@ -132,6 +134,12 @@ impl Kind for LoadReward {
             }
             let mut base = LanguageModel::load(&base.path)?;
             base.save_with_peft(&path, &output, true)?;
+            if self.score_at == ScoreAt::Library && RewardDescription::find(&path)?.is_none() {
+                ctx.note(
+                    "rewards are read at the last token, an end token too: the base's own `pad_token_id` is not known here; \
+                     where it is the end token, `transformers` reads the token before it",
+                );
+            }
         } else {
             let (model, score) = LanguageModel::load_classifier(&path, &self.ignore_config)?;
             let classes = score.dim(0)?;
@@ -165,7 +173,7 @@ impl Kind for LoadReward {
                 offset: 0.0,
                 accuracy: None,
                 longer_wins: None,
-                skipped_end: padding_end(&path, &output)?,
+                skipped_end: padding_end(&path, &self.ignore_config, &output)?,
                 appended_end: None,
             },
         };
@@ -210,7 +218,11 @@ fn end_token(loaded: &Path) -> Result<u32, StageError> {
 }
 
 /// Returns the padding token of a folder's own configuration, if it is one that ends texts of the model in `loaded`.
-fn padding_end(folder: &Path, loaded: &Path) -> Result<Option<u32>, StageError> {
+fn padding_end(
+    folder: &Path,
+    ignored: &[String],
+    loaded: &Path,
+) -> Result<Option<u32>, StageError> {
     let ends = LanguageModel::load_classifier(loaded, &[])?.0.eos;
-    Ok(padding_id(folder)?.filter(|pad| ends.contains(pad)))
+    Ok(padding_id(folder, ignored)?.filter(|pad| ends.contains(pad)))
 }

@@ -158,6 +158,16 @@ impl<'a> Keys<'a> {
         Ok(self.find_number(key)?.unwrap_or(default))
     }
 
+    /// Reads a number from 0 to 1.
+    pub(crate) fn share(&self, key: &'a str, default: f64) -> Result<f64, FormatError> {
+        match self.get(key) {
+            Some(value) if !(0.0..=1.0).contains(&value.as_f64().unwrap_or(-1.0)) => {
+                Err(self.wrong(key, "a number from 0 to 1", value))
+            }
+            _ => self.number(key, default),
+        }
+    }
+
     pub(crate) fn flag(&self, key: &'a str, default: bool) -> Result<bool, FormatError> {
         let flag = self.read(key, "true or false", Value::as_bool)?;
         Ok(flag.unwrap_or(default))

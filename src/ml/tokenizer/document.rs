@@ -204,12 +204,20 @@ fn check_lengths(model: &Value) -> Result<(), TokenizerError> {
 }
 
 fn check_tokens<'a>(tokens: impl Iterator<Item = &'a str>) -> Result<(), TokenizerError> {
-    match tokens.map(str::len).max() {
-        Some(length) if length > LONGEST_TOKEN => Err(TokenizerError::Invalid(format!(
-            "a token has {length} bytes, expected at most {LONGEST_TOKEN}"
-        ))),
-        _ => Ok(()),
+    tokens
+        .max_by_key(|token| token.len())
+        .map_or(Ok(()), check_length)
+}
+
+/// Checks that a token is no longer than one may be.
+pub(super) fn check_length(token: &str) -> Result<(), TokenizerError> {
+    if token.len() <= LONGEST_TOKEN {
+        return Ok(());
     }
+    Err(TokenizerError::Invalid(format!(
+        "a token has {} bytes, expected at most {LONGEST_TOKEN}",
+        token.len()
+    )))
 }
 
 /// Checks that a tree of the tokens' bytes has not too many nodes.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::document::{Document, vocabulary};
+use super::merges::merges;
 use super::{SpecialTokens, Tokenizer, TokenizerError};
 
 /// Stands for a space inside tokens.
@@ -100,6 +101,15 @@ impl ScoredVocabulary {
             normalizers.insert(0, json!({ "type": "Prepend", "prepend": SPACE }));
             decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
         }
+        let texts = self.texts();
+        let ids: BTreeMap<&str, usize> = texts
+            .iter()
+            .map(|(id, token)| (token.text.as_str(), *id))
+            .collect();
+        let scores: Vec<_> = texts
+            .iter()
+            .map(|(_, token)| (token.text.as_str(), token.score))
+            .collect();
         let document = Document {
             added_tokens,
             normalizer: Some(json!({ "type": "Sequence", "normalizers": normalizers })),
@@ -115,48 +125,21 @@ impl ScoredVocabulary {
                 "byte_fallback": true,
                 "ignore_merges": false,
                 "vocab": vocabulary,
-                "merges": self.merges(),
+                "merges": merges(&ids, &scores)?,
             }),
             ..Document::default()
         };
         Tokenizer::from_document(document.into_value(), tokens)
     }
 
-    /// Every split of a token into two tokens, ranked by the score of the whole, then by the parts' lengths.
-    fn merges(&self) -> Vec<(&str, &str)> {
-        let is_text = |token: &&ScoredToken| {
+    /// Returns the texts that may be parts of others, with their scores, in the order of ids.
+    fn texts(&self) -> Vec<(usize, &ScoredToken)> {
+        let is_text = |(_, token): &(usize, &ScoredToken)| {
             matches!(
                 token.kind,
                 ScoredTokenKind::Normal | ScoredTokenKind::UserDefined
             )
         };
-        let pieces: BTreeMap<&str, usize> = self
-            .tokens
-            .iter()
-            .enumerate()
-            .filter(|(_, token)| is_text(token))
-            .map(|(id, token)| (token.text.as_str(), id))
-            .collect();
-        let mut merges = Vec::new();
-        for token in self.tokens.iter().filter(is_text) {
-            let mut splits: Vec<_> = token
-                .text
-                .char_indices()
-                .skip(1)
-                .map(|(at, _)| token.text.split_at(at))
-                .filter_map(|(left, right)| {
-                    let ids = (*pieces.get(left)?, *pieces.get(right)?);
-                    Some((ids, left, right))
-                })
-                .collect();
-            splits.sort_by_key(|(ids, _, _)| *ids);
-            merges.extend(splits.into_iter().map(|(_, l, r)| (token.score, l, r)));
-        }
-        let lengths = |left: &str, right: &str| (left.chars().count(), right.chars().count());
-        merges.sort_by(|first, second| {
-            let by_score = second.0.total_cmp(&first.0);
-            by_score.then_with(|| lengths(second.1, second.2).cmp(&lengths(first.1, first.2)))
-        });
-        merges.into_iter().map(|(_, l, r)| (l, r)).collect()
+        self.tokens.iter().enumerate().filter(is_text).collect()
     }
 }

@@ -4,7 +4,6 @@
 //! against what is left of it before anything is taken.
 
 mod convert;
-mod merges;
 #[cfg(test)]
 mod tests;
 

@@ -431,7 +431,10 @@ impl Settings {
             let Some((content, flags)) = spelt(key, token)? else {
                 continue;
             };
-            if flags.is_none() && tokens.is_added(content) {
+            // The flags of a token in `tokenizer.json` win over those of a role, as in `transformers` 4.57.
+            let is_role = key != FURTHER && key != EXTRA;
+            let is_settled = is_role && self.vocabulary == "tokenizer.json";
+            if (flags.is_none() || is_settled) && tokens.is_added(content) {
                 continue;
             }
             let id = match tokens.id_of(content) {

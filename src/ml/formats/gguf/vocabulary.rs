@@ -23,6 +23,13 @@ const BYTE: f64 = 6.0;
 
 /// Builds the tokenizer.
 pub(super) fn read_tokenizer(path: &Path, file: &GgufFile) -> Result<Tokenizer, FormatError> {
+    if file.flag("tokenizer.ggml.add_eos_token")? == Some(true) {
+        return Err(FormatError::unsupported(
+            path,
+            "`tokenizer.ggml.add_eos_token` true".to_owned(),
+            "only false is: a model that is to go on must not be given the end first",
+        ));
+    }
     let model = file.text("tokenizer.ggml.model")?.unwrap_or_default();
     let tokenizer = match model {
         "gpt2" => byte_level(path, file)?.into_tokenizer(),
@@ -85,7 +92,10 @@ fn byte_level(path: &Path, file: &GgufFile) -> Result<ByteLevelBpe, FormatError>
         bos: id(file, "bos", tokens.len())?,
         eos: id(file, "eos", tokens.len())?,
         pad: id(file, "padding", tokens.len())?,
-        adds_bos: file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+        // Converters leave it out of Llama 3's files, and llama.cpp adds it to these.
+        adds_bos: file
+            .flag("tokenizer.ggml.add_bos_token")?
+            .unwrap_or(pre_tokenizer == PreTokenizer::Llama3),
     })
 }
 

@@ -69,9 +69,12 @@ fn parse_config(
     map: &Map<String, Value>,
     ignored: &[String],
 ) -> Result<ModelConfig, FormatError> {
-    let keys = Keys::new(path, map);
+    let architecture = families::read(path, map, ignored)?;
+    let mut map = map.clone();
+    map.retain(|key, _| !ignored.contains(key));
+    let keys = Keys::new(path, &map);
     Ok(ModelConfig {
-        architecture: families::read(path, map, ignored)?,
+        architecture,
         end_ids: keys.token_ids("eos_token_id")?,
         labels: keys.labels()?,
     })
@@ -114,10 +117,10 @@ pub fn generation_wishes(folder: &Path) -> Result<Vec<String>, FormatError> {
     Ok(wishes.map(str::to_owned).collect())
 }
 
-/// Reads the id that the `config.json` of a folder pads with, if there is one.
-pub fn padding_id(folder: &Path) -> Result<Option<u32>, FormatError> {
+/// Reads the id that the `config.json` of a folder pads with, if there is one and it is not `ignored`.
+pub fn padding_id(folder: &Path, ignored: &[String]) -> Result<Option<u32>, FormatError> {
     let path = folder.join("config.json");
-    if !path.exists() {
+    if !path.exists() || ignored.iter().any(|key| key == "pad_token_id") {
         return Ok(None);
     }
     // Some files have -1 for none.

@@ -93,6 +93,14 @@ fn load(
     ignored: &[String],
 ) -> Result<EncoderCheckpoint, FormatError> {
     let config_path = folder.join("config.json");
+    let adapter = folder.join("adapter_config.json");
+    if adapter.exists() {
+        return Err(FormatError::unsupported(
+            &adapter,
+            "an adapter of an encoder".to_owned(),
+            "merge it with `merge_and_unload` of PEFT, and load the whole encoder",
+        ));
+    }
     let map = read_object(&config_path)?;
     let Configuration {
         family,

@@ -99,6 +99,12 @@ impl Rotary {
                 attention_factor,
                 ..
             } => {
+                if self.theta <= 1.0 {
+                    return Err(format!(
+                        "rotary base is {} under yarn, expected more than 1",
+                        self.theta
+                    ));
+                }
                 positive("rotary factor", factor)?;
                 positive("rotary `beta_fast`", fast)?;
                 positive("rotary `beta_slow`", slow)?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::super::TokenizerError;
 use super::super::charsmap;
 use super::super::document::{Place, template, vocabulary};
-use super::merges::merges;
+use super::super::merges::merges;
 use super::{Algorithm, Piece, PieceKind, SentencePieceModel, malformed};
 
 /// Stands for a space inside pieces.

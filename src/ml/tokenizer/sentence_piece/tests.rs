@@ -175,7 +175,7 @@ fn files_that_are_no_models_are_refused_by_what_is_wrong() {
                 bpe,
             ]
             .concat(),
-            "its pieces split into more than 64 MiB of merges",
+            "invalid tokenizer: its pieces split into more than 64 MiB of merges",
         ),
     ] {
         assert_eq!(reason(&bytes), expected);

@@ -38,7 +38,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     let num_heads = keys.size("num_attention_heads")?;
     let head_size = equal_share(keys, hidden_size, num_heads)?;
     keys.only("head_dim", &Value::from(head_size))?;
-    let share = keys.number("rotary_pct", 0.25)?;
+    let share = keys.share("rotary_pct", 0.25)?;
     let theta = keys.number("rotary_emb_base", 10_000.0)?;
     // Written by some versions of `transformers`, and overruled by the two above when read.
     keys.only("partial_rotary_factor", &share.into())?;

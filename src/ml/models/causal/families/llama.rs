@@ -72,7 +72,9 @@ pub(super) fn read_form(
         num_heads,
         num_kv_heads: keys
             .find_size("num_key_value_heads")?
-            .or(defaults.num_kv_heads)
+            .or(defaults
+                .num_kv_heads
+                .filter(|_| !keys.is_null("num_key_value_heads")))
             .unwrap_or(num_heads),
         rope_theta: theta,
         rope_layout: RopeLayout::HalfSplit,

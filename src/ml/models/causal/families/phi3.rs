@@ -24,7 +24,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     names.query_key_value = QueryKeyValue::Joined(linear("self_attn.qkv_proj", false));
     names.widen = Widen::GatedJoined(linear("mlp.gate_up_proj", false));
     let mut architecture = read_form(keys, names, &defaults)?;
-    let share = keys.number("partial_rotary_factor", 1.0)?;
+    let share = keys.share("partial_rotary_factor", 1.0)?;
     if let Positions::Rotary(rotary) = &mut architecture.positions {
         rotary.dimensions = (architecture.head_size as f64 * share) as usize;
     }

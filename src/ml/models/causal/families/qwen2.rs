@@ -26,7 +26,8 @@ pub(super) fn windows(keys: &Keys<'_>, architecture: &mut Architecture) -> Resul
     let window = keys.find_size("sliding_window")?;
     let first = keys.find_size("max_window_layers")?.unwrap_or(28);
     let is_used = keys.flag("use_sliding_window", false)?;
-    let window = is_used.then(|| window.unwrap_or(4096));
+    let is_null = keys.is_null("sliding_window");
+    let window = window.or((!is_null).then_some(4096)).filter(|_| is_used);
     if !layer_types(keys, &mut architecture.layers, window)? {
         for layer in architecture.layers.iter_mut().skip(first) {
             layer.window = window;

@@ -26,7 +26,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
         kind: NormKind::Layer,
         eps: keys.number("layer_norm_eps", 1e-5)?,
     };
-    let share = keys.number("partial_rotary_factor", 0.25)?;
+    let share = keys.share("partial_rotary_factor", 0.25)?;
     if let Positions::Rotary(rotary) = &mut architecture.positions {
         rotary.dimensions = (architecture.head_size as f64 * share) as usize;
     }

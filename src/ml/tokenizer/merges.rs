@@ -1,10 +1,9 @@
 //! The merges of a BPE vocabulary with scores, as `generate_merges` of `transformers` makes them.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::super::TokenizerError;
-use super::malformed;
+use super::TokenizerError;
+use super::document::check_length;
 
 /// Most bytes of all merges' texts: each split of a piece is one, so that a few long pieces could fill any memory.
 const MOST_BYTES: usize = 64 << 20;
@@ -21,6 +20,8 @@ pub(super) fn merges<'a>(
     let mut merges = Vec::new();
     let mut bytes = 0;
     for (text, score) in scores {
+        // Or the many splits of one text would take any time.
+        check_length(text)?;
         let mut splits: Vec<_> = text
             .char_indices()
             .skip(1)
@@ -29,13 +30,13 @@ pub(super) fn merges<'a>(
             .collect();
         bytes += splits.len() * text.len();
         if bytes > MOST_BYTES {
-            return Err(malformed(format!(
+            return Err(TokenizerError::Invalid(format!(
                 "its pieces split into more than {} MiB of merges",
                 MOST_BYTES >> 20
             )));
         }
         if merges.len() + splits.len() > MOST {
-            return Err(malformed(format!(
+            return Err(TokenizerError::Invalid(format!(
                 "its pieces split into more than {MOST} merges"
             )));
         }
@@ -44,8 +45,8 @@ pub(super) fn merges<'a>(
     }
     let lengths = |left: &str, right: &str| (left.chars().count(), right.chars().count());
     merges.sort_by(|first, second| {
-        // Scores are finite; a negative zero is a zero.
-        let by_score = second.0.partial_cmp(&first.0).unwrap_or(Ordering::Equal);
+        // A negative zero is a zero.
+        let by_score = (second.0 + 0.0).total_cmp(&(first.0 + 0.0));
         by_score.then_with(|| lengths(second.1, second.2).cmp(&lengths(first.1, first.2)))
     });
     Ok(merges.into_iter().map(|(_, l, r)| (l, r)).collect())
