@@ -261,6 +261,42 @@ fn tokens_that_a_model_has_no_row_for_are_counted_and_last() {
 }
 
 #[test]
+fn an_export_takes_the_place_of_another_with_all_its_files() {
+    let space = Space::new(STAGES);
+    assert_eq!(space.run(&[]).code, 0);
+    let export = |stage: &str, more: &[&str]| {
+        space.flowgraph(&[&["export", "p.yaml", stage, "out"], more].concat())
+    };
+    assert_eq!(export("adapted_reward", &[]).code, 0);
+    assert_eq!(export("whole_reward", &[]).code, 2);
+    let forced = export("whole_reward", &["--force"]);
+    assert_eq!(forced.code, 0, "{}", forced.stderr);
+    for name in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "model.safetensors.index.json",
+        "model-00002-of-00002.safetensors",
+    ] {
+        assert!(!space.path("out").join(name).exists(), "{name}");
+    }
+    space.write(
+        "q.yaml",
+        "name: q\nstages:\n  again: { kind: load_reward, params: { source: out } }\n",
+    );
+    let read = space.flowgraph(&["run", "q.yaml"]);
+    assert_eq!(read.code, 0, "{}", read.stderr);
+    // Nothing of the user's is replaced unasked.
+    std::fs::create_dir(space.path("mine")).unwrap();
+    space.write("mine/model-00002-of-00002.safetensors", "precious");
+    let refused = space.flowgraph(&["export", "p.yaml", "adapted_reward", "mine"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert_eq!(
+        space.read("mine/model-00002-of-00002.safetensors"),
+        "precious"
+    );
+}
+
+#[test]
 fn the_files_of_a_sentence_encoder_may_lie_in_folders() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert/bert");
     let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"];
@@ -425,6 +461,11 @@ fn a_reward_is_read_where_it_is_asked_for_and_the_record_says_where() {
         assert_eq!(end[place] == last[place], !is_cut, "{place}");
     }
     assert_eq!(rewards("label"), last);
+    // What skips its end token here pads with it, so that other programs skip it too.
+    let export = space.flowgraph(&["export", "q.yaml", "library", "skips"]);
+    assert_eq!(export.code, 0, "{}", export.stderr);
+    let config = json_of(&space, "skips/config.json");
+    assert_eq!(config["pad_token_id"], config["eos_token_id"]);
 }
 
 #[test]

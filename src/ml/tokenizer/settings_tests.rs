@@ -76,6 +76,18 @@ fn bert(lowercase: bool) -> Value {
 }
 
 #[test]
+fn flags_of_the_documents_own_tokens_win_over_those_of_a_role() {
+    let replaced = json!({ "normalizer": { "type": "Replace", "pattern": { "String": "</s>" }, "content": "b" } });
+    // Were `</s>` found in what was replaced, `b` would be it.
+    let token = json!({ "__type": "AddedToken", "content": "</s>", "lstrip": false, "rstrip": false,
+                        "normalized": true, "single_word": false });
+    let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token });
+    let tokenizer = loaded(&replaced, &config).unwrap();
+    assert_eq!(tokenizer.encode("b").unwrap(), [4]);
+    assert_eq!(tokenizer.encode("</s>").unwrap(), [2]);
+}
+
+#[test]
 fn settings_overrule_the_document_as_in_transformers() {
     let none = json!({});
     for (what, changes, config, text, ids) in [

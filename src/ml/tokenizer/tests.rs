@@ -172,6 +172,34 @@ fn a_saved_tokenizer_is_read_back() {
 }
 
 #[test]
+fn scored_tokens_that_split_without_end_are_refused() {
+    let vocabulary = |longest: usize| super::ScoredVocabulary {
+        tokens: (1..=longest)
+            .map(|length| super::ScoredToken {
+                text: "a".repeat(length),
+                score: 0.0,
+                kind: super::ScoredTokenKind::Normal,
+            })
+            .collect(),
+        bos: None,
+        eos: None,
+        pad: None,
+        adds_bos: false,
+        adds_space_prefix: false,
+    };
+    assert!(vocabulary(50).into_tokenizer().is_ok());
+    let error = vocabulary(1000).into_tokenizer().unwrap_err().to_string();
+    assert!(error.contains("more than 64 MiB of merges"), "{error}");
+    let mut long = vocabulary(3);
+    long.tokens[2].text = "a".repeat(5000);
+    let error = long.into_tokenizer().unwrap_err().to_string();
+    assert!(
+        error.contains("a token has 5000 bytes, expected at most 4096"),
+        "{error}"
+    );
+}
+
+#[test]
 fn special_tokens_must_exist() {
     let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, WORLD, 300, &[]).unwrap();
     let tokens = SpecialTokens {

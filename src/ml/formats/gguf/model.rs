@@ -190,6 +190,29 @@ mod tests {
     }
 
     #[test]
+    fn texts_begin_and_end_as_llama_cpp_has_it_where_a_file_does_not_say() {
+        let with = |pre: &'static str, more: Vec<(&'static str, Field)>| {
+            let mut metadata = fixture::metadata();
+            metadata.retain(|(key, _)| !key.ends_with("add_bos_token") && !key.ends_with(".pre"));
+            metadata.push(("tokenizer.ggml.pre", Field::Text(pre)));
+            metadata.extend(more);
+            parse(Path::new(PATH), &gguf(&metadata, &fixture::tiny_tensors()))
+        };
+        let begins = |pre| {
+            let tokenizer = with(pre, Vec::new()).unwrap().tokenizer.unwrap();
+            tokenizer.encode_prompt("abc").unwrap()[0] == 0
+        };
+        assert!(begins("llama-bpe"));
+        assert!(!begins("gpt-2"));
+        let ends = vec![("tokenizer.ggml.add_eos_token", Field::Flag(true))];
+        let error = with("gpt-2", ends).unwrap_err().to_string();
+        assert!(
+            error.contains("`tokenizer.ggml.add_eos_token` true is not supported"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn what_is_not_implemented_is_refused() {
         let with = |key: &'static str, field: Field| {
             let mut metadata = fixture::metadata();

@@ -505,6 +505,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_ignored_is_not_looked_at_at_all() {
+        let folder = saved(&fixture::config());
+        let path = folder.path().join("config.json");
+        let mut config = read_object(&path).unwrap();
+        config.insert("eos_token_id".to_owned(), json!("bogus"));
+        config.insert("id2label".to_owned(), json!(3));
+        fs_err::write(&path, serde_json::Value::Object(config).to_string()).unwrap();
+        assert!(load_hugging_face(folder.path()).is_err());
+        let ignored = ["eos_token_id", "id2label"].map(str::to_owned);
+        let read = load_hugging_face_without(folder.path(), &ignored).unwrap();
+        assert_eq!(read.config.num_layers, 2);
+    }
+
+    #[test]
     fn a_bare_trunk_is_a_model_if_its_embedding_is_its_head() {
         for tied in [true, false] {
             let config = LlamaConfig {

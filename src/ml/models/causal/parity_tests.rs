@@ -471,6 +471,32 @@ fn rows_without_a_token_are_kept() {
 }
 
 #[test]
+fn null_is_not_as_good_as_absent_where_transformers_makes_a_difference() {
+    let recorded = Recorded::of("qwen2_window");
+    let read = |changes: &[(&str, serde_json::Value)]| {
+        let mut description = recorded.description["config"].clone();
+        let map = description.as_object_mut().unwrap();
+        for (key, value) in changes {
+            map.insert((*key).to_owned(), value.clone());
+        }
+        map.remove("layer_types");
+        families::read(std::path::Path::new("config.json"), map, &[])
+    };
+    let windows = |changes: &[(&str, serde_json::Value)]| {
+        let layers = read(changes).unwrap().layers;
+        layers.iter().map(|layer| layer.window).collect::<Vec<_>>()
+    };
+    assert_eq!(windows(&[]), [None, Some(4)]);
+    assert_eq!(
+        windows(&[("sliding_window", serde_json::Value::Null)]),
+        [None, None]
+    );
+    let heads = read(&[("num_key_value_heads", serde_json::Value::Null)]);
+    let heads = heads.unwrap();
+    assert_eq!(heads.num_kv_heads, heads.num_heads);
+}
+
+#[test]
 fn keys_that_nobody_reads_are_refused() {
     let recorded = Recorded::of("llama");
     let mut description = recorded.description["config"].clone();

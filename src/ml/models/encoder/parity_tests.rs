@@ -183,6 +183,19 @@ fn a_row_is_the_same_alone_and_among_others_to_the_last_bit() {
 }
 
 #[test]
+fn an_adapter_beside_an_encoder_is_refused() {
+    let (about, _) = recorded("bert");
+    let folder = folder(&about["config"], &about["tensors"]);
+    fs_err::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+    let error = load_encoder(folder.path(), &EncoderOptions::default()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("adapter_config.json: an adapter of an encoder is not supported"),
+        "{error}"
+    );
+}
+
+#[test]
 fn saved_encoders_and_classifiers_are_read_back() {
     for name in RECORDED {
         let (about, _) = recorded(name);
