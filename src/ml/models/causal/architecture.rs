@@ -263,6 +263,20 @@ impl Architecture {
         }
     }
 
+    /// Has all layers see through a window of so many keys, or all before them.
+    pub(super) fn see(&mut self, window: Option<usize>) {
+        for layer in &mut self.layers {
+            layer.window = window;
+        }
+    }
+
+    /// Rotates a share of each head alone.
+    pub(super) fn rotate_share(&mut self, share: f64) {
+        if let Positions::Rotary(rotary) = &mut self.positions {
+            rotary.dimensions = (self.head_size as f64 * share) as usize;
+        }
+    }
+
     /// Returns the name of the output head's weight, which a model with tied embeddings has not.
     pub fn head_name(&self) -> String {
         format!("{}.weight", self.names.head)

@@ -27,8 +27,6 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     } else {
         Some(keys.find_size("sliding_window")?.unwrap_or(4096))
     };
-    for layer in &mut architecture.layers {
-        layer.window = window;
-    }
+    architecture.see(window);
     Ok(architecture)
 }

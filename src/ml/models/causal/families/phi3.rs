@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::llama::{Defaults, names, read_form};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
-use crate::ml::models::causal::architecture::{Positions, QueryKeyValue, Widen, linear};
+use crate::ml::models::causal::architecture::{QueryKeyValue, Widen, linear};
 use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
@@ -24,13 +24,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
     names.query_key_value = QueryKeyValue::Joined(linear("self_attn.qkv_proj", false));
     names.widen = Widen::GatedJoined(linear("mlp.gate_up_proj", false));
     let mut architecture = read_form(keys, names, &defaults)?;
-    let share = keys.share("partial_rotary_factor", 1.0)?;
-    if let Positions::Rotary(rotary) = &mut architecture.positions {
-        rotary.dimensions = (architecture.head_size as f64 * share) as usize;
-    }
-    let window = keys.find_size("sliding_window")?;
-    for layer in &mut architecture.layers {
-        layer.window = window;
-    }
+    architecture.rotate_share(keys.share("partial_rotary_factor", 1.0)?);
+    architecture.see(keys.find_size("sliding_window")?);
     Ok(architecture)
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::llama::{Defaults, names, read_form};
 use crate::ml::formats::FormatError;
 use crate::ml::models::causal::Architecture;
-use crate::ml::models::causal::architecture::{Norm, NormKind, Positions};
+use crate::ml::models::causal::architecture::{Norm, NormKind};
 use crate::ml::models::keys::Keys;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
@@ -26,9 +26,6 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
         kind: NormKind::Layer,
         eps: keys.number("layer_norm_eps", 1e-5)?,
     };
-    let share = keys.share("partial_rotary_factor", 0.25)?;
-    if let Positions::Rotary(rotary) = &mut architecture.positions {
-        rotary.dimensions = (architecture.head_size as f64 * share) as usize;
-    }
+    architecture.rotate_share(keys.share("partial_rotary_factor", 0.25)?);
     Ok(architecture)
 }

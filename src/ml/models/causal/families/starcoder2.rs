@@ -27,9 +27,6 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<Architecture, FormatError> {
         eps: keys.number("norm_epsilon", 1e-5)?,
     };
     architecture.activation = activation(keys, "hidden_act", Activation::GeluTanh)?;
-    let window = keys.find_size("sliding_window")?;
-    for layer in &mut architecture.layers {
-        layer.window = window;
-    }
+    architecture.see(keys.find_size("sliding_window")?);
     Ok(architecture)
 }
