@@ -1,7 +1,5 @@
 //! `load_reward`: a trained reward model.
 
-use std::path::Path;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +123,7 @@ impl Kind for LoadReward {
             return Err(StageError::new(format!("{}: not a folder", path.display()))
                 .hint("single files are given by `files`"));
         }
-        if let Some(base) = ctx.optional_input("base") {
+        let ends = if let Some(base) = ctx.optional_input("base") {
             if !self.ignore_config.is_empty() || self.label.is_some() {
                 return Err(StageError::new(
                     "`ignore_config` and `label` are for whole models; an adapter has neither a `config.json` nor labels \
@@ -140,6 +138,7 @@ impl Kind for LoadReward {
                      where it is the end token, `transformers` reads the token before it",
                 );
             }
+            base.eos
         } else {
             let (model, score) = LanguageModel::load_classifier(&path, &self.ignore_config)?;
             let classes = score.dim(0)?;
@@ -164,7 +163,8 @@ impl Kind for LoadReward {
                 ctx.note(&rows_note(model.added_rows, model.config.vocab_size));
             }
             model.save_copy(&output, Some(&score))?;
-        }
+            model.eos
+        };
         let known = RewardDescription::find(&path)?;
         let calibrated = match known {
             Some(known) => known,
@@ -173,7 +173,8 @@ impl Kind for LoadReward {
                 offset: 0.0,
                 accuracy: None,
                 longer_wins: None,
-                skipped_end: padding_end(&path, &self.ignore_config, &output)?,
+                skipped_end: padding_id(&path, &self.ignore_config)?
+                    .filter(|pad| ends.contains(pad)),
                 appended_end: None,
             },
         };
@@ -187,7 +188,7 @@ impl Kind for LoadReward {
             appended_end: match self.score_at {
                 ScoreAt::Library => calibrated.appended_end,
                 ScoreAt::LastToken => None,
-                ScoreAt::EndToken => Some(end_token(&output)?),
+                ScoreAt::EndToken => ends.first().copied(),
             },
             ..calibrated
         };
@@ -206,23 +207,4 @@ impl Kind for LoadReward {
         }
         Ok(())
     }
-}
-
-/// Returns the token that ends texts of a model.
-fn end_token(loaded: &Path) -> Result<u32, StageError> {
-    let ends = LanguageModel::load_classifier(loaded, &[])?.0.eos;
-    let missing = "`score_at: end_token`, but the model has no token that ends a text";
-    ends.first()
-        .copied()
-        .ok_or_else(|| StageError::new(missing))
-}
-
-/// Returns the padding token of a folder's own configuration, if it is one that ends texts of the model in `loaded`.
-fn padding_end(
-    folder: &Path,
-    ignored: &[String],
-    loaded: &Path,
-) -> Result<Option<u32>, StageError> {
-    let ends = LanguageModel::load_classifier(loaded, &[])?.0.eos;
-    Ok(padding_id(folder, ignored)?.filter(|pad| ends.contains(pad)))
 }
