@@ -79,7 +79,7 @@ pub(super) fn run(
         }
         args.refuse_existing(&target)?;
     }
-    let is_model = [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind);
+    let is_model = [LANGUAGE_MODEL, REWARD_MODEL].contains(&&*artifact.kind);
     // What another model left in the folder would be taken for a part of this one.
     let left = COPIED_FILES.map(|name| args.folder.join(name));
     let left = left.iter().filter(|path| is_model && path.exists());
@@ -99,7 +99,7 @@ pub(super) fn run(
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
     }
-    if is_model {
+    if is_model || artifact.kind == "tokenizer" {
         complete_copy(&args.folder).map_err(|error| Failure::Other {
             message: error.to_string(),
             hint: None,
