@@ -1,8 +1,8 @@
 //! Killed anywhere, the next run continues where it was and gives the same bytes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStderr, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -246,6 +246,18 @@ stages:
     });
 }
 
+/// Starts a run; returns the first line that it tells, and those to come.
+fn begun(space: &Space) -> (Child, String, Lines<BufReader<ChildStderr>>) {
+    let mut run = space
+        .program(&["run", "p.yaml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    (run, line, lines)
+}
+
 #[test]
 fn a_large_file_is_announced_and_reading_it_ends_with_the_first_signal() {
     let space = Space::new(
@@ -258,13 +270,7 @@ stages:
     let file = std::fs::File::create(space.path("large")).unwrap();
     // Nobody waits until so much is read; it takes no room.
     file.set_len(8 << 40).unwrap();
-    let mut run = space
-        .program(&["run", "p.yaml"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    let line = lines.next().unwrap().unwrap();
+    let (mut run, line, lines) = begun(&space);
     assert!(
         line.starts_with("reading ") && line.ends_with("large (8.00 TiB)"),
         "{line}"
@@ -287,13 +293,7 @@ stages:
   world: { kind: generate_world, params: { seed: 1, finetune_pairs: 2, reward_pairs: 2, rl_questions: 2, pretraining_documents: 20000000 } }
 ",
     );
-    let mut run = space
-        .program(&["run", "p.yaml"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    let line = lines.next().unwrap().unwrap();
+    let (mut run, line, lines) = begun(&space);
     assert!(line.contains(" RUN world"), "{line}");
     std::thread::sleep(Duration::from_millis(500));
     kill_process(pid(run.id() as i32), Signal::INT).unwrap();
