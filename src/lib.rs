@@ -7,10 +7,11 @@
 //!              |
 //! engine/                spec -> plan -> execute; knows nothing of machine learning
 //! registry.rs            one line per stage kind
-//! stages/                one file per stage kind: typed params, typed ports, glue
+//! stages/                one file per stage kind, in data/ train/ evaluate/ report/: typed params, typed ports, glue
 //! artifacts/             one file per artifact type, device-free
 //! ml/                    models, adapters, objectives, generation, optimiser, kernels
 //! stats/                 numbers on slices
+//! world/                 questions, answers and their exact reward, generated
 //! sources/               where bytes from outside come from
 //! excerpt.rs             what a message holds of a long text
 //! files.rs, quiet.rs     files and panics of others, with care
@@ -32,3 +33,4 @@ pub mod registry;
 pub mod sources;
 pub mod stages;
 pub mod stats;
+pub mod world;

@@ -1,11 +1,10 @@
 //! Where bytes from outside come from.
 //!
 //! A [`Source`] is written in one line (`pypi:NAME==VERSION/PATH`, `hf:ORG/REPO/PATH`, `https://...`,
-//! `file:PATH`); [`fetch`] makes its bytes available as a verified file. The [`embedded`] world needs no
-//! files at all.
+//! `file:PATH`); [`fetch`] makes its bytes available as a verified file. The embedded [`world`](crate::world) needs
+//! no files at all.
 
 pub mod dialogue;
-pub mod embedded;
 pub mod rows;
 
 mod address;

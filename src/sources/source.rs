@@ -12,7 +12,7 @@ use super::{SourceError, address::Address};
 /// `hf:datasets/ORG/REPO[@REVISION]/PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
-    /// The generated world ([`embedded::World`](super::embedded::World)).
+    /// The generated world ([`World`](crate::world::World)).
     World,
     /// A file on this machine.
     File(PathBuf),

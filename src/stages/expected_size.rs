@@ -3,40 +3,40 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::at_least_one;
 use crate::engine::stage::{Estimate, Problem};
+use crate::stages::ranges::at_least_one;
 
 /// Sizes that only the data and the model know, as the pipeline expects them; for the plan's estimates alone.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ExpectedSize {
+pub(crate) struct ExpectedSize {
     /// Parameters of the model.
-    pub(super) parameters: u64,
+    pub(crate) parameters: u64,
     /// Tokens of a row: prompt and completion.
-    pub(super) row_tokens: u64,
+    pub(crate) row_tokens: u64,
     /// Floating-point operations a second that the machine really makes; without it no time is estimated.
     #[serde(default)]
-    pub(super) flops_per_second: Option<f64>,
+    pub(crate) flops_per_second: Option<f64>,
 }
 
 /// Work of a stage in forward passes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work {
+pub(crate) struct Work {
     /// Rows in all.
-    pub(super) rows: f64,
+    pub(crate) rows: f64,
     /// Forward passes over each row, those of frozen models and of generation included.
-    pub(super) forward: f64,
+    pub(crate) forward: f64,
     /// Backward passes over each row.
-    pub(super) backward: f64,
+    pub(crate) backward: f64,
     /// Whether all weights are trained, not an adapter alone.
-    pub(super) trains_all: bool,
+    pub(crate) trains_all: bool,
     /// Models in memory at once.
-    pub(super) models: f64,
+    pub(crate) models: f64,
 }
 
 impl ExpectedSize {
     /// Checks ranges.
-    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+    pub(crate) fn validate(&self, problems: &mut Vec<Problem>) {
         at_least_one("expected_size.parameters", self.parameters, problems);
         at_least_one("expected_size.row_tokens", self.row_tokens, problems);
         if self.flops_per_second.is_some_and(|rate| rate <= 0.0) {
@@ -51,7 +51,7 @@ impl ExpectedSize {
     /// weights, if those are trained (Kaplan et al. 2020, section 2.1).
     ///
     /// Memory is that of 32-bit weights, gradients and AdamW's two moments; activations are not in it.
-    pub(super) fn estimate(&self, work: Work) -> Estimate {
+    pub(crate) fn estimate(&self, work: Work) -> Estimate {
         let backward = if work.trains_all { 2.0 } else { 1.0 } * work.backward;
         let tokens = work.rows * self.row_tokens as f64;
         let flops = 2.0 * self.parameters as f64 * tokens * (work.forward + backward);
@@ -70,7 +70,7 @@ impl ExpectedSize {
 }
 
 /// Estimates the cost of `work`, if a size is given.
-pub(super) fn estimate(size: Option<&ExpectedSize>, work: Work) -> Estimate {
+pub(crate) fn estimate(size: Option<&ExpectedSize>, work: Work) -> Estimate {
     size.map_or_else(Estimate::default, |size| size.estimate(work))
 }
 

@@ -10,18 +10,18 @@ use crate::ml::trainer::actions::Actions;
 /// Tokens of a part: seconds for a model of some hundred million parameters.
 const TOKENS: usize = 4096;
 /// Texts of a part that is quickly done, such as reading them with a tokenizer.
-pub(super) const TEXTS: usize = 256;
+pub(crate) const TEXTS: usize = 256;
 
 /// Returns how many rows make a part, at most `most`.
 ///
 /// A row's numbers do not depend on those beside it, so neither do results on this.
-pub(super) fn rows_at_once(lengths: impl IntoIterator<Item = usize>, most: usize) -> usize {
+pub(crate) fn rows_at_once(lengths: impl IntoIterator<Item = usize>, most: usize) -> usize {
     let longest = lengths.into_iter().max().unwrap_or(0).max(1);
     (TOKENS / longest).clamp(1, most.max(1))
 }
 
 /// Returns how many texts make a part for an encoder, which reads some hundred tokens of each.
-pub(super) fn texts_at_once(texts: &[String]) -> usize {
+pub(crate) fn texts_at_once(texts: &[String]) -> usize {
     /// Bytes of a token, more or less, and the tokens that usual encoders take.
     const BYTES: usize = 4;
     const LONGEST: usize = 512;
@@ -30,7 +30,7 @@ pub(super) fn texts_at_once(texts: &[String]) -> usize {
 }
 
 /// Returns the reward of each row, `most` rows at once at most.
-pub(super) fn rewards(
+pub(crate) fn rewards(
     ctx: &mut RunContext,
     reward: &RewardModel,
     rows: &[Vec<u32>],
@@ -43,7 +43,7 @@ pub(super) fn rewards(
 }
 
 /// Returns the log-probability of each completion under a model, `most` at once at most.
-pub(super) fn log_probs(
+pub(crate) fn log_probs(
     ctx: &mut RunContext,
     model: &CausalLm,
     sequences: &[TokenizedCompletion],
@@ -59,7 +59,7 @@ pub(super) fn log_probs(
 
 /// Returns the log-probability of each completion under a model, and the mean over its tokens of the entropy of the
 /// next-token distribution, in nats.
-pub(super) fn log_probs_and_entropies(
+pub(crate) fn log_probs_and_entropies(
     ctx: &mut RunContext,
     model: &CausalLm,
     sequences: &[TokenizedCompletion],

@@ -5,16 +5,23 @@ use std::ops::RangeInclusive;
 use crate::engine::stage::Problem;
 use crate::ml::generate::DIVISORS;
 
+/// Checks that a whole number is at least 1.
+pub(crate) fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
+    if value == 0 {
+        problems.push(Problem::new(key, format!("`{key}` must be at least 1")));
+    }
+}
+
 /// Learning rates: below, no weight would change in `f32`.
-pub(super) const LEARNING_RATES: RangeInclusive<f64> = 1e-12..=1e3;
+pub(crate) const LEARNING_RATES: RangeInclusive<f64> = 1e-12..=1e3;
 
 /// Checks a number that others are multiplied with or divided by.
-pub(super) fn factor(key: &str, value: f64, problems: &mut Vec<Problem>) {
+pub(crate) fn factor(key: &str, value: f64, problems: &mut Vec<Problem>) {
     within(key, value, &DIVISORS, problems);
 }
 
 /// Checks a number that logits are divided by before a token is drawn.
-pub(super) fn temperature(key: &str, value: f64, problems: &mut Vec<Problem>) {
+pub(crate) fn temperature(key: &str, value: f64, problems: &mut Vec<Problem>) {
     let before = problems.len();
     factor(key, value, problems);
     for problem in problems.iter_mut().skip(before) {
@@ -24,7 +31,7 @@ pub(super) fn temperature(key: &str, value: f64, problems: &mut Vec<Problem>) {
 }
 
 /// Checks a learning rate.
-pub(super) fn learning_rate(key: &str, value: f64, problems: &mut Vec<Problem>) {
+pub(crate) fn learning_rate(key: &str, value: f64, problems: &mut Vec<Problem>) {
     within(key, value, &LEARNING_RATES, problems);
 }
 

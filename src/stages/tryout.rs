@@ -11,32 +11,32 @@ use crate::engine::context::tests::{Told, context};
 use crate::engine::stage::{Kind, StageError};
 
 /// What a try left.
-pub(super) struct Tried {
-    pub(super) outcome: Result<(), StageError>,
-    pub(super) told: Told,
+pub(crate) struct Tried {
+    pub(crate) outcome: Result<(), StageError>,
+    pub(crate) told: Told,
     outputs: PathBuf,
 }
 
 impl Tried {
     /// Returns the folder of an output.
-    pub(super) fn output(&self, name: &str) -> PathBuf {
+    pub(crate) fn output(&self, name: &str) -> PathBuf {
         self.outputs.join(name)
     }
 
     /// Returns the error of a try that failed.
-    pub(super) fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         match &self.outcome {
             Err(StageError::Failed { message, .. }) => message,
             other => panic!("no failure: {other:?}"),
         }
     }
 
-    pub(super) fn is_interrupted(&self) -> bool {
+    pub(crate) fn is_interrupted(&self) -> bool {
         matches!(self.outcome, Err(StageError::Interrupted))
     }
 
     /// Returns the totals of what was reported, by unit.
-    pub(super) fn totals(&self) -> BTreeMap<&str, u64> {
+    pub(crate) fn totals(&self) -> BTreeMap<&str, u64> {
         let progress = self.told.progress.iter();
         progress
             .map(|progress| (progress.unit.as_str(), progress.total))
@@ -45,7 +45,7 @@ impl Tried {
 }
 
 /// Tries a stage in `folder`, where checkpoints of an earlier try may be; see [`context`].
-pub(super) fn attempt<K: Kind>(
+pub(crate) fn attempt<K: Kind>(
     folder: &Path,
     params: Json,
     inputs: &[(&str, &str, &Path)],

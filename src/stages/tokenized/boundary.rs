@@ -13,7 +13,7 @@ const EXAMINED: usize = 1000;
 /// How a prompt and its completion become tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::stages) enum Boundary {
+pub(crate) enum Boundary {
     /// Each by itself: the prompt's tokens are those that a policy is given when it is sampled, and its completions
     /// begin behind them.
     #[default]
@@ -25,19 +25,19 @@ pub(in crate::stages) enum Boundary {
 }
 
 /// The tokens of a prompt and of a completion.
-pub(super) type Split = (Vec<u32>, Vec<u32>);
+pub(crate) type Split = (Vec<u32>, Vec<u32>);
 
 impl Boundary {
     #[expect(
         clippy::trivially_copy_pass_by_ref,
         reason = "serde passes a reference"
     )]
-    pub(in crate::stages) fn is_apart(&self) -> bool {
+    pub(crate) fn is_apart(&self) -> bool {
         *self == Self::Apart
     }
 
     /// Returns the tokens of a prompt, behind the begin token if the tokenizer adds one, and of its completion.
-    pub(super) fn split(
+    pub(crate) fn split(
         self,
         tokenizer: &Tokenizer,
         prompt: &str,
@@ -49,7 +49,7 @@ impl Boundary {
 
     /// Returns the tokens of a prompt and of each of its completions. All of them begin behind the same tokens, where
     /// the first of them must: so has TRL the two sides of a pair.
-    pub(super) fn split_all<const N: usize>(
+    pub(crate) fn split_all<const N: usize>(
         self,
         tokenizer: &Tokenizer,
         prompt: &str,
@@ -77,7 +77,7 @@ impl Boundary {
 }
 
 /// Says in how many rows, of the first ones, the choice of the boundary makes a difference.
-pub(super) fn note_boundary<'a>(
+pub(crate) fn note_boundary<'a>(
     tokenizer: &Tokenizer,
     rows: impl Iterator<Item = (&'a str, &'a str)>,
     boundary: Boundary,

@@ -11,15 +11,15 @@ use crate::ml::trainer::TokenizedCompletion;
 use crate::stages::passes;
 
 /// Completions that every one of some models can read.
-pub(in crate::stages) struct Scorable {
-    pub(in crate::stages) rows: Vec<CompletionRow>,
+pub(crate) struct Scorable {
+    pub(crate) rows: Vec<CompletionRow>,
     /// The rows in the tokens of each model.
-    pub(in crate::stages) sequences: Vec<Vec<TokenizedCompletion>>,
+    pub(crate) sequences: Vec<Vec<TokenizedCompletion>>,
 }
 
 /// Tokenizes the completions of a table for `models`. Rows beyond the context of one of them leave the table; their
 /// number is noted.
-pub(in crate::stages) fn scorable(
+pub(crate) fn scorable(
     table: &mut Table,
     models: &[&LanguageModel],
     ctx: &mut RunContext,
@@ -63,7 +63,7 @@ pub(in crate::stages) fn scorable(
 }
 
 /// Tokenizes completions as they were generated; `None` for one that the model's context cannot hold.
-pub(in crate::stages) fn tokenize_completions(
+pub(crate) fn tokenize_completions(
     rows: &[CompletionRow],
     model: &LanguageModel,
     ctx: &mut RunContext,

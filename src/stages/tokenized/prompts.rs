@@ -8,20 +8,20 @@ use crate::engine::stage::StageError;
 use crate::stages::passes;
 
 /// A prompt of a dataset as a model reads it.
-pub(in crate::stages) struct TokenizedPrompt {
+pub(crate) struct TokenizedPrompt {
     /// Its place among the examples.
-    pub(in crate::stages) place: usize,
+    pub(crate) place: usize,
     /// Its tokens, behind the begin token if there is one.
-    pub(in crate::stages) tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Whether its beginning was cut.
-    pub(in crate::stages) is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 /// Tokenizes the first `wanted` of the prompts (with their rows of the dataset) that have at most `most` tokens.
 ///
 /// Longer ones, which leave no room for a completion, and empty ones are left out; their number is noted. With `cut`
 /// only so many of a prompt's last tokens are kept, behind the begin token.
-pub(in crate::stages) fn tokenize_prompts(
+pub(crate) fn tokenize_prompts(
     model: &LanguageModel,
     examples: &[(usize, &Example)],
     wanted: usize,

@@ -1,0 +1,12 @@
+//! Kinds that bring or make data, models and encoders.
+
+pub mod generate_tree;
+pub mod generate_world;
+pub mod init_model;
+pub mod load_encoder;
+pub mod load_labelled_texts;
+pub mod load_model;
+pub mod load_preferences;
+pub mod load_reward;
+
+mod model_files;

@@ -1,0 +1,265 @@
+use serde_json::json;
+
+use super::*;
+use crate::artifacts::curve::Status;
+use crate::artifacts::embeddings::EmbeddingMatrix;
+use crate::artifacts::table::Values;
+use crate::stages::report::fixture::{curve, rows, scored, with_rewards};
+use crate::stages::report::scored::add_tfidf;
+use crate::stats::{Embeddings, diversity, novelty};
+
+fn kind(params: serde_json::Value) -> MetricTable {
+    serde_json::from_value(params).unwrap()
+}
+
+fn one(table: &Table, column: &str, row: usize) -> f64 {
+    table.numbers(column).unwrap()[row].unwrap()
+}
+
+fn vectors(n: usize, seed: u64) -> EmbeddingMatrix {
+    let mut draws = Stream::new(seed, "vectors").at(0);
+    EmbeddingMatrix {
+        values: (0..n * 3).map(|_| draws.normal() as f32).collect(),
+        dimension: 3,
+    }
+}
+
+/// ```python
+/// r = np.array([.5, 2, -1, 1.5, 0, 1]); top = np.sort(r)[-3:]
+/// r.mean(), r.std(), top.mean(), top.std()
+/// ```
+#[test]
+fn rewards_are_summarised_as_in_the_paper() {
+    let texts = ["a", "b", "c", "", "e", "f"].map(str::to_owned);
+    let scored = with_rewards(&[0.5, 2.0, -1.0, 1.5, 0.0, 1.0], &texts);
+    let labels = crate::stages::report::groups::tests::labels(&[("policy", "ppo"), ("seed", "1")]);
+    let kind = kind(json!({ "top_k": 3, "entropy": ["mode"], "extra": ["tokens"] }));
+    let (table, per_seed) = kind.tables(rows(vec![(labels, scored)]), &[]).unwrap();
+    let expected = [
+        ("n", 6.0),
+        ("Mean", 0.666_666_666_666_666_6),
+        ("Std", 0.986_013_297_183_269_2),
+        ("Top-3 Mean", 1.5),
+        ("Top-3 Std", 0.408_248_290_463_863),
+        ("Truncated", 1.0 / 3.0),
+        ("tokens", 3.0),
+        ("Entropy of mode", 2f64.ln()),
+    ];
+    for (column, expected) in expected {
+        let found = one(&table, column, 0);
+        assert!(
+            (found - expected).abs() < 1e-14,
+            "{column}: {found}, not {expected}"
+        );
+        assert_eq!(one(&per_seed, column, 0), found);
+    }
+    assert!(!table.has("Diversity") && !table.has("Mean sd") && !table.has("Training"));
+    assert!(one(&table, "Mean low", 0) < 0.66 && one(&table, "Mean high", 0) > 0.67);
+}
+
+#[test]
+fn what_is_asked_for_beside_the_columns_is_shown_behind_them() {
+    let texts = ["a", "b"].map(str::to_owned);
+    let shown = |params| {
+        let labels =
+            crate::stages::report::groups::tests::labels(&[("policy", "ppo"), ("seed", "1")]);
+        let runs = rows(vec![(labels, with_rewards(&[0.5, 2.0], &texts))]);
+        let (table, _) = kind(params).tables(runs, &[]).unwrap();
+        let names = table.columns.into_iter().map(|column| column.name);
+        let wanted = ["Mean", "Std", "tokens", "Entropy of mode"];
+        names
+            .filter(|name| wanted.contains(&name.as_str()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(json!({ "columns": ["std", "mean"], "extra": ["tokens"], "entropy": ["mode"] })),
+        ["Std", "Mean", "tokens", "Entropy of mode"]
+    );
+    // Named among the columns, they stand where they are named.
+    assert_eq!(
+        shown(json!({ "columns": ["tokens", "mean"], "extra": ["tokens"] })),
+        ["tokens", "Mean"]
+    );
+}
+
+#[test]
+fn tfidf_and_columns_that_contradict_each_other_are_refused() {
+    let problems = |params| -> Vec<String> {
+        let problems = kind(params).validate().into_iter();
+        problems.map(|problem| problem.message).collect()
+    };
+    assert_eq!(
+        problems(json!({ "columns": ["mean", "tfidf_diversity"] })),
+        ["metrics with TF-IDF vectors need `tfidf: true`"]
+    );
+    assert_eq!(
+        problems(json!({ "columns": ["mean"], "tfidf": true })),
+        ["`tfidf: true` has no effect: `columns` shows no metric with TF-IDF vectors"]
+    );
+    for right in [
+        json!({ "columns": ["tfidf_diversity"], "tfidf": true }),
+        json!({ "tfidf": true }),
+        json!({ "columns": ["mean"] }),
+    ] {
+        assert_eq!(problems(right), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn diversity_and_novelty_are_of_the_best_completions() {
+    let (labels, mut scored) = scored("ppo", 1, 0.0, 10);
+    let rewards = scored.column("reward").unwrap();
+    let best = crate::stats::top_k(&rewards, 4).unwrap();
+    let (texts, reference) = (vectors(10, 1), vectors(5, 2));
+    let chosen: Vec<f32> = best
+        .iter()
+        .flat_map(|at| texts.values[at * 3..at * 3 + 3].to_vec())
+        .collect();
+    let chosen = Embeddings::new(&chosen, 3).unwrap();
+    let known = Embeddings::new(&reference.values, 3).unwrap();
+    let all = Embeddings::new(&texts.values, 3).unwrap();
+    let expected = [
+        ("Diversity", diversity(&chosen).unwrap()),
+        ("Diversity, all", diversity(&all).unwrap()),
+        ("Novelty", novelty(&chosen, &known).unwrap()),
+        ("Novelty, all", novelty(&all, &known).unwrap()),
+    ];
+    scored
+        .embed(texts.clone(), Some(reference.clone().into()))
+        .unwrap();
+    let (table, _) = kind(json!({ "top_k": 4 }))
+        .tables(rows(vec![(labels, scored)]), &[])
+        .unwrap();
+    for (column, expected) in expected {
+        assert!(
+            (one(&table, column, 0) - expected).abs() < 1e-12,
+            "{column}"
+        );
+    }
+    // One sample of each question: there is no diversity within one.
+    assert!(!table.has("Diversity, per prompt"));
+}
+
+#[test]
+fn seeds_are_averaged_and_the_paper_stands_beside() {
+    let items = [("ppo", 1, 1.0), ("ppo", 2, 1.4), ("tb", 1, 0.2)];
+    let items = items.map(|(policy, seed, center)| scored(policy, seed, center, 40));
+    let expected: Vec<f64> = items
+        .iter()
+        .map(|(_, run)| mean(&run.column("reward").unwrap()).unwrap())
+        .collect();
+    let curves = rows(vec![
+        curve("ppo", 1, Status::Completed, 1.0),
+        curve("ppo", 2, Status::Diverged, 1.0),
+    ]);
+    let kind =
+        kind(json!({ "reference_values": { "ppo": { "mean": 0.872 } }, "columns": ["mean"] }));
+    let (table, per_seed) = kind.tables(rows(items.into()), &curves).unwrap();
+    let close =
+        |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+    close(
+        one(&table, "Mean", 0),
+        f64::midpoint(expected[0], expected[1]),
+    );
+    close(
+        one(&table, "Mean sd", 0),
+        (expected[0] - expected[1]).abs() / 2f64.sqrt(),
+    );
+    assert_eq!(table.numbers("Mean sd").unwrap()[1], None);
+    assert_eq!(table.numbers("Mean (paper)").unwrap(), [Some(0.872), None]);
+    assert_eq!(table.numbers("n").unwrap(), [Some(80.0), Some(40.0)]);
+    let (low, high) = (one(&table, "Mean low", 0), one(&table, "Mean high", 0));
+    assert!(
+        low < expected[0] + 0.1 && high > expected[1] - 0.1,
+        "{low} {high}"
+    );
+    assert_eq!(
+        table.texts("Training").unwrap(),
+        [Some("diverged in 1 of 2 runs".to_owned()), None]
+    );
+    let status = per_seed.texts("Training").unwrap();
+    assert_eq!(
+        status,
+        [
+            Some("completed".to_owned()),
+            Some("diverged at step 4".to_owned()),
+            None
+        ]
+    );
+    assert_eq!(per_seed.texts("seed").unwrap()[1].as_deref(), Some("2"));
+}
+
+#[test]
+fn tfidf_measures_every_row_in_one_space() {
+    let mut all = rows(vec![scored("ppo", 1, 1.0, 30), scored("tb", 1, 0.0, 30)]);
+    let known = vec![
+        "ppo says word1 and word1".to_owned(),
+        "ppo says word2 and word0".to_owned(),
+    ];
+    add_tfidf(&mut all, &[known], |_| Ok(Some(0))).unwrap();
+    let dimensions: Vec<usize> = all
+        .iter()
+        .map(|row| row.runs[0].content.tfidf.as_ref().unwrap().texts.dimension)
+        .collect();
+    assert_eq!(dimensions, [11, 11]);
+    let (table, _) = kind(json!({ "top_k": 5 })).tables(all, &[]).unwrap();
+    let novelties = table.numbers("TF-IDF Novelty, all").unwrap();
+    // The reference speaks of `ppo`.
+    assert!(
+        novelties[0].unwrap() < novelties[1].unwrap(),
+        "{novelties:?}"
+    );
+    assert!(one(&table, "TF-IDF Diversity", 0) > 0.0);
+}
+
+#[test]
+fn equal_inputs_give_equal_tables_and_a_seed_moves_the_interval() {
+    let table = |seed: u64| {
+        let items = vec![scored("ppo", 1, 1.0, 20), scored("ppo", 2, 1.1, 20)];
+        kind(json!({ "seed": seed }))
+            .tables(rows(items), &[])
+            .unwrap()
+            .0
+    };
+    assert_eq!(table(1), table(1));
+    assert_ne!(one(&table(1), "Mean low", 0), one(&table(2), "Mean low", 0));
+    let columns = table(1).columns;
+    assert!(columns.iter().all(|column| match &column.values {
+        Values::Numbers(values) => values.len() == 1,
+        Values::Text(values) => values.len() == 1,
+        Values::Ids(values) => values.len() == 1,
+    }));
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let message = |result: Result<(Table, Table), StageError>| match result {
+        Err(StageError::Failed { message, .. }) => message,
+        other => panic!("{other:?}"),
+    };
+    let few = || rows(vec![scored("ppo", 3, 1.0, 10)]);
+    let found = message(kind(json!({})).tables(few(), &[]));
+    assert!(
+        found.starts_with("ppo, seed 3: top 20 of 10 values"),
+        "{found}"
+    );
+    let found = message(kind(json!({ "columns": ["diversity"], "top_k": 2 })).tables(few(), &[]));
+    assert_eq!(
+        found,
+        "ppo, seed 3: `diversity` needs vectors of the completions"
+    );
+    let found = message(kind(json!({ "column": "rewards", "top_k": 2 })).tables(few(), &[]));
+    assert!(found.contains("no column `rewards` of numbers"), "{found}");
+    let texts = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+    let mut odd = with_rewards(&[1.0, f64::NAN, 2.0], &texts);
+    assert!(
+        matches!(odd.column("reward"), Err(StageError::Failed { message, .. }) if message == "`reward` of row 1 is NaN")
+    );
+    assert!(odd.embed(vectors(2, 1), None).is_err());
+    assert!(odd.embed(vectors(3, 1), None).is_ok());
+    let problems = kind(
+        json!({ "columns": ["novlty"], "top_k": 1, "reference_values": { "a": { "mode": 1 } } }),
+    )
+    .validate();
+    assert_eq!(problems.len(), 3, "{problems:?}");
+}

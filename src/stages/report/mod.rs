@@ -1,0 +1,24 @@
+//! Kinds that tell results: tables, tests, claims and figures, and how they group and measure runs.
+
+pub mod claims;
+pub mod compare_completions;
+pub mod efficiency;
+pub mod metric_table;
+pub mod normality;
+pub mod objective_table;
+pub mod plot_curves;
+pub mod plot_frontier;
+pub mod plot_histograms;
+pub mod semantic_diversity;
+pub mod t_test;
+pub mod target_distance;
+pub mod win_rate;
+
+mod axes;
+#[cfg(test)]
+mod fixture;
+mod groups;
+mod measure;
+mod resample;
+mod scored;
+mod trainings;

@@ -1,0 +1,308 @@
+//! `plot_curves`: metrics of several trainings, step by step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::groups::{Grouping, Row, row_named};
+use super::trainings::load_curves;
+use crate::artifacts::curve::{CURVE, Curve, Status};
+use crate::artifacts::figure::{self, FIGURE};
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::excerpt::listed;
+use crate::stages::defaults;
+use crate::stats::figure::{LineChart, Scale as FigureScale, Series};
+
+/// Draws metrics of several trainings step by step, one SVG file for each metric.
+///
+/// A line is the mean over the runs of a training that have a value at that step, its band reaches from the least
+/// to the greatest of them. The legend says which trainings diverged.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlotCurves {
+    /// The metrics drawn, a figure each.
+    metrics: Vec<MetricFigure>,
+    /// The axis whose values are the lines; a training without it is named after its stage.
+    #[serde(default = "defaults::policy")]
+    row: String,
+    /// The axis whose values are the runs of a line.
+    #[serde(default = "defaults::seed_axis")]
+    aggregate: String,
+    /// The lines drawn, in this order; all if empty.
+    #[serde(default)]
+    rows: Vec<String>,
+    /// Names shown instead of values of `row`.
+    #[serde(default)]
+    row_names: BTreeMap<String, String>,
+}
+
+/// One figure.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricFigure {
+    /// The metric of the curves.
+    metric: String,
+    /// The name of the vertical axis; that of the metric if empty.
+    #[serde(default)]
+    label: String,
+    /// The title; may be empty.
+    #[serde(default)]
+    title: String,
+    /// The scale of the vertical axis.
+    #[serde(default)]
+    scale: Scale,
+}
+
+/// The scale of an axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// Equal differences are equally long.
+    #[default]
+    Linear,
+    /// Equal ratios are equally long; what is not positive is a gap.
+    Log,
+}
+
+impl Kind for PlotCurves {
+    const NAME: &'static str = "plot_curves";
+    const VERSION: u32 = 2;
+    const EXAMPLE: &'static str =
+        "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::many(
+                "curves",
+                &[CURVE],
+                "training curves of every policy and seed",
+            )
+            .labelled(),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("figures", FIGURE)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.metrics.is_empty() {
+            problems.push(
+                Problem::new("metrics", "`metrics` is empty")
+                    .hint("for example `metrics: [{ metric: loss }]`"),
+            );
+        }
+        let mut names = BTreeSet::new();
+        for wanted in &self.metrics {
+            if !names.insert(file_name(&wanted.metric)) {
+                problems.push(Problem::new(
+                    "metrics",
+                    format!("two figures would be `{}.svg`", file_name(&wanted.metric)),
+                ));
+            }
+        }
+        problems
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let grouping = Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        };
+        let rows = load_curves(ctx, grouping)?;
+        let folder = ctx.output("figures")?;
+        for wanted in &self.metrics {
+            let (chart, without) = self.chart(&rows, wanted)?;
+            figure::write(&folder, &file_name(&wanted.metric), &chart.to_svg()?)?;
+            if !without.is_empty() {
+                ctx.note(&format!(
+                    "`{}` is no metric of {}",
+                    wanted.metric,
+                    listed(without)
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file name that no metric can lead out of the folder.
+fn file_name(metric: &str) -> String {
+    metric
+        .chars()
+        .map(|sign| {
+            if sign.is_ascii_alphanumeric() {
+                sign
+            } else {
+                '_'
+            }
+        })
+        .collect()
+}
+
+impl PlotCurves {
+    /// Returns the chart of a metric, and the rows that do not have it.
+    fn chart(
+        &self,
+        rows: &[Row<Curve>],
+        wanted: &MetricFigure,
+    ) -> Result<(LineChart, Vec<String>), StageError> {
+        let chosen: Vec<&Row<Curve>> = if self.rows.is_empty() {
+            rows.iter().collect()
+        } else {
+            self.rows
+                .iter()
+                .map(|label| row_named(rows, label))
+                .collect::<Result<_, _>>()?
+        };
+        let (mut series, mut without) = (Vec::new(), Vec::new());
+        for row in chosen {
+            match line(row, &wanted.metric) {
+                Some(line) => series.push(line),
+                None => without.push(row.name.clone()),
+            }
+        }
+        if series.is_empty() {
+            let known: BTreeSet<&str> = rows
+                .iter()
+                .flat_map(|row| &row.runs)
+                .flat_map(|run| run.content.metrics.keys().map(String::as_str))
+                .collect();
+            return Err(
+                StageError::new(format!("no curve has the metric `{}`", wanted.metric))
+                    .hint(format!("the metrics are: {}", listed(known))),
+            );
+        }
+        let chart = LineChart {
+            title: wanted.title.clone(),
+            x_label: "step".to_owned(),
+            y_label: if wanted.label.is_empty() {
+                wanted.metric.clone()
+            } else {
+                wanted.label.clone()
+            },
+            y_scale: match wanted.scale {
+                Scale::Linear => FigureScale::Linear,
+                Scale::Log => FigureScale::Log,
+            },
+            series,
+            ..LineChart::default()
+        };
+        Ok((chart, without))
+    }
+}
+
+/// The mean over runs with its range; `None` if no run has the metric.
+fn line(row: &Row<Curve>, metric: &str) -> Option<Series> {
+    let mut at: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    let mut known = false;
+    for run in &row.runs {
+        let Some(values) = run.content.metrics.get(metric) else {
+            continue;
+        };
+        known = true;
+        for (step, value) in run.content.steps.iter().zip(values) {
+            at.entry(*step).or_default().extend(*value);
+        }
+    }
+    if !known {
+        return None;
+    }
+    let several = row.runs.len() > 1;
+    let mut points = Vec::with_capacity(at.len());
+    let mut band = Vec::with_capacity(at.len());
+    for (step, values) in at {
+        // No value at a step: a gap.
+        let mean = if values.is_empty() {
+            f64::NAN
+        } else {
+            values.iter().sum::<f64>() / values.len() as f64
+        };
+        points.push((step as f64, mean));
+        band.push((
+            values.iter().copied().fold(f64::NAN, f64::min),
+            values.iter().copied().fold(f64::NAN, f64::max),
+        ));
+    }
+    let diverged = row
+        .runs
+        .iter()
+        .filter(|run| run.content.summary.status == Status::Diverged)
+        .count();
+    let label = match diverged {
+        0 => row.name.clone(),
+        all if all == row.runs.len() => format!("{} (diverged)", row.name),
+        some => format!("{} ({some} of {} diverged)", row.name, row.runs.len()),
+    };
+    Some(Series {
+        label,
+        points,
+        band: several.then_some(band),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::report::fixture::{curve, rows};
+
+    fn kind(params: serde_json::Value) -> PlotCurves {
+        serde_json::from_value(params).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_the_mean_of_its_runs_within_their_range() {
+        let mut short = curve("ppo", 3, Status::Diverged, 1.0);
+        short.1.steps.truncate(2);
+        short.1.metrics["loss"].truncate(2);
+        let rows = rows(vec![
+            curve("ppo", 1, Status::Completed, 1.0),
+            short,
+            curve("tb", 1, Status::Diverged, 1.0),
+        ]);
+        let kind = kind(serde_json::json!({ "metrics": [{ "metric": "loss" }] }));
+        let (chart, without) = kind.chart(&rows, &kind.metrics[0]).unwrap();
+        assert_eq!(without, Vec::<String>::new());
+        let ppo = &chart.series[0];
+        assert_eq!(ppo.label, "ppo (1 of 2 diverged)");
+        assert_eq!(ppo.points, [(0.0, 6.0), (1.0, 4.0), (2.0, 1.0), (3.0, 0.0)]);
+        assert_eq!(
+            ppo.band.as_ref().unwrap()[..3],
+            [(3.0, 9.0), (2.0, 6.0), (1.0, 1.0)]
+        );
+        assert_eq!(
+            (chart.series[1].label.as_str(), &chart.series[1].band),
+            ("tb (diverged)", &None)
+        );
+        chart.to_svg().unwrap();
+    }
+
+    #[test]
+    fn steps_without_a_value_are_gaps_and_unknown_metrics_errors() {
+        let mut odd = curve("ppo", 1, Status::Completed, 1.0);
+        odd.1.metrics["loss"][1] = None;
+        let rows = rows(vec![odd, curve("tb", 1, Status::Completed, 1.0)]);
+        let kind = kind(
+            serde_json::json!({ "metrics": [{ "metric": "loss" }, { "metric": "kl" }], "rows": ["ppo"] }),
+        );
+        let (chart, _) = kind.chart(&rows, &kind.metrics[0]).unwrap();
+        assert_eq!(chart.series.len(), 1);
+        assert!(chart.series[0].points[1].1.is_nan() && !chart.series[0].points[2].1.is_nan());
+        let error = kind.chart(&rows, &kind.metrics[1]).unwrap_err();
+        assert!(
+            matches!(error, StageError::Failed { hint: Some(hint), .. } if hint == "the metrics are: loss")
+        );
+    }
+
+    #[test]
+    fn figures_have_names_of_their_own() {
+        assert_eq!(file_name("../kl/policy"), "___kl_policy");
+        let twice =
+            kind(serde_json::json!({ "metrics": [{ "metric": "a.b" }, { "metric": "a/b" }] }));
+        assert_eq!(twice.validate().len(), 1);
+    }
+}

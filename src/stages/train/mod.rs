@@ -1,0 +1,15 @@
+//! Kinds that train, and what their stages share: the loop over steps, checkpoints, curves.
+
+pub mod train_classifier;
+pub mod train_gflownet;
+pub mod train_gflownet_dpo;
+pub mod train_ppo;
+pub mod train_preference;
+pub mod train_reward;
+pub mod train_sft;
+pub mod train_tokenizer;
+
+#[cfg(test)]
+mod interruptions;
+mod pairs;
+mod training;

@@ -1,0 +1,661 @@
+//! `train_gflownet`: GFlowNet fine-tuning against a reward model, by every objective of the field.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::objective::{ObjectiveName, Weighting};
+use super::training::{self, OnDivergence, OptimizerParams};
+use crate::artifacts::curve::CURVE;
+use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
+use crate::engine::reference::is_name;
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::head::HeadGradient;
+use crate::ml::objectives::divergence::DivergenceLimits;
+use crate::ml::objectives::{ReferenceTerms, Windows};
+use crate::ml::schedule::Ramp;
+use crate::ml::trainer::gflownet::{
+    Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, PromptCompletions,
+    group_by_prompt,
+};
+use crate::ml::trainer::{Cancel, ModelSize, TrainError};
+use crate::random::Stream;
+use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::ranges;
+use crate::stages::ranges::at_least_one;
+use crate::stages::tokenized::{
+    Boundary, Lengths, LongCompletions, check_vocabularies, needs_room, tokenize_chosen,
+};
+
+mod objective;
+
+/// Whether the flow head's gradient reaches the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowGradient {
+    /// Only the head learns flows.
+    #[default]
+    Detached,
+    /// The model learns flows as well (the literal reading of the paper).
+    Joint,
+}
+
+/// Which completions of the data set are trajectories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Offline {
+    /// Both sides of each pair: more completions of a prompt.
+    #[default]
+    All,
+    /// Preferred ones only.
+    Chosen,
+}
+
+/// Fine-tunes a policy to sample completions in proportion to their reward.
+///
+/// `log R = reward_scale x reward`; FlowHF is the forward-looking objective with scale 100 and without a KL term, on
+/// completions of the data set. Off-policy forward-looking training constrains the policy by only K - 1 equations for
+/// K completions of a prompt, so it wants at least two of each (`least_completions`). Prompts that leave no room for
+/// `max_new_tokens` in the context of policy and reward model are left out, with a note.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainGflownet {
+    /// The loss.
+    objective: ObjectiveName,
+    /// Optimizer steps.
+    steps: u64,
+    /// Steps that learn from the same completions before others are taken; `flowrl` weighs them by how likely they
+    /// have become.
+    #[serde(default = "one", skip_serializing_if = "is_one_update")]
+    updates_per_batch: u64,
+    /// Prompts in a step.
+    prompts_per_step: usize,
+    /// Completions of each prompt in a step.
+    completions_per_prompt: usize,
+    /// Prompts in a forward pass; all of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// Factor from reward to log R.
+    reward_scale: f64,
+    /// What log R is divided by: a number, or `{ start, end, steps }` for a straight line.
+    #[serde(default, skip_serializing_if = "is_one")]
+    reward_temperature: Ramp,
+    /// Coefficient of a KL penalty to the starting model, inside the reward; 0 leaves it out.
+    #[serde(default)]
+    kl: f64,
+    /// Whether the target is the starting model's distribution times R, instead of R alone.
+    #[serde(default)]
+    prior_in_target: bool,
+    /// Where trajectory balance takes log Z from.
+    #[serde(default)]
+    log_z: Option<LogZSource>,
+    /// Whether log-probabilities are divided by the length of the completion; this shifts the target.
+    #[serde(default, skip_serializing_if = "is_false")]
+    length_normalised: bool,
+    /// Factor between the weights of sub-trajectories of one length and the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lambda: Option<f64>,
+    /// Over what the weights of sub-trajectories add up to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weighting: Option<Weighting>,
+    /// Learning rate of log Z.
+    #[serde(default = "tenth")]
+    log_z_lr: f64,
+    /// Where log Z starts; from a first batch if absent.
+    #[serde(default)]
+    log_z_start: Option<f64>,
+    /// Learning rate of the flow head.
+    #[serde(default = "tenth")]
+    flow_lr: f64,
+    /// Whether the flow head's gradient reaches the model.
+    #[serde(default)]
+    flow_gradient: FlowGradient,
+    /// Completions that the data set must have of a prompt under objectives with a flow head, unless all are sampled.
+    #[serde(default = "two")]
+    least_completions: usize,
+    /// Share of completions that the policy samples anew. It holds over the prompts of all steps: of 4 completions, 0.1
+    /// samples one of every fifth prompt or so, and 0.5 two of each.
+    #[serde(default)]
+    on_policy: f64,
+    /// Share of completions drawn from a buffer of what the policy sampled before; it holds as `on_policy` does, and the
+    /// data set stands in while the buffer has fewer of a prompt.
+    #[serde(default)]
+    replay: f64,
+    /// Completions that the buffer keeps of each prompt.
+    #[serde(default = "sixteen")]
+    replay_capacity: usize,
+    /// Least edit distance between completions of a prompt in the buffer, as a share of their lengths together: of
+    /// closer ones only the best stays (Hu et al. 2024: 0.25). If absent only the same completion counts as close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replay_min_distance: Option<f64>,
+    /// Temperature of priorities by log R in the buffer; uniform if absent.
+    #[serde(default)]
+    replay_temperature: Option<f64>,
+    /// Which completions of the data set are used.
+    #[serde(default)]
+    offline: Offline,
+    /// The horizon, at which sampled completions are stopped.
+    max_new_tokens: usize,
+    /// What becomes of completions of the data set beyond the horizon.
+    #[serde(default)]
+    long_completions: LongCompletions,
+    /// How prompts and completions of the data set become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
+    /// Temperature of on-policy sampling: a number, or `{ start, end, steps }` for a straight line.
+    #[serde(default)]
+    temperature: Ramp,
+    /// Steps that sample at a random temperature instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exploration: Option<Exploration>,
+    /// Labels of further outputs, with the step after which each is taken.
+    #[serde(default)]
+    checkpoints: BTreeMap<String, u64>,
+    /// Steps between estimates of the KL divergence to the starting model; 0 for none.
+    #[serde(default = "twenty_five")]
+    monitor_every: u64,
+    /// Completions in such an estimate.
+    #[serde(default = "thirty_two")]
+    monitor_completions: usize,
+    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    #[serde(default)]
+    kl_limit: Option<f64>,
+    /// |log Z| above which the training counts as diverged.
+    #[serde(default)]
+    log_z_limit: Option<f64>,
+    /// What divergence means.
+    #[serde(default)]
+    on_divergence: OnDivergence,
+    /// Seed of prompts, completions, sampling and dropout.
+    seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_one_update(updates: &u64) -> bool {
+    *updates == 1
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_one(value: &Ramp) -> bool {
+    *value == Ramp::default()
+}
+
+fn two() -> usize {
+    2
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn twenty_five() -> u64 {
+    25
+}
+
+fn thirty_two() -> usize {
+    32
+}
+
+impl Kind for TrainGflownet {
+    const NAME: &'static str = "train_gflownet";
+    const VERSION: u32 = 5;
+    const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
+        optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one(
+                "policy",
+                &[LANGUAGE_MODEL],
+                "the model to start from, and the reference",
+            ),
+            Port::one(
+                "reward",
+                &[REWARD_MODEL],
+                "scores completions and their prefixes",
+            ),
+            Port::one(
+                "data",
+                &[DATASET],
+                "prompts, with completions for off-policy training",
+            ),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        let labels = self
+            .checkpoints
+            .keys()
+            .map(|label| Output::new(label, LANGUAGE_MODEL));
+        std::iter::once(Output::new("model", LANGUAGE_MODEL))
+            .chain(labels)
+            .chain([Output::new("curve", CURVE)])
+            .collect()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (key, value) in [
+            ("steps", self.steps),
+            ("updates_per_batch", self.updates_per_batch),
+            ("prompts_per_step", self.prompts_per_step as u64),
+            ("completions_per_prompt", self.completions_per_prompt as u64),
+            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
+            ("max_new_tokens", self.max_new_tokens as u64),
+            ("least_completions", self.least_completions as u64),
+            ("replay_capacity", self.replay_capacity as u64),
+            ("monitor_completions", self.monitor_completions as u64),
+        ] {
+            at_least_one(key, value, &mut problems);
+        }
+        self.optimizer.validate("optimizer", &mut problems);
+        ranges::factor("reward_scale", self.reward_scale, &mut problems);
+        ranges::learning_rate("log_z_lr", self.log_z_lr, &mut problems);
+        ranges::learning_rate("flow_lr", self.flow_lr, &mut problems);
+        for (end, value) in self.reward_temperature.ends() {
+            ranges::factor(&format!("reward_temperature{end}"), value, &mut problems);
+        }
+        for (end, value) in self.temperature.ends() {
+            ranges::temperature(&format!("temperature{end}"), value, &mut problems);
+        }
+        for (key, value) in self
+            .exploration
+            .iter()
+            .flat_map(|exploration| [("low", exploration.low), ("high", exploration.high)])
+        {
+            ranges::temperature(&format!("exploration.{key}"), value, &mut problems);
+        }
+        if let Some(temperature) = self.replay_temperature {
+            ranges::factor("replay_temperature", temperature, &mut problems);
+        }
+        let mut require = |ok: bool, key: &str, expected: &str| {
+            if !ok {
+                problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
+            }
+        };
+        require(self.kl >= 0.0, "kl", "at least 0");
+        require(
+            (0.0..=1.0).contains(&self.on_policy),
+            "on_policy",
+            "from 0 to 1",
+        );
+        require((0.0..=1.0).contains(&self.replay), "replay", "from 0 to 1");
+        require(
+            self.on_policy + self.replay <= 1.0,
+            "replay",
+            "at most 1 together with `on_policy`",
+        );
+        require(
+            self.replay == 0.0 || self.on_policy > 0.0,
+            "replay",
+            "0 without `on_policy`: nothing fills the buffer",
+        );
+        require(
+            self.exploration.is_none_or(|exploration| {
+                (0.0..=1.0).contains(&exploration.probability)
+                    && exploration.low <= exploration.high
+            }),
+            "exploration",
+            "a probability from 0 to 1 and temperatures, `low` not above `high`",
+        );
+        require(
+            self.replay_min_distance
+                .is_none_or(|distance| distance > 0.0 && distance <= 1.0),
+            "replay_min_distance",
+            "above 0 and at most 1",
+        );
+        let own_log_z = self.objective.log_z();
+        require(
+            self.log_z.is_none() || (own_log_z.is_some() && own_log_z != Some(LogZSource::Batch)),
+            "log_z",
+            "left out: this objective has no log Z to choose",
+        );
+        require(
+            self.log_z.or(own_log_z) != Some(LogZSource::Batch) || self.completions_per_prompt >= 2,
+            "completions_per_prompt",
+            "at least 2 where log Z is the mean over the completions of a prompt",
+        );
+        require(
+            !self.length_normalised || own_log_z.is_some(),
+            "length_normalised",
+            "left out: only objectives on whole trajectories can be divided by length",
+        );
+        require(
+            self.objective.has_windows() || (self.lambda.is_none() && self.weighting.is_none()),
+            "lambda",
+            "left out, with `weighting`: this objective has no sub-trajectories to weigh",
+        );
+        let longest = i32::try_from(self.max_new_tokens).unwrap_or(i32::MAX);
+        require(
+            self.lambda
+                .is_none_or(|lambda| lambda >= 1e-6 && lambda.powi(longest) <= 1e30),
+            "lambda",
+            "at least 1e-6, and to the power of `max_new_tokens` at most 1e30: weights have no room beyond",
+        );
+        require(
+            !self.objective.has_flow_head()
+                || self.on_policy > 0.0
+                || self.completions_per_prompt >= self.least_completions,
+            "completions_per_prompt",
+            "at least `least_completions`: without `on_policy` a step has no others of a prompt",
+        );
+        let modified = self.objective == ObjectiveName::ModifiedSubTrajectoryBalance;
+        require(
+            !modified || self.kl == 0.0,
+            "kl",
+            "0: modified sub-trajectory balance has no KL penalty; `prior_in_target` keeps it near the start",
+        );
+        let flowrl = self.objective == ObjectiveName::Flowrl;
+        require(
+            !flowrl || (self.on_policy == 1.0 && self.completions_per_prompt >= 2),
+            "on_policy",
+            "1, with at least 2 completions of a prompt: FlowRL trains on fresh samples alone",
+        );
+        for (label, step) in &self.checkpoints {
+            let key = format!("checkpoints.{label}");
+            if !is_name(label) || ["model", "curve"].contains(&label.as_str()) {
+                problems.push(Problem::new(
+                    &key,
+                    format!("`{label}` cannot label a checkpoint"),
+                ));
+            }
+            if !(1..=self.steps).contains(step) {
+                problems.push(Problem::new(
+                    &key,
+                    format!("step {step} is not one of 1 to {}", self.steps),
+                ));
+            }
+        }
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
+        problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        if self.on_policy > 0.0 {
+            needs_room(known, "policy", self.max_new_tokens);
+        }
+        known.passes_on("policy");
+    }
+
+    fn estimate(&self) -> Estimate {
+        let work = Work {
+            rows: (self.steps as usize * self.prompts_per_step * self.completions_per_prompt)
+                as f64,
+            // The policy, the reward model, the reference where it is asked, and generation.
+            forward: 2.0
+                + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target()))
+                + self.on_policy / self.updates_per_batch as f64,
+            backward: 1.0,
+            trains_all: self.adapter.is_none(),
+            models: 3.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
+    }
+
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &self.checkpoints, &self.optimizer)
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let reward = RewardModel::load(&ctx.input("reward")?.path)?;
+        let data = Dataset::read(&ctx.input("data")?.path)?;
+        check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
+        let stream = Stream::new(self.seed, "train_gflownet");
+        let positions = policy.config.max_position_embeddings;
+        let positions = positions.min(reward.model.config.max_position_embeddings);
+        // Where the policy is sampled, its completions must fit behind every prompt.
+        let samples = self.on_policy > 0.0 || self.monitor_every > 0;
+        let lengths = Lengths::up_to(positions)
+            .with_room_for(if samples { self.max_new_tokens } else { 0 })
+            .with_boundary(self.boundary);
+        let rows = tokenize_chosen(&policy, &self.trajectories(&data), lengths, ctx)?;
+        let kept: Vec<_> = rows
+            .into_iter()
+            .filter_map(|(question, mut row)| {
+                let longest = row.prompt_length + self.max_new_tokens;
+                if self.long_completions == LongCompletions::Truncate {
+                    row.tokens.truncate(longest);
+                }
+                (row.tokens.len() <= longest).then_some((question, row))
+            })
+            .collect();
+        let mut prompts = group_by_prompt(kept);
+        let least = self.least_of_data();
+        let before = prompts.len();
+        prompts.retain(|prompt| prompt.completions.len() >= least);
+        if prompts.is_empty() {
+            let hint = if self.objective.has_flow_head() {
+                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
+            } else if least > 1 {
+                "raise `max_new_tokens` or `on_policy`: log Z is the mean over completions of a prompt"
+            } else {
+                "raise `max_new_tokens`, or set `long_completions: truncate`"
+            };
+            return Err(StageError::new(format!(
+                "no prompt has {least} completions of at most {} tokens",
+                self.max_new_tokens
+            ))
+            .hint(hint));
+        }
+        if prompts.len() < before {
+            ctx.note(&format!(
+                "{} of {before} prompts have fewer than {least} completions within the horizon and were left out",
+                before - prompts.len(),
+            ));
+        }
+        self.note_shortages(&prompts, ctx);
+        let reference = policy.frozen()?;
+        let merged = policy.adapter.is_some();
+        let trained = training::trained_model(&mut policy, self.adapter.as_ref(), false, &stream)?;
+        let merged = merged && policy.adapter.is_none();
+        let reward_size = ModelSize::of(&reward.model.config, false);
+        let trainer = GflownetTrainer::new(
+            trained.clone(),
+            reference,
+            Box::new(move |batch| {
+                reward
+                    .prefix_rewards(batch)
+                    .map_err(|error| TrainError::Data(error.to_string()))
+            }),
+            reward_size,
+            prompts,
+            self.options(&policy),
+            &stream,
+            Cancel::new(ctx.cancel_flag()),
+        );
+        let mut trainer = match trainer {
+            Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
+            other => other?,
+        };
+        let run = training::Run {
+            title: "GFlowNet",
+            steps: self.steps,
+            checkpoints: &self.checkpoints,
+            optimizer: &self.optimizer,
+            on_divergence: self.on_divergence,
+            is_evaluated: false,
+        };
+        let result = training::train(&mut trainer, &run, ctx)?;
+        training::save_model(
+            &policy,
+            merged,
+            &trained,
+            &result.end,
+            &ctx.output("model")?,
+        )?;
+        for (label, parameters) in &result.labelled {
+            training::save_model(&policy, merged, &trained, parameters, &ctx.output(label)?)?;
+        }
+        Ok(result.curve.write(&ctx.output("curve")?)?)
+    }
+}
+
+impl TrainGflownet {
+    /// Returns one example for each completion that can be a trajectory.
+    fn trajectories(&self, data: &Dataset) -> Vec<Example> {
+        let mut examples = Vec::new();
+        for example in &data.examples {
+            let rejected = example
+                .rejected
+                .as_ref()
+                .filter(|_| self.offline == Offline::All);
+            for completion in example.chosen.iter().chain(rejected) {
+                examples.push(Example {
+                    chosen: Some(completion.clone()),
+                    rejected: None,
+                    ..example.clone()
+                });
+            }
+        }
+        examples
+    }
+
+    /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
+    fn least_of_data(&self) -> usize {
+        if self.objective.has_flow_head() && self.on_policy < 1.0 {
+            self.least_completions
+        } else if self.log_z.or(self.objective.log_z()) == Some(LogZSource::Batch) {
+            // Against the mean over itself alone a completion has no residual.
+            let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
+            2usize.saturating_sub(sampled as usize).max(1)
+        } else {
+            1
+        }
+    }
+
+    /// Says where the data set has less than a step asks for.
+    fn note_shortages(&self, prompts: &[PromptCompletions], ctx: &mut RunContext) {
+        if prompts.len() < self.prompts_per_step {
+            ctx.note(&format!(
+                "the data set has {} prompts: a step takes so many, not the {} of `prompts_per_step`",
+                prompts.len(),
+                self.prompts_per_step
+            ));
+        }
+        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
+        let wanted = self.completions_per_prompt.saturating_sub(sampled as usize);
+        let short = prompts
+            .iter()
+            .filter(|prompt| prompt.completions.len() < wanted)
+            .count();
+        if self.on_policy < 1.0 && short > 0 {
+            ctx.note(&format!(
+                "{short} of {} prompts have fewer than {wanted} completions: steps take those there are",
+                prompts.len()
+            ));
+        }
+    }
+
+    fn prior_in_target(&self) -> bool {
+        self.prior_in_target || self.objective.has_prior_in_target()
+    }
+
+    /// Returns the sub-trajectories that are squared, as the objective's authors did unless the params say otherwise.
+    fn windows(&self, lambda: f64, weighting: Weighting) -> Windows {
+        let lambda = self.lambda.unwrap_or(lambda);
+        match self.weighting.unwrap_or(weighting) {
+            Weighting::Trajectory => Windows::WithinTrajectory { lambda },
+            Weighting::Batch => Windows::AcrossBatch { lambda },
+        }
+    }
+
+    fn options(&self, policy: &LanguageModel) -> GflownetOptions {
+        GflownetOptions {
+            objective: match self.objective.log_z() {
+                Some(own) => Objective::TrajectoryBalance {
+                    log_z: self.log_z.unwrap_or(own),
+                    log_z_lr: self.log_z_lr,
+                    log_z_start: self.log_z_start,
+                    length_normalised: self.length_normalised
+                        || self.objective == ObjectiveName::Flowrl,
+                    group_rewards: self.objective == ObjectiveName::Flowrl,
+                    importance: self.objective == ObjectiveName::Flowrl,
+                },
+                None if self.objective == ObjectiveName::ModifiedSubTrajectoryBalance => {
+                    Objective::Terminable {
+                        windows: self.windows(1.0, Weighting::Batch),
+                    }
+                }
+                None => Objective::StateFlows {
+                    energies: self.objective == ObjectiveName::ForwardLooking,
+                    windows: if self.objective.has_windows() {
+                        self.windows(0.9, Weighting::Trajectory)
+                    } else {
+                        Windows::Transitions
+                    },
+                    flow_lr: self.flow_lr,
+                    flow_gradient: match self.flow_gradient {
+                        FlowGradient::Detached => HeadGradient::Detached,
+                        FlowGradient::Joint => HeadGradient::Joint,
+                    },
+                    least_completions: self.least_completions,
+                },
+            },
+            reward_scale: self.reward_scale,
+            reference: ReferenceTerms {
+                kl_beta: self.kl,
+                in_target: self.prior_in_target(),
+            },
+            reward_temperature: self.reward_temperature,
+            exploration: self.exploration,
+            updates_per_batch: self.updates_per_batch,
+            prompts_per_step: self.prompts_per_step,
+            completions_per_prompt: self.completions_per_prompt,
+            on_policy: self.on_policy,
+            replay: self.replay,
+            replay_capacity: self.replay_capacity,
+            replay_min_distance: self.replay_min_distance,
+            replay_temperature: self.replay_temperature,
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            lr: self.optimizer.lr,
+            schedule: self.optimizer.schedule(self.steps),
+            weight_decay: self.optimizer.weight_decay,
+            optimizer: self.optimizer.adamw(),
+            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
+            monitor_every: self.monitor_every,
+            monitor_completions: self.monitor_completions,
+            limits: DivergenceLimits {
+                kl: self.kl_limit,
+                log_z: self.log_z_limit,
+                patience: 1,
+                ..DivergenceLimits::default()
+            },
+            eos: policy.eos.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

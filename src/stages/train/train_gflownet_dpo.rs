@@ -1,0 +1,167 @@
+//! `train_gflownet_dpo`: `GFlowNet`-DPO (GDPO), a policy from preference pairs that stays diverse.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::pairs::{self, PairTraining};
+use super::training::{self, OptimizerParams};
+use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::objectives::gflownet_dpo::PreferenceReward;
+use crate::ml::trainer::pairs::PairObjective;
+use crate::stages::expected_size::ExpectedSize;
+use crate::stages::ranges;
+use crate::stages::tokenized::{Boundary, Limits, LongCompletions};
+
+/// Whose loss is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Parity {
+    /// The principled one: the log-reward of a prefix holds the log-probability of the whole prefix.
+    #[default]
+    Principled,
+    /// That of the code released with the paper, with all that is odd in it.
+    ReleasedCode,
+}
+
+/// Fine-tunes a policy on preference pairs by GFlowNet-DPO (GDPO; Kwon, Matsunaga and Kim 2024).
+///
+/// Detailed balance over prefixes that may all end, the log-reward being that of the starting model plus `alpha c` at
+/// the end of a completion, `c` = 0 for preferred ones. Not NVIDIA's GDPO, which normalises the rewards of GRPO.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainGflownetDpo {
+    /// Weight of the preference term.
+    #[serde(default = "tenth")]
+    alpha: f64,
+    /// `c` of completions that were not preferred, below 0.
+    #[serde(default = "minus_eight")]
+    rejected: f64,
+    /// Temperature of the starting model's log-probability of stopping.
+    #[serde(default = "tenth")]
+    gamma: f64,
+    /// Whose loss is computed.
+    #[serde(default)]
+    parity: Parity,
+    /// Optimizer steps.
+    steps: u64,
+    /// Pairs in a step.
+    batch_size: usize,
+    /// Pairs in a forward pass; all pairs of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
+    #[serde(default)]
+    max_tokens: Option<usize>,
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_prompt_tokens: Option<usize>,
+    /// What becomes of completions that go beyond `max_tokens`.
+    #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
+    long_completions: LongCompletions,
+    /// How prompts and completions become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
+    /// Seed of the order of pairs and of dropout.
+    seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn minus_eight() -> f64 {
+    -8.0
+}
+
+impl Kind for TrainGflownetDpo {
+    const NAME: &'static str = "train_gflownet_dpo";
+    const VERSION: u32 = 2;
+    const EXAMPLE: &'static str = "{ alpha: 0.1, steps: 200, batch_size: 16, optimizer: { lr: 1e-4, schedule: cosine }, seed: 1 }";
+
+    fn ports(&self) -> Vec<Port> {
+        pairs::ports()
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        pairs::outputs()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.training().validate(&mut problems);
+        let mut require = |ok: bool, key: &str, expected: &str| {
+            if !ok {
+                problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
+            }
+        };
+        require(
+            self.alpha >= 0.0 && self.alpha.is_finite(),
+            "alpha",
+            "at least 0",
+        );
+        require(
+            self.rejected < 0.0 && self.rejected.is_finite(),
+            "rejected",
+            "below 0",
+        );
+        ranges::factor("gamma", self.gamma, &mut problems);
+        problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("policy");
+    }
+
+    fn estimate(&self) -> Estimate {
+        self.training().estimate()
+    }
+
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let objective = PairObjective::GflownetDpo {
+            preference: PreferenceReward {
+                alpha: self.alpha,
+                rejected: self.rejected,
+            },
+            gamma: self.gamma,
+            released: self.parity == Parity::ReleasedCode,
+        };
+        self.training().run(Self::NAME, objective, ctx)
+    }
+}
+
+impl TrainGflownetDpo {
+    fn training(&self) -> PairTraining<'_> {
+        PairTraining {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            optimizer: &self.optimizer,
+            adapter: self.adapter.as_ref(),
+            lengths: Limits {
+                max_tokens: self.max_tokens,
+                max_prompt_tokens: self.max_prompt_tokens,
+                long_completions: self.long_completions,
+                boundary: self.boundary,
+            },
+            seed: self.seed,
+            expected_size: self.expected_size.as_ref(),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `train_preference`: a policy from preference pairs, without a reward model.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::pairs::{self, PairTraining};
+use super::training::{self, OptimizerParams};
+use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
+use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::objectives::preference::PreferenceLoss;
+use crate::ml::trainer::pairs::PairObjective;
+use crate::stages::expected_size::ExpectedSize;
+use crate::stages::tokenized::{Boundary, Limits, LongCompletions};
+
+/// Fine-tunes a policy on preference pairs: DPO, IPO, CPO, ORPO, SimPO or KTO.
+///
+/// All see the same pairs in the same order; the reference is the model that the training starts from.
+/// `train_gflownet_dpo` is the GFlowNet among them.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainPreference {
+    /// The loss, with its own numbers, such as `{ loss: dpo, beta: 0.1 }`.
+    objective: PreferenceLoss,
+    /// Optimizer steps.
+    steps: u64,
+    /// Pairs in a step.
+    batch_size: usize,
+    /// Pairs in a forward pass; all pairs of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
+    #[serde(default)]
+    max_tokens: Option<usize>,
+    /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_prompt_tokens: Option<usize>,
+    /// What becomes of completions that go beyond `max_tokens`.
+    #[serde(default, skip_serializing_if = "LongCompletions::leaves_out")]
+    long_completions: LongCompletions,
+    /// How prompts and completions become tokens.
+    #[serde(default, skip_serializing_if = "Boundary::is_apart")]
+    boundary: Boundary,
+    /// Seed of the order of pairs and of dropout.
+    seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
+}
+
+impl Kind for TrainPreference {
+    const NAME: &'static str = "train_preference";
+    const VERSION: u32 = 2;
+    const EXAMPLE: &'static str = "{ objective: { loss: dpo, beta: 0.1 }, steps: 200, batch_size: 16, \
+        optimizer: { lr: 1e-4, schedule: cosine }, seed: 1 }";
+
+    fn ports(&self) -> Vec<Port> {
+        pairs::ports()
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        pairs::outputs()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.training().validate(&mut problems);
+        if let Some((key, expected)) = self.objective.problem() {
+            problems.push(Problem::new(
+                &format!("objective.{key}"),
+                format!("`{key}` must be {expected}"),
+            ));
+        }
+        if matches!(self.objective, PreferenceLoss::Kto { .. }) && self.batch_size < 2 {
+            problems.push(Problem::new(
+                "batch_size",
+                "`batch_size` must be at least 2: KTO needs completions of other prompts",
+            ));
+        }
+        problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        known.passes_on("policy");
+    }
+
+    fn estimate(&self) -> Estimate {
+        self.training().estimate()
+    }
+
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let objective = PairObjective::Preference(self.objective);
+        self.training().run(Self::NAME, objective, ctx)
+    }
+}
+
+impl TrainPreference {
+    fn training(&self) -> PairTraining<'_> {
+        PairTraining {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            optimizer: &self.optimizer,
+            adapter: self.adapter.as_ref(),
+            lengths: Limits {
+                max_tokens: self.max_tokens,
+                max_prompt_tokens: self.max_prompt_tokens,
+                long_completions: self.long_completions,
+                boundary: self.boundary,
+            },
+            seed: self.seed,
+            expected_size: self.expected_size.as_ref(),
+        }
+    }
+}
