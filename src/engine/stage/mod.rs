@@ -18,7 +18,7 @@ use serde_json::Value as Json;
 pub use port::{Arity, Output, Port};
 
 use super::context::RunContext;
-use super::diagnostic::{Path, shortened};
+use super::diagnostic::{Path, Segment, shortened};
 use super::facts::Known;
 use crate::sources::{Sha256, Source};
 
@@ -200,6 +200,10 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     /// Params of a typical use, as YAML; shown by `flowgraph kinds` and tested.
     const EXAMPLE: &'static str;
 
+    /// Rewrites params that may be spelled in several ways into the fields of this type, and tells what it moved.
+    fn respell(_params: &mut serde_json::Map<String, Json>) -> Result<Vec<Moved>, Vec<Problem>> {
+        Ok(Vec::new())
+    }
     /// Returns the inputs, which may depend on the params.
     fn ports(&self) -> Vec<Port>;
     /// Returns the outputs, which may depend on the params; the first is the default.
@@ -401,17 +405,47 @@ fn schema<K: Kind>() -> schemars::Schema {
     schemars::schema_for!(K)
 }
 
+/// A value of the params that stands elsewhere in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The field that it is.
+    pub to: String,
+    /// Where it stands, the segments separated by dots.
+    pub from: String,
+}
+
+/// Makes a problem with a field one with what was moved into it.
+fn where_it_stands(mut problem: Problem, moved: &[Moved]) -> Problem {
+    let Some(Segment::Key(field)) = problem.path.0.first() else {
+        return problem;
+    };
+    if let Some(moved) = moved.iter().find(|moved| **field == *moved.to) {
+        let rest = Path(problem.path.0[1..].to_vec());
+        problem.path = Path::of(moved.from.split('.')).join(&rest);
+    }
+    problem
+}
+
 fn parse<K: Kind>(params: &Json) -> Result<Box<dyn Stage>, Vec<Problem>> {
-    match serde_json::from_value::<K>(params.clone()) {
+    let mut params = params.clone();
+    let moved = match &mut params {
+        Json::Object(params) => K::respell(params)?,
+        _ => Vec::new(),
+    };
+    let problems = match serde_json::from_value::<K>(params.clone()) {
         Ok(kind) => {
             let problems = kind.validate();
             if problems.is_empty() {
                 return Ok(Box::new(kind));
             }
-            Err(problems)
+            problems
         }
-        Err(_) => Err(explain::explain::<K>(params)),
-    }
+        Err(_) => explain::explain::<K>(&params),
+    };
+    Err(problems
+        .into_iter()
+        .map(|problem| where_it_stands(problem, &moved))
+        .collect())
 }
 
 #[cfg(test)]

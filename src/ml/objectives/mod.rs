@@ -37,6 +37,7 @@ pub mod branching;
 pub mod divergence;
 pub mod forward_looking;
 pub mod gflownet_dpo;
+pub mod groups;
 pub mod importance;
 pub mod kl_control;
 pub mod kl_estimate;

@@ -3,7 +3,7 @@
 //! A prompt of p tokens is state s_0; after t actions the state is the hidden state at place p - 1 + t. Only
 //! these places enter losses, so only they go through the output head.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::batches::TokenizedCompletion;
 use crate::ml::kernels::sums::{column_means, cumulative};
@@ -56,7 +56,7 @@ impl Actions {
     /// Returns the mean of each prompt's hidden states without that of its last token, or of that alone if there is no
     /// other: (rows, time, hidden) to (rows, hidden), in `f32`.
     pub fn prompt_means(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let hidden = hidden.to_dtype(candle_core::DType::F32)?;
+        let hidden = hidden.to_dtype(DType::F32)?;
         let means =
             self.starts.iter().enumerate().map(|(row, start)| {
                 column_means(&hidden.get(row)?.narrow(0, 0, (*start).max(1))?)
@@ -205,6 +205,18 @@ impl Actions {
             means.push(sum / *length as f64);
         }
         Ok(means)
+    }
+
+    /// Takes the numbers of each row's actions: (rows, columns) to one list a row.
+    pub fn by_row(&self, values: &Tensor) -> candle_core::Result<Vec<Vec<f64>>> {
+        let rows = values.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let rows = rows.into_iter().zip(&self.lengths);
+        Ok(rows
+            .map(|(mut row, length)| {
+                row.truncate(*length);
+                row
+            })
+            .collect())
     }
 
     /// Returns the lengths of the rows in tokens, for counting operations.

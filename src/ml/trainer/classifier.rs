@@ -3,12 +3,12 @@
 use candle_core::{D, Tensor};
 
 use super::batches::Epochs;
+use super::update::{OptimizerOptions, Updater};
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::kernels::pointwise::log_softmax;
 use crate::ml::kernels::sums;
 use crate::ml::models::encoder::{EncoderClassifier, PackedTokens};
-use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::schedule::Schedule;
+use crate::ml::optimizer::{AdamW, Gradients};
 use crate::random::Stream;
 
 /// A text as tokens, and its class.
@@ -27,14 +27,8 @@ pub struct ClassifierOptions {
     pub batch_size: usize,
     /// Texts in a forward pass.
     pub micro_batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Warm-up and decay.
-    pub schedule: Schedule,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// AdamW's constants.
-    pub optimizer: AdamWConfig,
+    /// AdamW and its learning rate.
+    pub optimizer: OptimizerOptions,
     /// Weight of the loss of a text of each class.
     pub class_weights: Vec<f64>,
 }
@@ -59,7 +53,7 @@ pub struct ClassifierTrainer {
     classifier: EncoderClassifier,
     rows: Vec<ClassifiedTokens>,
     options: ClassifierOptions,
-    optimizer: AdamW,
+    updater: Updater,
     epochs: Epochs,
     flops_per_token: f64,
     cancel: Cancel,
@@ -78,11 +72,6 @@ impl ClassifierTrainer {
                 "there are no texts to train on: the split is empty".to_owned(),
             ));
         }
-        let group = ParameterGroup {
-            parameters: classifier.trainable(),
-            learning_rate: LearningRate::Multiple(1.0),
-            weight_decay: options.weight_decay,
-        };
         let config = classifier.encoder().config();
         let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
         let matrices = config.num_layers as f64 * (4.0 * hidden * hidden + 2.0 * hidden * inner);
@@ -94,7 +83,11 @@ impl ClassifierTrainer {
         };
         Ok(Self {
             cancel: Cancel::default(),
-            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            updater: Updater::new(
+                classifier.trainable(),
+                Vec::new(),
+                options.optimizer.clone(),
+            )?,
             epochs: Epochs::new(rows.len(), options.batch_size, stream.child("batches")),
             flops_per_token: passes * matrices,
             classifier,
@@ -136,31 +129,20 @@ impl Trainer for ClassifierTrainer {
             loss += f64::from(found.to_scalar::<f32>()?);
             let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             right += best.iter().zip(&classes).filter(|(a, b)| a == b).count();
-            gradients.add(&found.backward()?, &self.optimizer.parameters())?;
+            gradients.add(&found.backward()?, &self.updater.parameters())?;
             report.trained_tokens += tokens.iter().map(|row| row.len() as u64).sum::<u64>();
         }
         report.flops = self.flops_per_token * report.trained_tokens as f64;
-        let lr = self.options.lr * self.options.schedule.factor(step);
         report.metrics.insert("loss", loss);
         report
             .metrics
             .insert("accuracy", right as f64 / rows.len() as f64);
-        match self.optimizer.step(&gradients, lr)? {
-            Step::Updated { grad_norm } => {
-                report.metrics.insert("grad_norm", grad_norm);
-            }
-            Step::NonFinite { parameter } => {
-                report.diverged = Some(format!(
-                    "the gradient of `{parameter}` is not finite (loss {loss})"
-                ));
-            }
-        }
-        report.metrics.insert("lr", lr);
+        self.updater.finish(step, &gradients, &mut report)?;
         Ok(report)
     }
 
     fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+        self.updater.optimizer()
     }
 
     fn cancelled_by(&mut self, cancel: Cancel) {
@@ -177,7 +159,6 @@ mod tests {
         Activation, ClassifierHead, EncoderConfig, Family, Positions,
     };
     use crate::ml::parameters::Weights;
-    use crate::ml::schedule::Decay;
     use crate::ml::trainer::parameters;
 
     fn config() -> EncoderConfig {
@@ -242,15 +223,7 @@ mod tests {
         let options = ClassifierOptions {
             batch_size: 8,
             micro_batch,
-            lr: 0.02,
-            schedule: Schedule {
-                decay: Decay::default(),
-                warmup_steps: 0,
-                total_steps: 30,
-                floor: 0.0,
-            },
-            weight_decay: 0.0,
-            optimizer: AdamWConfig::default(),
+            optimizer: OptimizerOptions::constant(0.02),
             class_weights: balanced_weights(&rows, 2),
         };
         ClassifierTrainer::new(classifier, rows, options, &stream).unwrap()

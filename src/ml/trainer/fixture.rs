@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor, Var};
 
-use super::policy::TrainedModel;
+use super::trained_model::TrainedModel;
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::LlamaConfig;

@@ -9,12 +9,13 @@ pub mod classifier;
 #[cfg(test)]
 mod fixture;
 mod flops;
-pub mod gflownet;
 pub mod pairs;
 pub mod policy;
 pub mod ppo;
 pub mod reward;
 pub mod supervised;
+pub mod trained_model;
+pub mod update;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -5,13 +5,13 @@ use candle_core::Tensor;
 use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
-use super::policy::TrainedModel;
+use super::trained_model::TrainedModel;
+use super::update::{OptimizerOptions, Updater};
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::head::{HeadGradient, ScalarHead};
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::bradley_terry::{PairScores, bradley_terry, prefix_length};
-use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::schedule::Schedule;
+use crate::ml::optimizer::{AdamW, Gradients};
 use crate::random::Stream;
 
 /// Two completions of one prompt, the first preferred.
@@ -30,14 +30,8 @@ pub struct RewardOptions {
     pub batch_size: usize,
     /// Pairs in a forward pass.
     pub micro_batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Warm-up and decay.
-    pub schedule: Schedule,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// AdamW's constants.
-    pub optimizer: AdamWConfig,
+    /// AdamW and its learning rate.
+    pub optimizer: OptimizerOptions,
     /// Weight of the loss at a random prefix, the same fraction of both completions: it makes the scores of
     /// unfinished completions mean something, which forward-looking training needs. 0 leaves it out.
     pub prefix_weight: f64,
@@ -49,7 +43,7 @@ pub struct RewardTrainer {
     head: ScalarHead,
     pairs: Vec<TokenizedPair>,
     options: RewardOptions,
-    optimizer: AdamW,
+    updater: Updater,
     epochs: Epochs,
     fractions: Stream,
     size: ModelSize,
@@ -78,14 +72,9 @@ impl RewardTrainer {
             .cloned()
             .collect();
         parameters.extend(head.trainable("head."));
-        let group = ParameterGroup {
-            parameters,
-            learning_rate: LearningRate::Multiple(1.0),
-            weight_decay: options.weight_decay,
-        };
         Ok(Self {
             cancel: Cancel::default(),
-            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            updater: Updater::new(parameters, Vec::new(), options.optimizer.clone())?,
             epochs: Epochs::new(pairs.len(), options.batch_size, stream.child("batches")),
             fractions: stream.child("prefix fractions"),
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
@@ -161,31 +150,20 @@ impl Trainer for RewardTrainer {
             loss += f64::from(found.loss.to_scalar::<f32>()?);
             accuracy += found.accuracy * found.count / total;
             margin += found.margin * found.count / total;
-            gradients.add(&found.loss.backward()?, &self.optimizer.parameters())?;
+            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
             flops += forward_flops(&self.size, actions.row_lengths());
             report.trained_tokens += actions.row_lengths().sum::<usize>() as u64;
         }
         report.flops = flops + backward_flops(&self.size, flops);
-        let lr = self.options.lr * self.options.schedule.factor(step);
         report.metrics.insert("loss", loss);
         report.metrics.insert("accuracy", accuracy);
         report.metrics.insert("margin", margin);
-        match self.optimizer.step(&gradients, lr)? {
-            Step::Updated { grad_norm } => {
-                report.metrics.insert("grad_norm", grad_norm);
-            }
-            Step::NonFinite { parameter } => {
-                report.diverged = Some(format!(
-                    "the gradient of `{parameter}` is not finite (loss {loss})"
-                ));
-            }
-        }
-        report.metrics.insert("lr", lr);
+        self.updater.finish(step, &gradients, &mut report)?;
         Ok(report)
     }
 
     fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+        self.updater.optimizer()
     }
 
     fn cancelled_by(&mut self, cancel: Cancel) {
@@ -201,7 +179,6 @@ mod tests {
     use super::*;
     use crate::ml::head::HeadInit;
     use crate::ml::models::causal::LlamaConfig;
-    use crate::ml::schedule::{Decay, Schedule};
 
     #[test]
     fn all_of_a_model_is_trained_but_an_output_head_of_its_own() {
@@ -225,15 +202,7 @@ mod tests {
         let options = RewardOptions {
             batch_size: 1,
             micro_batch: 1,
-            lr: 1e-2,
-            schedule: Schedule {
-                decay: Decay::Constant,
-                warmup_steps: 0,
-                total_steps: 4,
-                floor: 0.0,
-            },
-            weight_decay: 0.0,
-            optimizer: AdamWConfig::default(),
+            optimizer: OptimizerOptions::constant(1e-2),
             prefix_weight: 0.5,
         };
         let mut trainer = RewardTrainer::new(model.clone(), head, pairs, options, &stream).unwrap();

@@ -4,13 +4,13 @@ use candle_core::Device;
 
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
-use super::policy::TrainedModel;
+use super::trained_model::TrainedModel;
+use super::update::{OptimizerOptions, Updater};
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::models::causal::TokenBatch;
 use crate::ml::objectives::Normaliser;
 use crate::ml::objectives::supervised::{completion_mask, supervised};
-use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::schedule::Schedule;
+use crate::ml::optimizer::{AdamW, Gradients};
 use crate::random::Stream;
 
 /// How a supervised training goes.
@@ -20,14 +20,8 @@ pub struct SupervisedOptions {
     pub batch_size: usize,
     /// Rows in a forward pass; gradients are summed over the passes of a step.
     pub micro_batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Warm-up and decay.
-    pub schedule: Schedule,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// AdamW's constants.
-    pub optimizer: AdamWConfig,
+    /// AdamW and its learning rate.
+    pub optimizer: OptimizerOptions,
     /// Whether prompts are learnt as well.
     pub learn_prompts: bool,
 }
@@ -37,7 +31,7 @@ pub struct SupervisedTrainer {
     model: TrainedModel,
     rows: Vec<TokenizedCompletion>,
     options: SupervisedOptions,
-    optimizer: AdamW,
+    updater: Updater,
     epochs: Epochs,
     size: ModelSize,
     cancel: Cancel,
@@ -56,14 +50,13 @@ impl SupervisedTrainer {
                 "there is nothing to train on: the split is empty".to_owned(),
             ));
         }
-        let group = ParameterGroup {
-            parameters: model.llama.trainable().to_vec(),
-            learning_rate: LearningRate::Multiple(1.0),
-            weight_decay: options.weight_decay,
-        };
         Ok(Self {
             cancel: Cancel::default(),
-            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            updater: Updater::new(
+                model.llama.trainable().to_vec(),
+                Vec::new(),
+                options.optimizer.clone(),
+            )?,
             epochs: Epochs::new(rows.len(), options.batch_size, stream.child("batches")),
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
             model,
@@ -116,30 +109,19 @@ impl Trainer for SupervisedTrainer {
                 Normaliser::Total(predicted as f64),
             )?;
             sum += loss.sum;
-            gradients.add(&loss.loss.backward()?, &self.optimizer.parameters())?;
+            gradients.add(&loss.loss.backward()?, &self.updater.parameters())?;
             flops += forward_flops(&self.size, lengths.iter().copied());
             report.trained_tokens += lengths.iter().sum::<usize>() as u64;
         }
         report.flops = flops + backward_flops(&self.size, flops);
-        let lr = self.options.lr * self.options.schedule.factor(step);
         let loss = sum / predicted as f64;
         report.metrics.insert("loss", loss);
-        match self.optimizer.step(&gradients, lr)? {
-            Step::Updated { grad_norm } => {
-                report.metrics.insert("grad_norm", grad_norm);
-            }
-            Step::NonFinite { parameter } => {
-                report.diverged = Some(format!(
-                    "the gradient of `{parameter}` is not finite (loss {loss})"
-                ));
-            }
-        }
-        report.metrics.insert("lr", lr);
+        self.updater.finish(step, &gradients, &mut report)?;
         Ok(report)
     }
 
     fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+        self.updater.optimizer()
     }
 
     fn cancelled_by(&mut self, cancel: Cancel) {

@@ -11,5 +11,7 @@ pub mod train_tokenizer;
 
 #[cfg(test)]
 mod interruptions;
+mod objective;
 mod pairs;
+mod rewards;
 mod training;

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::training::{self, OnDivergence, OptimizerParams};
-use crate::artifacts::curve::CURVE;
+use super::training::{Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Estimate, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::trainer::pairs::{PairObjective, PairOptions, PairTrainer};
 use crate::random::Stream;
@@ -36,13 +35,6 @@ pub(super) fn ports() -> Vec<Port> {
             "the model to start from, and the reference",
         ),
         Port::one("data", &[DATASET], "preference pairs"),
-    ]
-}
-
-pub(super) fn outputs() -> Vec<Output> {
-    vec![
-        Output::new("model", LANGUAGE_MODEL),
-        Output::new("curve", CURVE),
     ]
 }
 
@@ -76,27 +68,23 @@ impl PairTraining<'_> {
         objective: PairObjective,
         ctx: &mut RunContext,
     ) -> Result<(), StageError> {
-        let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let stream = Stream::new(self.seed, kind);
         let lengths = self.lengths.lengths(&policy);
         let pairs = tokenize_pairs(&policy, &data.examples, "pairs", lengths, ctx)?;
         let reference = policy.frozen()?;
-        let merged = policy.adapter.is_some();
-        let trained = training::trained_model(&mut policy, self.adapter, false, &stream)?;
-        let merged = merged && policy.adapter.is_none();
+        let eos = policy.eos.clone();
+        let training = Training::open(policy, self.adapter, Purpose::Policy, &stream)?;
         let options = PairOptions {
             objective,
             batch_size: self.batch_size,
             micro_batch: self.micro_batch,
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
-            eos: policy.eos.clone(),
+            optimizer: self.optimizer.options(self.steps),
+            eos,
         };
-        let mut trainer = PairTrainer::new(trained.clone(), reference, pairs, options, &stream)?;
-        let run = training::Run {
+        let mut trainer = PairTrainer::new(training.model(), reference, pairs, options, &stream)?;
+        let course = Course {
             title: "preferences",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
@@ -104,9 +92,7 @@ impl PairTraining<'_> {
             on_divergence: OnDivergence::Fail,
             is_evaluated: false,
         };
-        let result = training::train(&mut trainer, &run, ctx)?;
-        let folder = ctx.output("model")?;
-        training::save_model(&policy, merged, &trained, &result.end, &folder)?;
-        Ok(result.curve.write(&ctx.output("curve")?)?)
+        let trained = course.train(&mut trainer, ctx)?;
+        training.save(&trained, ctx)
     }
 }

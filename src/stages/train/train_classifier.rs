@@ -6,7 +6,7 @@ use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, OnDivergence, OptimizerParams};
+use super::training::{self, Course, OnDivergence, OptimizerParams};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, read};
 use crate::artifacts::table::{TABLE, Table};
@@ -154,10 +154,7 @@ impl Kind for TrainClassifier {
         let options = ClassifierOptions {
             batch_size: self.batch_size,
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
+            optimizer: self.optimizer.options(self.steps),
             class_weights: if self.balanced {
                 balanced_weights(&rows, labels.len())
             } else {
@@ -165,7 +162,7 @@ impl Kind for TrainClassifier {
             },
         };
         let mut trainer = ClassifierTrainer::new(classifier, rows, options, &stream)?;
-        let run = training::Run {
+        let course = Course {
             title: "text classifier",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
@@ -173,7 +170,7 @@ impl Kind for TrainClassifier {
             on_divergence: OnDivergence::Fail,
             is_evaluated: true,
         };
-        let result = training::train(&mut trainer, &run, ctx)?;
+        let result = course.train(&mut trainer, ctx)?;
         weights.extend(result.end);
         let trained = EncoderCheckpoint {
             sentence: None,

@@ -96,7 +96,7 @@ impl Kind for TrainGflownetDpo {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        pairs::outputs()
+        training::outputs(&BTreeMap::new())
     }
 
     fn validate(&self) -> Vec<Problem> {

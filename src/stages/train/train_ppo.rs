@@ -5,16 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{
-    OnDivergence, OptimizerParams, Run, continuation, save_model, train, trained_model,
-};
-use crate::artifacts::curve::CURVE;
+use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::generate::Sampling;
@@ -199,8 +195,6 @@ fn ratio_threshold() -> f64 {
     10.0
 }
 
-const MODEL: &str = "model";
-
 impl Kind for TrainPpo {
     const NAME: &'static str = "train_ppo";
     const VERSION: u32 = 3;
@@ -228,11 +222,7 @@ seed: 1
     }
 
     fn outputs(&self) -> Vec<Output> {
-        let mut outputs = vec![Output::new(MODEL, LANGUAGE_MODEL)];
-        let labels = self.checkpoints.keys();
-        outputs.extend(labels.map(|label| Output::new(label, LANGUAGE_MODEL)));
-        outputs.push(Output::new(CURVE, CURVE));
-        outputs
+        training::outputs(&self.checkpoints)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -312,19 +302,7 @@ seed: 1
         }
         ranges::temperature("temperature", self.temperature, &mut problems);
         self.optimizer.validate("optimizer", &mut problems);
-        for (label, step) in &self.checkpoints {
-            let key = format!("checkpoints.{label}");
-            if !is_name(label) || label == MODEL || label == CURVE {
-                let text = format!("`{label}` cannot name an output");
-                problems.push(Problem::new(&key, text).hint(
-                    "a label has lower-case letters, digits and `_`, and is neither `model` nor `curve`",
-                ));
-            }
-            if !(1..=self.steps).contains(step) {
-                let text = format!("`{label}` must be from 1 to `steps`, found {step}");
-                problems.push(Problem::new(&key, text));
-            }
-        }
+        training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
         }
@@ -351,29 +329,27 @@ seed: 1
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        continuation(self.steps, &self.checkpoints, &self.optimizer)
+        training::continuation(self.steps, &self.checkpoints, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let mut start = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let start = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = RewardModel::load(&ctx.input("reward")?.path)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;
         check_vocabularies(&start.tokenizer, &reward.model.tokenizer)?;
         let prompts = self.prompts(&start, &reward, &dataset, ctx)?;
 
         let stream = Stream::new(self.seed, Self::NAME);
-        let had_adapter = start.adapter.is_some();
-        let model = trained_model(&mut start, self.adapter.as_ref(), false, &stream)?;
-        let merged = had_adapter && start.adapter.is_none();
+        let training = Training::open(start, self.adapter.as_ref(), Purpose::Policy, &stream)?;
         let ppo_start = PpoStart {
-            model,
-            reference: start.frozen()?,
+            model: training.model(),
+            reference: training.start().frozen()?,
             scorer: scorer(reward),
             prompts,
-            eos: start.eos.clone(),
+            eos: training.start().eos.clone(),
         };
         let mut trainer = PpoTrainer::new(ppo_start, self.options()?, &stream)?;
-        let run = Run {
+        let course = Course {
             title: "Proximal policy optimisation",
             steps: self.steps,
             checkpoints: &self.checkpoints,
@@ -381,16 +357,8 @@ seed: 1
             on_divergence: self.on_divergence,
             is_evaluated: false,
         };
-        let trained = train(&mut trainer, &run, ctx)?;
-        let labelled = trained
-            .labelled
-            .iter()
-            .map(|(label, weights)| (label.as_str(), weights));
-        for (name, weights) in labelled.chain([(MODEL, &trained.end)]) {
-            save_model(&start, merged, trainer.model(), weights, &ctx.output(name)?)?;
-        }
-        trained.curve.write(&ctx.output(CURVE)?)?;
-        Ok(())
+        let trained = course.train(&mut trainer, ctx)?;
+        training.save(&trained, ctx)
     }
 }
 
@@ -416,10 +384,7 @@ impl TrainPpo {
             micro_batch: self.micro_batch.unwrap_or(self.minibatch_size),
             ppo_epochs: self.ppo_epochs,
             whitening: self.whitening,
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
+            optimizer: self.optimizer.options(self.steps),
             max_new_tokens: self.max_new_tokens,
             min_new_tokens: self.min_new_tokens,
             ignore_eos: self.ignore_eos,

@@ -67,7 +67,7 @@ impl Kind for TrainPreference {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        pairs::outputs()
+        training::outputs(&BTreeMap::new())
     }
 
     fn validate(&self) -> Vec<Problem> {

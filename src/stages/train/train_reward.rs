@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, OnDivergence, OptimizerParams};
+use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
@@ -147,7 +147,7 @@ impl Kind for TrainReward {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let model = LanguageModel::load(&ctx.input("model")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
         let stream = Stream::new(self.seed, "train_reward");
@@ -158,11 +158,10 @@ impl Kind for TrainReward {
         let held_out = tokenize_pairs(&model, examples, "held-out pairs", lengths, ctx)?;
         let calibrated = self.calibrated(&model, &data, lengths)?;
         let pairs = tokenize_pairs(&model, &data.examples, "pairs", lengths, ctx)?;
-        let merged = model.adapter.is_some();
-        let trained = training::trained_model(&mut model, self.adapter.as_ref(), true, &stream)?;
-        let merged = merged && model.adapter.is_none();
+        let training = Training::open(model, self.adapter.as_ref(), Purpose::Scorer, &stream)?;
+        let trained = training.model();
         let head = ScalarHead::init(
-            model.config.embedding_size,
+            training.start().config.embedding_size,
             false,
             HeadInit::Normal(0.01),
             &stream.child("head"),
@@ -171,14 +170,11 @@ impl Kind for TrainReward {
         let options = RewardOptions {
             batch_size: self.batch_size,
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
+            optimizer: self.optimizer.options(self.steps),
             prefix_weight: self.prefix_weight,
         };
-        let mut trainer = RewardTrainer::new(trained.clone(), head, pairs, options, &stream)?;
-        let run = training::Run {
+        let mut trainer = RewardTrainer::new(trained, head, pairs, options, &stream)?;
+        let course = Course {
             title: "reward model",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
@@ -186,10 +182,10 @@ impl Kind for TrainReward {
             on_divergence: OnDivergence::Fail,
             is_evaluated: true,
         };
-        let result = training::train(&mut trainer, &run, ctx)?;
+        let result = course.train(&mut trainer, ctx)?;
         let folder = ctx.output("model")?;
         let score = result.end.get(HEAD_SCORE);
-        training::save_scored_model(&model, merged, &trained, &result.end, score, &folder)?;
+        training.save_model(&result.end, score, &folder)?;
         let mut description = RewardDescription {
             scale: 1.0,
             offset: 0.0,

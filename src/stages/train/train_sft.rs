@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, OnDivergence, OptimizerParams};
-use crate::artifacts::curve::CURVE;
+use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
@@ -82,10 +81,7 @@ impl Kind for TrainSft {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        vec![
-            Output::new("model", LANGUAGE_MODEL),
-            Output::new("curve", CURVE),
-        ]
+        training::outputs(&BTreeMap::new())
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -142,7 +138,7 @@ impl Kind for TrainSft {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let mut model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let model = LanguageModel::load(&ctx.input("model")?.path)?;
         let context = model.config.max_position_embeddings;
         if let Some(length) = self.packing.filter(|length| *length > context) {
             return Err(StageError::new(format!(
@@ -161,20 +157,15 @@ impl Kind for TrainSft {
         if let Some(length) = self.packing {
             rows = pack(&rows, length)?;
         }
-        let merged = model.adapter.is_some();
-        let trained = training::trained_model(&mut model, self.adapter.as_ref(), false, &stream)?;
-        let merged = merged && model.adapter.is_none();
+        let training = Training::open(model, self.adapter.as_ref(), Purpose::Policy, &stream)?;
         let options = SupervisedOptions {
             batch_size: self.batch_size,
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
+            optimizer: self.optimizer.options(self.steps),
             learn_prompts: self.learn_prompts,
         };
-        let mut trainer = SupervisedTrainer::new(trained.clone(), rows, options, &stream)?;
-        let run = training::Run {
+        let mut trainer = SupervisedTrainer::new(training.model(), rows, options, &stream)?;
+        let course = Course {
             title: "supervised training",
             steps: self.steps,
             checkpoints: &BTreeMap::new(),
@@ -182,9 +173,8 @@ impl Kind for TrainSft {
             on_divergence: OnDivergence::Fail,
             is_evaluated: false,
         };
-        let result = training::train(&mut trainer, &run, ctx)?;
-        training::save_model(&model, merged, &trained, &result.end, &ctx.output("model")?)?;
-        Ok(result.curve.write(&ctx.output("curve")?)?)
+        let trained = course.train(&mut trainer, ctx)?;
+        training.save(&trained, ctx)
     }
 }
 

@@ -5,8 +5,9 @@ use candle_core::{DType, Tensor};
 use super::actions::Actions;
 use super::batches::{Epochs, TokenizedCompletion, tokens_before_end};
 use super::flops::{ModelSize, backward_flops, forward_flops};
-use super::policy::TrainedModel;
 use super::reward::TokenizedPair;
+use super::trained_model::TrainedModel;
+use super::update::{OptimizerOptions, Updater};
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::kernels::sums::row_sums;
 use crate::ml::models::causal::CausalLm;
@@ -19,8 +20,7 @@ use crate::ml::objectives::preference::{
     PairLogProbs, PreferenceBatch, PreferenceLoss, ReferencePoint, kto_baseline, preference,
 };
 use crate::ml::objectives::terminable::TerminableTrajectories;
-use crate::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup, Step};
-use crate::ml::schedule::Schedule;
+use crate::ml::optimizer::{AdamW, Gradients};
 use crate::random::Stream;
 
 /// The loss.
@@ -48,14 +48,8 @@ pub struct PairOptions {
     pub batch_size: usize,
     /// Pairs in a forward pass.
     pub micro_batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Warm-up and decay.
-    pub schedule: Schedule,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// AdamW's constants.
-    pub optimizer: AdamWConfig,
+    /// AdamW and its learning rate.
+    pub optimizer: OptimizerOptions,
     /// Ids that end a completion, the first being the one that stops.
     pub eos: Vec<u32>,
 }
@@ -66,7 +60,7 @@ pub struct PairTrainer {
     reference: CausalLm,
     pairs: Vec<TokenizedPair>,
     options: PairOptions,
-    optimizer: AdamW,
+    updater: Updater,
     epochs: Epochs,
     size: ModelSize,
     cancel: Cancel,
@@ -101,14 +95,13 @@ impl PairTrainer {
                 "the released code's loss reads the last but one token of the prompt: a prompt has one token".to_owned(),
             ));
         }
-        let group = ParameterGroup {
-            parameters: model.llama.trainable().to_vec(),
-            learning_rate: LearningRate::Multiple(1.0),
-            weight_decay: options.weight_decay,
-        };
         Ok(Self {
             cancel: Cancel::default(),
-            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            updater: Updater::new(
+                model.llama.trainable().to_vec(),
+                Vec::new(),
+                options.optimizer.clone(),
+            )?,
             epochs: Epochs::new(pairs.len(), options.batch_size, stream.child("batches")),
             size: ModelSize::of(model.llama.config(), model.adapter.is_none()),
             model,
@@ -439,7 +432,7 @@ impl PairTrainer {
             for (name, value) in found.metrics {
                 *report.metrics.entry(name).or_insert(0.0) += value * chunk.len() as f64 / total;
             }
-            gradients.add(&found.loss.backward()?, &self.optimizer.parameters())?;
+            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
             let forward = forward_flops(&self.size, actions.row_lengths());
             // Policy and reference forward, policy backward.
             report.flops += 2.0 * forward + backward_flops(&self.size, forward);
@@ -455,24 +448,12 @@ impl Trainer for PairTrainer {
         let items = self.epochs.at(step);
         let baseline = self.whole_step(&items)?;
         let (gradients, mut report) = self.gradients(step, &items, baseline)?;
-        let lr = self.options.lr * self.options.schedule.factor(step);
-        match self.optimizer.step(&gradients, lr)? {
-            Step::Updated { grad_norm } => {
-                report.metrics.insert("grad_norm", grad_norm);
-            }
-            Step::NonFinite { parameter } => {
-                report.diverged = Some(format!(
-                    "the gradient of `{parameter}` is not finite (loss {})",
-                    report.metrics["loss"]
-                ));
-            }
-        }
-        report.metrics.insert("lr", lr);
+        self.updater.finish(step, &gradients, &mut report)?;
         Ok(report)
     }
 
     fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+        self.updater.optimizer()
     }
 
     fn cancelled_by(&mut self, cancel: Cancel) {

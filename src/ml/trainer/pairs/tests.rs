@@ -8,7 +8,6 @@ use crate::ml::adapter::LoraConfig;
 use crate::ml::models::causal::LlamaConfig;
 use crate::ml::objectives::preference::Likelihood;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
-use crate::ml::schedule::Decay;
 use crate::ml::trainer::{self, TrainerState};
 
 const EOS: u32 = 1;
@@ -93,15 +92,10 @@ fn options(objective: PairObjective) -> PairOptions {
         objective,
         batch_size: 5,
         micro_batch: 5,
-        lr: 3e-3,
-        schedule: Schedule {
-            decay: Decay::Linear,
-            warmup_steps: 1,
-            total_steps: 20,
-            floor: 0.1,
+        optimizer: OptimizerOptions {
+            weight_decay: 0.01,
+            ..OptimizerOptions::constant(3e-3)
         },
-        weight_decay: 0.01,
-        optimizer: AdamWConfig::default(),
         eos: vec![EOS],
     }
 }
@@ -142,7 +136,7 @@ fn every_parameter_learns_by_its_slope() {
             let step = trainer.whole_step(&items).unwrap();
             let loss = || trainer.gradients(7, &items, step).unwrap();
             let (gradients, report) = loss();
-            assert_slopes(&trainer.optimizer.parameters(), &gradients, || {
+            assert_slopes(&trainer.updater.parameters(), &gradients, || {
                 loss().1.metrics["loss"]
             });
             assert!(report.metrics["loss"].is_finite());
@@ -168,7 +162,7 @@ fn micro_batches_add_up_to_the_batch() {
                 let (kl, again) = (step.kl, trainer.whole_step(&items).unwrap().kl);
                 assert!((again - kl).abs() < 1e-5, "{again} for {kl}");
                 let (parts, of_parts) = trainer.gradients(3, &items, step).unwrap();
-                for (name, _) in trainer.optimizer.parameters() {
+                for (name, _) in trainer.updater.parameters() {
                     let apart = difference(&whole, &parts, &name);
                     assert!(apart < 1e-4, "{objective:?}, `{name}`: {apart}");
                 }

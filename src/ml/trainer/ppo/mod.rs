@@ -28,7 +28,8 @@ use serde_json::Value as Json;
 
 use super::batches::Epochs;
 use super::flops::{ModelSize, backward_flops, forward_flops};
-use super::policy::TrainedModel;
+use super::trained_model::TrainedModel;
+use super::update::{Updater, not_finite};
 use super::{Cancel, StepReport, TrainError, Trainer};
 use crate::ml::generate::GenerateError;
 use crate::ml::head::{HeadInit, ScalarHead};
@@ -36,7 +37,7 @@ use crate::ml::models::causal::CausalLm;
 use crate::ml::objectives::divergence::{DivergenceMonitor, Health, Observation};
 use crate::ml::objectives::kl_control::KlController;
 use crate::ml::objectives::kl_estimate::KlEstimate;
-use crate::ml::optimizer::{AdamW, LearningRate, ParameterGroup};
+use crate::ml::optimizer::AdamW;
 use crate::random::Stream;
 
 pub use options::{ControlledKl, PpoTrainerOptions, Whitening};
@@ -61,7 +62,7 @@ pub struct PpoTrainer {
     start: PpoStart,
     value_head: ScalarHead,
     options: PpoTrainerOptions,
-    optimizer: AdamW,
+    updater: Updater,
     epochs: Epochs,
     streams: Streams,
     size: ModelSize,
@@ -109,13 +110,8 @@ impl PpoTrainer {
         )?;
         let mut parameters = start.model.llama.trainable().to_vec();
         parameters.extend(value_head.trainable("value_head."));
-        let group = ParameterGroup {
-            parameters,
-            learning_rate: LearningRate::Multiple(1.0),
-            weight_decay: options.weight_decay,
-        };
         Ok(Self {
-            optimizer: AdamW::new(vec![group], options.optimizer)?,
+            updater: Updater::new(parameters, Vec::new(), options.optimizer.clone())?,
             epochs: Epochs::new(
                 start.prompts.len(),
                 options.batch_size,
@@ -215,15 +211,12 @@ impl Trainer for PpoTrainer {
             ("updates", seen.updates as f64),
             ("skipped", seen.skipped as f64),
             ("grad_norm", seen.greatest_norm),
-            ("lr", self.learning_rate(step)),
+            ("lr", self.updater.learning_rate(step)),
         ];
         report.metrics.extend(metrics);
 
         if let Some(parameter) = &seen.non_finite {
-            let loss = seen.last_loss;
-            report.diverged = Some(format!(
-                "the gradient of `{parameter}` is not finite (loss {loss})"
-            ));
+            report.diverged = Some(not_finite(parameter, seen.last_loss));
             return Ok(report);
         }
         let health = self.monitor.observe(Observation {
@@ -246,7 +239,7 @@ impl Trainer for PpoTrainer {
     }
 
     fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+        self.updater.optimizer()
     }
 
     fn cancelled_by(&mut self, cancel: Cancel) {

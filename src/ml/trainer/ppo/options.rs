@@ -7,8 +7,7 @@ use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::KlController;
 use crate::ml::objectives::ppo::PpoOptions;
-use crate::ml::optimizer::AdamWConfig;
-use crate::ml::schedule::Schedule;
+use crate::ml::trainer::update::OptimizerOptions;
 
 /// Over which tokens advantages are whitened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
@@ -45,14 +44,8 @@ pub struct PpoTrainerOptions {
     pub ppo_epochs: u64,
     /// Over which tokens advantages are whitened.
     pub whitening: Whitening,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Warm-up and decay, over steps; all updates of a step have the same rate.
-    pub schedule: Schedule,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// AdamW's constants.
-    pub optimizer: AdamWConfig,
+    /// AdamW and its learning rate over steps; all updates of a step have the same rate.
+    pub optimizer: OptimizerOptions,
     /// The horizon: the greatest number of tokens of a completion, the end-of-sequence token included.
     pub max_new_tokens: usize,
     /// If given, each completion has a horizon of its own, drawn from here to `max_new_tokens`.

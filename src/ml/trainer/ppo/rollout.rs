@@ -1,7 +1,5 @@
 //! Sampling completions and finding out what the updates need to know of them.
 
-use candle_core::{DType, Tensor};
-
 use super::PpoTrainer;
 use crate::ml::generate::{Completion, GenerateError, GenerateOptions, Strategy, generate};
 use crate::ml::head::HeadGradient;
@@ -143,10 +141,10 @@ impl PpoTrainer {
             let actions = Actions::new(&rows);
             let states = actions.states(&policy.forward(&actions.batch)?, false)?;
             let values = self.value_head.apply(&states, HeadGradient::Detached)?;
-            let log_probs = by_row(&actions.log_probs(&policy, &states)?, &actions.lengths)?;
-            let values = by_row(&values, &actions.lengths)?;
+            let log_probs = actions.by_row(&actions.log_probs(&policy, &states)?)?;
+            let values = actions.by_row(&values)?;
             let reference = actions.frozen_log_probs(&self.start.reference)?;
-            let reference = by_row(&reference, &actions.lengths)?;
+            let reference = actions.by_row(&reference)?;
             let found = log_probs.into_iter().zip(reference).zip(values);
             for (rollout, ((log_probs, reference), values)) in chunk.iter_mut().zip(found) {
                 rollout.log_probs = log_probs;
@@ -156,17 +154,4 @@ impl PpoTrainer {
         }
         Ok(())
     }
-}
-
-/// Takes the first `lengths[row]` entries of each row: (rows, columns) to one list a row.
-fn by_row(tensor: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f64>>, TrainError> {
-    let rows = tensor.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
-    Ok(rows
-        .into_iter()
-        .zip(lengths)
-        .map(|(mut row, length)| {
-            row.truncate(*length);
-            row
-        })
-        .collect())
 }

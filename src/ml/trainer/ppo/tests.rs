@@ -13,9 +13,8 @@ use crate::ml::models::causal::TokenBatch;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl};
 use crate::ml::objectives::ppo::PpoOptions;
-use crate::ml::optimizer::AdamWConfig;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
-use crate::ml::schedule::{Decay, Schedule};
+use crate::ml::trainer::update::OptimizerOptions;
 use crate::ml::trainer::{self, TokenizedCompletion, TrainerState};
 use rollout::Rollout;
 
@@ -30,15 +29,10 @@ fn options() -> PpoTrainerOptions {
         micro_batch: 3,
         ppo_epochs: 2,
         whitening: Whitening::MiniBatch,
-        lr: 3e-3,
-        schedule: Schedule {
-            decay: Decay::Linear,
-            warmup_steps: 1,
-            total_steps: 20,
-            floor: 0.1,
+        optimizer: OptimizerOptions {
+            weight_decay: 0.01,
+            ..OptimizerOptions::constant(3e-3)
         },
-        weight_decay: 0.01,
-        optimizer: AdamWConfig::default(),
         max_new_tokens: 6,
         min_new_tokens: None,
         ignore_eos: false,
@@ -298,7 +292,7 @@ fn micro_batches_add_up_to_the_mini_batch() {
         let (gradients, found) = trainer
             .gradients(&rows, &mut 0, &mut update::Seen::default())
             .unwrap();
-        (gradients, found, trainer.optimizer.parameters())
+        (gradients, found, trainer.updater.parameters())
     };
     let (whole, expected, parameters) = gradients(8);
     for micro_batch in [1, 3] {
@@ -344,7 +338,7 @@ fn whitening_by_micro_batch_averages_the_means_of_passes() {
         let sum = parts.reduce(|a, b| (a + b).unwrap()).unwrap();
         (sum * 0.5).unwrap()
     };
-    for (name, _) in trainer.optimizer.parameters() {
+    for (name, _) in trainer.updater.parameters() {
         let apart = (together.get(&name).unwrap() - mean(&name)).unwrap();
         let apart = apart
             .abs()
@@ -589,7 +583,7 @@ fn a_divergence_is_reported() {
 
     // Parameters beyond all numbers.
     let options = PpoTrainerOptions {
-        lr: 1e30,
+        optimizer: OptimizerOptions::constant(1e30),
         ..self::options()
     };
     let mut trainer = trainer_of(options, None);

@@ -86,14 +86,9 @@ impl Seen {
 }
 
 impl PpoTrainer {
-    pub(super) fn learning_rate(&self, step: u64) -> f64 {
-        self.options.lr * self.options.schedule.factor(step)
-    }
-
     /// Makes the updates of a step.
     pub(super) fn update(&mut self, step: u64, rollouts: &[Rollout]) -> Result<Seen, TrainError> {
         let mut seen = Seen::default();
-        let lr = self.learning_rate(step);
         // Each forward pass of a training has its own dropout; no pass is without a completion.
         let mut pass = step * self.options.ppo_epochs * self.options.batch_size as u64;
         for epoch in 0..self.options.ppo_epochs {
@@ -110,7 +105,7 @@ impl PpoTrainer {
                 }
                 seen.take(&found);
                 if !skipped {
-                    match self.optimizer.step(&gradients, lr)? {
+                    match self.updater.update(step, &gradients)? {
                         Step::Updated { grad_norm } => {
                             seen.updates += 1;
                             seen.greatest_norm = seen.greatest_norm.max(grad_norm);
@@ -141,7 +136,7 @@ impl PpoTrainer {
         seen: &mut Seen,
     ) -> Result<(Gradients, Means), TrainError> {
         let llama = &self.start.model.llama;
-        let parameters = self.optimizer.parameters();
+        let parameters = self.updater.parameters();
         let tokens = mini_batch
             .iter()
             .map(|rollout| rollout.length())

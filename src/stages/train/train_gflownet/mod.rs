@@ -4,27 +4,32 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
-use self::objective::{ObjectiveName, Weighting};
-use super::training::{self, OnDivergence, OptimizerParams};
-use crate::artifacts::curve::CURVE;
+use super::objective::{Named, Settings, spread};
+use super::rewards::ModelRewards;
+use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::reference::is_name;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, Kind, Moved, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
+use crate::ml::objectives::ReferenceTerms;
 use crate::ml::objectives::divergence::DivergenceLimits;
-use crate::ml::objectives::{ReferenceTerms, Windows};
 use crate::ml::schedule::Ramp;
-use crate::ml::trainer::gflownet::{
-    Exploration, GflownetOptions, GflownetTrainer, LogZSource, Objective, PromptCompletions,
-    group_by_prompt,
+use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
+use crate::ml::trainer::policy::objectives::{
+    GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource, Weighting,
 };
-use crate::ml::trainer::{Cancel, ModelSize, TrainError};
+use crate::ml::trainer::policy::{
+    Exploration, PolicyOptions, PolicyStart, PolicyTrainer, PromptCompletions, group_by_prompt,
+};
+use crate::ml::trainer::{Cancel, TrainError};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
@@ -33,7 +38,9 @@ use crate::stages::tokenized::{
     Boundary, Lengths, LongCompletions, check_vocabularies, needs_room, tokenize_chosen,
 };
 
-mod objective;
+impl Settings for GflownetSettings {
+    const KINDS: &'static [ObjectiveKind<Self>] = GFLOWNET_OBJECTIVES;
+}
 
 /// Whether the flow head's gradient reaches the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -66,8 +73,9 @@ pub enum Offline {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainGflownet {
-    /// The loss.
-    objective: ObjectiveName,
+    /// The loss: a name, beside which the settings of it stand, or the name with them, such as
+    /// `{ flowrl: { log_z: network } }`.
+    objective: Named<GflownetSettings>,
     /// Optimizer steps.
     steps: u64,
     /// Steps that learn from the same completions before others are taken; `flowrl` weighs them by how likely they
@@ -230,6 +238,10 @@ impl Kind for TrainGflownet {
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
+    fn respell(params: &mut Map<String, Json>) -> Result<Vec<Moved>, Vec<Problem>> {
+        spread::<GflownetSettings>(params)
+    }
+
     fn ports(&self) -> Vec<Port> {
         vec![
             Port::one(
@@ -251,14 +263,7 @@ impl Kind for TrainGflownet {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        let labels = self
-            .checkpoints
-            .keys()
-            .map(|label| Output::new(label, LANGUAGE_MODEL));
-        std::iter::once(Output::new("model", LANGUAGE_MODEL))
-            .chain(labels)
-            .chain([Output::new("curve", CURVE)])
-            .collect()
+        training::outputs(&self.checkpoints)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -332,24 +337,24 @@ impl Kind for TrainGflownet {
             "replay_min_distance",
             "above 0 and at most 1",
         );
-        let own_log_z = self.objective.log_z();
+        let asks = self.objective().requirements();
         require(
-            self.log_z.is_none() || (own_log_z.is_some() && own_log_z != Some(LogZSource::Batch)),
+            self.log_z.is_none() || self.objective.takes("log_z"),
             "log_z",
             "left out: this objective has no log Z to choose",
         );
         require(
-            self.log_z.or(own_log_z) != Some(LogZSource::Batch) || self.completions_per_prompt >= 2,
+            self.completions_per_prompt >= asks.completions,
             "completions_per_prompt",
-            "at least 2 where log Z is the mean over the completions of a prompt",
+            "at least 2: this objective compares the completions of a prompt with each other",
         );
         require(
-            !self.length_normalised || own_log_z.is_some(),
+            !self.length_normalised || self.objective.takes("length_normalised"),
             "length_normalised",
             "left out: only objectives on whole trajectories can be divided by length",
         );
         require(
-            self.objective.has_windows() || (self.lambda.is_none() && self.weighting.is_none()),
+            self.objective.takes("lambda") || (self.lambda.is_none() && self.weighting.is_none()),
             "lambda",
             "left out, with `weighting`: this objective has no sub-trajectories to weigh",
         );
@@ -361,39 +366,21 @@ impl Kind for TrainGflownet {
             "at least 1e-6, and to the power of `max_new_tokens` at most 1e30: weights have no room beyond",
         );
         require(
-            !self.objective.has_flow_head()
-                || self.on_policy > 0.0
-                || self.completions_per_prompt >= self.least_completions,
+            self.on_policy > 0.0 || self.completions_per_prompt >= asks.offline_completions,
             "completions_per_prompt",
             "at least `least_completions`: without `on_policy` a step has no others of a prompt",
         );
-        let modified = self.objective == ObjectiveName::ModifiedSubTrajectoryBalance;
         require(
-            !modified || self.kl == 0.0,
+            asks.takes_kl || self.kl == 0.0,
             "kl",
-            "0: modified sub-trajectory balance has no KL penalty; `prior_in_target` keeps it near the start",
+            "0: this objective has no KL penalty; `prior_in_target` keeps the policy near the start",
         );
-        let flowrl = self.objective == ObjectiveName::Flowrl;
         require(
-            !flowrl || (self.on_policy == 1.0 && self.completions_per_prompt >= 2),
+            !asks.fresh || self.on_policy == 1.0,
             "on_policy",
-            "1, with at least 2 completions of a prompt: FlowRL trains on fresh samples alone",
+            "1: this objective trains on fresh samples alone",
         );
-        for (label, step) in &self.checkpoints {
-            let key = format!("checkpoints.{label}");
-            if !is_name(label) || ["model", "curve"].contains(&label.as_str()) {
-                problems.push(Problem::new(
-                    &key,
-                    format!("`{label}` cannot label a checkpoint"),
-                ));
-            }
-            if !(1..=self.steps).contains(step) {
-                problems.push(Problem::new(
-                    &key,
-                    format!("step {step} is not one of 1 to {}", self.steps),
-                ));
-            }
-        }
+        training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
         }
@@ -427,7 +414,7 @@ impl Kind for TrainGflownet {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let mut policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = RewardModel::load(&ctx.input("reward")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
@@ -455,10 +442,10 @@ impl Kind for TrainGflownet {
         let before = prompts.len();
         prompts.retain(|prompt| prompt.completions.len() >= least);
         if prompts.is_empty() {
-            let hint = if self.objective.has_flow_head() {
+            let hint = if self.objective.takes("least_completions") {
                 "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
             } else if least > 1 {
-                "raise `max_new_tokens` or `on_policy`: log Z is the mean over completions of a prompt"
+                "raise `max_new_tokens` or `on_policy`: completions of a prompt are compared with each other"
             } else {
                 "raise `max_new_tokens`, or set `long_completions: truncate`"
             };
@@ -476,29 +463,21 @@ impl Kind for TrainGflownet {
         }
         self.note_shortages(&prompts, ctx);
         let reference = policy.frozen()?;
-        let merged = policy.adapter.is_some();
-        let trained = training::trained_model(&mut policy, self.adapter.as_ref(), false, &stream)?;
-        let merged = merged && policy.adapter.is_none();
-        let reward_size = ModelSize::of(&reward.model.config, false);
-        let trainer = GflownetTrainer::new(
-            trained.clone(),
+        let options = self.options(&policy);
+        let training = Training::open(policy, self.adapter.as_ref(), Purpose::Policy, &stream)?;
+        let start = PolicyStart {
+            model: training.model(),
             reference,
-            Box::new(move |batch| {
-                reward
-                    .prefix_rewards(batch)
-                    .map_err(|error| TrainError::Data(error.to_string()))
-            }),
-            reward_size,
+            rewards: Box::new(ModelRewards(reward)),
             prompts,
-            self.options(&policy),
-            &stream,
-            Cancel::new(ctx.cancel_flag()),
-        );
+        };
+        let cancel = Cancel::new(ctx.cancel_flag());
+        let trainer = PolicyTrainer::new(start, self.objective(), options, &stream, cancel);
         let mut trainer = match trainer {
             Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
             other => other?,
         };
-        let run = training::Run {
+        let course = Course {
             title: "GFlowNet",
             steps: self.steps,
             checkpoints: &self.checkpoints,
@@ -506,18 +485,8 @@ impl Kind for TrainGflownet {
             on_divergence: self.on_divergence,
             is_evaluated: false,
         };
-        let result = training::train(&mut trainer, &run, ctx)?;
-        training::save_model(
-            &policy,
-            merged,
-            &trained,
-            &result.end,
-            &ctx.output("model")?,
-        )?;
-        for (label, parameters) in &result.labelled {
-            training::save_model(&policy, merged, &trained, parameters, &ctx.output(label)?)?;
-        }
-        Ok(result.curve.write(&ctx.output("curve")?)?)
+        let trained = course.train(&mut trainer, ctx)?;
+        training.save(&trained, ctx)
     }
 }
 
@@ -541,17 +510,34 @@ impl TrainGflownet {
         examples
     }
 
+    fn objective(&self) -> Box<dyn Objective> {
+        self.objective.make(&GflownetSettings {
+            log_z: self.log_z,
+            log_z_lr: self.log_z_lr,
+            log_z_start: self.log_z_start,
+            length_normalised: self.length_normalised,
+            lambda: self.lambda,
+            weighting: self.weighting,
+            flow_lr: self.flow_lr,
+            flow_gradient: match self.flow_gradient {
+                FlowGradient::Detached => HeadGradient::Detached,
+                FlowGradient::Joint => HeadGradient::Joint,
+            },
+            least_completions: self.least_completions,
+        })
+    }
+
     /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
     fn least_of_data(&self) -> usize {
-        if self.objective.has_flow_head() && self.on_policy < 1.0 {
-            self.least_completions
-        } else if self.log_z.or(self.objective.log_z()) == Some(LogZSource::Batch) {
-            // Against the mean over itself alone a completion has no residual.
-            let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
-            2usize.saturating_sub(sampled as usize).max(1)
+        let asks = self.objective().requirements();
+        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor() as usize;
+        let beside_samples = asks.completions.saturating_sub(sampled);
+        let of_data = if self.on_policy < 1.0 {
+            asks.offline_completions
         } else {
             1
-        }
+        };
+        of_data.max(beside_samples)
     }
 
     /// Says where the data set has less than a step asks for.
@@ -578,50 +564,11 @@ impl TrainGflownet {
     }
 
     fn prior_in_target(&self) -> bool {
-        self.prior_in_target || self.objective.has_prior_in_target()
+        self.prior_in_target || self.objective().requirements().prior_in_target
     }
 
-    /// Returns the sub-trajectories that are squared, as the objective's authors did unless the params say otherwise.
-    fn windows(&self, lambda: f64, weighting: Weighting) -> Windows {
-        let lambda = self.lambda.unwrap_or(lambda);
-        match self.weighting.unwrap_or(weighting) {
-            Weighting::Trajectory => Windows::WithinTrajectory { lambda },
-            Weighting::Batch => Windows::AcrossBatch { lambda },
-        }
-    }
-
-    fn options(&self, policy: &LanguageModel) -> GflownetOptions {
-        GflownetOptions {
-            objective: match self.objective.log_z() {
-                Some(own) => Objective::TrajectoryBalance {
-                    log_z: self.log_z.unwrap_or(own),
-                    log_z_lr: self.log_z_lr,
-                    log_z_start: self.log_z_start,
-                    length_normalised: self.length_normalised
-                        || self.objective == ObjectiveName::Flowrl,
-                    group_rewards: self.objective == ObjectiveName::Flowrl,
-                    importance: self.objective == ObjectiveName::Flowrl,
-                },
-                None if self.objective == ObjectiveName::ModifiedSubTrajectoryBalance => {
-                    Objective::Terminable {
-                        windows: self.windows(1.0, Weighting::Batch),
-                    }
-                }
-                None => Objective::StateFlows {
-                    energies: self.objective == ObjectiveName::ForwardLooking,
-                    windows: if self.objective.has_windows() {
-                        self.windows(0.9, Weighting::Trajectory)
-                    } else {
-                        Windows::Transitions
-                    },
-                    flow_lr: self.flow_lr,
-                    flow_gradient: match self.flow_gradient {
-                        FlowGradient::Detached => HeadGradient::Detached,
-                        FlowGradient::Joint => HeadGradient::Joint,
-                    },
-                    least_completions: self.least_completions,
-                },
-            },
+    fn options(&self, policy: &LanguageModel) -> PolicyOptions {
+        PolicyOptions {
             reward_scale: self.reward_scale,
             reference: ReferenceTerms {
                 kl_beta: self.kl,
@@ -639,10 +586,7 @@ impl TrainGflownet {
             replay_temperature: self.replay_temperature,
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
-            lr: self.optimizer.lr,
-            schedule: self.optimizer.schedule(self.steps),
-            weight_decay: self.optimizer.weight_decay,
-            optimizer: self.optimizer.adamw(),
+            optimizer: self.optimizer.options(self.steps),
             micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,

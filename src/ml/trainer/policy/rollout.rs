@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::{DType, Tensor};
+
 use super::shares::{Counts, Shares};
-use super::{
-    Batch, Cancel, Earlier, GflownetTrainer, Objective, TokenizedCompletion, TrainError, Undo,
-};
+use super::{Batch, Cancel, Earlier, PolicyTrainer, TokenizedCompletion, TrainError, Undo};
 use crate::ml::generate::{
     Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
-use crate::ml::objectives::importance::summed_log_probs;
 use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
 use crate::ml::trainer::actions::Actions;
@@ -27,14 +26,14 @@ pub(super) struct Rows {
     pub(super) flops: f64,
 }
 
-impl GflownetTrainer {
+impl PolicyTrainer {
     /// Returns the completions that a step learns from, and what was done to get them: `groups` are in the batch alone.
     pub(super) fn batch(
         &mut self,
         step: u64,
         undo: &mut Undo,
     ) -> Result<(Batch, Rows), TrainError> {
-        let updates = self.options.updates_per_batch.max(1);
+        let updates = self.shared.options.updates_per_batch.max(1);
         let first = step - step % updates;
         if step > first {
             let held = self.held.clone().filter(|batch| batch.step == first);
@@ -49,15 +48,10 @@ impl GflownetTrainer {
             step,
             groups: std::mem::take(&mut rows.groups),
             drawn: None,
+            weights: Vec::new(),
         };
         if updates > 1 {
-            if matches!(
-                self.options.objective,
-                Objective::TrajectoryBalance {
-                    importance: true,
-                    ..
-                }
-            ) {
+            if self.objective.requirements().drawn {
                 batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
             }
             undo.held = Some(Earlier(self.held.replace(batch.clone())));
@@ -65,26 +59,25 @@ impl GflownetTrainer {
         Ok((batch, rows))
     }
 
-    /// Returns the summed log-probability of each completion under the policy as it is.
+    /// Returns the log-probabilities of each completion's tokens under the policy as it is.
     fn drawn(
         &self,
         groups: &[Vec<TokenizedCompletion>],
         done: &mut Rows,
-    ) -> Result<Vec<f64>, TrainError> {
-        let policy = self.model.llama.detached();
-        let mut sums = Vec::new();
-        for groups in groups.chunks(self.options.micro_batch.max(1)) {
+    ) -> Result<Vec<Vec<f64>>, TrainError> {
+        let policy = self.shared.model.llama.detached();
+        let mut found = Vec::new();
+        for groups in groups.chunks(self.shared.options.micro_batch.max(1)) {
             let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
             if rows.is_empty() {
                 continue;
             }
             self.cancel.check()?;
             let actions = Actions::new(&rows);
-            let log_pf = actions.frozen_log_probs(&policy)?;
-            sums.extend(summed_log_probs(&log_pf, &actions.lengths)?);
-            done.flops += forward_flops(&self.size, actions.row_lengths());
+            found.extend(actions.by_row(&actions.frozen_log_probs(&policy)?)?);
+            done.flops += forward_flops(&self.shared.size, actions.row_lengths());
         }
-        Ok(sums)
+        Ok(found)
     }
 
     /// Chooses, samples and remembers the completions of a step.
@@ -95,11 +88,11 @@ impl GflownetTrainer {
         undo: &mut Undo,
     ) -> Result<Rows, TrainError> {
         let shares = Shares {
-            on_policy: self.options.on_policy,
-            replay: self.options.replay,
-            per_prompt: self.options.completions_per_prompt,
+            on_policy: self.shared.options.on_policy,
+            replay: self.shared.options.replay,
+            per_prompt: self.shared.options.completions_per_prompt,
         };
-        let batch = step / self.options.updates_per_batch.max(1);
+        let batch = step / self.shared.options.updates_per_batch.max(1);
         let counts: Vec<Counts> = (batch * items.len() as u64..)
             .take(items.len())
             .map(|turn| shares.at(turn))
@@ -114,6 +107,7 @@ impl GflownetTrainer {
             let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
             let prompt = &self.prompts[*item];
             let priority = self
+                .shared
                 .options
                 .replay_temperature
                 .map_or(Priority::Uniform, |temperature| Priority::Reward {
@@ -173,11 +167,10 @@ impl GflownetTrainer {
                 prompt_length: prompt.len(),
             });
         }
-        if self.options.replay > 0.0 {
+        if self.shared.options.replay > 0.0 {
             let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
-            let actions = Actions::new(&flat);
             // Before any tempering or standardising, which change from step to step.
-            let log_r = self.untempered_log_r(&actions)?;
+            let log_r = self.untempered_log_r(&flat)?;
             // Each prompt once, before any of its completions comes in.
             let before: BTreeMap<u64, Vec<Remembered>> = items
                 .iter()
@@ -188,7 +181,11 @@ impl GflownetTrainer {
                 let remembered = Remembered {
                     tokens: row.tokens[row.prompt_length..].to_vec(),
                     log_r,
-                    truncated: !self.options.eos.contains(&row.tokens[row.tokens.len() - 1]),
+                    truncated: !self
+                        .shared
+                        .options
+                        .eos
+                        .contains(&row.tokens[row.tokens.len() - 1]),
                 };
                 self.buffer
                     .insert(items[*place] as u64, remembered)
@@ -198,15 +195,24 @@ impl GflownetTrainer {
         Ok(groups)
     }
 
+    /// `reward_scale x reward` of completions.
+    fn untempered_log_r(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+        let rewards = self.shared.rewards.of_completions(rows)?;
+        let device = self.shared.model.llama.device();
+        let rewards = Tensor::new(rewards, device)?.to_dtype(DType::F32)?;
+        let log_r = (rewards * self.shared.options.reward_scale)?;
+        Ok(log_r.to_dtype(DType::F64)?.to_vec1()?)
+    }
+
     /// Returns the temperature that a step samples at.
     fn temperature(&self, step: u64) -> f64 {
-        if let Some(exploration) = self.options.exploration {
+        if let Some(exploration) = self.shared.options.exploration {
             let mut draws = self.sampling.child("exploration").at(step);
             if draws.uniform() < exploration.probability {
                 return exploration.low + (exploration.high - exploration.low) * draws.uniform();
             }
         }
-        self.options.temperature.at(step)
+        self.shared.options.temperature.at(step)
     }
 
     /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
@@ -219,7 +225,7 @@ impl GflownetTrainer {
     ) -> Result<Vec<Completion>, TrainError> {
         let options = GenerateOptions {
             batch_size: 64,
-            ..GenerateOptions::new(self.options.max_new_tokens, &self.options.eos)
+            ..GenerateOptions::new(self.shared.options.max_new_tokens, &self.shared.options.eos)
         };
         let strategy = Strategy::Sampling(Sampling {
             temperature,
@@ -227,7 +233,7 @@ impl GflownetTrainer {
         });
         let stream = self.sampling.child(&step.to_string());
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
-        let model = &self.model.llama;
+        let model = &self.shared.model.llama;
         let go_on = &mut |_| cancel.flow();
         generate(model, prompts, &options, &strategy, &stream, &keys, go_on).map_err(|error| {
             match error {
@@ -239,7 +245,7 @@ impl GflownetTrainer {
 
     /// Estimates the KL divergence of the policy to the reference from samples of the policy.
     pub(super) fn kl(&self, step: u64) -> Result<f64, TrainError> {
-        let count = self.options.monitor_completions;
+        let count = self.shared.options.monitor_completions;
         let prompts: Vec<Vec<u32>> = (0..count)
             .map(|index| {
                 self.prompts[index * self.prompts.len() / count]
@@ -259,8 +265,8 @@ impl GflownetTrainer {
             .collect();
         let rows: Vec<&TokenizedCompletion> = rows.iter().collect();
         let actions = Actions::new(&rows);
-        let policy = actions.frozen_log_probs(&self.model.llama.detached())?;
-        let reference = actions.frozen_log_probs(&self.reference)?;
+        let policy = actions.frozen_log_probs(&self.shared.model.llama.detached())?;
+        let reference = actions.frozen_log_probs(&self.shared.reference)?;
         let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
         Ok(estimate.trimmed)
     }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::super::fixture::{assert_slopes, bits, config, lora, models};
+use super::objective::ObjectiveKind;
+use super::objectives::{GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource};
 use super::*;
 use crate::ml::adapter::LoraConfig;
+use crate::ml::head::HeadGradient;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
-use crate::ml::schedule::Decay;
+use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::{self, TrainerState};
 
 const EOS: u32 = 1;
@@ -17,34 +21,74 @@ const EOS: u32 = 1;
 const GOOD: u32 = 7;
 
 /// Counts the rewarded token up to each place.
-fn rule(batch: &TokenBatch) -> Result<Tensor, TrainError> {
-    let time = batch.time();
-    let tokens = batch.tokens();
-    let mut rewards = Vec::with_capacity(tokens.len());
-    for row in tokens.chunks(time) {
-        let mut count = 0f32;
-        rewards.extend(row.iter().map(|token| {
-            count += f32::from(u8::from(*token == GOOD));
-            count
-        }));
+struct Rule;
+
+impl Rewards for Rule {
+    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+        let count = |row: &&TokenizedCompletion| {
+            let good = row.tokens.iter().filter(|token| **token == GOOD);
+            good.count() as f64
+        };
+        Ok(rows.iter().map(count).collect())
     }
-    Ok(Tensor::from_vec(
-        rewards,
-        (tokens.len() / time, time),
-        &Device::Cpu,
-    )?)
+
+    fn of_prefixes(&self, batch: &TokenBatch) -> Result<Tensor, TrainError> {
+        let time = batch.time();
+        let tokens = batch.tokens();
+        let mut rewards = Vec::with_capacity(tokens.len());
+        for row in tokens.chunks(time) {
+            let mut count = 0f32;
+            rewards.extend(row.iter().map(|token| {
+                count += f32::from(u8::from(*token == GOOD));
+                count
+            }));
+        }
+        let shape = (tokens.len() / time, time);
+        Ok(Tensor::from_vec(rewards, shape, &Device::Cpu)?)
+    }
+
+    fn size(&self) -> Option<ModelSize> {
+        None
+    }
 }
 
-fn options() -> GflownetOptions {
-    GflownetOptions {
-        objective: Objective::TrajectoryBalance {
-            log_z: LogZSource::Network,
-            log_z_lr: 1e-2,
-            log_z_start: None,
-            length_normalised: true,
-            group_rewards: true,
-            importance: true,
-        },
+/// The rule, which asks to stop once it is asked.
+struct Stopping(Arc<AtomicBool>);
+
+impl Rewards for Stopping {
+    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+        self.0.store(true, Ordering::Relaxed);
+        Rule.of_completions(rows)
+    }
+
+    fn of_prefixes(&self, batch: &TokenBatch) -> Result<Tensor, TrainError> {
+        Rule.of_prefixes(batch)
+    }
+
+    fn size(&self) -> Option<ModelSize> {
+        None
+    }
+}
+
+const SETTINGS: GflownetSettings = GflownetSettings {
+    log_z: Some(LogZSource::Network),
+    log_z_lr: 1e-2,
+    log_z_start: None,
+    length_normalised: false,
+    lambda: None,
+    weighting: None,
+    flow_lr: 1e-2,
+    flow_gradient: HeadGradient::Joint,
+    least_completions: 2,
+};
+
+fn objective(name: &str) -> Box<dyn Objective> {
+    let kind = ObjectiveKind::find(GFLOWNET_OBJECTIVES, name).unwrap();
+    (kind.make)(&SETTINGS)
+}
+
+fn options() -> PolicyOptions {
+    PolicyOptions {
         reward_scale: 2.0,
         reward_temperature: Ramp::default(),
         reference: ReferenceTerms {
@@ -62,15 +106,10 @@ fn options() -> GflownetOptions {
         max_new_tokens: 5,
         temperature: Ramp::default(),
         exploration: None,
-        lr: 1e-2,
-        schedule: Schedule {
-            decay: Decay::Constant,
-            warmup_steps: 0,
-            total_steps: 20,
-            floor: 0.0,
+        optimizer: OptimizerOptions {
+            weight_decay: 0.01,
+            ..OptimizerOptions::constant(1e-2)
         },
-        weight_decay: 0.01,
-        optimizer: AdamWConfig::default(),
         micro_batch: 2,
         monitor_every: 0,
         monitor_completions: 0,
@@ -79,33 +118,31 @@ fn options() -> GflownetOptions {
     }
 }
 
-fn trainer_of(options: GflownetOptions, lora: Option<&LoraConfig>) -> GflownetTrainer {
-    trainer_on(options, lora, &[])
+fn trainer_of(options: PolicyOptions, lora: Option<&LoraConfig>) -> PolicyTrainer {
+    trainer_on("flowrl", options, lora, &[])
 }
 
 /// A trainer whose data set has these completions of each prompt.
 fn trainer_on(
-    options: GflownetOptions,
+    name: &str,
+    options: PolicyOptions,
     lora: Option<&LoraConfig>,
     completions: &[&[u32]],
-) -> GflownetTrainer {
+) -> PolicyTrainer {
     let (model, reference) = models(&config(), lora);
     let prompts = [vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0]];
     let prompts = prompts.map(|prompt| PromptCompletions {
         completions: completions.iter().map(|end| row(&prompt, end)).collect(),
         prompt,
     });
-    GflownetTrainer::new(
+    let start = PolicyStart {
         model,
         reference,
-        Box::new(rule),
-        ModelSize::of(config(), false),
-        prompts.to_vec(),
-        options,
-        &Stream::new(5, "gflownet"),
-        Cancel::default(),
-    )
-    .unwrap()
+        rewards: Box::new(Rule),
+        prompts: prompts.to_vec(),
+    };
+    let stream = Stream::new(5, "gflownet");
+    PolicyTrainer::new(start, objective(name), options, &stream, Cancel::default()).unwrap()
 }
 
 fn row(prompt: &[u32], completion: &[u32]) -> TokenizedCompletion {
@@ -115,7 +152,12 @@ fn row(prompt: &[u32], completion: &[u32]) -> TokenizedCompletion {
     }
 }
 
-fn run(trainer: &mut GflownetTrainer, steps: std::ops::Range<u64>) -> Vec<StepReport> {
+fn loss_of(trainer: &PolicyTrainer, step: u64, part: Part<'_>, normaliser: Normaliser) -> Tensor {
+    let view = View::training(&trainer.shared, step, part).unwrap();
+    trainer.objective.loss(&view, normaliser).unwrap().loss
+}
+
+fn run(trainer: &mut PolicyTrainer, steps: std::ops::Range<u64>) -> Vec<StepReport> {
     let report = |step| {
         let report = trainer.step(step).unwrap();
         assert_eq!(report.diverged, None);
@@ -150,13 +192,14 @@ fn completions_serve_several_updates_with_their_weights() {
     let rows: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
     let actions = Actions::new(&rows);
     let start = trainer_of(options(), None);
-    let log_pf = actions.frozen_log_probs(&start.model.llama).unwrap();
+    let log_pf = actions.frozen_log_probs(&start.model().llama).unwrap();
     let sums = log_pf.sum(1).unwrap().to_vec1::<f32>().unwrap();
     for (drawn, sum) in batch.drawn.as_ref().unwrap().iter().zip(sums) {
+        let drawn: f64 = drawn.iter().sum();
         assert!((drawn - f64::from(sum)).abs() < 1e-4, "{drawn} for {sum}");
     }
 
-    let alone = GflownetOptions {
+    let alone = PolicyOptions {
         updates_per_batch: 1,
         ..options()
     };
@@ -174,20 +217,24 @@ fn every_parameter_of_policy_and_network_learns_by_its_slope() {
         let batch = trainer.held.clone().unwrap();
         let rows: usize = batch.groups.iter().map(Vec::len).sum();
         // Weights at their bounds do not move with the policy.
-        let drawn: Vec<f64> = (0..rows).map(|row| [-1e3, 1e3][row % 2]).collect();
+        let lengths = batch
+            .groups
+            .iter()
+            .flatten()
+            .map(TokenizedCompletion::completion_length);
+        let drawn: Vec<Vec<f64>> = lengths
+            .enumerate()
+            .map(|(row, length)| vec![[-1e3, 1e3][row % 2]; length])
+            .collect();
         let part = Part {
             groups: &batch.groups,
             first_row: 0,
             drawn: Some(&drawn),
+            weights: &[],
         };
-        let loss = || {
-            trainer
-                .loss(4, part, Normaliser::Total(rows as f64))
-                .unwrap()
-                .loss
-        };
+        let loss = || loss_of(&trainer, 4, part, Normaliser::Total(rows as f64));
         let mut gradients = Gradients::default();
-        let parameters = trainer.optimizer.parameters();
+        let parameters = trainer.updater.parameters();
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
         assert!(names.contains(&"log_z.net.0.weight") && names.contains(&"log_z.net.8.bias"));
         gradients
@@ -206,12 +253,11 @@ fn every_parameter_of_policy_and_network_learns_by_its_slope() {
                 groups,
                 first_row,
                 drawn: Some(&drawn[first_row..][..count]),
+                weights: &[],
             };
             first_row += count;
-            let found = trainer
-                .loss(4, part, Normaliser::Total(rows as f64))
-                .unwrap();
-            sum += f64::from(found.loss.to_scalar::<f32>().unwrap());
+            let found = loss_of(&trainer, 4, part, Normaliser::Total(rows as f64));
+            sum += f64::from(found.to_scalar::<f32>().unwrap());
         }
         if lora.is_none() {
             let whole = f64::from(loss().to_scalar::<f32>().unwrap());
@@ -236,7 +282,7 @@ fn the_network_reads_the_prompt_without_its_last_token() {
 
 #[test]
 fn a_training_resumed_between_updates_ends_with_the_same_bits() {
-    let options = GflownetOptions {
+    let options = PolicyOptions {
         on_policy: 0.5,
         replay: 0.5,
         replay_min_distance: Some(0.25),
@@ -306,16 +352,9 @@ fn held_completions_that_are_not_whole_are_refused() {
     );
 }
 
-/// Detailed balance, every completion a sample of the policy.
-fn balance() -> GflownetOptions {
-    GflownetOptions {
-        objective: Objective::StateFlows {
-            energies: false,
-            windows: Windows::Transitions,
-            flow_lr: 1e-2,
-            flow_gradient: HeadGradient::Joint,
-            least_completions: 2,
-        },
+/// Every completion a sample of the policy, for one update.
+fn balance() -> PolicyOptions {
+    PolicyOptions {
         updates_per_batch: 1,
         ..options()
     }
@@ -323,7 +362,7 @@ fn balance() -> GflownetOptions {
 
 #[test]
 fn samples_that_coincide_are_trained_on_like_others() {
-    let mut trainer = trainer_of(balance(), None);
+    let mut trainer = trainer_on("detailed_balance", balance(), None, &[]);
     run(&mut trainer, 0..2);
     let groups = [
         vec![row(&[0, 2], &[7, EOS]), row(&[0, 2], &[7, EOS])],
@@ -333,9 +372,10 @@ fn samples_that_coincide_are_trained_on_like_others() {
         groups: &groups,
         first_row: 0,
         drawn: None,
+        weights: &[],
     };
-    let loss = || trainer.loss(2, part, Normaliser::Total(3.0)).unwrap().loss;
-    let parameters = trainer.optimizer.parameters();
+    let loss = || loss_of(&trainer, 2, part, Normaliser::Total(3.0));
+    let parameters = trainer.updater.parameters();
     let mut gradients = Gradients::default();
     gradients
         .add(&loss().backward().unwrap(), &parameters)
@@ -346,11 +386,11 @@ fn samples_that_coincide_are_trained_on_like_others() {
     });
 
     // A data set's lone completion constrains nothing but the flows.
-    let offline = GflownetOptions {
+    let offline = PolicyOptions {
         on_policy: 0.0,
         ..balance()
     };
-    let mut trainer = trainer_on(offline, None, &[&[7, EOS]]);
+    let mut trainer = trainer_on("detailed_balance", offline, None, &[&[7, EOS]]);
     assert!(matches!(trainer.step(0), Err(TrainError::Objective(_))));
 }
 
@@ -358,13 +398,13 @@ fn samples_that_coincide_are_trained_on_like_others() {
 fn shares_hold_over_the_prompts_of_all_steps() {
     let ends: [&[u32]; 4] = [&[7, EOS], &[8, EOS], &[9, EOS], &[10, EOS]];
     for (on_policy, replay) in [(0.1, 0.0), (0.9, 0.0), (0.1, 0.3), (0.6, 0.4), (0.5, 0.25)] {
-        let options = GflownetOptions {
+        let options = PolicyOptions {
             on_policy,
             replay,
             replay_capacity: 64,
             ..balance()
         };
-        let mut trainer = trainer_on(options, None, &ends);
+        let mut trainer = trainer_on("detailed_balance", options, None, &ends);
         let (mut sampled, mut offline) = (0.0, 0.0);
         for step in 0..40 {
             let items = trainer.epochs.at(step);
@@ -392,16 +432,13 @@ fn shares_hold_over_the_prompts_of_all_steps() {
 
 #[test]
 fn completions_that_all_end_at_once_teach_nothing_and_stop_nothing() {
-    let options = GflownetOptions {
-        objective: Objective::Terminable {
-            windows: Windows::AcrossBatch { lambda: 1.0 },
-        },
+    let options = PolicyOptions {
         reference: ReferenceTerms::default(),
         on_policy: 0.0,
         updates_per_batch: 1,
         ..options()
     };
-    let mut trainer = trainer_on(options, None, &[&[EOS]]);
+    let mut trainer = trainer_on("modified_subtb", options, None, &[&[EOS]]);
     let reports = run(&mut trainer, 0..2);
     assert_eq!(reports[0].metrics["loss"], 0.0);
     assert_eq!(reports[0].metrics["grad_norm"], 0.0);
@@ -409,8 +446,8 @@ fn completions_that_all_end_at_once_teach_nothing_and_stop_nothing() {
 
 #[test]
 fn a_policy_that_gives_no_numbers_has_diverged() {
-    let mut trainer = trainer_of(balance(), None);
-    for (_, var) in trainer.optimizer.parameters() {
+    let mut trainer = trainer_on("detailed_balance", balance(), None, &[]);
+    for (_, var) in trainer.updater.parameters() {
         let nan = Tensor::new(f32::NAN, &Device::Cpu).unwrap();
         var.set(&nan.broadcast_as(var.shape()).unwrap()).unwrap();
     }
@@ -420,7 +457,7 @@ fn a_policy_that_gives_no_numbers_has_diverged() {
 
 #[test]
 fn a_step_given_up_before_its_update_has_changed_nothing() {
-    let options = GflownetOptions {
+    let options = PolicyOptions {
         on_policy: 0.5,
         replay: 0.5,
         micro_batch: 1,
@@ -433,10 +470,7 @@ fn a_step_given_up_before_its_update_has_changed_nothing() {
     // The rewards are asked for after completions have come into the buffer: stop then.
     let flag = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&flag);
-    trainer.rewards = Box::new(move |batch| {
-        stop.store(true, Ordering::Relaxed);
-        rule(batch)
-    });
+    trainer.shared.rewards = Box::new(Stopping(stop));
     trainer.cancelled_by(Cancel::new(flag));
     assert!(matches!(trainer.step(2), Err(TrainError::Cancelled)));
     let after = trainer::state(&mut trainer).unwrap();

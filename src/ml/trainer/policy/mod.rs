@@ -1,0 +1,459 @@
+//! Training of a policy against rewards of its completions, by any [`Objective`]: those of `GFlowNet`s and policy
+//! gradients.
+//!
+//! A step takes some prompts with several completions each: from the data set (off-policy), from the policy as
+//! it is now (on-policy), or from a replay buffer of what it sampled before. `log R` is a scaled reward; with
+//! the forward-looking objective that of every prefix, which one causal forward pass gives.
+
+pub mod objective;
+pub mod objectives;
+pub mod rewards;
+mod rollout;
+mod shares;
+pub mod view;
+
+use std::collections::BTreeMap;
+
+use candle_core::DType;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use self::objective::{Found, Objective, Setup, Weights};
+use self::rewards::Rewards;
+use self::view::{Part, Shared, View};
+use super::batches::{Epochs, TokenizedCompletion};
+use super::flops::{ModelSize, forward_flops};
+use super::trained_model::TrainedModel;
+use super::update::{OptimizerOptions, Updater};
+use super::{Cancel, StepReport, TrainError, Trainer};
+use crate::ml::generate::GenerateError;
+use crate::ml::models::causal::CausalLm;
+use crate::ml::objectives::divergence::{DivergenceLimits, DivergenceMonitor, Health, Observation};
+use crate::ml::objectives::{Normaliser, ReferenceTerms};
+use crate::ml::optimizer::{AdamW, Gradients};
+use crate::ml::replay_buffer::{Completion as Remembered, ReplayBuffer};
+use crate::ml::schedule::Ramp;
+use crate::random::Stream;
+
+/// How a policy is trained.
+#[derive(Debug, Clone)]
+pub struct PolicyOptions {
+    /// `log R = reward_scale x reward / reward_temperature`.
+    pub reward_scale: f64,
+    /// The reward's temperature over the steps.
+    pub reward_temperature: Ramp,
+    /// How the reference model enters.
+    pub reference: ReferenceTerms,
+    /// Updates that the completions of a step serve before others are taken.
+    pub updates_per_batch: u64,
+    /// Prompts in a step.
+    pub prompts_per_step: usize,
+    /// Completions of each prompt in a step.
+    pub completions_per_prompt: usize,
+    /// Share of the completions that the policy samples anew.
+    pub on_policy: f64,
+    /// Share of the completions that come from the replay buffer, once it has any.
+    pub replay: f64,
+    /// Completions that the buffer keeps of each prompt.
+    pub replay_capacity: usize,
+    /// Share of their lengths by which completions of a prompt in the buffer differ, if they must.
+    pub replay_min_distance: Option<f64>,
+    /// Temperature of the buffer's priorities; `None` draws uniformly.
+    pub replay_temperature: Option<f64>,
+    /// The horizon.
+    pub max_new_tokens: usize,
+    /// Temperature of on-policy sampling over the steps.
+    pub temperature: Ramp,
+    /// Steps at which another temperature is drawn.
+    pub exploration: Option<Exploration>,
+    /// AdamW and the policy's learning rate.
+    pub optimizer: OptimizerOptions,
+    /// Prompts in a forward pass.
+    pub micro_batch: usize,
+    /// Steps between estimates of the KL divergence to the reference.
+    pub monitor_every: u64,
+    /// Completions in such an estimate.
+    pub monitor_completions: usize,
+    /// When the training counts as diverged.
+    pub limits: DivergenceLimits,
+    /// Ids that end a completion.
+    pub eos: Vec<u32>,
+}
+
+/// Sampling at random temperatures (Hu et al. 2024).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exploration {
+    /// Share of steps that sample at a temperature drawn evenly from `low` to `high`.
+    pub probability: f64,
+    /// The lowest temperature.
+    pub low: f64,
+    /// The highest temperature.
+    pub high: f64,
+}
+
+/// A prompt with the completions that the data set has for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptCompletions {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// Distinct completions.
+    pub completions: Vec<TokenizedCompletion>,
+}
+
+/// What a training starts from.
+pub struct PolicyStart {
+    /// The policy.
+    pub model: TrainedModel,
+    /// The frozen model that it starts from.
+    pub reference: CausalLm,
+    /// Where rewards come from.
+    pub rewards: Box<dyn Rewards>,
+    /// Prompts, at least one, with the completions of the data set.
+    pub prompts: Vec<PromptCompletions>,
+}
+
+/// Training of a policy.
+pub struct PolicyTrainer {
+    shared: Shared,
+    objective: Box<dyn Objective>,
+    prompts: Vec<PromptCompletions>,
+    updater: Updater,
+    epochs: Epochs,
+    picks: Stream,
+    sampling: Stream,
+    buffer: ReplayBuffer,
+    /// The completions that the next update is to see again.
+    held: Option<Batch>,
+    monitor: DivergenceMonitor,
+    cancel: Cancel,
+}
+
+/// What changes from step to step beside tensors.
+#[derive(Serialize, Deserialize)]
+struct Values {
+    buffer: ReplayBuffer,
+    monitor: DivergenceMonitor,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<Batch>,
+}
+
+/// Completions for one update or several.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Batch {
+    /// The first step that sees them.
+    step: u64,
+    /// For each prompt, its completions.
+    groups: Vec<Vec<TokenizedCompletion>>,
+    /// Log-probabilities of their tokens under the policy of the first step, where they are needed.
+    drawn: Option<Vec<Vec<f64>>>,
+    /// What they weigh, where they are weighed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    weights: Vec<Weights>,
+}
+
+/// What a step found in place of what it has changed.
+#[derive(Default)]
+struct Undo {
+    /// Completions in the buffer of each prompt that got more.
+    remembered: Vec<(u64, Vec<Remembered>)>,
+    /// The completions of earlier updates, if others were taken.
+    held: Option<Earlier>,
+}
+
+/// The completions that were held before, if any were.
+struct Earlier(Option<Batch>);
+
+/// Sums over the micro-batches of a step.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    log_r: f64,
+    /// By name, with whether they are roots of means of squares.
+    metrics: IndexMap<&'static str, (f64, bool)>,
+    flops: f64,
+}
+
+impl PolicyTrainer {
+    /// Prepares a training by `objective`.
+    pub fn new(
+        start: PolicyStart,
+        mut objective: Box<dyn Objective>,
+        options: PolicyOptions,
+        stream: &Stream,
+        cancel: Cancel,
+    ) -> Result<Self, TrainError> {
+        let prompts = start.prompts;
+        if prompts.is_empty() {
+            return Err(TrainError::Data(
+                "there are no prompts to train on: the split is empty".to_owned(),
+            ));
+        }
+        let config = start.model.llama.config();
+        let own = objective.attach(&Setup {
+            hidden_size: config.embedding_size,
+            device: start.model.llama.device(),
+            stream,
+            lr: options.optimizer.lr,
+        })?;
+        let parameters = start.model.llama.trainable().to_vec();
+        let mut trainer = Self {
+            updater: Updater::new(parameters, own, options.optimizer.clone())?,
+            epochs: Epochs::new(
+                prompts.len(),
+                options.prompts_per_step.min(prompts.len()),
+                stream.child("prompts"),
+            ),
+            picks: stream.child("completions"),
+            sampling: stream.child("sampling"),
+            buffer: ReplayBuffer::new(options.replay_capacity.max(1))
+                .and_then(|buffer| buffer.with_min_distance(options.replay_min_distance))
+                .map_err(|error| TrainError::Data(error.to_string()))?,
+            held: None,
+            monitor: DivergenceMonitor::new(options.limits),
+            shared: Shared {
+                size: ModelSize::of(config, start.model.adapter.is_none()),
+                model: start.model,
+                reference: start.reference,
+                rewards: start.rewards,
+                options,
+            },
+            objective,
+            prompts,
+            cancel,
+        };
+        trainer.start()?;
+        Ok(trainer)
+    }
+
+    /// Returns the model in training.
+    pub fn model(&self) -> &TrainedModel {
+        &self.shared.model
+    }
+
+    /// Puts the objective's parameters where they begin.
+    fn start(&mut self) -> Result<(), TrainError> {
+        if !self.objective.wants_first() {
+            return self.objective.start(None);
+        }
+        let items = self.epochs.at(0);
+        let groups = self.rows(0, &items, &mut Undo::default())?.groups;
+        let part = Part {
+            groups: &groups,
+            first_row: 0,
+            drawn: None,
+            weights: &[],
+        };
+        let first = View::frozen(&self.shared, 0, part)?;
+        self.objective.start(Some(&first))
+    }
+
+    /// Makes what a step has changed but for the model what it was before.
+    fn take_back(&mut self, step: Undo) {
+        for (prompt, completions) in step.remembered {
+            self.buffer.set(prompt, completions);
+        }
+        if let Some(Earlier(held)) = step.held {
+            self.held = held;
+        }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, found: &Found, rows: usize, total: f64) -> Result<(), TrainError> {
+        let share = rows as f64 / total;
+        self.loss += f64::from(found.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        self.log_r += share * found.log_r;
+        for metric in &found.metrics {
+            let (sum, _) = self
+                .metrics
+                .entry(metric.name)
+                .or_insert((0.0, metric.is_root));
+            *sum += if metric.is_root {
+                share * metric.value.powi(2)
+            } else {
+                share * metric.value
+            };
+        }
+        Ok(())
+    }
+
+    /// Returns the numbers of the whole step.
+    fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.metrics
+            .iter()
+            .map(|(name, (sum, is_root))| (*name, if *is_root { sum.sqrt() } else { *sum }))
+    }
+}
+
+impl Trainer for PolicyTrainer {
+    fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
+        let mut undo = Undo::default();
+        let found = self.make_step(step, &mut undo);
+        if matches!(found, Err(TrainError::Cancelled)) {
+            self.take_back(undo);
+        }
+        found
+    }
+
+    fn optimizer(&mut self) -> &mut AdamW {
+        self.updater.optimizer()
+    }
+
+    fn cancelled_by(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
+    }
+
+    fn values(&self) -> Json {
+        serde_json::to_value(Values {
+            buffer: self.buffer.clone(),
+            monitor: self.monitor.clone(),
+            held: self.held.clone(),
+        })
+        .unwrap_or_default()
+    }
+
+    fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
+        let values: Values = serde_json::from_value(values.clone())
+            .map_err(|error| TrainError::State(error.to_string()))?;
+        if let Some(batch) = &values.held {
+            let rows = batch.groups.iter().flatten();
+            let faulty = rows
+                .clone()
+                .any(|row| !(1..row.tokens.len()).contains(&row.prompt_length));
+            let lengths: Vec<usize> = if faulty {
+                Vec::new()
+            } else {
+                rows.map(TokenizedCompletion::completion_length).collect()
+            };
+            let fit = |rows: &mut dyn Iterator<Item = usize>| rows.eq(lengths.iter().copied());
+            let drawn = batch.drawn.as_ref();
+            let drawn_fit = drawn.is_none_or(|drawn| fit(&mut drawn.iter().map(Vec::len)));
+            let mut weighed = batch.weights.iter().map(|weights| weights.advantages.len());
+            if faulty || !drawn_fit || !(batch.weights.is_empty() || fit(&mut weighed)) {
+                return Err(TrainError::State(
+                    "its completions are not whole".to_owned(),
+                ));
+            }
+        }
+        self.buffer = values.buffer;
+        self.monitor = values.monitor;
+        self.held = values.held;
+        Ok(())
+    }
+}
+
+impl PolicyTrainer {
+    fn make_step(&mut self, step: u64, undo: &mut Undo) -> Result<StepReport, TrainError> {
+        let (batch, rows) = match self.batch(step, undo) {
+            Err(TrainError::Generate(error @ GenerateError::NonFinite { .. })) => {
+                return Ok(StepReport {
+                    diverged: Some(error.to_string()),
+                    ..StepReport::default()
+                });
+            }
+            other => other?,
+        };
+        let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+        let total = all.len() as f64;
+        // Of completions that all end at once there is nothing to average over: their loss is 0.
+        let eos = &self.shared.options.eos;
+        let units = Some(self.objective.units(&all, eos)).filter(|units| *units > 0.0);
+        let normaliser = Normaliser::Total(units.unwrap_or(1.0));
+        let mut gradients = Gradients::default();
+        let mut sums = Sums::default();
+        let mut first_row = 0;
+        for groups in batch.groups.chunks(self.shared.options.micro_batch.max(1)) {
+            let count = groups.iter().map(Vec::len).sum::<usize>();
+            if count == 0 {
+                continue;
+            }
+            self.cancel.check()?;
+            let drawn = batch.drawn.as_ref();
+            let part = Part {
+                groups,
+                first_row,
+                drawn: drawn.map(|drawn| &drawn[first_row..][..count]),
+                weights: batch
+                    .weights
+                    .get(first_row..first_row + count)
+                    .unwrap_or(&[]),
+            };
+            first_row += count;
+            let view = View::training(&self.shared, step, part)?;
+            let found = self.objective.loss(&view, normaliser)?;
+            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
+            sums.flops += view.flops();
+            sums.add(&found, count, total)?;
+        }
+        let mut report = StepReport {
+            trained_tokens: all.iter().map(|row| row.tokens.len() as u64).sum(),
+            generated_tokens: rows.generated,
+            flops: sums.flops + rows.flops,
+            ..StepReport::default()
+        };
+        // Each generated token is one forward pass over one token with a cache.
+        report.flops += forward_flops(&self.shared.size, [1]) * rows.generated as f64;
+        let metrics = &mut report.metrics;
+        metrics.insert("loss", sums.loss);
+        metrics.insert("reward", sums.log_r / self.shared.options.reward_scale);
+        metrics.extend(sums.metrics());
+        if rows.sampled > 0 {
+            metrics.insert("truncated", rows.truncated as f64 / rows.sampled as f64);
+        }
+        metrics.insert("lr", self.updater.learning_rate(step));
+        let log_z = metrics.get("log_z").copied();
+        let Some(gradient_norm) = self.updater.finish(step, &gradients, &mut report)? else {
+            return Ok(report);
+        };
+        let mut kl = None;
+        if self.shared.options.monitor_every > 0
+            && (step + 1).is_multiple_of(self.shared.options.monitor_every)
+        {
+            let estimate = match self.kl(step) {
+                Err(TrainError::Generate(error @ GenerateError::NonFinite { .. })) => {
+                    report.diverged = Some(error.to_string());
+                    return Ok(report);
+                }
+                other => other?,
+            };
+            report.metrics.insert("kl", estimate);
+            kl = Some(estimate);
+        }
+        let health = self.monitor.observe(Observation {
+            step,
+            loss: sums.loss,
+            gradient_norm,
+            kl,
+            log_z: log_z.filter(|_| self.objective.requirements().watches_log_z),
+        });
+        if let Health::Diverged(divergence) = health {
+            report.diverged = Some(divergence.to_string());
+        }
+        Ok(report)
+    }
+}
+
+/// Groups tokenized completions by question, in order of first appearance; equal completions count once.
+pub fn group_by_prompt(rows: Vec<(u64, TokenizedCompletion)>) -> Vec<PromptCompletions> {
+    let mut places: BTreeMap<(u64, Vec<u32>), usize> = BTreeMap::new();
+    let mut groups: Vec<PromptCompletions> = Vec::new();
+    for (question, row) in rows {
+        let prompt = row.tokens[..row.prompt_length].to_vec();
+        let place = *places.entry((question, prompt.clone())).or_insert_with(|| {
+            groups.push(PromptCompletions {
+                prompt,
+                completions: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        if !groups[place].completions.contains(&row) {
+            groups[place].completions.push(row);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests;
