@@ -1,20 +1,19 @@
 //! Importance weights of samples that an earlier policy drew (`FlowRL`: Zhu et al. 2025).
 //!
 //! ```text
-//! w = clip( exp( sum_t log pi(y_t) - log pi_old(y_t) ), 0.8, 1.28 )
+//! w = clip( exp( sum_t log pi(y_t) - log pi_old(y_t) ), least, greatest )
 //! ```
 //!
+//! The paper clips as PPO does; the authors' code cuts at 10 alone, and a recipe of verl at 0.8 and 1.28.
+//!
 //! Weights are numbers: no gradient goes through them.
+
+use std::ops::RangeInclusive;
 
 use candle_core::Tensor;
 
 use super::{ObjectiveError, full_precision, keep, prefix_mask, vector};
 use crate::ml::kernels::sums::row_sums;
-
-/// The least weight.
-pub const LEAST: f64 = 0.8;
-/// The greatest weight.
-pub const GREATEST: f64 = 1.28;
 
 /// Returns the summed log-probabilities of each row's actions, `log_pf` being `(rows, time)`.
 pub fn summed_log_probs(log_pf: &Tensor, lengths: &[usize]) -> Result<Vec<f64>, ObjectiveError> {
@@ -28,7 +27,11 @@ pub fn summed_log_probs(log_pf: &Tensor, lengths: &[usize]) -> Result<Vec<f64>, 
 
 /// Returns each row's weight, from the summed log-probabilities of its actions under the policy as it is and under the
 /// one that drew them.
-pub fn importance_weights(now: &[f64], drawn: &[f64]) -> Result<Vec<f64>, ObjectiveError> {
+pub fn importance_weights(
+    now: &[f64],
+    drawn: &[f64],
+    bounds: RangeInclusive<f64>,
+) -> Result<Vec<f64>, ObjectiveError> {
     if now.len() != drawn.len() {
         return Err(ObjectiveError::Length {
             what: "drawn",
@@ -38,7 +41,7 @@ pub fn importance_weights(now: &[f64], drawn: &[f64]) -> Result<Vec<f64>, Object
     }
     let pairs = now.iter().zip(drawn);
     Ok(pairs
-        .map(|(now, drawn)| libm::exp(now - drawn).clamp(LEAST, GREATEST))
+        .map(|(now, drawn)| libm::exp(now - drawn).clamp(*bounds.start(), *bounds.end()))
         .collect())
 }
 
@@ -54,11 +57,12 @@ mod tests {
         let log_pf = Tensor::new(&log_pf, &Device::Cpu).unwrap();
         let now = summed_log_probs(&log_pf, &[2, 3]).unwrap();
         assert_eq!(now, [-1.5, -2.75]);
-        let weights = importance_weights(&now, &[-1.6, -2.75]).unwrap();
+        let weights = importance_weights(&now, &[-1.6, -2.75], 0.8..=1.28).unwrap();
         assert!((weights[0] - 0.1f64.exp()).abs() < 1e-12);
         assert!((weights[1] - 1.0).abs() < 1e-12);
-        assert_eq!(importance_weights(&now, &[-9.0, 9.0]).unwrap(), [1.28, 0.8]);
-        assert!(importance_weights(&now, &[0.0]).is_err());
+        let far = importance_weights(&now, &[-9.0, 9.0], 0.8..=1.28);
+        assert_eq!(far.unwrap(), [1.28, 0.8]);
+        assert!(importance_weights(&now, &[0.0], 0.8..=1.28).is_err());
         assert!(summed_log_probs(&log_pf, &[2, 4]).is_err());
     }
 }

@@ -10,6 +10,7 @@
 //! | [`supervised`] | tokens that count | maximum likelihood |
 //! | [`bradley_terry`] | preference pairs | Bradley and Terry 1952; Ouyang et al. 2022 |
 //! | [`ppo`] | tokens of completions | Schulman et al. 2017, as in TRL 0.4.7 (`StackLLaMA`) |
+//! | [`policy_gradient`] | tokens or completions | RLOO, GRPO, Dr. GRPO, DAPO, GSPO, REINFORCE++ |
 //! | [`trajectory_balance`] | trajectories | Malkin et al. 2022; `VarGrad`: Richter et al. 2020, Zhang et al. 2023 |
 //! | [`forward_looking`] | trajectories | Pan et al. 2023; FlowHF equation 3; without energies detailed balance (Bengio et al. 2023) |
 //! | [`windows`] | trajectories or windows | sub-trajectory balance, Madan et al. 2023 |
@@ -41,6 +42,7 @@ pub mod groups;
 pub mod importance;
 pub mod kl_control;
 pub mod kl_estimate;
+pub mod policy_gradient;
 pub mod ppo;
 pub mod preference;
 pub mod residual;
@@ -123,6 +125,14 @@ pub enum ObjectiveError {
     MissingReference {
         /// The term.
         what: &'static str,
+    },
+    /// A term needs numbers that are not there.
+    #[error("the {term} needs `{what}`")]
+    Missing {
+        /// The numbers.
+        what: &'static str,
+        /// The term.
+        term: &'static str,
     },
     /// Too few completions of one prompt to say anything about the policy.
     #[error(

@@ -255,7 +255,7 @@ impl Objective for TrajectoryBalance {
             let now = summed_log_probs(log_probs.policy(), lengths)?;
             let policy = log_probs.policy();
             let drawn = pad(drawn, policy.dim(1)?, policy.dtype(), policy.device())?;
-            importance_weights(&now, &summed_log_probs(&drawn, lengths)?)
+            importance_weights(&now, &summed_log_probs(&drawn, lengths)?, 0.8..=1.28)
         });
         let weights = weights.transpose()?;
         let found = weighted_trajectory_balance(
