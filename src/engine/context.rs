@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::artifact::Digest;
-use super::stage::StageError;
+use super::stage_error::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
 /// Axis values and stage name of an input, in axis order.

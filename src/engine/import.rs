@@ -22,13 +22,10 @@ use super::document::{Document, Invalid};
 use super::interpolate::{Account, Scope};
 use super::matrix;
 use super::overrides::{self, Overrides};
-use super::reference::{Reference, is_name};
+use super::reference::{Reference, SEPARATOR, is_name, namespace};
 use super::spec::{Instance, Pipeline};
 use super::stage::Registry;
 use super::value::{Map, Value, json_of};
-
-/// What stands between a namespace and a name.
-pub(super) const SEPARATOR: char = '/';
 
 /// Stages that the imports of a file may bring. Two files that each import the next one twice are four copies of it;
 /// twenty of them would be a million.
@@ -36,16 +33,6 @@ const MOST: usize = 20_000;
 
 /// How deep files may import each other.
 const DEEPEST: usize = 64;
-
-/// Returns the namespace of a name with its separator; empty for the file's own.
-pub(super) fn namespace(name: &str) -> &str {
-    name.rfind(SEPARATOR).map_or("", |at| &name[..=at])
-}
-
-/// Whether `text` can name a stage, the namespaces before it included.
-pub(super) fn is_qualified_name(text: &str) -> bool {
-    text.split(SEPARATOR).all(is_name)
-}
 
 /// What a file's imports brought.
 #[derive(Debug, Default)]
@@ -737,16 +724,5 @@ mod tests {
         ] {
             assert_eq!(qualified(&text(given), "base/"), text(expected));
         }
-    }
-
-    #[test]
-    fn a_namespace_is_all_before_the_last_separator() {
-        assert_eq!(namespace("sft"), "");
-        assert_eq!(namespace("a/b/sft"), "a/b/");
-        assert!(
-            is_qualified_name("a/sft")
-                && !is_qualified_name("a//sft")
-                && !is_qualified_name("/sft")
-        );
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use fs_err as fs;
 use zip::ZipArchive;
 
-use super::{SourceError, fetch::FetchOptions};
+use super::{SourceError, options::FetchOptions};
 
 /// Writes the file `path` of the zip file `archive` to `target`. Only its bytes are taken: names and
 /// lengths in the archive decide nothing.

@@ -14,7 +14,8 @@ use super::{
     address::Address,
     cache::Cache,
     client::{Client, Failure},
-    fetch::{FetchOptions, Fetched, Progress},
+    fetched::Fetched,
+    options::{FetchOptions, Progress},
     sha256::Sha256,
 };
 

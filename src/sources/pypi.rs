@@ -12,7 +12,8 @@ use super::{
     cache::Cache,
     client::{Client, Failure},
     download::Download,
-    fetch::{FetchOptions, Fetched},
+    fetched::Fetched,
+    options::FetchOptions,
     sha256::Sha256,
     source::PypiFile,
 };

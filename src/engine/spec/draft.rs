@@ -8,10 +8,9 @@ use serde_json::value::to_raw_value;
 use super::{Builder, Draft, Instance, STAGE_KEYS, Template};
 use crate::engine::context::Labels;
 use crate::engine::diagnostic::{Diagnostic, Path, did_you_mean};
-use crate::engine::import::namespace;
 use crate::engine::interpolate::Scope;
 use crate::engine::matrix;
-use crate::engine::reference::is_name;
+use crate::engine::reference::{is_name, namespace};
 use crate::engine::stage::{Problem, Stage, StageKind, find_kind};
 use crate::engine::value::{Map, Value};
 
