@@ -20,6 +20,7 @@ pub mod fingerprint;
 pub mod graph;
 mod history;
 mod import;
+pub mod instance;
 mod interpolate;
 pub mod limits;
 pub mod machine;

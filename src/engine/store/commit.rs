@@ -309,6 +309,7 @@ fn set_back(path: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 

@@ -1,14 +1,4 @@
-//! `import:` brings the stages of another pipeline file under a namespace, so that shared stages are written once.
-//!
-//! ```yaml
-//! import:
-//!   base: flowhf.yaml                                             # its stages are base/sft, base/reward_model, ...
-//!   real: { pipeline: flowhf.yaml, profiles: [smollm2], params: { seeds: [1] } }
-//! ```
-//!
-//! The imported file is checked by itself, so that what is wrong with it is shown in its own lines. Then its stages and
-//! params become the importing file's under `base/...`, where profiles and `--set` reach them. Among themselves its
-//! stages keep their names, and so their fingerprints: results are shared with the file run by itself.
+//! What imports bring of the files they name: stages and params, as far as they are needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
@@ -17,40 +7,35 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::diagnostic::{Diagnostic, Path, Segment, Severity, did_you_mean};
-use super::document::{Document, Invalid};
-use super::interpolate::{Account, Scope};
-use super::matrix;
-use super::overrides::{self, Overrides};
-use super::reference::{Reference, SEPARATOR, is_name, namespace};
-use super::spec::{Instance, Pipeline};
-use super::stage::Registry;
-use super::value::{Map, Value, json_of};
+use crate::engine::diagnostic::{Diagnostic, Path};
+use crate::engine::document::folder_of;
+use crate::engine::interpolate::{Account, Scope};
+use crate::engine::matrix;
+use crate::engine::overrides::Overrides;
+use crate::engine::reference::{Reference, SEPARATOR, namespace};
+use crate::engine::value::{Map, Value};
 
 /// Stages that the imports of a file may bring. Two files that each import the next one twice are four copies of it;
 /// twenty of them would be a million.
 const MOST: usize = 20_000;
 
-/// How deep files may import each other.
-const DEEPEST: usize = 64;
-
 /// What a file's imports brought.
 #[derive(Debug, Default)]
-pub(super) struct Imported {
+pub(in crate::engine) struct Imported {
     /// The namespaces of the stages, such as `base/`, with the folder that relative paths start from there.
-    pub(super) folders: BTreeMap<String, Arc<FilePath>>,
+    pub(in crate::engine) folders: BTreeMap<String, Arc<FilePath>>,
     /// Names of stages that may have been meant where a reference names none.
-    pub(super) near: Vec<String>,
+    pub(in crate::engine) near: Vec<String>,
 }
 
 /// A pipeline file with the overrides of its import applied, as every file that imports it so shares it.
-struct Library {
-    file: PathBuf,
-    params: Map,
-    stages: Map,
-    imports: Imports,
+pub(super) struct Library {
+    pub(super) file: PathBuf,
+    pub(super) params: Map,
+    pub(super) stages: Map,
+    pub(super) imports: Imports,
     /// Params that the import gives and nothing uses.
-    unused: BTreeSet<String>,
+    pub(super) unused: BTreeSet<String>,
 }
 
 impl Library {
@@ -88,8 +73,8 @@ impl Library {
 
 /// The files that a pipeline file imports. Their stages and params become its own only as far as they are needed.
 #[derive(Clone, Default)]
-pub(super) struct Imports {
-    files: IndexMap<String, Rc<Library>>,
+pub(in crate::engine) struct Imports {
+    pub(super) files: IndexMap<String, Rc<Library>>,
     /// Namespaces whose params are the file's by now, where overrides may have changed them.
     params: BTreeSet<String>,
     /// Stages that are the file's by now, or were until overrides removed them.
@@ -141,7 +126,12 @@ impl Imports {
     }
 
     /// Brings what `overrides` and the params of an import change, before they do.
-    pub(super) fn adopt_changed(&mut self, root: &mut Map, overrides: &Overrides, given: &[&str]) {
+    pub(in crate::engine) fn adopt_changed(
+        &mut self,
+        root: &mut Map,
+        overrides: &Overrides,
+        given: &[&str],
+    ) {
         if self.files.is_empty() {
             return;
         }
@@ -176,7 +166,10 @@ impl Imports {
     ///
     /// # Errors
     /// When there would be too many.
-    pub(super) fn adopt_needed(&mut self, root: &mut Map) -> Result<Imported, Diagnostic> {
+    pub(in crate::engine) fn adopt_needed(
+        &mut self,
+        root: &mut Map,
+    ) -> Result<Imported, Diagnostic> {
         let mut imported = Imported::default();
         if self.files.is_empty() {
             return Ok(imported);
@@ -366,288 +359,6 @@ fn referenced(root: &Map, body: &Value) -> BTreeSet<String> {
     names
 }
 
-/// Reads pipeline files that are imported, each once.
-pub(super) struct Reader<'a> {
-    registry: &'a Registry,
-    /// The files that are being read, each imported by the one before.
-    open: Vec<PathBuf>,
-    /// Documents with their roots, by canonical path.
-    documents: BTreeMap<PathBuf, (Document, Map)>,
-    /// By canonical path and what changes them.
-    libraries: BTreeMap<(PathBuf, String), Rc<Library>>,
-}
-
-impl<'a> Reader<'a> {
-    /// Makes a reader for the kinds of `registry`.
-    pub(super) fn new(registry: &'a Registry) -> Self {
-        Self {
-            registry,
-            open: Vec::new(),
-            documents: BTreeMap::new(),
-            libraries: BTreeMap::new(),
-        }
-    }
-
-    /// Takes `import` out of a pipeline's root and reads what it names.
-    ///
-    /// # Errors
-    /// The first imported file that is not valid. What is wrong with `import` itself goes to `errors`.
-    pub(super) fn read(
-        &mut self,
-        root: &mut Map,
-        document: &Document,
-        errors: &mut Vec<Diagnostic>,
-    ) -> Result<Imports, Box<Invalid>> {
-        let path = Path::of(["import"]);
-        let mut found = Imports::default();
-        let imports = match root.shift_remove("import") {
-            None | Some(Value::Null) => return Ok(found),
-            Some(Value::Map(imports)) => imports,
-            Some(other) => {
-                errors.push(
-                    Diagnostic::error(
-                        path,
-                        format!("`import` must be a map, found {}", other.type_name()),
-                    )
-                    .hint("for example `import: { base: flowhf.yaml }`"),
-                );
-                return Ok(found);
-            }
-        };
-        let own = document.file.canonicalize();
-        self.open
-            .push(own.unwrap_or_else(|_| document.file.clone()));
-        for (name, import) in &*imports {
-            let path = path.key(name);
-            if !is_name(name) {
-                errors.push(
-                    Diagnostic::error(path.clone(), format!("`{name}` cannot name an import"))
-                        .at_key()
-                        .hint("names match [a-z][a-z0-9_]*"),
-                );
-                continue;
-            }
-            let Some((file, overrides)) = read(import, &path, document, errors) else {
-                continue;
-            };
-            let canonical = file.canonicalize().unwrap_or_else(|_| file.clone());
-            if self.open.contains(&canonical) {
-                errors.push(
-                    Diagnostic::error(path, format!("{} imports itself", file.display()))
-                        .hint("pipelines cannot import each other in a ring"),
-                );
-                continue;
-            }
-            if self.open.len() > DEEPEST {
-                errors.push(Diagnostic::error(
-                    path,
-                    format!("more than {DEEPEST} files import each other in a row"),
-                ));
-                continue;
-            }
-            let params = import.get(["params"]).and_then(Value::as_map);
-            let empty = Map::new();
-            let params = params.unwrap_or(&empty);
-            let key = (
-                canonical.clone(),
-                format!("{:?}{}", overrides.profiles, json_of(params)),
-            );
-            let library = match self.libraries.get(&key) {
-                Some(library) => Rc::clone(library),
-                None => {
-                    if let Err(error) = self.parse(&file, &canonical)? {
-                        errors.push(Diagnostic::error(
-                            path,
-                            format!("cannot read the pipeline: {error}"),
-                        ));
-                        continue;
-                    }
-                    let library = Rc::new(self.library(&canonical, &overrides, params)?);
-                    self.libraries.insert(key, Rc::clone(&library));
-                    library
-                }
-            };
-            for param in &library.unused {
-                errors.push(
-                    Diagnostic::error(
-                        path.key("params").key(param),
-                        format!("no stage of {} uses a param `{param}`", file.display()),
-                    )
-                    .at_key()
-                    .maybe_hint(did_you_mean(
-                        param,
-                        library
-                            .params
-                            .keys()
-                            .map(String::as_str)
-                            .filter(|name| *name != param),
-                    )),
-                );
-            }
-            found.files.insert(name.clone(), library);
-        }
-        self.open.pop();
-        Ok(found)
-    }
-
-    /// Reads and parses a file, unless that was done.
-    fn parse(
-        &mut self,
-        file: &FilePath,
-        canonical: &FilePath,
-    ) -> Result<std::io::Result<()>, Box<Invalid>> {
-        if self.documents.contains_key(canonical) {
-            return Ok(Ok(()));
-        }
-        let document = match Document::read(file) {
-            Ok(document) => document,
-            Err(error) => return Ok(Err(error)),
-        };
-        let Value::Map(root) = document.parse().map_err(Box::new)? else {
-            unreachable!("`parse` returns maps only");
-        };
-        self.documents
-            .insert(canonical.to_owned(), (document, *root));
-        Ok(Ok(()))
-    }
-
-    /// Applies overrides to a file that was parsed, and checks it by itself.
-    fn library(
-        &mut self,
-        canonical: &FilePath,
-        overrides: &Overrides,
-        given: &Map,
-    ) -> Result<Library, Box<Invalid>> {
-        let (document, mut root) = self.documents[canonical].clone();
-        let mut wrong = Vec::new();
-        let mut imports = self.read(&mut root, &document, &mut wrong)?;
-        if wrong.iter().any(|wrong| wrong.severity == Severity::Error) {
-            return Err(Box::new(document.invalid(wrong)));
-        }
-        let names: Vec<&str> = given.keys().map(String::as_str).collect();
-        imports.adopt_changed(&mut root, overrides, &names);
-        overrides::apply(&mut root, overrides, &mut wrong);
-        let known: BTreeSet<String> = match root.get("params") {
-            Some(Value::Map(params)) => params.keys().cloned().collect(),
-            _ => BTreeSet::new(),
-        };
-        if !given.is_empty() {
-            let params = root.entry("params".to_owned());
-            let params = params.or_insert_with(|| Value::Map(Box::default()));
-            params.merge(&Value::Map(Box::new(given.clone())));
-        }
-        let library = Library {
-            file: document.file.clone(),
-            params: entries(&root, "params"),
-            stages: entries(&root, "stages"),
-            imports,
-            unused: BTreeSet::new(),
-        };
-        let imported = library.imports.clone().adopt_needed(&mut root);
-        let imported = imported.map_err(|wrong| Box::new(document.invalid(vec![wrong])))?;
-        wrong.extend(Pipeline::problems(
-            &document,
-            root,
-            &imported,
-            self.registry,
-        ));
-        let unused = wrong
-            .iter()
-            .filter(|wrong| wrong.severity == Severity::Warning);
-        let unused = unused.filter_map(|wrong| match wrong.path.0.as_slice() {
-            [Segment::Key(params), Segment::Key(name)] if **params == *"params" => {
-                Some(name.to_string())
-            }
-            _ => None,
-        });
-        let given = |name: &String| given.contains_key(name) && !known.contains(name);
-        let unused: BTreeSet<String> = unused.filter(given).collect();
-        wrong.retain(|wrong| wrong.severity == Severity::Error);
-        if wrong.is_empty() {
-            Ok(Library { unused, ..library })
-        } else {
-            Err(Box::new(document.invalid(wrong)))
-        }
-    }
-}
-
-fn entries(root: &Map, section: &str) -> Map {
-    let entries = root.get(section).and_then(Value::as_map);
-    entries.cloned().unwrap_or_default()
-}
-
-/// Reads one entry of `import`: the file and the profiles to apply.
-fn read(
-    import: &Value,
-    path: &Path,
-    document: &Document,
-    errors: &mut Vec<Diagnostic>,
-) -> Option<(PathBuf, Overrides)> {
-    const KEYS: [&str; 3] = ["pipeline", "profiles", "params"];
-    let known = errors.len();
-    let mut overrides = Overrides::default();
-    let file = match import {
-        Value::String(file) => file.clone(),
-        Value::Map(map) => {
-            for key in map.keys().filter(|key| !KEYS.contains(&key.as_str())) {
-                errors.push(
-                    Diagnostic::error(path.key(key), format!("unknown key `{key}` of an import"))
-                        .at_key()
-                        .hint("an import holds `pipeline`, `profiles` and `params`"),
-                );
-            }
-            match map.get("profiles") {
-                None | Some(Value::Null) => {}
-                Some(Value::List(profiles))
-                    if profiles.iter().all(|profile| profile.as_str().is_some()) =>
-                {
-                    let names = profiles.iter().filter_map(Value::as_str);
-                    overrides.profiles = names.map(str::to_owned).collect();
-                }
-                Some(_) => errors.push(
-                    Diagnostic::error(path.key("profiles"), "`profiles` must be a list of names")
-                        .hint("for example `profiles: [smollm2]`"),
-                ),
-            }
-            if let Some(params) = map.get("params")
-                && params.as_map().is_none()
-            {
-                errors.push(Diagnostic::error(
-                    path.key("params"),
-                    "`params` must be a map",
-                ));
-            }
-            match map.get("pipeline").and_then(Value::as_str) {
-                Some(file) => file.to_owned(),
-                None => {
-                    errors.push(
-                        Diagnostic::error(path.clone(), "an import needs its `pipeline`")
-                            .hint("for example `base: { pipeline: flowhf.yaml }`"),
-                    );
-                    return None;
-                }
-            }
-        }
-        other => {
-            errors.push(Diagnostic::error(
-                path.clone(),
-                format!("expected a pipeline file, found {}", other.type_name()),
-            ));
-            return None;
-        }
-    };
-    (errors.len() == known).then(|| (folder_of(&document.file).join(file), overrides))
-}
-
-pub(super) fn folder_of(file: &FilePath) -> PathBuf {
-    let folder = file.parent().unwrap_or(FilePath::new(""));
-    if folder.as_os_str().is_empty() {
-        PathBuf::from(".")
-    } else {
-        folder.to_owned()
-    }
-}
-
 /// Makes `${}` of an imported file refer to its own params, wherever it was imported.
 fn qualified(value: &Value, prefix: &str) -> Value {
     match value {
@@ -676,35 +387,6 @@ fn qualified(value: &Value, prefix: &str) -> Value {
             .collect(),
         other => other.clone(),
     }
-}
-
-/// Leaves out imported stages that no stage of the file itself needs.
-pub(super) fn needed_by_own(stages: Vec<Instance>) -> Vec<Instance> {
-    let mut needed = vec![false; stages.len()];
-    let own = (0..stages.len()).filter(|at| namespace(&stages[*at].template).is_empty());
-    let mut open: Vec<usize> = own.collect();
-    while let Some(stage) = open.pop() {
-        if !std::mem::replace(&mut needed[stage], true) {
-            let items = stages[stage].inputs.iter().flat_map(|input| &input.items);
-            open.extend(items.map(|item| item.producer));
-        }
-    }
-    let mut places = vec![0; stages.len()];
-    let mut kept: Vec<Instance> = Vec::new();
-    for (at, stage) in stages.into_iter().enumerate() {
-        if needed[at] {
-            places[at] = kept.len();
-            kept.push(stage);
-        }
-    }
-    for item in kept
-        .iter_mut()
-        .flat_map(|stage| &mut stage.inputs)
-        .flat_map(|input| &mut input.items)
-    {
-        item.producer = places[item.producer];
-    }
-    kept
 }
 
 #[cfg(test)]
