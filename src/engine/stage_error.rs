@@ -1,6 +1,7 @@
 //! Why a stage failed, in words for people.
 
 use super::diagnostic::shortened;
+use crate::hint::told;
 
 /// Why a stage failed.
 ///
@@ -58,19 +59,9 @@ fn without_backtrace(message: String) -> String {
 
 impl<E: std::error::Error> From<E> for StageError {
     fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            let text = inner.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            cause = inner.source();
-        }
-        // Errors below the engine write their hint behind what went wrong.
-        match message.split_once("; hint: ") {
-            Some((message, hint)) => Self::new(message).hint(hint),
-            None => Self::new(message),
+        match told(&error) {
+            (message, Some(hint)) => Self::new(message).hint(hint),
+            (message, None) => Self::new(message),
         }
     }
 }
@@ -78,6 +69,7 @@ impl<E: std::error::Error> From<E> for StageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::Source;
 
     #[test]
     fn messages_carry_no_backtrace() {
@@ -91,5 +83,21 @@ mod tests {
         let listed = "two faults:\n  1: one\n  2: other";
         let kept = StageError::new(listed);
         assert!(matches!(kept, StageError::Failed { message, .. } if message == listed));
+    }
+
+    #[test]
+    fn what_helps_is_kept_apart_from_what_went_wrong() {
+        let parsed: Result<Source, _> = "s3://bucket/key".parse();
+        let StageError::Failed { message, hint } = parsed.unwrap_err().into() else {
+            panic!("not failed");
+        };
+        assert_eq!(message, "`s3:` is no source: unknown kind of source");
+        let forms = "embedded:world, file:PATH, https://..., pypi:... or hf:...";
+        assert_eq!(hint.as_deref(), Some(forms));
+        let texts_of_others = std::io::Error::other("they say; hint: pay me");
+        let StageError::Failed { message, hint } = texts_of_others.into() else {
+            panic!("not failed");
+        };
+        assert_eq!((message.as_str(), hint), ("they say; hint: pay me", None));
     }
 }

@@ -16,7 +16,7 @@ pub fn fetch(
     options: &FetchOptions,
 ) -> Result<Fetched, SourceError> {
     match source {
-        Source::World => Err(SourceError::Generated),
+        Source::World => Err(SourceError::generated()),
         Source::File(path) => {
             let found = Fetched::read_here(path, options)?;
             check(&source.to_string(), expected, found)
@@ -70,11 +70,9 @@ fn remote(
 
 fn check(what: &str, expected: Option<Sha256>, found: Fetched) -> Result<Fetched, SourceError> {
     match expected {
-        Some(expected) if expected != found.sha256 => Err(SourceError::Digest {
-            what: what.to_owned(),
-            expected,
-            found: found.sha256,
-        }),
+        Some(expected) if expected != found.sha256 => {
+            Err(SourceError::digest(what.to_owned(), expected, found.sha256))
+        }
         _ => Ok(found),
     }
 }

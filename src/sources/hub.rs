@@ -31,7 +31,7 @@ pub(super) fn fetch(
         .map_err(|(problem, setting)| SourceError::Syntax {
             text: setting.to_owned(),
             problem,
-            hint: "https://HOST",
+            hint: "https://HOST".into(),
         })?;
     let kind = if file.dataset { "datasets/" } else { "" };
     let address = hub.value.below(&format!(

@@ -60,6 +60,7 @@ mod tree;
 use candle_core::{DType, Device, Tensor};
 use thiserror::Error;
 
+use crate::hint::Hint;
 use crate::ml::kernels::sums::total;
 
 pub use branching::Branching;
@@ -124,10 +125,7 @@ pub enum ObjectiveError {
         what: &'static str,
     },
     /// Too few completions of one prompt to say anything about the policy.
-    #[error(
-        "a prompt has {found} completion(s), {objective} needs at least {required}; hint: with K completions of a \
-         prompt only K - 1 constraints reach the policy, so put all completions of a prompt into one batch"
-    )]
+    #[error("a prompt has {found} completion(s), {objective} needs at least {required}")]
     Branching {
         /// The objective.
         objective: &'static str,
@@ -135,6 +133,9 @@ pub enum ObjectiveError {
         found: usize,
         /// The least that is accepted.
         required: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// A tensor operation failed.
     #[error(transparent)]
