@@ -15,6 +15,7 @@
 //! sources/               where bytes from outside come from
 //! excerpt.rs             what a message holds of a long text
 //! files.rs, quiet.rs     files and panics of others, with care
+//! hint.rs                what to do about an error
 //! random.rs              seeded counter streams, used by every layer above
 //! ```
 
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod engine;
 pub mod excerpt;
 pub mod files;
+pub mod hint;
 pub mod ml;
 mod quiet;
 pub mod random;

@@ -11,7 +11,7 @@ use super::detached::Detached;
 use super::output::{Output, counted, duration, indented};
 use super::plan;
 use super::text::{Text, styled, visible};
-use crate::engine::context::Progress;
+use crate::engine::context::{Importance, Progress};
 use crate::engine::event::{Observer, RunEvent};
 use crate::engine::spec::Pipeline;
 use crate::excerpt::{MESSAGE, excerpt};
@@ -146,9 +146,13 @@ impl Lines {
                     Text::default().and(&format!("{:>12} {stage}  {progress}", ""))
                 })
             }
-            RunEvent::StageNote { stage, text } => {
-                let important = text.contains("not reproducible") || text.starts_with("warning");
-                (verbose || important || !self.output.quiet).then(|| {
+            RunEvent::StageNote {
+                stage,
+                importance,
+                text,
+            } => {
+                let is_warning = *importance == Importance::Warning;
+                (verbose || is_warning || !self.output.quiet).then(|| {
                     let text = message_text(text);
                     Text::default().and(&format!("{:>12} {stage}: {text}", "note"))
                 })

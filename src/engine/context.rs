@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::artifact::Digest;
-use super::stage::StageError;
+use super::stage_error::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
 /// Axis values and stage name of an input, in axis order.
@@ -54,12 +54,29 @@ pub struct Progress {
     pub metrics: IndexMap<String, f64>,
 }
 
+/// How much a note matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Importance {
+    /// Whoever follows the run may want to know.
+    #[default]
+    Usual,
+    /// People are told even where they asked for little.
+    Warning,
+}
+
+impl Importance {
+    pub(super) fn is_usual(&self) -> bool {
+        *self == Self::Usual
+    }
+}
+
 /// Takes what a stage reports while it runs.
 pub trait Reporter: Send {
     /// Reports how far the stage is.
     fn progress(&mut self, progress: Progress);
     /// Reports something people should read.
-    fn note(&mut self, text: &str);
+    fn note(&mut self, importance: Importance, text: &str);
     /// Reports the process group of a command, so that it can be ended with the stage.
     fn command_started(&mut self, _group: i32) {}
     /// Reports that a command has ended; ends what it left running, and returns the names of that.
@@ -278,7 +295,14 @@ impl RunContext {
 
     /// Reports something people should read.
     pub fn note(&mut self, text: &str) {
-        self.reporter.note(&excerpt(text, MESSAGE));
+        self.reporter
+            .note(Importance::Usual, &excerpt(text, MESSAGE));
+    }
+
+    /// Reports something that people must not miss.
+    pub fn warn(&mut self, text: &str) {
+        self.reporter
+            .note(Importance::Warning, &excerpt(text, MESSAGE));
     }
 
     /// Prepares a command that the stage will start: it gets a session of its own.
@@ -323,7 +347,7 @@ pub(crate) mod tests {
             self.told.lock().unwrap().progress.push(progress);
         }
 
-        fn note(&mut self, text: &str) {
+        fn note(&mut self, _: Importance, text: &str) {
             self.told.lock().unwrap().notes.push(text.to_owned());
         }
     }

@@ -407,6 +407,16 @@ pub fn without_index(path: &Path) -> Path {
     path
 }
 
+/// Returns the folder that relative paths of a file start from.
+pub(super) fn folder_of(file: &FilePath) -> PathBuf {
+    let folder = file.parent().unwrap_or(FilePath::new(""));
+    if folder.as_os_str().is_empty() {
+        PathBuf::from(".")
+    } else {
+        folder.to_owned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::artifact::Digest;
-use super::context::Progress;
+use super::context::{Importance, Progress};
 use super::plan::Cause;
 use super::store::Record;
 
@@ -26,6 +26,9 @@ pub enum WorkerEvent {
     },
     /// Something people should read.
     Note {
+        /// Whether people must not miss it.
+        #[serde(default, skip_serializing_if = "Importance::is_usual")]
+        importance: Importance,
         /// The text.
         text: String,
     },
@@ -71,7 +74,8 @@ impl WorkerEvent {
     /// Returns the event with every text that a stage may have chosen replaced.
     pub(super) fn with_texts(self, replace: impl Fn(&str) -> String) -> Self {
         match self {
-            Self::Note { text } => Self::Note {
+            Self::Note { importance, text } => Self::Note {
+                importance,
                 text: replace(&text),
             },
             Self::Failed { message, hint } => Self::Failed {
@@ -159,6 +163,9 @@ pub enum RunEvent {
     StageNote {
         /// The stage.
         stage: String,
+        /// Whether people must not miss it.
+        #[serde(default, skip_serializing_if = "Importance::is_usual")]
+        importance: Importance,
         /// The text.
         text: String,
     },

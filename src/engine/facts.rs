@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::diagnostic::Path;
-use super::stage::Problem;
+use super::problem::Problem;
 
 /// The most of something that an artifact has.
 #[derive(Debug, Clone, PartialEq, Eq)]

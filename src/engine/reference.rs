@@ -1,10 +1,11 @@
-//! References to outputs of stages: `stage[axis=value,...].output`.
+//! References to outputs of stages: `stage[axis=value,...].output`, and the names in them.
 
 use std::fmt;
 
 use indexmap::IndexMap;
 
-use super::import::is_qualified_name;
+/// What stands between a namespace and a name.
+pub(super) const SEPARATOR: char = '/';
 
 /// How one axis of a referenced stage is chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +118,16 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Returns the namespace of a name with its separator; empty for the file's own.
+pub(super) fn namespace(name: &str) -> &str {
+    name.rfind(SEPARATOR).map_or("", |at| &name[..=at])
+}
+
+/// Whether `text` can name a stage, the namespaces before it included.
+pub(super) fn is_qualified_name(text: &str) -> bool {
+    text.split(SEPARATOR).all(is_name)
+}
+
 /// Whether `text` can name a stage, an axis, an output or a port: `[a-z][a-z0-9_]*`.
 pub fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -161,5 +172,16 @@ mod tests {
             let error = Reference::parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_namespace_is_all_before_the_last_separator() {
+        assert_eq!(namespace("sft"), "");
+        assert_eq!(namespace("a/b/sft"), "a/b/");
+        assert!(
+            is_qualified_name("a/sft")
+                && !is_qualified_name("a//sft")
+                && !is_qualified_name("/sft")
+        );
     }
 }

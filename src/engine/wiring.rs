@@ -6,9 +6,8 @@ use indexmap::IndexMap;
 
 use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
-use super::import::namespace;
-use super::reference::{Reference, Selection, is_name};
-use super::spec::{Draft, InputItem, Instance, PortInput, Template};
+use super::instance::{Draft, InputItem, Instance, PortInput, Template};
+use super::reference::{Reference, Selection, is_name, namespace};
 use super::stage::{Output, Port};
 use super::value::{Map, Value};
 

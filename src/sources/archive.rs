@@ -8,7 +8,7 @@ use std::{
 use fs_err as fs;
 use zip::ZipArchive;
 
-use super::{SourceError, fetch::FetchOptions};
+use super::{SourceError, options::FetchOptions};
 
 /// Writes the file `path` of the zip file `archive` to `target`. Only its bytes are taken: names and
 /// lengths in the archive decide nothing.
@@ -32,7 +32,7 @@ pub(super) fn extract(
         return Err(SourceError::NotInArchive {
             archive: described.to_owned(),
             path: path.to_owned(),
-            nearest: nearest(path, names.collect()),
+            hint: format!("the nearest are {}", nearest(path, names.collect())).into(),
         });
     };
     let mut entry = zip
@@ -163,9 +163,8 @@ mod tests {
                 "{path}: {error}"
             );
         }
-        let error = run(&wheel(), "package/modle.bin", 1 << 30)
-            .unwrap_err()
-            .to_string();
+        let error = run(&wheel(), "package/modle.bin", 1 << 30).unwrap_err();
+        let error = crate::hint::in_one_line(&error);
         assert!(
             error.contains("the nearest are package/model.bin"),
             "{error}"

@@ -16,7 +16,7 @@ use std::{
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use super::{SourceError, client::pause, fetch::Fetched, sha256::Sha256};
+use super::{SourceError, client::pause, fetched::Fetched, sha256::Sha256};
 
 pub(super) struct Cache {
     root: PathBuf,

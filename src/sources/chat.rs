@@ -73,7 +73,7 @@ impl ChatClient {
             // Whatever is wrong with it may be a secret.
             text: "url".to_owned(),
             problem,
-            hint: "such as https://api.openai.com/v1",
+            hint: "such as https://api.openai.com/v1".into(),
         })?;
         let usable = |key: &String| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         if options.key.as_ref().is_some_and(|key| !usable(key)) {
@@ -116,12 +116,12 @@ impl ChatClient {
                 MOST_BYTES,
             );
             tried += 1;
-            let (problem, wished) = match answer {
+            let (problem, wished, hint) = match answer {
                 Ok((200, reply, _)) => {
                     let reply = self.without_key(&reply);
                     match accept(&reply) {
                         Ok(()) => return Ok(reply),
-                        Err(problem) => (problem, None),
+                        Err(problem) => (problem, None, None),
                     }
                 }
                 Ok((status, reply, wished)) => {
@@ -133,15 +133,18 @@ impl ChatClient {
                             said,
                         });
                     }
-                    (format!("status {status}: {said}"), wished)
+                    (format!("status {status}: {said}"), wished, None)
                 }
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Transient { problem, .. }) => (self.without_key(&problem), None),
+                Err(Failure::Transient { problem, hint, .. }) => {
+                    (self.without_key(&problem), None, hint)
+                }
             };
             let fail = |problem: String| SourceError::Network {
                 address: self.address.to_string(),
                 problem,
                 attempts: tried,
+                hint,
             };
             if tried >= attempts {
                 return Err(fail(problem));

@@ -15,6 +15,7 @@ use ureq::{
 };
 
 use super::{SourceError, address::Address, settings::Settings};
+use crate::hint::Hint;
 
 /// How patient requests are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,7 @@ pub(super) enum Failure {
         pause: Option<Duration>,
         /// Whether bytes were received and kept.
         progress: bool,
+        hint: Option<Hint>,
     },
     /// Trying again does not help.
     Final(SourceError),
@@ -81,6 +83,7 @@ impl Failure {
             problem: problem.into(),
             pause: None,
             progress,
+            hint: None,
         }
     }
 }
@@ -220,11 +223,11 @@ impl Client {
             let refused = |problem: &str| {
                 Failure::Final(SourceError::Network {
                     address: address.to_string(),
-                    problem: format!(
-                        "it redirects to an address that is not followed: {problem}; hint: the server, or somebody \
-                         between, sends another address than https:// on purpose or by mistake"
-                    ),
+                    problem: format!("it redirects to an address that is not followed: {problem}"),
                     attempts: 1,
+                    hint: Some(Hint::new(
+                        "the server, or somebody between, sends another address than https:// on purpose or by mistake",
+                    )),
                 })
             };
             target = target.join(&location).map_err(refused)?;
@@ -247,16 +250,17 @@ impl Client {
             if cancelled() {
                 return Err(SourceError::Cancelled);
             }
-            let (problem, wished) = match attempt() {
+            let (problem, wished, hint) = match attempt() {
                 Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Transient {
                     problem,
                     pause,
                     progress,
+                    hint,
                 }) => {
                     without_progress = if progress { 1 } else { without_progress + 1 };
-                    (problem, pause)
+                    (problem, pause, hint)
                 }
             };
             if without_progress >= self.patience.attempts {
@@ -264,6 +268,7 @@ impl Client {
                     address: address.to_string(),
                     problem,
                     attempts: without_progress,
+                    hint,
                 });
             }
             let doubled =
@@ -274,6 +279,7 @@ impl Client {
             address: address.to_string(),
             problem: "it broke off again and again".to_owned(),
             attempts: MOST_ATTEMPTS,
+            hint: None,
         })
     }
 }
@@ -301,15 +307,16 @@ fn checked(address: &Address, response: Response<Body>) -> Result<Response<Body>
             problem: format!("status {status}"),
             pause: retry_after(response.headers()),
             progress: false,
+            hint: None,
         }),
         status => Err(Failure::Final(SourceError::Status {
             address: address.to_string(),
             status,
-            hint: match status {
+            hint: Hint::new(match status {
                 401 | 403 => "the server wants credentials or refuses these",
                 404 | 410 => "the name, the version or the path may be misspelt",
                 _ => "the server may be of another kind than expected",
-            },
+            }),
         })),
     }
 }
@@ -337,31 +344,37 @@ fn is_distrust(error: &ureq::Error) -> bool {
 
 /// Sorts the library's errors. Those that repeat an address, perhaps with a token in it, are reworded.
 fn failure(address: &Address, error: &ureq::Error) -> Failure {
-    let final_error = |problem: String| {
+    let final_error = |problem: String, hint: Option<Hint>| {
         Failure::Final(SourceError::Network {
             address: address.to_string(),
             problem,
             attempts: 1,
+            hint,
         })
     };
     if is_distrust(error) {
-        return final_error(format!(
-            "the server's certificate is not trusted ({error}); hint: name the certificate of your proxy or \
-             mirror in SSL_CERT_FILE"
-        ));
+        return final_error(
+            format!("the server's certificate is not trusted ({error})"),
+            Some(Hint::new(
+                "name the certificate of your proxy or mirror in SSL_CERT_FILE",
+            )),
+        );
     }
     match error {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-            final_error("it is not a valid address".to_owned())
+            final_error("it is not a valid address".to_owned(), None)
         }
-        ureq::Error::TooManyRedirects => final_error("it redirects in circles".to_owned()),
+        ureq::Error::TooManyRedirects => final_error("it redirects in circles".to_owned(), None),
         ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => final_error(
             "the proxy named in HTTPS_PROXY or ALL_PROXY does not let it through".to_owned(),
+            None,
         ),
-        ureq::Error::HostNotFound => Failure::transient(
-            "the host is not found; hint: is there a network connection?",
-            false,
-        ),
+        ureq::Error::HostNotFound => Failure::Transient {
+            problem: "the host is not found".to_owned(),
+            pause: None,
+            progress: false,
+            hint: Some(Hint::new("is there a network connection?")),
+        },
         other => Failure::transient(other.to_string(), false),
     }
 }
@@ -371,8 +384,8 @@ fn read_certificates(settings: &Settings) -> Result<Vec<Certificate<'static>>, S
     for file in &settings.certificates {
         let unusable = |problem: String| SourceError::Certificates {
             path: file.value.clone(),
-            setting: file.origin,
             problem,
+            hint: format!("{} names it", file.origin).into(),
         };
         let text = fs::read(&file.value).map_err(|error| unusable(error.to_string()))?;
         let before = certificates.len();

@@ -14,7 +14,8 @@ use super::{
     address::Address,
     cache::Cache,
     client::{Client, Failure},
-    fetch::{FetchOptions, Fetched, Progress},
+    fetched::Fetched,
+    options::{FetchOptions, Progress},
     sha256::Sha256,
 };
 
@@ -68,11 +69,11 @@ impl Download<'_> {
             forget(&part)?;
             forget(&sidecar(&part))?;
             if !(first && continued) {
-                return Err(SourceError::Digest {
-                    what: self.address.to_string(),
+                return Err(SourceError::digest(
+                    self.address.to_string(),
                     expected,
                     found,
-                });
+                ));
             }
             first = false;
         }

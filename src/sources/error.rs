@@ -5,35 +5,33 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 use super::Sha256;
+use crate::hint::Hint;
 
 /// Why a source cannot be read. Addresses in it carry no credentials and no query.
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// A text that names no source.
-    #[error("`{text}` is no source: {problem}; hint: {hint}")]
+    #[error("`{text}` is no source: {problem}")]
     Syntax {
         /// The text, without what may be a secret.
         text: String,
         /// What is wrong with it.
         problem: &'static str,
         /// How to write it.
-        hint: &'static str,
+        #[source]
+        hint: Hint,
     },
     /// A text that is not the hexadecimal form of a sha256 digest.
     #[error("`{0}` is no sha256 digest, expected 64 hexadecimal digits")]
     DigestSyntax(String),
     /// The embedded world was asked for as a file.
-    #[error(
-        "`embedded:world` is generated and not a file; hint: stages that read a file need another source"
-    )]
-    Generated,
+    #[error("`embedded:world` is generated and not a file")]
+    Generated(#[source] Hint),
     /// The file system failed; the error names the path.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The bytes are not the pinned ones.
-    #[error(
-        "{what} has sha256 {found}, expected {expected}; hint: it was changed, or the pinned digest is that of another file"
-    )]
+    #[error("{what} has sha256 {found}, expected {expected}")]
     Digest {
         /// What was read.
         what: String,
@@ -41,6 +39,9 @@ pub enum SourceError {
         expected: Sha256,
         /// The digest of what was read.
         found: Sha256,
+        /// How that may be.
+        #[source]
+        hint: Hint,
     },
     /// More bytes than allowed.
     #[error("{what} is larger than the limit of {limit} bytes")]
@@ -51,14 +52,15 @@ pub enum SourceError {
         limit: u64,
     },
     /// The server answered with an error that trying again does not mend.
-    #[error("{address} answered with status {status}; hint: {hint}")]
+    #[error("{address} answered with status {status}")]
     Status {
         /// What was asked for.
         address: String,
         /// The HTTP status.
         status: u16,
         /// What it usually means.
-        hint: &'static str,
+        #[source]
+        hint: Hint,
     },
     /// The server refused a request, and says why.
     #[error("{address} answered with status {status}: {said}")]
@@ -82,31 +84,34 @@ pub enum SourceError {
         problem: String,
         /// How often it was tried without progress.
         attempts: u32,
+        /// What may help.
+        #[source]
+        hint: Option<Hint>,
     },
     /// A file of trusted certificates is unusable.
-    #[error("no certificates can be read from {}: {problem}; hint: {setting} names it", path.display())]
+    #[error("no certificates can be read from {}: {problem}", path.display())]
     Certificates {
         /// The file.
         path: PathBuf,
-        /// Where its path comes from.
-        setting: &'static str,
         /// What is wrong with it.
         problem: String,
+        /// Where its path comes from.
+        #[source]
+        hint: Hint,
     },
     /// An answer of a package index that cannot be understood.
-    #[error(
-        "{address} is no page of a package index: {problem}; hint: the index comes from {setting}"
-    )]
+    #[error("{address} is no page of a package index: {problem}")]
     Index {
         /// The page.
         address: String,
         /// What is wrong with it.
         problem: String,
         /// Where the address of the index comes from.
-        setting: &'static str,
+        #[source]
+        hint: Hint,
     },
     /// The index has no wheel of this version.
-    #[error("there is no wheel of {name} {version} at {address}; hint: it has {available}")]
+    #[error("there is no wheel of {name} {version} at {address}")]
     NoWheel {
         /// The package.
         name: String,
@@ -115,7 +120,8 @@ pub enum SourceError {
         /// The page of the index.
         address: String,
         /// The versions that have wheels.
-        available: String,
+        #[source]
+        hint: Hint,
     },
     /// A wheel that cannot be unpacked.
     #[error("{archive} cannot be unpacked: {problem}")]
@@ -126,16 +132,33 @@ pub enum SourceError {
         problem: String,
     },
     /// A wheel without the file asked for.
-    #[error("{archive} has no file `{path}`; hint: the nearest are {nearest}")]
+    #[error("{archive} has no file `{path}`")]
     NotInArchive {
         /// The wheel.
         archive: String,
         /// The path asked for.
         path: String,
         /// Similar paths in the wheel.
-        nearest: String,
+        #[source]
+        hint: Hint,
     },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl SourceError {
+    pub(super) const fn generated() -> Self {
+        Self::Generated(Hint::new("stages that read a file need another source"))
+    }
+
+    pub(super) fn digest(what: String, expected: Sha256, found: Sha256) -> Self {
+        let hint = Hint::new("it was changed, or the pinned digest is that of another file");
+        Self::Digest {
+            what,
+            expected,
+            found,
+            hint,
+        }
+    }
 }

@@ -1,80 +1,9 @@
 //! Fetching any source.
 
-use std::path::{Path, PathBuf};
-
 use super::{
-    Source, SourceError,
-    cache::Cache,
-    client::{Client, Patience},
-    download::Download,
-    hub, pypi,
-    settings::Settings,
-    sha256::Sha256,
+    Source, SourceError, cache::Cache, client::Client, download::Download, fetched::Fetched, hub,
+    options::FetchOptions, pypi, sha256::Sha256,
 };
-use crate::files::regular;
-
-/// A file that is here now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
-    /// Where it lies. Files of the cache must not be changed.
-    pub path: PathBuf,
-    /// The digest of its bytes.
-    pub sha256: Sha256,
-    /// Its length.
-    pub bytes: u64,
-}
-
-/// How far a download has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes received, those of earlier tries with them.
-    pub bytes: u64,
-    /// Bytes of the whole file, where the server says so.
-    pub total: Option<u64>,
-}
-
-/// How sources are fetched.
-pub struct FetchOptions<'a> {
-    /// The folder that keeps what was fetched; shared by processes.
-    pub cache_dir: PathBuf,
-    /// No file may be larger.
-    pub maximum_bytes: u64,
-    /// Look again for sources without a pinned digest.
-    pub refresh: bool,
-    /// Index, certificates and hub.
-    pub settings: Settings,
-    /// Retries and time limits.
-    pub patience: Patience,
-    /// Called while bytes arrive.
-    pub progress: Option<&'a dyn Fn(Progress)>,
-    /// Asked now and then whether to stop; a stopped download continues next time.
-    pub cancelled: Option<&'a dyn Fn() -> bool>,
-}
-
-impl FetchOptions<'_> {
-    /// Options with the settings of the environment and a limit of 64 GiB a file.
-    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            cache_dir: cache_dir.into(),
-            maximum_bytes: 64 << 30,
-            refresh: false,
-            settings: Settings::from_environment(),
-            patience: Patience::default(),
-            progress: None,
-            cancelled: None,
-        }
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.is_some_and(|cancelled| cancelled())
-    }
-
-    pub(super) fn report(&self, progress: Progress) {
-        if let Some(report) = self.progress {
-            report(progress);
-        }
-    }
-}
 
 /// Makes the bytes of `source` available as a file and verifies them against `expected`.
 ///
@@ -87,9 +16,9 @@ pub fn fetch(
     options: &FetchOptions,
 ) -> Result<Fetched, SourceError> {
     match source {
-        Source::World => Err(SourceError::Generated),
+        Source::World => Err(SourceError::generated()),
         Source::File(path) => {
-            let found = read_here(path, options)?;
+            let found = Fetched::read_here(path, options)?;
             check(&source.to_string(), expected, found)
         }
         Source::Web(_) | Source::Pypi(_) | Source::Hub(_) => remote(source, expected, options),
@@ -139,30 +68,11 @@ fn remote(
     Ok(found)
 }
 
-/// Reads a file that is on this machine already.
-pub(super) fn read_here(path: &Path, options: &FetchOptions) -> Result<Fetched, SourceError> {
-    let metadata = regular(path)?;
-    if metadata.len() > options.maximum_bytes {
-        return Err(SourceError::TooLarge {
-            what: path.display().to_string(),
-            limit: options.maximum_bytes,
-        });
-    }
-    let (sha256, bytes) = Sha256::of_file(path, &|| options.is_cancelled())?;
-    Ok(Fetched {
-        path: path.to_owned(),
-        sha256,
-        bytes,
-    })
-}
-
 fn check(what: &str, expected: Option<Sha256>, found: Fetched) -> Result<Fetched, SourceError> {
     match expected {
-        Some(expected) if expected != found.sha256 => Err(SourceError::Digest {
-            what: what.to_owned(),
-            expected,
-            found: found.sha256,
-        }),
+        Some(expected) if expected != found.sha256 => {
+            Err(SourceError::digest(what.to_owned(), expected, found.sha256))
+        }
         _ => Ok(found),
     }
 }

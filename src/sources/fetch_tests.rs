@@ -13,6 +13,7 @@ use super::{
     fetch,
     test_server::{Reply, Request, TestServer},
 };
+use crate::hint::in_one_line;
 
 /// Bytes without a period, longer than one buffer of the client.
 fn content() -> Vec<u8> {
@@ -74,7 +75,7 @@ fn files_here_are_read_where_they_lie() {
     assert!(error.to_string().contains("a.no"), "{error}");
     assert!(matches!(
         fetch(&Source::World, None, &options),
-        Err(SourceError::Generated)
+        Err(SourceError::Generated(_))
     ));
     assert!(!options.cache_dir.exists());
 }
@@ -389,10 +390,10 @@ fn redirects_lead_to_servers_only() {
         let server = TestServer::start(move |_| Reply::new(302, b"").with("location", location));
         let source: Source = format!("{}/a", server.address).parse().unwrap();
         let error = fetch(&source, None, &options(directory.path(), &[])).unwrap_err();
-        let error = error.to_string();
+        let error = in_one_line(&error);
         assert!(
             error.contains("it redirects to an address that is not followed")
-                && error.contains("hint: "),
+                && error.contains("; hint: "),
             "{location}: {error}"
         );
         assert_eq!(server.requests().len(), 1, "{location}");

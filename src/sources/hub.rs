@@ -5,14 +5,8 @@ use std::{fmt::Write, path::PathBuf};
 use fs_err as fs;
 
 use super::{
-    SourceError,
-    cache::Cache,
-    client::Client,
-    download::Download,
-    fetch::{FetchOptions, Fetched, read_here},
-    settings::Settings,
-    sha256::Sha256,
-    source::HubFile,
+    SourceError, cache::Cache, client::Client, download::Download, fetched::Fetched,
+    options::FetchOptions, settings::Settings, sha256::Sha256, source::HubFile,
 };
 
 pub(super) fn fetch(
@@ -26,7 +20,7 @@ pub(super) fn fetch(
     // A branch may have moved on; a commit cannot.
     let look = !options.refresh || is_commit(file.revision());
     if let Some(path) = in_hub_cache(file, &options.settings).filter(|_| look) {
-        let found = read_here(&path, options)?;
+        let found = Fetched::read_here(&path, options)?;
         if expected.is_none_or(|expected| expected == found.sha256) {
             return Ok(found);
         }
@@ -37,7 +31,7 @@ pub(super) fn fetch(
         .map_err(|(problem, setting)| SourceError::Syntax {
             text: setting.to_owned(),
             problem,
-            hint: "https://HOST",
+            hint: "https://HOST".into(),
         })?;
     let kind = if file.dataset { "datasets/" } else { "" };
     let address = hub.value.below(&format!(

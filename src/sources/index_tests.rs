@@ -7,6 +7,7 @@ use super::{
     fetch_tests::{assert_holds, options},
     test_server::{Reply, TestServer},
 };
+use crate::hint::in_one_line;
 
 fn wheel() -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
@@ -108,9 +109,8 @@ fn faulty_wheels_and_wishes_are_refused() {
         ),
         ("pypi:missing==1.0/a", "404"),
     ] {
-        let error = fetch(&text.parse().unwrap(), None, &options)
-            .unwrap_err()
-            .to_string();
+        let error = fetch(&text.parse().unwrap(), None, &options).unwrap_err();
+        let error = in_one_line(&error);
         assert!(error.contains(part) && !error.contains("pass"), "{error}");
     }
 }
@@ -199,9 +199,8 @@ fn unusable_certificates_are_named() {
             directory.path(),
             &[("SSL_CERT_FILE", path.to_str().unwrap().to_owned())],
         );
-        let error = fetch(&"https://127.0.0.1:1/a".parse().unwrap(), None, &options)
-            .unwrap_err()
-            .to_string();
+        let source = "https://127.0.0.1:1/a".parse().unwrap();
+        let error = in_one_line(&fetch(&source, None, &options).unwrap_err());
         assert!(
             error.contains("SSL_CERT_FILE") && error.contains("certs."),
             "{error}"

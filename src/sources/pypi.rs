@@ -12,7 +12,8 @@ use super::{
     cache::Cache,
     client::{Client, Failure},
     download::Download,
-    fetch::{FetchOptions, Fetched},
+    fetched::Fetched,
+    options::FetchOptions,
     sha256::Sha256,
     source::PypiFile,
 };
@@ -44,7 +45,7 @@ pub(super) fn fetch(
         .map_err(|(problem, setting)| SourceError::Syntax {
             text: setting.to_owned(),
             problem,
-            hint: "https://HOST/simple",
+            hint: "https://HOST/simple".into(),
         })?;
     let page = index.value.below(&format!("{}/", normalized(&file.name)));
     let cancelled = || options.is_cancelled();
@@ -52,7 +53,7 @@ pub(super) fn fetch(
     let unreadable = |problem: String| SourceError::Index {
         address: page.to_string(),
         problem,
-        setting: index.origin,
+        hint: format!("the index comes from {}", index.origin).into(),
     };
     let wheels = if is_json {
         wheels_of_json(&page, &text).map_err(|error| unreadable(error.to_string()))?
@@ -63,7 +64,7 @@ pub(super) fn fetch(
         name: file.name.clone(),
         version: file.version.clone(),
         address: page.to_string(),
-        available: versions(&wheels),
+        hint: format!("it has {}", versions(&wheels)).into(),
     })?;
     let download = Download {
         address: &wheel.address,
@@ -89,11 +90,7 @@ pub(super) fn fetch(
         && expected != found
     {
         fs_err::remove_file(&part)?;
-        return Err(SourceError::Digest {
-            what: name,
-            expected,
-            found,
-        });
+        return Err(SourceError::digest(name, expected, found));
     }
     cache.keep(&part, found, bytes)
 }

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{SourceError, address::Address};
+use crate::hint::in_one_line;
 
 /// Where bytes come from: `embedded:world`, `file:PATH` (or a path by itself), `https://...`,
 /// `pypi:NAME==VERSION/PATH/IN/WHEEL`, `hf:ORG/REPO[@REVISION]/PATH` or
@@ -67,7 +68,7 @@ fn syntax(text: &str, problem: &'static str, hint: &'static str) -> SourceError 
     SourceError::Syntax {
         text: text.to_owned(),
         problem,
-        hint,
+        hint: hint.into(),
     }
 }
 
@@ -239,7 +240,8 @@ impl Serialize for Source {
 impl<'de> Deserialize<'de> for Source {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        text.parse()
+            .map_err(|error| de::Error::custom(in_one_line(&error)))
     }
 }
 
@@ -335,9 +337,9 @@ mod tests {
             ("hf:org/repo/a/../../b", "plain relative path"),
             ("http://example.org/a", "this machine only"),
         ] {
-            let message = text.parse::<Source>().unwrap_err().to_string();
+            let message = in_one_line(&text.parse::<Source>().unwrap_err());
             assert!(
-                message.contains(part) && message.contains("hint: "),
+                message.contains(part) && message.contains("; hint: "),
                 "{text}: {message}"
             );
         }

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::hint::Hint;
+
 /// Why a statistic cannot be computed.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum StatsError {
@@ -52,13 +54,24 @@ pub enum StatsError {
         what: &'static str,
     },
     /// More items were asked for than there are.
-    #[error("top {k} of {n} values; hint: lower k or draw more samples")]
+    #[error("top {k} of {n} values")]
     TooManyAskedFor {
         /// The number asked for.
         k: usize,
         /// The number of values.
         n: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
+}
+
+impl StatsError {
+    /// The top `k` of `n` values were asked for.
+    pub(crate) const fn too_many_asked_for(k: usize, n: usize) -> Self {
+        let hint = Hint::new("lower k or draw more samples");
+        Self::TooManyAskedFor { k, n, hint }
+    }
 }
 
 /// Checks that there are `needed` values and that all are finite.

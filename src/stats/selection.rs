@@ -6,10 +6,7 @@ use super::error::{StatsError, check};
 pub fn top_k(rewards: &[f64], k: usize) -> Result<Vec<usize>, StatsError> {
     check("the top-k selection", rewards, 0)?;
     if k > rewards.len() {
-        return Err(StatsError::TooManyAskedFor {
-            k,
-            n: rewards.len(),
-        });
+        return Err(StatsError::too_many_asked_for(k, rewards.len()));
     }
     let mut order: Vec<usize> = (0..rewards.len()).collect();
     // `partial_cmp` on finite numbers: unlike `total_cmp` it takes -0 and 0 as equal.
@@ -51,10 +48,7 @@ mod tests {
 
     #[test]
     fn asks_for_no_more_than_there_are() {
-        assert_eq!(
-            top_k(&[1.0], 2),
-            Err(StatsError::TooManyAskedFor { k: 2, n: 1 })
-        );
+        assert_eq!(top_k(&[1.0], 2), Err(StatsError::too_many_asked_for(2, 1)));
         assert!(top_k(&[1.0, f64::NAN], 1).is_err());
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::process::Ended;
 use super::{Execution, StageFailure, State};
 use crate::engine::artifact::Digest;
+use crate::engine::context::Importance;
 use crate::engine::event::{Outcome, RunEvent, WorkerEvent};
 use crate::engine::limits::explain_signal;
 use crate::engine::plan::Cause;
@@ -34,6 +35,7 @@ impl Execution<'_> {
                 if other {
                     self.emit(RunEvent::StageNote {
                         stage: name.clone(),
+                        importance: Importance::Warning,
                         text: "gave other bytes than its earlier result, which was kept: it is not reproducible here".to_owned(),
                     });
                 }
@@ -42,6 +44,7 @@ impl Execution<'_> {
                     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
                     self.emit(RunEvent::StageNote {
                         stage: name.clone(),
+                        importance: Importance::Warning,
                         text: format!(
                             "warning: used {} MB, and declares {} MB: set `resources.memory` to {}MB or more",
                             megabytes(peak),

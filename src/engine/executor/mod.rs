@@ -500,8 +500,12 @@ impl<'a> Execution<'a> {
                     progress,
                 });
             }
-            Message::Event(WorkerEvent::Note { text }) => {
-                self.emit(RunEvent::StageNote { stage: name, text });
+            Message::Event(WorkerEvent::Note { importance, text }) => {
+                self.emit(RunEvent::StageNote {
+                    stage: name,
+                    importance,
+                    text,
+                });
             }
             Message::Event(WorkerEvent::Waiting { holder }) => {
                 self.emit(RunEvent::StageWaiting {

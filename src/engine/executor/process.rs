@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::Message;
 use super::resources::Grant;
+use crate::engine::context::Importance;
 use crate::engine::event::WorkerEvent;
 use crate::engine::limits;
 use crate::engine::mask::{Mask, Masked};
@@ -111,6 +112,7 @@ pub(super) fn start(
             for line in BufReader::new(stdout).split(b'\n') {
                 let Ok(line) = line else { break };
                 let event = serde_json::from_slice(&line).unwrap_or_else(|_| WorkerEvent::Note {
+                    importance: Importance::Usual,
                     text: excerpt(&String::from_utf8_lossy(&line), MESSAGE).into_owned(),
                 });
                 let event = if mask.is_empty() {

@@ -5,13 +5,13 @@ use std::path::Path as FilePath;
 use serde_json::Value as Json;
 use serde_json::value::to_raw_value;
 
-use super::{Builder, Draft, Instance, STAGE_KEYS, Template};
+use super::{Builder, STAGE_KEYS};
 use crate::engine::context::Labels;
 use crate::engine::diagnostic::{Diagnostic, Path, did_you_mean};
-use crate::engine::import::namespace;
+use crate::engine::instance::{Draft, Instance, Template};
 use crate::engine::interpolate::Scope;
 use crate::engine::matrix;
-use crate::engine::reference::is_name;
+use crate::engine::reference::{is_name, namespace};
 use crate::engine::stage::{Problem, Stage, StageKind, find_kind};
 use crate::engine::value::{Map, Value};
 

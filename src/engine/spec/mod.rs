@@ -11,17 +11,17 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use serde_json::value::RawValue;
 
-use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
-use super::document::{Document, Invalid, Located};
+use super::document::{Document, Invalid, Located, folder_of};
 use super::facts::{Facts, Known as KnownFacts};
 use super::graph::Graph;
-use super::import::{self, Imported, Reader, folder_of, namespace};
+use super::import::{self, Imported, Reader};
+use super::instance::Instance;
 use super::interpolate::{Account, Scope};
 use super::overrides::{self, Overrides};
-use super::stage::{Registry, Resources, Stage, StageKind};
+use super::reference::namespace;
+use super::stage::Registry;
 use super::value::{Map, Value, json_of};
 use super::wiring::{self, Known};
 
@@ -47,56 +47,6 @@ pub struct Pipeline {
     pub warnings: Vec<Located>,
 }
 
-/// One stage to run.
-pub struct Instance {
-    /// Name with axis values: `samples[policy=ppo,seed=1]`.
-    pub name: String,
-    /// Name of the stage in the file.
-    pub template: String,
-    /// The folder that relative paths start from: that of the file it stands in.
-    pub base_folder: Arc<FilePath>,
-    /// Axis values as text, in axis order.
-    pub axes: Labels,
-    /// Its kind.
-    pub kind: StageKind,
-    /// Its params as written, `${}` replaced, as JSON text: what a worker parses again.
-    pub raw_params: Box<RawValue>,
-    /// Its params, typed.
-    pub stage: Box<dyn Stage>,
-    /// What it reads.
-    pub inputs: Vec<PortInput>,
-    /// What it needs while running.
-    pub resources: Resources,
-    /// How often a failed run is tried again.
-    pub retries: u32,
-    /// Seconds after which a run is ended.
-    pub timeout: Option<f64>,
-    /// What it is for.
-    pub description: String,
-}
-
-/// The artifacts wired to one port.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PortInput {
-    /// The port's name.
-    pub port: String,
-    /// Whether labels count.
-    pub labelled: bool,
-    /// In order.
-    pub items: Vec<InputItem>,
-}
-
-/// One artifact wired to a port.
-#[derive(Debug, Clone, PartialEq)]
-pub struct InputItem {
-    /// Position of the producer in [`Pipeline::stages`].
-    pub producer: usize,
-    /// The producer's output.
-    pub output: String,
-    /// Axis values and stage name.
-    pub labels: Labels,
-}
-
 /// Why a pipeline could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -106,20 +56,6 @@ pub enum LoadError {
     /// The file is not a valid pipeline.
     #[error(transparent)]
     Invalid(#[from] Box<Invalid>),
-}
-
-/// A stage of the file before its matrix is expanded into instances.
-pub(super) struct Template {
-    pub(super) axes: IndexMap<String, Vec<String>>,
-    /// Positions of its instances in the pipeline, with their axis values.
-    pub(super) instances: Vec<(Labels, usize)>,
-}
-
-/// An instance whose references are still text.
-pub(super) struct Draft {
-    pub(super) instance: Instance,
-    pub(super) path: Path,
-    pub(super) inputs: Map,
 }
 
 const ROOT_KEYS: [&str; 6] = [
@@ -162,7 +98,8 @@ impl Pipeline {
             unreachable!("`parse` returns maps only");
         };
         let mut errors = Vec::new();
-        let mut imports = Reader::new(registry).read(&mut root, &document, &mut errors)?;
+        let mut imports =
+            Reader::new(registry, Self::problems).read(&mut root, &document, &mut errors)?;
         imports.adopt_changed(&mut root, overrides, &[]);
         overrides::apply(&mut root, overrides, &mut errors);
         let imported = imports.adopt_needed(&mut root);
@@ -192,7 +129,7 @@ impl Pipeline {
     }
 
     /// Says what is wrong with a file that another one imports.
-    pub(super) fn problems(
+    fn problems(
         document: &Document,
         root: Map,
         imported: &Imported,

@@ -17,8 +17,11 @@ use serde_json::Value as Json;
 
 pub use port::{Arity, Output, Port};
 
+pub use super::problem::Problem;
+pub use super::stage_error::StageError;
+
 use super::context::RunContext;
-use super::diagnostic::{Path, Segment, shortened};
+use super::diagnostic::{Path, Segment};
 use super::facts::Known;
 use crate::sources::{Sha256, Source};
 
@@ -66,116 +69,6 @@ pub struct Estimate {
     pub memory_bytes: Option<u64>,
     /// Floating-point operations.
     pub flops: Option<f64>,
-}
-
-/// A param that has the right type but not a possible value.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Problem {
-    /// Where in the params.
-    pub path: Path,
-    /// Whether the key itself is meant.
-    pub at_key: bool,
-    /// What was found and what was expected.
-    pub message: String,
-    /// What to do.
-    pub hint: Option<String>,
-}
-
-impl Problem {
-    /// Makes a problem with the value of a top-level param.
-    pub fn new(key: &str, message: impl Into<String>) -> Self {
-        Self::at(Path::of(key.split('.')), message)
-    }
-
-    /// Makes a problem with the value at a path.
-    pub fn at(path: Path, message: impl Into<String>) -> Self {
-        Self {
-            path,
-            at_key: false,
-            message: shortened(message.into()),
-            hint: None,
-        }
-    }
-
-    /// Adds a hint.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(shortened(hint.into()));
-        self
-    }
-}
-
-/// Why a stage failed.
-///
-/// It converts from every error type, with its chain of causes, so that `?` works in stages.
-#[derive(Debug, Clone)]
-pub enum StageError {
-    /// The stage could not do its work.
-    Failed {
-        /// What went wrong.
-        message: String,
-        /// What to do.
-        hint: Option<String>,
-    },
-    /// The stage was asked to stop and did, with a checkpoint if it keeps any.
-    Interrupted,
-}
-
-impl StageError {
-    /// Makes a failure; of a long message it keeps the beginning and the end.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self::Failed {
-            message: shortened(without_backtrace(message.into())),
-            hint: None,
-        }
-    }
-
-    /// Adds a hint.
-    #[must_use]
-    pub fn hint(self, text: impl Into<String>) -> Self {
-        match self {
-            Self::Failed { message, .. } => Self::Failed {
-                message,
-                hint: Some(shortened(text.into())),
-            },
-            Self::Interrupted => Self::Interrupted,
-        }
-    }
-}
-
-/// Takes a backtrace out of a message: where RUST_BACKTRACE is set, some libraries put one behind what they say.
-fn without_backtrace(message: String) -> String {
-    let is_frame = |line: &&str| {
-        let text = line.trim_start();
-        let after_number = text.trim_start_matches(|digit: char| digit.is_ascii_digit());
-        let is_numbered = after_number.len() < text.len() && after_number.starts_with(": ");
-        text.len() < line.len() && (is_numbered || text.starts_with("at "))
-    };
-    let mut lines = message.lines();
-    if !lines.any(|line| is_frame(&line) && line.trim_start().starts_with("0: ")) {
-        return message;
-    }
-    let said: Vec<&str> = message.lines().filter(|line| !is_frame(line)).collect();
-    said.join("\n").trim_end().to_owned()
-}
-
-impl<E: std::error::Error> From<E> for StageError {
-    fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            let text = inner.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            cause = inner.source();
-        }
-        // Errors below the engine write their hint behind what went wrong.
-        match message.split_once("; hint: ") {
-            Some((message, hint)) => Self::new(message).hint(hint),
-            None => Self::new(message),
-        }
-    }
 }
 
 /// How a training may continue from the end of a shorter one that is equal but for the params `steps` and
@@ -489,20 +382,6 @@ mod tests {
         fn run(&self, _: &mut RunContext) -> Result<(), StageError> {
             Ok(())
         }
-    }
-
-    #[test]
-    fn messages_carry_no_backtrace() {
-        let trace = std::backtrace::Backtrace::force_capture();
-        let text = format!("step 3: shapes differ\n{trace}");
-        assert!(text.lines().count() > 4, "{text}");
-        let StageError::Failed { message, .. } = StageError::new(text) else {
-            panic!("not failed");
-        };
-        assert_eq!(message, "step 3: shapes differ");
-        let listed = "two faults:\n  1: one\n  2: other";
-        let kept = StageError::new(listed);
-        assert!(matches!(kept, StageError::Failed { message, .. } if message == listed));
     }
 
     fn messages(params: Json) -> Vec<String> {

@@ -5,8 +5,8 @@ use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use super::Store;
-use super::commit::publish;
 use super::lock::{Lock, LockState};
+use super::publish::publish;
 use super::record::Record;
 use super::record_name;
 use crate::engine::artifact::Digest;

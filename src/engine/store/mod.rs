@@ -22,6 +22,7 @@ mod lock;
 mod object;
 mod outside;
 mod place;
+mod publish;
 mod record;
 mod states;
 
@@ -31,11 +32,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use collect::Garbage;
 pub(super) use commit::is_executable;
-pub use commit::publish;
 pub use lock::{Lock, LockState};
 pub(super) use object::digest_file;
-pub use object::{Damage, ObjectStat};
-pub use record::{Computed, ObjectStats, Provenance, Record, RecordError, RecordHead};
+pub use object::{Damage, ObjectStat, ObjectStats};
+pub use publish::publish;
+pub use record::{Computed, Provenance, Record, RecordError, RecordHead};
 
 use super::artifact::Digest;
 

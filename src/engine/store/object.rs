@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
@@ -31,6 +32,9 @@ pub struct ObjectStat {
 const TICK: Duration = Duration::from_millis(12);
 /// The tick of file systems that keep whole seconds; FAT even has two.
 pub(super) const COARSE_TICK: Duration = Duration::from_secs(2);
+
+/// What the file system said of objects, by digest.
+pub type ObjectStats = IndexMap<Digest, ObjectStat>;
 
 impl ObjectStat {
     /// Takes what matters from the file system's answer.

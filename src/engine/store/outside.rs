@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::commit::publish_unsynced;
 use super::object::ObjectStat;
 use super::place::Place;
+use super::publish::publish_unsynced;
 use super::{Store, publish};
 use crate::engine::artifact::Digest;
 use crate::files::irregular;

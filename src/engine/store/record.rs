@@ -3,13 +3,12 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use indexmap::IndexMap;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::commit::publish;
-use super::object::{Damage, ObjectStat};
+use super::object::{Damage, ObjectStats};
+use super::publish::publish;
 use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
 
@@ -65,9 +64,6 @@ impl Computed for Provenance {
         &self.numerics
     }
 }
-
-/// What the file system said of objects, by digest.
-pub type ObjectStats = IndexMap<Digest, ObjectStat>;
 
 /// How a stage was run. None of this is part of its fingerprint.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use rustix::process::{
     Signal, getpid, getppid, kill_process, set_parent_process_death_signal, setsid, umask,
 };
 
-use crate::engine::context::{Progress, Reporter};
+use crate::engine::context::{Importance, Progress, Reporter};
 use crate::engine::event::WorkerEvent;
 use crate::engine::processes::{end_children, kill_descendants, kill_group};
 
@@ -55,8 +55,9 @@ impl Reporter for Events {
         self.send(&WorkerEvent::Progress { progress });
     }
 
-    fn note(&mut self, text: &str) {
+    fn note(&mut self, importance: Importance, text: &str) {
         self.send(&WorkerEvent::Note {
+            importance,
             text: text.to_owned(),
         });
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::artifact::{Artifact, Digest};
-use super::context::{Code, RunContext};
+use super::context::{Code, Importance, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
@@ -129,6 +129,7 @@ pub fn main(registry: &Registry) -> u8 {
     for signal in stop_signals() {
         if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
             events.send(&WorkerEvent::Note {
+                importance: Importance::Usual,
                 text: format!("cannot handle signal {signal}: {error}"),
             });
         }
@@ -425,6 +426,7 @@ impl Worker<'_> {
                 format!("this machine shows {given}")
             };
             self.events.send(&WorkerEvent::Note {
+                importance: Importance::Usual,
                 text: format!(
                     "asks for {asked} GPU{}; {why}",
                     if asked == 1 { "" } else { "s" }
@@ -488,6 +490,7 @@ impl Worker<'_> {
                 self.store.go_on()?;
                 if let Ok(Some(secret)) = found {
                     self.events.send(&WorkerEvent::Note {
+                        importance: Importance::Warning,
                         text: format!(
                             "warning: output `{name}` holds the value of `{secret}`, which is stored and exported with it"
                         ),

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ObjectiveError;
+use crate::hint::Hint;
 
 /// Completions per prompt of a batch or a data set.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +69,10 @@ impl Branching {
                 objective,
                 found: self.least,
                 required,
+                hint: Hint::new(
+                    "with K completions of a prompt only K - 1 constraints reach the policy, so put all completions \
+                     of a prompt into one batch",
+                ),
             })
         }
     }
@@ -76,6 +81,7 @@ impl Branching {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::in_one_line;
 
     #[test]
     fn rows_are_counted_per_prompt() {
@@ -89,8 +95,11 @@ mod tests {
                 single: 0.5
             }
         );
-        let error = branching.require(2, "forward-looking").unwrap_err();
-        assert!(error.to_string().contains("K - 1"), "{error}");
+        let error = in_one_line(&branching.require(2, "forward-looking").unwrap_err());
+        assert!(
+            error.contains("; hint: ") && error.contains("K - 1"),
+            "{error}"
+        );
         branching.require(1, "forward-looking").unwrap();
     }
 

@@ -63,6 +63,7 @@ mod tree;
 use candle_core::{DType, Device, Tensor};
 use thiserror::Error;
 
+use crate::hint::Hint;
 use crate::ml::kernels::sums::total;
 
 pub use branching::Branching;
@@ -135,10 +136,7 @@ pub enum ObjectiveError {
         term: &'static str,
     },
     /// Too few completions of one prompt to say anything about the policy.
-    #[error(
-        "a prompt has {found} completion(s), {objective} needs at least {required}; hint: with K completions of a \
-         prompt only K - 1 constraints reach the policy, so put all completions of a prompt into one batch"
-    )]
+    #[error("a prompt has {found} completion(s), {objective} needs at least {required}")]
     Branching {
         /// The objective.
         objective: &'static str,
@@ -146,6 +144,9 @@ pub enum ObjectiveError {
         found: usize,
         /// The least that is accepted.
         required: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// A tensor operation failed.
     #[error(transparent)]

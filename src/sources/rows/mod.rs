@@ -16,6 +16,7 @@ use self::cell::{Cell, Fault};
 use self::meter::Metered;
 use crate::excerpt::listed;
 use crate::files::regular;
+use crate::hint::Hint;
 
 pub use self::cell::Nested;
 
@@ -59,14 +60,15 @@ pub enum RowsError {
         reason: String,
     },
     /// A file of another format, or a column of another type.
-    #[error("{file}: {what}; hint: {hint}")]
+    #[error("{file}: {what}")]
     Unsupported {
         /// The file.
         file: Arc<str>,
         /// What it is.
         what: String,
         /// What can be done.
-        hint: &'static str,
+        #[source]
+        hint: Hint,
     },
     /// A column is not there.
     #[error("{file}: no column `{column}`; found: {found}")]
@@ -89,7 +91,7 @@ pub enum RowsError {
         reason: String,
     },
     /// More text than a file of this size may hold.
-    #[error("{file}: {what} more than {} MiB; hint: {hint}", limit >> 20)]
+    #[error("{file}: {what} more than {} MiB", limit >> 20)]
     TooLarge {
         /// The file.
         file: Arc<str>,
@@ -98,7 +100,8 @@ pub enum RowsError {
         /// The limit in bytes.
         limit: u64,
         /// What can be done.
-        hint: &'static str,
+        #[source]
+        hint: Hint,
     },
     /// A folder without a file that could be read.
     #[error("{}: no file ends in .parquet, .csv, .json or .jsonl, or one of these and .gz", folder.display())]
@@ -107,7 +110,7 @@ pub enum RowsError {
         folder: PathBuf,
     },
     /// A folder of several splits, none of them chosen; or one that is not there.
-    #[error("{}: {problem}; it has the splits {found}; hint: {hint}", folder.display())]
+    #[error("{}: {problem}; it has the splits {found}", folder.display())]
     Split {
         /// The folder.
         folder: PathBuf,
@@ -116,7 +119,8 @@ pub enum RowsError {
         /// The splits that are there.
         found: String,
         /// What can be done.
-        hint: &'static str,
+        #[source]
+        hint: Hint,
     },
 }
 
@@ -175,7 +179,7 @@ impl RowFiles {
                     what: format!(
                         "it is one file, `split: {split}` chooses among those of a folder"
                     ),
-                    hint: "leave `split` out, or give the folder",
+                    hint: Hint::new("leave `split` out, or give the folder"),
                 });
             }
             files.push((path.to_owned(), name.into(), regular(path)?.len()));
@@ -259,7 +263,9 @@ impl Allowance {
                 file: Arc::clone(file),
                 what: "its rows hold",
                 limit: self.limit,
-                hint: "take fewer rows, or raise `max_text_mb` if there is memory for several times as much",
+                hint: Hint::new(
+                    "take fewer rows, or raise `max_text_mb` if there is memory for several times as much",
+                ),
             }),
         }
     }
@@ -292,7 +298,7 @@ impl<T: Cell> Reading<'_, T> {
             return Err(RowsError::Unsupported {
                 file: Arc::clone(self.file),
                 what: format!("it is packed with {what}, which is not read"),
-                hint: "unpack it, or pack it with gzip",
+                hint: Hint::new("unpack it, or pack it with gzip"),
             });
         }
         if start.starts_with(b"PAR1") {

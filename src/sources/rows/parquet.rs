@@ -18,6 +18,7 @@ use polars_parquet_format::{Encoding, PageHeader, PageType};
 
 use super::cell::Cell;
 use super::{Reading, RowsError};
+use crate::hint::Hint;
 use crate::quiet::catch_quietly;
 
 /// What a value takes beside its bytes: a view, offsets, and whether it is there.
@@ -83,7 +84,9 @@ impl<T: Cell> Reading<'_, T> {
                 return Err(RowsError::Unsupported {
                     file: Arc::clone(self.file),
                     what: format!("`{column}` holds {:?}, which is not read", field.dtype),
-                    hint: "write the column as text, numbers, lists or structures of these",
+                    hint: Hint::new(
+                        "write the column as text, numbers, lists or structures of these",
+                    ),
                 });
             }
         }
@@ -124,7 +127,7 @@ impl<T: Cell> Reading<'_, T> {
                     file: Arc::clone(self.file),
                     what: "a row group of it unpacks to",
                     limit: self.most_unpacked,
-                    hint: "write it with smaller row groups, or raise `max_text_mb`",
+                    hint: Hint::new("write it with smaller row groups, or raise `max_text_mb`"),
                 });
             }
             if batch.groups == width || batch.unpacked.saturating_add(unpacked) > BATCH_BYTES {
@@ -229,7 +232,7 @@ impl<T: Cell> Reading<'_, T> {
                     file: Arc::clone(self.file),
                     what: "it has pages in the encoding DELTA_BYTE_ARRAY, which is not read"
                         .to_owned(),
-                    hint: "write it with the default encodings",
+                    hint: Hint::new("write it with the default encodings"),
                 });
             }
             pages.values = pages.values.saturating_add(size(values)?);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::RowsError;
+use crate::hint::Hint;
 
 const ENDINGS: [&str; 4] = [".parquet", ".csv", ".json", ".jsonl"];
 
@@ -58,7 +59,7 @@ pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathB
             folder: folder.to_owned(),
             problem,
             found: names.collect::<Vec<_>>().join(", "),
-            hint,
+            hint: Hint::new(hint),
         });
     }
     let wanted = split.map(usual);

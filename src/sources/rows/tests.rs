@@ -5,6 +5,7 @@ use flate2::write::GzEncoder;
 use polars::prelude::{DataFrame, NamedFrom, ParquetCompression, ParquetWriter, Series};
 
 use super::*;
+use crate::hint::in_one_line;
 
 const COLUMNS: [&str; 2] = ["id", "text"];
 
@@ -32,7 +33,7 @@ fn first(bytes: &[u8], most: usize) -> Result<(Vec<Vec<String>>, usize), String>
     });
     match read {
         Ok(left_out) => Ok((rows, left_out)),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(in_one_line(&error)),
     }
 }
 
@@ -291,12 +292,12 @@ fn truncated_files_are_refused() {
 /// The texts of a folder's files.
 fn texts(folder: &Path, split: Option<&str>) -> Result<Vec<String>, String> {
     let mut texts = Vec::new();
-    let files = RowFiles::find(folder, "", split, None).map_err(|error| error.to_string())?;
+    let files = RowFiles::find(folder, "", split, None).map_err(|error| in_one_line(&error))?;
     let read = files.read(&["text"], |mut row| {
         texts.append(&mut row.values);
         Ok(ControlFlow::Continue(()))
     });
-    read.map_err(|error| error.to_string())?;
+    read.map_err(|error| in_one_line(&error))?;
     Ok(texts)
 }
 

@@ -204,7 +204,7 @@ impl Command {
         }
         for name in &self.secret_env {
             match pass_on(name) {
-                Some(value) if (1..SHORTEST).contains(&value.len()) => ctx.note(&format!(
+                Some(value) if (1..SHORTEST).contains(&value.len()) => ctx.warn(&format!(
                     "warning: the value of `{name}` has fewer than {SHORTEST} bytes: it is not masked in the log"
                 )),
                 Some(_) => {}

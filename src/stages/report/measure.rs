@@ -386,7 +386,7 @@ mod tests {
     fn no_more_are_taken_than_there_are() {
         assert_eq!(
             Top::new(&REWARDS, 6, REWARDS.to_vec()).unwrap_err(),
-            StatsError::TooManyAskedFor { k: 6, n: 5 }
+            StatsError::too_many_asked_for(6, 5)
         );
     }
 

@@ -20,11 +20,12 @@ use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
 
 mod config;
+mod stated;
 mod targets;
 #[cfg(test)]
 mod tests;
 
-use config::Stated;
+use stated::Stated;
 
 /// A LoRA adapter: `W x` becomes `W x + scale * B A x` (Hu et al. 2021, arXiv 2106.09685, eq. 3), or what else its
 /// configuration says.

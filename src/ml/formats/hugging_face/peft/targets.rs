@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::super::super::FormatError;
-use super::config::{Stated, is_off, refusal};
+use super::stated::{Stated, is_off, refusal};
 use crate::ml::adapter::is_named;
 use crate::ml::models::causal::architecture::{Role, Slot};
 
