@@ -9,6 +9,7 @@ use crate::ml::adapter::{Adapter, AdapterError, PREFIX};
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
+use super::reward_rule::RuleError;
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
     PeftAdapter, SequenceClassifier, load_hugging_face_without, load_peft_adapter,
@@ -19,7 +20,7 @@ use crate::ml::formats::safetensors::{load_safetensors, save_safetensors, tensor
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
 use crate::ml::parameters::Weights;
-use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer};
+use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer, TokenizerError};
 
 /// The artifact kind.
 pub const LANGUAGE_MODEL: &str = "language_model";
@@ -60,6 +61,12 @@ pub enum ModelError {
     /// The weights do not make a model.
     #[error(transparent)]
     Model(#[from] CausalLmError),
+    /// A reward rule cannot say.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// Tokens spell no text.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),

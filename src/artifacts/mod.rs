@@ -6,6 +6,7 @@
 //! | `tokenizer` | `tokenizer.json`, `tokenizer_config.json` | a tokenizer |
 //! | `language_model` | the Hugging Face layout, an adapter in PEFT's | a policy with its tokenizer |
 //! | `reward_model` | the same as a classifier with one class, and `reward.json` | a reward model with its calibration |
+//! | `reward_rule` | `rule.json` | a rule that rewards texts, with the right answers that it needs |
 //! | `completions` | `table.parquet`, `table.json` | what a policy wrote for each prompt |
 //! | `scores` | `table.parquet`, `table.json` | completions with rewards |
 //! | `judgements` | `table.parquet`, `table.json` | which of two completions is better |
@@ -25,6 +26,8 @@ pub mod figure;
 pub mod judgements;
 pub mod labelled_texts;
 pub mod language_model;
+pub mod reward;
 pub mod reward_model;
+pub mod reward_rule;
 pub mod table;
 pub mod text_encoder;

@@ -24,6 +24,7 @@
 //! either.
 
 mod answer;
+pub mod arithmetic;
 mod corpus;
 mod dialogue;
 mod examiner;

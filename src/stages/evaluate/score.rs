@@ -3,9 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::completions::{COMPLETIONS, SCORES};
+use crate::artifacts::completions::{COMPLETIONS, CompletionRow, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::artifacts::reward::{REWARDS, Reward};
+use crate::artifacts::reward_rule::{Asked, Finding, RewardRule};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
@@ -13,8 +14,9 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::tokenized::scorable;
 use crate::stages::{defaults, passes, ranges};
 
-/// Scores completions with a reward model: column `reward`.
+/// Scores completions with a reward model or a reward rule: column `reward`.
 ///
+/// A rule reads the texts; its column `answer` has the answer that it takes out of each, which `metric_table` counts.
 /// With a `reference` model the column `kl` holds log pi(y|x) - log pi_ref(y|x), whose mean over samples at
 /// temperature 1 estimates the KL divergence of the policy to the reference. Both models read the tokens that the policy
 /// read and wrote, where they share its tokenizer, the prompt as it was cut. Completions beyond the context of one of
@@ -35,7 +37,7 @@ impl Kind for Score {
     fn ports(&self) -> Vec<Port> {
         vec![
             Port::one("completions", &[COMPLETIONS, SCORES], "what is scored"),
-            Port::one("reward", &[REWARD_MODEL], "scores it"),
+            Port::one("reward", REWARDS, "scores it: a reward model or a rule"),
             Port::optional(
                 "reference",
                 &[LANGUAGE_MODEL],
@@ -60,22 +62,28 @@ impl Kind for Score {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
-        let reward = RewardModel::load(&ctx.input("reward")?.path)?;
+        let reward = ctx.input("reward")?;
+        let reward = Reward::load(&reward.kind, &reward.path)?;
         let reference = ctx.optional_input("reference");
         let reference = reference
             .map(|input| LanguageModel::load(&input.path))
             .transpose()?;
-        let models: Vec<&LanguageModel> = [&reward.model].into_iter().chain(&reference).collect();
-        let scorable = scorable(&mut table, &models, ctx)?;
-        let tokens = scorable.sequences[0].iter().map(|row| row.tokens.clone());
-        let tokens: Vec<Vec<u32>> = tokens.collect();
-        let rewards = passes::rewards(ctx, &reward, &tokens, self.batch_size)?;
+        let models: Vec<&LanguageModel> = reward.model().into_iter().chain(&reference).collect();
+        let mut scorable = scorable(&mut table, &models, ctx)?;
         table
             .columns
-            .retain(|column| column.name != "reward" && column.name != "kl");
-        table.number_column("reward", 3, rewards.into_iter().map(Some));
+            .retain(|column| !["reward", "answer", "kl"].contains(&column.name.as_str()));
+        match &reward {
+            Reward::Model(model) => {
+                let rows = scorable.sequences.remove(0).into_iter();
+                let tokens: Vec<Vec<u32>> = rows.map(|row| row.tokens).collect();
+                let rewards = passes::rewards(ctx, model, &tokens, self.batch_size)?;
+                table.number_column("reward", 3, rewards.into_iter().map(Some));
+            }
+            Reward::Rule(rule) => judge_all(rule, &scorable.rows, &mut table, ctx)?,
+        }
         if let Some(reference) = reference {
-            let sequences = &scorable.sequences[1];
+            let sequences = &scorable.sequences[0];
             let log_probs =
                 passes::log_probs(ctx, &reference.frozen()?, sequences, self.batch_size)?;
             let kl = scorable.rows.iter().zip(log_probs);
@@ -83,5 +91,115 @@ impl Kind for Score {
             table.number_column("kl", 3, kl);
         }
         Ok(table.write_data(&ctx.output("scores")?)?)
+    }
+}
+
+/// Adds what a rule says of completions; notes how many are right if none is.
+fn judge_all(
+    rule: &RewardRule,
+    rows: &[CompletionRow],
+    table: &mut Table,
+    ctx: &mut RunContext,
+) -> Result<(), StageError> {
+    let verdicts = ctx.pass("completions scored", rows, passes::TEXTS, |rows| {
+        let rows = rows.iter().map(|row| {
+            let asked = Asked {
+                prompt: &row.prompt,
+                question: &row.question,
+            };
+            rule.judge(asked, &row.completion, !row.truncated)
+        });
+        rows.collect::<Result<Vec<_>, _>>()
+    })?;
+    table.number_column("reward", 3, verdicts.iter().map(|found| Some(found.reward)));
+    table.text_column("answer", verdicts.iter().map(|found| found.answer.clone()));
+    let count = |finding: Finding| {
+        let found = verdicts.iter().filter(|found| found.finding == finding);
+        found.count()
+    };
+    if !verdicts.is_empty() && count(Finding::Right) == 0 {
+        ctx.note(&format!(
+            "none of {} completions is right by the rule: {} wrong, {} malformed, {} unfinished",
+            verdicts.len(),
+            count(Finding::Wrong),
+            count(Finding::Malformed),
+            count(Finding::Unfinished)
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::artifacts::completions::to_table;
+    use crate::artifacts::reward_rule::{Arithmetic, REWARD_RULE, Rule, RuleDescription};
+    use crate::stages::tryout::{Tried, attempt};
+
+    /// Scores completions of one problem by a rule; those with `|` at their end were cut.
+    fn scored(folder: &std::path::Path, completions: &[&str]) -> Tried {
+        let rows = completions.iter().map(|text| CompletionRow {
+            question: "numbers 2 3 6 target 18".to_owned(),
+            prompt: "Question: numbers 2 3 6 target 18 Answer:".to_owned(),
+            completion: text.trim_end_matches('|').to_owned(),
+            truncated: text.ends_with('|'),
+            ..CompletionRow::default()
+        });
+        let rows: Vec<CompletionRow> = rows.collect();
+        let [data, rule] = ["completions", "rule"].map(|name| folder.join(name));
+        let mut table = to_table("completions", &rows);
+        // Of an earlier rule.
+        table.text_column("answer", rows.iter().map(|_| Some("old".to_owned())));
+        fs_err::create_dir_all(&data).unwrap();
+        table.write_data(&data).unwrap();
+        let description = RuleDescription {
+            unfinished: Rule::Arithmetic(Arithmetic { greatest: 24 }).usual_unfinished(),
+            rule: Rule::Arithmetic(Arithmetic { greatest: 24 }),
+            right: 1.0,
+            wrong: 0.0,
+            malformed: -1.0,
+            answers: Vec::new(),
+        };
+        fs_err::create_dir_all(&rule).unwrap();
+        RewardRule::new(description).unwrap().save(&rule).unwrap();
+        let inputs = [
+            ("completions", COMPLETIONS, data.as_path()),
+            ("reward", REWARD_RULE, rule.as_path()),
+        ];
+        attempt::<Score>(folder, json!({}), &inputs, None)
+    }
+
+    #[test]
+    fn a_rule_adds_rewards_and_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let completions = ["3 * 6 = 18", "6 - 3 = 3", "6 +", "3 * 6 = 18|"];
+        let tried = scored(folder.path(), &completions);
+        tried.outcome.as_ref().unwrap();
+        let table = Table::read(&tried.output("scores")).unwrap();
+        assert_eq!(table.all_numbers("reward").unwrap(), [1.0, 0.0, -1.0, 0.0]);
+        let answers = [
+            Some("6 * 3 = 18"),
+            Some("6 - 3 = 3"),
+            None,
+            Some("6 * 3 = 18"),
+        ];
+        assert_eq!(
+            table.texts("answer").unwrap(),
+            answers.map(|text| text.map(str::to_owned))
+        );
+        assert_eq!(tried.told.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_rule_that_calls_nothing_right_is_a_result_with_a_note() {
+        let folder = tempfile::tempdir().unwrap();
+        let tried = scored(folder.path(), &["6 - 3 = 3", "6 +", "3 * 6 = 18|"]);
+        tried.outcome.as_ref().unwrap();
+        let note = "none of 3 completions is right by the rule: 1 wrong, 1 malformed, 1 unfinished";
+        assert_eq!(tried.told.notes, [note]);
+        let table = Table::read(&tried.output("scores")).unwrap();
+        assert_eq!(table.all_numbers("reward").unwrap(), [0.0, -1.0, 0.0]);
     }
 }

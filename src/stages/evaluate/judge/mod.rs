@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::completions::{self, COMPLETIONS, CompletionRow, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Order, REPLIES, Verdict};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::artifacts::reward::{REWARDS, Reward};
+use crate::artifacts::reward_model::RewardModel;
+use crate::artifacts::reward_rule::{Asked, RewardRule, RuleError};
 use crate::engine::context::{Input, Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
@@ -26,7 +28,7 @@ mod prompts;
 ///
 /// The opponent of a completion is a preferred completion of its question from a dataset (GDPO, DPO: one drawn by the
 /// seed if there are several different ones), or the sample of the same number from other completions (beginning again
-/// if they are fewer). A reward model prefers the greater reward; equal ones tie. A language model behind an
+/// if they are fewer). A reward model or rule prefers the greater reward; equal ones tie. A language model behind an
 /// OpenAI-compatible server is asked twice, with either completion first, at temperature 0, with prompts of the forms of
 /// the DPO paper (Rafailov et al. 2023); it is not asked about equal completions, which tie. Its raw replies are the
 /// output `replies`. They are kept as they come: a run that broke off asks nothing twice. `win_rate` makes a table of
@@ -51,7 +53,7 @@ pub struct Judge {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 enum Judging {
-    /// A reward model, on the port `reward`.
+    /// A reward model or a reward rule, on the port `reward`.
     RewardModel {
         /// Completions in a forward pass; changes no result.
         #[serde(default = "defaults::batch_size", skip_serializing)]
@@ -106,7 +108,11 @@ impl Kind for Judge {
             ),
         ];
         if matches!(self.judge, Judging::RewardModel { .. }) {
-            ports.push(Port::one("reward", &[REWARD_MODEL], "judges"));
+            ports.push(Port::one(
+                "reward",
+                REWARDS,
+                "judges: a reward model or a rule",
+            ));
         }
         ports
     }
@@ -152,9 +158,17 @@ impl Kind for Judge {
         let pairs = self.pairs(ours, &Opponents::read(ctx.input("opponent")?)?)?;
         let (title, judged) = match &self.judge {
             Judging::RewardModel { batch_size } => {
-                let reward = RewardModel::load(&ctx.input("reward")?.path)?;
-                let judged = by_reward(&pairs, &reward, *batch_size, ctx)?;
-                ("Judgements of a reward model".to_owned(), judged)
+                let reward = ctx.input("reward")?;
+                match Reward::load(&reward.kind, &reward.path)? {
+                    Reward::Model(model) => {
+                        let judged = by_reward(&pairs, &model, *batch_size, ctx)?;
+                        ("Judgements of a reward model".to_owned(), judged)
+                    }
+                    Reward::Rule(rule) => {
+                        let judged = by_rule(&pairs, &rule, ctx)?;
+                        ("Judgements of a reward rule".to_owned(), judged)
+                    }
+                }
             }
             Judging::Http(server) => {
                 let client = server.client(
@@ -241,6 +255,7 @@ impl Opponents {
         Some(CompletionRow {
             prompt: ours.prompt.clone(),
             prompt_ids: ours.prompt_ids.clone(),
+            question: ours.question.clone(),
             ..theirs
         })
     }
@@ -335,6 +350,32 @@ fn by_reward(
             }
         })
         .collect())
+}
+
+/// Lets a reward rule judge, as [`by_reward`] does.
+fn by_rule(
+    pairs: &[Pair],
+    rule: &RewardRule,
+    ctx: &mut RunContext,
+) -> Result<Vec<Judgement>, StageError> {
+    let reward = |row: &CompletionRow| {
+        let asked = Asked {
+            prompt: &row.prompt,
+            question: &row.question,
+        };
+        let verdict = rule.judge(asked, &row.completion, !row.truncated)?;
+        Ok::<f64, RuleError>(verdict.reward)
+    };
+    ctx.pass("pairs judged", pairs, passes::TEXTS, |pairs| {
+        let judged = pairs.iter().map(|pair| {
+            let rewards = (reward(&pair.ours)?, reward(&pair.theirs)?);
+            Ok(Judgement {
+                rewards: Some(rewards),
+                ..pair.judgement(Order::Either, preferred(rewards))
+            })
+        });
+        judged.collect::<Result<Vec<_>, RuleError>>()
+    })
 }
 
 fn preferred((ours, theirs): (f64, f64)) -> Verdict {

@@ -1,0 +1,190 @@
+use super::*;
+
+const GREATEST: u32 = 20;
+
+fn problem(text: &str) -> Problem {
+    Problem::find(text, GREATEST).unwrap()
+}
+
+fn read(text: &str) -> (usize, Option<Fault>, usize) {
+    let reading = problem("numbers 2 3 4 6 target 18").read(text, true);
+    let steps = reading.derivation.0.len();
+    (steps, reading.fault, reading.leftover_words)
+}
+
+#[test]
+fn a_problem_is_found_in_whatever_prompt() {
+    let expected = Problem {
+        numbers: vec![2, 3, 4, 6],
+        target: 18,
+        greatest: GREATEST,
+    };
+    for prompt in [
+        "numbers 2 3 4 6 target 18",
+        "Question: numbers 2 3 4 6 target 18 Answer:",
+        "Of numbers that are given make it. (numbers: 2, 3, 4, 6; target: 18.)",
+        "numbers 1 1 target 2 ; numbers 2 3 4 6 target 18 :",
+    ] {
+        assert_eq!(Problem::find(prompt, GREATEST), Some(expected.clone()));
+    }
+    assert_eq!(expected.to_string(), "numbers 2 3 4 6 target 18");
+    for prompt in [
+        "",
+        "numbers",
+        "numbers 2 3 4 6",
+        "numbers 2 target 2",
+        "numbers 2 3 target",
+        "numbers 2 3 target x",
+        "numbers 2 0 target 2",
+        "numbers 2 03 target 5",
+        "numbers 2 21 target 5",
+        "numbers 2 3 target 21",
+        "numbers 1 2 3 4 5 6 target 7",
+        "target 5 numbers 2 3",
+    ] {
+        assert_eq!(Problem::find(prompt, GREATEST), None, "{prompt}");
+    }
+}
+
+#[test]
+fn steps_use_what_is_there_and_are_exact() {
+    use Fault::{Inexact, Malformed, Unavailable};
+    for (text, expected) in [
+        ("3 * 6 = 18", (1, None, 0)),
+        ("2 * 3 = 6 ; 4 + 6 = 10", (2, None, 0)),
+        // Made twice over: the six that was given and the one that was made.
+        ("2 * 3 = 6 ; 6 + 6 = 12 ; 12 + 4 = 16", (3, None, 0)),
+        ("6 + 6 = 12", (0, Some(Unavailable), 5)),
+        // What was used is gone.
+        ("2 * 3 = 6 ; 3 * 6 = 18", (1, Some(Unavailable), 5)),
+        ("5 + 4 = 9", (0, Some(Unavailable), 5)),
+        ("3 * 6 = 17", (0, Some(Inexact), 5)),
+        ("2 - 3 = 1", (0, Some(Inexact), 5)),
+        // Beyond the greatest number.
+        ("4 * 6 = 24", (0, Some(Inexact), 5)),
+        ("3 * 6 = 18 ;", (1, Some(Malformed), 0)),
+        ("3 * 6 = 18 ; ; 2", (1, Some(Malformed), 2)),
+        ("3 * 6", (0, Some(Malformed), 3)),
+        ("3 / 6 = 2", (0, Some(Malformed), 5)),
+        ("3 * 6 = 18 18", (0, Some(Malformed), 6)),
+        ("3 * 6 = 018", (0, Some(Malformed), 5)),
+        ("3 * 6 = 99999999999", (0, Some(Malformed), 5)),
+        ("", (0, Some(Malformed), 0)),
+    ] {
+        assert_eq!(read(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_last_step_of_a_text_that_goes_on_does_not_count_yet() {
+    let problem = problem("numbers 2 3 4 6 target 18");
+    let steps = |text: &str| {
+        let reading = problem.read(text, false);
+        assert!(!problem.is_right(&reading) || text.contains("18 ;"));
+        (reading.derivation.0.len(), reading.fault)
+    };
+    // With tokens of single letters the last word may go on: `1` of `18`.
+    for open in ["", "3 * 6 = 1", "3 * 6 = 18", "nonsense"] {
+        assert_eq!(steps(open), (0, None), "{open}");
+    }
+    assert_eq!(steps("2 * 3 = 6 ;"), (1, None));
+    assert_eq!(steps("2 * 3 = 6 ; 6 *"), (1, None));
+    assert_eq!(steps("3 * 6 = 1 ;"), (0, Some(Fault::Inexact)));
+}
+
+#[test]
+fn right_derivations_are_all_texts_that_read_as_right() {
+    // Every text of one or two steps with small numbers, by brute force.
+    let problem = Problem {
+        numbers: vec![2, 3, 1],
+        target: 5,
+        greatest: 9,
+    };
+    let words: Vec<String> = (1..=9).map(|number: u32| number.to_string()).collect();
+    let mut steps = Vec::new();
+    for left in &words {
+        for sign in ["+", "-", "*"] {
+            for right in &words {
+                for result in &words {
+                    steps.push(format!("{left} {sign} {right} = {result}"));
+                }
+            }
+        }
+    }
+    let right = |text: &String| problem.is_right(&problem.read(text, true));
+    let mut expected: Vec<String> = steps.iter().filter(|text| right(text)).cloned().collect();
+    let holds = |text: &&String| problem.read(text, true).fault.is_none();
+    for first in steps.iter().filter(holds) {
+        let both = steps.iter().map(|second| format!("{first} ; {second}"));
+        expected.extend(both.filter(right));
+    }
+    expected.sort();
+    let derivations = problem.right_derivations();
+    let mut found: Vec<String> = derivations.iter().map(ToString::to_string).collect();
+    found.sort();
+    assert_eq!(found, expected);
+    assert!(found.contains(&"2 + 3 = 5 ; 5 * 1 = 5".to_owned()) && found.len() > 4);
+    found.dedup();
+    assert_eq!(found.len(), expected.len());
+}
+
+#[test]
+fn equal_numbers_make_no_text_twice() {
+    let problem = problem("numbers 2 2 2 target 4");
+    let found: Vec<String> = problem
+        .right_derivations()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    // 2 * 2 = 4 ; 4 - 2 = 2 and the like miss the target.
+    assert_eq!(found, ["2 * 2 = 4", "2 + 2 = 4"]);
+}
+
+#[test]
+fn derivations_are_the_same_where_sums_and_products_are_turned_round() {
+    let problem = problem("numbers 2 3 4 6 target 18");
+    let canonical = |text: &str| problem.read(text, true).derivation.canonical().to_string();
+    assert_eq!(canonical("3 *  6 = 18"), "6 * 3 = 18");
+    assert_eq!(canonical("6 * 3 = 18"), "6 * 3 = 18");
+    assert_eq!(canonical("6 - 4 = 2"), "6 - 4 = 2");
+    assert_eq!(
+        canonical("2 * 3 = 6 ; 4 + 6 = 10"),
+        "3 * 2 = 6 ; 6 + 4 = 10"
+    );
+}
+
+#[test]
+fn progress_is_the_share_of_the_shortest_way_that_is_made() {
+    let problem = problem("numbers 2 3 4 6 target 18");
+    let progress = |text: &str| problem.progress(&problem.read(text, false));
+    assert_eq!(progress(""), 0.0);
+    assert_eq!(progress("3 * 6 = 18"), 0.0);
+    // One step of two: 3 * 6 = 18 is still to be made.
+    assert_eq!(progress("4 + 2 = 6 ;"), 0.5);
+    assert_eq!(progress("2 * 4 = 8 ;"), 0.5);
+    // No way is left, or a step does not hold.
+    assert_eq!(progress("2 + 6 = 8 ;"), 0.0);
+    assert_eq!(progress("6 - 4 = 2 ;"), 0.0);
+    assert_eq!(progress("2 * 3 = 6 ; 6 + 6 = 12 ;"), 0.0);
+    assert_eq!(progress("2 * 4 = 9 ;"), 0.0);
+    // A step behind the target: another must follow it.
+    assert_eq!(progress("3 * 6 = 18 ;"), 0.0);
+    assert_eq!(progress("3 * 6 = 18 ; 4 - 2 = 2 ;"), 0.0);
+}
+
+/// Numbers of `fewest_steps` by plain enumeration of all ways.
+#[test]
+fn the_shortest_way_is_that_of_the_enumeration() {
+    for numbers in [vec![1, 2, 3, 4], vec![2, 3, 3], vec![5, 7, 9], vec![4, 4]] {
+        for target in 1..=GREATEST {
+            let problem = Problem {
+                numbers: numbers.clone(),
+                target,
+                greatest: GREATEST,
+            };
+            let lengths = problem.right_derivations();
+            let shortest = lengths.iter().map(|found| found.0.len()).min();
+            assert_eq!(problem.fewest_steps(&numbers), shortest, "{problem}");
+        }
+    }
+}
