@@ -1,12 +1,17 @@
 //! Tiny models for tests of trainers, and what their gradients must be.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{Device, Tensor, Var};
 
+use super::rewards::Rewards;
 use super::trained_model::TrainedModel;
+use super::{ModelSize, TokenizedCompletion, TrainError};
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::LlamaConfig;
-use crate::ml::models::causal::{self, CausalLm, Training};
+use crate::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use crate::ml::optimizer::Gradients;
 use crate::ml::parameters::{Weights, to_safetensors};
 use crate::random::Stream;
@@ -74,6 +79,56 @@ pub(super) fn models(config: &LlamaConfig, lora: Option<&LoraConfig>) -> (Traine
         .detached();
     let model = TrainedModel::new(config, &weights, adapter.as_ref(), lora, &stream).unwrap();
     (model, reference)
+}
+
+/// Rewards that count a token, wherever it stands.
+#[derive(Default)]
+pub(super) struct Counted {
+    pub(super) token: u32,
+    pub(super) size: Option<ModelSize>,
+    /// Set once rewards are asked for.
+    pub(super) asked: Arc<AtomicBool>,
+}
+
+impl Counted {
+    pub(super) fn boxed(token: u32) -> Box<Self> {
+        Box::new(Self {
+            token,
+            ..Self::default()
+        })
+    }
+}
+
+impl Rewards for Counted {
+    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+        self.asked.store(true, Ordering::Relaxed);
+        let count = |row: &&TokenizedCompletion| {
+            let counted = row.tokens.iter().filter(|token| **token == self.token);
+            counted.count() as f64
+        };
+        Ok(rows.iter().map(count).collect())
+    }
+
+    fn of_prefixes(
+        &self,
+        _rows: &[&TokenizedCompletion],
+        batch: &TokenBatch,
+    ) -> Result<Tensor, TrainError> {
+        let mut rewards = Vec::with_capacity(batch.tokens().len());
+        for row in batch.tokens().chunks(batch.time()) {
+            let mut count = 0f32;
+            rewards.extend(row.iter().map(|token| {
+                count += f32::from(u8::from(*token == self.token));
+                count
+            }));
+        }
+        let shape = (batch.rows(), batch.time());
+        Ok(Tensor::from_vec(rewards, shape, &Device::Cpu)?)
+    }
+
+    fn size(&self) -> Option<ModelSize> {
+        self.size
+    }
 }
 
 pub(super) fn bits(weights: &Weights) -> Vec<(String, Vec<u8>)> {

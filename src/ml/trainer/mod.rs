@@ -13,6 +13,7 @@ pub mod pairs;
 pub mod policy;
 pub mod ppo;
 pub mod reward;
+pub mod rewards;
 pub mod supervised;
 pub mod trained_model;
 pub mod update;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rewards::{self, PromptRewards};
 use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::reward::{REWARDS, Reward};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -17,15 +18,11 @@ use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl, KlController};
 use crate::ml::objectives::ppo::PpoOptions;
-use crate::ml::trainer::ppo::{
-    ControlledKl, PpoStart, PpoTrainer, PpoTrainerOptions, Scorer, Whitening,
-};
-use crate::ml::trainer::{ModelSize, TrainError};
+use crate::ml::trainer::ppo::{ControlledKl, PpoStart, PpoTrainer, PpoTrainerOptions, Whitening};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
-use crate::stages::tokenized::check_vocabularies;
 use crate::stages::tokenized::{needs_room, tokenize_prompts};
 
 /// Trains a policy with proximal policy optimisation (PPO) against a reward model.
@@ -216,7 +213,7 @@ seed: 1
                 &[LANGUAGE_MODEL],
                 "the model to train, and the reference that it is kept close to",
             ),
-            Port::one("reward", &[REWARD_MODEL], "what scores completions"),
+            Port::one("reward", REWARDS, "what scores completions"),
             Port::one("data", &[DATASET], "whose distinct prompts are completed"),
         ]
     }
@@ -334,17 +331,16 @@ seed: 1
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let start = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let reward = RewardModel::load(&ctx.input("reward")?.path)?;
+        let reward = rewards::open(&start, ctx)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;
-        check_vocabularies(&start.tokenizer, &reward.model.tokenizer)?;
-        let prompts = self.prompts(&start, &reward, &dataset, ctx)?;
+        let (prompts, texts) = self.prompts(&start, &reward, &dataset, ctx)?;
 
         let stream = Stream::new(self.seed, Self::NAME);
         let training = Training::open(start, self.adapter.as_ref(), Purpose::Policy, &stream)?;
         let ppo_start = PpoStart {
             model: training.model(),
             reference: training.start().frozen()?,
-            scorer: scorer(reward),
+            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
             prompts,
             eos: training.start().eos.clone(),
         };
@@ -413,18 +409,15 @@ impl TrainPpo {
         })
     }
 
-    /// Returns the dataset's distinct prompts that leave room for a completion, as tokens.
+    /// Returns the dataset's distinct prompts that leave room for a completion, as tokens, and the text of each.
     fn prompts(
         &self,
         policy: &LanguageModel,
-        reward: &RewardModel,
+        reward: &Reward,
         dataset: &Dataset,
         ctx: &mut RunContext,
-    ) -> Result<Vec<Vec<u32>>, StageError> {
-        let positions = policy
-            .config
-            .max_position_embeddings
-            .min(reward.model.config.max_position_embeddings);
+    ) -> Result<(Vec<Vec<u32>>, BTreeMap<Vec<u32>, String>), StageError> {
+        let positions = rewards::positions(policy, reward);
         let room = positions.saturating_sub(self.max_new_tokens);
         let most = self.max_prompt_tokens.unwrap_or(room).min(room);
         let distinct = dataset.distinct_prompts();
@@ -439,22 +432,13 @@ impl TrainPpo {
                 self.max_new_tokens
             )));
         }
-        Ok(prompts.into_iter().map(|prompt| prompt.tokens).collect())
-    }
-}
-
-/// Rows that the reward model reads at a time.
-const SCORED: usize = 32;
-
-fn scorer(reward: RewardModel) -> Scorer {
-    Scorer {
-        size: Some(ModelSize::of(&reward.model.config, true)),
-        score: Box::new(move |rows| {
-            reward.rewards(rows, SCORED).map_err(|error| match error {
-                ModelError::Model(error) => TrainError::Model(error),
-                other => TrainError::Data(other.to_string()),
-            })
-        }),
+        let texts = prompts.iter().map(|prompt| {
+            let (_, example) = distinct[prompt.place];
+            (prompt.tokens.clone(), example.prompt.clone())
+        });
+        let texts = texts.collect();
+        let prompts = prompts.into_iter().map(|prompt| prompt.tokens);
+        Ok((prompts.collect(), texts))
     }
 }
 

@@ -7,7 +7,6 @@
 
 pub mod objective;
 pub mod objectives;
-pub mod rewards;
 mod rollout;
 mod shares;
 pub mod view;
@@ -20,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use self::objective::{Found, Objective, Setup, Weights};
-use self::rewards::Rewards;
 use self::view::{Part, Shared, View};
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};
+use super::rewards::Rewards;
 use super::trained_model::TrainedModel;
 use super::update::{OptimizerOptions, Updater};
 use super::{Cancel, StepReport, TrainError, Trainer};

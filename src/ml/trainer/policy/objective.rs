@@ -3,10 +3,10 @@
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::rewards::Scored;
 use super::view::View;
 use crate::ml::objectives::Normaliser;
 use crate::ml::optimizer::{LearningRate, ParameterGroup};
+use crate::ml::trainer::rewards::Scored;
 use crate::ml::trainer::{TokenizedCompletion, TrainError};
 use crate::random::Stream;
 

@@ -1,17 +1,16 @@
 //! `FlowRL` and completions that serve several updates, with tiny models and a rule for rewards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
 
-use super::super::fixture::{assert_slopes, bits, config, lora, models};
+use super::super::fixture::{Counted, assert_slopes, bits, config, lora, models};
 use super::objective::ObjectiveKind;
 use super::objectives::{GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource};
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
-use crate::ml::models::causal::TokenBatch;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::{self, TrainerState};
@@ -19,56 +18,6 @@ use crate::ml::trainer::{self, TrainerState};
 const EOS: u32 = 1;
 /// The token that the rule rewards.
 const GOOD: u32 = 7;
-
-/// Counts the rewarded token up to each place.
-struct Rule;
-
-impl Rewards for Rule {
-    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
-        let count = |row: &&TokenizedCompletion| {
-            let good = row.tokens.iter().filter(|token| **token == GOOD);
-            good.count() as f64
-        };
-        Ok(rows.iter().map(count).collect())
-    }
-
-    fn of_prefixes(&self, batch: &TokenBatch) -> Result<Tensor, TrainError> {
-        let time = batch.time();
-        let tokens = batch.tokens();
-        let mut rewards = Vec::with_capacity(tokens.len());
-        for row in tokens.chunks(time) {
-            let mut count = 0f32;
-            rewards.extend(row.iter().map(|token| {
-                count += f32::from(u8::from(*token == GOOD));
-                count
-            }));
-        }
-        let shape = (tokens.len() / time, time);
-        Ok(Tensor::from_vec(rewards, shape, &Device::Cpu)?)
-    }
-
-    fn size(&self) -> Option<ModelSize> {
-        None
-    }
-}
-
-/// The rule, which asks to stop once it is asked.
-struct Stopping(Arc<AtomicBool>);
-
-impl Rewards for Stopping {
-    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
-        self.0.store(true, Ordering::Relaxed);
-        Rule.of_completions(rows)
-    }
-
-    fn of_prefixes(&self, batch: &TokenBatch) -> Result<Tensor, TrainError> {
-        Rule.of_prefixes(batch)
-    }
-
-    fn size(&self) -> Option<ModelSize> {
-        None
-    }
-}
 
 const SETTINGS: GflownetSettings = GflownetSettings {
     log_z: Some(LogZSource::Network),
@@ -138,7 +87,7 @@ fn trainer_on(
     let start = PolicyStart {
         model,
         reference,
-        rewards: Box::new(Rule),
+        rewards: Counted::boxed(GOOD),
         prompts: prompts.to_vec(),
     };
     let stream = Stream::new(5, "gflownet");
@@ -470,7 +419,11 @@ fn a_step_given_up_before_its_update_has_changed_nothing() {
     // The rewards are asked for after completions have come into the buffer: stop then.
     let flag = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&flag);
-    trainer.shared.rewards = Box::new(Stopping(stop));
+    trainer.shared.rewards = Box::new(Counted {
+        token: GOOD,
+        asked: stop,
+        ..Counted::default()
+    });
     trainer.cancelled_by(Cancel::new(flag));
     assert!(matches!(trainer.step(2), Err(TrainError::Cancelled)));
     let after = trainer::state(&mut trainer).unwrap();

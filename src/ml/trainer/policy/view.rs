@@ -183,7 +183,10 @@ impl<'a> View<'a> {
 
     /// Returns `log R` of every state: (rows, columns + 1).
     pub fn state_log_r(&self) -> Result<Tensor, TrainError> {
-        let rewards = self.shared.rewards.of_prefixes(&self.actions.batch)?;
+        let rewards = self
+            .shared
+            .rewards
+            .of_prefixes(&self.rows, &self.actions.batch)?;
         Ok((self.actions.per_state(&rewards)? * self.reward_factor())?)
     }
 

@@ -28,6 +28,7 @@ use serde_json::Value as Json;
 
 use super::batches::Epochs;
 use super::flops::{ModelSize, backward_flops, forward_flops};
+use super::rewards::Rewards;
 use super::trained_model::TrainedModel;
 use super::update::{Updater, not_finite};
 use super::{Cancel, StepReport, TrainError, Trainer};
@@ -41,7 +42,6 @@ use crate::ml::optimizer::AdamW;
 use crate::random::Stream;
 
 pub use options::{ControlledKl, PpoTrainerOptions, Whitening};
-pub use rollout::{Score, Scorer};
 
 /// What a [`PpoTrainer`] starts from.
 pub struct PpoStart {
@@ -50,7 +50,7 @@ pub struct PpoStart {
     /// The frozen model that the policy is kept close to; it has the shape of the policy.
     pub reference: CausalLm,
     /// Where scores come from.
-    pub scorer: Scorer,
+    pub rewards: Box<dyn Rewards>,
     /// Prompts as tokens, at least one.
     pub prompts: Vec<Vec<u32>>,
     /// Tokens that end a completion.
@@ -171,8 +171,8 @@ impl Trainer for PpoTrainer {
         let forward = forward_flops(&self.size, lengths());
         let scoring = self
             .start
-            .scorer
-            .size
+            .rewards
+            .size()
             .map(|size| forward_flops(&size, lengths()));
         report.flops = 3.0 * forward + scoring.unwrap_or(0.0);
         report.generated_tokens = rollouts.iter().map(|rollout| rollout.length() as u64).sum();

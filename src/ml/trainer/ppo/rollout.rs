@@ -4,18 +4,7 @@ use super::PpoTrainer;
 use crate::ml::generate::{Completion, GenerateError, GenerateOptions, Strategy, generate};
 use crate::ml::head::HeadGradient;
 use crate::ml::trainer::actions::Actions;
-use crate::ml::trainer::{ModelSize, TokenizedCompletion, TrainError};
-
-/// Returns the score of each sequence, prompt and completion together.
-pub type Score = Box<dyn Fn(&[Vec<u32>]) -> Result<Vec<f64>, TrainError>>;
-
-/// A source of scores.
-pub struct Scorer {
-    /// Scores sequences.
-    pub score: Score,
-    /// The model behind it, if any, for counting operations.
-    pub size: Option<ModelSize>,
-}
+use crate::ml::trainer::{TokenizedCompletion, TrainError};
 
 /// Completions that are scored between two looks at whether the training is to stop.
 const SCORED: usize = 16;
@@ -109,14 +98,11 @@ impl PpoTrainer {
 
     /// Finds scores, values, and log-probabilities under policy and reference.
     pub(super) fn evaluate(&self, rollouts: &mut [Rollout]) -> Result<(), TrainError> {
-        let sequences: Vec<Vec<u32>> = rollouts
-            .iter()
-            .map(|rollout| rollout.row.tokens.clone())
-            .collect();
+        let rows: Vec<&TokenizedCompletion> = rollouts.iter().map(|rollout| &rollout.row).collect();
         let mut scores = Vec::with_capacity(rollouts.len());
-        for sequences in sequences.chunks(SCORED) {
+        for rows in rows.chunks(SCORED) {
             self.cancel.check()?;
-            scores.extend((self.start.scorer.score)(sequences)?);
+            scores.extend(self.start.rewards.of_completions(rows)?);
         }
         if scores.len() != rollouts.len() {
             return Err(TrainError::Data(format!(

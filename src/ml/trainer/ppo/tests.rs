@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::fixture::{bits, config, difference, lora, models, wide_config};
+use super::super::fixture::{Counted, bits, config, difference, lora, models, wide_config};
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::generate::Sampling;
@@ -58,25 +58,23 @@ fn prompts() -> Vec<Vec<u32>> {
     vec![vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0, 9, 8]]
 }
 
-/// Counts the rewarded token, wherever it stands.
-fn rule(rows: &[Vec<u32>]) -> Result<Vec<f64>, TrainError> {
-    let count = |row: &Vec<u32>| row.iter().filter(|token| **token == GOOD).count() as f64;
-    Ok(rows.iter().map(count).collect())
-}
-
-fn start_of(config: &LlamaConfig, lora: Option<&LoraConfig>, score: Score) -> PpoStart {
+fn start_of(
+    config: &LlamaConfig,
+    lora: Option<&LoraConfig>,
+    rewards: Box<dyn Rewards>,
+) -> PpoStart {
     let (model, reference) = models(config, lora);
     PpoStart {
         model,
         reference,
-        scorer: Scorer { score, size: None },
+        rewards,
         prompts: prompts(),
         eos: vec![EOS],
     }
 }
 
 fn trainer_of(options: PpoTrainerOptions, lora: Option<&LoraConfig>) -> PpoTrainer {
-    let start = start_of(&config(), lora, Box::new(rule));
+    let start = start_of(&config(), lora, Counted::boxed(GOOD));
     PpoTrainer::new(start, options, &Stream::new(5, "ppo")).unwrap()
 }
 
@@ -182,7 +180,7 @@ fn one_thread_and_two_end_with_the_same_bits() {
             .build()
             .unwrap();
         pool.install(|| {
-            let start = start_of(&wide_config(), None, Box::new(rule));
+            let start = start_of(&wide_config(), None, Counted::boxed(GOOD));
             let mut trainer =
                 PpoTrainer::new(start, options.clone(), &Stream::new(5, "ppo")).unwrap();
             let reports = run(&mut trainer, 0..2);
@@ -198,7 +196,7 @@ fn one_thread_and_two_end_with_the_same_bits() {
 fn rollouts_hold_what_the_models_say_of_each_token() {
     for lora in [None, Some(lora())] {
         let mut trainer = trainer_of(options(), lora.as_ref());
-        let untouched = start_of(&config(), lora.as_ref(), Box::new(rule)).reference;
+        let untouched = start_of(&config(), lora.as_ref(), Counted::boxed(GOOD)).reference;
         let before = rollouts(&mut trainer, 0);
         for rollout in &before {
             for (policy, reference) in rollout.log_probs.iter().zip(&rollout.reference) {
@@ -247,10 +245,8 @@ fn rollouts_hold_what_the_models_say_of_each_token() {
                 .map(log_ratio)
                 .sum();
             moved += kl.abs();
-            assert_eq!(
-                rollout.score,
-                rule(std::slice::from_ref(tokens)).unwrap()[0]
-            );
+            let counted = tokens.iter().filter(|token| **token == GOOD).count();
+            assert_eq!(rollout.score, counted as f64);
         }
         assert!(moved > 0.1, "the policy did not move");
     }
@@ -409,7 +405,7 @@ fn the_coefficient_follows_the_estimate_it_is_told_to() {
             controlled_kl,
             ..options()
         };
-        let start = start_of(&config(), None, Box::new(rule));
+        let start = start_of(&config(), None, Counted::boxed(GOOD));
         PpoTrainer::new(start, options, &Stream::new(seed, "ppo")).unwrap()
     };
     // An estimate can be negative; a target cannot.
@@ -527,7 +523,11 @@ fn tokens_and_operations_are_counted() {
         ..options()
     };
     let mut trainer = trainer_of(options, None);
-    trainer.start.scorer.size = Some(trainer.size);
+    trainer.start.rewards = Box::new(Counted {
+        token: GOOD,
+        size: Some(trainer.size),
+        ..Counted::default()
+    });
     let report = run(&mut trainer, 0..1).remove(0);
     assert_eq!(report.generated_tokens, 8 * 6);
     // Two rounds over all prompts, and two epochs: 12 tokens of prompts and 24 of completions, 4 times.
@@ -556,12 +556,28 @@ fn a_step_can_be_cancelled() {
 
 #[test]
 fn scores_that_mean_nothing_are_errors() {
-    let wrong: [Score; 2] = [
-        Box::new(|rows| Ok(vec![f64::NAN; rows.len()])),
-        Box::new(|rows| Ok(vec![0.0; rows.len() + 1])),
-    ];
-    for score in wrong {
-        let start = start_of(&config(), None, score);
+    /// As many of a number as a function of the number of completions says.
+    struct Wrong(f64, fn(usize) -> usize);
+
+    impl Rewards for Wrong {
+        fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+            Ok(vec![self.0; self.1(rows.len())])
+        }
+
+        fn of_prefixes(
+            &self,
+            _: &[&TokenizedCompletion],
+            _: &TokenBatch,
+        ) -> Result<candle_core::Tensor, TrainError> {
+            unreachable!("nothing asks for the rewards of prefixes")
+        }
+
+        fn size(&self) -> Option<ModelSize> {
+            None
+        }
+    }
+    for wrong in [Wrong(f64::NAN, |rows| rows), Wrong(0.0, |rows| rows + 1)] {
+        let start = start_of(&config(), None, Box::new(wrong));
         let mut trainer = PpoTrainer::new(start, options(), &Stream::new(5, "ppo")).unwrap();
         assert!(matches!(trainer.step(0), Err(TrainError::Data(_))));
     }

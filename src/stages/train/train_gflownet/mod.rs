@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::objective::{Named, Settings, spread};
-use super::rewards::ModelRewards;
+use super::rewards::{self, PromptRewards};
 use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
-use crate::artifacts::dataset::{DATASET, Dataset, Example};
+use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
-use crate::artifacts::reward_model::{REWARD_MODEL, RewardModel};
+use crate::artifacts::reward::REWARDS;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{
@@ -26,17 +26,15 @@ use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
 use crate::ml::trainer::policy::objectives::{
     GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource, Weighting,
 };
-use crate::ml::trainer::policy::{
-    Exploration, PolicyOptions, PolicyStart, PolicyTrainer, PromptCompletions, group_by_prompt,
-};
+use crate::ml::trainer::policy::{Exploration, PolicyOptions, PolicyStart, PolicyTrainer};
 use crate::ml::trainer::{Cancel, TrainError};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
-use crate::stages::tokenized::{
-    Boundary, Lengths, LongCompletions, check_vocabularies, needs_room, tokenize_chosen,
-};
+use crate::stages::tokenized::{Boundary, LongCompletions, needs_room};
+
+mod prompts;
 
 impl Settings for GflownetSettings {
     const KINDS: &'static [ObjectiveKind<Self>] = GFLOWNET_OBJECTIVES;
@@ -249,11 +247,7 @@ impl Kind for TrainGflownet {
                 &[LANGUAGE_MODEL],
                 "the model to start from, and the reference",
             ),
-            Port::one(
-                "reward",
-                &[REWARD_MODEL],
-                "scores completions and their prefixes",
-            ),
+            Port::one("reward", REWARDS, "scores completions and their prefixes"),
             Port::one(
                 "data",
                 &[DATASET],
@@ -415,60 +409,18 @@ impl Kind for TrainGflownet {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let reward = RewardModel::load(&ctx.input("reward")?.path)?;
+        let reward = rewards::open(&policy, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
-        check_vocabularies(&policy.tokenizer, &reward.model.tokenizer)?;
         let stream = Stream::new(self.seed, "train_gflownet");
-        let positions = policy.config.max_position_embeddings;
-        let positions = positions.min(reward.model.config.max_position_embeddings);
-        // Where the policy is sampled, its completions must fit behind every prompt.
-        let samples = self.on_policy > 0.0 || self.monitor_every > 0;
-        let lengths = Lengths::up_to(positions)
-            .with_room_for(if samples { self.max_new_tokens } else { 0 })
-            .with_boundary(self.boundary);
-        let rows = tokenize_chosen(&policy, &self.trajectories(&data), lengths, ctx)?;
-        let kept: Vec<_> = rows
-            .into_iter()
-            .filter_map(|(question, mut row)| {
-                let longest = row.prompt_length + self.max_new_tokens;
-                if self.long_completions == LongCompletions::Truncate {
-                    row.tokens.truncate(longest);
-                }
-                (row.tokens.len() <= longest).then_some((question, row))
-            })
-            .collect();
-        let mut prompts = group_by_prompt(kept);
-        let least = self.least_of_data();
-        let before = prompts.len();
-        prompts.retain(|prompt| prompt.completions.len() >= least);
-        if prompts.is_empty() {
-            let hint = if self.objective.takes("least_completions") {
-                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
-            } else if least > 1 {
-                "raise `max_new_tokens` or `on_policy`: completions of a prompt are compared with each other"
-            } else {
-                "raise `max_new_tokens`, or set `long_completions: truncate`"
-            };
-            return Err(StageError::new(format!(
-                "no prompt has {least} completions of at most {} tokens",
-                self.max_new_tokens
-            ))
-            .hint(hint));
-        }
-        if prompts.len() < before {
-            ctx.note(&format!(
-                "{} of {before} prompts have fewer than {least} completions within the horizon and were left out",
-                before - prompts.len(),
-            ));
-        }
-        self.note_shortages(&prompts, ctx);
+        let positions = rewards::positions(&policy, &reward);
+        let (prompts, texts) = self.prompts(&policy, &data, positions, ctx)?;
         let reference = policy.frozen()?;
         let options = self.options(&policy);
         let training = Training::open(policy, self.adapter.as_ref(), Purpose::Policy, &stream)?;
         let start = PolicyStart {
             model: training.model(),
             reference,
-            rewards: Box::new(ModelRewards(reward)),
+            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
             prompts,
         };
         let cancel = Cancel::new(ctx.cancel_flag());
@@ -491,25 +443,6 @@ impl Kind for TrainGflownet {
 }
 
 impl TrainGflownet {
-    /// Returns one example for each completion that can be a trajectory.
-    fn trajectories(&self, data: &Dataset) -> Vec<Example> {
-        let mut examples = Vec::new();
-        for example in &data.examples {
-            let rejected = example
-                .rejected
-                .as_ref()
-                .filter(|_| self.offline == Offline::All);
-            for completion in example.chosen.iter().chain(rejected) {
-                examples.push(Example {
-                    chosen: Some(completion.clone()),
-                    rejected: None,
-                    ..example.clone()
-                });
-            }
-        }
-        examples
-    }
-
     fn objective(&self) -> Box<dyn Objective> {
         self.objective.make(&GflownetSettings {
             log_z: self.log_z,
@@ -525,42 +458,6 @@ impl TrainGflownet {
             },
             least_completions: self.least_completions,
         })
-    }
-
-    /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
-    fn least_of_data(&self) -> usize {
-        let asks = self.objective().requirements();
-        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor() as usize;
-        let beside_samples = asks.completions.saturating_sub(sampled);
-        let of_data = if self.on_policy < 1.0 {
-            asks.offline_completions
-        } else {
-            1
-        };
-        of_data.max(beside_samples)
-    }
-
-    /// Says where the data set has less than a step asks for.
-    fn note_shortages(&self, prompts: &[PromptCompletions], ctx: &mut RunContext) {
-        if prompts.len() < self.prompts_per_step {
-            ctx.note(&format!(
-                "the data set has {} prompts: a step takes so many, not the {} of `prompts_per_step`",
-                prompts.len(),
-                self.prompts_per_step
-            ));
-        }
-        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
-        let wanted = self.completions_per_prompt.saturating_sub(sampled as usize);
-        let short = prompts
-            .iter()
-            .filter(|prompt| prompt.completions.len() < wanted)
-            .count();
-        if self.on_policy < 1.0 && short > 0 {
-            ctx.note(&format!(
-                "{short} of {} prompts have fewer than {wanted} completions: steps take those there are",
-                prompts.len()
-            ));
-        }
     }
 
     fn prior_in_target(&self) -> bool {

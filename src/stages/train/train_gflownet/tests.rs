@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::artifacts::curve::{Curve, Status};
+use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::stages::data::generate_tree::GenerateTree;
 use crate::stages::tryout::{Tried, attempt};
 

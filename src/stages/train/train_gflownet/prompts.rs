@@ -1,0 +1,161 @@
+//! Prompts and completions of the data set, as a training takes them.
+
+use std::collections::BTreeMap;
+
+use super::{Offline, TrainGflownet};
+use crate::artifacts::dataset::{Dataset, Example};
+use crate::artifacts::language_model::LanguageModel;
+use crate::engine::context::RunContext;
+use crate::engine::stage::StageError;
+use crate::ml::trainer::TokenizedCompletion;
+use crate::ml::trainer::policy::{PromptCompletions, group_by_prompt};
+use crate::stages::tokenized::{Lengths, LongCompletions, tokenize_chosen, tokenize_prompts};
+
+/// Prompts with their completions, and the text of each prompt by its tokens.
+type Prompts = (Vec<PromptCompletions>, BTreeMap<Vec<u32>, String>);
+
+impl TrainGflownet {
+    /// Returns the prompts that steps can take, models reading `positions` tokens.
+    pub(super) fn prompts(
+        &self,
+        policy: &LanguageModel,
+        data: &Dataset,
+        positions: usize,
+        ctx: &mut RunContext,
+    ) -> Result<Prompts, StageError> {
+        let trajectories = self.trajectories(data);
+        if trajectories.is_empty() && self.on_policy == 1.0 {
+            return self.prompts_alone(policy, data, positions, ctx);
+        }
+        // Where the policy is sampled, its completions must fit behind every prompt.
+        let samples = self.on_policy > 0.0 || self.monitor_every > 0;
+        let lengths = Lengths::up_to(positions)
+            .with_room_for(if samples { self.max_new_tokens } else { 0 })
+            .with_boundary(self.boundary);
+        let rows = tokenize_chosen(policy, &trajectories, lengths, ctx)?;
+        let kept: Vec<(u64, TokenizedCompletion)> = rows
+            .into_iter()
+            .filter_map(|(question, mut row)| {
+                let longest = row.prompt_length + self.max_new_tokens;
+                if self.long_completions == LongCompletions::Truncate {
+                    row.tokens.truncate(longest);
+                }
+                (row.tokens.len() <= longest).then_some((question, row))
+            })
+            .collect();
+        let questions: BTreeMap<u64, &str> = data
+            .examples
+            .iter()
+            .map(|example| (example.question_id, example.prompt.as_str()))
+            .collect();
+        let texts = kept.iter().map(|(question, row)| {
+            let prompt = row.tokens[..row.prompt_length].to_vec();
+            (prompt, questions[question].to_owned())
+        });
+        let texts = texts.collect();
+        let mut prompts = group_by_prompt(kept);
+        let least = self.least_of_data();
+        let before = prompts.len();
+        prompts.retain(|prompt| prompt.completions.len() >= least);
+        if prompts.is_empty() {
+            let hint = if self.objective.takes("least_completions") {
+                "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
+            } else if least > 1 {
+                "raise `max_new_tokens` or `on_policy`: completions of a prompt are compared with each other"
+            } else {
+                "raise `max_new_tokens`, or set `long_completions: truncate`"
+            };
+            return Err(StageError::new(format!(
+                "no prompt has {least} completions of at most {} tokens",
+                self.max_new_tokens
+            ))
+            .hint(hint));
+        }
+        if prompts.len() < before {
+            ctx.note(&format!(
+                "{} of {before} prompts have fewer than {least} completions within the horizon and were left out",
+                before - prompts.len(),
+            ));
+        }
+        self.note_shortages(&prompts, ctx);
+        Ok((prompts, texts))
+    }
+
+    /// Returns the prompts of a data set without completions: all of a step's are sampled.
+    fn prompts_alone(
+        &self,
+        policy: &LanguageModel,
+        data: &Dataset,
+        positions: usize,
+        ctx: &mut RunContext,
+    ) -> Result<Prompts, StageError> {
+        let distinct = data.distinct_prompts();
+        let most = positions.saturating_sub(self.max_new_tokens);
+        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
+        let text = |place: usize| distinct[place].1.prompt.clone();
+        let texts = prompts
+            .iter()
+            .map(|prompt| (prompt.tokens.clone(), text(prompt.place)))
+            .collect();
+        let prompts = prompts.into_iter().map(|prompt| PromptCompletions {
+            prompt: prompt.tokens,
+            completions: Vec::new(),
+        });
+        Ok((prompts.collect(), texts))
+    }
+
+    /// Returns one example for each completion that can be a trajectory.
+    fn trajectories(&self, data: &Dataset) -> Vec<Example> {
+        let mut examples = Vec::new();
+        for example in &data.examples {
+            let rejected = example
+                .rejected
+                .as_ref()
+                .filter(|_| self.offline == Offline::All);
+            for completion in example.chosen.iter().chain(rejected) {
+                examples.push(Example {
+                    chosen: Some(completion.clone()),
+                    rejected: None,
+                    ..example.clone()
+                });
+            }
+        }
+        examples
+    }
+
+    /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
+    fn least_of_data(&self) -> usize {
+        let asks = self.objective().requirements();
+        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor() as usize;
+        let beside_samples = asks.completions.saturating_sub(sampled);
+        let of_data = if self.on_policy < 1.0 {
+            asks.offline_completions
+        } else {
+            1
+        };
+        of_data.max(beside_samples)
+    }
+
+    /// Says where the data set has less than a step asks for.
+    fn note_shortages(&self, prompts: &[PromptCompletions], ctx: &mut RunContext) {
+        if prompts.len() < self.prompts_per_step {
+            ctx.note(&format!(
+                "the data set has {} prompts: a step takes so many, not the {} of `prompts_per_step`",
+                prompts.len(),
+                self.prompts_per_step
+            ));
+        }
+        let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
+        let wanted = self.completions_per_prompt.saturating_sub(sampled as usize);
+        let short = prompts
+            .iter()
+            .filter(|prompt| prompt.completions.len() < wanted)
+            .count();
+        if self.on_policy < 1.0 && short > 0 {
+            ctx.note(&format!(
+                "{short} of {} prompts have fewer than {wanted} completions: steps take those there are",
+                prompts.len()
+            ));
+        }
+    }
+}
