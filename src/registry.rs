@@ -24,6 +24,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train::train_ppo::TrainPpo>(),
     StageKind::of::<stages::train::train_classifier::TrainClassifier>(),
     StageKind::of::<stages::train::train_gflownet::TrainGflownet>(),
+    StageKind::of::<stages::train::train_policy_gradient::TrainPolicyGradient>(),
     StageKind::of::<stages::train::train_preference::TrainPreference>(),
     StageKind::of::<stages::train::train_gflownet_dpo::TrainGflownetDpo>(),
     // Completions and what is said of them.

@@ -34,6 +34,18 @@ pub fn standardised(values: &[f64], group_of: &[usize], epsilon: f64) -> Vec<f64
         .collect()
 }
 
+/// Takes the mean of its group off each value, in units of the standard deviation of all values.
+pub fn standardised_over_all(values: &[f64], group_of: &[usize], epsilon: f64) -> Vec<f64> {
+    let deviation = moments(values, &vec![0; values.len()])
+        .get(&0)
+        .map_or(0.0, |(_, _, deviation)| *deviation);
+    let centred = centred(values, group_of);
+    centred
+        .iter()
+        .map(|value| value / (deviation + epsilon))
+        .collect()
+}
+
 /// Takes the mean of its group off each value.
 pub fn centred(values: &[f64], group_of: &[usize]) -> Vec<f64> {
     let moments = moments(values, group_of);

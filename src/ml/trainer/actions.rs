@@ -97,10 +97,19 @@ impl Actions {
 
     /// Returns the log-probability of each action under a frozen model, by a forward pass of its own.
     pub fn frozen_log_probs(&self, model: &CausalLm) -> Result<Tensor, CausalLmError> {
+        self.frozen_log_probs_at(model, 1.0)
+    }
+
+    /// The same, the logits being divided by a temperature.
+    pub fn frozen_log_probs_at(
+        &self,
+        model: &CausalLm,
+        temperature: f64,
+    ) -> Result<Tensor, CausalLmError> {
         let hidden = model.forward(&self.batch)?;
-        Ok(self
-            .log_probs(model, &self.states(&hidden, false)?)?
-            .detach())
+        let states = self.states(&hidden, false)?;
+        let found = model.log_probs(&states, &self.targets, temperature)?;
+        Ok(found.log_probs.squeeze(2)?.detach())
     }
 
     /// Returns the number of columns: actions of the longest row.

@@ -19,6 +19,11 @@ impl TokenizedCompletion {
     pub fn completion_length(&self) -> usize {
         self.tokens.len() - self.prompt_length
     }
+
+    /// Whether the horizon ended it: its last token is none of those that end completions.
+    pub fn is_truncated(&self, eos: &[u32]) -> bool {
+        self.tokens.last().is_none_or(|last| !eos.contains(last))
+    }
 }
 
 /// Returns each row's tokens without the one that ends it, and whether none does: the horizon ended it.

@@ -3,6 +3,7 @@
 pub mod train_classifier;
 pub mod train_gflownet;
 pub mod train_gflownet_dpo;
+pub mod train_policy_gradient;
 pub mod train_ppo;
 pub mod train_preference;
 pub mod train_reward;

@@ -11,8 +11,10 @@ use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
+use crate::ml::objectives::Windows;
 use crate::ml::objectives::gflownet_dpo::PreferenceReward;
 use crate::ml::trainer::pairs::PairObjective;
+use crate::ml::trainer::policy::objectives::Weighting;
 use crate::stages::expected_size::ExpectedSize;
 use crate::stages::ranges;
 use crate::stages::tokenized::{Boundary, Limits, LongCompletions};
@@ -47,6 +49,13 @@ pub struct TrainGflownetDpo {
     /// Whose loss is computed.
     #[serde(default)]
     parity: Parity,
+    /// Factor between the weights of sub-trajectories of one length and the next; if absent, with `weighting`, single
+    /// transitions are balanced, as in the paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lambda: Option<f64>,
+    /// Over what the weights of sub-trajectories add up to 1; `trajectory` if there is a `lambda`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weighting: Option<Weighting>,
     /// Optimizer steps.
     steps: u64,
     /// Pairs in a step.
@@ -117,6 +126,17 @@ impl Kind for TrainGflownetDpo {
             "rejected",
             "below 0",
         );
+        require(
+            self.lambda
+                .is_none_or(|lambda| (1e-6..=2.0).contains(&lambda)),
+            "lambda",
+            "from 1e-6 to 2",
+        );
+        require(
+            self.parity == Parity::Principled || self.windows() == Windows::Transitions,
+            "lambda",
+            "left out, with `weighting`: the released code balances single transitions",
+        );
         ranges::factor("gamma", self.gamma, &mut problems);
         problems
     }
@@ -140,6 +160,7 @@ impl Kind for TrainGflownetDpo {
                 rejected: self.rejected,
             },
             gamma: self.gamma,
+            windows: self.windows(),
             released: self.parity == Parity::ReleasedCode,
         };
         self.training().run(Self::NAME, objective, ctx)
@@ -147,6 +168,16 @@ impl Kind for TrainGflownetDpo {
 }
 
 impl TrainGflownetDpo {
+    /// Returns which sums of residuals are squared.
+    fn windows(&self) -> Windows {
+        match (self.lambda, self.weighting) {
+            (None, None) => Windows::Transitions,
+            (lambda, weighting) => weighting
+                .unwrap_or(Weighting::Trajectory)
+                .windows(lambda.unwrap_or(1.0)),
+        }
+    }
+
     fn training(&self) -> PairTraining<'_> {
         PairTraining {
             steps: self.steps,

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::super::advantage::{pad, whiten};
 use super::super::gradient_check::{assert_gradients, close};
-use super::super::groups::{centred, leave_one_out, standardised};
+use super::super::groups::{centred, leave_one_out, standardised, standardised_over_all};
 use super::super::importance::{importance_weights, summed_log_probs};
 use super::super::trajectory_balance::{
     LogZ, TrajectoryBalanceOptions, weighted_trajectory_balance,
@@ -218,17 +218,6 @@ fn advantages_are_those_of_trl_and_verl() {
             rewards[row] - 0.05 * ratios.sum::<f64>()
         })
         .collect();
-    let of_batch = |rewards: &[f64]| {
-        let mean_and_deviation = standardised(rewards, &[0; 6], 0.0);
-        let whole = rewards[0] - rewards[1];
-        let deviation = whole / (mean_and_deviation[0] - mean_and_deviation[1]);
-        let scale = 1.0 / (deviation + 1e-4);
-        let centred = centred(rewards, &groups);
-        centred
-            .iter()
-            .map(|value| value * scale)
-            .collect::<Vec<_>>()
-    };
     for (name, found) in [
         ("grpo", standardised(&rewards, &groups, 1e-4)),
         ("grpo_equal", standardised(&equal, &groups, 1e-4)),
@@ -238,7 +227,11 @@ fn advantages_are_those_of_trl_and_verl() {
         ("rloo", leave_one_out(&rewards, &groups)),
         ("rloo_equal", leave_one_out(&equal, &groups)),
         ("rloo_kl_in_reward", leave_one_out(&penalised, &groups)),
-        ("batch_std", of_batch(&rewards)),
+        ("batch_std", standardised_over_all(&rewards, &groups, 1e-4)),
+        (
+            "batch_std_equal",
+            standardised_over_all(&equal, &groups, 1e-4),
+        ),
     ] {
         let expected = recorded.advantages(name);
         for (row, (found, expected)) in found.iter().zip(expected).enumerate() {

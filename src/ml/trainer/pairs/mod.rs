@@ -34,7 +34,9 @@ pub enum PairObjective {
         preference: PreferenceReward,
         /// Temperature of the reference model's log-probability of stopping.
         gamma: f64,
-        /// Whether the released code is followed, with all that is odd in it.
+        /// Which sums of residuals are squared.
+        windows: Windows,
+        /// Whether the released code is followed, with all that is odd in it; then each transition is.
         released: bool,
     },
 }
@@ -221,7 +223,10 @@ impl PairTrainer {
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
         let PairObjective::GflownetDpo {
-            preference, gamma, ..
+            preference,
+            gamma,
+            windows,
+            ..
         } = self.options.objective
         else {
             unreachable!("the objective is another")
@@ -248,7 +253,6 @@ impl PairTrainer {
             log_stop: &reference_stop,
         };
         let preferred = preferred(rows.len());
-        let windows = Windows::Transitions;
         let found = gflownet_dpo(
             &trajectories,
             rewards,
@@ -368,6 +372,8 @@ struct WholeStep {
     kl: f64,
     /// Tokens of the preferred completions.
     chosen_tokens: f64,
+    /// Units of the mean of `GFlowNet`-DPO.
+    units: f64,
 }
 
 impl PairTrainer {
@@ -378,11 +384,20 @@ impl PairTrainer {
             }) => self.mismatched_kl(items, reference_point)?,
             _ => 0.0,
         };
+        let units = match self.options.objective {
+            PairObjective::GflownetDpo { windows, .. } => {
+                let (tokens, _) = tokens_before_end(&self.rows(items), &self.options.eos);
+                // Of completions that all end at once there is nothing to average over: their loss is 0.
+                Some(windows.units(&tokens)).filter(|units| *units > 0.0)
+            }
+            PairObjective::Preference(_) => None,
+        };
         let chosen = items.iter().map(|item| &self.pairs[*item].chosen);
         let chosen_tokens = chosen.map(TokenizedCompletion::completion_length);
         Ok(WholeStep {
             kl,
             chosen_tokens: chosen_tokens.sum::<usize>() as f64,
+            units: units.unwrap_or(1.0),
         })
     }
 
@@ -422,7 +437,7 @@ impl PairTrainer {
                             self.preference(loss, &actions, &hidden, whole, normaliser)?
                         }
                         PairObjective::GflownetDpo { .. } => {
-                            let normaliser = Normaliser::Total(2.0 * total);
+                            let normaliser = Normaliser::Total(whole.units);
                             self.gflownet_dpo(&rows, &actions, &hidden, normaliser)?
                         }
                     }

@@ -5,11 +5,13 @@
 //! it is now (on-policy), or from a replay buffer of what it sampled before. `log R` is a scaled reward; with
 //! the forward-looking objective that of every prefix, which one causal forward pass gives.
 
+pub mod asynchronous;
 pub mod objective;
 pub mod objectives;
 mod rollout;
 mod shares;
 pub mod view;
+mod weighing;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,8 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use self::objective::{Found, Objective, Setup, Weights};
+use self::asynchronous::{Asynchronous, Findings};
+use self::objective::{Found, Mean, Objective, Setup, Weights};
 use self::view::{Part, Shared, View};
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};
@@ -64,6 +67,11 @@ pub struct PolicyOptions {
     pub max_new_tokens: usize,
     /// Temperature of on-policy sampling over the steps.
     pub temperature: Ramp,
+    /// Batches of prompts that a step may sample until it has enough prompts whose completions differ in reward; 0 takes
+    /// one batch as it is.
+    pub dynamic_sampling: u64,
+    /// Sampling that runs behind learning; then completions come from nowhere else.
+    pub asynchronous: Option<Asynchronous>,
     /// Steps at which another temperature is drawn.
     pub exploration: Option<Exploration>,
     /// AdamW and the policy's learning rate.
@@ -78,6 +86,13 @@ pub struct PolicyOptions {
     pub limits: DivergenceLimits,
     /// Ids that end a completion.
     pub eos: Vec<u32>,
+}
+
+impl PolicyOptions {
+    /// Whether the policy samples any of the completions.
+    pub fn samples(&self) -> bool {
+        self.on_policy > 0.0 || self.asynchronous.is_some()
+    }
 }
 
 /// Sampling at random temperatures (Hu et al. 2024).
@@ -125,6 +140,10 @@ pub struct PolicyTrainer {
     buffer: ReplayBuffer,
     /// The completions that the next update is to see again.
     held: Option<Batch>,
+    /// Batches of prompts that steps have taken, where they may take several.
+    taken: u64,
+    /// What sampling behind learning has found.
+    findings: Findings,
     monitor: DivergenceMonitor,
     cancel: Cancel,
 }
@@ -136,6 +155,22 @@ struct Values {
     monitor: DivergenceMonitor,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held: Option<Batch>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    taken: u64,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    findings: Findings,
+}
+
+fn is_empty(findings: &Findings) -> bool {
+    *findings == Findings::default()
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// Completions for one update or several.
@@ -159,18 +194,31 @@ struct Undo {
     remembered: Vec<(u64, Vec<Remembered>)>,
     /// The completions of earlier updates, if others were taken.
     held: Option<Earlier>,
+    /// Batches of prompts taken before, if more were.
+    taken: Option<u64>,
+    /// What had been found before, if more was.
+    findings: Option<Findings>,
 }
 
 /// The completions that were held before, if any were.
 struct Earlier(Option<Batch>);
+
+/// What the values of a metric add up to.
+#[derive(Default)]
+struct Sum {
+    value: f64,
+    /// Tokens, where the metric is a mean over them.
+    tokens: f64,
+    is_root: bool,
+}
 
 /// Sums over the micro-batches of a step.
 #[derive(Default)]
 struct Sums {
     loss: f64,
     log_r: f64,
-    /// By name, with whether they are roots of means of squares.
-    metrics: IndexMap<&'static str, (f64, bool)>,
+    /// By name.
+    metrics: IndexMap<&'static str, Sum>,
     flops: f64,
 }
 
@@ -210,6 +258,8 @@ impl PolicyTrainer {
                 .and_then(|buffer| buffer.with_min_distance(options.replay_min_distance))
                 .map_err(|error| TrainError::Data(error.to_string()))?,
             held: None,
+            taken: 0,
+            findings: Findings::default(),
             monitor: DivergenceMonitor::new(options.limits),
             shared: Shared {
                 size: ModelSize::of(config, start.model.adapter.is_none()),
@@ -236,8 +286,14 @@ impl PolicyTrainer {
         if !self.objective.wants_first() {
             return self.objective.start(None);
         }
-        let items = self.epochs.at(0);
-        let groups = self.rows(0, &items, &mut Undo::default())?.groups;
+        let mut undo = Undo::default();
+        let groups = match self.shared.options.asynchronous {
+            Some(settings) => self.found_rows(0, &settings, &mut undo)?.groups,
+            None => {
+                let items = self.epochs.at(0);
+                self.rows(0, 0, &items, &mut undo)?.groups
+            }
+        };
         let part = Part {
             groups: &groups,
             first_row: 0,
@@ -256,6 +312,12 @@ impl PolicyTrainer {
         if let Some(Earlier(held)) = step.held {
             self.held = held;
         }
+        if let Some(taken) = step.taken {
+            self.taken = taken;
+        }
+        if let Some(findings) = step.findings {
+            self.findings = findings;
+        }
     }
 }
 
@@ -265,24 +327,32 @@ impl Sums {
         self.loss += f64::from(found.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         self.log_r += share * found.log_r;
         for metric in &found.metrics {
-            let (sum, _) = self
-                .metrics
-                .entry(metric.name)
-                .or_insert((0.0, metric.is_root));
-            *sum += if metric.is_root {
-                share * metric.value.powi(2)
-            } else {
-                share * metric.value
-            };
+            let sum = self.metrics.entry(metric.name).or_default();
+            match metric.mean {
+                Mean::OfCompletions => sum.value += share * metric.value,
+                Mean::RootOfSquares => {
+                    sum.is_root = true;
+                    sum.value += share * metric.value.powi(2);
+                }
+                Mean::OfTokens(tokens) => {
+                    sum.tokens += tokens;
+                    sum.value += tokens * metric.value;
+                }
+            }
         }
         Ok(())
     }
 
     /// Returns the numbers of the whole step.
     fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        self.metrics
-            .iter()
-            .map(|(name, (sum, is_root))| (*name, if *is_root { sum.sqrt() } else { *sum }))
+        self.metrics.iter().map(|(name, sum)| {
+            let value = match sum {
+                Sum { is_root: true, .. } => sum.value.sqrt(),
+                Sum { tokens, .. } if *tokens > 0.0 => sum.value / tokens,
+                Sum { value, .. } => *value,
+            };
+            (*name, value)
+        })
     }
 }
 
@@ -309,6 +379,8 @@ impl Trainer for PolicyTrainer {
             buffer: self.buffer.clone(),
             monitor: self.monitor.clone(),
             held: self.held.clone(),
+            taken: self.taken,
+            findings: self.findings.clone(),
         })
         .unwrap_or_default()
     }
@@ -339,6 +411,13 @@ impl Trainer for PolicyTrainer {
         self.buffer = values.buffer;
         self.monitor = values.monitor;
         self.held = values.held;
+        if !values.findings.is_whole(self.prompts.len()) {
+            return Err(TrainError::State(
+                "what its sampling has found is not whole".to_owned(),
+            ));
+        }
+        self.taken = values.taken;
+        self.findings = values.findings;
         Ok(())
     }
 }
@@ -355,11 +434,15 @@ impl PolicyTrainer {
             other => other?,
         };
         let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+        if all.is_empty() {
+            return Ok(self.without_update(&rows));
+        }
         let total = all.len() as f64;
         // Of completions that all end at once there is nothing to average over: their loss is 0.
         let eos = &self.shared.options.eos;
         let units = Some(self.objective.units(&all, eos)).filter(|units| *units > 0.0);
         let normaliser = Normaliser::Total(units.unwrap_or(1.0));
+        let asks = self.objective.requirements();
         let mut gradients = Gradients::default();
         let mut sums = Sums::default();
         let mut first_row = 0;
@@ -383,7 +466,7 @@ impl PolicyTrainer {
             let view = View::training(&self.shared, step, part)?;
             let found = self.objective.loss(&view, normaliser)?;
             gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
-            sums.flops += view.flops();
+            sums.flops += view.flops(&asks);
             sums.add(&found, count, total)?;
         }
         let mut report = StepReport {
@@ -398,6 +481,16 @@ impl PolicyTrainer {
         metrics.insert("loss", sums.loss);
         metrics.insert("reward", sums.log_r / self.shared.options.reward_scale);
         metrics.extend(sums.metrics());
+        if let Some(staleness) = rows.staleness {
+            metrics.insert("staleness", staleness);
+        }
+        if let Some(varied) = rows.varied {
+            metrics.insert("varied", varied);
+        }
+        if rows.rounds > 0 {
+            metrics.insert("rounds", rows.rounds as f64);
+            metrics.insert("prompts", batch.groups.len() as f64);
+        }
         if rows.sampled > 0 {
             metrics.insert("truncated", rows.truncated as f64 / rows.sampled as f64);
         }
@@ -425,12 +518,29 @@ impl PolicyTrainer {
             loss: sums.loss,
             gradient_norm,
             kl,
-            log_z: log_z.filter(|_| self.objective.requirements().watches_log_z),
+            log_z: log_z.filter(|_| asks.watches_log_z),
         });
         if let Health::Diverged(divergence) = health {
             report.diverged = Some(divergence.to_string());
         }
         Ok(report)
+    }
+}
+
+impl PolicyTrainer {
+    /// Tells of a step that found nothing to learn from.
+    fn without_update(&self, rows: &rollout::Rows) -> StepReport {
+        let metrics = [
+            ("varied", rows.varied.unwrap_or(0.0)),
+            ("rounds", rows.rounds as f64),
+            ("prompts", 0.0),
+        ];
+        StepReport {
+            metrics: metrics.into_iter().collect(),
+            generated_tokens: rows.generated,
+            flops: rows.flops + forward_flops(&self.shared.size, [1]) * rows.generated as f64,
+            ..StepReport::default()
+        }
     }
 }
 

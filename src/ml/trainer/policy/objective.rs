@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::view::View;
 use crate::ml::objectives::Normaliser;
 use crate::ml::optimizer::{LearningRate, ParameterGroup};
-use crate::ml::trainer::rewards::Scored;
 use crate::ml::trainer::{TokenizedCompletion, TrainError};
 use crate::random::Stream;
 
@@ -50,6 +49,8 @@ pub trait Objective: std::fmt::Debug {
 pub struct Requirements {
     /// Rewards of unfinished completions.
     pub prefix_rewards: bool,
+    /// Log-probabilities under the reference at every update, whatever the params say.
+    pub reference: bool,
     /// The starting model's distribution is part of the target, whatever the params say.
     pub prior_in_target: bool,
     /// A KL penalty inside the reward has a place.
@@ -66,6 +67,11 @@ pub struct Requirements {
     pub weighed: Option<Weighed>,
     /// Its `log_z` says whether the training is well.
     pub watches_log_z: bool,
+    /// Batches of prompts that a step may sample for completions of different rewards, if it wants those alone and the
+    /// params do not say.
+    pub dynamic_sampling: u64,
+    /// The factor from reward to `log R`, unless the params have one.
+    pub reward_scale: Option<f64>,
 }
 
 /// What completions are weighed by, beside their rewards.
@@ -81,6 +87,7 @@ impl Default for Requirements {
     fn default() -> Self {
         Self {
             prefix_rewards: false,
+            reference: false,
             prior_in_target: false,
             takes_kl: true,
             completions: 1,
@@ -89,6 +96,8 @@ impl Default for Requirements {
             drawn: false,
             weighed: None,
             watches_log_z: false,
+            dynamic_sampling: 0,
+            reward_scale: None,
         }
     }
 }
@@ -96,11 +105,32 @@ impl Default for Requirements {
 /// What a completion weighs in a loss, token by token.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Weights {
+    /// Its reward.
+    pub reward: f64,
     /// Advantage of each token.
     pub advantages: Vec<f64>,
     /// What corrects for the sampler's having been another distribution; 1 everywhere if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub importance: Vec<f64>,
+}
+
+/// The completions of a step with all that they are weighed by.
+#[derive(Debug, Clone, Default)]
+pub struct Scored {
+    /// The prompt of each, equal numbers being the same prompt.
+    pub prompt_of: Vec<usize>,
+    /// Rewards.
+    pub rewards: Vec<f64>,
+    /// Tokens of each.
+    pub lengths: Vec<usize>,
+    /// Whether the horizon ended them.
+    pub truncated: Vec<bool>,
+    /// Log-probabilities of their tokens under the policy before the step's updates.
+    pub log_probs: Vec<Vec<f64>>,
+    /// The same under the reference; empty unless asked for.
+    pub reference: Vec<Vec<f64>>,
+    /// The same at the temperature of sampling; empty unless asked for.
+    pub sampler: Vec<Vec<f64>>,
 }
 
 /// What an objective's parameters are made for.
@@ -145,8 +175,19 @@ pub struct Metric {
     pub name: &'static str,
     /// Its value over the completions of a micro-batch.
     pub value: f64,
-    /// Whether it is a root of a mean of squares.
-    pub is_root: bool,
+    /// What it is over them.
+    pub mean: Mean,
+}
+
+/// What a number is over completions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mean {
+    /// The mean.
+    OfCompletions,
+    /// The root of the mean of squares.
+    RootOfSquares,
+    /// The mean over so many tokens.
+    OfTokens(f64),
 }
 
 impl Metric {
@@ -155,7 +196,7 @@ impl Metric {
         Self {
             name,
             value,
-            is_root: false,
+            mean: Mean::OfCompletions,
         }
     }
 
@@ -164,7 +205,16 @@ impl Metric {
         Self {
             name,
             value,
-            is_root: true,
+            mean: Mean::RootOfSquares,
+        }
+    }
+
+    /// A mean over tokens.
+    pub fn over_tokens(name: &'static str, value: f64, tokens: f64) -> Self {
+        Self {
+            name,
+            value,
+            mean: Mean::OfTokens(tokens),
         }
     }
 }

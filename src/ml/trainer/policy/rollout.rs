@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 
 use super::shares::{Counts, Shares};
+use super::view::prompt_of;
 use super::{Batch, Cancel, Earlier, PolicyTrainer, TokenizedCompletion, TrainError, Undo};
 use crate::ml::generate::{
     Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
+use crate::ml::objectives::groups::varied;
 use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
 use crate::ml::trainer::actions::Actions;
@@ -24,6 +26,14 @@ pub(super) struct Rows {
     pub(super) sampled: usize,
     /// Operations beyond those of sampling.
     pub(super) flops: f64,
+    /// Rewards of all completions, where they had to be known to choose them.
+    pub(super) rewards: Vec<f64>,
+    /// Batches of prompts that were sampled, where there may be several.
+    pub(super) rounds: u64,
+    /// Share of the prompts whose completions differ in reward, where rewards are known.
+    pub(super) varied: Option<f64>,
+    /// Mean age of the completions in steps, where they are not all fresh.
+    pub(super) staleness: Option<f64>,
 }
 
 impl PolicyTrainer {
@@ -42,25 +52,83 @@ impl PolicyTrainer {
             })?;
             return Ok((batch, Rows::default()));
         }
-        let items = self.epochs.at(step / updates);
-        let mut rows = self.rows(step, &items, undo)?;
+        let options = &self.shared.options;
+        let mut rows = match (options.asynchronous, options.dynamic_sampling) {
+            (Some(settings), _) => self.found_rows(step, &settings, undo)?,
+            (None, 0) => {
+                let items = self.epochs.at(step / updates);
+                self.rows(step, 0, &items, undo)?
+            }
+            (None, most) => self.varied_rows(step, most, undo)?,
+        };
+        let asks = self.objective.requirements();
         let mut batch = Batch {
             step,
             groups: std::mem::take(&mut rows.groups),
             drawn: None,
             weights: Vec::new(),
         };
+        if let Some(by) = asks.weighed {
+            self.weigh(&mut batch, by, &mut rows)?;
+        }
         if updates > 1 {
-            if self.objective.requirements().drawn {
+            if asks.drawn && batch.drawn.is_none() {
                 batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
             }
             undo.held = Some(Earlier(self.held.replace(batch.clone())));
+        } else if asks.weighed.is_some() {
+            // Of the policy as it is, they are those that the update finds itself.
+            batch.drawn = None;
         }
         Ok((batch, rows))
     }
 
+    /// Samples batches of prompts, `most` at most, until there are enough prompts whose completions differ in reward.
+    fn varied_rows(&mut self, step: u64, most: u64, undo: &mut Undo) -> Result<Rows, TrainError> {
+        let options = &self.shared.options;
+        let wanted = options.prompts_per_step.min(self.prompts.len());
+        undo.taken = Some(self.taken);
+        let mut found = Rows::default();
+        let (mut prompts, mut all_varied) = (0.0, 0.0);
+        for round in 0..most {
+            self.cancel.check()?;
+            let items = self.epochs.at(self.taken);
+            self.taken += 1;
+            let rows = self.rows(step, round, &items, undo)?;
+            let prompt_of = prompt_of(&rows.groups);
+            let rewards = self.rewards(&rows.groups, &mut found)?;
+            let varied = varied(&rewards, &prompt_of);
+            let mut place = 0;
+            for group in rows.groups {
+                let places = place..place + group.len();
+                place = places.end;
+                prompts += 1.0;
+                all_varied += f64::from(u8::from(varied[places.start]));
+                if varied[places.start] && found.groups.len() < wanted {
+                    found.rewards.extend(&rewards[places]);
+                    found.groups.push(group);
+                }
+            }
+            found.generated += rows.generated;
+            found.truncated += rows.truncated;
+            found.sampled += rows.sampled;
+            found.flops += rows.flops;
+            found.rounds = round + 1;
+            if found.groups.len() == wanted {
+                break;
+            }
+        }
+        found.varied = Some(all_varied / prompts);
+        if found.groups.is_empty() && self.taken == most {
+            return Err(TrainError::Data(format!(
+                "of {prompts} prompts none has completions of different rewards: there is nothing to learn from"
+            )));
+        }
+        Ok(found)
+    }
+
     /// Returns the log-probabilities of each completion's tokens under the policy as it is.
-    fn drawn(
+    pub(super) fn drawn(
         &self,
         groups: &[Vec<TokenizedCompletion>],
         done: &mut Rows,
@@ -84,6 +152,7 @@ impl PolicyTrainer {
     pub(super) fn rows(
         &mut self,
         step: u64,
+        round: u64,
         items: &[usize],
         undo: &mut Undo,
     ) -> Result<Rows, TrainError> {
@@ -101,7 +170,7 @@ impl PolicyTrainer {
             groups: Vec::with_capacity(items.len()),
             ..Rows::default()
         };
-        let sampled = self.sample(step, items, &counts, &mut rows, undo)?;
+        let sampled = self.sample((step, round), items, &counts, &mut rows, undo)?;
         let places = items.iter().zip(&counts).zip(sampled).enumerate();
         for (place, ((item, counts), mut group)) in places {
             let mut draws = self.picks.at(step * items.len() as u64 + place as u64);
@@ -137,7 +206,7 @@ impl PolicyTrainer {
     /// Samples completions of each item from the policy as it is.
     fn sample(
         &mut self,
-        step: u64,
+        (step, round): (u64, u64),
         items: &[usize],
         counts: &[Counts],
         rows: &mut Rows,
@@ -157,7 +226,8 @@ impl PolicyTrainer {
             .map(|place| self.prompts[items[*place]].prompt.clone())
             .collect();
         let temperature = self.temperature(step);
-        let completions = self.generate(&prompts, step, temperature, &self.cancel)?;
+        let first = round * prompts.len() as u64;
+        let completions = self.generate(&prompts, step, first, temperature, &self.cancel)?;
         for ((place, prompt), completion) in places.iter().zip(&prompts).zip(completions) {
             rows.generated += completion.tokens.len() as u64;
             rows.truncated += usize::from(completion.truncated);
@@ -196,7 +266,10 @@ impl PolicyTrainer {
     }
 
     /// `reward_scale x reward` of completions.
-    fn untempered_log_r(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+    pub(super) fn untempered_log_r(
+        &self,
+        rows: &[&TokenizedCompletion],
+    ) -> Result<Vec<f64>, TrainError> {
         let rewards = self.shared.rewards.of_completions(rows)?;
         let device = self.shared.model.llama.device();
         let rewards = Tensor::new(rewards, device)?.to_dtype(DType::F32)?;
@@ -205,7 +278,7 @@ impl PolicyTrainer {
     }
 
     /// Returns the temperature that a step samples at.
-    fn temperature(&self, step: u64) -> f64 {
+    pub(super) fn temperature(&self, step: u64) -> f64 {
         if let Some(exploration) = self.shared.options.exploration {
             let mut draws = self.sampling.child("exploration").at(step);
             if draws.uniform() < exploration.probability {
@@ -216,10 +289,11 @@ impl PolicyTrainer {
     }
 
     /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
-    fn generate(
+    pub(super) fn generate(
         &self,
         prompts: &[Vec<u32>],
         step: u64,
+        first: u64,
         temperature: f64,
         cancel: &Cancel,
     ) -> Result<Vec<Completion>, TrainError> {
@@ -232,7 +306,7 @@ impl PolicyTrainer {
             ..Sampling::default()
         });
         let stream = self.sampling.child(&step.to_string());
-        let keys: Vec<u64> = (0..prompts.len() as u64).collect();
+        let keys: Vec<u64> = (first..).take(prompts.len()).collect();
         let model = &self.shared.model.llama;
         let go_on = &mut |_| cancel.flow();
         generate(model, prompts, &options, &strategy, &stream, &keys, go_on).map_err(|error| {
@@ -254,7 +328,7 @@ impl PolicyTrainer {
             })
             .collect();
         // Its own stream: watching must not change what the training samples.
-        let completions = self.generate(&prompts, u64::MAX - step, 1.0, &Cancel::default())?;
+        let completions = self.generate(&prompts, u64::MAX - step, 0, 1.0, &Cancel::default())?;
         let rows: Vec<TokenizedCompletion> = prompts
             .iter()
             .zip(&completions)

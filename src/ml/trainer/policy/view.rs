@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
+use super::objective::Requirements;
 use super::{PolicyOptions, Rewards, TokenizedCompletion, TrainError, Weights};
 use crate::ml::models::causal::CausalLm;
 use crate::ml::objectives::Trajectories;
@@ -241,14 +242,15 @@ impl<'a> View<'a> {
     }
 
     /// Counts the operations of reading the completions, learning from them and scoring them.
-    pub(super) fn flops(&self) -> f64 {
+    pub(super) fn flops(&self, asks: &Requirements) -> f64 {
         let shared = self.shared;
         let forward = forward_flops(&shared.size, self.actions.row_lengths());
         let mut flops = forward + backward_flops(&shared.size, forward);
-        if let Some(size) = shared.rewards.size() {
+        // Weighed completions were scored when they were drawn.
+        if let Some(size) = shared.rewards.size().filter(|_| asks.weighed.is_none()) {
             flops += forward_flops(&size, self.actions.row_lengths());
         }
-        if shared.needs_reference() {
+        if shared.needs_reference() || asks.reference {
             flops += forward;
         }
         flops

@@ -22,6 +22,7 @@ use crate::ml::head::HeadGradient;
 use crate::ml::objectives::ReferenceTerms;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::schedule::Ramp;
+use crate::ml::trainer::policy::asynchronous::Asynchronous;
 use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
 use crate::ml::trainer::policy::objectives::{
     GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource, Weighting,
@@ -92,8 +93,9 @@ pub struct TrainGflownet {
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
     adapter: Option<LoraConfig>,
-    /// Factor from reward to log R.
-    reward_scale: f64,
+    /// Factor from reward to log R; `flowrl_released` has one of its own.
+    #[serde(default)]
+    reward_scale: Option<f64>,
     /// What log R is divided by: a number, or `{ start, end, steps }` for a straight line.
     #[serde(default, skip_serializing_if = "is_one")]
     reward_temperature: Ramp,
@@ -148,6 +150,10 @@ pub struct TrainGflownet {
     /// Temperature of priorities by log R in the buffer; uniform if absent.
     #[serde(default)]
     replay_temperature: Option<f64>,
+    /// Sampling that runs behind learning, as in TBA: completions come from what it found alone, and `on_policy` and
+    /// `replay` are left out. TBA's authors took `{ sync_every: 10, samples: 20, recent: 0.5 }` on TL;DR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asynchronous: Option<Asynchronous>,
     /// Which completions of the data set are used.
     #[serde(default)]
     offline: Offline,
@@ -276,11 +282,28 @@ impl Kind for TrainGflownet {
             at_least_one(key, value, &mut problems);
         }
         self.optimizer.validate("optimizer", &mut problems);
-        ranges::factor("reward_scale", self.reward_scale, &mut problems);
+        if let Some(scale) = self.reward_scale {
+            ranges::factor("reward_scale", scale, &mut problems);
+        } else if self.objective().requirements().reward_scale.is_none() {
+            problems.push(Problem::new(
+                "reward_scale",
+                "missing param `reward_scale`: the factor from reward to log R",
+            ));
+        }
         ranges::learning_rate("log_z_lr", self.log_z_lr, &mut problems);
         ranges::learning_rate("flow_lr", self.flow_lr, &mut problems);
         for (end, value) in self.reward_temperature.ends() {
             ranges::factor(&format!("reward_temperature{end}"), value, &mut problems);
+        }
+        if let Some(temperature) = self
+            .asynchronous
+            .and_then(|settings| settings.reward_temperature)
+        {
+            ranges::factor(
+                "asynchronous.reward_temperature",
+                temperature,
+                &mut problems,
+            );
         }
         for (end, value) in self.temperature.ends() {
             ranges::temperature(&format!("temperature{end}"), value, &mut problems);
@@ -352,6 +375,29 @@ impl Kind for TrainGflownet {
             "lambda",
             "left out, with `weighting`: this objective has no sub-trajectories to weigh",
         );
+        if let Some(settings) = &self.asynchronous {
+            require(
+                self.on_policy == 0.0 && self.replay == 0.0,
+                "asynchronous",
+                "alone: `on_policy` and `replay` are left out, as all completions come from its sampling",
+            );
+            require(
+                settings.sync_every >= 1,
+                "asynchronous.sync_every",
+                "at least 1",
+            );
+            require(settings.samples >= 1, "asynchronous.samples", "at least 1");
+            require(
+                settings.capacity >= settings.samples,
+                "asynchronous.capacity",
+                "at least `samples`",
+            );
+            require(
+                (0.0..=1.0).contains(&settings.recent),
+                "asynchronous.recent",
+                "from 0 to 1",
+            );
+        }
         let longest = i32::try_from(self.max_new_tokens).unwrap_or(i32::MAX);
         require(
             self.lambda
@@ -360,7 +406,7 @@ impl Kind for TrainGflownet {
             "at least 1e-6, and to the power of `max_new_tokens` at most 1e30: weights have no room beyond",
         );
         require(
-            self.on_policy > 0.0 || self.completions_per_prompt >= asks.offline_completions,
+            self.samples() || self.completions_per_prompt >= asks.offline_completions,
             "completions_per_prompt",
             "at least `least_completions`: without `on_policy` a step has no others of a prompt",
         );
@@ -382,7 +428,7 @@ impl Kind for TrainGflownet {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
-        if self.on_policy > 0.0 {
+        if self.samples() {
             needs_room(known, "policy", self.max_new_tokens);
         }
         known.passes_on("policy");
@@ -460,18 +506,26 @@ impl TrainGflownet {
         })
     }
 
+    /// Whether the policy samples any of the completions.
+    fn samples(&self) -> bool {
+        self.on_policy > 0.0 || self.asynchronous.is_some()
+    }
+
     fn prior_in_target(&self) -> bool {
         self.prior_in_target || self.objective().requirements().prior_in_target
     }
 
     fn options(&self, policy: &LanguageModel) -> PolicyOptions {
+        let asks = self.objective().requirements();
         PolicyOptions {
-            reward_scale: self.reward_scale,
+            reward_scale: self.reward_scale.or(asks.reward_scale).unwrap_or(1.0),
             reference: ReferenceTerms {
                 kl_beta: self.kl,
                 in_target: self.prior_in_target(),
             },
             reward_temperature: self.reward_temperature,
+            dynamic_sampling: 0,
+            asynchronous: self.asynchronous,
             exploration: self.exploration,
             updates_per_batch: self.updates_per_batch,
             prompts_per_step: self.prompts_per_step,

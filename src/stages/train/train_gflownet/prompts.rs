@@ -24,11 +24,12 @@ impl TrainGflownet {
         ctx: &mut RunContext,
     ) -> Result<Prompts, StageError> {
         let trajectories = self.trajectories(data);
-        if trajectories.is_empty() && self.on_policy == 1.0 {
+        let needs_none = self.on_policy == 1.0 || self.asynchronous.is_some();
+        if trajectories.is_empty() && needs_none {
             return self.prompts_alone(policy, data, positions, ctx);
         }
         // Where the policy is sampled, its completions must fit behind every prompt.
-        let samples = self.on_policy > 0.0 || self.monitor_every > 0;
+        let samples = self.samples() || self.monitor_every > 0;
         let lengths = Lengths::up_to(positions)
             .with_room_for(if samples { self.max_new_tokens } else { 0 })
             .with_boundary(self.boundary);
@@ -77,7 +78,9 @@ impl TrainGflownet {
                 before - prompts.len(),
             ));
         }
-        self.note_shortages(&prompts, ctx);
+        if self.asynchronous.is_none() {
+            self.note_shortages(&prompts, ctx);
+        }
         Ok((prompts, texts))
     }
 
@@ -125,6 +128,9 @@ impl TrainGflownet {
 
     /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
     fn least_of_data(&self) -> usize {
+        if self.asynchronous.is_some() {
+            return 1;
+        }
         let asks = self.objective().requirements();
         let sampled = (self.on_policy * self.completions_per_prompt as f64).floor() as usize;
         let beside_samples = asks.completions.saturating_sub(sampled);

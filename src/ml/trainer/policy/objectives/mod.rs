@@ -1,10 +1,15 @@
-//! The objectives of `GFlowNet`s by name, one line each.
+//! The objectives by name: one line each in [`GFLOWNET_OBJECTIVES`] and [`POLICY_GRADIENTS`].
 
+mod policy_gradient;
 mod settings;
 mod state_flows;
 mod terminable;
 mod trajectory_balance;
 
+pub use policy_gradient::{
+    Advantage, Importance, KlPlace, KlSettings, POLICY_GRADIENTS, PolicyGradient,
+    PolicyGradientSettings,
+};
 pub use settings::{GflownetSettings, LogZSource, Weighting};
 pub use state_flows::StateFlows;
 pub use terminable::Terminable;
@@ -23,6 +28,7 @@ pub const GFLOWNET_OBJECTIVES: &[ObjectiveKind<GflownetSettings>] = &[
     trajectory_balance::RELATIVE_TRAJECTORY_BALANCE,
     trajectory_balance::TBA,
     trajectory_balance::FLOWRL,
+    trajectory_balance::FLOWRL_RELEASED,
 ];
 
 #[cfg(test)]

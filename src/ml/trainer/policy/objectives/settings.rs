@@ -31,6 +31,16 @@ pub enum Weighting {
     Batch,
 }
 
+impl Weighting {
+    /// Returns the windows that are weighed so, each length `lambda` times as much as the one before.
+    pub fn windows(self, lambda: f64) -> Windows {
+        match self {
+            Self::Trajectory => Windows::WithinTrajectory { lambda },
+            Self::Batch => Windows::AcrossBatch { lambda },
+        }
+    }
+}
+
 /// Settings of the objectives of `GFlowNet`s; each takes those that its line in the table names.
 #[derive(Debug, Clone, Copy)]
 pub struct GflownetSettings {
@@ -58,9 +68,6 @@ impl GflownetSettings {
     /// Returns the sub-trajectories that are squared, as the objective's authors did unless the settings say otherwise.
     pub(super) fn windows(&self, lambda: f64, weighting: Weighting) -> Windows {
         let lambda = self.lambda.unwrap_or(lambda);
-        match self.weighting.unwrap_or(weighting) {
-            Weighting::Trajectory => Windows::WithinTrajectory { lambda },
-            Weighting::Batch => Windows::AcrossBatch { lambda },
-        }
+        self.weighting.unwrap_or(weighting).windows(lambda)
     }
 }

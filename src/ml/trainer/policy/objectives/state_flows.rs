@@ -129,7 +129,7 @@ impl Objective for StateFlows {
             energies: self.energies,
             windows: self.windows,
             // Of what the policy samples any number is evidence, however many coincide.
-            least_completions: if view.shared.options.on_policy > 0.0 {
+            least_completions: if view.shared.options.samples() {
                 1
             } else {
                 self.least_completions

@@ -1,5 +1,7 @@
 //! Trajectory balance and what differs from it in where log Z comes from and what the target is.
 
+use std::ops::RangeInclusive;
+
 use candle_core::{DType, Tensor, Var};
 
 use super::super::objective::{Found, Metric, Objective, ObjectiveKind, Requirements, Setup};
@@ -66,10 +68,21 @@ pub(super) const FLOWRL: Kind = Kind {
     takes: &["log_z", "log_z_lr", "log_z_start", "length_normalised"],
     make: |settings| {
         let balance = TrajectoryBalance::new(settings, LogZSource::PerPrompt);
+        Box::new(balance.relative_to_the_start().of_flowrl(0.8..=1.28))
+    },
+};
+
+pub(super) const FLOWRL_RELEASED: Kind = Kind {
+    name: "flowrl_released",
+    aliases: &[],
+    about: "FlowRL as its authors released it: log Z is a network of three layers, `reward_scale` is 15 unless told \
+            otherwise, and weights are ratios of whole completions, cut at 10 alone.",
+    takes: &["log_z", "log_z_lr", "log_z_start", "length_normalised"],
+    make: |settings| {
+        let balance = TrajectoryBalance::new(settings, LogZSource::Network);
         Box::new(TrajectoryBalance {
-            length_normalised: true,
-            standardises: true,
-            ..balance.relative_to_the_start()
+            reward_scale: Some(15.0),
+            ..balance.relative_to_the_start().of_flowrl(0.0..=10.0)
         })
     },
 };
@@ -86,6 +99,10 @@ pub struct TrajectoryBalance {
     /// Whether rewards are standardised among the completions of a prompt, which are all fresh or weighted by how
     /// likely they are by now.
     standardises: bool,
+    /// What these weights are clipped to.
+    weights: RangeInclusive<f64>,
+    /// The factor from reward to log R, if the objective has one of its own.
+    reward_scale: Option<f64>,
     parameters: LogZParameters,
 }
 
@@ -111,6 +128,8 @@ impl TrajectoryBalance {
             length_normalised: settings.length_normalised,
             relative: false,
             standardises: false,
+            weights: 1.0..=1.0,
+            reward_scale: None,
             parameters: LogZParameters::None,
         }
     }
@@ -118,6 +137,15 @@ impl TrajectoryBalance {
     fn relative_to_the_start(self) -> Self {
         Self {
             relative: true,
+            ..self
+        }
+    }
+
+    fn of_flowrl(self, weights: RangeInclusive<f64>) -> Self {
+        Self {
+            length_normalised: true,
+            standardises: true,
+            weights,
             ..self
         }
     }
@@ -165,6 +193,7 @@ impl Objective for TrajectoryBalance {
             completions,
             fresh: self.standardises,
             drawn: self.standardises,
+            reward_scale: self.reward_scale,
             watches_log_z: true,
             ..Requirements::default()
         }
@@ -255,7 +284,11 @@ impl Objective for TrajectoryBalance {
             let now = summed_log_probs(log_probs.policy(), lengths)?;
             let policy = log_probs.policy();
             let drawn = pad(drawn, policy.dim(1)?, policy.dtype(), policy.device())?;
-            importance_weights(&now, &summed_log_probs(&drawn, lengths)?, 0.8..=1.28)
+            importance_weights(
+                &now,
+                &summed_log_probs(&drawn, lengths)?,
+                self.weights.clone(),
+            )
         });
         let weights = weights.transpose()?;
         let found = weighted_trajectory_balance(

@@ -15,6 +15,8 @@ use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::{self, TrainerState};
 
+mod policy_gradient;
+
 const EOS: u32 = 1;
 /// The token that the rule rewards.
 const GOOD: u32 = 7;
@@ -54,6 +56,8 @@ fn options() -> PolicyOptions {
         replay_temperature: None,
         max_new_tokens: 5,
         temperature: Ramp::default(),
+        dynamic_sampling: 0,
+        asynchronous: None,
         exploration: None,
         optimizer: OptimizerOptions {
             weight_decay: 0.01,
@@ -78,6 +82,17 @@ fn trainer_on(
     lora: Option<&LoraConfig>,
     completions: &[&[u32]],
 ) -> PolicyTrainer {
+    trainer_with(objective(name), options, lora, completions, GOOD)
+}
+
+/// A trainer that is rewarded for each `good` token.
+fn trainer_with(
+    objective: Box<dyn Objective>,
+    options: PolicyOptions,
+    lora: Option<&LoraConfig>,
+    completions: &[&[u32]],
+    good: u32,
+) -> PolicyTrainer {
     let (model, reference) = models(&config(), lora);
     let prompts = [vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0]];
     let prompts = prompts.map(|prompt| PromptCompletions {
@@ -87,11 +102,11 @@ fn trainer_on(
     let start = PolicyStart {
         model,
         reference,
-        rewards: Counted::boxed(GOOD),
+        rewards: Counted::boxed(good),
         prompts: prompts.to_vec(),
     };
     let stream = Stream::new(5, "gflownet");
-    PolicyTrainer::new(start, objective(name), options, &stream, Cancel::default()).unwrap()
+    PolicyTrainer::new(start, objective, options, &stream, Cancel::default()).unwrap()
 }
 
 fn row(prompt: &[u32], completion: &[u32]) -> TokenizedCompletion {
@@ -240,36 +255,96 @@ fn a_training_resumed_between_updates_ends_with_the_same_bits() {
         ..options()
     };
     for lora in [None, Some(lora())] {
-        let new = || trainer_of(options.clone(), lora.as_ref());
-        let mut straight = new();
-        let straight_reports = run(&mut straight, 0..8);
-        for stop in [4, 5, 6] {
-            let mut first = new();
-            run(&mut first, 0..stop);
-            let state = trainer::state(&mut first).unwrap();
-            // As a stage stores it.
-            let tensors = to_safetensors(&state.tensors).unwrap();
-            let state = TrainerState {
-                tensors: from_safetensors(&tensors, &Device::Cpu).unwrap(),
-                values: serde_json::from_str(&state.values.to_string()).unwrap(),
-            };
-            let mut resumed = new();
-            trainer::restore(&mut resumed, &state).unwrap();
-            let resumed_reports = run(&mut resumed, stop..8);
-            for (a, b) in straight_reports[stop as usize..]
-                .iter()
-                .zip(&resumed_reports)
-            {
-                assert_eq!(a.metrics, b.metrics);
-            }
-            let (a, b) = (
-                trainer::state(&mut straight).unwrap(),
-                trainer::state(&mut resumed).unwrap(),
-            );
-            assert_eq!(a.values, b.values);
-            assert!(bits(&a.tensors) == bits(&b.tensors));
-        }
+        assert_resumes(&|| trainer_of(options.clone(), lora.as_ref()), 8);
     }
+}
+
+/// Asserts that a training which stops at any of its last steps and goes on ends with the same bits.
+fn assert_resumes(new: &dyn Fn() -> PolicyTrainer, steps: u64) {
+    let mut straight = new();
+    let straight_reports = run(&mut straight, 0..steps);
+    for stop in steps / 2..steps - 1 {
+        let mut first = new();
+        run(&mut first, 0..stop);
+        let state = trainer::state(&mut first).unwrap();
+        // As a stage stores it.
+        let tensors = to_safetensors(&state.tensors).unwrap();
+        let state = TrainerState {
+            tensors: from_safetensors(&tensors, &Device::Cpu).unwrap(),
+            values: serde_json::from_str(&state.values.to_string()).unwrap(),
+        };
+        let mut resumed = new();
+        trainer::restore(&mut resumed, &state).unwrap();
+        let resumed_reports = run(&mut resumed, stop..steps);
+        for (a, b) in straight_reports[stop as usize..]
+            .iter()
+            .zip(&resumed_reports)
+        {
+            assert_eq!(a.metrics, b.metrics);
+        }
+        let (a, b) = (
+            trainer::state(&mut straight).unwrap(),
+            trainer::state(&mut resumed).unwrap(),
+        );
+        assert_eq!(a.values, b.values);
+        assert!(bits(&a.tensors) == bits(&b.tensors));
+    }
+}
+
+#[test]
+fn sampling_behind_learning_goes_on_with_the_same_bits_and_tells_its_age() {
+    let options = PolicyOptions {
+        updates_per_batch: 1,
+        on_policy: 0.0,
+        asynchronous: Some(Asynchronous {
+            sync_every: 3,
+            samples: 6,
+            recent: 0.5,
+            reward_temperature: Some(1.0),
+            capacity: 8,
+        }),
+        ..options()
+    };
+    let new = || trainer_on("tba", options.clone(), None, &[]);
+    assert_resumes(&new, 8);
+    let reports = run(&mut new(), 0..8);
+    for (step, report) in reports.iter().enumerate() {
+        let staleness = report.metrics["staleness"];
+        assert!(
+            staleness >= (step % 3) as f64 && staleness <= step as f64,
+            "{step}: {staleness}"
+        );
+        assert_eq!(report.generated_tokens > 0, step % 3 == 0);
+    }
+    let mut trainer = new();
+    run(&mut trainer, 0..4);
+    let before = trainer::state(&mut trainer).unwrap().values;
+    for change in [
+        (&|found: &mut Json| found["latest"] = serde_json::json!([99])) as &dyn Fn(&mut Json),
+        &|found| found["step"] = 17.into(),
+        &|found| found["prompts"]["0"] = serde_json::json!([]),
+    ] {
+        let mut forged = before.clone();
+        change(&mut forged["findings"]);
+        assert!(matches!(
+            trainer.restore_values(&forged),
+            Err(TrainError::State(_))
+        ));
+    }
+    trainer.restore_values(&before).unwrap();
+    // Given up while it synchronises, a step has changed nothing.
+    run(&mut trainer, 4..6);
+    let before = trainer::state(&mut trainer).unwrap();
+    let flag = Arc::new(AtomicBool::new(false));
+    trainer.shared.rewards = Box::new(Counted {
+        token: GOOD,
+        asked: Arc::clone(&flag),
+        ..Counted::default()
+    });
+    trainer.cancelled_by(Cancel::new(flag));
+    assert!(matches!(trainer.step(6), Err(TrainError::Cancelled)));
+    let after = trainer::state(&mut trainer).unwrap();
+    assert_eq!(before.values, after.values);
 }
 
 #[test]
@@ -357,7 +432,7 @@ fn shares_hold_over_the_prompts_of_all_steps() {
         let (mut sampled, mut offline) = (0.0, 0.0);
         for step in 0..40 {
             let items = trainer.epochs.at(step);
-            let found = trainer.rows(step, &items, &mut Undo::default()).unwrap();
+            let found = trainer.rows(step, 0, &items, &mut Undo::default()).unwrap();
             sampled += found.sampled as f64;
             let rows = || found.groups.iter().flatten();
             assert_eq!(rows().count(), 8);

@@ -1,0 +1,407 @@
+//! `train_policy_gradient`: policy gradients on groups of completions, without a value head.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+use super::objective::{Named, Settings, spread};
+use super::rewards::{self, PromptRewards};
+use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
+use crate::artifacts::dataset::{DATASET, Dataset};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::reward::REWARDS;
+use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
+use crate::engine::stage::{
+    Continuation, Estimate, Kind, Moved, Output, Port, Problem, StageError,
+};
+use crate::ml::adapter::LoraConfig;
+use crate::ml::objectives::ReferenceTerms;
+use crate::ml::objectives::divergence::DivergenceLimits;
+use crate::ml::objectives::policy_gradient::{MeanOver, RatioLevel};
+use crate::ml::schedule::Ramp;
+use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
+use crate::ml::trainer::policy::objectives::{
+    Advantage, Importance, KlSettings, POLICY_GRADIENTS, PolicyGradientSettings,
+};
+use crate::ml::trainer::policy::{PolicyOptions, PolicyStart, PolicyTrainer, PromptCompletions};
+use crate::ml::trainer::{Cancel, TrainError};
+use crate::random::Stream;
+use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::ranges;
+use crate::stages::ranges::at_least_one;
+use crate::stages::tokenized::{needs_room, tokenize_prompts};
+
+impl Settings for PolicyGradientSettings {
+    const KINDS: &'static [ObjectiveKind<Self>] = POLICY_GRADIENTS;
+}
+
+/// Trains a policy by a policy gradient without a value head: RLOO, GRPO, Dr. GRPO, DAPO, GSPO or REINFORCE++.
+///
+/// A step samples several completions of some prompts, compares their rewards with each other, and makes one update on
+/// them, or several. A method is a name; each of its parts can be set to another's. Where the rewards of a prompt's
+/// completions are all equal, they teach nothing: the metric `varied` is the share of prompts where they are not, and
+/// `dynamic_sampling` samples other prompts in their place.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainPolicyGradient {
+    /// The method: a name, beside which other settings may stand, or the name with them, such as
+    /// `{ grpo: { clip_high: 0.28 } }`.
+    objective: Named<PolicyGradientSettings>,
+    /// Optimizer steps.
+    steps: u64,
+    /// Steps that learn from the same completions before others are sampled.
+    #[serde(default = "one")]
+    updates_per_batch: u64,
+    /// Prompts in a step.
+    prompts_per_step: usize,
+    /// Completions of each prompt in a step.
+    completions_per_prompt: usize,
+    /// Prompts in a forward pass; all of a step if absent.
+    #[serde(default)]
+    micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    optimizer: OptimizerParams,
+    /// LoRA adapter to train instead of all weights.
+    #[serde(default)]
+    adapter: Option<LoraConfig>,
+    /// What a completion's reward is compared with, if not with what the method has.
+    #[serde(default)]
+    advantage: Option<Advantage>,
+    /// Of what the ratio to the policy that drew completions is taken.
+    #[serde(default)]
+    ratio: Option<RatioLevel>,
+    /// How far below 1 a ratio counts.
+    #[serde(default)]
+    clip_low: Option<f64>,
+    /// How far above 1 a ratio counts.
+    #[serde(default)]
+    clip_high: Option<f64>,
+    /// The greatest ratio that counts where the advantage is below 0 (two-sided clipping); no limit if absent.
+    #[serde(default)]
+    clip_ceiling: Option<f64>,
+    /// Over what the loss is a mean.
+    #[serde(default)]
+    mean: Option<MeanOver>,
+    /// The penalty on the divergence from the starting model, such as
+    /// `{ coefficient: 0.04, estimator: k3, in: loss, corrected: true }`.
+    #[serde(default)]
+    kl: Option<KlSettings>,
+    /// Weight of the policy's entropy in the loss.
+    #[serde(default)]
+    entropy_bonus: f64,
+    /// Batches of prompts that a step may sample until it has enough prompts whose completions differ in reward; 0 takes
+    /// one batch as it is.
+    #[serde(default)]
+    dynamic_sampling: Option<u64>,
+    /// Tokens before the horizon over which what is taken off a completion's reward grows from 0 to 1; 0 for nothing.
+    #[serde(default)]
+    overlong_buffer: Option<usize>,
+    /// Whether completions that the horizon ended have no part in the loss.
+    #[serde(default)]
+    mask_truncated: bool,
+    /// Weights of completions for their having been sampled at another temperature than 1, such as `{ greatest: 2 }`.
+    #[serde(default)]
+    importance: Option<Importance>,
+    /// Prompts of more tokens are left out; if absent, those that do not fit the models are.
+    #[serde(default)]
+    max_prompt_tokens: Option<usize>,
+    /// The horizon: a completion has at most so many tokens, the end-of-sequence token included.
+    max_new_tokens: usize,
+    /// Temperature of sampling; log-probabilities are those at temperature 1 whatever it is.
+    #[serde(default)]
+    temperature: Ramp,
+    /// Labels of further outputs, with the step after which each is taken.
+    #[serde(default)]
+    checkpoints: BTreeMap<String, u64>,
+    /// Steps between estimates of the KL divergence to the starting model; 0 for none.
+    #[serde(default = "twenty_five")]
+    monitor_every: u64,
+    /// Completions in such an estimate.
+    #[serde(default = "thirty_two")]
+    monitor_completions: usize,
+    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    #[serde(default)]
+    kl_limit: Option<f64>,
+    /// What divergence means.
+    #[serde(default)]
+    on_divergence: OnDivergence,
+    /// Seed of prompts, sampling, dropout, and new weights.
+    seed: u64,
+    /// Expected sizes, for the plan's estimates; they change no result.
+    #[serde(default, skip_serializing)]
+    expected_size: Option<ExpectedSize>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn twenty_five() -> u64 {
+    25
+}
+
+fn thirty_two() -> usize {
+    32
+}
+
+impl Kind for TrainPolicyGradient {
+    const NAME: &'static str = "train_policy_gradient";
+    const VERSION: u32 = 1;
+    const EXAMPLE: &'static str = "{ objective: grpo, steps: 200, prompts_per_step: 8, completions_per_prompt: 8, \
+        optimizer: { lr: 3e-4 }, max_new_tokens: 24, seed: 1 }";
+
+    fn respell(params: &mut Map<String, Json>) -> Result<Vec<Moved>, Vec<Problem>> {
+        spread::<PolicyGradientSettings>(params)
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::one(
+                "policy",
+                &[LANGUAGE_MODEL],
+                "the model to start from, and the reference",
+            ),
+            Port::one("reward", REWARDS, "what scores completions"),
+            Port::one("data", &[DATASET], "whose distinct prompts are completed"),
+        ]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        training::outputs(&self.checkpoints)
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (key, value) in [
+            ("steps", self.steps),
+            ("updates_per_batch", self.updates_per_batch),
+            ("prompts_per_step", self.prompts_per_step as u64),
+            ("completions_per_prompt", self.completions_per_prompt as u64),
+            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
+            ("max_new_tokens", self.max_new_tokens as u64),
+            (
+                "max_prompt_tokens",
+                self.max_prompt_tokens.unwrap_or(1) as u64,
+            ),
+            ("monitor_completions", self.monitor_completions as u64),
+        ] {
+            at_least_one(key, value, &mut problems);
+        }
+        self.optimizer.validate("optimizer", &mut problems);
+        for (end, value) in self.temperature.ends() {
+            ranges::temperature(&format!("temperature{end}"), value, &mut problems);
+        }
+        let mut require = |ok: bool, key: &str, expected: &str| {
+            if !ok {
+                problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
+            }
+        };
+        let asks = self.objective().requirements();
+        require(
+            self.completions_per_prompt >= asks.completions,
+            "completions_per_prompt",
+            "at least 2: the completions of a prompt are compared with each other",
+        );
+        require(
+            self.clip_low.is_none_or(|clip| (0.0..=1.0).contains(&clip)),
+            "clip_low",
+            "from 0 to 1",
+        );
+        require(
+            self.clip_high
+                .is_none_or(|clip| (0.0..=1e6).contains(&clip)),
+            "clip_high",
+            "from 0 to 1e6",
+        );
+        require(
+            self.clip_ceiling
+                .is_none_or(|ceiling| (1.0..=1e6).contains(&ceiling)),
+            "clip_ceiling",
+            "from 1 to 1e6",
+        );
+        require(
+            self.entropy_bonus.abs() <= 1e6,
+            "entropy_bonus",
+            "from -1e6 to 1e6",
+        );
+        if let Some(kl) = self.kl {
+            require(
+                (0.0..=1e6).contains(&kl.coefficient),
+                "kl.coefficient",
+                "from 0 to 1e6",
+            );
+        }
+        if let Some(importance) = self.importance {
+            require(
+                importance.least >= 0.0
+                    && importance.least <= importance.greatest
+                    && importance.greatest <= 1e6,
+                "importance.greatest",
+                "at least `least`, which is at least 0, and at most 1e6",
+            );
+        }
+        require(
+            self.overlong_buffer
+                .is_none_or(|buffer| buffer <= self.max_new_tokens),
+            "overlong_buffer",
+            "at most `max_new_tokens`",
+        );
+        require(
+            self.kl_limit.is_none_or(|limit| limit > 0.0),
+            "kl_limit",
+            "above 0, or null",
+        );
+        training::validate_labels(&self.checkpoints, self.steps, &mut problems);
+        if let Some(size) = &self.expected_size {
+            size.validate(&mut problems);
+        }
+        problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        needs_room(known, "policy", self.max_new_tokens);
+        known.passes_on("policy");
+    }
+
+    fn estimate(&self) -> Estimate {
+        let asks = self.objective().requirements();
+        let work = Work {
+            rows: (self.steps as usize * self.prompts_per_step * self.completions_per_prompt)
+                as f64,
+            // The policy; generation and reward once for each batch; the reference where it is asked.
+            forward: 1.0
+                + f64::from(u8::from(asks.reference))
+                + 2.0 / self.updates_per_batch as f64,
+            backward: 1.0,
+            trains_all: self.adapter.is_none(),
+            models: 3.0,
+        };
+        estimate(self.expected_size.as_ref(), work)
+    }
+
+    fn continuation(&self) -> Option<Continuation> {
+        training::continuation(self.steps, &self.checkpoints, &self.optimizer)
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let reward = rewards::open(&policy, ctx)?;
+        let data = Dataset::read(&ctx.input("data")?.path)?;
+        let stream = Stream::new(self.seed, Self::NAME);
+        let positions = rewards::positions(&policy, &reward);
+        let (prompts, texts) = self.prompts(&policy, &data, positions, ctx)?;
+        let reference = policy.frozen()?;
+        let options = self.options(&policy);
+        let training = Training::open(policy, self.adapter.as_ref(), Purpose::Policy, &stream)?;
+        let start = PolicyStart {
+            model: training.model(),
+            reference,
+            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
+            prompts,
+        };
+        let cancel = Cancel::new(ctx.cancel_flag());
+        let trainer = PolicyTrainer::new(start, self.objective(), options, &stream, cancel);
+        let mut trainer = match trainer {
+            Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
+            other => other?,
+        };
+        let course = Course {
+            title: "Policy gradient",
+            steps: self.steps,
+            checkpoints: &self.checkpoints,
+            optimizer: &self.optimizer,
+            on_divergence: self.on_divergence,
+            is_evaluated: false,
+        };
+        let trained = course.train(&mut trainer, ctx)?;
+        training.save(&trained, ctx)
+    }
+}
+
+impl TrainPolicyGradient {
+    fn objective(&self) -> Box<dyn Objective> {
+        self.objective.make(&PolicyGradientSettings {
+            advantage: self.advantage,
+            ratio: self.ratio,
+            clip_low: self.clip_low,
+            clip_high: self.clip_high,
+            clip_ceiling: self.clip_ceiling,
+            mean: self.mean,
+            kl: self.kl,
+            entropy_bonus: self.entropy_bonus,
+            overlong_buffer: self.overlong_buffer,
+            mask_truncated: self.mask_truncated,
+            importance: self.importance,
+            horizon: self.max_new_tokens,
+        })
+    }
+
+    /// Returns the distinct prompts that leave room for a completion, and the text of each by its tokens.
+    fn prompts(
+        &self,
+        policy: &LanguageModel,
+        data: &Dataset,
+        positions: usize,
+        ctx: &mut RunContext,
+    ) -> Result<(Vec<PromptCompletions>, BTreeMap<Vec<u32>, String>), StageError> {
+        let room = positions.saturating_sub(self.max_new_tokens);
+        let most = self.max_prompt_tokens.unwrap_or(room).min(room);
+        let distinct = data.distinct_prompts();
+        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
+        if prompts.is_empty() {
+            return Err(StageError::new(format!(
+                "none of {} prompts has from 1 to {most} tokens",
+                distinct.len()
+            ))
+            .hint(format!(
+                "the models take {positions} tokens, {} of them for the completion",
+                self.max_new_tokens
+            )));
+        }
+        let text = |place: usize| distinct[place].1.prompt.clone();
+        let texts = prompts
+            .iter()
+            .map(|prompt| (prompt.tokens.clone(), text(prompt.place)))
+            .collect();
+        let prompts = prompts.into_iter().map(|prompt| PromptCompletions {
+            prompt: prompt.tokens,
+            completions: Vec::new(),
+        });
+        Ok((prompts.collect(), texts))
+    }
+
+    fn options(&self, policy: &LanguageModel) -> PolicyOptions {
+        let own = self.objective().requirements().dynamic_sampling;
+        PolicyOptions {
+            reward_scale: 1.0,
+            reward_temperature: Ramp::default(),
+            reference: ReferenceTerms::default(),
+            updates_per_batch: self.updates_per_batch,
+            prompts_per_step: self.prompts_per_step,
+            completions_per_prompt: self.completions_per_prompt,
+            on_policy: 1.0,
+            replay: 0.0,
+            replay_capacity: 1,
+            replay_min_distance: None,
+            replay_temperature: None,
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            dynamic_sampling: self.dynamic_sampling.unwrap_or(own),
+            asynchronous: None,
+            exploration: None,
+            optimizer: self.optimizer.options(self.steps),
+            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
+            monitor_every: self.monitor_every,
+            monitor_completions: self.monitor_completions,
+            limits: DivergenceLimits {
+                kl: self.kl_limit,
+                patience: 1,
+                ..DivergenceLimits::default()
+            },
+            eos: policy.eos.clone(),
+        }
+    }
+}
