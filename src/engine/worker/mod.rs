@@ -6,6 +6,7 @@
 mod events;
 mod held;
 mod inputs;
+mod params;
 mod unheeding;
 
 use std::io::BufRead;
@@ -254,15 +255,7 @@ impl Worker<'_> {
     fn perform(self, registry: &Registry) -> Result<WorkerEvent, Failure> {
         let kind = find_kind(registry, &self.job.kind)
             .ok_or_else(|| StageError::new(format!("unknown stage kind `{}`", self.job.kind)))?;
-        let params = serde_json::from_str(self.job.params.get())
-            .map_err(|error| StageError::new(format!("cannot read the params: {error}")))?;
-        let stage = (kind.parse)(&params).map_err(|problems| {
-            let text: Vec<String> = problems
-                .into_iter()
-                .map(|problem| problem.message)
-                .collect();
-            StageError::new(text.join("; "))
-        })?;
+        let stage = params::read(kind, &self.job.params)?;
         match &self.job.task {
             Task::Fetch => {
                 self.fetch_sources(stage.as_ref(), None, &HeldSources::new())?;
@@ -273,7 +266,10 @@ impl Worker<'_> {
                 fingerprint,
                 rerun,
                 exact,
-            } => self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact),
+            } => {
+                params::check(kind, stage.as_ref(), manifest)?;
+                self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact)
+            }
         }
     }
 
