@@ -8,6 +8,7 @@
 mod endings;
 mod process;
 mod resources;
+mod state;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use super::store::{Lock, LockState, Record, Store};
 use super::worker::{Job, JobInput, Task};
 use process::{Ended, WorkerProcess};
 use resources::Pool;
+use state::{State, Step};
 
 /// How a run is to go.
 #[derive(Debug, Clone)]
@@ -101,8 +103,7 @@ pub(super) fn recompute(
     execution.known = known;
     for (&stage, record) in recorded {
         execution.plans[stage] = Some(StagePlan::to_recompute(record));
-        execution.states[stage] = State::Queued;
-        execution.queue.push_back(stage);
+        execution.step(stage, Step::Queue);
     }
     execution.run()
 }
@@ -122,18 +123,6 @@ pub fn run(
 struct Recomputed {
     inputs_from: PathBuf,
     records: BTreeMap<usize, Record>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Needs stages that are not settled.
-    Waiting,
-    /// Waits for resources.
-    Queued,
-    /// Its worker runs.
-    Running,
-    /// It ended.
-    Settled(Outcome),
 }
 
 struct Execution<'a> {
@@ -195,7 +184,7 @@ impl<'a> Execution<'a> {
                     if *needed {
                         State::Waiting
                     } else {
-                        State::Settled(Outcome::Skipped)
+                        State::Unwanted
                     }
                 })
                 .collect(),
@@ -220,15 +209,12 @@ impl<'a> Execution<'a> {
 
     fn run(mut self) -> Result<(RunReport, BTreeMap<usize, Record>), StageError> {
         let clock = Instant::now();
-        let wanted: Vec<bool> = self
-            .states
-            .iter()
-            .map(|state| !matches!(state, State::Settled(_)))
-            .collect();
+        let wanted = self.states.iter();
+        let wanted = wanted.filter(|state| **state != State::Unwanted).count();
         self.emit(RunEvent::RunStarted {
             run: self.folder.id.clone(),
             pipeline: self.pipeline.name.clone(),
-            stages: wanted.iter().filter(|wanted| **wanted).count(),
+            stages: wanted,
         });
         // In this order, everything that a stage needs is decided about before it.
         for &stage in &self.pipeline.order {
@@ -263,9 +249,8 @@ impl<'a> Execution<'a> {
         let outcomes: Vec<Option<Outcome>> = self
             .states
             .iter()
-            .zip(&wanted)
-            .map(|(state, wanted)| match state {
-                State::Settled(outcome) if *wanted => Some(*outcome),
+            .map(|state| match state {
+                State::Settled(outcome) => Some(*outcome),
                 _ => None,
             })
             .collect();
@@ -343,7 +328,7 @@ impl<'a> Execution<'a> {
                 needs: self.pipeline.stages[need].name.clone(),
             };
             self.emit(event);
-            self.states[stage] = State::Settled(Outcome::Skipped);
+            self.step(stage, Step::Skip);
             return true;
         }
         let decided = self.planner.decide(stage, &self.known, &self.plans);
@@ -362,35 +347,47 @@ impl<'a> Execution<'a> {
                     };
                     self.emit(event);
                     self.plans[stage] = Some(plan);
-                    self.states[stage] = State::Settled(Outcome::Cached);
+                    self.step(stage, Step::Reuse);
                     return true;
                 }
                 if let Some(error) = plan.obstacle.take() {
                     self.note_failure(stage, &error);
+                    self.step(stage, Step::Fail);
                     return true;
                 }
                 if plan.fingerprint.is_none() && self.planner.was_fetched(stage) {
                     let error = StageError::new("BUG: a digest is open though everything is known");
                     self.note_failure(stage, &error);
+                    self.step(stage, Step::Fail);
                     return true;
                 }
                 self.plans[stage] = Some(plan);
-                self.states[stage] = State::Queued;
-                self.queue.push_back(stage);
+                self.step(stage, Step::Queue);
                 false
             }
             Err((_, error)) => {
                 self.note_failure(stage, &error);
+                self.step(stage, Step::Fail);
                 true
             }
         }
     }
 
-    fn settle(&mut self, stage: usize, outcome: Outcome) {
-        self.states[stage] = State::Settled(outcome);
-        if outcome == Outcome::Interrupted {
-            return;
+    /// Changes the state of a stage; nothing else does.
+    fn step(&mut self, stage: usize, step: Step) {
+        let before = self.states[stage];
+        let Some(after) = before.after(step) else {
+            unreachable!("BUG: {step:?} of a stage that is {before:?}");
+        };
+        self.states[stage] = after;
+        if after == State::Queued && before != State::Queued {
+            self.queue.push_back(stage);
         }
+    }
+
+    /// Takes the last step of a stage, and decides about those that need it.
+    fn settle(&mut self, stage: usize, step: Step) {
+        self.step(stage, step);
         for next in self.pipeline.graph.needed_by(stage) {
             self.decide_if_ready(next);
         }
@@ -433,7 +430,7 @@ impl<'a> Execution<'a> {
                     };
                     self.folder.begin_work();
                     self.emit(event);
-                    self.states[stage] = State::Running;
+                    self.step(stage, Step::Start);
                     self.workers.insert(stage, worker);
                 }
                 Err(error) => {
