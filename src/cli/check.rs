@@ -67,8 +67,7 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
                                 .ends_with(&other.diagnostic.message)
                     });
                     if !known {
-                        if !profiles.is_empty() && !located.diagnostic.message.contains("profile `")
-                        {
+                        if !profiles.is_empty() && !located.diagnostic.names_profile {
                             located.diagnostic.message =
                                 format!("profile `{name}`: {}", located.diagnostic.message);
                         }

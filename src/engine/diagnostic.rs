@@ -101,6 +101,8 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// Whether the message says which profile it is about.
+    pub names_profile: bool,
 }
 
 impl Diagnostic {
@@ -112,6 +114,7 @@ impl Diagnostic {
             target: Target::Value,
             message: shortened(message.into()),
             hint: None,
+            names_profile: false,
         }
     }
 
@@ -128,6 +131,13 @@ impl Diagnostic {
     #[must_use]
     pub fn at_key(mut self) -> Self {
         self.target = Target::Key;
+        self
+    }
+
+    /// Notes that the message says which profile it is about.
+    #[must_use]
+    pub(super) fn naming_profile(mut self) -> Self {
+        self.names_profile = true;
         self
     }
 

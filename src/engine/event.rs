@@ -235,3 +235,29 @@ pub trait Observer {
     /// Is called when no event may come for a while.
     fn pause(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_warnings_say_how_much_they_matter_so_that_older_logs_are_read() {
+        let written = |importance| {
+            let event = RunEvent::StageNote {
+                stage: "s".to_owned(),
+                importance,
+                text: "warning: not reproducible".to_owned(),
+            };
+            serde_json::to_string(&event).unwrap()
+        };
+        let older = r#"{"event":"stage_note","stage":"s","text":"warning: not reproducible"}"#;
+        assert_eq!(written(Importance::Usual), older);
+        let importance = |text: &str| match serde_json::from_str(text).unwrap() {
+            RunEvent::StageNote { importance, .. } => importance,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(importance(older), Importance::Usual);
+        let warning = written(Importance::Warning);
+        assert_eq!(importance(&warning), Importance::Warning);
+    }
+}

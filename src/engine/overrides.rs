@@ -37,10 +37,12 @@ pub fn apply(root: &mut Map, overrides: &Overrides, errors: &mut Vec<Diagnostic>
             Some(Value::Map(patch)) => apply_patch(root, patch),
             Some(_) => {}
             None => errors.push(
-                Diagnostic::error(Path::default(), format!("unknown profile `{name}`")).hint(
-                    did_you_mean(name, profiles.keys().map(String::as_str))
-                        .unwrap_or_else(|| "this pipeline has no profiles".to_owned()),
-                ),
+                Diagnostic::error(Path::default(), format!("unknown profile `{name}`"))
+                    .naming_profile()
+                    .hint(
+                        did_you_mean(name, profiles.keys().map(String::as_str))
+                            .unwrap_or_else(|| "this pipeline has no profiles".to_owned()),
+                    ),
             ),
         }
     }
@@ -63,6 +65,7 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
                         patch.type_name()
                     ),
                 )
+                .naming_profile()
                 .hint("a profile may hold `params` and `stages`"),
             );
         }
@@ -76,16 +79,15 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
                     format!("unknown key `{key}` in profile `{name}`"),
                 )
                 .at_key()
+                .naming_profile()
                 .hint("a profile may hold `params`, `stages` and `description`"),
             );
         } else if key != "description" && value.as_map().is_none() {
-            errors.push(Diagnostic::error(
-                path.key(key),
-                format!(
-                    "`{key}` of profile `{name}` must be a map, found {}",
-                    value.type_name()
-                ),
-            ));
+            let message = format!(
+                "`{key}` of profile `{name}` must be a map, found {}",
+                value.type_name()
+            );
+            errors.push(Diagnostic::error(path.key(key), message).naming_profile());
         }
     }
 }

@@ -4,10 +4,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use super::process::Ended;
-use super::{Execution, StageFailure, State};
+use super::state::{State, Step};
+use super::{Execution, StageFailure};
 use crate::engine::artifact::Digest;
 use crate::engine::context::Importance;
-use crate::engine::event::{Outcome, RunEvent, WorkerEvent};
+use crate::engine::event::{RunEvent, WorkerEvent};
 use crate::engine::limits::explain_signal;
 use crate::engine::plan::Cause;
 use crate::engine::stage::StageError;
@@ -68,7 +69,7 @@ impl Execution<'_> {
                     }
                     self.known[stage] = Some(record.outputs);
                 }
-                self.settle(stage, Outcome::Done);
+                self.settle(stage, Step::Finish);
             }
             // Whatever it said when it was ended from here is the effect of that.
             (_, Some(Ended::TimedOut(seconds))) => {
@@ -77,7 +78,7 @@ impl Execution<'_> {
             }
             (_, Some(Ended::AtOnce)) => self.interrupted(stage, name),
             (Some(WorkerEvent::Fetched), _) => {
-                self.states[stage] = State::Waiting;
+                self.step(stage, Step::Reconsider);
                 self.planner.note_fetched(stage);
                 self.decide_if_ready(stage);
             }
@@ -112,7 +113,7 @@ impl Execution<'_> {
 
     fn interrupted(&mut self, stage: usize, name: String) {
         self.emit(RunEvent::StageInterrupted { stage: name });
-        self.settle(stage, Outcome::Interrupted);
+        self.step(stage, Step::Interrupt);
     }
 
     fn failed_or_retried(&mut self, stage: usize, name: String, error: StageError) {
@@ -130,8 +131,7 @@ impl Execution<'_> {
             });
             let pause = Duration::from_secs(1 << (tries - 1).min(5));
             self.not_before.insert(stage, Instant::now() + pause);
-            self.states[stage] = State::Queued;
-            self.queue.push_back(stage);
+            self.step(stage, Step::Retry);
         } else {
             self.fail(stage, &error);
         }
@@ -139,7 +139,7 @@ impl Execution<'_> {
 
     pub(super) fn fail(&mut self, stage: usize, error: &StageError) {
         self.note_failure(stage, error);
-        self.settle(stage, Outcome::Failed);
+        self.settle(stage, Step::Fail);
     }
 
     pub(super) fn note_failure(&mut self, stage: usize, error: &StageError) {
@@ -166,7 +166,6 @@ impl Execution<'_> {
                 worker.ask_to_stop();
             }
         }
-        self.states[stage] = State::Settled(Outcome::Failed);
     }
 
     /// An input turned out to be damaged: its producer runs again, and then the stage that needs it.
@@ -193,7 +192,7 @@ impl Execution<'_> {
             self.fail(stage, &StageError::new(message));
             return;
         }
-        self.states[stage] = State::Waiting;
+        self.step(stage, Step::Reconsider);
         for producer in producers {
             self.emit(RunEvent::StageDamaged {
                 stage: self.pipeline.stages[producer].name.clone(),
@@ -215,14 +214,11 @@ impl Execution<'_> {
             // Who waits for resources with the old outputs in mind has to be decided about again.
             for consumer in self.pipeline.graph.needed_by(producer) {
                 if self.states[consumer] == State::Queued {
-                    self.states[consumer] = State::Waiting;
+                    self.step(consumer, Step::Reconsider);
                     self.queue.retain(|queued| *queued != consumer);
                 }
             }
-            if !matches!(self.states[producer], State::Queued | State::Running) {
-                self.states[producer] = State::Queued;
-                self.queue.push_back(producer);
-            }
+            self.step(producer, Step::Remake);
         }
     }
 }

@@ -5,9 +5,12 @@
 //! cached result, which settles it at once, or a job for the queue. Worker processes report through one
 //! channel. The loop ends when nothing runs and nothing is queued.
 
+mod decisions;
 mod endings;
 mod process;
 mod resources;
+mod starts;
+mod state;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -27,9 +30,9 @@ use super::runs::{RunFolder, RunStage};
 use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::{Lock, LockState, Record, Store};
-use super::worker::{Job, JobInput, Task};
 use process::{Ended, WorkerProcess};
 use resources::Pool;
+use state::{State, Step};
 
 /// How a run is to go.
 #[derive(Debug, Clone)]
@@ -101,8 +104,7 @@ pub(super) fn recompute(
     execution.known = known;
     for (&stage, record) in recorded {
         execution.plans[stage] = Some(StagePlan::to_recompute(record));
-        execution.states[stage] = State::Queued;
-        execution.queue.push_back(stage);
+        execution.step(stage, Step::Queue);
     }
     execution.run()
 }
@@ -122,18 +124,6 @@ pub fn run(
 struct Recomputed {
     inputs_from: PathBuf,
     records: BTreeMap<usize, Record>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Needs stages that are not settled.
-    Waiting,
-    /// Waits for resources.
-    Queued,
-    /// Its worker runs.
-    Running,
-    /// It ended.
-    Settled(Outcome),
 }
 
 struct Execution<'a> {
@@ -195,7 +185,7 @@ impl<'a> Execution<'a> {
                     if *needed {
                         State::Waiting
                     } else {
-                        State::Settled(Outcome::Skipped)
+                        State::Unwanted
                     }
                 })
                 .collect(),
@@ -220,15 +210,12 @@ impl<'a> Execution<'a> {
 
     fn run(mut self) -> Result<(RunReport, BTreeMap<usize, Record>), StageError> {
         let clock = Instant::now();
-        let wanted: Vec<bool> = self
-            .states
-            .iter()
-            .map(|state| !matches!(state, State::Settled(_)))
-            .collect();
+        let wanted = self.states.iter();
+        let wanted = wanted.filter(|state| **state != State::Unwanted).count();
         self.emit(RunEvent::RunStarted {
             run: self.folder.id.clone(),
             pipeline: self.pipeline.name.clone(),
-            stages: wanted.iter().filter(|wanted| **wanted).count(),
+            stages: wanted,
         });
         // In this order, everything that a stage needs is decided about before it.
         for &stage in &self.pipeline.order {
@@ -263,9 +250,8 @@ impl<'a> Execution<'a> {
         let outcomes: Vec<Option<Outcome>> = self
             .states
             .iter()
-            .zip(&wanted)
-            .map(|(state, wanted)| match state {
-                State::Settled(outcome) if *wanted => Some(*outcome),
+            .map(|state| match state {
+                State::Settled(outcome) => Some(*outcome),
                 _ => None,
             })
             .collect();
@@ -310,185 +296,16 @@ impl<'a> Execution<'a> {
         Ok((report, recomputed.unwrap_or_default()))
     }
 
-    /// Decides about a stage, and then about those that this settles the needs of.
-    ///
-    /// A list and no recursion: chains of stages may be longer than the stack is deep.
-    fn decide_if_ready(&mut self, stage: usize) {
-        let mut open = vec![stage];
-        while let Some(stage) = open.pop() {
-            if self.decide_one(stage) {
-                open.extend(self.pipeline.graph.needed_by(stage).into_iter().rev());
-            }
+    /// Changes the state of a stage; nothing else does.
+    fn step(&mut self, stage: usize, step: Step) {
+        let before = self.states[stage];
+        let Some(after) = before.after(step) else {
+            unreachable!("BUG: {step:?} of a stage that is {before:?}");
+        };
+        self.states[stage] = after;
+        if after == State::Queued && before != State::Queued {
+            self.queue.push_back(stage);
         }
-    }
-
-    /// Settles, queues or skips a stage whose needs are all settled; says whether it is settled now.
-    fn decide_one(&mut self, stage: usize) -> bool {
-        if self.states[stage] != State::Waiting {
-            return false;
-        }
-        let needs = self.pipeline.graph.needs(stage);
-        let mut broken = None;
-        for need in &needs {
-            match self.states[*need] {
-                State::Settled(Outcome::Cached | Outcome::Done) => {}
-                State::Settled(_) => broken = broken.or(Some(*need)),
-                _ => return false,
-            }
-        }
-        let name = &self.pipeline.stages[stage].name;
-        if let Some(need) = broken {
-            let event = RunEvent::StageSkipped {
-                stage: name.clone(),
-                needs: self.pipeline.stages[need].name.clone(),
-            };
-            self.emit(event);
-            self.states[stage] = State::Settled(Outcome::Skipped);
-            return true;
-        }
-        let decided = self.planner.decide(stage, &self.known, &self.plans);
-        if self.options.interrupts.load(Ordering::SeqCst) > 0 {
-            // What the plan read may have been read in part.
-            return false;
-        }
-        match decided {
-            Ok(mut plan) => {
-                if let Some(outputs) = plan.outputs.take() {
-                    self.known[stage] = Some(outputs);
-                    self.folder.uses(plan.fingerprint);
-                    let event = RunEvent::StageCached {
-                        stage: name.clone(),
-                        notes: std::mem::take(&mut plan.notes),
-                    };
-                    self.emit(event);
-                    self.plans[stage] = Some(plan);
-                    self.states[stage] = State::Settled(Outcome::Cached);
-                    return true;
-                }
-                if let Some(error) = plan.obstacle.take() {
-                    self.note_failure(stage, &error);
-                    return true;
-                }
-                if plan.fingerprint.is_none() && self.planner.was_fetched(stage) {
-                    let error = StageError::new("BUG: a digest is open though everything is known");
-                    self.note_failure(stage, &error);
-                    return true;
-                }
-                self.plans[stage] = Some(plan);
-                self.states[stage] = State::Queued;
-                self.queue.push_back(stage);
-                false
-            }
-            Err((_, error)) => {
-                self.note_failure(stage, &error);
-                true
-            }
-        }
-    }
-
-    fn settle(&mut self, stage: usize, outcome: Outcome) {
-        self.states[stage] = State::Settled(outcome);
-        if outcome == Outcome::Interrupted {
-            return;
-        }
-        for next in self.pipeline.graph.needed_by(stage) {
-            self.decide_if_ready(next);
-        }
-    }
-
-    fn start_queued(&mut self) {
-        let now = Instant::now();
-        let mut kept = VecDeque::new();
-        while let Some(stage) = self.queue.pop_front() {
-            let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
-            let instance = &self.pipeline.stages[stage];
-            let grant = if waits {
-                None
-            } else {
-                let uses_gpus = instance.stage.uses_gpus();
-                self.pool.take(&instance.resources, uses_gpus)
-            };
-            let Some(grant) = grant else {
-                kept.push_back(stage);
-                continue;
-            };
-            let job = self.job(stage, &grant);
-            match process::start(
-                stage,
-                &job,
-                &grant,
-                &self.options.program,
-                self.log_path(stage),
-                &self.pipeline.stages[stage].stage.secrets(),
-                &self.sender,
-            ) {
-                Ok(worker) => {
-                    let plan = self.plans[stage].as_ref();
-                    let event = RunEvent::StageStarted {
-                        stage: job.stage,
-                        fingerprint: plan.and_then(|plan| plan.fingerprint),
-                        causes: plan.map(|plan| plan.causes.clone()).unwrap_or_default(),
-                        gpus: job.gpus,
-                        notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
-                    };
-                    self.folder.begin_work();
-                    self.emit(event);
-                    self.states[stage] = State::Running;
-                    self.workers.insert(stage, worker);
-                }
-                Err(error) => {
-                    self.pool.give_back(&grant);
-                    self.fail(stage, &error);
-                }
-            }
-        }
-        self.queue = kept;
-    }
-
-    fn job(&self, stage: usize, grant: &resources::Grant) -> Job {
-        let instance = &self.pipeline.stages[stage];
-        let plan = self.plans[stage].as_ref();
-        let task = plan
-            .and_then(|plan| {
-                Some(Task::Run {
-                    manifest: plan.manifest.clone()?,
-                    fingerprint: plan.fingerprint?,
-                    rerun: self.options.plan.rerun.get(stage).copied().unwrap_or(false),
-                    exact: self.options.plan.exact_numerics,
-                })
-            })
-            .unwrap_or(Task::Fetch);
-        let inputs = instance.inputs.iter().flat_map(|input| {
-            input.items.iter().filter_map(|item| {
-                let outputs = self.known[item.producer].as_ref()?;
-                Some(JobInput {
-                    port: input.port.clone(),
-                    labels: item.labels.clone().into_iter().collect(),
-                    artifact: outputs.get(&item.output)?.clone(),
-                })
-            })
-        });
-        Job {
-            task,
-            store: self.store.root().to_owned(),
-            inputs_from: (self.recomputed.as_ref()).map(|made| made.inputs_from.clone()),
-            pipeline: self.pipeline.name.clone(),
-            stage: instance.name.clone(),
-            kind: instance.kind.name.to_owned(),
-            params: instance.raw_params.clone(),
-            inputs: inputs.collect(),
-            base_folder: instance.base_folder.to_path_buf(),
-            device: self.options.capacity.device,
-            gpus: grant.gpus.clone(),
-            gpus_asked_for: instance.resources.gpus,
-            threads: grant.cpus,
-        }
-    }
-
-    fn log_path(&self, stage: usize) -> PathBuf {
-        let name = &self.pipeline.stages[stage].name;
-        let logs = self.folder.path.join("logs");
-        logs.join(format!("{}.log", file_name(name)))
     }
 
     fn take(&mut self, stage: usize, message: Message) {
@@ -588,27 +405,4 @@ fn wait_for_collection(
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so
-/// that no two stages share a file.
-fn file_name(stage: &str) -> String {
-    const LONGEST: usize = 150;
-    let safe: String = stage
-        .chars()
-        .map(|c| match c {
-            '/' | '\\' | ':' => '_',
-            c if c.is_control() => '_',
-            c => c,
-        })
-        .collect();
-    if safe == stage && safe.len() <= LONGEST {
-        return safe;
-    }
-    let mut end = safe.len().min(LONGEST);
-    while !safe.is_char_boundary(end) {
-        end -= 1;
-    }
-    let digest = super::artifact::Digest::of(stage.as_bytes());
-    format!("{}-{}", &safe[..end], digest.short())
 }

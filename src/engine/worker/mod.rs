@@ -6,18 +6,21 @@
 mod events;
 mod held;
 mod inputs;
+mod job;
+mod params;
+mod try_folder;
 mod unheeding;
+mod words;
 
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+pub use job::{Job, JobInput, Task};
 
-use super::artifact::{Artifact, Digest};
+use super::artifact::Digest;
 use super::context::{Code, Importance, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
@@ -25,73 +28,14 @@ use super::limits;
 use super::machine::{DeviceChoice, host_name, numerics_class, usage};
 use super::mask::Mask;
 use super::plan::find_local;
-use super::processes::{adopt_orphans, kill_at_home_in};
+use super::processes::adopt_orphans;
 use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
 use super::store::{Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
 use inputs::{HeldSources, input_names, paths_of, source_names};
+use try_folder::{TryFolder, sweep_dead_tries};
 use unheeding::Watch;
-
-/// One stage to run, with everything that the worker needs to know.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Job {
-    /// What to do.
-    pub task: Task,
-    /// The store's folder.
-    pub store: PathBuf,
-    /// The folder of the store that holds the inputs, if that is another: an audit writes to one of its own.
-    pub inputs_from: Option<PathBuf>,
-    /// Name of the pipeline.
-    pub pipeline: String,
-    /// Name of the stage.
-    pub stage: String,
-    /// The stage kind.
-    pub kind: String,
-    /// Params as written, as JSON text.
-    pub params: Box<RawValue>,
-    /// Its inputs.
-    pub inputs: Vec<JobInput>,
-    /// The folder that relative paths start from.
-    pub base_folder: PathBuf,
-    /// Where the run is asked to compute.
-    pub device: DeviceChoice,
-    /// Ids of the GPUs that the stage was given.
-    pub gpus: Vec<String>,
-    /// How many it asks for.
-    pub gpus_asked_for: usize,
-    /// Threads that may be used.
-    pub threads: usize,
-}
-
-/// What a worker is asked to do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "task", rename_all = "snake_case")]
-pub enum Task {
-    /// Run the stage.
-    Run {
-        /// What determines its bytes.
-        manifest: Manifest,
-        /// The manifest's fingerprint.
-        fingerprint: Digest,
-        /// Run even if there is a record.
-        rerun: bool,
-        /// Run even if there is a record of another numerics class.
-        exact: bool,
-    },
-    /// Fetch the stage's unpinned sources, so that its manifest can be known.
-    Fetch,
-}
-
-/// One input of a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct JobInput {
-    /// The port.
-    pub port: String,
-    /// Labels, as pairs in order.
-    pub labels: Vec<(String, String)>,
-    /// The artifact.
-    pub artifact: Artifact,
-}
+use words::in_words;
 
 /// Runs the job on standard input; returns the process's exit code.
 pub fn main(registry: &Registry) -> u8 {
@@ -202,35 +146,6 @@ fn ignores(signal: i32) -> bool {
     ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// Replaces paths of caches and of this try, which mean nothing to a reader, by what they stand for.
-fn in_words(
-    error: StageError,
-    names: &[(String, String)],
-    inputs: &[(String, String)],
-    try_folder: &Path,
-) -> StageError {
-    let StageError::Failed { mut message, hint } = error else {
-        return error;
-    };
-    for (path, name) in names {
-        message = message.replace(path, name);
-    }
-    // Inputs are given by their canonical paths.
-    let canonical = fs_err::canonicalize(try_folder);
-    for folder in [Some(try_folder), canonical.as_deref().ok()]
-        .into_iter()
-        .flatten()
-    {
-        for (input, name) in inputs {
-            let path = folder.join(input).display().to_string();
-            message = message.replace(&format!("{path}/"), &format!("{name}, "));
-            message = message.replace(&path, name);
-        }
-        message = message.replace(&format!("{}/", folder.display()), "");
-    }
-    StageError::Failed { message, hint }
-}
-
 enum Failure {
     Stage(StageError),
     Damaged { artifact: Digest, message: String },
@@ -254,15 +169,7 @@ impl Worker<'_> {
     fn perform(self, registry: &Registry) -> Result<WorkerEvent, Failure> {
         let kind = find_kind(registry, &self.job.kind)
             .ok_or_else(|| StageError::new(format!("unknown stage kind `{}`", self.job.kind)))?;
-        let params = serde_json::from_str(self.job.params.get())
-            .map_err(|error| StageError::new(format!("cannot read the params: {error}")))?;
-        let stage = (kind.parse)(&params).map_err(|problems| {
-            let text: Vec<String> = problems
-                .into_iter()
-                .map(|problem| problem.message)
-                .collect();
-            StageError::new(text.join("; "))
-        })?;
+        let stage = params::read(kind, &self.job.params)?;
         match &self.job.task {
             Task::Fetch => {
                 self.fetch_sources(stage.as_ref(), None, &HeldSources::new())?;
@@ -273,7 +180,10 @@ impl Worker<'_> {
                 fingerprint,
                 rerun,
                 exact,
-            } => self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact),
+            } => {
+                params::check(kind, stage.as_ref(), manifest)?;
+                self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact)
+            }
         }
     }
 
@@ -310,12 +220,12 @@ impl Worker<'_> {
         sweep_dead_tries(&scratch)?;
         // Removed however the try ends; checkpoints stay for the next one.
         let try_folder = TryFolder::make(&scratch)?;
-        let (inputs, watched) = self.lay_out_inputs(&try_folder.0)?;
-        let held = self.hold_sources(stage, &try_folder.0)?;
+        let (inputs, watched) = self.lay_out_inputs(try_folder.path())?;
+        let held = self.hold_sources(stage, try_folder.path())?;
         let input_names = input_names(&inputs);
         let worded = |error, sources: &_| {
             let names = source_names(stage, &self.job.base_folder, sources);
-            in_words(error, &names, &input_names, &try_folder.0)
+            in_words(error, &names, &input_names, try_folder.path())
         };
         let sources = self
             .check_held(manifest, &held, "changed since the stage was planned")
@@ -342,9 +252,9 @@ impl Worker<'_> {
             heeds: Arc::default(),
             reporter: Box::new(self.events.clone()),
             told: None,
-            try_folder: try_folder.0.clone(),
+            try_folder: try_folder.path().to_owned(),
         };
-        let watch = Watch::begin(&self.cancelled, &ctx.heeds, &try_folder.0, self.events)
+        let watch = Watch::begin(&self.cancelled, &ctx.heeds, try_folder.path(), self.events)
             .map_err(|error| limits::explain("cannot start a thread", &error))?;
         let outcome = stage.run(&mut ctx);
         drop(watch);
@@ -354,10 +264,10 @@ impl Worker<'_> {
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_sources_unchanged(manifest, &held)?;
-        self.look_for_secrets(stage, &try_folder.0)?;
+        self.look_for_secrets(stage, try_folder.path())?;
         let (outputs, stats) =
             self.store
-                .commit_outputs(&try_folder.0, &stage.outputs(), &self.inputs_from)?;
+                .commit_outputs(try_folder.path(), &stage.outputs(), &self.inputs_from)?;
         let (usage, seconds) = (usage(), clock.elapsed().as_secs_f64());
         let mut record = Record {
             beside,
@@ -557,78 +467,6 @@ impl Worker<'_> {
                     .hint("free some space, or choose a store on another disk with `--store DIR`")
             }
             other => other,
-        }
-    }
-}
-
-/// The folder of one try; it goes with the value.
-struct TryFolder(PathBuf);
-
-impl TryFolder {
-    fn make(scratch: &Path) -> std::io::Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("try-")
-            .tempdir_in(scratch)?;
-        Ok(Self(folder.keep()))
-    }
-}
-
-impl Drop for TryFolder {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed by the next try.
-        let _ = fs_err::remove_dir_all(&self.0);
-        if let Some(scratch) = self.0.parent() {
-            // Only if it is empty: a checkpoint stays.
-            let _ = fs_err::remove_dir(scratch);
-        }
-    }
-}
-
-/// Removes what killed tries left; whoever calls holds the lock, so no try is alive.
-fn sweep_dead_tries(scratch: &Path) -> Result<(), StageError> {
-    fs_err::create_dir_all(scratch)?;
-    for entry in fs_err::read_dir(scratch)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("try-") {
-            // What a command left in a session of its own outlives a killed worker.
-            kill_at_home_in(&entry.path());
-            // One that is dying still may write there; its folder then waits for the next sweep.
-            let _ = fs_err::remove_dir_all(entry.path());
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_of_inputs_are_named_by_their_ports() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |path: &str| folder.path().join(path).display().to_string();
-        let names = [
-            ("data.10", "input 11 of `data`"),
-            ("data.1", "input 2 of `data`"),
-            ("policy.0", "input `policy`"),
-        ]
-        .map(|(path, name)| (path.to_owned(), name.to_owned()));
-        for (path, expected) in [
-            ("policy.0", "input `policy`: no end token"),
-            (
-                "policy.0/config.json",
-                "input `policy`, config.json: no end token",
-            ),
-            ("data.10/a", "input 11 of `data`, a: no end token"),
-            ("data.1", "input 2 of `data`: no end token"),
-            ("model/config.json", "model/config.json: no end token"),
-        ] {
-            let error = StageError::new(format!("{}: no end token", at(path)));
-            let StageError::Failed { message, .. } = in_words(error, &[], &names, folder.path())
-            else {
-                panic!("the error is another");
-            };
-            assert_eq!(message, expected);
         }
     }
 }

@@ -1,0 +1,133 @@
+//! Starting the workers of queued stages, as far as they fit.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::Execution;
+use super::process;
+use super::resources::Grant;
+use super::state::Step;
+use crate::engine::artifact::Digest;
+use crate::engine::event::RunEvent;
+use crate::engine::worker::{Job, JobInput, Task};
+
+impl Execution<'_> {
+    pub(super) fn start_queued(&mut self) {
+        let now = Instant::now();
+        let mut kept = VecDeque::new();
+        while let Some(stage) = self.queue.pop_front() {
+            let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
+            let instance = &self.pipeline.stages[stage];
+            let grant = if waits {
+                None
+            } else {
+                let uses_gpus = instance.stage.uses_gpus();
+                self.pool.take(&instance.resources, uses_gpus)
+            };
+            let Some(grant) = grant else {
+                kept.push_back(stage);
+                continue;
+            };
+            let job = self.job(stage, &grant);
+            match process::start(
+                stage,
+                &job,
+                &grant,
+                &self.options.program,
+                self.log_path(stage),
+                &self.pipeline.stages[stage].stage.secrets(),
+                &self.sender,
+            ) {
+                Ok(worker) => {
+                    let plan = self.plans[stage].as_ref();
+                    let event = RunEvent::StageStarted {
+                        stage: job.stage,
+                        fingerprint: plan.and_then(|plan| plan.fingerprint),
+                        causes: plan.map(|plan| plan.causes.clone()).unwrap_or_default(),
+                        gpus: job.gpus,
+                        notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
+                    };
+                    self.folder.begin_work();
+                    self.emit(event);
+                    self.step(stage, Step::Start);
+                    self.workers.insert(stage, worker);
+                }
+                Err(error) => {
+                    self.pool.give_back(&grant);
+                    self.fail(stage, &error);
+                }
+            }
+        }
+        self.queue = kept;
+    }
+
+    pub(super) fn job(&self, stage: usize, grant: &Grant) -> Job {
+        let instance = &self.pipeline.stages[stage];
+        let plan = self.plans[stage].as_ref();
+        let task = plan
+            .and_then(|plan| {
+                Some(Task::Run {
+                    manifest: plan.manifest.clone()?,
+                    fingerprint: plan.fingerprint?,
+                    rerun: self.options.plan.rerun.get(stage).copied().unwrap_or(false),
+                    exact: self.options.plan.exact_numerics,
+                })
+            })
+            .unwrap_or(Task::Fetch);
+        let inputs = instance.inputs.iter().flat_map(|input| {
+            input.items.iter().filter_map(|item| {
+                let outputs = self.known[item.producer].as_ref()?;
+                Some(JobInput {
+                    port: input.port.clone(),
+                    labels: item.labels.clone().into_iter().collect(),
+                    artifact: outputs.get(&item.output)?.clone(),
+                })
+            })
+        });
+        Job {
+            task,
+            store: self.store.root().to_owned(),
+            inputs_from: (self.recomputed.as_ref()).map(|made| made.inputs_from.clone()),
+            pipeline: self.pipeline.name.clone(),
+            stage: instance.name.clone(),
+            kind: instance.kind.name.to_owned(),
+            params: instance.raw_params.clone(),
+            inputs: inputs.collect(),
+            base_folder: instance.base_folder.to_path_buf(),
+            device: self.options.capacity.device,
+            gpus: grant.gpus.clone(),
+            gpus_asked_for: instance.resources.gpus,
+            threads: grant.cpus,
+        }
+    }
+
+    pub(super) fn log_path(&self, stage: usize) -> PathBuf {
+        let name = &self.pipeline.stages[stage].name;
+        let logs = self.folder.path.join("logs");
+        logs.join(format!("{}.log", file_name(name)))
+    }
+}
+
+/// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so
+/// that no two stages share a file.
+fn file_name(stage: &str) -> String {
+    const LONGEST: usize = 150;
+    let safe: String = stage
+        .chars()
+        .map(|c| match c {
+            '/' | '\\' | ':' => '_',
+            c if c.is_control() => '_',
+            c => c,
+        })
+        .collect();
+    if safe == stage && safe.len() <= LONGEST {
+        return safe;
+    }
+    let mut end = safe.len().min(LONGEST);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let digest = Digest::of(stage.as_bytes());
+    format!("{}-{}", &safe[..end], digest.short())
+}
