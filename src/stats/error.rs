@@ -53,6 +53,18 @@ pub enum StatsError {
         /// The statistic.
         what: &'static str,
     },
+    /// The best of more completions was asked for than there are.
+    #[error(
+        "{what}@{k} needs {k} completions of each question, there are {n}; hint: lower `k`, or raise `samples_per_prompt` of `sample`"
+    )]
+    MoreThanSampled {
+        /// The statistic.
+        what: &'static str,
+        /// The number asked for.
+        k: usize,
+        /// The number of completions.
+        n: usize,
+    },
     /// More items were asked for than there are.
     #[error("top {k} of {n} values")]
     TooManyAskedFor {

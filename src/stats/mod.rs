@@ -17,6 +17,7 @@ mod histogram;
 mod multiple;
 mod ngrams;
 mod normality;
+mod pass_at_k;
 mod selection;
 mod t_test;
 mod tfidf;
@@ -33,6 +34,7 @@ pub use histogram::{Histogram, even_edges};
 pub use multiple::holm;
 pub use ngrams::{distinct_n, self_bleu};
 pub use normality::{NormalityTest, dagostino_pearson, shapiro_wilk};
+pub use pass_at_k::{MAJORITY_DRAWS, Votes, majority_at_k, max_at_k, pass_at_k};
 pub use selection::{pareto_optimal, top_k};
 pub use t_test::{
     Alternative, StdKind, Summary, TTest, Variances, one_sample_t_test, paired_t_test,

@@ -1,6 +1,7 @@
-//! The world's judgement of completions, whatever the prompt: a question, a dialogue or a post.
+//! The world's judgement of completions, whatever the prompt: a question, a dialogue, a post or a problem.
 
 use super::{
+    arithmetic::{self, Fault, GREATEST, Problem},
     generated::World,
     post::{Post, Posts},
     question::Question,
@@ -14,12 +15,14 @@ pub struct Examiner {
 }
 
 /// What a prompt asks for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Exam<'a> {
     /// An answer to a question.
     Answer(&'a World, &'a Question),
     /// A summary of a post.
     Summary(&'a Posts, &'a Post),
+    /// A derivation.
+    Derivation(Problem),
 }
 
 /// What the world says of a completion.
@@ -27,9 +30,10 @@ pub enum Exam<'a> {
 pub struct Marks {
     /// The exact reward.
     pub reward: f64,
-    /// The mode of an answer or the form of a summary; `None` if the text is incoherent.
+    /// The mode of an answer, the form of a summary or the last operation of a derivation; `None` if the text is
+    /// incoherent.
     pub mode: Option<&'static str>,
-    /// Words that name the wrong thing.
+    /// Words that name the wrong thing; steps of a derivation that do not hold, of which the first counts alone.
     pub slot_errors: usize,
     /// Rude words.
     pub rude_words: usize,
@@ -59,11 +63,12 @@ impl Examiner {
         }
     }
 
-    /// Recognises the text of a question, a dialogue or a post.
+    /// Recognises the text of a question, a dialogue, a post or a problem.
     pub fn exam(&self, text: &str) -> Option<Exam<'_>> {
         let answer = || Some(Exam::Answer(&self.world, self.world.resolve(text)?));
         let summary = || Some(Exam::Summary(&self.posts, self.posts.find(text)?));
-        answer().or_else(summary)
+        let problem = || Some(Exam::Derivation(Problem::find(text, GREATEST)?));
+        answer().or_else(summary).or_else(problem)
     }
 }
 
@@ -91,10 +96,23 @@ impl Exam<'_> {
                     leftover_words: read.leftover_words,
                 }
             }
+            Self::Derivation(problem) => {
+                let read = problem.read(completion, true);
+                let is_right = ended && problem.is_right(&read);
+                let last = read.derivation.0.last();
+                let is_untrue = matches!(read.fault, Some(Fault::Unavailable | Fault::Inexact));
+                Marks {
+                    reward: f64::from(u8::from(is_right)),
+                    mode: last.map(|step| step.operation.name()),
+                    slot_errors: usize::from(is_untrue),
+                    rude_words: 0,
+                    leftover_words: read.leftover_words,
+                }
+            }
         }
     }
 
-    /// Every legal completion; their priors sum to 1.
+    /// Every legal completion; their priors sum to 1. Of a problem these are the right derivations, as there are.
     pub fn legal(&self) -> Vec<Legal> {
         match self {
             Self::Answer(world, question) => world
@@ -117,6 +135,18 @@ impl Exam<'_> {
                     text: summary.text,
                 })
                 .collect(),
+            Self::Derivation(problem) => {
+                let right = problem.right_derivations();
+                let log_priors = arithmetic::log_priors(&right);
+                let legal = right.iter().zip(log_priors);
+                let legal = legal.map(|(derivation, log_prior)| Legal {
+                    text: derivation.to_string(),
+                    mode: derivation.0.last().map(|step| step.operation.name()),
+                    reward: 1.0,
+                    log_prior,
+                });
+                legal.collect()
+            }
         }
     }
 }

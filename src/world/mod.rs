@@ -20,8 +20,8 @@
 //! reward against learned reward.
 //!
 //! A question may stand at the end of a [`Dialogue`] that says part of it only; and there are [`Posts`] to be
-//! summarised, with rewards and legal summaries of their own ([`SummaryReading`]). [`Examiner`] judges completions of
-//! either.
+//! summarised, with rewards and legal summaries of their own ([`SummaryReading`]); and problems of [`arithmetic`] to be
+//! solved. [`Examiner`] judges completions of all of them.
 
 mod answer;
 pub mod arithmetic;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod arithmetic;
 mod audit;
 mod cache;
 mod check_errors;

@@ -10,7 +10,7 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::ranges::at_least_one;
 use crate::world::Examiner;
 
-/// Lists every legal answer of the generated world to some questions (or dialogues; or every legal summary of posts), so that a policy can be measured exactly.
+/// Lists every legal answer of the generated world to some questions (or dialogues; every legal summary of posts; every right derivation of problems of arithmetic), so that a policy can be measured exactly.
 ///
 /// The completions are ended; `log_prob` is the log-probability with which the world itself gives the answer, and
 /// `exact_reward` its reward. `score_policy` puts a model's log-probability in its place, `target_distance` compares
@@ -19,7 +19,7 @@ use crate::world::Examiner;
 #[serde(deny_unknown_fields)]
 pub struct EnumerateAnswers {
     /// How many questions, the first ones of `prompts`; each question has 249 answers, each post 153
-    /// summaries.
+    /// summaries, each problem 2 to 60 derivations.
     n: usize,
     /// Which world.
     #[serde(default)]

@@ -26,8 +26,9 @@ pub enum WorldReward {
 /// Adds the generated world's own judgement of completions: `exact_reward`, `coherent`, `rude_words`,
 /// `slot_errors`, `mode`.
 ///
-/// Completions of questions, of dialogues and of posts (whose form is the `mode`, and whose wrong words are the
-/// `slot_errors`). Beside a learned reward this shows reward hacking: a policy can raise the learned reward while the exact one falls.
+/// Completions of questions, of dialogues, of posts (whose form is the `mode`, and whose wrong words are the
+/// `slot_errors`) and of problems of arithmetic (whose last operation is the `mode`, and which are coherent if every step
+/// holds). Beside a learned reward this shows reward hacking: a policy can raise the learned reward while the exact one falls.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreWorld {

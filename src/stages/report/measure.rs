@@ -1,5 +1,7 @@
 //! Metrics of the completions of one run, in a form that can be resampled.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,10 +48,18 @@ pub(super) enum Metric {
     Truncated,
     /// Entropy, in nats, of the values of a text column.
     Entropy,
+    /// Probability that one of so many completions of a question is right.
+    PassAt(usize),
+    /// Expected greatest reward of so many completions of a question.
+    MaxAt(usize),
+    /// Probability that the most frequent answer of so many completions of a question is right.
+    MajorityAt(usize),
+    /// Right answers that differ, of all completions of a question.
+    DistinctRight,
 }
 
 impl Metric {
-    /// Every metric of a reward, in the order of the columns.
+    /// Every metric of a reward that needs no asking for, in the order of the columns.
     pub(super) const ALL: [Self; 15] = [
         Self::Mean,
         Self::Std,
@@ -69,8 +79,12 @@ impl Metric {
     ];
 
     /// The name in a pipeline.
-    pub(super) fn key(self) -> &'static str {
-        match self {
+    pub(super) fn key(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::PassAt(k) => return Cow::Owned(format!("pass_at_{k}")),
+            Self::MaxAt(k) => return Cow::Owned(format!("max_at_{k}")),
+            Self::MajorityAt(k) => return Cow::Owned(format!("majority_at_{k}")),
+            Self::DistinctRight => "distinct_right",
             Self::Mean => "mean",
             Self::Std => "std",
             Self::TopKMean => "top_k_mean",
@@ -87,7 +101,7 @@ impl Metric {
             Self::TfidfNoveltyAll => "tfidf_novelty_all",
             Self::Truncated => "truncated",
             Self::Entropy => "entropy",
-        }
+        })
     }
 
     /// The heading of its column.
@@ -109,6 +123,26 @@ impl Metric {
             Self::TfidfNoveltyAll => "TF-IDF Novelty, all".to_owned(),
             Self::Truncated => "Truncated".to_owned(),
             Self::Entropy => "Entropy".to_owned(),
+            Self::PassAt(k) => format!("pass@{k}"),
+            Self::MaxAt(k) => format!("max@{k}"),
+            Self::MajorityAt(k) => format!("majority@{k}"),
+            Self::DistinctRight => "Distinct right".to_owned(),
+        }
+    }
+
+    /// Whether it is a number of right answers among the completions of a question.
+    pub(super) fn is_of_attempts(self) -> bool {
+        matches!(
+            self,
+            Self::PassAt(_) | Self::MaxAt(_) | Self::MajorityAt(_) | Self::DistinctRight
+        )
+    }
+
+    /// How many completions of a question it draws.
+    pub(super) fn drawn(self) -> Option<usize> {
+        match self {
+            Self::PassAt(k) | Self::MaxAt(k) | Self::MajorityAt(k) => Some(k),
+            _ => None,
         }
     }
 
@@ -393,7 +427,7 @@ mod tests {
     #[test]
     fn keys_are_the_names_in_pipelines() {
         for metric in Metric::ALL {
-            assert_eq!(serde_json::to_value(metric).unwrap(), metric.key());
+            assert_eq!(serde_json::to_value(metric).unwrap(), *metric.key());
         }
     }
 }

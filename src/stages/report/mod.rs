@@ -14,6 +14,7 @@ pub mod t_test;
 pub mod target_distance;
 pub mod win_rate;
 
+mod attempts;
 mod axes;
 #[cfg(test)]
 mod fixture;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::attempts::Rightness;
 use super::groups::{Fit, Grouping, Row, group, matching, within};
 use super::measure::{Distances, Measurement, Metric, Top};
 use crate::artifacts::completions::{ROWS, SCORES};
@@ -157,6 +158,7 @@ impl Scored {
         metric: Metric,
         column: &str,
         k: usize,
+        rightness: Rightness<'_>,
     ) -> Result<Measurement, StageError> {
         let top = |values: Vec<f64>| -> Result<Top, StageError> {
             Ok(Top::new(&self.column(column)?, k, values)?)
@@ -193,6 +195,14 @@ impl Scored {
             Metric::NoveltyAll | Metric::TfidfNoveltyAll => {
                 Measurement::Mean(self.nearest(metric)?.into_iter().enumerate().collect())
             }
+            Metric::PassAt(_)
+            | Metric::MaxAt(_)
+            | Metric::MajorityAt(_)
+            | Metric::DistinctRight => {
+                let values = self.attempts(metric, column, rightness)?;
+                let firsts = self.questions.iter().map(|places| places[0]);
+                Measurement::Mean(firsts.zip(values).collect())
+            }
         })
     }
 
@@ -227,7 +237,11 @@ impl Scored {
             | Metric::TopKMean
             | Metric::TopKStd
             | Metric::Truncated
-            | Metric::Entropy => true,
+            | Metric::Entropy
+            | Metric::PassAt(_)
+            | Metric::MaxAt(_)
+            | Metric::MajorityAt(_)
+            | Metric::DistinctRight => true,
             Metric::Diversity
             | Metric::DiversityAll
             | Metric::TfidfDiversity

@@ -6,11 +6,15 @@
 //! problem. A derivation is right if all of its steps are and the last result is the target; the way there is free, so
 //! that problems have several right answers.
 //!
+//! [`Problems`] are those of the generated world: three numbers from 1 to 12, a target that is none of them, and 2 to 60
+//! right derivations.
+//!
 //! Two derivations are the same if their canonical texts are: words with single spaces between them, the greater number
 //! of a sum or product first. The order of the steps counts.
 
 mod derivation;
 mod problem;
+mod problems;
 mod search;
 
 #[cfg(test)]
@@ -18,3 +22,5 @@ mod tests;
 
 pub use derivation::{Derivation, Fault, Operation, Reading, Step};
 pub use problem::{GREATEST, MOST_NUMBERS, Problem};
+pub(crate) use problems::log_priors;
+pub use problems::{DerivationPair, FEWEST_ANSWERS, FLAWED_SHARE, MOST_ANSWERS, Posed, Problems};

@@ -1,5 +1,10 @@
-use super::*;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::*;
+use crate::random::Stream;
+use crate::world::{Examiner, Split};
+
+/// That of the problems in these tests, but for the generated ones.
 const GREATEST: u32 = 20;
 
 fn problem(text: &str) -> Problem {
@@ -187,4 +192,152 @@ fn the_shortest_way_is_that_of_the_enumeration() {
             assert_eq!(problem.fewest_steps(&numbers), shortest, "{problem}");
         }
     }
+}
+
+/// As a program of its own counted them (Python, breadth first over tuples).
+#[test]
+fn the_problems_have_several_right_answers_and_lie_in_one_split_each() {
+    let problems = Problems::new(3);
+    let splits = [Split::Train, Split::Validation, Split::Test].map(|split| problems.of(split));
+    assert_eq!(splits.each_ref().map(Vec::len), [903, 112, 338]);
+    let all: BTreeSet<String> = splits
+        .iter()
+        .flatten()
+        .map(|posed| posed.problem.to_string())
+        .collect();
+    assert_eq!(all.len(), 1353);
+    let mut answers = 0;
+    for posed in splits.iter().flatten() {
+        let problem = &posed.problem;
+        let text = problem.to_string();
+        assert_eq!(
+            Problem::find(&text, super::GREATEST).as_ref(),
+            Some(problem)
+        );
+        assert!(!problem.numbers.contains(&problem.target), "{text}");
+        let right = problem.right_derivations();
+        let distinct: BTreeSet<Derivation> = right.iter().map(Derivation::canonical).collect();
+        assert!(distinct.len() >= FEWEST_ANSWERS && right.len() <= MOST_ANSWERS);
+        answers += right.len();
+    }
+    assert_eq!(answers, 8681);
+    // Another world holds back others, of the same problems.
+    let other = Problems::new(4).of(Split::Test);
+    assert!(other.len() == 338 && other != splits[2]);
+    assert_eq!(
+        problems.posed(7).unwrap().problem,
+        Problems::new(4).posed(7).unwrap().problem
+    );
+}
+
+#[test]
+fn the_preferred_of_a_pair_is_right_and_the_other_is_not() {
+    let problems = Problems::new(1);
+    let train = problems.of(Split::Train);
+    let pairs = problems.pairs(&train, 2 * train.len(), &Stream::new(5, "pairs"));
+    let mut faults: BTreeMap<Option<Fault>, usize> = BTreeMap::new();
+    for pair in &pairs {
+        let problem = &pair.posed.problem;
+        let read = |text: &str| problem.read(text, true);
+        assert!(problem.is_right(&read(&pair.chosen)), "{pair:?}");
+        let rejected = read(&pair.rejected);
+        assert!(!problem.is_right(&rejected), "{pair:?}");
+        *faults.entry(rejected.fault).or_default() += 1;
+    }
+    // Of each kind about a third; a strange number may make a wrong result no fault of its own.
+    for fault in [None, Some(Fault::Unavailable), Some(Fault::Inexact)] {
+        assert!(faults[&fault] > pairs.len() / 5, "{faults:?}");
+    }
+    assert_eq!(faults.len(), 3);
+    let asked: BTreeSet<u32> = pairs.iter().map(|pair| pair.posed.id).collect();
+    assert_eq!(asked.len(), train.len());
+}
+
+#[test]
+fn documents_have_the_stated_share_of_wrong_derivations() {
+    let problems = Problems::new(1);
+    let posed = problems.posed(100).unwrap();
+    let stream = Stream::new(1, "documents");
+    let wrong = (0..4000).filter(|at| {
+        let text = problems.document(posed, &mut stream.at(*at));
+        let reading = posed.problem.read(&text, true);
+        !posed.problem.is_right(&reading)
+    });
+    let share = wrong.count() as f64 / 4000.0;
+    assert!((share - FLAWED_SHARE).abs() < 0.02, "{share}");
+}
+
+#[test]
+fn the_examiner_knows_problems() {
+    let examiner = Examiner::new(1);
+    for posed in Problems::new(1).of(Split::Test).iter().step_by(40) {
+        let exam = examiner.exam(&posed.problem.to_string()).unwrap();
+        let legal = exam.legal();
+        assert!(legal.len() >= FEWEST_ANSWERS);
+        let prior: f64 = legal.iter().map(|one| one.log_prior.exp()).sum();
+        assert!((prior - 1.0).abs() < 1e-9);
+        for one in legal {
+            let marks = exam.marks(&one.text, true);
+            assert_eq!(
+                (marks.reward, marks.mode, marks.leftover_words),
+                (1.0, one.mode, 0)
+            );
+            assert_eq!(
+                (one.reward, exam.marks(&one.text, false).reward),
+                (1.0, 0.0)
+            );
+        }
+    }
+    let exam = examiner.exam("numbers 2 3 6 target 18").unwrap();
+    let marks = |text: &str| {
+        let marks = exam.marks(text, true);
+        (
+            marks.reward,
+            marks.mode,
+            marks.slot_errors,
+            marks.leftover_words,
+        )
+    };
+    assert_eq!(marks("3 * 6 = 18"), (1.0, Some("product"), 0, 0));
+    assert_eq!(marks("6 + 3 = 9"), (0.0, Some("sum"), 0, 0));
+    assert_eq!(
+        marks("6 - 3 = 3 ; 3 * 3 = 9"),
+        (0.0, Some("difference"), 1, 5)
+    );
+    assert_eq!(marks("so so"), (0.0, None, 0, 2));
+}
+
+#[test]
+fn derivations_are_drawn_as_the_priors_say() {
+    let problem = Problem::find("numbers 2 3 6 target 18", super::GREATEST).unwrap();
+    let right = problem.right_derivations();
+    let texts: Vec<String> = right.iter().map(ToString::to_string).collect();
+    let priors = log_priors(&right);
+    let of = |text: &str| priors[texts.iter().position(|one| one == text).unwrap()].exp();
+    // A product with the greater number first is three times as likely as the other way round.
+    assert!((of("6 * 3 = 18") / of("3 * 6 = 18") - 3.0).abs() < 1e-12);
+    // A sum before a product: 2 * 0.9 times as likely as the product alone.
+    assert!((of("6 + 3 = 9 ; 9 * 2 = 18") / of("6 * 3 = 18") - 1.8).abs() < 1e-12);
+}
+
+#[test]
+fn the_problems_are_pinned_because_results_in_stores_depend_on_them() {
+    let problems = Problems::new(7);
+    let mut hasher = blake3::Hasher::new();
+    for posed in problems.of(Split::Test) {
+        hasher.update(format!("{} {}\n", posed.id, posed.problem).as_bytes());
+        for derivation in posed.problem.right_derivations() {
+            hasher.update(format!("{derivation}\n").as_bytes());
+        }
+    }
+    let train = problems.of(Split::Train);
+    let stream = Stream::new(7, "pinned");
+    for pair in problems.pairs(&train, 200, &stream) {
+        hasher.update(format!("{} | {}\n", pair.chosen, pair.rejected).as_bytes());
+    }
+    for posed in train.iter().step_by(9) {
+        let text = problems.document(posed, &mut stream.at(u64::from(posed.id)));
+        hasher.update(text.as_bytes());
+    }
+    assert_eq!(&hasher.finalize().to_hex()[..16], "ff70bf930ad691de");
 }

@@ -1,9 +1,10 @@
-//! What `generate_world` writes about: questions, dialogues or posts, behind one face.
+//! What `generate_world` writes about: questions, dialogues, posts or problems, behind one face.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::random::Stream;
+use crate::world::arithmetic::{Posed, Problems};
 use crate::world::{Post, Posts, Question, Split, World};
 
 /// What a prompt is.
@@ -18,6 +19,8 @@ pub(super) enum Form {
     Dialogues,
     /// A post, to be summarised: `post : ... TL;DR:`.
     Posts,
+    /// A problem of arithmetic, to be solved step by step: `numbers 2 3 6 target 18`.
+    Arithmetic,
 }
 
 impl Form {
@@ -28,6 +31,11 @@ impl Form {
     )]
     pub(super) fn is_questions(&self) -> bool {
         *self == Self::Questions
+    }
+
+    /// Whether there are rude prompts of it.
+    pub(super) fn has_rude(self) -> bool {
+        matches!(self, Self::Questions | Self::Dialogues)
     }
 }
 
@@ -53,6 +61,7 @@ pub(super) enum Material {
     Questions(World),
     Dialogues(World),
     Posts(Posts),
+    Arithmetic(Problems),
 }
 
 impl Material {
@@ -61,6 +70,7 @@ impl Material {
             Form::Questions => Self::Questions(World::new(seed)),
             Form::Dialogues => Self::Dialogues(World::new(seed)),
             Form::Posts => Self::Posts(Posts::new(seed)),
+            Form::Arithmetic => Self::Arithmetic(Problems::new(seed)),
         }
     }
 
@@ -70,6 +80,7 @@ impl Material {
             Self::Questions(_) => "Questions",
             Self::Dialogues(_) => "Dialogues",
             Self::Posts(_) => "Posts",
+            Self::Arithmetic(_) => "Problems",
         }
     }
 
@@ -81,6 +92,10 @@ impl Material {
                 questions.iter().map(|question| question.id).collect()
             }
             Self::Posts(posts) => posts.of(split).iter().map(|post| post.id).collect(),
+            Self::Arithmetic(problems) => {
+                let posed = problems.of(split);
+                posed.iter().map(|posed| posed.id).collect()
+            }
         }
     }
 
@@ -124,6 +139,20 @@ impl Material {
                     text: pair.post.text,
                     chosen: Some(pair.chosen.text),
                     rejected: Some(pair.rejected.text),
+                });
+                pairs.collect()
+            }
+            Self::Arithmetic(problems) => {
+                let some: Vec<Posed> = ids
+                    .iter()
+                    .filter_map(|id| problems.posed(*id).cloned())
+                    .collect();
+                let pairs = problems.pairs(&some, count, stream).into_iter();
+                let pairs = pairs.map(|pair| Item {
+                    id: pair.posed.id,
+                    text: pair.posed.problem.to_string(),
+                    chosen: Some(pair.chosen),
+                    rejected: Some(pair.rejected),
                 });
                 pairs.collect()
             }
@@ -173,6 +202,20 @@ impl Material {
                 });
                 documents.collect()
             }
+            Self::Arithmetic(problems) => {
+                let train = problems.of(Split::Train);
+                let documents = (0..count).map(|index| {
+                    let mut draws = stream.at(index as u64);
+                    let posed = &train[draws.below(train.len())];
+                    Item {
+                        id: posed.id,
+                        text: posed.problem.to_string(),
+                        chosen: Some(problems.document(posed, &mut draws)),
+                        rejected: None,
+                    }
+                });
+                documents.collect()
+            }
         }
     }
 
@@ -183,7 +226,7 @@ impl Material {
                 let mut draws = stream.child("dialogue").at(place);
                 world.dialogue(question, &mut draws).text
             }
-            Self::Questions(_) | Self::Posts(_) => question.text.clone(),
+            Self::Questions(_) | Self::Posts(_) | Self::Arithmetic(_) => question.text.clone(),
         }
     }
 }

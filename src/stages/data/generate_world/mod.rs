@@ -1,4 +1,4 @@
-//! `generate_world`: the embedded world as datasets: questions, dialogues or posts.
+//! `generate_world`: the embedded world as datasets: questions, dialogues, posts or problems.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,11 @@ mod material;
 /// `form: dialogues` puts a question at the end of a dialogue that says part of it in an earlier turn; `form: posts`
 /// has posts with 153 legal summaries each, three of them equally excellent, in place of questions. The texts of both
 /// are whole prompts: give `template: "{question}"` and `pretraining_template: "{question}"`.
+///
+/// `form: arithmetic` has problems such as `numbers 2 3 6 target 18`: three numbers of which a target is to be made in
+/// steps, `2 * 3 = 6 ; 6 * 3 = 18`. Each problem has 2 to 60 right derivations. The preferred completion of a pair is
+/// always right; the other has a wrong result, uses a number that is not there, or misses the target. The kind
+/// `reward_rule` with `arithmetic` rewards completions exactly.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateWorld {
@@ -93,10 +98,10 @@ impl Kind for GenerateWorld {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        // There are no rude posts.
+        // There are no rude posts or problems.
         OUTPUTS
             .into_iter()
-            .filter(|name| *name != "rude" || self.form != Form::Posts)
+            .filter(|name| *name != "rude" || self.form.has_rude())
             .map(|name| Output::new(name, DATASET))
             .collect()
     }
@@ -211,7 +216,7 @@ impl Kind for GenerateWorld {
             "Preferences for choosing settings",
             held_out(Split::Validation, "validation"),
         )?;
-        if self.form != Form::Posts {
+        if self.form.has_rude() {
             let stream = Stream::new(self.world, "generate_world rude");
             write(
                 ctx,

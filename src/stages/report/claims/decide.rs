@@ -7,6 +7,7 @@ use crate::artifacts::curve::{Curve, Status};
 use crate::engine::stage::StageError;
 use crate::excerpt::listed;
 use crate::random::Stream;
+use crate::stages::report::attempts::Rightness;
 use crate::stages::report::groups::{Row, row_named, training_of, within};
 use crate::stages::report::measure::Metric;
 use crate::stages::report::resample::{Measured, RunPair, resampled_effects};
@@ -159,9 +160,13 @@ impl Claims {
         metric: Metric,
         column: &str,
     ) -> Result<Vec<RunPair>, StageError> {
+        let rightness = Rightness {
+            least: self.right,
+            answer: self.answer.as_deref(),
+        };
         let measured = |scored: &Scored| -> Result<Measured, StageError> {
             Ok(Measured {
-                measurement: scored.measure(metric, column, self.top_k)?,
+                measurement: scored.measure(metric, column, self.top_k, rightness)?,
                 questions: scored.questions.clone(),
             })
         };

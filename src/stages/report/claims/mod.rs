@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::attempts::right;
 use super::groups::{Grouping, Row, within};
 use super::measure::Metric;
 use super::metric_table::check_bootstrap;
 use super::scored::{self, Scored};
 use super::trainings::{curves_port, load_curves};
-use crate::artifacts::completions::ROWS;
+use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
 use crate::artifacts::curve::Curve;
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -48,6 +49,13 @@ pub struct Claims {
     /// How many completions the top-K metrics take.
     #[serde(default = "defaults::twenty")]
     top_k: usize,
+    /// The least reward of a right completion, for `pass_at`, `majority_at` and `distinct_right`.
+    #[serde(default = "right")]
+    right: f64,
+    /// The text column with the answers that `majority_at` and `distinct_right` count; if absent `answer`, which `score`
+    /// writes with a reward rule, else the completions themselves.
+    #[serde(default)]
+    answer: Option<String>,
     /// The greatest Holm p that decides a claim.
     #[serde(default = "defaults::alpha")]
     alpha: f64,
@@ -208,6 +216,12 @@ impl Kind for Claims {
                         .hint("the margin is the difference that would not matter"),
                     );
                 }
+                Test::Difference { metric, .. } if metric.drawn() == Some(0) => {
+                    let what = format!("claim `{}`: `metric` draws no completion", claim.id);
+                    problems.push(
+                        Problem::new("claims", what).hint("such as `metric: { pass_at: 1 }`"),
+                    );
+                }
                 Test::FlopsShare { at_most, .. } if *at_most <= 0.0 => {
                     problems.push(Problem::new(
                         "claims",
@@ -241,6 +255,14 @@ impl Kind for Claims {
             Test::Difference { metric, .. } => metric.is_of_top_k(),
             _ => false,
         });
+        let drawn = self.claims.iter().filter_map(|claim| match &claim.test {
+            Test::Difference { metric, .. } => metric.drawn(),
+            _ => None,
+        });
+        if let Some(k) = drawn.max() {
+            let hint = "lower it, or raise `samples_per_prompt`";
+            known.needs_of_some("scores", ROWS_PER_PROMPT, k, ("metric", k), hint);
+        }
         if of_top_k {
             // Which rows are compared is known when their labels are: all of them would have to be too few.
             let hint = "lower it, or raise the number of completions";

@@ -241,3 +241,46 @@ fn senseless_claims_are_problems() {
         matches!(error, StageError::Failed { message, .. } if message == "claim `a`: no input is the row `lo`")
     );
 }
+
+#[test]
+fn right_answers_among_several_can_be_claimed() {
+    let claims = |metric: Json| {
+        let up = difference("up", "high", "low", "greater", json!({ "metric": metric }));
+        json!({ "claims": [up], "right": 0.75, "top_k": 10, "replicates": 2000 })
+    };
+    let kind: Claims = serde_json::from_value(claims(json!({ "pass_at": 1 }))).unwrap();
+    assert_eq!(kind.validate(), []);
+    let items = policies(3);
+    let share = |at: usize| {
+        let rewards = items[at].1.column("reward").unwrap();
+        let right = rewards.iter().filter(|reward| **reward >= 0.75).count();
+        right as f64 / rewards.len() as f64
+    };
+    let (high, low) = (
+        (share(0) + share(3) + share(6)) / 3.0,
+        (share(1) + share(4) + share(7)) / 3.0,
+    );
+    let table = kind.table(&rows(items), &[]).unwrap();
+    assert_eq!(table.all_texts("Test").unwrap(), ["pass@1: a > b"]);
+    assert!((table.all_numbers("a").unwrap()[0] - high).abs() < 1e-12);
+    assert!((table.all_numbers("b").unwrap()[0] - low).abs() < 1e-12);
+    assert_eq!(verdicts(&table), ["supported"]);
+    let kind: Claims = serde_json::from_value(claims(json!({ "majority_at": 0 }))).unwrap();
+    let problems = kind.validate();
+    assert!(
+        problems.len() == 1
+            && problems[0]
+                .message
+                .ends_with("`metric` draws no completion")
+    );
+    // One completion of each question is no two.
+    let kind: Claims = serde_json::from_value(claims(json!({ "max_at": 2 }))).unwrap();
+    let error = kind.table(&rows(policies(3)), &[]).unwrap_err();
+    let StageError::Failed { message, .. } = error else {
+        panic!("not failed");
+    };
+    assert!(
+        message.contains("max@2 needs 2 completions of each question, there are 1"),
+        "{message}"
+    );
+}

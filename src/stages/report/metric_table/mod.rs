@@ -1,15 +1,18 @@
 //! `metric_table`: reward, diversity and novelty of several policies.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::attempts::{Rightness, right};
 use super::axes::Axes;
 use super::groups::{Grouping, Row, add_axes, training_of, within};
 use super::measure::Metric;
 use super::scored::{self, Scored};
 use super::trainings::{curves_port, ended, load_curves};
+use crate::artifacts::completions::ROWS_PER_PROMPT;
 use crate::artifacts::curve::Curve;
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -18,13 +21,17 @@ use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
-use crate::stats::{Bootstrap, Interval, mean, sample_std};
+use crate::stats::{Bootstrap, Interval, MAJORITY_DRAWS, mean, sample_std};
 
 /// Shows reward, diversity and novelty of the completions of several policies, beside a paper's numbers.
 ///
 /// One row for each value of the axis `row`, or of each combination of several (named `gdpo, 0.7`). Over the axis `aggregate` it shows the mean and the sample
 /// standard deviation (`sd`), and for `Mean` a bootstrap interval that resamples runs, then questions within
 /// each run. The output `per_seed` has one row for each run.
+///
+/// With `k` and several completions of each question it shows what the best or the most frequent of k of them gives: `pass_at_k`,
+/// `max_at_k`, `majority_at_k` for each k, and `distinct_right`, with such intervals. Of n completions each number is
+/// the mean over all ways of drawing k, which is unbiased; a k above n is an error.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricTable {
@@ -40,6 +47,16 @@ pub struct MetricTable {
     /// How many completions the top-K metrics take, those with the greatest reward.
     #[serde(default = "defaults::twenty")]
     top_k: usize,
+    /// Numbers of completions of a question that are drawn for `pass_at_4`, `max_at_4`, `majority_at_4` and the like.
+    #[serde(default)]
+    k: Vec<usize>,
+    /// The least `column` of a right completion, for the metrics of `k` and `distinct_right`.
+    #[serde(default = "right")]
+    right: f64,
+    /// The text column with the answers that `majority_at_k` and `distinct_right` count; if absent `answer`, which
+    /// `score` writes with a reward rule, else the completions themselves.
+    #[serde(default)]
+    answer: Option<String>,
     /// The metrics shown, in this order, `extra` and `entropy` behind them unless they are named here, too; all that the
     /// inputs allow if empty.
     #[serde(default)]
@@ -89,11 +106,16 @@ enum Shown {
 }
 
 impl Shown {
-    fn key(&self) -> &str {
+    fn key(&self) -> Cow<'_, str> {
         match self {
             Self::Metric(metric) => metric.key(),
-            Self::MeanOf(column) | Self::EntropyOf(column) => column,
+            Self::MeanOf(column) | Self::EntropyOf(column) => Cow::Borrowed(column),
         }
+    }
+
+    /// Whether it has an interval over questions and runs.
+    fn has_interval(&self) -> bool {
+        matches!(self, Self::Metric(metric) if *metric == Metric::Mean || metric.is_of_attempts())
     }
 
     fn heading(&self, k: usize) -> String {
@@ -110,7 +132,8 @@ impl Shown {
 struct Measured {
     n: usize,
     values: Vec<f64>,
-    questions: Vec<f64>,
+    /// For each column that has an interval its value for each question.
+    questions: Vec<Option<Vec<f64>>>,
 }
 
 impl Kind for MetricTable {
@@ -141,10 +164,17 @@ impl Kind for MetricTable {
         check_bootstrap(self.level, self.replicates, &mut problems);
         let known = self.keys();
         let mut check = |path: &str, key: &str| {
-            if !known.contains(&key) {
+            if !known.iter().any(|one| one == key) {
                 let mut problem = Problem::new(path, format!("no metric `{key}`"));
-                problem.hint = did_you_mean(key, known.iter().copied())
-                    .or_else(|| Some(format!("the metrics are: {}", known.join(", "))));
+                let draws = ["pass_at_", "max_at_", "majority_at_"];
+                problem.hint = if draws.iter().any(|start| key.starts_with(start)) {
+                    Some(
+                        "its number must be in `k`, such as `k: [1, 4]` for `pass_at_4`".to_owned(),
+                    )
+                } else {
+                    did_you_mean(key, known.iter().map(AsRef::as_ref))
+                        .or_else(|| Some(format!("the metrics are: {}", known.join(", "))))
+                };
                 problems.push(problem);
             }
         };
@@ -158,7 +188,39 @@ impl Kind for MetricTable {
         }
         let named = Metric::ALL
             .iter()
-            .filter(|metric| self.columns.iter().any(|key| key == metric.key()));
+            .filter(|metric| self.columns.iter().any(|key| *key == metric.key()));
+        for (at, k) in self.k.iter().enumerate() {
+            if *k == 0 {
+                problems.push(Problem::new("k", "`k` must be numbers from 1"));
+            }
+            if self.k[..at].contains(k) {
+                problems.push(Problem::new("k", format!("`k` has {k} twice")));
+            }
+        }
+        let attempts = self.attempts();
+        if !self.k.is_empty() && attempts.iter().all(|metric| metric.drawn().is_none()) {
+            problems.push(
+                Problem::new("k", "`k` has no effect: `columns` shows no metric of it")
+                    .hint("add `pass_at_1`, say, to `columns`"),
+            );
+        }
+        if !self.right.is_finite() {
+            problems.push(Problem::new("right", "`right` must be a number"));
+        }
+        for (key, is_set) in [
+            ("right", self.right != right()),
+            ("answer", self.answer.is_some()),
+        ] {
+            if is_set && attempts.is_empty() {
+                problems.push(
+                    Problem::new(
+                        key,
+                        format!("`{key}` has no effect: no metric of right answers is shown"),
+                    )
+                    .hint("give `k`, such as `k: [1, 4]`"),
+                );
+            }
+        }
         let with_tfidf = named.clone().any(|metric| metric.is_tfidf());
         if with_tfidf && !self.tfidf {
             problems.push(
@@ -182,9 +244,14 @@ impl Kind for MetricTable {
         // Without `columns` the mean of the top K is one of them.
         let chosen = Metric::ALL
             .iter()
-            .filter(|metric| self.columns.iter().any(|key| key == metric.key()));
+            .filter(|metric| self.columns.iter().any(|key| *key == metric.key()));
         if self.columns.is_empty() || chosen.copied().any(Metric::is_of_top_k) {
             scored::needs_top_k(known, self.top_k);
+        }
+        let drawn = self.attempts().into_iter().filter_map(Metric::drawn);
+        if let Some(k) = drawn.max() {
+            let hint = "lower it, or raise `samples_per_prompt`";
+            known.needs("scores", ROWS_PER_PROMPT, k, ("k", k), hint);
         }
     }
 
@@ -235,16 +302,45 @@ impl MetricTable {
         }
     }
 
-    fn keys(&self) -> Vec<&str> {
-        let metrics = Metric::ALL.iter().map(|metric| metric.key());
+    fn keys(&self) -> Vec<Cow<'_, str>> {
+        let mut keys: Vec<Cow<'_, str>> = Vec::new();
+        for metric in self.metrics() {
+            keys.push(metric.key());
+        }
+        let further = self.extra.iter().chain(&self.entropy);
+        keys.extend(further.map(|column| Cow::Borrowed(column.as_str())));
+        keys
+    }
+
+    /// Every metric that can be named.
+    fn metrics(&self) -> Vec<Metric> {
+        let drawn = [Metric::PassAt, Metric::MaxAt, Metric::MajorityAt];
+        let drawn = drawn
+            .iter()
+            .flat_map(|metric| self.k.iter().map(|k| metric(*k)));
+        let metrics = Metric::ALL.into_iter().chain(drawn);
+        metrics.chain([Metric::DistinctRight]).collect()
+    }
+
+    /// The metrics of right answers that are shown: those of `k`, or those named.
+    fn attempts(&self) -> Vec<Metric> {
+        let mut metrics = self.metrics();
+        metrics.retain(|metric| metric.is_of_attempts() && self.shows(*metric));
         metrics
-            .chain(self.extra.iter().chain(&self.entropy).map(String::as_str))
-            .collect()
+    }
+
+    fn shows(&self, metric: Metric) -> bool {
+        if self.columns.is_empty() {
+            return !metric.is_of_attempts() || !self.k.is_empty();
+        }
+        self.columns.iter().any(|key| *key == metric.key())
     }
 
     /// Returns the columns that the inputs allow and the params want.
     fn shown(&self, rows: &[Row<Scored>]) -> Vec<Shown> {
-        let metrics = Metric::ALL.into_iter().map(Shown::Metric);
+        let metrics = self.metrics().into_iter();
+        let metrics = metrics.filter(|metric| self.shows(*metric));
+        let metrics = metrics.map(Shown::Metric);
         let further = self.extra.iter().cloned().map(Shown::MeanOf);
         let all = metrics
             .chain(further)
@@ -261,29 +357,49 @@ impl MetricTable {
         let chosen = self
             .columns
             .iter()
-            .filter_map(|key| all.iter().find(|shown| shown.key() == key));
+            .filter_map(|key| all.iter().find(|shown| shown.key() == **key));
         let rest = all.iter().filter(|shown| {
             let asked_for = !matches!(shown, Shown::Metric(_));
-            asked_for && !self.columns.iter().any(|key| key == shown.key())
+            asked_for && !self.columns.iter().any(|key| *key == shown.key())
         });
         chosen.chain(rest).cloned().collect()
     }
 
     fn measure(&self, scored: &Scored, shown: &[Shown]) -> Result<Measured, StageError> {
         let once = vec![1; scored.table.height()];
+        let rightness = Rightness {
+            least: self.right,
+            answer: self.answer.as_deref(),
+        };
         let mut values = Vec::with_capacity(shown.len());
+        let mut questions = Vec::with_capacity(shown.len());
         for column in shown {
-            let measurement = match column {
-                Shown::Metric(metric) => scored.measure(*metric, &self.column, self.top_k)?,
-                Shown::MeanOf(column) => scored.mean_of(column)?,
-                Shown::EntropyOf(column) => scored.entropy_of(column)?,
+            let of_questions = match column {
+                Shown::Metric(Metric::Mean) => Some(scored.question_means(&self.column)?),
+                Shown::Metric(metric) if metric.is_of_attempts() => {
+                    Some(scored.attempts(*metric, &self.column, rightness)?)
+                }
+                _ => None,
+            };
+            let measurement = match (column, &of_questions) {
+                (Shown::Metric(metric), Some(of_questions)) if metric.is_of_attempts() => {
+                    values.push(mean(of_questions)?);
+                    questions.push(Some(of_questions.clone()));
+                    continue;
+                }
+                (Shown::Metric(metric), _) => {
+                    scored.measure(*metric, &self.column, self.top_k, rightness)?
+                }
+                (Shown::MeanOf(column), _) => scored.mean_of(column)?,
+                (Shown::EntropyOf(column), _) => scored.entropy_of(column)?,
             };
             values.push(measurement.of(&once));
+            questions.push(of_questions);
         }
         Ok(Measured {
             n: scored.table.height(),
             values,
-            questions: scored.question_means(&self.column)?,
+            questions,
         })
     }
 
@@ -331,10 +447,10 @@ impl MetricTable {
                 // One run has no spread.
                 table.spread_of_last("sd", rows.iter().map(|row| sample_std(&runs(row)).ok()));
             }
-            if *column == Shown::Metric(Metric::Mean) {
+            if column.has_interval() {
                 let intervals = rows
                     .iter()
-                    .map(|row| self.interval(row))
+                    .map(|row| self.interval(row, column, at))
                     .collect::<Result<Vec<_>, _>>()?;
                 let bounds = |interval: &Interval| (Some(interval.low), Some(interval.high));
                 table.interval_of_last(intervals.iter().map(bounds));
@@ -392,16 +508,23 @@ impl MetricTable {
     fn reported(&self, row: &Row<Measured>, column: &Shown) -> Option<f64> {
         self.reference_values
             .get(&row.label)?
-            .get(column.key())
+            .get(column.key().as_ref())
             .copied()
     }
 
-    fn interval(&self, row: &Row<Measured>) -> Result<Interval, StageError> {
-        let stream = Stream::new(self.seed, "metric_table").child(&row.label);
-        let questions: Vec<Vec<f64>> = row
-            .runs
-            .iter()
-            .map(|run| run.content.questions.clone())
+    fn interval(
+        &self,
+        row: &Row<Measured>,
+        column: &Shown,
+        at: usize,
+    ) -> Result<Interval, StageError> {
+        let mut stream = Stream::new(self.seed, "metric_table").child(&row.label);
+        if *column != Shown::Metric(Metric::Mean) {
+            stream = stream.child(&column.key());
+        }
+        let runs = row.runs.iter();
+        let questions: Vec<Vec<f64>> = runs
+            .filter_map(|run| run.content.questions[at].clone())
             .collect();
         let bootstrap = Bootstrap::new(self.replicates, self.level, stream)?;
         bootstrap
@@ -420,7 +543,7 @@ impl MetricTable {
             "Std divides by n. Top-{0} are the {0} completions of a run with the greatest {1}.",
             self.top_k, self.column
         ));
-        if has(&[Metric::Mean]) {
+        if shown.iter().any(Shown::has_interval) {
             let percent = self.level * 100.0;
             let (runs, caution) = if several {
                 (
@@ -441,6 +564,31 @@ impl MetricTable {
             notes.push(format!(
                 "±: sample standard deviation over the runs ({}).",
                 self.aggregate
+            ));
+        }
+        let attempts = |wanted: fn(Metric) -> bool| {
+            let shown = shown.iter();
+            shown
+                .filter_map(|shown| match shown {
+                    Shown::Metric(metric) => Some(*metric),
+                    _ => None,
+                })
+                .any(wanted)
+        };
+        if attempts(|metric| metric.drawn().is_some()) {
+            notes.push(format!(
+                "pass@k, max@k, majority@k: whether one of k completions of a question is right, the greatest {0}, \
+                 and whether their most frequent answer is right; means over all ways of drawing k of the completions \
+                 that there are (majority@k of some hundreds: {MAJORITY_DRAWS} draws), then over questions. Right: {0} \
+                 of at least {1}.",
+                self.column, self.right
+            ));
+        }
+        if attempts(|metric| metric == Metric::DistinctRight) {
+            notes.push(format!(
+                "Distinct right: answers of {} of at least {} to a question that differ, of all its completions; it \
+                 grows with their number.",
+                self.column, self.right
             ));
         }
         if has(&[

@@ -1,11 +1,13 @@
 use serde_json::json;
 
 use super::*;
+use crate::artifacts::completions::{CompletionRow, to_table};
 use crate::artifacts::curve::Status;
 use crate::artifacts::embeddings::EmbeddingMatrix;
 use crate::artifacts::table::Values;
+use crate::engine::context::Labels;
 use crate::stages::report::fixture::{curve, rows, scored, with_rewards};
-use crate::stages::report::scored::add_tfidf;
+use crate::stages::report::scored::{Scored, add_tfidf};
 use crate::stats::{Embeddings, diversity, novelty};
 
 fn kind(params: serde_json::Value) -> MetricTable {
@@ -262,4 +264,132 @@ fn what_does_not_fit_is_named() {
     )
     .validate();
     assert_eq!(problems.len(), 3, "{problems:?}");
+}
+
+/// Three questions with four completions each; rewards 0 and 1.
+fn attempts(seed: u64, right: [usize; 3]) -> (Labels, Scored) {
+    let rows = (0..12).map(|at| CompletionRow {
+        question_id: at % 3,
+        sample: at / 3,
+        completion: format!("answer {}", at / 6),
+        ..CompletionRow::default()
+    });
+    let rows: Vec<CompletionRow> = rows.collect();
+    let mut table = to_table("scores", &rows);
+    let rewards = rows.iter().map(|row| {
+        let is_right = row.sample < right[row.question_id as usize] as u64;
+        Some(f64::from(u8::from(is_right)))
+    });
+    table.number_column("reward", 3, rewards.collect::<Vec<_>>());
+    let labels = crate::stages::report::groups::tests::labels(&[
+        ("policy", "ppo"),
+        ("seed", &seed.to_string()),
+    ]);
+    (labels, Scored::new(table).unwrap())
+}
+
+#[test]
+fn right_answers_among_several_are_measured_by_question_and_resampled() {
+    let params = json!({ "k": [1, 2, 4], "top_k": 4, "replicates": 2000 });
+    let runs = vec![attempts(1, [4, 1, 0]), attempts(2, [3, 3, 2])];
+    let (table, per_seed) = kind(params).tables(rows(runs), &[]).unwrap();
+    for (column, first, second) in [
+        ("pass@1", 5.0 / 12.0, 8.0 / 12.0),
+        ("pass@2", (1.0 + 0.5) / 3.0, (1.0 + 1.0 + 5.0 / 6.0) / 3.0),
+        ("pass@4", 2.0 / 3.0, 1.0),
+        ("max@2", (1.0 + 0.5) / 3.0, (1.0 + 1.0 + 5.0 / 6.0) / 3.0),
+        // Two answers, of two completions each: both tie.
+        ("majority@4", (1.0 + 0.25) / 3.0, (0.75 + 0.75 + 0.5) / 3.0),
+        ("Distinct right", (2.0 + 1.0) / 3.0, (2.0 + 2.0 + 1.0) / 3.0),
+    ] {
+        let found = [one(&per_seed, column, 0), one(&per_seed, column, 1)];
+        for (found, expected) in found.iter().zip([first, second]) {
+            assert!(
+                (found - expected).abs() < 1e-12,
+                "{column}: {found}, not {expected}"
+            );
+        }
+        let mean = one(&table, column, 0);
+        assert!(
+            (mean - f64::midpoint(first, second)).abs() < 1e-12,
+            "{column}"
+        );
+        let (low, high) = (
+            one(&table, &format!("{column} low"), 0),
+            one(&table, &format!("{column} high"), 0),
+        );
+        assert!(low < mean && mean < high, "{column}: {low} {mean} {high}");
+        assert!(table.has(&format!("{column} sd")), "{column}");
+    }
+    // Of a mean of whole questions: pass@1 is the mean reward, with its interval but for the draws.
+    let width = |column: &str| {
+        one(&table, &format!("{column} high"), 0) - one(&table, &format!("{column} low"), 0)
+    };
+    assert!((width("pass@1") / width("Mean") - 1.0).abs() < 0.1);
+    let notes = table.notes.join("\n");
+    assert!(notes.contains("Right: reward of at least 1."), "{notes}");
+    assert!(notes.contains("Distinct right: "), "{notes}");
+    // Nothing of it without being asked.
+    let (table, _) = kind(json!({ "top_k": 4 }))
+        .tables(rows(vec![attempts(1, [4, 1, 0])]), &[])
+        .unwrap();
+    assert!(!table.has("pass@1") && !table.has("Distinct right"));
+}
+
+#[test]
+fn more_than_a_question_has_is_an_error() {
+    let runs = rows(vec![attempts(1, [4, 1, 0])]);
+    let error = kind(json!({ "k": [5], "top_k": 4 }))
+        .tables(runs, &[])
+        .unwrap_err();
+    let StageError::Failed { message, .. } = error else {
+        panic!("not failed");
+    };
+    let expected = "ppo, seed 1: pass@5 needs 5 completions of each question, there are 4";
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn params_of_right_answers_that_contradict_each_other_are_refused() {
+    let problems = |params| -> Vec<String> {
+        let problems = kind(params).validate().into_iter();
+        problems.map(|problem| problem.message).collect()
+    };
+    for (params, expected) in [
+        (json!({ "k": [0] }), "`k` must be numbers from 1"),
+        (json!({ "k": [4, 1, 4] }), "`k` has 4 twice"),
+        (
+            json!({ "k": [4], "columns": ["mean"] }),
+            "`k` has no effect: `columns` shows no metric of it",
+        ),
+        (
+            json!({ "columns": ["pass_at_4"], "k": [4], "reference_values": { "a": { "pass_at_8": 1 } } }),
+            "no metric `pass_at_8`",
+        ),
+        (
+            json!({ "right": 0.5 }),
+            "`right` has no effect: no metric of right answers is shown",
+        ),
+        (
+            json!({ "answer": "mode" }),
+            "`answer` has no effect: no metric of right answers is shown",
+        ),
+    ] {
+        assert_eq!(problems(params), [expected]);
+    }
+    for right in [
+        json!({ "k": [1, 64], "right": 0.5 }),
+        json!({ "columns": ["distinct_right"], "answer": "mode" }),
+        json!({ "columns": ["mean", "pass_at_4"], "k": [4] }),
+    ] {
+        assert_eq!(problems(right), Vec::<String>::new());
+    }
+    let hint = kind(json!({ "columns": ["pass_at_4"] }))
+        .validate()
+        .remove(0)
+        .hint;
+    assert_eq!(
+        hint.unwrap(),
+        "its number must be in `k`, such as `k: [1, 4]` for `pass_at_4`"
+    );
 }
