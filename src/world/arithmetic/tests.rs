@@ -145,6 +145,14 @@ fn equal_numbers_make_no_text_twice() {
         .collect();
     // 2 * 2 = 4 ; 4 - 2 = 2 and the like miss the target.
     assert_eq!(found, ["2 * 2 = 4", "2 + 2 = 4"]);
+    // Nor is there a zero on the way: 4 - 4 = 0 ; 5 + 0 = 5.
+    let problem = self::problem("numbers 4 4 5 target 5");
+    let right = problem.right_derivations();
+    assert!(
+        right
+            .iter()
+            .all(|found| problem.is_right(&problem.read(&found.to_string(), true)))
+    );
 }
 
 #[test]
@@ -174,6 +182,7 @@ fn progress_is_the_share_of_the_shortest_way_that_is_made() {
     assert_eq!(progress("6 - 4 = 2 ;"), 0.0);
     assert_eq!(progress("2 * 3 = 6 ; 6 + 6 = 12 ;"), 0.0);
     assert_eq!(progress("2 * 4 = 9 ;"), 0.0);
+    assert_eq!(progress("4 + 2 = 6 ; 9 + 9 = 18 ;"), 0.0);
     // A step behind the target: another must follow it.
     assert_eq!(progress("3 * 6 = 18 ;"), 0.0);
     assert_eq!(progress("3 * 6 = 18 ; 4 - 2 = 2 ;"), 0.0);
