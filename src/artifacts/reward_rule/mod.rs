@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::excerpt::{NAME, excerpt};
-use crate::world::arithmetic::{Fault, GREATEST, MOST_NUMBERS, Problem};
+use crate::world::arithmetic::{Derivation, Fault, GREATEST, MOST_NUMBERS, Problem};
 
 /// The artifact kind.
 pub const REWARD_RULE: &str = "reward_rule";
@@ -470,10 +470,9 @@ impl RewardRule {
                     Some(Fault::Malformed) => Finding::Malformed,
                     _ => Finding::Wrong,
                 };
-                let answer = match reading.fault {
-                    None => Some(reading.derivation.canonical().to_string()),
-                    Some(_) => None,
-                };
+                // Whether its steps hold or not: a vote is not checked.
+                let answer = Derivation::parse(completion);
+                let answer = answer.map(|derivation| derivation.canonical().to_string());
                 (finding, answer)
             }
         };

@@ -194,7 +194,9 @@ fn a_derivation_is_judged_and_named_by_its_canonical_text() {
     assert_eq!(judge("3 * 6 = 18"), (Finding::Right, same.clone()));
     assert_eq!(judge("6 * 3 = 18"), (Finding::Right, same));
     assert_eq!(judge("6 - 3 = 3").0, Finding::Wrong);
-    assert_eq!(judge("6 - 3 = 2"), (Finding::Wrong, None));
+    let untrue = Some("3 + 2 = 6 ; 9 - 1 = 2".to_owned());
+    assert_eq!(judge("2 + 3 = 6 ; 9 - 1 = 2"), (Finding::Wrong, untrue));
+    assert_eq!(judge("6 - 3 = 3 ; so"), (Finding::Malformed, None));
     assert_eq!(judge("6"), (Finding::Malformed, None));
     let error = rule.judge(EMPTY, "6", true).unwrap_err().to_string();
     assert!(error.contains("\"p\" states no problem"), "{error}");

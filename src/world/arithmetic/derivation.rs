@@ -101,6 +101,13 @@ impl fmt::Display for Step {
 pub struct Derivation(pub Vec<Step>);
 
 impl Derivation {
+    /// Reads steps as they are written, whether they hold or not; `None` if the text is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let steps = words.split(|word| *word == ";").map(Step::parse);
+        steps.collect::<Option<_>>().map(Self)
+    }
+
     /// The derivation that stands for all that are the same.
     #[must_use]
     pub fn canonical(&self) -> Self {

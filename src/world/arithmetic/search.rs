@@ -67,7 +67,10 @@ impl Problem {
                     if step.result == self.target {
                         return Some(count);
                     }
-                    next.insert(rest);
+                    // One number alone leads nowhere.
+                    if rest.len() > 1 {
+                        next.insert(rest);
+                    }
                 }
             }
             reached = next;

@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use proptest::{prop_assert, proptest};
+
 use super::*;
 use crate::random::Stream;
 use crate::world::{Examiner, Split};
@@ -143,6 +145,14 @@ fn equal_numbers_make_no_text_twice() {
         .collect();
     // 2 * 2 = 4 ; 4 - 2 = 2 and the like miss the target.
     assert_eq!(found, ["2 * 2 = 4", "2 + 2 = 4"]);
+    // Nor is there a zero on the way: 4 - 4 = 0 ; 5 + 0 = 5.
+    let problem = self::problem("numbers 4 4 5 target 5");
+    let right = problem.right_derivations();
+    assert!(
+        right
+            .iter()
+            .all(|found| problem.is_right(&problem.read(&found.to_string(), true)))
+    );
 }
 
 #[test]
@@ -172,6 +182,7 @@ fn progress_is_the_share_of_the_shortest_way_that_is_made() {
     assert_eq!(progress("6 - 4 = 2 ;"), 0.0);
     assert_eq!(progress("2 * 3 = 6 ; 6 + 6 = 12 ;"), 0.0);
     assert_eq!(progress("2 * 4 = 9 ;"), 0.0);
+    assert_eq!(progress("4 + 2 = 6 ; 9 + 9 = 18 ;"), 0.0);
     // A step behind the target: another must follow it.
     assert_eq!(progress("3 * 6 = 18 ;"), 0.0);
     assert_eq!(progress("3 * 6 = 18 ; 4 - 2 = 2 ;"), 0.0);
@@ -340,4 +351,26 @@ fn the_problems_are_pinned_because_results_in_stores_depend_on_them() {
         hasher.update(text.as_bytes());
     }
     assert_eq!(&hasher.finalize().to_hex()[..16], "ff70bf930ad691de");
+}
+
+proptest! {
+    /// Numbers and signs in any order, derivations with words changed, and anything else.
+    #[test]
+    fn any_text_is_read(text in "((2|3|6|1|18|9|[0-9]{1,12}|[+*;=-]|2 \\* 3 = 6|6 \\+ 3 = 9|; 9 \\* 2 = 18|3 \\* 6 = 18|6 - 3 = 3) |[ -~é]{0,3}){0,12}") {
+        let problem = Problem::find("numbers 2 3 6 target 18", 24).unwrap();
+        for whole in [true, false] {
+            let reading = problem.read(&text, whole);
+            prop_assert!(reading.derivation.0.len() + reading.numbers.len() == 3);
+            prop_assert!(reading.numbers.is_sorted());
+            prop_assert!((0.0..=1.0).contains(&problem.progress(&reading)));
+            if whole && problem.is_right(&reading) {
+                let words: Vec<&str> = text.split_whitespace().collect();
+                prop_assert!(reading.derivation.to_string() == words.join(" "));
+                prop_assert!(problem.right_derivations().contains(&reading.derivation));
+            }
+        }
+        // A prompt may be anything as well.
+        Problem::find(&text, 24);
+        Problem::find(&format!("numbers {text} target 3"), 24);
+    }
 }
