@@ -48,6 +48,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::report::compare_completions::CompareCompletions>(),
     StageKind::of::<stages::report::efficiency::Efficiency>(),
     StageKind::of::<stages::report::claims::Claims>(),
+    StageKind::of::<stages::report::ranking::Ranking>(),
     StageKind::of::<stages::report::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::report::plot_curves::PlotCurves>(),
     StageKind::of::<stages::report::plot_frontier::PlotFrontier>(),

@@ -48,12 +48,27 @@ pub struct TargetDistance {
     /// What rewards are multiplied by in the targets with the prior.
     #[serde(default)]
     prior_scales: Vec<f64>,
+    /// What single rows aim at, such as `{ rtb: { scale: 5, prior: true } }`: each is compared with its own target, in a
+    /// column by itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    own: BTreeMap<String, OwnTarget>,
     /// Names shown instead of values of `row`.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
     /// The title.
     #[serde(default = "title")]
     title: String,
+}
+
+/// What a policy was trained to sample: R(y) / Z with R = exp(scale * learned reward), or prior(y) R(y) / Z.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OwnTarget {
+    /// What learned rewards are multiplied by.
+    scale: f64,
+    /// Whether the distribution of the row `prior` is part of it.
+    #[serde(default)]
+    prior: bool,
 }
 
 fn exact_reward() -> String {
@@ -101,10 +116,21 @@ impl Kind for TargetDistance {
                 problems.push(Problem::new(key, format!("`{key}` must be finite numbers")));
             }
         }
-        if self.prior.is_some() == self.prior_scales.is_empty() {
+        for (row, own) in &self.own {
+            if !own.scale.is_finite() {
+                let text = "`scale` must be a finite number";
+                problems.push(Problem::new(&format!("own.{row}.scale"), text));
+            }
+        }
+        let own_prior = self.own.values().any(|own| own.prior);
+        let wants_prior = !self.prior_scales.is_empty() || own_prior;
+        if self.prior.is_some() != wants_prior {
             problems.push(
-                Problem::new("prior", "`prior` and `prior_scales` need each other")
-                    .hint("such as `prior: sft, prior_scales: [5]`"),
+                Problem::new(
+                    "prior",
+                    "`prior` and targets with it, in `prior_scales` or `own`, need each other",
+                )
+                .hint("such as `prior: sft, prior_scales: [5]`"),
             );
         }
         problems
@@ -149,6 +175,7 @@ impl TargetDistance {
             .map(str::to_owned)
             .into_iter()
             .chain(distance)
+            .chain((!self.own.is_empty()).then(|| "TV own target".to_owned()))
             .collect()
     }
 
@@ -158,8 +185,12 @@ impl TargetDistance {
             Some(label) => Some(row_named(rows, label)?),
             None => None,
         };
+        for label in self.own.keys() {
+            row_named(rows, label)?;
+        }
         let mut measured: Vec<Vec<Vec<f64>>> = Vec::with_capacity(rows.len());
         for row in rows {
+            let own = self.own.get(&row.label).copied();
             let runs = row.runs.iter().map(|run| {
                 let failed =
                     |error: StageError| within(&row.describe(run, &self.aggregate), error);
@@ -178,7 +209,7 @@ impl TargetDistance {
                             .content)
                     }
                 };
-                self.measure(&run.content, prior).map_err(failed)
+                self.measure(&run.content, prior, own).map_err(failed)
             });
             measured.push(runs.collect::<Result<_, _>>()?);
         }
@@ -201,19 +232,21 @@ impl TargetDistance {
         let label = runs().map(|(_, run)| Some(run.label.clone()));
         per_seed.label_column(&self.aggregate, label);
         for (at, heading) in self.headings().iter().enumerate() {
-            let of_row =
-                |runs: &Vec<Vec<f64>>| -> Vec<f64> { runs.iter().map(|run| run[at]).collect() };
+            // A row without a target of its own has no distance to it.
+            let of_row = |runs: &Vec<Vec<f64>>| -> Vec<f64> {
+                runs.iter().filter_map(|run| run.get(at).copied()).collect()
+            };
             let means: Vec<Option<f64>> = measured
                 .iter()
-                .map(|runs| Ok(Some(mean(&of_row(runs))?)))
-                .collect::<Result<_, StageError>>()?;
+                .map(|runs| mean(&of_row(runs)).ok())
+                .collect();
             table.number_column(heading, 3, means);
             if several {
                 // One run has no spread.
                 let spread = measured.iter().map(|runs| sample_std(&of_row(runs)).ok());
                 table.spread_of_last("sd", spread);
             }
-            let all = measured.iter().flatten().map(|run| Some(run[at]));
+            let all = measured.iter().flatten().map(|run| run.get(at).copied());
             per_seed.number_column(heading, 3, all);
         }
         table.notes = vec![
@@ -225,6 +258,12 @@ impl TargetDistance {
              difference."
                 .to_owned(),
         ];
+        if !self.own.is_empty() {
+            table.notes.push(format!(
+                "Own target, by the learned reward: {}.",
+                self.describe_own(rows)
+            ));
+        }
         if let Some(prior) = prior {
             table.notes.push(format!(
                 "Prior: the target is prior(y) R(y) / Z, with the distribution of {} over the legal answers.",
@@ -234,12 +273,34 @@ impl TargetDistance {
         Ok((table, per_seed))
     }
 
-    /// Returns the values of one run, in the order of the headings, as means over its questions.
-    fn measure(&self, answers: &Scored, prior: Option<&Scored>) -> Result<Vec<f64>, StageError> {
+    /// Says what each row's own target is.
+    fn describe_own(&self, rows: &[Row<Scored>]) -> String {
+        let of = |row: &Row<Scored>| {
+            let own = self.own.get(&row.label)?;
+            let prior = if own.prior { "prior, " } else { "" };
+            Some(format!("{} {prior}x{}", row.name, own.scale))
+        };
+        rows.iter().filter_map(of).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Returns the values of one run, in the order of the headings, as means over its questions; the last one is left out
+    /// where the row has no target of its own.
+    fn measure(
+        &self,
+        answers: &Scored,
+        prior: Option<&Scored>,
+        own: Option<OwnTarget>,
+    ) -> Result<Vec<f64>, StageError> {
         let log_probs = answers.column("log_prob")?;
         let (exact, learned) = (answers.column(&self.exact)?, answers.column(&self.learned)?);
         let prior = prior.map(|prior| prior.column("log_prob")).transpose()?;
-        let targets = self.targets();
+        let mut targets = self.targets();
+        targets.extend(own.map(|own| Target {
+            reward: &self.learned,
+            name: "learned",
+            scale: own.scale,
+            prior: own.prior,
+        }));
         let mut sums = vec![0.0; 4 + targets.len()];
         for places in &answers.questions {
             let mut probabilities: Vec<f64> =
@@ -362,6 +423,41 @@ mod tests {
         assert!((column("Error")[3] - (0.25f64 / 2.0).sqrt()).abs() < 1e-12);
         assert_eq!(per_seed.height(), 4);
         assert_eq!(column("Questions"), [2.0; 4]);
+    }
+
+    #[test]
+    fn rows_are_compared_with_what_they_aim_at() {
+        let sft = [0.5, 0.3, 0.2];
+        let tilted: [f64; 3] = std::array::from_fn(|at| sft[at] * (3.0 * LEARNED[at]).exp());
+        let tilted = tilted.map(|weight| weight / tilted.iter().sum::<f64>());
+        let text = r#"{ "scales": [1], "prior": "sft",
+            "own": { "rtb": { "scale": 3, "prior": true }, "tb": { "scale": 1 } } }"#;
+        let kind: TargetDistance = serde_json::from_str(text).unwrap();
+        assert!(kind.validate().is_empty());
+        let items = vec![
+            run_of("sft", 1, sft),
+            run_of("rtb", 1, tilted),
+            run_of("tb", 1, boltzmann(1.0, EXACT)),
+        ];
+        let (table, _) = kind.tables(&rows(items)).unwrap();
+        let own = table.numbers("TV own target").unwrap();
+        assert_eq!(own[0], None);
+        assert!(own[1].unwrap() < 1e-12);
+        let learned = table.all_numbers("TV learned x1").unwrap();
+        assert!(own[2].unwrap() > 0.1 && own[2] == Some(learned[2]));
+        let note = "Own target, by the learned reward: rtb prior, x3; tb x1.";
+        assert!(
+            table.notes.iter().any(|found| found == note),
+            "{:?}",
+            table.notes
+        );
+        // A row that is not there, and a prior that nothing wants.
+        let missing: TargetDistance =
+            serde_json::from_str(r#"{ "scales": [1], "own": { "ppo": { "scale": 1 } } }"#).unwrap();
+        assert!(missing.tables(&rows(vec![run_of("sft", 1, sft)])).is_err());
+        let unasked: TargetDistance =
+            serde_json::from_str(r#"{ "prior": "sft", "own": { "tb": { "scale": 1 } } }"#).unwrap();
+        assert_eq!(unasked.validate().len(), 1);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Sampling that runs behind learning, as in TBA (Bartoldson et al. 2025), in one process.
 //!
 //! There searchers sample from the policy of the last synchronisation while a trainer learns from a buffer of what they
-//! found. Here each `sync_every`-th step samples completions for the prompts of the steps up to the next one, with the
-//! policy as it is then; each step takes its completions from the buffer: with probability `recent` those of a prompt of
+//! found. Here each `sync_every`-th step samples completions of some prompts with the policy as it is then; each step
+//! takes its completions from the buffer: with probability `recent` those of a prompt of
 //! the last synchronisation, newest alone, else those of any prompt, by their reward. So a step learns from completions
 //! that are from 0 to `sync_every - 1` steps old or older, and the same seed gives the same bytes.
 
@@ -21,6 +21,9 @@ use crate::random::Draws;
 pub struct Asynchronous {
     /// Steps between synchronisations.
     pub sync_every: u64,
+    /// Prompts that a synchronisation samples for; those of a step if absent.
+    #[serde(default)]
+    pub prompts: Option<usize>,
     /// Completions sampled of each prompt at a synchronisation.
     pub samples: usize,
     /// Probability that a prompt of a step is one of the last synchronisation, with its newest completions.
@@ -165,15 +168,19 @@ impl PolicyTrainer {
         Ok(rows)
     }
 
-    /// Samples completions for the prompts of the steps up to the next synchronisation.
+    /// Samples completions with the policy as it is.
     fn synchronise(
         &mut self,
         step: u64,
         settings: &Asynchronous,
         rows: &mut Rows,
     ) -> Result<(), TrainError> {
-        let steps = step..step + settings.sync_every;
-        let mut items: Vec<usize> = steps.flat_map(|step| self.epochs.at(step)).collect();
+        let batch = self.shared.options.prompts_per_step.min(self.prompts.len());
+        let wanted = settings.prompts.unwrap_or(batch).min(self.prompts.len());
+        let first = step / settings.sync_every * wanted.div_ceil(batch) as u64;
+        let batches = first..first + wanted.div_ceil(batch) as u64;
+        let mut items: Vec<usize> = batches.flat_map(|batch| self.epochs.at(batch)).collect();
+        items.truncate(wanted);
         items.sort_unstable();
         items.dedup();
         let per_item = |item: &usize| std::iter::repeat_n(*item, settings.samples);
@@ -224,6 +231,7 @@ mod tests {
     fn settings(recent: f64, reward_temperature: Option<f64>) -> Asynchronous {
         Asynchronous {
             sync_every: 4,
+            prompts: None,
             samples: 3,
             recent,
             reward_temperature,

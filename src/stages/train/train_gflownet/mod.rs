@@ -386,6 +386,11 @@ impl Kind for TrainGflownet {
                 "asynchronous.sync_every",
                 "at least 1",
             );
+            require(
+                settings.prompts.is_none_or(|prompts| prompts >= 1),
+                "asynchronous.prompts",
+                "at least 1",
+            );
             require(settings.samples >= 1, "asynchronous.samples", "at least 1");
             require(
                 settings.capacity >= settings.samples,

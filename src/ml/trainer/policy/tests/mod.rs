@@ -298,6 +298,7 @@ fn sampling_behind_learning_goes_on_with_the_same_bits_and_tells_its_age() {
         on_policy: 0.0,
         asynchronous: Some(Asynchronous {
             sync_every: 3,
+            prompts: Some(3),
             samples: 6,
             recent: 0.5,
             reward_temperature: Some(1.0),
