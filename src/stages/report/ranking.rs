@@ -15,9 +15,8 @@ use crate::stats::{Alternative, mean, paired_t_test, sample_std};
 /// Puts columns of several tables side by side and says which rows are best in each.
 ///
 /// The tables are those with one row for each run, such as `per_seed` of `metric_table` and `target_distance`; rows of one
-/// name are the runs of it. A row is among the best of a column if it has the best mean, or if its runs do not differ from
-/// those of the row that has it (two-sided paired t-test over the runs, at `level`); with few runs that takes a large
-/// difference.
+/// name are the runs of it. One row has the best mean of a column; others are level with it if their runs do not differ from
+/// its (two-sided paired t-test over the runs, at `level`): with few runs it takes a large difference not to be.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ranking {
@@ -72,6 +71,11 @@ enum Best {
     Least,
 }
 
+/// The column that lists where a row has the best mean.
+const BEST: &str = "Best mean";
+/// The column that lists where a row is level with the best.
+const LEVEL: &str = "Level with it";
+
 fn three() -> usize {
     3
 }
@@ -114,7 +118,7 @@ impl Kind for Ranking {
             let twice = self.columns[..place]
                 .iter()
                 .any(|other| other.name() == column.name());
-            if twice || ["Wins", "Among the best"].contains(&column.name()) {
+            if twice || [BEST, LEVEL].contains(&column.name()) {
                 let text = format!("`{}` names another column, too", column.name());
                 problems.push(Problem::new("columns", text).hint("give it a `name` of its own"));
             }
@@ -155,7 +159,7 @@ impl Ranking {
             }
         }
         let mut wins: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        let mut among: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut level: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut table = Table::new(&self.title);
         table.text_column(&self.row, names.iter().map(|name| Some((*name).clone())));
         for (column, runs) in self.columns.iter().zip(&columns) {
@@ -171,22 +175,20 @@ impl Ranking {
                 table.spread_of_last("sd", spread);
             }
             let best = column.best.map(|best| self.best(best, runs)).transpose()?;
-            if let Some([alone]) = best.as_deref() {
-                wins.entry(alone.clone()).or_default().push(column.name());
-            }
-            for place in best.into_iter().flatten() {
-                among.entry(place).or_default().push(column.name());
+            for (place, name) in best.into_iter().flatten().enumerate() {
+                let list = if place == 0 { &mut wins } else { &mut level };
+                list.entry(name).or_default().push(column.name());
             }
         }
         let listed = |of: &BTreeMap<String, Vec<&str>>| -> Vec<Option<String>> {
             let of = |name: &&String| of.get(*name).map(|columns| columns.join(", "));
             names.iter().map(of).collect()
         };
-        table.text_column("Wins", listed(&wins));
-        table.text_column("Among the best", listed(&among));
+        table.text_column(BEST, listed(&wins));
+        table.text_column(LEVEL, listed(&level));
         table.notes.push(format!(
-            "Wins: best alone. Among the best: the best mean of the column, and those whose runs do not differ from it \
-             (two-sided paired t-test over runs, {:.0}% level).",
+            "{LEVEL}: the runs do not differ from those of the row with the best mean (two-sided paired t-test, {:.0}% \
+             level).",
             100.0 * (1.0 - self.level)
         ));
         table.notes.extend(self.notes.iter().cloned());
@@ -227,7 +229,7 @@ impl Ranking {
         Ok(found)
     }
 
-    /// Returns the rows that are among the best.
+    /// Returns the row with the best mean, then those that are level with it.
     fn best(&self, best: Best, runs: &Runs) -> Result<Vec<String>, StageError> {
         let ranked = runs
             .iter()
@@ -238,22 +240,23 @@ impl Ranking {
             means.push((name, mean(&values)?));
         }
         let sign = if best == Best::Greatest { 1.0 } else { -1.0 };
-        let greatest = means
-            .iter()
-            .map(|(_, mean)| sign * mean)
-            .fold(f64::MIN, f64::max);
-        let mut among = Vec::new();
-        for (name, mean) in &means {
-            let is_best = sign * mean == greatest;
-            let (winner, _) = means
-                .iter()
-                .find(|(_, mean)| sign * mean == greatest)
-                .expect("BUG: one of the means is the greatest");
-            if is_best || !self.differs(&runs[*winner], &runs[*name])? {
-                among.push((*name).clone());
+        let is_better = |a: usize, b: usize| sign * means[a].1 > sign * means[b].1;
+        let place = (0..means.len()).reduce(
+            |best, other| {
+                if is_better(other, best) { other } else { best }
+            },
+        );
+        let Some(place) = place else {
+            return Ok(Vec::new());
+        };
+        let (winner, _) = means.remove(place);
+        let mut found = vec![winner.clone()];
+        for (name, _) in &means {
+            if !self.differs(&runs[winner], &runs[*name])? {
+                found.push((*name).clone());
             }
         }
-        Ok(among)
+        Ok(found)
     }
 
     /// Whether two rows differ over the runs that both have.
@@ -327,11 +330,8 @@ mod tests {
         assert_eq!(found.all_texts("policy").unwrap(), ["sft", "a", "b", "c"]);
         let texts = |name: &str| found.texts(name).unwrap();
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(texts("Wins"), [None, None, None, some("KL")]);
-        assert_eq!(
-            texts("Among the best"),
-            [None, some("Reward"), some("Reward"), some("KL")]
-        );
+        assert_eq!(texts(BEST), [None, None, some("Reward"), some("KL")]);
+        assert_eq!(texts(LEVEL), [None, some("Reward"), None, None]);
         let reward = found.numbers("Reward").unwrap();
         assert!((reward[2].unwrap() - 1.1).abs() < 1e-12);
         assert_eq!(found.numbers("KL").unwrap()[0], None);
