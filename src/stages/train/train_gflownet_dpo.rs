@@ -13,7 +13,7 @@ use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, 
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::Windows;
 use crate::ml::objectives::gflownet_dpo::PreferenceReward;
-use crate::ml::trainer::pairs::PairObjective;
+use crate::ml::trainer::pairs::{GflownetDpo, PairObjective};
 use crate::ml::trainer::policy::objectives::Weighting;
 use crate::stages::expected_size::ExpectedSize;
 use crate::stages::ranges;
@@ -154,7 +154,7 @@ impl Kind for TrainGflownetDpo {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let objective = PairObjective::GflownetDpo {
+        let objective = PairObjective::GflownetDpo(GflownetDpo {
             preference: PreferenceReward {
                 alpha: self.alpha,
                 rejected: self.rejected,
@@ -162,7 +162,7 @@ impl Kind for TrainGflownetDpo {
             gamma: self.gamma,
             windows: self.windows(),
             released: self.parity == Parity::ReleasedCode,
-        };
+        });
         self.training().run(Self::NAME, objective, ctx)
     }
 }

@@ -29,16 +29,20 @@ pub enum PairObjective {
     /// A loss of whole completions.
     Preference(PreferenceLoss),
     /// `GFlowNet`-DPO.
-    GflownetDpo {
-        /// The preference term.
-        preference: PreferenceReward,
-        /// Temperature of the reference model's log-probability of stopping.
-        gamma: f64,
-        /// Which sums of residuals are squared.
-        windows: Windows,
-        /// Whether the released code is followed, with all that is odd in it; then each transition is.
-        released: bool,
-    },
+    GflownetDpo(GflownetDpo),
+}
+
+/// `GFlowNet`-DPO's numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GflownetDpo {
+    /// The preference term.
+    pub preference: PreferenceReward,
+    /// Temperature of the reference model's log-probability of stopping.
+    pub gamma: f64,
+    /// Which sums of residuals are squared.
+    pub windows: Windows,
+    /// Whether the released code is followed, with all that is odd in it; then each transition is.
+    pub released: bool,
 }
 
 /// How a policy is trained on pairs.
@@ -90,7 +94,7 @@ impl PairTrainer {
         }
         if matches!(
             options.objective,
-            PairObjective::GflownetDpo { released: true, .. }
+            PairObjective::GflownetDpo(GflownetDpo { released: true, .. })
         ) && pairs.iter().any(|pair| pair.chosen.prompt_length < 2)
         {
             return Err(TrainError::Data(
@@ -217,20 +221,12 @@ impl PairTrainer {
 
     fn gflownet_dpo(
         &self,
+        dpo: GflownetDpo,
         rows: &[&TokenizedCompletion],
         actions: &Actions,
         hidden: &Tensor,
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
-        let PairObjective::GflownetDpo {
-            preference,
-            gamma,
-            windows,
-            ..
-        } = self.options.objective
-        else {
-            unreachable!("the objective is another")
-        };
         let stop = self.options.eos[0];
         let (tokens, forced) = tokens_before_end(rows, &self.options.eos);
         let states = actions.states(hidden, true)?;
@@ -240,7 +236,7 @@ impl PairTrainer {
         let (reference, _) =
             actions.log_probs_and_stops(&self.reference, &of_reference, stop, 1.0)?;
         let (_, reference_stop) =
-            actions.log_probs_and_stops(&self.reference, &of_reference, stop, gamma)?;
+            actions.log_probs_and_stops(&self.reference, &of_reference, stop, dpo.gamma)?;
         let columns = actions.columns();
         let trajectories = TerminableTrajectories {
             log_pf: &log_pf.narrow(1, 0, columns)?,
@@ -257,8 +253,8 @@ impl PairTrainer {
             &trajectories,
             rewards,
             &preferred,
-            preference,
-            windows,
+            dpo.preference,
+            dpo.windows,
             normaliser,
         )?;
         let mut metrics = margins(&log_pf, &reference)?;
@@ -276,17 +272,12 @@ impl PairTrainer {
     /// The released code's loss; `longest` is the greatest number of tokens of the step's rows.
     fn released(
         &self,
+        dpo: GflownetDpo,
         rows: &[&TokenizedCompletion],
         longest: usize,
         dropout: u64,
         normaliser: Normaliser,
     ) -> Result<Found, TrainError> {
-        let PairObjective::GflownetDpo {
-            preference, gamma, ..
-        } = self.options.objective
-        else {
-            unreachable!("the objective is another")
-        };
         // One place earlier, as the released mask is.
         let earlier: Vec<TokenizedCompletion> = rows
             .iter()
@@ -321,13 +312,13 @@ impl PairTrainer {
             log_pf: &log_pf,
             log_stop: &log_stop,
             reference: &reference,
-            reference_log_stop: &frozen(gamma)?.1,
+            reference_log_stop: &frozen(dpo.gamma)?.1,
             columns: &columns,
             longest: &is_longest,
             preferred: &preferred(rows.len()),
         };
         Ok(Found {
-            loss: released_gdpo(&positions, preference, normaliser)?,
+            loss: released_gdpo(&positions, dpo.preference, normaliser)?,
             metrics: margins(&log_pf, &reference)?,
         })
     }
@@ -385,7 +376,7 @@ impl PairTrainer {
             _ => 0.0,
         };
         let units = match self.options.objective {
-            PairObjective::GflownetDpo { windows, .. } => {
+            PairObjective::GflownetDpo(GflownetDpo { windows, .. }) => {
                 let (tokens, _) = tokens_before_end(&self.rows(items), &self.options.eos);
                 // Of completions that all end at once there is nothing to average over: their loss is 0.
                 Some(windows.units(&tokens)).filter(|units| *units > 0.0)
@@ -424,8 +415,8 @@ impl PairTrainer {
             let actions = Actions::new(&rows);
             let dropout = step * self.options.batch_size as u64 + index as u64;
             let found = match self.options.objective {
-                PairObjective::GflownetDpo { released: true, .. } => {
-                    self.released(&rows, longest, dropout, Normaliser::Total(2.0 * total))?
+                PairObjective::GflownetDpo(dpo) if dpo.released => {
+                    self.released(dpo, &rows, longest, dropout, Normaliser::Total(2.0 * total))?
                 }
                 objective => {
                     let key = self.model.dropout(dropout);
@@ -436,9 +427,9 @@ impl PairTrainer {
                             let normaliser = Normaliser::Total(total);
                             self.preference(loss, &actions, &hidden, whole, normaliser)?
                         }
-                        PairObjective::GflownetDpo { .. } => {
+                        PairObjective::GflownetDpo(dpo) => {
                             let normaliser = Normaliser::Total(whole.units);
-                            self.gflownet_dpo(&rows, &actions, &hidden, normaliser)?
+                            self.gflownet_dpo(dpo, &rows, &actions, &hidden, normaliser)?
                         }
                     }
                 }

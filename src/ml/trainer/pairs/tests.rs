@@ -39,7 +39,7 @@ fn preference(loss: PreferenceLoss) -> PairObjective {
 }
 
 fn gdpo(released: bool, windows: Windows) -> PairObjective {
-    PairObjective::GflownetDpo {
+    PairObjective::GflownetDpo(GflownetDpo {
         preference: PreferenceReward {
             alpha: 0.5,
             rejected: -8.0,
@@ -47,7 +47,7 @@ fn gdpo(released: bool, windows: Windows) -> PairObjective {
         gamma: 0.7,
         windows,
         released,
-    }
+    })
 }
 
 fn objectives() -> Vec<PairObjective> {
@@ -187,11 +187,13 @@ fn a_pair_has_the_same_loss_beside_others_of_its_prompt() {
         // The released code pads with what a longer neighbour leaves, and across a batch a long row weighs more.
         let is_tied = matches!(
             objective,
-            PairObjective::GflownetDpo { released: true, .. }
-                | PairObjective::GflownetDpo {
-                    windows: Windows::AcrossBatch { .. },
-                    ..
-                }
+            PairObjective::GflownetDpo(
+                GflownetDpo { released: true, .. }
+                    | GflownetDpo {
+                        windows: Windows::AcrossBatch { .. },
+                        ..
+                    }
+            )
         );
         let trainer = moved(options(objective), None);
         // The same number of tokens per pair, so that a likelihood of tokens is the mean of those of the pairs.
