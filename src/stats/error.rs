@@ -54,9 +54,7 @@ pub enum StatsError {
         what: &'static str,
     },
     /// The best of more completions was asked for than there are.
-    #[error(
-        "{what}@{k} needs {k} completions of each question, there are {n}; hint: lower `k`, or raise `samples_per_prompt` of `sample`"
-    )]
+    #[error("{what}@{k} needs {k} completions of each question, there are {n}")]
     MoreThanSampled {
         /// The statistic.
         what: &'static str,
@@ -64,6 +62,9 @@ pub enum StatsError {
         k: usize,
         /// The number of completions.
         n: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// More items were asked for than there are.
     #[error("top {k} of {n} values")]
@@ -79,6 +80,12 @@ pub enum StatsError {
 }
 
 impl StatsError {
+    /// A statistic of `k` of `n` completions was asked for.
+    pub(crate) const fn more_than_sampled(what: &'static str, k: usize, n: usize) -> Self {
+        let hint = Hint::new("lower `k`, or raise `samples_per_prompt` of `sample`");
+        Self::MoreThanSampled { what, k, n, hint }
+    }
+
     /// The top `k` of `n` values were asked for.
     pub(crate) const fn too_many_asked_for(k: usize, n: usize) -> Self {
         let hint = Hint::new("lower k or draw more samples");

@@ -205,7 +205,7 @@ fn check_k(what: &'static str, n: usize, k: usize) -> Result<(), StatsError> {
         });
     }
     if k > n {
-        return Err(StatsError::MoreThanSampled { what, k, n });
+        return Err(StatsError::more_than_sampled(what, k, n));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::excerpt::{NAME, excerpt};
+use crate::hint::Hint;
 use crate::world::arithmetic::{Derivation, Fault, GREATEST, MOST_NUMBERS, Problem};
 
 /// The artifact kind.
@@ -119,6 +120,15 @@ pub struct RightAnswers {
     pub answers: BTreeSet<String>,
 }
 
+const GROUPS: Hint = Hint::new("`(?:...)` is a group that does not count");
+const GAVE_UP: Hint = Hint::new("nested repetitions such as `(a+)+` take very long");
+const UNKNOWN_PROMPT: Hint =
+    Hint::new("`data` of `reward_rule` must have all prompts, with preferred completions");
+const NO_PROBLEM: Hint = Hint::new("`generate_world` with `form: arithmetic` has such prompts");
+const NO_PREFIX_VALUES: Hint = Hint::new(
+    "objectives that read rewards of prefixes, such as `forward_looking`, need an `arithmetic` rule or a reward model",
+);
+
 /// Why a rule cannot be used.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum RuleError {
@@ -139,51 +149,58 @@ pub enum RuleError {
         reason: String,
     },
     /// A regular expression has too many groups.
-    #[error(
-        "`extract` has {groups} groups, expected one at most; hint: `(?:...)` is a group that does not count"
-    )]
+    #[error("`extract` has {groups} groups, expected one at most")]
     Groups {
         /// How many it has.
         groups: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// A regular expression takes too long on a text.
-    #[error(
-        "the regular expression gave up on {text:?}: {reason}; hint: nested repetitions such as `(a+)+` take very long"
-    )]
+    #[error("the regular expression gave up on {text:?}: {reason}")]
     GaveUp {
         /// The text.
         text: String,
         /// Why.
         reason: String,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// An exact rule has no answers to a prompt.
-    #[error(
-        "the reward rule knows no right answer to the prompt {prompt:?}; hint: `data` of `reward_rule` must have all prompts, with preferred completions"
-    )]
+    #[error("the reward rule knows no right answer to the prompt {prompt:?}")]
     UnknownPrompt {
         /// The prompt.
         prompt: String,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// An arithmetic rule is asked about something else.
     #[error(
-        "the prompt {prompt:?} states no problem such as `numbers 2 3 6 target 18`, with 2 to {MOST_NUMBERS} numbers from 1 to {greatest}; hint: `generate_world` with `form: arithmetic` has such prompts"
+        "the prompt {prompt:?} states no problem such as `numbers 2 3 6 target 18`, with 2 to {MOST_NUMBERS} numbers from 1 to {greatest}"
     )]
     NoProblem {
         /// The prompt.
         prompt: String,
         /// The greatest number.
         greatest: u32,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
     /// Tokens of a prompt that nobody named.
     #[error("a row begins with tokens that are no prompt which the reward rule was given")]
     UnknownTokens,
     /// The rule has no values of prefixes.
-    #[error(
-        "`{rule}` rules say nothing of unfinished completions; hint: objectives that read rewards of prefixes, such as `forward_looking`, need an `arithmetic` rule or a reward model"
-    )]
+    #[error("`{rule}` rules say nothing of unfinished completions")]
     NoPrefixValues {
         /// The rule.
         rule: &'static str,
+        /// What to do.
+        #[source]
+        hint: Hint,
     },
 }
 
@@ -279,6 +296,7 @@ fn compile(key: &'static str, pattern: &str) -> Result<Regex, RuleError> {
 
 fn gave_up(text: &str, error: &fancy_regex::Error) -> RuleError {
     RuleError::GaveUp {
+        hint: GAVE_UP,
         text: excerpt(text, NAME).into_owned(),
         reason: error.to_string(),
     }
@@ -300,7 +318,10 @@ impl Extractor {
         let regex = regex.transpose()?;
         let groups = regex.as_ref().map_or(0, |regex| regex.captures_len() - 1);
         if groups > 1 {
-            return Err(RuleError::Groups { groups });
+            return Err(RuleError::Groups {
+                groups,
+                hint: GROUPS,
+            });
         }
         Ok(Self {
             regex,
@@ -445,6 +466,7 @@ impl RewardRule {
                     .get(asked.prompt)
                     .or_else(|| by_question.get(asked.question));
                 let known = known.ok_or_else(|| RuleError::UnknownPrompt {
+                    hint: UNKNOWN_PROMPT,
                     prompt: excerpt(asked.prompt, NAME).into_owned(),
                 })?;
                 let answer = extractor.answer(completion)?;
@@ -507,6 +529,7 @@ impl RewardRule {
     /// The error of a rule that says nothing of unfinished completions.
     pub fn no_prefix_values(&self) -> RuleError {
         RuleError::NoPrefixValues {
+            hint: NO_PREFIX_VALUES,
             rule: self.description.rule.name(),
         }
     }
@@ -525,6 +548,7 @@ fn find_problem(asked: Asked<'_>, greatest: u32) -> Result<Problem, RuleError> {
     Problem::find(asked.prompt, greatest)
         .or_else(|| Problem::find(asked.question, greatest))
         .ok_or_else(|| RuleError::NoProblem {
+            hint: NO_PROBLEM,
             prompt: excerpt(asked.prompt, NAME).into_owned(),
             greatest,
         })

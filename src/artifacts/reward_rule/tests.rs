@@ -81,7 +81,7 @@ fn answers_are_found_by_prompt_then_by_question() {
     assert_eq!(judge("end of p", "q").unwrap().finding, Finding::Right);
     let error = judge("other", "other").unwrap_err();
     let prompt = "other".to_owned();
-    assert_eq!(error, RuleError::UnknownPrompt { prompt });
+    assert!(matches!(error, RuleError::UnknownPrompt { prompt: found, .. } if found == prompt));
 }
 
 #[test]
@@ -153,9 +153,10 @@ fn what_is_no_expression_is_refused() {
         extract: Some("(a)(b)".to_owned()),
         ..Exact::default()
     };
-    assert_eq!(
-        Extractor::new(&two).unwrap_err(),
-        RuleError::Groups { groups: 2 }
+    let error = Extractor::new(&two).unwrap_err();
+    assert!(
+        matches!(error, RuleError::Groups { groups: 2, .. }),
+        "{error}"
     );
 }
 

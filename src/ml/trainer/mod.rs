@@ -64,6 +64,9 @@ pub enum TrainError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// What gives rewards failed.
+    #[error(transparent)]
+    Rewards(Box<dyn std::error::Error + Send + Sync>),
     /// Data that cannot be trained on.
     #[error("{0}")]
     Data(String),

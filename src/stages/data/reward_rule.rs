@@ -13,6 +13,7 @@ use crate::artifacts::reward_rule::{
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::excerpt::{NAME, excerpt};
+use crate::hint::told;
 
 /// Makes a reward of a rule: the answer is right, a regular expression matches, or a derivation adds up.
 ///
@@ -103,10 +104,10 @@ impl Kind for RewardRule {
                 Rule::Regex(_) => "rule.regex.pattern",
                 Rule::Arithmetic(_) => "rule.arithmetic",
             };
-            let message = error.to_string();
-            problems.push(match message.split_once("; hint: ") {
-                Some((message, hint)) => Problem::new(path, message).hint(hint),
-                None => Problem::new(path, message),
+            let (message, hint) = told(&error);
+            problems.push(Problem {
+                hint,
+                ..Problem::new(path, message)
             });
         }
         if let Rule::Arithmetic(arithmetic) = &self.rule

@@ -330,8 +330,8 @@ mod tests {
         assert_eq!(found.all_texts("policy").unwrap(), ["sft", "a", "b", "c"]);
         let texts = |name: &str| found.texts(name).unwrap();
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(texts(BEST), [None, None, some("Reward"), some("KL")]);
-        assert_eq!(texts(LEVEL), [None, some("Reward"), None, None]);
+        assert_eq!(texts(BEST), [None, some("Reward"), None, some("KL")]);
+        assert_eq!(texts(LEVEL), [None, None, some("Reward"), None]);
         let reward = found.numbers("Reward").unwrap();
         assert!((reward[2].unwrap() - 1.1).abs() < 1e-12);
         assert_eq!(found.numbers("KL").unwrap()[0], None);

@@ -161,3 +161,129 @@ pub(super) fn spread<S: Settings>(
         Err(problems)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::stage::StageKind;
+    use crate::stages::train::train_gflownet::TrainGflownet;
+    use crate::stages::train::train_policy_gradient::TrainPolicyGradient;
+
+    fn gflownet(changes: Json) -> Json {
+        let mut params = json!({
+            "steps": 1, "prompts_per_step": 1, "completions_per_prompt": 4, "optimizer": { "lr": 1e-3 },
+            "reward_scale": 1, "on_policy": 1, "max_new_tokens": 4, "seed": 1
+        });
+        let changes: Map<String, Json> = serde_json::from_value(changes).unwrap();
+        params.as_object_mut().unwrap().extend(changes);
+        params
+    }
+
+    fn parsed(params: &Json) -> Result<String, Vec<(String, String)>> {
+        let found = (StageKind::of::<TrainGflownet>().parse)(params);
+        found
+            .map(|stage| stage.params().to_string())
+            .map_err(|problems| {
+                let told = problems.into_iter();
+                told.map(|problem| (problem.path.to_string(), problem.message))
+                    .collect()
+            })
+    }
+
+    #[test]
+    fn settings_under_the_objective_and_beside_it_are_the_same_params() {
+        let flat = gflownet(json!({ "objective": "flowrl", "log_z": "network", "log_z_lr": 0.01 }));
+        let tagged = json!({ "objective": { "flowrl": { "log_z": "network", "log_z_lr": 0.01 } } });
+        assert_eq!(parsed(&gflownet(tagged)).unwrap(), parsed(&flat).unwrap());
+        // By another name, and without settings.
+        let long = parsed(&gflownet(json!({ "objective": "trajectory_balance" }))).unwrap();
+        for spelled in [json!("tb"), json!({ "tb": {} }), json!({ "tb": null })] {
+            assert_eq!(
+                parsed(&gflownet(json!({ "objective": spelled }))).unwrap(),
+                long
+            );
+        }
+        // As older files have it, settings of other objectives may stand there, too.
+        let others = json!({ "objective": "vargrad", "flow_lr": 0.5, "log_z_lr": 0.2 });
+        assert!(parsed(&gflownet(others)).is_ok());
+    }
+
+    #[test]
+    fn faults_are_told_where_they_stand() {
+        for (objective, others, path, message) in [
+            (
+                json!({ "flowrl": { "lambda": 1 } }),
+                json!({}),
+                "objective.flowrl.lambda",
+                "`flowrl` has no setting `lambda`",
+            ),
+            (
+                json!({ "flowrl": { "log_z_lr": 1 } }),
+                json!({ "log_z_lr": 2 }),
+                "objective.flowrl.log_z_lr",
+                "`log_z_lr` is there twice: under `objective` and beside it",
+            ),
+            (
+                json!({ "flowrl": { "log_z_lr": 1e-45 } }),
+                json!({}),
+                "objective.flowrl.log_z_lr",
+                "`log_z_lr` must be",
+            ),
+            (
+                json!({ "flowrl": { "log_z": "nowhere" } }),
+                json!({}),
+                "objective.flowrl.log_z",
+                "unknown",
+            ),
+            (
+                json!({ "flowrl": 3 }),
+                json!({}),
+                "objective.flowrl",
+                "must be a map",
+            ),
+            (json!({}), json!({}), "objective", "must be a name"),
+            (
+                json!({ "tb": {}, "db": {} }),
+                json!({}),
+                "objective",
+                "must be a name",
+            ),
+            (json!({ "tbx": {} }), json!({}), "objective", "tbx"),
+            (json!("tbx"), json!({}), "objective", "tbx"),
+            (json!(7), json!({}), "objective", "objective"),
+        ] {
+            let mut changes = json!({ "objective": objective });
+            let others: Map<String, Json> = serde_json::from_value(others).unwrap();
+            changes.as_object_mut().unwrap().extend(others);
+            let problems = parsed(&gflownet(changes)).unwrap_err();
+            assert!(
+                problems
+                    .iter()
+                    .any(|(at, text)| at == path && text.contains(message)),
+                "{path}, {message}: {problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_objective_takes_what_its_kind_has() {
+        fn check<S: Settings>(schema: &schemars::Schema) {
+            let properties = schema.get("properties").and_then(Json::as_object).unwrap();
+            for kind in S::KINDS {
+                for setting in kind.takes {
+                    assert!(
+                        properties.contains_key(*setting),
+                        "{}: {setting}",
+                        kind.name
+                    );
+                }
+            }
+        }
+        check::<crate::ml::trainer::policy::objectives::GflownetSettings>(&schemars::schema_for!(
+            TrainGflownet
+        ));
+        check::<crate::ml::trainer::policy::objectives::PolicyGradientSettings>(
+            &schemars::schema_for!(TrainPolicyGradient),
+        );
+    }
+}

@@ -55,7 +55,7 @@ fn prompt_lengths(rows: &[&TokenizedCompletion]) -> Vec<usize> {
 fn failed(error: ModelError) -> TrainError {
     match error {
         ModelError::Model(error) => TrainError::Model(error),
-        other => TrainError::Data(other.to_string()),
+        other => TrainError::Rewards(Box::new(other)),
     }
 }
 

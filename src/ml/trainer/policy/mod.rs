@@ -6,9 +6,12 @@
 //! the forward-looking objective that of every prefix, which one causal forward pass gives.
 
 pub mod asynchronous;
+pub mod found;
 pub mod objective;
 pub mod objectives;
+pub mod requirements;
 mod rollout;
+pub mod scored;
 mod shares;
 pub mod view;
 mod weighing;
@@ -21,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use self::asynchronous::{Asynchronous, Findings};
-use self::objective::{Found, Mean, Objective, Setup, Weights};
+use self::found::{Found, Mean};
+use self::objective::{Objective, Setup};
+use self::scored::Weights;
 use self::view::{Part, Shared, View};
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, forward_flops};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
-use super::objective::Requirements;
+use super::requirements::Requirements;
 use super::{PolicyOptions, Rewards, TokenizedCompletion, TrainError, Weights};
 use crate::ml::models::causal::CausalLm;
 use crate::ml::objectives::Trajectories;

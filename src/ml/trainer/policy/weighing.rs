@@ -1,7 +1,8 @@
 //! What completions weigh, once all of a step are known.
 
-use super::objective::{Scored, Weighed};
+use super::requirements::Weighed;
 use super::rollout::Rows;
+use super::scored::Scored;
 use super::view::prompt_of;
 use super::{Batch, PolicyTrainer, TokenizedCompletion, TrainError};
 use crate::ml::objectives::groups::varied;

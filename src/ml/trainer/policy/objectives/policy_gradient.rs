@@ -4,9 +4,10 @@ use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::objective::{
-    Found, Metric, Objective, ObjectiveKind, Requirements, Scored, Weighed, Weights,
-};
+use super::super::found::{Found, Metric};
+use super::super::objective::{Objective, ObjectiveKind};
+use super::super::requirements::{Requirements, Weighed};
+use super::super::scored::{Scored, Weights};
 use super::super::view::View;
 use crate::ml::kernels::pointwise::{exp, log_softmax};
 use crate::ml::kernels::sums::row_sums;

@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::super::objective::{Found, Metric, Objective, ObjectiveKind, Requirements, Setup};
+use super::super::found::{Found, Metric};
+use super::super::objective::{Objective, ObjectiveKind, Setup};
+use super::super::requirements::Requirements;
 use super::super::view::View;
 use super::{GflownetSettings, Weighting};
 use crate::ml::head::{HeadGradient, HeadInit, ScalarHead};

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
-use super::super::objective::{Found, Metric, Objective, ObjectiveKind, Requirements};
+use super::super::found::{Found, Metric};
+use super::super::objective::{Objective, ObjectiveKind};
+use super::super::requirements::Requirements;
 use super::super::view::View;
 use super::{GflownetSettings, Weighting};
 use crate::ml::objectives::terminable::{TerminableTrajectories, modified_sub_trajectory_balance};

@@ -4,7 +4,9 @@ use std::ops::RangeInclusive;
 
 use candle_core::{DType, Tensor, Var};
 
-use super::super::objective::{Found, Metric, Objective, ObjectiveKind, Requirements, Setup};
+use super::super::found::{Found, Metric};
+use super::super::objective::{Objective, ObjectiveKind, Setup};
+use super::super::requirements::Requirements;
 use super::super::view::View;
 use super::{GflownetSettings, LogZSource};
 use crate::ml::head::{HeadGradient, HeadInit, NetworkDropout, ScalarHead, ScalarNetwork};

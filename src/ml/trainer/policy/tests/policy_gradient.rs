@@ -1,6 +1,6 @@
 //! Policy gradients with tiny models and a rule for rewards.
 
-use super::super::objective::Scored;
+use super::super::scored::Scored;
 use super::*;
 use crate::ml::objectives::policy_gradient::{Correction, KlEstimator, RatioLevel};
 use crate::ml::trainer::policy::objectives::{

@@ -1,0 +1,65 @@
+//! What an objective finds in completions: a loss, and numbers that are told.
+
+use candle_core::Tensor;
+
+/// What a micro-batch gives.
+#[derive(Debug)]
+pub struct Found {
+    /// A scalar to differentiate.
+    pub loss: Tensor,
+    /// Mean `log R` of the completions.
+    pub log_r: f64,
+    /// What else is told of the completions.
+    pub metrics: Vec<Metric>,
+}
+
+/// A number that is told of completions, and how those of micro-batches make that of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metric {
+    /// Its name in curves.
+    pub name: &'static str,
+    /// Its value over the completions of a micro-batch.
+    pub value: f64,
+    /// What it is over them.
+    pub mean: Mean,
+}
+
+/// What a number is over completions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mean {
+    /// The mean.
+    OfCompletions,
+    /// The root of the mean of squares.
+    RootOfSquares,
+    /// The mean over so many tokens.
+    OfTokens(f64),
+}
+
+impl Metric {
+    /// A mean.
+    pub fn mean(name: &'static str, value: f64) -> Self {
+        Self {
+            name,
+            value,
+            mean: Mean::OfCompletions,
+        }
+    }
+
+    /// The root of a mean of squares.
+    pub fn root_mean_square(name: &'static str, value: f64) -> Self {
+        Self {
+            name,
+            value,
+            mean: Mean::RootOfSquares,
+        }
+    }
+
+    /// A mean over tokens.
+    pub fn over_tokens(name: &'static str, value: f64, tokens: f64) -> Self {
+        Self {
+            name,
+            value,
+            mean: Mean::OfTokens(tokens),
+        }
+    }
+}
