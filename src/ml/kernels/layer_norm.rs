@@ -182,7 +182,7 @@ impl LayerNorm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::span_attention::tests::{assert_close, gradients, random};
+    use super::super::fixture::{assert_close, gradients, random};
     use super::*;
 
     #[test]

@@ -44,6 +44,8 @@ mod tiles;
 mod vector;
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod paths_tests;
 #[cfg(test)]
 mod tests;

@@ -9,11 +9,10 @@ mod charsmap;
 mod chat_template;
 mod document;
 mod merges;
+mod parts;
 mod scored;
 mod sentence_piece;
 mod settings;
-#[cfg(test)]
-mod settings_tests;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -542,7 +541,7 @@ impl Tokenizer {
     pub fn lowered(self) -> Result<Self, TokenizerError> {
         let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
         let mut document: Value = serde_json::from_str(&self.to_json()?).map_err(invalid)?;
-        settings::lower(&mut document);
+        parts::lower(&mut document);
         Ok(Self {
             inner: document::build(document)?,
             ..self

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::measure::Metric;
+use super::measure::{Metric, Rightness};
 use super::scored::Scored;
 use crate::engine::stage::StageError;
 use crate::random::Stream;
@@ -10,20 +10,6 @@ use crate::stats::{Votes, majority_at_k, max_at_k, pass_at_k};
 
 /// The column in which `score` writes what a rule takes for the answer.
 const ANSWER: &str = "answer";
-
-/// Which completions are right, and what their answers are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rightness<'a> {
-    /// The least reward of a right completion.
-    pub(super) least: f64,
-    /// The text column with the answers; `None` for `answer` if there is such a column, else the completions.
-    pub(super) answer: Option<&'a str>,
-}
-
-/// The least reward of a right completion, unless a param says otherwise.
-pub(super) fn right() -> f64 {
-    1.0
-}
 
 impl Scored {
     /// Returns a metric of right answers for each question, in order of appearance.

@@ -172,6 +172,20 @@ impl Metric {
     }
 }
 
+/// Which completions are right, and what their answers are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rightness<'a> {
+    /// The least reward of a right completion.
+    pub(super) least: f64,
+    /// The text column with the answers; `None` for `answer` if there is such a column, else the completions.
+    pub(super) answer: Option<&'a str>,
+}
+
+/// The least reward of a right completion, unless a param says otherwise.
+pub(super) fn right() -> f64 {
+    1.0
+}
+
 /// A metric prepared for one run: what it is follows from how often each completion counts.
 #[derive(Debug, Clone)]
 pub(super) enum Measurement {

@@ -17,6 +17,7 @@ pub mod win_rate;
 
 mod attempts;
 mod axes;
+mod bootstrap_params;
 #[cfg(test)]
 mod fixture;
 mod groups;

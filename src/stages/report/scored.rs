@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::attempts::Rightness;
 use super::groups::{Fit, Grouping, Row, group, matching, within};
-use super::measure::{Distances, Measurement, Metric, Top};
+use super::measure::{Distances, Measurement, Metric, Rightness, Top};
 use crate::artifacts::completions::{ROWS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};

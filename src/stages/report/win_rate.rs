@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
+use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, add_axes, group, within};
-use super::metric_table::check_bootstrap;
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Verdict};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;

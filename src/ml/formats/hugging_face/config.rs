@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
-use crate::ml::documents::read_configuration;
+use super::json::read_object;
 use crate::ml::models::causal::{Architecture, families};
 use crate::ml::models::keys::Keys;
 use crate::ml::tokenizer::Tokenizer;
@@ -48,15 +48,6 @@ pub(super) struct ModelConfig {
     pub(super) end_ids: Vec<u32>,
     /// Names of the classes, by index, if the file has them.
     pub(super) labels: Vec<String>,
-}
-
-/// Reads a JSON object from a file.
-pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError> {
-    parse_object(path, &read_configuration(path)?)
-}
-
-pub(super) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
-    serde_json::from_slice(bytes).map_err(|error| FormatError::malformed(path, error.to_string()))
 }
 
 /// Reads and checks `config.json`, but for some keys.
@@ -183,6 +174,9 @@ pub(super) fn config_document(
 mod tests {
     use super::super::super::damage::survives;
     use super::super::super::fixture;
+    use super::super::fixture::{edit, error, saved};
+    use super::super::json::parse_object;
+    use super::super::language_model::{load_hugging_face, load_hugging_face_without};
     use super::*;
 
     #[test]
@@ -223,5 +217,78 @@ mod tests {
         survives(document.to_string().as_bytes(), 3000, |path, bytes| {
             parse_config(path, &parse_object(path, bytes)?, &[])
         });
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused() {
+        for (changes, message) in [
+            (
+                json!({ "rope_scaling": { "rope_type": "longrope", "factor": 8.0 } }),
+                "`rope_scaling.type`: \"longrope\" is not supported; default, linear, dynamic, llama3 and yarn are",
+            ),
+            (
+                json!({ "rope_scaling": { "rope_type": "linear" } }),
+                "`rope_scaling` of type \"linear\" has no `factor`",
+            ),
+            (
+                json!({ "model_type": "bloom" }),
+                "`model_type`: \"bloom\" is not supported; only gemma, gpt2, gpt_neox, llama, mistral, olmo2, opt, \
+                 phi3, qwen2, qwen3, smollm3, stablelm, starcoder2 are",
+            ),
+            (
+                json!({ "hidden_act": "mish" }),
+                "`hidden_act`: \"mish\" is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are",
+            ),
+            (
+                json!({ "sliding_window": 4 }),
+                "`sliding_window`: 4 is not supported; only null is",
+            ),
+            (
+                json!({ "quantization_config": { "bits": 4 } }),
+                "`quantization_config`: {\"bits\":4} is not supported; only null is",
+            ),
+            (
+                json!({ "hidden_size": null }),
+                "key `hidden_size` is missing",
+            ),
+            (
+                json!({ "vocab_size": -3 }),
+                "key `vocab_size` is -3, expected a whole number",
+            ),
+            (
+                json!({ "num_key_value_heads": 0 }),
+                "number of key/value heads is 0, expected 1 to 2147483647",
+            ),
+        ] {
+            let folder = saved(&fixture::config());
+            edit(&folder, changes);
+            assert_eq!(error(&folder), format!("DIR/config.json: {message}"));
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_ignored_is_not_looked_at_at_all() {
+        let folder = saved(&fixture::config());
+        let path = folder.path().join("config.json");
+        let mut config = read_object(&path).unwrap();
+        config.insert("eos_token_id".to_owned(), json!("bogus"));
+        config.insert("id2label".to_owned(), json!(3));
+        fs_err::write(&path, serde_json::Value::Object(config).to_string()).unwrap();
+        assert!(load_hugging_face(folder.path()).is_err());
+        let ignored = ["eos_token_id", "id2label"].map(str::to_owned);
+        let read = load_hugging_face_without(folder.path(), &ignored).unwrap();
+        assert_eq!(read.config.num_layers, 2);
+    }
+
+    #[test]
+    fn new_spellings_of_the_rotary_base_are_read() {
+        let folder = saved(&fixture::config());
+        let parameters = json!({ "rope_type": "default", "rope_theta": 500.0 });
+        edit(
+            &folder,
+            json!({ "rope_theta": null, "rope_parameters": parameters }),
+        );
+        let checkpoint = load_hugging_face(folder.path()).unwrap();
+        assert_eq!(checkpoint.config.rotary().unwrap().theta, 500.0);
     }
 }

@@ -7,8 +7,7 @@ use serde_json::{Map, Value, json};
 use super::super::FormatError;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
-use super::config::read_object;
-use super::model::write_json;
+use super::json::{read_object, write_json};
 use super::sentence::{read_sentence_files, write_sentence_files};
 use crate::ml::models::encoder::{
     ClassifierHead, EncoderConfig, Family, Part, Pooling, SentenceEmbedding,
@@ -346,7 +345,7 @@ fn name_in_classifier(family: &Family, name: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::super::damage::survives;
-    use super::super::config::parse_object;
+    use super::super::json::parse_object;
     use super::*;
     use crate::ml::models::fixture::recorded;
 

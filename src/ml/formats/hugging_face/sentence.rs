@@ -10,8 +10,7 @@ use serde_json::{Map, Value, json};
 use super::super::FormatError;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::load_exactly;
-use super::config::read_object;
-use super::model::write_json;
+use super::json::{read_object, write_json};
 use crate::ml::documents::read_configuration;
 use crate::ml::models::encoder::{
     Activation, Dense, Prompt, SentenceEmbedding, SentencePooling, SentenceStep,
@@ -462,7 +461,7 @@ fn write_dense(folder: &Path, dense: &Dense) -> Result<(), FormatError> {
 #[cfg(test)]
 mod tests {
     use super::super::super::damage::survives;
-    use super::super::config::parse_object;
+    use super::super::json::parse_object;
     use super::*;
     use crate::ml::models::fixture::recorded;
 

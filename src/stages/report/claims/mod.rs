@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attempts::right;
+use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, within};
-use super::measure::Metric;
-use super::metric_table::check_bootstrap;
+use super::measure::{Metric, right};
 use super::scored::{self, Scored};
 use super::trainings::{curves_port, load_curves};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};

@@ -4,11 +4,12 @@ use super::*;
 use crate::artifacts::completions::{CompletionRow, to_table};
 use crate::artifacts::curve::Status;
 use crate::artifacts::embeddings::EmbeddingMatrix;
-use crate::artifacts::table::Values;
+use crate::artifacts::table::{Table, Values};
 use crate::engine::context::Labels;
+use crate::random::Stream;
 use crate::stages::report::fixture::{curve, rows, scored, with_rewards};
 use crate::stages::report::scored::{Scored, add_tfidf};
-use crate::stats::{Embeddings, diversity, novelty};
+use crate::stats::{Embeddings, diversity, mean, novelty};
 
 fn kind(params: serde_json::Value) -> MetricTable {
     serde_json::from_value(params).unwrap()

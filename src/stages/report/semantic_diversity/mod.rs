@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
+use super::bootstrap_params::check_bootstrap;
 use super::groups::{Fit, Grouping, Row, add_axes, group, matching, within};
-use super::metric_table::check_bootstrap;
 use super::scored::Scored;
 use crate::artifacts::completions::{COMPLETIONS, ROWS_PER_PROMPT, SCORES};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, row_named, within};
-use super::metric_table::check_bootstrap;
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::super::FormatError;
 use super::super::safetensors::{SafetensorsFiles, save_safetensors};
 use super::super::tensors::{TensorSource, load_exactly};
-use super::model::write_json;
+use super::json::write_json;
 use crate::ml::adapter::{AdapterTensor, LoraConfig, PREFIX};
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::super::FormatError;
-use super::super::config::parse_object;
+use super::super::json::parse_object;
 use crate::ml::documents::read_configuration;
 
 /// The keys of `adapter_config.json` that are applied.

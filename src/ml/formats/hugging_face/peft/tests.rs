@@ -1,6 +1,6 @@
 use super::super::super::damage::survives;
 use super::super::super::fixture;
-use super::super::config::read_object;
+use super::super::json::read_object;
 use super::*;
 use crate::random::Stream;
 use candle_core::Device;
