@@ -36,6 +36,7 @@ use super::models::encoder::EncoderError;
 use super::objectives::ObjectiveError;
 use super::optimizer::{AdamW, OptimizerError};
 use super::parameters::{ParameterError, Weights};
+use crate::hint::Hint;
 
 /// Why a training cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,17 @@ pub enum TrainError {
     /// What gives rewards failed.
     #[error(transparent)]
     Rewards(Box<dyn std::error::Error + Send + Sync>),
+    /// Of all prompts that the first step could sample, none has completions of different rewards.
+    #[error(
+        "of {prompts} prompts none has completions of different rewards: there is nothing to learn from"
+    )]
+    AllEqual {
+        /// How many prompts were sampled.
+        prompts: usize,
+        /// What to do.
+        #[source]
+        hint: Hint,
+    },
     /// Data that cannot be trained on.
     #[error("{0}")]
     Data(String),

@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use super::shares::{Counts, Shares};
 use super::view::prompt_of;
 use super::{Batch, Cancel, Earlier, PolicyTrainer, TokenizedCompletion, TrainError, Undo};
+use crate::hint::Hint;
 use crate::ml::generate::{
     Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
@@ -120,9 +121,12 @@ impl PolicyTrainer {
         }
         found.varied = Some(all_varied / prompts);
         if found.groups.is_empty() && self.taken == most {
-            return Err(TrainError::Data(format!(
-                "of {prompts} prompts none has completions of different rewards: there is nothing to learn from"
-            )));
+            return Err(TrainError::AllEqual {
+                prompts: prompts as usize,
+                hint: Hint::new(
+                    "raise `completions_per_prompt` or `dynamic_sampling`, or start from a policy that is sometimes right",
+                ),
+            });
         }
         Ok(found)
     }
