@@ -14,5 +14,6 @@ pub mod train_tokenizer;
 mod interruptions;
 mod objective;
 mod pairs;
+mod policy;
 mod rewards;
 mod training;

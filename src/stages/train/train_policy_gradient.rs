@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::objective::{Named, Settings, spread};
-use super::rewards::{self, PromptRewards};
-use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
+use super::policy::{PolicyTraining, Room, distinct_prompts, without_completions};
+use super::rewards;
+use super::training::{self, Course, OnDivergence, OptimizerParams};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward::REWARDS;
@@ -22,17 +23,16 @@ use crate::ml::objectives::ReferenceTerms;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::policy_gradient::{MeanOver, RatioLevel};
 use crate::ml::schedule::Ramp;
+use crate::ml::trainer::policy::PolicyOptions;
 use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
 use crate::ml::trainer::policy::objectives::{
     Advantage, Importance, KlSettings, POLICY_GRADIENTS, PolicyGradientSettings,
 };
-use crate::ml::trainer::policy::{PolicyOptions, PolicyStart, PolicyTrainer, PromptCompletions};
-use crate::ml::trainer::{Cancel, TrainError};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
-use crate::stages::tokenized::{needs_room, tokenize_prompts};
+use crate::stages::tokenized::needs_room;
 
 impl Settings for PolicyGradientSettings {
     const KINDS: &'static [ObjectiveKind<Self>] = POLICY_GRADIENTS;
@@ -290,34 +290,28 @@ impl Kind for TrainPolicyGradient {
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = rewards::open(&policy, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
-        let stream = Stream::new(self.seed, Self::NAME);
-        let positions = rewards::positions(&policy, &reward);
-        let (prompts, texts) = self.prompts(&policy, &data, positions, ctx)?;
-        let reference = policy.frozen()?;
-        let options = self.options(&policy);
-        let training = Training::open(policy, self.adapter.as_ref(), Purpose::Policy, &stream)?;
-        let start = PolicyStart {
-            model: training.model(),
-            reference,
-            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
-            prompts,
+        let room = Room {
+            positions: rewards::positions(&policy, &reward),
+            max_prompt_tokens: self.max_prompt_tokens,
+            max_new_tokens: self.max_new_tokens,
         };
-        let cancel = Cancel::new(ctx.cancel_flag());
-        let trainer = PolicyTrainer::new(start, self.objective(), options, &stream, cancel);
-        let mut trainer = match trainer {
-            Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
-            other => other?,
+        let (prompts, texts) = distinct_prompts(&policy, &data, room, ctx)?;
+        let prompts = (without_completions(prompts), texts);
+        let training = PolicyTraining {
+            course: Course {
+                title: "Policy gradient",
+                steps: self.steps,
+                checkpoints: &self.checkpoints,
+                optimizer: &self.optimizer,
+                on_divergence: self.on_divergence,
+                is_evaluated: false,
+            },
+            adapter: self.adapter.as_ref(),
+            objective: self.objective(),
+            options: self.options(&policy),
+            stream: Stream::new(self.seed, Self::NAME),
         };
-        let course = Course {
-            title: "Policy gradient",
-            steps: self.steps,
-            checkpoints: &self.checkpoints,
-            optimizer: &self.optimizer,
-            on_divergence: self.on_divergence,
-            is_evaluated: false,
-        };
-        let trained = course.train(&mut trainer, ctx)?;
-        training.save(&trained, ctx)
+        training.run(policy, reward, prompts, ctx)
     }
 }
 
@@ -337,40 +331,6 @@ impl TrainPolicyGradient {
             importance: self.importance,
             horizon: self.max_new_tokens,
         })
-    }
-
-    /// Returns the distinct prompts that leave room for a completion, and the text of each by its tokens.
-    fn prompts(
-        &self,
-        policy: &LanguageModel,
-        data: &Dataset,
-        positions: usize,
-        ctx: &mut RunContext,
-    ) -> Result<(Vec<PromptCompletions>, BTreeMap<Vec<u32>, String>), StageError> {
-        let room = positions.saturating_sub(self.max_new_tokens);
-        let most = self.max_prompt_tokens.unwrap_or(room).min(room);
-        let distinct = data.distinct_prompts();
-        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
-        if prompts.is_empty() {
-            return Err(StageError::new(format!(
-                "none of {} prompts has from 1 to {most} tokens",
-                distinct.len()
-            ))
-            .hint(format!(
-                "the models take {positions} tokens, {} of them for the completion",
-                self.max_new_tokens
-            )));
-        }
-        let text = |place: usize| distinct[place].1.prompt.clone();
-        let texts = prompts
-            .iter()
-            .map(|prompt| (prompt.tokens.clone(), text(prompt.place)))
-            .collect();
-        let prompts = prompts.into_iter().map(|prompt| PromptCompletions {
-            prompt: prompt.tokens,
-            completions: Vec::new(),
-        });
-        Ok((prompts.collect(), texts))
     }
 
     fn options(&self, policy: &LanguageModel) -> PolicyOptions {

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::policy::{Room, distinct_prompts};
 use super::rewards::{self, PromptRewards};
 use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
-use crate::artifacts::reward::{REWARDS, Reward};
+use crate::artifacts::reward::REWARDS;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -23,7 +24,7 @@ use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
-use crate::stages::tokenized::{needs_room, tokenize_prompts};
+use crate::stages::tokenized::needs_room;
 
 /// Trains a policy with proximal policy optimisation (PPO) against a reward model.
 ///
@@ -333,7 +334,12 @@ seed: 1
         let start = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = rewards::open(&start, ctx)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;
-        let (prompts, texts) = self.prompts(&start, &reward, &dataset, ctx)?;
+        let room = Room {
+            positions: rewards::positions(&start, &reward),
+            max_prompt_tokens: self.max_prompt_tokens,
+            max_new_tokens: self.max_new_tokens,
+        };
+        let (prompts, texts) = distinct_prompts(&start, &dataset, room, ctx)?;
 
         let stream = Stream::new(self.seed, Self::NAME);
         let training = Training::open(start, self.adapter.as_ref(), Purpose::Policy, &stream)?;
@@ -407,38 +413,6 @@ impl TrainPpo {
                 ..DivergenceLimits::default()
             },
         })
-    }
-
-    /// Returns the dataset's distinct prompts that leave room for a completion, as tokens, and the text of each.
-    fn prompts(
-        &self,
-        policy: &LanguageModel,
-        reward: &Reward,
-        dataset: &Dataset,
-        ctx: &mut RunContext,
-    ) -> Result<(Vec<Vec<u32>>, BTreeMap<Vec<u32>, String>), StageError> {
-        let positions = rewards::positions(policy, reward);
-        let room = positions.saturating_sub(self.max_new_tokens);
-        let most = self.max_prompt_tokens.unwrap_or(room).min(room);
-        let distinct = dataset.distinct_prompts();
-        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
-        if prompts.is_empty() {
-            return Err(StageError::new(format!(
-                "none of {} prompts has from 1 to {most} tokens",
-                distinct.len()
-            ))
-            .hint(format!(
-                "the models take {positions} tokens, {} of them for the completion",
-                self.max_new_tokens
-            )));
-        }
-        let texts = prompts.iter().map(|prompt| {
-            let (_, example) = distinct[prompt.place];
-            (prompt.tokens.clone(), example.prompt.clone())
-        });
-        let texts = texts.collect();
-        let prompts = prompts.into_iter().map(|prompt| prompt.tokens);
-        Ok((prompts.collect(), texts))
     }
 }
 

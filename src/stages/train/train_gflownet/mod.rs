@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::objective::{Named, Settings, spread};
-use super::rewards::{self, PromptRewards};
-use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
+use super::policy::PolicyTraining;
+use super::rewards;
+use super::training::{self, Course, OnDivergence, OptimizerParams};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward::REWARDS;
@@ -27,8 +28,7 @@ use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
 use crate::ml::trainer::policy::objectives::{
     GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource, Weighting,
 };
-use crate::ml::trainer::policy::{Exploration, PolicyOptions, PolicyStart, PolicyTrainer};
-use crate::ml::trainer::{Cancel, TrainError};
+use crate::ml::trainer::policy::{Exploration, PolicyOptions};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
@@ -462,34 +462,23 @@ impl Kind for TrainGflownet {
         let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
         let reward = rewards::open(&policy, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
-        let stream = Stream::new(self.seed, "train_gflownet");
         let positions = rewards::positions(&policy, &reward);
-        let (prompts, texts) = self.prompts(&policy, &data, positions, ctx)?;
-        let reference = policy.frozen()?;
-        let options = self.options(&policy);
-        let training = Training::open(policy, self.adapter.as_ref(), Purpose::Policy, &stream)?;
-        let start = PolicyStart {
-            model: training.model(),
-            reference,
-            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
-            prompts,
+        let prompts = self.prompts(&policy, &data, positions, ctx)?;
+        let training = PolicyTraining {
+            course: Course {
+                title: "GFlowNet",
+                steps: self.steps,
+                checkpoints: &self.checkpoints,
+                optimizer: &self.optimizer,
+                on_divergence: self.on_divergence,
+                is_evaluated: false,
+            },
+            adapter: self.adapter.as_ref(),
+            objective: self.objective(),
+            options: self.options(&policy),
+            stream: Stream::new(self.seed, Self::NAME),
         };
-        let cancel = Cancel::new(ctx.cancel_flag());
-        let trainer = PolicyTrainer::new(start, self.objective(), options, &stream, cancel);
-        let mut trainer = match trainer {
-            Err(TrainError::Cancelled) => return Err(StageError::Interrupted),
-            other => other?,
-        };
-        let course = Course {
-            title: "GFlowNet",
-            steps: self.steps,
-            checkpoints: &self.checkpoints,
-            optimizer: &self.optimizer,
-            on_divergence: self.on_divergence,
-            is_evaluated: false,
-        };
-        let trained = course.train(&mut trainer, ctx)?;
-        training.save(&trained, ctx)
+        training.run(policy, reward, prompts, ctx)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::policy::{Room, Texts, distinct_prompts, without_completions};
 use super::{Offline, TrainGflownet};
 use crate::artifacts::dataset::{Dataset, Example};
 use crate::artifacts::language_model::LanguageModel;
@@ -9,10 +10,10 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::policy::{PromptCompletions, group_by_prompt};
-use crate::stages::tokenized::{Lengths, LongCompletions, tokenize_chosen, tokenize_prompts};
+use crate::stages::tokenized::{Lengths, LongCompletions, tokenize_chosen};
 
 /// Prompts with their completions, and the text of each prompt by its tokens.
-type Prompts = (Vec<PromptCompletions>, BTreeMap<Vec<u32>, String>);
+type Prompts = (Vec<PromptCompletions>, Texts);
 
 impl TrainGflownet {
     /// Returns the prompts that steps can take, models reading `positions` tokens.
@@ -26,7 +27,14 @@ impl TrainGflownet {
         let trajectories = self.trajectories(data);
         let needs_none = self.on_policy == 1.0 || self.asynchronous.is_some();
         if trajectories.is_empty() && needs_none {
-            return self.prompts_alone(policy, data, positions, ctx);
+            let room = Room {
+                positions,
+                max_prompt_tokens: None,
+                max_new_tokens: self.max_new_tokens,
+            };
+            // All completions of a step are sampled.
+            let (prompts, texts) = distinct_prompts(policy, data, room, ctx)?;
+            return Ok((without_completions(prompts), texts));
         }
         // Where the policy is sampled, its completions must fit behind every prompt.
         let samples = self.samples() || self.monitor_every > 0;
@@ -82,29 +90,6 @@ impl TrainGflownet {
             self.note_shortages(&prompts, ctx);
         }
         Ok((prompts, texts))
-    }
-
-    /// Returns the prompts of a data set without completions: all of a step's are sampled.
-    fn prompts_alone(
-        &self,
-        policy: &LanguageModel,
-        data: &Dataset,
-        positions: usize,
-        ctx: &mut RunContext,
-    ) -> Result<Prompts, StageError> {
-        let distinct = data.distinct_prompts();
-        let most = positions.saturating_sub(self.max_new_tokens);
-        let prompts = tokenize_prompts(policy, &distinct, usize::MAX, None, most, ctx)?;
-        let text = |place: usize| distinct[place].1.prompt.clone();
-        let texts = prompts
-            .iter()
-            .map(|prompt| (prompt.tokens.clone(), text(prompt.place)))
-            .collect();
-        let prompts = prompts.into_iter().map(|prompt| PromptCompletions {
-            prompt: prompt.tokens,
-            completions: Vec::new(),
-        });
-        Ok((prompts.collect(), texts))
     }
 
     /// Returns one example for each completion that can be a trajectory.
