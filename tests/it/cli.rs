@@ -265,6 +265,13 @@ fn kinds_schema_and_completions_know_the_registry() {
             && line.ends_with("what it writes becomes artifacts.")),
         "{kinds}"
     );
+    let methods = space.flowgraph(&["kinds", "train_policy_gradient"]).stdout;
+    assert!(
+        methods
+            .lines()
+            .any(|line| line.starts_with("    grpo: GRPO (Shao et al. 2024)")),
+        "{methods}"
+    );
     let unknown = space.flowgraph(&["kinds", "comand"]);
     assert_eq!(
         unknown.stderr,

@@ -27,8 +27,10 @@ fn nothing_is_left(space: &Space) {
 #[test]
 fn a_hangup_asks_stages_to_stop() {
     let space = Space::new(LONG);
-    let mut program = space.program(&["run", "p.yaml", "--quiet"]);
-    let mut child = program
+    // Where the tests themselves are to outlive their terminal, the program would be, too.
+    let heeds = ["env", "--default-signal=HUP"];
+    let mut child = space
+        .under(&heeds, &["run", "p.yaml", "--quiet"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -112,9 +112,27 @@ fn describe(registry: &Registry, kind: &StageKind) -> String {
             .unwrap_or_default()
             .replace('\n', " ");
         let _ = writeln!(text, "  {name:<22} {about} ({default})");
+        for (choice, about) in choices(property) {
+            let _ = writeln!(text, "    {choice}: {about}");
+        }
     }
     let stages = example::stages(registry, kind);
     let own = stages.last().map(String::as_str).unwrap_or_default();
     let _ = write!(text, "\nexample, a stage of `stages`:\n\n{own}");
     text
+}
+
+/// Lists the names that a param can have, each with what it stands for, where its schema says so.
+fn choices(property: &Json) -> Vec<(String, &str)> {
+    let listed = property.get("oneOf").and_then(Json::as_array);
+    let of = |choice: &Json| -> Option<String> {
+        let names = choice.get("enum")?.as_array()?.iter();
+        let names: Vec<&str> = names.filter_map(Json::as_str).collect();
+        Some(names.join(" or "))
+    };
+    listed
+        .into_iter()
+        .flatten()
+        .filter_map(|choice| Some((of(choice)?, choice.get("description")?.as_str()?)))
+        .collect()
 }
