@@ -123,6 +123,16 @@ pub fn whiten(rows: &mut [Vec<f64>]) -> Result<(), ObjectiveError> {
     Ok(())
 }
 
+/// Whitens rows as [`whiten`] does; one entry alone, which is its own mean and has no variance to divide by, becomes 0.
+pub fn whitened(mut rows: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>, ObjectiveError> {
+    if rows.iter().map(Vec::len).sum::<usize>() < 2 {
+        rows.iter_mut().flatten().for_each(|value| *value = 0.0);
+    } else {
+        whiten(&mut rows)?;
+    }
+    Ok(rows)
+}
+
 /// Pads rows with 0 on the right to `(rows, time)`.
 pub fn pad(
     rows: &[Vec<f64>],

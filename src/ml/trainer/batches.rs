@@ -15,6 +15,14 @@ pub struct TokenizedCompletion {
 }
 
 impl TokenizedCompletion {
+    /// Puts a completion behind its prompt.
+    pub fn new(prompt: &[u32], completion: &[u32]) -> Self {
+        Self {
+            tokens: [prompt, completion].concat(),
+            prompt_length: prompt.len(),
+        }
+    }
+
     /// Returns the number of tokens after the prompt.
     pub fn completion_length(&self) -> usize {
         self.tokens.len() - self.prompt_length
@@ -33,8 +41,8 @@ pub(super) fn tokens_before_end(
 ) -> (Vec<usize>, Vec<bool>) {
     let rows = rows.iter();
     rows.map(|row| {
-        let ended = eos.contains(&row.tokens[row.tokens.len() - 1]);
-        (row.completion_length() - usize::from(ended), !ended)
+        let truncated = row.is_truncated(eos);
+        (row.completion_length() - usize::from(!truncated), truncated)
     })
     .unzip()
 }

@@ -90,6 +90,16 @@ pub enum TrainError {
     Cancelled,
 }
 
+impl TrainError {
+    /// Makes a failure to generate one of the training; to be cancelled is the same for both.
+    fn generating(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Cancelled => Self::Cancelled,
+            other => Self::Generate(other),
+        }
+    }
+}
+
 /// A request to stop, which may come in the middle of a step.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);

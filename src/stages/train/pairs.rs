@@ -1,8 +1,6 @@
 //! What the kinds that train a policy on preference pairs have in common.
 
-use std::collections::BTreeMap;
-
-use super::training::{Course, OnDivergence, OptimizerParams, Purpose, Training};
+use super::training::{Course, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
@@ -84,14 +82,7 @@ impl PairTraining<'_> {
             eos,
         };
         let mut trainer = PairTrainer::new(training.model(), reference, pairs, options, &stream)?;
-        let course = Course {
-            title: "preferences",
-            steps: self.steps,
-            checkpoints: &BTreeMap::new(),
-            optimizer: self.optimizer,
-            on_divergence: OnDivergence::Fail,
-            is_evaluated: false,
-        };
+        let course = Course::new("preferences", self.steps, self.optimizer);
         let trained = course.train(&mut trainer, ctx)?;
         training.save(&trained, ctx)
     }

@@ -1,8 +1,6 @@
 //! What the kinds that train a policy against rewards have in common.
 
-use std::collections::BTreeMap;
-
-use super::rewards::PromptRewards;
+use super::rewards::{PromptRewards, Texts};
 use super::training::{Course, Purpose, Training};
 use crate::artifacts::dataset::Dataset;
 use crate::artifacts::language_model::LanguageModel;
@@ -15,9 +13,6 @@ use crate::ml::trainer::policy::{PolicyOptions, PolicyStart, PolicyTrainer, Prom
 use crate::ml::trainer::{Cancel, TrainError};
 use crate::random::Stream;
 use crate::stages::tokenized::tokenize_prompts;
-
-/// The text of each prompt by its tokens.
-pub(super) type Texts = BTreeMap<Vec<u32>, String>;
 
 /// How long prompts and completions may be.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,9 @@ use crate::ml::trainer::rewards::Rewards;
 use crate::ml::trainer::{ModelSize, TokenizedCompletion, TrainError};
 use crate::stages::tokenized::check_vocabularies;
 
+/// The text of each prompt by its tokens.
+pub(super) type Texts = BTreeMap<Vec<u32>, String>;
+
 /// Completions that are scored at once; it changes no reward.
 const BATCH: usize = 32;
 
@@ -40,7 +43,7 @@ impl PromptRewards {
     pub(super) fn new(
         reward: Reward,
         policy: &LanguageModel,
-        prompts: BTreeMap<Vec<u32>, String>,
+        prompts: Texts,
     ) -> Result<Self, StageError> {
         let bound = reward.bind(policy, prompts);
         bound.check()?;

@@ -1,12 +1,12 @@
 //! `train_classifier`: a text classifier from an encoder and texts with classes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, Course, OnDivergence, OptimizerParams};
+use super::training::{self, Course, NO_LABELS, OptimizerParams};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, read};
 use crate::artifacts::table::{TABLE, Table};
@@ -103,7 +103,7 @@ impl Kind for TrainClassifier {
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+        training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -163,12 +163,8 @@ impl Kind for TrainClassifier {
         };
         let mut trainer = ClassifierTrainer::new(classifier, rows, options, &stream)?;
         let course = Course {
-            title: "text classifier",
-            steps: self.steps,
-            checkpoints: &BTreeMap::new(),
-            optimizer: &self.optimizer,
-            on_divergence: OnDivergence::Fail,
             is_evaluated: true,
+            ..Course::new("text classifier", self.steps, &self.optimizer)
         };
         let result = course.train(&mut trainer, ctx)?;
         weights.extend(result.end);

@@ -1,12 +1,10 @@
 //! `train_gflownet_dpo`: `GFlowNet`-DPO (GDPO), a policy from preference pairs that stays diverse.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{self, PairTraining};
-use super::training::{self, OptimizerParams};
+use super::training::{self, NO_LABELS, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -105,7 +103,7 @@ impl Kind for TrainGflownetDpo {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        training::outputs(&BTreeMap::new())
+        training::outputs(&NO_LABELS)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -150,7 +148,7 @@ impl Kind for TrainGflownetDpo {
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+        training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -1,12 +1,10 @@
 //! `train_preference`: a policy from preference pairs, without a reward model.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{self, PairTraining};
-use super::training::{self, OptimizerParams};
+use super::training::{self, NO_LABELS, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
@@ -67,7 +65,7 @@ impl Kind for TrainPreference {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        training::outputs(&BTreeMap::new())
+        training::outputs(&NO_LABELS)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -97,7 +95,7 @@ impl Kind for TrainPreference {
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+        training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

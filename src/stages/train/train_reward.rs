@@ -1,11 +1,9 @@
 //! `train_reward`: a reward model from preference pairs.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
+use super::training::{self, Course, NO_LABELS, OptimizerParams, Purpose, Training};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
@@ -143,7 +141,7 @@ impl Kind for TrainReward {
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+        training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -175,12 +173,8 @@ impl Kind for TrainReward {
         };
         let mut trainer = RewardTrainer::new(trained, head, pairs, options, &stream)?;
         let course = Course {
-            title: "reward model",
-            steps: self.steps,
-            checkpoints: &BTreeMap::new(),
-            optimizer: &self.optimizer,
-            on_divergence: OnDivergence::Fail,
             is_evaluated: true,
+            ..Course::new("reward model", self.steps, &self.optimizer)
         };
         let result = course.train(&mut trainer, ctx)?;
         let folder = ctx.output("model")?;

@@ -1,11 +1,9 @@
 //! `train_sft`: supervised training of a language model.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
+use super::training::{self, Course, NO_LABELS, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
@@ -81,7 +79,7 @@ impl Kind for TrainSft {
     }
 
     fn outputs(&self) -> Vec<Output> {
-        training::outputs(&BTreeMap::new())
+        training::outputs(&NO_LABELS)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -134,7 +132,7 @@ impl Kind for TrainSft {
     }
 
     fn continuation(&self) -> Option<Continuation> {
-        training::continuation(self.steps, &BTreeMap::new(), &self.optimizer)
+        training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -165,14 +163,7 @@ impl Kind for TrainSft {
             learn_prompts: self.learn_prompts,
         };
         let mut trainer = SupervisedTrainer::new(training.model(), rows, options, &stream)?;
-        let course = Course {
-            title: "supervised training",
-            steps: self.steps,
-            checkpoints: &BTreeMap::new(),
-            optimizer: &self.optimizer,
-            on_divergence: OnDivergence::Fail,
-            is_evaluated: false,
-        };
+        let course = Course::new("supervised training", self.steps, &self.optimizer);
         let trained = course.train(&mut trainer, ctx)?;
         training.save(&trained, ctx)
     }

@@ -141,15 +141,10 @@ impl PairTrainer {
             .enumerate()
             .map(|(place, other)| {
                 let prompt = &self.pairs[items[place % items.len()]].chosen;
-                let prompt_length = prompt.prompt_length;
-                TokenizedCompletion {
-                    tokens: [
-                        &prompt.tokens[..prompt_length],
-                        &other.tokens[other.prompt_length..],
-                    ]
-                    .concat(),
-                    prompt_length,
-                }
+                TokenizedCompletion::new(
+                    &prompt.tokens[..prompt.prompt_length],
+                    &other.tokens[other.prompt_length..],
+                )
             })
             .collect();
         let policy = self.model.llama.detached();

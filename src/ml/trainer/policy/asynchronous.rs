@@ -158,10 +158,9 @@ impl PolicyTrainer {
                 .map(|found| (step - found.step) as f64)
                 .sum::<f64>();
             count += found.len() as f64;
-            let group = found.into_iter().map(|found| TokenizedCompletion {
-                tokens: [prompt.as_slice(), &found.tokens].concat(),
-                prompt_length: prompt.len(),
-            });
+            let group = found
+                .into_iter()
+                .map(|found| TokenizedCompletion::new(prompt, &found.tokens));
             rows.groups.push(group.collect());
         }
         rows.staleness = Some(age / count);
@@ -187,18 +186,7 @@ impl PolicyTrainer {
         let places: Vec<usize> = items.iter().flat_map(per_item).collect();
         let of = |place: &usize| self.prompts[*place].prompt.clone();
         let prompts: Vec<Vec<u32>> = places.iter().map(of).collect();
-        let temperature = self.temperature(step);
-        let completions = self.generate(&prompts, step, 0, temperature, &self.cancel)?;
-        let mut sampled = Vec::with_capacity(places.len());
-        for (prompt, completion) in prompts.iter().zip(&completions) {
-            rows.generated += completion.tokens.len() as u64;
-            rows.truncated += usize::from(completion.truncated);
-            rows.sampled += 1;
-            sampled.push(TokenizedCompletion {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.len(),
-            });
-        }
+        let sampled = self.sampled(&prompts, step, 0, rows)?;
         let log_r = self.untempered_log_r(&sampled.iter().collect::<Vec<_>>())?;
         self.findings.step = step;
         self.findings.latest = items.iter().map(|item| *item as u64).collect();

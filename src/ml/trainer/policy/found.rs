@@ -2,6 +2,8 @@
 
 use candle_core::Tensor;
 
+use crate::ml::objectives::residual::ResidualSummary;
+
 /// What a micro-batch gives.
 #[derive(Debug)]
 pub struct Found {
@@ -36,6 +38,22 @@ pub enum Mean {
 }
 
 impl Metric {
+    /// What every balance of flows tells: log-probability, log Z, residual and, with a reference, the log-ratio to it.
+    pub fn of_flows(
+        log_pf: f64,
+        log_z: f64,
+        residual: &ResidualSummary,
+        log_ratio: Option<f64>,
+    ) -> Vec<Self> {
+        let mut metrics = vec![
+            Self::mean("log_pf", log_pf),
+            Self::mean("log_z", log_z),
+            Self::root_mean_square("residual", residual.root_mean_square),
+        ];
+        metrics.extend(log_ratio.map(|ratio| Self::mean("log_ratio", ratio)));
+        metrics
+    }
+
     /// A mean.
     pub fn mean(name: &'static str, value: f64) -> Self {
         Self {

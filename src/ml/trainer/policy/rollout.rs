@@ -8,9 +8,7 @@ use super::shares::{Counts, Shares};
 use super::view::prompt_of;
 use super::{Batch, Cancel, Earlier, PolicyTrainer, TokenizedCompletion, TrainError, Undo};
 use crate::hint::Hint;
-use crate::ml::generate::{
-    Completion, GenerateError, GenerateOptions, Sampling, Strategy, generate,
-};
+use crate::ml::generate::{Completion, GenerateOptions, Sampling, Strategy, generate};
 use crate::ml::objectives::groups::varied;
 use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
@@ -77,7 +75,7 @@ impl PolicyTrainer {
                 batch.drawn = Some(self.drawn(&batch.groups, &mut rows)?);
             }
             undo.held = Some(Earlier(self.held.replace(batch.clone())));
-        } else if asks.weighed.is_some() {
+        } else {
             // Of the policy as it is, they are those that the update finds itself.
             batch.drawn = None;
         }
@@ -190,14 +188,11 @@ impl PolicyTrainer {
                 .buffer
                 .draw(*item as u64, counts.replay, priority, &mut draws)
                 .map_err(|error| TrainError::Data(error.to_string()))?;
-            group.extend(
-                remembered
-                    .into_iter()
-                    .map(|completion| TokenizedCompletion {
-                        tokens: [prompt.prompt.as_slice(), &completion.tokens].concat(),
-                        prompt_length: prompt.prompt.len(),
-                    }),
-            );
+            let remembered = remembered.into_iter();
+            group
+                .extend(remembered.map(|completion| {
+                    TokenizedCompletion::new(&prompt.prompt, &completion.tokens)
+                }));
             let mut offline: Vec<&TokenizedCompletion> = prompt.completions.iter().collect();
             draws.shuffle(&mut offline);
             let left = shares.per_prompt - group.len();
@@ -229,17 +224,10 @@ impl PolicyTrainer {
             .iter()
             .map(|place| self.prompts[items[*place]].prompt.clone())
             .collect();
-        let temperature = self.temperature(step);
         let first = round * prompts.len() as u64;
-        let completions = self.generate(&prompts, step, first, temperature, &self.cancel)?;
-        for ((place, prompt), completion) in places.iter().zip(&prompts).zip(completions) {
-            rows.generated += completion.tokens.len() as u64;
-            rows.truncated += usize::from(completion.truncated);
-            rows.sampled += 1;
-            groups[*place].push(TokenizedCompletion {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.len(),
-            });
+        let sampled = self.sampled(&prompts, step, first, rows)?;
+        for (place, row) in places.iter().zip(sampled) {
+            groups[*place].push(row);
         }
         if self.shared.options.replay > 0.0 {
             let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
@@ -255,11 +243,7 @@ impl PolicyTrainer {
                 let remembered = Remembered {
                     tokens: row.tokens[row.prompt_length..].to_vec(),
                     log_r,
-                    truncated: !self
-                        .shared
-                        .options
-                        .eos
-                        .contains(&row.tokens[row.tokens.len() - 1]),
+                    truncated: row.is_truncated(&self.shared.options.eos),
                 };
                 self.buffer
                     .insert(items[*place] as u64, remembered)
@@ -267,6 +251,26 @@ impl PolicyTrainer {
             }
         }
         Ok(groups)
+    }
+
+    /// Samples a completion of each prompt at the temperature of the step, and counts what was done.
+    pub(super) fn sampled(
+        &self,
+        prompts: &[Vec<u32>],
+        step: u64,
+        first: u64,
+        done: &mut Rows,
+    ) -> Result<Vec<TokenizedCompletion>, TrainError> {
+        let temperature = self.temperature(step);
+        let completions = self.generate(prompts, step, first, temperature, &self.cancel)?;
+        let mut sampled = Vec::with_capacity(prompts.len());
+        for (prompt, completion) in prompts.iter().zip(completions) {
+            done.generated += completion.tokens.len() as u64;
+            done.truncated += usize::from(completion.truncated);
+            done.sampled += 1;
+            sampled.push(TokenizedCompletion::new(prompt, &completion.tokens));
+        }
+        Ok(sampled)
     }
 
     /// `reward_scale x reward` of completions.
@@ -293,7 +297,7 @@ impl PolicyTrainer {
     }
 
     /// Samples completions. What follows an update is not cancellable, so that a cancelled step has changed nothing.
-    pub(super) fn generate(
+    fn generate(
         &self,
         prompts: &[Vec<u32>],
         step: u64,
@@ -313,12 +317,8 @@ impl PolicyTrainer {
         let keys: Vec<u64> = (first..).take(prompts.len()).collect();
         let model = &self.shared.model.llama;
         let go_on = &mut |_| cancel.flow();
-        generate(model, prompts, &options, &strategy, &stream, &keys, go_on).map_err(|error| {
-            match error {
-                GenerateError::Cancelled => TrainError::Cancelled,
-                other => TrainError::Generate(other),
-            }
-        })
+        generate(model, prompts, &options, &strategy, &stream, &keys, go_on)
+            .map_err(TrainError::generating)
     }
 
     /// Estimates the KL divergence of the policy to the reference from samples of the policy.
@@ -336,10 +336,7 @@ impl PolicyTrainer {
         let rows: Vec<TokenizedCompletion> = prompts
             .iter()
             .zip(&completions)
-            .map(|(prompt, completion)| TokenizedCompletion {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt_length: prompt.len(),
-            })
+            .map(|(prompt, completion)| TokenizedCompletion::new(prompt, &completion.tokens))
             .collect();
         let rows: Vec<&TokenizedCompletion> = rows.iter().collect();
         let actions = Actions::new(&rows);

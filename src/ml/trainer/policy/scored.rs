@@ -11,8 +11,6 @@ pub struct Scored {
     pub rewards: Vec<f64>,
     /// Tokens of each.
     pub lengths: Vec<usize>,
-    /// Whether the horizon ended them.
-    pub truncated: Vec<bool>,
     /// Log-probabilities of their tokens under the policy before the step's updates.
     pub log_probs: Vec<Vec<f64>>,
     /// The same under the reference; empty unless asked for.

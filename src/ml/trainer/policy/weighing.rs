@@ -34,12 +34,10 @@ impl PolicyTrainer {
             let count = varied.filter(|varied| *varied).count();
             done.varied = Some(count as f64 / rows.len() as f64);
         }
-        let eos = &self.shared.options.eos;
         let mut scored = Scored {
             prompt_of,
             rewards,
             lengths: rows.iter().map(|row| row.completion_length()).collect(),
-            truncated: rows.iter().map(|row| row.is_truncated(eos)).collect(),
             ..Scored::default()
         };
         if by.reference || by.sampler {

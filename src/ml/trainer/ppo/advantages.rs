@@ -4,7 +4,7 @@ use super::options::PpoTrainerOptions;
 use super::rollout::Rollout;
 use crate::ml::objectives::ObjectiveError;
 use crate::ml::objectives::advantage::{
-    KlPenalty, generalised_advantages, penalised_rewards, whiten,
+    self, KlPenalty, generalised_advantages, penalised_rewards,
 };
 
 /// Fills in advantages and returns, with `beta` on the log-ratio to the reference.
@@ -32,17 +32,6 @@ pub(super) fn assign(
 
 /// Returns the advantages of some completions, whitened together.
 pub(super) fn whitened(rollouts: &[&Rollout]) -> Result<Vec<Vec<f64>>, ObjectiveError> {
-    let mut rows: Vec<Vec<f64>> = rollouts
-        .iter()
-        .map(|rollout| rollout.advantages.clone())
-        .collect();
-    if rows.iter().map(Vec::len).sum::<usize>() < 2 {
-        // One advantage is its own mean; it has no variance to divide by.
-        rows.iter_mut()
-            .flatten()
-            .for_each(|advantage| *advantage = 0.0);
-    } else {
-        whiten(&mut rows)?;
-    }
-    Ok(rows)
+    let advantages = rollouts.iter().map(|rollout| rollout.advantages.clone());
+    advantage::whitened(advantages.collect())
 }

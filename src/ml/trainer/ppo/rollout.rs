@@ -1,7 +1,7 @@
 //! Sampling completions and finding out what the updates need to know of them.
 
 use super::PpoTrainer;
-use crate::ml::generate::{Completion, GenerateError, GenerateOptions, Strategy, generate};
+use crate::ml::generate::{Completion, GenerateOptions, Strategy, generate};
 use crate::ml::head::HeadGradient;
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::{TokenizedCompletion, TrainError};
@@ -32,13 +32,8 @@ impl Rollout {
         // A token depends on those before it alone, so a shorter horizon is a prefix.
         let cut = completion.tokens.len() > horizon;
         completion.tokens.truncate(horizon);
-        let mut tokens = prompt.to_vec();
-        tokens.extend(completion.tokens);
         Self {
-            row: TokenizedCompletion {
-                tokens,
-                prompt_length: prompt.len(),
-            },
+            row: TokenizedCompletion::new(prompt, &completion.tokens),
             truncated: completion.truncated || cut,
             score: f64::NAN,
             log_probs: Vec::new(),
@@ -79,10 +74,7 @@ impl PpoTrainer {
             &keys,
             &mut |_| self.cancel.flow(),
         )
-        .map_err(|error| match error {
-            GenerateError::Cancelled => TrainError::Cancelled,
-            other => TrainError::Generate(other),
-        })?;
+        .map_err(TrainError::generating)?;
         let mut draws = self.streams.horizons.at(step);
         let horizons = prompts.iter().map(|_| match self.options.min_new_tokens {
             Some(least) => least + draws.below(most.saturating_sub(least) + 1),

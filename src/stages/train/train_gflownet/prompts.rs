@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::policy::{Room, Texts, distinct_prompts, without_completions};
+use super::super::policy::{Room, distinct_prompts, without_completions};
+use super::super::rewards::Texts;
 use super::{Offline, TrainGflownet};
 use crate::artifacts::dataset::{Dataset, Example};
 use crate::artifacts::language_model::LanguageModel;

@@ -44,6 +44,23 @@ pub(super) struct Course<'a> {
     pub is_evaluated: bool,
 }
 
+/// No labels: the model at the end alone is kept.
+pub(super) static NO_LABELS: BTreeMap<String, u64> = BTreeMap::new();
+
+impl<'a> Course<'a> {
+    /// Makes one whose model is kept at the end alone, that fails if it diverges, and that nothing is measured behind.
+    pub(super) fn new(title: &'a str, steps: u64, optimizer: &'a OptimizerParams) -> Self {
+        Self {
+            title,
+            steps,
+            checkpoints: &NO_LABELS,
+            optimizer,
+            on_divergence: OnDivergence::Fail,
+            is_evaluated: false,
+        }
+    }
+}
+
 /// What a training left.
 pub(super) struct Trained {
     /// The trained parameters at the end.

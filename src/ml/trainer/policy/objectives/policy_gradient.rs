@@ -11,7 +11,7 @@ use super::super::scored::{Scored, Weights};
 use super::super::view::View;
 use crate::ml::kernels::pointwise::{exp, log_softmax};
 use crate::ml::kernels::sums::row_sums;
-use crate::ml::objectives::advantage::{pad, whiten};
+use crate::ml::objectives::advantage::{pad, whitened};
 use crate::ml::objectives::groups::{centred, leave_one_out, standardised, standardised_over_all};
 use crate::ml::objectives::policy_gradient::{
     Correction, KlEstimator, KlTerm, MeanOver, PolicyGradientBatch, PolicyGradientOptions,
@@ -358,37 +358,32 @@ impl PolicyGradient {
                 .map(|(policy, reference)| policy - reference)
                 .collect()
         };
-        if self.advantage == Advantage::WhitenedReturns {
+        let whitened_returns = || {
             let to_come = |row: usize| match self.kl_in_reward {
                 Some(kl) => returns(rewards[row], &log_ratios(row), kl.coefficient, kl.estimator),
                 None => vec![rewards[row]; scored.lengths[row]],
             };
-            let mut rows: Vec<Vec<f64>> = (0..count).map(to_come).collect();
-            if rows.iter().map(Vec::len).sum::<usize>() < 2 {
-                // One return is its own mean.
-                rows.iter_mut().flatten().for_each(|value| *value = 0.0);
-            } else {
-                whiten(&mut rows)?;
-            }
-            return Ok(rows);
-        }
-        let penalised: Vec<f64> = (0..count)
-            .map(|row| match self.kl_in_reward {
+            whitened((0..count).map(to_come).collect())
+        };
+        let penalised = || -> Vec<f64> {
+            let penalised = |row: usize| match self.kl_in_reward {
                 Some(kl) => {
                     let estimates = log_ratios(row).into_iter().map(|l| kl.estimator.of(l));
                     rewards[row] - kl.coefficient * estimates.sum::<f64>()
                 }
                 None => rewards[row],
-            })
-            .collect();
+            };
+            (0..count).map(penalised).collect()
+        };
         // As in TRL; a deviation of 0 leaves advantages of 0.
         const EPSILON: f64 = 1e-4;
         let of = &scored.prompt_of;
         let advantages = match self.advantage {
-            Advantage::LeaveOneOut => leave_one_out(&penalised, of),
-            Advantage::Standardised => standardised(&penalised, of, EPSILON),
-            Advantage::Centred | Advantage::WhitenedReturns => centred(&penalised, of),
-            Advantage::StandardisedOverAll => standardised_over_all(&penalised, of, EPSILON),
+            Advantage::WhitenedReturns => return whitened_returns(),
+            Advantage::LeaveOneOut => leave_one_out(&penalised(), of),
+            Advantage::Standardised => standardised(&penalised(), of, EPSILON),
+            Advantage::Centred => centred(&penalised(), of),
+            Advantage::StandardisedOverAll => standardised_over_all(&penalised(), of, EPSILON),
         };
         let rows = advantages.into_iter().zip(&scored.lengths);
         Ok(rows

@@ -139,16 +139,7 @@ impl Objective for StateFlows {
         };
         let trajectories = log_probs.trajectories(&view.actions);
         let found = forward_looking(&trajectories, flows, options, branching, normaliser)?;
-        let mut metrics = vec![
-            Metric::mean("log_pf", found.log_pf),
-            Metric::mean("log_z", found.log_z),
-            Metric::root_mean_square("residual", found.residual.root_mean_square),
-        ];
-        metrics.extend(
-            found
-                .log_ratio
-                .map(|ratio| Metric::mean("log_ratio", ratio)),
-        );
+        let metrics = Metric::of_flows(found.log_pf, found.log_z, &found.residual, found.log_ratio);
         Ok(Found {
             loss: found.loss,
             log_r: found.log_r,

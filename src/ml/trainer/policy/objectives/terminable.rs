@@ -67,12 +67,7 @@ impl Objective for Terminable {
         };
         let found =
             modified_sub_trajectory_balance(&trajectories, &log_r, self.windows, normaliser)?;
-        let mut metrics = vec![
-            Metric::mean("log_pf", found.log_pf),
-            Metric::mean("log_z", found.log_z),
-            Metric::root_mean_square("residual", found.residual.root_mean_square),
-        ];
-        metrics.extend(log_ratio.map(|ratio| Metric::mean("log_ratio", ratio)));
+        let metrics = Metric::of_flows(found.log_pf, found.log_z, &found.residual, log_ratio);
         Ok(Found {
             loss: found.loss,
             log_r: found.log_r,

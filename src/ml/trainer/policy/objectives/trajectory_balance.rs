@@ -301,16 +301,8 @@ impl Objective for TrajectoryBalance {
             weights.as_deref(),
             normaliser,
         )?;
-        let mut metrics = vec![
-            Metric::mean("log_pf", found.log_pf),
-            Metric::mean("log_z", found.log_z),
-            Metric::root_mean_square("residual", found.residual.root_mean_square),
-        ];
-        metrics.extend(
-            found
-                .log_ratio
-                .map(|ratio| Metric::mean("log_ratio", ratio)),
-        );
+        let mut metrics =
+            Metric::of_flows(found.log_pf, found.log_z, &found.residual, found.log_ratio);
         metrics.extend(weights.map(|weights| {
             let mean = weights.iter().sum::<f64>() / weights.len() as f64;
             Metric::mean("importance", mean)

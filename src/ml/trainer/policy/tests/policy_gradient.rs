@@ -280,7 +280,6 @@ fn truncated_completions_can_be_left_out_and_late_ones_punished() {
         prompt_of: vec![0, 0],
         rewards: vec![2.0, 1.0],
         lengths: vec![5, 2],
-        truncated: vec![true, false],
         ..Scored::default()
     };
     let advantage = |settings| {
