@@ -1,13 +1,12 @@
 //! Rewards, whoever gives them: a reward model or a reward rule.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
 use super::language_model::{LanguageModel, ModelError};
 use super::reward_model::{REWARD_MODEL, RewardModel};
-use super::reward_rule::{Asked, REWARD_RULE, RewardRule, RuleError};
+use super::reward_rule::{Asked, REWARD_RULE, RewardRule};
 use crate::ml::models::causal::{CausalLmError, TokenBatch};
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::trainer::ModelSize;
@@ -51,22 +50,22 @@ impl Reward {
         Some(self.model()?.config.max_position_embeddings)
     }
 
-    /// Whether it values completions that are not ended.
-    pub fn has_prefix_values(&self) -> bool {
+    /// Says why it does not value completions that are not ended, if it does not.
+    pub fn lacks_prefix_values(&self) -> Option<ModelError> {
         match self {
-            Self::Model(_) => true,
-            Self::Rule(rule) => rule.description.rule.has_prefix_values(),
+            Self::Rule(rule) if !rule.description.rule.has_prefix_values() => {
+                Some(rule.no_prefix_values().into())
+            }
+            Self::Model(_) | Self::Rule(_) => None,
         }
     }
 
-    /// Lets it reward what `policy` writes, token by token. `prompts` has the text of each prompt, whole even where its
-    /// tokens were cut.
-    pub fn bind(self, policy: &LanguageModel, prompts: BTreeMap<Vec<u32>, String>) -> BoundReward {
+    /// Lets it reward what `policy` writes, token by token.
+    pub fn bind(self, policy: &LanguageModel) -> BoundReward {
         BoundReward {
             tokenizer: policy.tokenizer.clone(),
             eos: policy.eos.clone(),
             reward: self,
-            prompts,
         }
     }
 }
@@ -76,7 +75,23 @@ pub struct BoundReward {
     reward: Reward,
     tokenizer: Tokenizer,
     eos: Vec<u32>,
-    prompts: BTreeMap<Vec<u32>, String>,
+}
+
+/// A completion as tokens, behind its prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Written<'a> {
+    /// The prompt's text, whole even where its tokens were cut.
+    pub prompt: &'a str,
+    /// The prompt's tokens, then the completion's.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt's.
+    pub prompt_length: usize,
+}
+
+impl Written<'_> {
+    fn completion(&self) -> &[u32] {
+        &self.tokens[self.prompt_length..]
+    }
 }
 
 impl BoundReward {
@@ -85,67 +100,56 @@ impl BoundReward {
         &self.reward
     }
 
-    /// See [`Reward::has_prefix_values`].
-    pub fn has_prefix_values(&self) -> bool {
-        self.reward.has_prefix_values()
-    }
-
-    /// Checks that a rule can judge completions of every prompt.
-    pub fn check(&self) -> Result<(), ModelError> {
+    /// Checks that a rule can judge completions of every one of these prompts.
+    pub fn check(&self, prompts: &[String]) -> Result<(), ModelError> {
         let Reward::Rule(rule) = &self.reward else {
             return Ok(());
         };
-        for prompt in self.prompts.values() {
+        for prompt in prompts {
             rule.judge(asked(prompt), "", true)?;
         }
         Ok(())
     }
 
-    /// Returns the reward of each row, a prompt of so many tokens with its completion.
+    /// Returns the reward of each row.
     ///
     /// Rows are scored in batches of `batch_size`, which changes no reward.
-    pub fn rewards(
-        &self,
-        rows: &[Vec<u32>],
-        prompt_lengths: &[usize],
-        batch_size: usize,
-    ) -> Result<Vec<f64>, ModelError> {
+    pub fn rewards(&self, rows: &[Written<'_>], batch_size: usize) -> Result<Vec<f64>, ModelError> {
         let rule = match &self.reward {
-            Reward::Model(model) => return model.rewards(rows, batch_size),
+            Reward::Model(model) => {
+                let rows: Vec<Vec<u32>> = rows.iter().map(|row| row.tokens.to_vec()).collect();
+                return model.rewards(&rows, batch_size);
+            }
             Reward::Rule(rule) => rule,
         };
-        let rows = rows.iter().zip(prompt_lengths);
-        rows.map(|(row, length)| {
-            let (prompt, completion) = row.split_at(*length);
-            self.judged(rule, self.prompt(prompt)?, completion)
-        })
-        .collect()
+        let judged = |row: &Written<'_>| self.judged(rule, row.prompt, row.completion());
+        rows.iter().map(judged).collect()
     }
 
     /// Returns the reward of every prefix of every row, (rows, time), as [`RewardModel::prefix_rewards`] does: place t
     /// holds that of the row's tokens up to t, a whole row's with an end token its reward.
     ///
-    /// Before its first token a completion has come nowhere, and so has any prefix of the prompt.
+    /// Before its first token a completion has come nowhere, and so has any prefix of the prompt. `batch` holds the same
+    /// rows.
     pub fn prefix_rewards(
         &self,
+        rows: &[Written<'_>],
         batch: &TokenBatch,
-        prompt_lengths: &[usize],
     ) -> Result<Tensor, ModelError> {
         let rule = match &self.reward {
             Reward::Model(model) => return model.prefix_rewards(batch),
             Reward::Rule(rule) => rule,
         };
-        if !rule.description.rule.has_prefix_values() {
-            return Err(rule.no_prefix_values().into());
+        if let Some(error) = self.reward.lacks_prefix_values() {
+            return Err(error);
         }
         let time = batch.time();
         let mut values = vec![0f32; batch.tokens().len()];
-        for (row, (span, length)) in batch.spans().iter().zip(prompt_lengths).enumerate() {
-            let tokens = &batch.tokens()[row * time..][span.clone()];
-            let (ids, completion) = tokens.split_at(*length);
-            let prompt = self.prompt(ids)?;
+        for (place, (span, row)) in batch.spans().iter().zip(rows).enumerate() {
+            let (completion, length) = (row.completion(), row.prompt_length);
+            let prompt = row.prompt;
             let start = rule.prefix_value(asked(prompt), "")?;
-            let first = row * time + span.start;
+            let first = place * time + span.start;
             values[first..first + length].fill(start as f32);
             // The text grows by a token; where no step was closed the value stays.
             let (mut closed, mut value) = (0, start);
@@ -169,11 +173,6 @@ impl BoundReward {
         let shape = (batch.rows(), time);
         let values = Tensor::from_vec(values, shape, &Device::Cpu);
         Ok(values.map_err(CausalLmError::from)?)
-    }
-
-    fn prompt(&self, ids: &[u32]) -> Result<&str, RuleError> {
-        let text = self.prompts.get(ids).ok_or(RuleError::UnknownTokens)?;
-        Ok(text)
     }
 
     fn has_ended(&self, completion: &[u32]) -> bool {
@@ -251,17 +250,15 @@ mod tests {
         let reward = Reward::Rule(Box::new(RewardRule::new(description).unwrap()));
         assert!(reward.model().is_none() && reward.size().is_none());
         assert_eq!(reward.max_positions(), None);
-        let ids = policy.tokenizer.encode_prompt(PROMPT).unwrap();
-        let prompts = [(ids, PROMPT.to_owned())].into();
-        (reward.bind(&policy, prompts), policy)
+        (reward.bind(&policy), policy)
     }
 
     fn arithmetic() -> Rule {
         Rule::Arithmetic(Arithmetic { greatest: 24 })
     }
 
-    /// Rows of completions; `|` stands for the end token.
-    fn rows(policy: &LanguageModel, completions: &[&str]) -> (Vec<Vec<u32>>, Vec<usize>) {
+    /// The tokens of completions behind the prompt, and the prompt's number; `|` stands for the end token.
+    fn tokens(policy: &LanguageModel, completions: &[&str]) -> (Vec<Vec<u32>>, usize) {
         let prompt = policy.tokenizer.encode_prompt(PROMPT).unwrap();
         let rows = completions.iter().map(|text| {
             let mut row = prompt.clone();
@@ -269,7 +266,16 @@ mod tests {
             row.extend(text.ends_with('|').then_some(policy.eos[0]));
             row
         });
-        (rows.collect(), vec![prompt.len(); completions.len()])
+        (rows.collect(), prompt.len())
+    }
+
+    fn written(tokens: &[Vec<u32>], prompt_length: usize) -> Vec<Written<'_>> {
+        let rows = tokens.iter().map(|tokens| Written {
+            prompt: PROMPT,
+            tokens,
+            prompt_length,
+        });
+        rows.collect()
     }
 
     #[test]
@@ -284,10 +290,11 @@ mod tests {
         ];
         for (unfinished, cut) in [(Unfinished::Wrong, -1.0), (Unfinished::AsIs, 2.0)] {
             let (bound, policy) = bound(arithmetic(), unfinished);
-            bound.check().unwrap();
-            let (rows, lengths) = rows(&policy, &completions);
+            bound.check(&[PROMPT.to_owned()]).unwrap();
+            let (tokens, prompt) = tokens(&policy, &completions);
             for batch_size in [1, 4] {
-                let found = bound.rewards(&rows, &lengths, batch_size).unwrap();
+                let found = bound.rewards(&written(&tokens, prompt), batch_size);
+                let found = found.unwrap();
                 assert_eq!(found, [2.0, cut, -1.0, -1.0, -3.0, -3.0]);
             }
         }
@@ -296,8 +303,8 @@ mod tests {
     #[test]
     fn prefixes_are_worth_the_steps_that_are_closed_and_the_whole_its_reward() {
         let (bound, policy) = bound(arithmetic(), Unfinished::Wrong);
-        assert!(bound.has_prefix_values());
-        let (rows, lengths) = rows(
+        assert!(bound.reward().lacks_prefix_values().is_none());
+        let (rows, prompt) = tokens(
             &policy,
             &[
                 "3 - 2 = 1 ; 18|",
@@ -307,14 +314,14 @@ mod tests {
             ],
         );
         let batch = TokenBatch::right_padded(&rows);
-        let found = bound.prefix_rewards(&batch, &lengths).unwrap();
+        let answers = written(&rows, prompt);
+        let found = bound.prefix_rewards(&answers, &batch).unwrap();
         assert_eq!(found.dims(), [4, batch.time()]);
         let found = found.to_vec2::<f32>().unwrap();
-        let prompt = lengths[0];
-        for (row, values) in rows.iter().zip(&found) {
+        for ((row, answer), values) in rows.iter().zip(&answers).zip(&found) {
             assert_eq!(values[..prompt], vec![-1.0; prompt]);
             assert!(values[row.len()..].iter().all(|value| *value == 0.0));
-            let whole = bound.rewards(std::slice::from_ref(row), &lengths[..1], 1);
+            let whole = bound.rewards(std::slice::from_ref(answer), 1);
             assert_eq!(f64::from(values[row.len() - 1]), whole.unwrap()[0]);
         }
         let of = |row: usize| &found[row][prompt..rows[row].len()];
@@ -328,7 +335,7 @@ mod tests {
         assert_eq!(of(3), [-1.0, -1.0, -3.0, -3.0, -3.0]);
         // The same with rows that end together.
         let batch = TokenBatch::left_padded(&rows);
-        let left = bound.prefix_rewards(&batch, &lengths).unwrap();
+        let left = bound.prefix_rewards(&answers, &batch).unwrap();
         let left = left.to_vec2::<f32>().unwrap();
         for (row, span) in batch.spans().iter().enumerate() {
             assert_eq!(left[row][span.clone()], found[row][..span.len()]);
@@ -344,9 +351,10 @@ mod tests {
         for rule in [Rule::Regex(pattern), Rule::Exact(Exact::default())] {
             let name = rule.name();
             let (bound, policy) = bound(rule, Unfinished::AsIs);
-            assert!(!bound.has_prefix_values());
-            let (rows, lengths) = rows(&policy, &["18|"]);
-            let error = bound.prefix_rewards(&TokenBatch::right_padded(&rows), &lengths);
+            assert!(bound.reward().lacks_prefix_values().is_some());
+            let (rows, prompt) = tokens(&policy, &["18|"]);
+            let batch = TokenBatch::right_padded(&rows);
+            let error = bound.prefix_rewards(&written(&rows, prompt), &batch);
             let (message, hint) = crate::hint::told(&error.unwrap_err());
             assert!(
                 message.contains(&format!("`{name}` rules say nothing")),
@@ -357,14 +365,9 @@ mod tests {
     }
 
     #[test]
-    fn prompts_that_nobody_named_are_errors() {
-        let (bound, policy) = bound(arithmetic(), Unfinished::Wrong);
-        let (rows, lengths) = rows(&policy, &["18|"]);
-        let lengths = [lengths[0] - 1];
-        let error = bound.rewards(&rows, &lengths, 1).unwrap_err();
-        assert!(matches!(error, ModelError::Rule(RuleError::UnknownTokens)));
-        let (exact, _) = super::tests::bound(Rule::Exact(Exact::default()), Unfinished::Wrong);
-        let error = exact.check().unwrap_err().to_string();
+    fn prompts_without_a_right_answer_are_errors() {
+        let (exact, _) = bound(Rule::Exact(Exact::default()), Unfinished::Wrong);
+        let error = exact.check(&[PROMPT.to_owned()]).unwrap_err().to_string();
         assert!(
             error.contains("knows no right answer to the prompt"),
             "{error}"

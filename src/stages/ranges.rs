@@ -12,6 +12,15 @@ pub(crate) fn at_least_one(key: &str, value: u64, problems: &mut Vec<Problem>) {
     }
 }
 
+/// Checks how many completions of a prompt there are: more than a million have no room.
+pub(crate) fn rows(key: &str, value: usize, problems: &mut Vec<Problem>) {
+    if !(1..=1_000_000).contains(&value) {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        let text = format!("`{name}` must be from 1 to 1000000, found {value}");
+        problems.push(Problem::new(key, text));
+    }
+}
+
 /// Learning rates: below, no weight would change in `f32`.
 pub(crate) const LEARNING_RATES: RangeInclusive<f64> = 1e-12..=1e3;
 

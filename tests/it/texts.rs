@@ -115,7 +115,7 @@ fn prompts_without_room_for_a_completion_are_left_out_with_a_count() {
         ),
         (
             "gflownet",
-            "2 of 6 examples have a prompt that is empty or leaves no room for 4 tokens of 16, and were left out",
+            "1 of 3 prompts have more than 12 tokens (or none) and were left out",
         ),
         ("reward", "2 of 3 pairs fit into 16 tokens"),
     ] {

@@ -44,7 +44,7 @@ pub enum Rule {
 #[serde(deny_unknown_fields)]
 pub struct Exact {
     /// A regular expression with a group at most: what the group matches is the answer, or the whole match without one;
-    /// the last match counts. The same is taken out of the right completions. The whole text if absent.
+    /// the last one that is not empty counts. The same is taken out of the right completions. The whole text if absent.
     #[serde(default)]
     pub extract: Option<String>,
     /// Whether capital and small letters are the same.
@@ -190,9 +190,6 @@ pub enum RuleError {
         #[source]
         hint: Hint,
     },
-    /// Tokens of a prompt that nobody named.
-    #[error("a row begins with tokens that are no prompt which the reward rule was given")]
-    UnknownTokens,
     /// The rule has no values of prefixes.
     #[error("`{rule}` rules say nothing of unfinished completions")]
     NoPrefixValues {
@@ -288,9 +285,22 @@ fn compile(key: &'static str, pattern: &str) -> Result<Regex, RuleError> {
         .delegate_size_limit(COMPILED)
         .delegate_dfa_size_limit(COMPILED)
         .build();
-    built.map_err(|error| RuleError::NoPattern {
-        key,
-        reason: error.to_string(),
+    built.map_err(|error| {
+        use fancy_regex::{CompileError, Error};
+        let is_too_large = match &error {
+            Error::CompileError(error) => {
+                matches!(&**error, CompileError::InnerError(inner) if inner.size_limit().is_some())
+            }
+            _ => false,
+        };
+        RuleError::NoPattern {
+            key,
+            reason: if is_too_large {
+                format!("it takes more than {COMPILED} bytes; repetitions such as `a{{1000000}}` take many")
+            } else {
+                error.to_string()
+            },
+        }
     })
 }
 
@@ -354,8 +364,9 @@ impl Extractor {
         for captures in regex.captures_iter(text) {
             let captures = captures.map_err(|error| gave_up(text, &error))?;
             let group = regex.captures_len() - 1;
-            // A group that took no part in the match holds no answer.
-            last = captures.get(group).map(|found| found.as_str());
+            // A group that took no part in the match holds no answer, nor does one that matched nothing.
+            let found = captures.get(group).map(|found| found.as_str());
+            last = found.filter(|found| !found.trim().is_empty()).or(last);
         }
         Ok(last)
     }

@@ -62,7 +62,7 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             path: Path::default(),
             at_key: false,
             message: format!("missing param `{key}` of `{}`", K::NAME),
-            hint: about(properties, key),
+            hint: about(&schema, key),
         });
     }
     // Each round removes the value that serde stopped at, so that it goes on to the next.
@@ -86,7 +86,7 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
         };
         let (message, hint) = in_words(&error.into_inner().to_string());
         problems.push(Problem {
-            hint: hint.or_else(|| about(properties, &top)),
+            hint: hint.or_else(|| about(&schema, &top)),
             ..Problem::at(path.clone(), format!("`{path}`: {message}"))
         });
         if trial.remove(&*top).is_none() {
@@ -96,10 +96,30 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
     problems
 }
 
-/// Returns what a param is, as its documentation says.
-fn about(properties: &serde_json::Map<String, Json>, key: &str) -> Option<String> {
-    let description = properties.get(key)?.get("description")?.as_str()?;
-    Some(format!("`{key}`: {}", description.lines().next()?))
+/// Returns what a param is, as the first paragraph of its documentation says, with the names of its forms.
+fn about(schema: &schemars::Schema, key: &str) -> Option<String> {
+    let param = schema.get("properties")?.get(key)?;
+    let description = param.get("description")?.as_str()?;
+    let paragraph = description.split("\n\n").next()?;
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    let defined = || schema.pointer(param.get("$ref")?.as_str()?.strip_prefix('#')?);
+    let forms = defined().unwrap_or(param).get("oneOf");
+    let forms = forms.and_then(Json::as_array);
+    let names: Vec<&str> = forms
+        .into_iter()
+        .flatten()
+        .filter_map(|form| form.get("required")?.as_array())
+        .filter_map(|required| match required.as_slice() {
+            [Json::String(name)] => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    let forms = if names.len() > 1 {
+        format!(" One of `{}`.", names.join("`, `"))
+    } else {
+        String::new()
+    };
+    Some(format!("`{key}`: {}{forms}", words.join(" ")))
 }
 
 fn json_path(path: &serde_path_to_error::Path) -> Path {

@@ -42,6 +42,7 @@ fn wanted(expected: &str) -> String {
         "f32" | "f64" => "a number".to_owned(),
         "a boolean" => "`true` or `false`".to_owned(),
         "a sequence" => "a list".to_owned(),
+        "map with a single key" => "a map with one key".to_owned(),
         _ if expected.contains("struct ") || expected.contains("tagged enum ") => {
             "a map".to_owned()
         }

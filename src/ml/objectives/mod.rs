@@ -202,6 +202,16 @@ fn keep(tensor: &Tensor, keep: &Tensor) -> Result<Tensor, ObjectiveError> {
     Ok(keep.where_cond(tensor, &tensor.zeros_like()?)?)
 }
 
+/// Returns what is below `low` or above `high` as these, without a gradient there.
+///
+/// The bounds themselves have one: a ratio of 1 has the whole gradient, however narrow its range. At a bound candle's
+/// `clamp` has half of it, and that of PyTorch 2.15 none.
+fn clamped(tensor: &Tensor, low: f64, high: f64) -> Result<Tensor, ObjectiveError> {
+    let bounds = tensor.detach().clamp(low, high)?;
+    let is_within = tensor.detach().eq(&bounds)?;
+    Ok(is_within.where_cond(tensor, &bounds)?)
+}
+
 /// Widens half precision to f32: sums over tokens have no room there.
 fn full_precision(tensor: &Tensor) -> Result<Tensor, ObjectiveError> {
     Ok(match tensor.dtype() {

@@ -15,7 +15,9 @@
 
 use candle_core::Tensor;
 
-use super::{Normaliser, ObjectiveError, count_of, expect_shape, full_precision, keep, scalar};
+use super::{
+    Normaliser, ObjectiveError, clamped, count_of, expect_shape, full_precision, keep, scalar,
+};
 use crate::ml::kernels::pointwise::exp;
 use crate::ml::kernels::sums;
 
@@ -122,13 +124,13 @@ pub fn ppo(
 
     let log_ratio = (log_probs - old_log_probs)?;
     let ratio = exp(&log_ratio)?;
-    let clipped_ratio = ratio.clamp(1.0 - options.clip_range, 1.0 + options.clip_range)?;
+    let clipped_ratio = clamped(&ratio, 1.0 - options.clip_range, 1.0 + options.clip_range)?;
     let loss_plain = (&advantages * &ratio)?.neg()?;
     let loss_clipped = (&advantages * clipped_ratio)?.neg()?;
     let policy_sum = sums::total(&loss_plain.maximum(&loss_clipped)?)?;
 
-    let move_clipped =
-        (&values - &old_values)?.clamp(-options.value_clip_range, options.value_clip_range)?;
+    let value_range = options.value_clip_range;
+    let move_clipped = clamped(&(&values - &old_values)?, -value_range, value_range)?;
     let error_plain = (&values - &returns)?.sqr()?;
     let error_clipped = ((&old_values + move_clipped)? - &returns)?.sqr()?;
     let value_sum = (sums::total(&error_plain.maximum(&error_clipped)?)? * 0.5)?;

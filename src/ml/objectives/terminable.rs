@@ -102,17 +102,13 @@ pub fn modified_sub_trajectory_balance(
     let loss = windows.loss(&residuals, tokens, normaliser)?;
     let (log_flow, log_r) = (matrix(&log_flow)?, matrix(&log_r)?);
     let (log_pf, log_stop) = (matrix(&log_pf)?, matrix(&log_stop)?);
-    let at_end = |values: &[Vec<f64>]| -> Vec<f64> {
-        let rows = values.iter().zip(tokens);
-        rows.map(|(row, tokens)| row[*tokens]).collect()
-    };
     let sums: Vec<f64> = log_pf.iter().map(|row| row.iter().sum()).collect();
     let values = matrix(&residuals)?;
     Ok(Terminable {
         loss,
         log_z: mean(&log_flow.iter().map(|row| row[0]).collect::<Vec<_>>()),
-        log_pf: mean(&sums) + mean(&at_end(&log_stop)),
-        log_r: mean(&at_end(&log_r)),
+        log_pf: mean(&sums) + mean_at_end(&log_stop, tokens),
+        log_r: mean_at_end(&log_r, tokens),
         residual: ResidualSummary::of(
             values
                 .iter()
@@ -120,6 +116,12 @@ pub fn modified_sub_trajectory_balance(
                 .flat_map(|(row, tokens)| row[..*tokens].iter().copied()),
         ),
     })
+}
+
+/// Returns the mean over completions of a number of their states, `(batch, time + 1)`, in the last one.
+pub fn mean_at_end(of_states: &[Vec<f64>], tokens: &[usize]) -> f64 {
+    let rows = of_states.iter().zip(tokens);
+    mean(&rows.map(|(row, tokens)| row[*tokens]).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::rewards::Rewards;
+use super::rewards::{Answer, Rewards};
 use super::trained_model::TrainedModel;
-use super::{ModelSize, TokenizedCompletion, TrainError};
+use super::{ModelSize, TrainError};
 use crate::ml::adapter::{Adapter, LoraConfig};
 use crate::ml::kernels::rope::RopeLayout;
 use crate::ml::models::causal::LlamaConfig;
@@ -100,18 +100,19 @@ impl Counted {
 }
 
 impl Rewards for Counted {
-    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
+    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
         self.asked.store(true, Ordering::Relaxed);
-        let count = |row: &&TokenizedCompletion| {
-            let counted = row.tokens.iter().filter(|token| **token == self.token);
+        let count = |answer: &Answer<'_>| {
+            let tokens = answer.completion.tokens.iter();
+            let counted = tokens.filter(|token| **token == self.token);
             counted.count() as f64
         };
-        Ok(rows.iter().map(count).collect())
+        Ok(answers.iter().map(count).collect())
     }
 
     fn of_prefixes(
         &self,
-        _rows: &[&TokenizedCompletion],
+        _answers: &[Answer<'_>],
         batch: &TokenBatch,
     ) -> Result<Tensor, TrainError> {
         let mut rewards = Vec::with_capacity(batch.tokens().len());

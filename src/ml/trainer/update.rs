@@ -93,6 +93,9 @@ impl Updater {
         let norm = match self.update(step, gradients)? {
             Step::Updated { grad_norm } => {
                 report.metrics.insert("grad_norm", grad_norm);
+                if let Some(loss) = report.metrics.get("loss").filter(|loss| !loss.is_finite()) {
+                    report.diverged = Some(format!("the loss is {loss} at step {step}"));
+                }
                 Some(grad_norm)
             }
             Step::NonFinite { parameter } => {

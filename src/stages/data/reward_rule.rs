@@ -48,7 +48,7 @@ fn one() -> f64 {
 
 impl Kind for RewardRule {
     const NAME: &'static str = "reward_rule";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = r#"{ rule: { exact: { extract: "answer is (\\S+)", numbers: true } }, right: 1, wrong: 0 }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -86,7 +86,9 @@ impl Kind for RewardRule {
                 ));
             }
         }
-        if self.right <= self.wrong || self.right <= malformed {
+        // Compared as they are used.
+        let (right, wrong) = (self.right as f32, self.wrong as f32);
+        if right <= wrong || right <= malformed as f32 {
             problems.push(
                 Problem::new("right", "`right` must be above `wrong` and `malformed`")
                     .hint("the reward of right completions is the greatest"),

@@ -207,6 +207,14 @@ impl Ranking {
             .collect();
         let [(_, table)] = having[..] else {
             let stages: Vec<&str> = tables.iter().map(|(stage, _)| stage.as_str()).collect();
+            if let Some(from) = &column.from
+                && !stages.iter().any(|stage| is_from(stage))
+            {
+                return Err(StageError::new(format!(
+                    "`from` names `{from}`, and no table is of that stage"
+                ))
+                .hint(format!("the tables are of {}", stages.join(", "))));
+            }
             let found = if having.is_empty() {
                 "no table"
             } else {

@@ -241,13 +241,13 @@ impl LeftOut {
     }
 }
 
-/// Tokenizes the preferred completions of `examples`; says how many did not fit.
+/// Tokenizes the preferred completions of `examples`, each with its example's place; says how many did not fit.
 pub(crate) fn tokenize_chosen(
     model: &LanguageModel,
     examples: &[Example],
     lengths: Lengths,
     ctx: &mut RunContext,
-) -> Result<Vec<(u64, TokenizedCompletion)>, StageError> {
+) -> Result<Vec<(usize, TokenizedCompletion)>, StageError> {
     let most = lengths.most;
     let mut left_out = LeftOut::default();
     let mut index = 0;
@@ -262,7 +262,7 @@ pub(crate) fn tokenize_chosen(
             match fit(tokenizer, eos, &example.prompt, completion, lengths)? {
                 Fit::Row(row) => {
                     check_vocabulary(model, &row.tokens, || format!("row {index} of the dataset"))?;
-                    rows.push((example.question_id, row));
+                    rows.push((index, row));
                 }
                 Fit::TooLong => left_out.too_long += 1,
                 Fit::NoRoom => left_out.no_room += 1,

@@ -1,6 +1,6 @@
 //! What the kinds that train a policy against rewards have in common.
 
-use super::rewards::{PromptRewards, Texts};
+use super::rewards::PromptRewards;
 use super::training::{Course, Purpose, Training};
 use crate::artifacts::dataset::Dataset;
 use crate::artifacts::language_model::LanguageModel;
@@ -31,7 +31,7 @@ pub(super) fn distinct_prompts(
     data: &Dataset,
     room: Room,
     ctx: &mut RunContext,
-) -> Result<(Vec<Vec<u32>>, Texts), StageError> {
+) -> Result<(Vec<Vec<u32>>, Vec<String>), StageError> {
     let Room {
         positions,
         max_prompt_tokens,
@@ -51,14 +51,10 @@ pub(super) fn distinct_prompts(
         )));
     }
     let text = |place: usize| distinct[place].1.prompt.clone();
-    let texts = prompts
-        .iter()
-        .map(|prompt| (prompt.tokens.clone(), text(prompt.place)));
-    let texts = texts.collect();
-    Ok((
-        prompts.into_iter().map(|prompt| prompt.tokens).collect(),
-        texts,
-    ))
+    let prompts = prompts.into_iter();
+    Ok(prompts
+        .map(|prompt| (prompt.tokens, text(prompt.place)))
+        .unzip())
 }
 
 /// Makes prompts of which the dataset has no completions.
@@ -85,9 +81,27 @@ impl PolicyTraining<'_> {
         self,
         policy: LanguageModel,
         reward: Reward,
-        (prompts, texts): (Vec<PromptCompletions>, Texts),
+        (prompts, texts): (Vec<PromptCompletions>, Vec<String>),
         ctx: &mut RunContext,
     ) -> Result<(), StageError> {
+        let wanted = self.options.prompts_per_step;
+        if prompts.len() < wanted {
+            ctx.note(&format!(
+                "the data set has {} prompts: a step takes so many, not the {wanted} of `prompts_per_step`",
+                prompts.len(),
+            ));
+        }
+        if self.options.limits.kl.is_some() && self.options.monitor_every > self.course.steps {
+            ctx.note(&format!(
+                "`kl_limit` is never checked: the first of `monitor_every` {} is beyond all {} steps",
+                self.options.monitor_every, self.course.steps
+            ));
+        }
+        if self.objective.requirements().prefix_rewards
+            && let Some(error) = reward.lacks_prefix_values()
+        {
+            return Err(error.into());
+        }
         let reference = policy.frozen()?;
         let training = Training::open(policy, self.adapter, Purpose::Policy, &self.stream)?;
         let start = PolicyStart {

@@ -1,20 +1,15 @@
 //! Rewards of completions for trainers, whoever gives them.
 
-use std::collections::BTreeMap;
-
 use candle_core::Tensor;
 
 use crate::artifacts::language_model::{LanguageModel, ModelError};
-use crate::artifacts::reward::{BoundReward, Reward};
+use crate::artifacts::reward::{BoundReward, Reward, Written};
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::models::causal::TokenBatch;
-use crate::ml::trainer::rewards::Rewards;
-use crate::ml::trainer::{ModelSize, TokenizedCompletion, TrainError};
+use crate::ml::trainer::rewards::{Answer, Rewards};
+use crate::ml::trainer::{ModelSize, TrainError};
 use crate::stages::tokenized::check_vocabularies;
-
-/// The text of each prompt by its tokens.
-pub(super) type Texts = BTreeMap<Vec<u32>, String>;
 
 /// Completions that are scored at once; it changes no reward.
 const BATCH: usize = 32;
@@ -36,23 +31,32 @@ pub(super) fn positions(policy: &LanguageModel, reward: &Reward) -> usize {
 }
 
 /// Rewards of what a policy writes on the prompts of a training.
-pub(super) struct PromptRewards(BoundReward);
+pub(super) struct PromptRewards {
+    reward: BoundReward,
+    /// The text of each prompt.
+    prompts: Vec<String>,
+}
 
 impl PromptRewards {
     /// Binds a reward to a policy; `prompts` has the text of each prompt.
     pub(super) fn new(
         reward: Reward,
         policy: &LanguageModel,
-        prompts: Texts,
+        prompts: Vec<String>,
     ) -> Result<Self, StageError> {
-        let bound = reward.bind(policy, prompts);
-        bound.check()?;
-        Ok(Self(bound))
+        let reward = reward.bind(policy);
+        reward.check(&prompts)?;
+        Ok(Self { reward, prompts })
     }
-}
 
-fn prompt_lengths(rows: &[&TokenizedCompletion]) -> Vec<usize> {
-    rows.iter().map(|row| row.prompt_length).collect()
+    fn written<'a>(&'a self, answers: &[Answer<'a>]) -> Vec<Written<'a>> {
+        let written = answers.iter().map(|answer| Written {
+            prompt: &self.prompts[answer.prompt],
+            tokens: &answer.completion.tokens,
+            prompt_length: answer.completion.prompt_length,
+        });
+        written.collect()
+    }
 }
 
 fn failed(error: ModelError) -> TrainError {
@@ -63,22 +67,21 @@ fn failed(error: ModelError) -> TrainError {
 }
 
 impl Rewards for PromptRewards {
-    fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
-        let tokens: Vec<Vec<u32>> = rows.iter().map(|row| row.tokens.clone()).collect();
-        let rewards = self.0.rewards(&tokens, &prompt_lengths(rows), BATCH);
+    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+        let rewards = self.reward.rewards(&self.written(answers), BATCH);
         rewards.map_err(failed)
     }
 
     fn of_prefixes(
         &self,
-        rows: &[&TokenizedCompletion],
+        answers: &[Answer<'_>],
         batch: &TokenBatch,
     ) -> Result<Tensor, TrainError> {
-        let rewards = self.0.prefix_rewards(batch, &prompt_lengths(rows));
+        let rewards = self.reward.prefix_rewards(&self.written(answers), batch);
         rewards.map_err(failed)
     }
 
     fn size(&self) -> Option<ModelSize> {
-        self.0.reward().size()
+        self.reward.reward().size()
     }
 }

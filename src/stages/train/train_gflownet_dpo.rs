@@ -114,15 +114,12 @@ impl Kind for TrainGflownetDpo {
                 problems.push(Problem::new(key, format!("`{key}` must be {expected}")));
             }
         };
+        // Their product is a log-reward, whose square must have room in 32 bits.
+        require((0.0..=1e6).contains(&self.alpha), "alpha", "from 0 to 1e6");
         require(
-            self.alpha >= 0.0 && self.alpha.is_finite(),
-            "alpha",
-            "at least 0",
-        );
-        require(
-            self.rejected < 0.0 && self.rejected.is_finite(),
+            self.rejected < 0.0 && self.rejected >= -1e6,
             "rejected",
-            "below 0",
+            "below 0 and at least -1e6",
         );
         require(
             self.lambda
@@ -130,11 +127,16 @@ impl Kind for TrainGflownetDpo {
             "lambda",
             "from 1e-6 to 2",
         );
-        require(
-            self.parity == Parity::Principled || self.windows() == Windows::Transitions,
-            "lambda",
-            "left out, with `weighting`: the released code balances single transitions",
-        );
+        for (key, is_set) in [
+            ("lambda", self.lambda.is_some()),
+            ("weighting", self.weighting.is_some()),
+        ] {
+            require(
+                self.parity == Parity::Principled || !is_set,
+                key,
+                "left out: the released code balances single transitions",
+            );
+        }
         ranges::factor("gamma", self.gamma, &mut problems);
         problems
     }

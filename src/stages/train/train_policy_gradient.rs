@@ -26,7 +26,7 @@ use crate::ml::schedule::Ramp;
 use crate::ml::trainer::policy::PolicyOptions;
 use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
 use crate::ml::trainer::policy::objectives::{
-    Advantage, Importance, KlSettings, POLICY_GRADIENTS, PolicyGradientSettings,
+    Advantage, Importance, KlPlace, KlSettings, POLICY_GRADIENTS, PolicyGradientSettings,
 };
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
@@ -79,7 +79,8 @@ pub struct TrainPolicyGradient {
     /// How far above 1 a ratio counts.
     #[serde(default)]
     clip_high: Option<f64>,
-    /// The greatest ratio that counts where the advantage is below 0 (two-sided clipping); no limit if absent.
+    /// The greatest ratio that counts (two-sided clipping); no limit if absent. It is for advantages below 0: above 0
+    /// `clip_high` is the lower limit, unless this is below it.
     #[serde(default)]
     clip_ceiling: Option<f64>,
     /// Over what the loss is a mean.
@@ -149,7 +150,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainPolicyGradient {
     const NAME: &'static str = "train_policy_gradient";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ objective: grpo, steps: 200, prompts_per_step: 8, completions_per_prompt: 8, \
         optimizer: { lr: 3e-4 }, max_new_tokens: 24, seed: 1 }";
 
@@ -179,7 +180,6 @@ impl Kind for TrainPolicyGradient {
             ("steps", self.steps),
             ("updates_per_batch", self.updates_per_batch),
             ("prompts_per_step", self.prompts_per_step as u64),
-            ("completions_per_prompt", self.completions_per_prompt as u64),
             ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_new_tokens", self.max_new_tokens as u64),
             (
@@ -190,6 +190,11 @@ impl Kind for TrainPolicyGradient {
         ] {
             at_least_one(key, value, &mut problems);
         }
+        ranges::rows(
+            "completions_per_prompt",
+            self.completions_per_prompt,
+            &mut problems,
+        );
         self.optimizer.validate("optimizer", &mut problems);
         for (end, value) in self.temperature.ends() {
             ranges::temperature(&format!("temperature{end}"), value, &mut problems);
@@ -233,14 +238,19 @@ impl Kind for TrainPolicyGradient {
                 "kl.coefficient",
                 "from 0 to 1e6",
             );
+            require(
+                !kl.corrected || kl.place == KlPlace::Loss,
+                "kl.corrected",
+                "left out with `in: reward`: what is corrected is a term of the loss",
+            );
         }
         if let Some(importance) = self.importance {
             require(
                 importance.least >= 0.0
                     && importance.least <= importance.greatest
-                    && importance.greatest <= 1e6,
+                    && (1e-6..=1e6).contains(&importance.greatest),
                 "importance.greatest",
-                "at least `least`, which is at least 0, and at most 1e6",
+                "from 1e-6 to 1e6 and at least `least`, which is at least 0",
             );
         }
         require(
@@ -250,10 +260,11 @@ impl Kind for TrainPolicyGradient {
             "at most `max_new_tokens`",
         );
         require(
-            self.kl_limit.is_none_or(|limit| limit > 0.0),
-            "kl_limit",
-            "above 0, or null",
+            asks.dynamic_sampling == 0 || self.completions_per_prompt >= 2,
+            "completions_per_prompt",
+            "at least 2 with `dynamic_sampling`: it looks for prompts whose completions differ in reward",
         );
+        training::validate_kl_limit(self.kl_limit, self.monitor_every, &mut problems);
         training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
@@ -269,8 +280,9 @@ impl Kind for TrainPolicyGradient {
     fn estimate(&self) -> Estimate {
         let asks = self.objective().requirements();
         let work = Work {
-            rows: (self.steps as usize * self.prompts_per_step * self.completions_per_prompt)
-                as f64,
+            rows: self.steps as f64
+                * self.prompts_per_step as f64
+                * self.completions_per_prompt as f64,
             // The policy; generation and reward once for each batch; the reference where it is asked.
             forward: 1.0
                 + f64::from(u8::from(asks.reference))
@@ -329,12 +341,12 @@ impl TrainPolicyGradient {
             overlong_buffer: self.overlong_buffer,
             mask_truncated: self.mask_truncated,
             importance: self.importance,
+            dynamic_sampling: self.dynamic_sampling,
             horizon: self.max_new_tokens,
         })
     }
 
     fn options(&self, policy: &LanguageModel) -> PolicyOptions {
-        let own = self.objective().requirements().dynamic_sampling;
         PolicyOptions {
             reward_scale: 1.0,
             reward_temperature: Ramp::default(),
@@ -349,7 +361,7 @@ impl TrainPolicyGradient {
             replay_temperature: None,
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
-            dynamic_sampling: self.dynamic_sampling.unwrap_or(own),
+            dynamic_sampling: self.objective().requirements().dynamic_sampling,
             asynchronous: None,
             exploration: None,
             optimizer: self.optimizer.options(self.steps),
@@ -363,5 +375,133 @@ impl TrainPolicyGradient {
             },
             eos: policy.eos.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::artifacts::curve::Curve;
+    use crate::artifacts::reward_model::REWARD_MODEL;
+    use crate::artifacts::reward_rule::REWARD_RULE;
+    use crate::stages::data::generate_tree::GenerateTree;
+    use crate::stages::data::reward_rule::RewardRule;
+    use crate::stages::tryout::{Tried, attempt};
+
+    fn with(changes: Json) -> Json {
+        let mut params = json!({
+            "objective": "grpo", "steps": 4, "prompts_per_step": 2, "completions_per_prompt": 4,
+            "optimizer": { "lr": 1e-3 }, "max_new_tokens": 2, "monitor_every": 0, "seed": 1
+        });
+        let changes: Map<String, Json> = serde_json::from_value(changes).unwrap();
+        params.as_object_mut().unwrap().extend(changes);
+        params
+    }
+
+    /// Trains on the rewards of the tree, or on a rule that no completion matches.
+    fn train(changes: Json, matches_nothing: bool) -> (Tried, [tempfile::TempDir; 2]) {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let params = json!({
+            "symbols": 2, "horizon": 2, "prompts": 2, "spread": 1.5, "hidden_size": 16, "num_layers": 1, "seed": 1
+        });
+        let tree = attempt::<GenerateTree>(folders[0].path(), params, &[], None);
+        let [policy, reward, data] = ["policy", "reward", "data"].map(|name| tree.output(name));
+        let params = json!({ "rule": { "regex": { "pattern": "nothing" } } });
+        let rule = attempt::<RewardRule>(&folders[0].path().join("rule"), params, &[], None);
+        let rule = rule.output("rule");
+        let inputs = [
+            ("policy", LANGUAGE_MODEL, policy.as_path()),
+            if matches_nothing {
+                ("reward", REWARD_RULE, rule.as_path())
+            } else {
+                ("reward", REWARD_MODEL, reward.as_path())
+            },
+            ("data", DATASET, data.as_path()),
+        ];
+        let tried = attempt::<TrainPolicyGradient>(folders[1].path(), with(changes), &inputs, None);
+        tried.outcome.as_ref().unwrap();
+        (tried, folders)
+    }
+
+    #[test]
+    fn params_that_would_be_ignored_or_teach_nothing_are_refused() {
+        let kl =
+            json!({ "coefficient": 0.1, "estimator": "k3", "in": "reward", "corrected": true });
+        for (changes, path) in [
+            (json!({ "kl": kl }), "kl.corrected"),
+            (
+                json!({ "importance": { "greatest": 0 } }),
+                "importance.greatest",
+            ),
+            (json!({ "kl_limit": 3 }), "kl_limit"),
+            (
+                json!({ "completions_per_prompt": 1 }),
+                "completions_per_prompt",
+            ),
+            (
+                json!({ "completions_per_prompt": 9_000_000_000_000_000_000_u64 }),
+                "completions_per_prompt",
+            ),
+            (
+                json!({ "objective": "reinforce++", "completions_per_prompt": 1, "dynamic_sampling": 3 }),
+                "completions_per_prompt",
+            ),
+        ] {
+            let stage: TrainPolicyGradient = serde_json::from_value(with(changes)).unwrap();
+            let problems = stage.validate();
+            let found: Vec<String> = problems.iter().map(|p| p.path.to_string()).collect();
+            assert_eq!(found, [path]);
+        }
+        let alone = json!({ "objective": "reinforce++", "completions_per_prompt": 1 });
+        let stage: TrainPolicyGradient = serde_json::from_value(with(alone)).unwrap();
+        assert_eq!(stage.validate(), []);
+    }
+
+    #[test]
+    fn trainings_that_learn_nothing_say_so() {
+        for matches_nothing in [false, true] {
+            let changes = json!({ "objective": "dr_grpo", "mask_truncated": true });
+            let (tried, _folders) = train(changes, matches_nothing);
+            let notes = &tried.told.notes;
+            let told = notes
+                .iter()
+                .any(|note| note.contains("4 of 4 steps changed nothing"));
+            assert_eq!(told, matches_nothing, "{notes:?}");
+        }
+        // A step whose completions are all masked has no ratio: there is no mean over no tokens.
+        let (tried, _folders) = train(
+            json!({ "mask_truncated": true, "max_new_tokens": 1 }),
+            false,
+        );
+        let curve = Curve::read(&tried.output("curve")).unwrap();
+        let ratios = curve.metrics["ratio"].iter().flatten();
+        assert!(
+            ratios.clone().all(|ratio| (ratio - 1.0).abs() < 1e-5),
+            "{:?}",
+            curve.metrics["ratio"]
+        );
+        assert!(ratios.count() < 4);
+    }
+
+    #[test]
+    fn dapo_takes_its_dynamic_sampling_as_a_setting_or_beside_it() {
+        let sampled = |changes: Json| {
+            let mut params = with(changes).as_object().unwrap().clone();
+            TrainPolicyGradient::respell(&mut params).unwrap();
+            let stage: TrainPolicyGradient = serde_json::from_value(params.into()).unwrap();
+            stage.objective().requirements().dynamic_sampling
+        };
+        assert_eq!(sampled(json!({ "objective": "dapo" })), 10);
+        assert_eq!(
+            sampled(json!({ "objective": { "dapo": { "dynamic_sampling": 0 } } })),
+            0
+        );
+        assert_eq!(
+            sampled(json!({ "objective": "grpo", "dynamic_sampling": 3 })),
+            3
+        );
+        assert_eq!(sampled(json!({ "objective": "grpo" })), 0);
     }
 }

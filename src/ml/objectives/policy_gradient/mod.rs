@@ -22,7 +22,9 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Normaliser, ObjectiveError, expect_shape, full_precision, keep, prefix_mask, scalar};
+use super::{
+    Normaliser, ObjectiveError, clamped, expect_shape, full_precision, keep, prefix_mask, scalar,
+};
 use crate::ml::kernels::pointwise::exp;
 use crate::ml::kernels::sums::{row_sums, spread, total};
 
@@ -101,7 +103,8 @@ pub struct PolicyGradientOptions {
     pub clip_low: f64,
     /// How far above 1 the ratio counts.
     pub clip_high: f64,
-    /// The greatest ratio that counts even where the advantage is below 0, if there is one (two-sided clipping).
+    /// The greatest ratio that counts, if there is one (two-sided clipping). Where the advantage is above 0 `clip_high` is
+    /// the lower bound unless the ceiling is below it.
     pub clip_ceiling: Option<f64>,
     /// The divergence term, if there is one.
     pub kl: Option<KlTerm>,
@@ -214,9 +217,9 @@ pub fn policy_gradient(
         }
     };
     let ratio = exp(&level)?;
-    let clipped = ratio.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)?;
+    let clipped = clamped(&ratio, 1.0 - options.clip_low, 1.0 + options.clip_high)?;
     let bounded = match options.clip_ceiling {
-        Some(ceiling) => ratio.minimum(&(ratio.ones_like()? * ceiling)?)?,
+        Some(ceiling) => clamped(&ratio, 0.0, ceiling)?,
         None => ratio.clone(),
     };
     let free = (bounded * &advantages)?.neg()?;

@@ -578,3 +578,43 @@ fn what_stands_in_padding_and_behind_a_mask_changes_nothing() {
         (dirty.ratio, dirty.clip_fraction, dirty.kl)
     );
 }
+
+#[test]
+fn a_ratio_at_its_bounds_has_the_whole_gradient() {
+    for (clip_low, clip_high, clip_ceiling) in [
+        (0.2, 0.2, None),
+        (0.0, 0.0, None),
+        (0.0, 0.3, None),
+        (0.3, 0.0, Some(1.0)),
+        (0.2, 0.2, Some(1.0)),
+    ] {
+        let options = PolicyGradientOptions {
+            ratio: RatioLevel::Token,
+            clip_low,
+            clip_high,
+            clip_ceiling,
+            kl: None,
+            entropy_bonus: 0.0,
+            mean: MeanOver::Tokens,
+            horizon: 2,
+        };
+        // Just drawn, every ratio is 1.
+        let log_probs = Tensor::new(&[[-1.0f32, -2.0]], &Device::Cpu).unwrap();
+        let log_probs = Var::from_tensor(&log_probs).unwrap();
+        let advantages = Tensor::new(&[[3.0f32, -5.0]], &Device::Cpu).unwrap();
+        let batch = PolicyGradientBatch {
+            log_probs: log_probs.as_tensor(),
+            old_log_probs: None,
+            reference: None,
+            advantages: &advantages,
+            importance: None,
+            entropies: None,
+            lengths: &[2],
+        };
+        let found = policy_gradient(&batch, &options, Normaliser::Total(1.0)).unwrap();
+        let gradients = found.loss.backward().unwrap();
+        let slopes = gradients.get(log_probs.as_tensor()).unwrap();
+        assert_eq!(slopes.to_vec2::<f32>().unwrap(), [[-3.0, 5.0]]);
+        assert_eq!(found.clip_fraction, 0.0);
+    }
+}

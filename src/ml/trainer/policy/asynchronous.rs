@@ -1,8 +1,8 @@
 //! Sampling that runs behind learning, as in TBA (Bartoldson et al. 2025), in one process.
 //!
 //! There searchers sample from the policy of the last synchronisation while a trainer learns from a buffer of what they
-//! found. Here each `sync_every`-th step samples completions of some prompts with the policy as it is then; each step
-//! takes its completions from the buffer: with probability `recent` those of a prompt of
+//! found. Here each `sync_every`-th step samples completions of some prompts with the policy as it is then (where steps
+//! share completions, the first of them or after it that takes new ones); each step takes its completions from the buffer: with probability `recent` those of a prompt of
 //! the last synchronisation, newest alone, else those of any prompt, by their reward. So a step learns from completions
 //! that are from 0 to `sync_every - 1` steps old or older, and the same seed gives the same bytes.
 
@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::group::Group;
 use super::rollout::Rows;
 use super::{PolicyTrainer, TokenizedCompletion, TrainError, Undo};
+use crate::ml::trainer::rewards::Answer;
 use crate::random::Draws;
 
 /// How far sampling runs behind learning.
@@ -55,7 +57,9 @@ struct Found {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Findings {
-    /// The step of the last synchronisation.
+    /// Synchronisations so far.
+    count: u64,
+    /// The step of the last one.
     step: u64,
     /// The prompts that it sampled for.
     latest: Vec<u64>,
@@ -116,9 +120,11 @@ impl Findings {
     pub(super) fn is_whole(&self, prompts: usize) -> bool {
         let known = |prompt: &u64| (*prompt as usize) < prompts;
         let held = self.prompts.iter();
-        self.latest
-            .iter()
-            .all(|prompt| self.prompts.contains_key(prompt))
+        self.latest.is_empty() == self.prompts.is_empty()
+            && self
+                .latest
+                .iter()
+                .all(|prompt| self.prompts.contains_key(prompt))
             && held
                 .clone()
                 .all(|(prompt, held)| known(prompt) && !held.is_empty())
@@ -141,29 +147,39 @@ impl PolicyTrainer {
         undo: &mut Undo,
     ) -> Result<Rows, TrainError> {
         let mut rows = Rows::default();
-        if step.is_multiple_of(settings.sync_every) {
+        let options = &self.shared.options;
+        // Due at this step, or since steps that shared the completions before.
+        if step % settings.sync_every < options.updates_per_batch.max(1) {
             undo.findings = Some(self.findings.clone());
             self.synchronise(step, settings, &mut rows)?;
+        } else if self.findings.latest.is_empty() {
+            return Err(TrainError::State(
+                "it lacks what its sampling has found".to_owned(),
+            ));
         }
         let options = &self.shared.options;
         let (mut age, mut count) = (0.0, 0.0);
         let wanted = options.prompts_per_step.min(self.prompts.len());
-        for place in 0..wanted {
-            let mut draws = self.picks.at(step * wanted as u64 + place as u64);
+        for turn in 0..wanted {
+            let mut draws = self.picks.at(step * wanted as u64 + turn as u64);
             let per_prompt = options.completions_per_prompt;
             let (prompt, found) = self.findings.draw(settings, per_prompt, &mut draws);
-            let prompt = &self.prompts[prompt as usize].prompt;
+            let place = prompt as usize;
+            let tokens = &self.prompts[place].prompt;
             age += found
                 .iter()
-                .map(|found| (step - found.step) as f64)
+                .map(|found| step.saturating_sub(found.step) as f64)
                 .sum::<f64>();
             count += found.len() as f64;
-            let group = found
+            let completions = found
                 .into_iter()
-                .map(|found| TokenizedCompletion::new(prompt, &found.tokens));
-            rows.groups.push(group.collect());
+                .map(|found| TokenizedCompletion::new(tokens, &found.tokens));
+            rows.groups.push(Group {
+                prompt: place,
+                completions: completions.collect(),
+            });
         }
-        rows.staleness = Some(age / count);
+        rows.age = Some(age / count);
         Ok(rows)
     }
 
@@ -176,8 +192,9 @@ impl PolicyTrainer {
     ) -> Result<(), TrainError> {
         let batch = self.shared.options.prompts_per_step.min(self.prompts.len());
         let wanted = settings.prompts.unwrap_or(batch).min(self.prompts.len());
-        let first = step / settings.sync_every * wanted.div_ceil(batch) as u64;
-        let batches = first..first + wanted.div_ceil(batch) as u64;
+        let each = wanted.div_ceil(batch) as u64;
+        let first = self.findings.count.wrapping_mul(each);
+        let batches = (0..each).map(|batch| first.wrapping_add(batch));
         let mut items: Vec<usize> = batches.flat_map(|batch| self.epochs.at(batch)).collect();
         items.truncate(wanted);
         items.sort_unstable();
@@ -187,7 +204,13 @@ impl PolicyTrainer {
         let of = |place: &usize| self.prompts[*place].prompt.clone();
         let prompts: Vec<Vec<u32>> = places.iter().map(of).collect();
         let sampled = self.sampled(&prompts, step, 0, rows)?;
-        let log_r = self.untempered_log_r(&sampled.iter().collect::<Vec<_>>())?;
+        let answers = places.iter().zip(&sampled);
+        let answers = answers.map(|(place, completion)| Answer {
+            prompt: *place,
+            completion,
+        });
+        let log_r = self.untempered_log_r(&answers.collect::<Vec<_>>())?;
+        self.findings.count = self.findings.count.wrapping_add(1);
         self.findings.step = step;
         self.findings.latest = items.iter().map(|item| *item as u64).collect();
         for ((place, row), log_r) in places.iter().zip(sampled).zip(log_r) {
@@ -229,6 +252,7 @@ mod tests {
 
     fn findings() -> Findings {
         let mut findings = Findings {
+            count: 2,
             step: 4,
             latest: vec![1],
             prompts: BTreeMap::new(),

@@ -9,7 +9,7 @@ use crate::ml::objectives::residual::ResidualSummary;
 pub struct Found {
     /// A scalar to differentiate.
     pub loss: Tensor,
-    /// Mean `log R` of the completions.
+    /// Mean of the completions' rewards as they are given, times the factor from reward to `log R`.
     pub log_r: f64,
     /// What else is told of the completions.
     pub metrics: Vec<Metric>,

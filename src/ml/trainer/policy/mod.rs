@@ -7,6 +7,7 @@
 
 pub mod asynchronous;
 pub mod found;
+pub mod group;
 pub mod objective;
 pub mod objectives;
 pub mod requirements;
@@ -25,7 +26,9 @@ use serde_json::Value as Json;
 
 use self::asynchronous::{Asynchronous, Findings};
 use self::found::{Found, Mean};
+use self::group::Group;
 use self::objective::{Objective, Setup};
+use self::requirements::Requirements;
 use self::scored::Weights;
 use self::view::{Part, Shared, View};
 use super::batches::{Epochs, TokenizedCompletion};
@@ -94,6 +97,11 @@ pub struct PolicyOptions {
 }
 
 impl PolicyOptions {
+    /// The factor from reward to `log R` at a step.
+    pub fn reward_factor(&self, step: u64) -> f64 {
+        self.reward_scale / self.reward_temperature.at(step)
+    }
+
     /// Whether the policy samples any of the completions.
     pub fn samples(&self) -> bool {
         self.on_policy > 0.0 || self.asynchronous.is_some()
@@ -180,16 +188,51 @@ fn is_zero(value: &u64) -> bool {
 
 /// Completions for one update or several.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Batch {
     /// The first step that sees them.
     step: u64,
     /// For each prompt, its completions.
-    groups: Vec<Vec<TokenizedCompletion>>,
+    groups: Vec<Group>,
     /// Log-probabilities of their tokens under the policy of the first step, where they are needed.
     drawn: Option<Vec<Vec<f64>>>,
     /// What they weigh, where they are weighed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     weights: Vec<Weights>,
+    /// Their mean age at that step, where they are not all fresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    age: Option<f64>,
+}
+
+impl Batch {
+    /// Whether it could be what a training by an objective that asks for so much is at.
+    fn is_whole(&self, asks: &Requirements, options: &PolicyOptions, prompts: usize) -> bool {
+        let rows = group::rows(&self.groups);
+        let lengths = || rows.iter().map(|row| row.completion_length());
+        let known = |group: &Group| group.prompt < prompts && group.count() > 0;
+        let completed =
+            |row: &&TokenizedCompletion| (1..row.tokens.len()).contains(&row.prompt_length);
+        let drawn = match &self.drawn {
+            Some(drawn) => drawn.iter().map(Vec::len).eq(lengths()),
+            None => !asks.drawn,
+        };
+        let weighed = match asks.weighed {
+            Some(by) => {
+                let of_importance = |length| if by.sampler { length } else { 0 };
+                let expected = lengths().map(|length| (length, of_importance(length)));
+                let found = self.weights.iter();
+                found
+                    .map(|weights| (weights.advantages.len(), weights.importance.len()))
+                    .eq(expected)
+            }
+            None => self.weights.is_empty(),
+        };
+        self.groups.iter().all(known)
+            && rows.iter().all(completed)
+            && (!rows.is_empty() || options.dynamic_sampling > 0)
+            && (rows.is_empty() || drawn)
+            && weighed
+    }
 }
 
 /// What a step found in place of what it has changed.
@@ -213,7 +256,7 @@ struct Earlier(Option<Batch>);
 struct Sum {
     value: f64,
     /// Tokens, where the metric is a mean over them.
-    tokens: f64,
+    tokens: Option<f64>,
     is_root: bool,
 }
 
@@ -291,6 +334,7 @@ impl PolicyTrainer {
         if !self.objective.wants_first() {
             return self.objective.start(None);
         }
+        // The first step finds the same once more.
         let mut undo = Undo::default();
         let groups = match self.shared.options.asynchronous {
             Some(settings) => self.found_rows(0, &settings, &mut undo)?.groups,
@@ -306,7 +350,9 @@ impl PolicyTrainer {
             weights: &[],
         };
         let first = View::frozen(&self.shared, 0, part)?;
-        self.objective.start(Some(&first))
+        self.objective.start(Some(&first))?;
+        self.take_back(undo);
+        Ok(())
     }
 
     /// Makes what a step has changed but for the model what it was before.
@@ -340,7 +386,8 @@ impl Sums {
                     sum.value += share * metric.value.powi(2);
                 }
                 Mean::OfTokens(tokens) => {
-                    sum.tokens += tokens;
+                    let so_far = sum.tokens.get_or_insert_default();
+                    *so_far += tokens;
                     sum.value += tokens * metric.value;
                 }
             }
@@ -348,15 +395,21 @@ impl Sums {
         Ok(())
     }
 
-    /// Returns the numbers of the whole step.
+    /// Returns the numbers of the whole step; a mean over no tokens is none.
     fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        self.metrics.iter().map(|(name, sum)| {
+        self.metrics.iter().filter_map(|(name, sum)| {
             let value = match sum {
                 Sum { is_root: true, .. } => sum.value.sqrt(),
-                Sum { tokens, .. } if *tokens > 0.0 => sum.value / tokens,
+                Sum {
+                    tokens: Some(0.0), ..
+                } => return None,
+                Sum {
+                    tokens: Some(tokens),
+                    ..
+                } => sum.value / tokens,
                 Sum { value, .. } => *value,
             };
-            (*name, value)
+            Some((*name, value))
         })
     }
 }
@@ -393,34 +446,21 @@ impl Trainer for PolicyTrainer {
     fn restore_values(&mut self, values: &Json) -> Result<(), TrainError> {
         let values: Values = serde_json::from_value(values.clone())
             .map_err(|error| TrainError::State(error.to_string()))?;
-        if let Some(batch) = &values.held {
-            let rows = batch.groups.iter().flatten();
-            let faulty = rows
-                .clone()
-                .any(|row| !(1..row.tokens.len()).contains(&row.prompt_length));
-            let lengths: Vec<usize> = if faulty {
-                Vec::new()
-            } else {
-                rows.map(TokenizedCompletion::completion_length).collect()
-            };
-            let fit = |rows: &mut dyn Iterator<Item = usize>| rows.eq(lengths.iter().copied());
-            let drawn = batch.drawn.as_ref();
-            let drawn_fit = drawn.is_none_or(|drawn| fit(&mut drawn.iter().map(Vec::len)));
-            let mut weighed = batch.weights.iter().map(|weights| weights.advantages.len());
-            if faulty || !drawn_fit || !(batch.weights.is_empty() || fit(&mut weighed)) {
-                return Err(TrainError::State(
-                    "its completions are not whole".to_owned(),
-                ));
-            }
+        let (asks, count) = (self.objective.requirements(), self.prompts.len());
+        let is_whole = |batch: &Batch| batch.is_whole(&asks, &self.shared.options, count);
+        if !values.held.as_ref().is_none_or(is_whole) {
+            return Err(TrainError::State(
+                "its completions are not whole".to_owned(),
+            ));
         }
-        self.buffer = values.buffer;
-        self.monitor = values.monitor;
-        self.held = values.held;
-        if !values.findings.is_whole(self.prompts.len()) {
+        if !values.findings.is_whole(count) {
             return Err(TrainError::State(
                 "what its sampling has found is not whole".to_owned(),
             ));
         }
+        self.buffer = values.buffer;
+        self.monitor = values.monitor;
+        self.held = values.held;
         self.taken = values.taken;
         self.findings = values.findings;
         Ok(())
@@ -438,9 +478,9 @@ impl PolicyTrainer {
             }
             other => other?,
         };
-        let all: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+        let all = group::rows(&batch.groups);
         if all.is_empty() {
-            return Ok(self.without_update(&rows));
+            return Ok(self.without_update(&batch, &rows));
         }
         let total = all.len() as f64;
         // Of completions that all end at once there is nothing to average over: their loss is 0.
@@ -452,7 +492,7 @@ impl PolicyTrainer {
         let mut sums = Sums::default();
         let mut first_row = 0;
         for groups in batch.groups.chunks(self.shared.options.micro_batch.max(1)) {
-            let count = groups.iter().map(Vec::len).sum::<usize>();
+            let count = groups.iter().map(Group::count).sum::<usize>();
             if count == 0 {
                 continue;
             }
@@ -484,18 +524,15 @@ impl PolicyTrainer {
         report.flops += forward_flops(&self.shared.size, [1]) * rows.generated as f64;
         let metrics = &mut report.metrics;
         metrics.insert("loss", sums.loss);
-        metrics.insert("reward", sums.log_r / self.shared.options.reward_scale);
+        metrics.insert(
+            "reward",
+            sums.log_r / self.shared.options.reward_factor(step),
+        );
         metrics.extend(sums.metrics());
-        if let Some(staleness) = rows.staleness {
-            metrics.insert("staleness", staleness);
+        if let Some(age) = batch.age {
+            metrics.insert("staleness", age + (step - batch.step) as f64);
         }
-        if let Some(varied) = rows.varied {
-            metrics.insert("varied", varied);
-        }
-        if rows.rounds > 0 {
-            metrics.insert("rounds", rows.rounds as f64);
-            metrics.insert("prompts", batch.groups.len() as f64);
-        }
+        metrics.extend(rows.of_prompts(&batch.groups));
         if rows.sampled > 0 {
             metrics.insert("truncated", rows.truncated as f64 / rows.sampled as f64);
         }
@@ -534,14 +571,9 @@ impl PolicyTrainer {
 
 impl PolicyTrainer {
     /// Tells of a step that found nothing to learn from.
-    fn without_update(&self, rows: &rollout::Rows) -> StepReport {
-        let metrics = [
-            ("varied", rows.varied.unwrap_or(0.0)),
-            ("rounds", rows.rounds as f64),
-            ("prompts", 0.0),
-        ];
+    fn without_update(&self, batch: &Batch, rows: &rollout::Rows) -> StepReport {
         StepReport {
-            metrics: metrics.into_iter().collect(),
+            metrics: rows.of_prompts(&batch.groups).collect(),
             generated_tokens: rows.generated,
             flops: rows.flops + forward_flops(&self.shared.size, [1]) * rows.generated as f64,
             ..StepReport::default()
@@ -549,13 +581,18 @@ impl PolicyTrainer {
     }
 }
 
-/// Groups tokenized completions by question, in order of first appearance; equal completions count once.
-pub fn group_by_prompt(rows: Vec<(u64, TokenizedCompletion)>) -> Vec<PromptCompletions> {
-    let mut places: BTreeMap<(u64, Vec<u32>), usize> = BTreeMap::new();
+/// Groups tokenized completions by what tells their prompts apart beside tokens, in order of first appearance; equal
+/// completions count once. Names the prompt of each group.
+pub fn group_by_prompt<P: Ord + Copy>(
+    rows: Vec<(P, TokenizedCompletion)>,
+) -> (Vec<PromptCompletions>, Vec<P>) {
+    let mut places: BTreeMap<(P, Vec<u32>), usize> = BTreeMap::new();
     let mut groups: Vec<PromptCompletions> = Vec::new();
-    for (question, row) in rows {
+    let mut names = Vec::new();
+    for (name, row) in rows {
         let prompt = row.tokens[..row.prompt_length].to_vec();
-        let place = *places.entry((question, prompt.clone())).or_insert_with(|| {
+        let place = *places.entry((name, prompt.clone())).or_insert_with(|| {
+            names.push(name);
             groups.push(PromptCompletions {
                 prompt,
                 completions: Vec::new(),
@@ -566,7 +603,7 @@ pub fn group_by_prompt(rows: Vec<(u64, TokenizedCompletion)>) -> Vec<PromptCompl
             groups[place].completions.push(row);
         }
     }
-    groups
+    (groups, names)
 }
 
 #[cfg(test)]

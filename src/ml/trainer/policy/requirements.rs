@@ -21,10 +21,11 @@ pub struct Requirements {
     pub drawn: bool,
     /// Completions are weighed once all of a step are known; see [`Objective::weigh`](super::objective::Objective::weigh).
     pub weighed: Option<Weighed>,
+    /// It has parameters for `log Z`.
+    pub trains_log_z: bool,
     /// Its `log_z` says whether the training is well.
     pub watches_log_z: bool,
-    /// Batches of prompts that a step may sample for completions of different rewards, if it wants those alone and the
-    /// params do not say.
+    /// Batches of prompts that a step may sample for completions of different rewards, if it wants those alone.
     pub dynamic_sampling: u64,
     /// The factor from reward to `log R`, unless the params have one.
     pub reward_scale: Option<f64>,
@@ -51,6 +52,7 @@ impl Default for Requirements {
             fresh: false,
             drawn: false,
             weighed: None,
+            trains_log_z: false,
             watches_log_z: false,
             dynamic_sampling: 0,
             reward_scale: None,

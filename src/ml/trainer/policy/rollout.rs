@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
+use super::group::{self, Group, prompt_of};
 use super::shares::{Counts, Shares};
-use super::view::prompt_of;
 use super::{Batch, Cancel, Earlier, PolicyTrainer, TokenizedCompletion, TrainError, Undo};
 use crate::hint::Hint;
 use crate::ml::generate::{Completion, GenerateOptions, Sampling, Strategy, generate};
@@ -14,12 +14,13 @@ use crate::ml::objectives::kl_estimate::KlEstimate;
 use crate::ml::replay_buffer::{Completion as Remembered, Priority};
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::flops::forward_flops;
+use crate::ml::trainer::rewards::Answer;
 
 /// The rows of one step, prompt by prompt.
 #[derive(Default)]
 pub(super) struct Rows {
     /// For each prompt of the step, its completions.
-    pub(super) groups: Vec<Vec<TokenizedCompletion>>,
+    pub(super) groups: Vec<Group>,
     pub(super) generated: u64,
     pub(super) truncated: usize,
     pub(super) sampled: usize,
@@ -32,7 +33,24 @@ pub(super) struct Rows {
     /// Share of the prompts whose completions differ in reward, where rewards are known.
     pub(super) varied: Option<f64>,
     /// Mean age of the completions in steps, where they are not all fresh.
-    pub(super) staleness: Option<f64>,
+    pub(super) age: Option<f64>,
+}
+
+impl Rows {
+    /// Tells how the prompts of a step were come by, where there was a choice.
+    pub(super) fn of_prompts(
+        &self,
+        groups: &[Group],
+    ) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+        let several = |value: f64| Some(value).filter(|_| self.rounds > 0);
+        let told = [
+            ("varied", self.varied),
+            ("rounds", several(self.rounds as f64)),
+            ("prompts", several(groups.len() as f64)),
+        ];
+        told.into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+    }
 }
 
 impl PolicyTrainer {
@@ -66,6 +84,7 @@ impl PolicyTrainer {
             groups: std::mem::take(&mut rows.groups),
             drawn: None,
             weights: Vec::new(),
+            age: rows.age,
         };
         if let Some(by) = asks.weighed {
             self.weigh(&mut batch, by, &mut rows)?;
@@ -99,7 +118,7 @@ impl PolicyTrainer {
             let varied = varied(&rewards, &prompt_of);
             let mut place = 0;
             for group in rows.groups {
-                let places = place..place + group.len();
+                let places = place..place + group.count();
                 place = places.end;
                 prompts += 1.0;
                 all_varied += f64::from(u8::from(varied[places.start]));
@@ -132,13 +151,13 @@ impl PolicyTrainer {
     /// Returns the log-probabilities of each completion's tokens under the policy as it is.
     pub(super) fn drawn(
         &self,
-        groups: &[Vec<TokenizedCompletion>],
+        groups: &[Group],
         done: &mut Rows,
     ) -> Result<Vec<Vec<f64>>, TrainError> {
         let policy = self.shared.model.llama.detached();
         let mut found = Vec::new();
         for groups in groups.chunks(self.shared.options.micro_batch.max(1)) {
-            let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+            let rows = group::rows(groups);
             if rows.is_empty() {
                 continue;
             }
@@ -197,7 +216,10 @@ impl PolicyTrainer {
             draws.shuffle(&mut offline);
             let left = shares.per_prompt - group.len();
             group.extend(offline.into_iter().take(left).cloned());
-            rows.groups.push(group);
+            rows.groups.push(Group {
+                prompt: *item,
+                completions: group,
+            });
         }
         Ok(rows)
     }
@@ -232,7 +254,11 @@ impl PolicyTrainer {
         if self.shared.options.replay > 0.0 {
             let flat: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
             // Before any tempering or standardising, which change from step to step.
-            let log_r = self.untempered_log_r(&flat)?;
+            let answers = places.iter().zip(&flat).map(|(place, row)| Answer {
+                prompt: items[*place],
+                completion: row,
+            });
+            let log_r = self.untempered_log_r(&answers.collect::<Vec<_>>())?;
             // Each prompt once, before any of its completions comes in.
             let before: BTreeMap<u64, Vec<Remembered>> = items
                 .iter()
@@ -274,15 +300,18 @@ impl PolicyTrainer {
     }
 
     /// `reward_scale x reward` of completions.
-    pub(super) fn untempered_log_r(
-        &self,
-        rows: &[&TokenizedCompletion],
-    ) -> Result<Vec<f64>, TrainError> {
-        let rewards = self.shared.rewards.of_completions(rows)?;
+    pub(super) fn untempered_log_r(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+        let rewards = self.shared.rewards.of_completions(answers)?;
         let device = self.shared.model.llama.device();
         let rewards = Tensor::new(rewards, device)?.to_dtype(DType::F32)?;
         let log_r = (rewards * self.shared.options.reward_scale)?;
-        Ok(log_r.to_dtype(DType::F64)?.to_vec1()?)
+        let log_r: Vec<f64> = log_r.to_dtype(DType::F64)?.to_vec1()?;
+        if !log_r.iter().all(|log_r| log_r.is_finite()) {
+            return Err(TrainError::Data(
+                "`reward_scale` times the reward of a completion is no finite number".to_owned(),
+            ));
+        }
+        Ok(log_r)
     }
 
     /// Returns the temperature that a step samples at.

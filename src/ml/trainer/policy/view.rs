@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
+use super::group::{self, Group};
 use super::requirements::Requirements;
 use super::{PolicyOptions, Rewards, TokenizedCompletion, TrainError, Weights};
 use crate::ml::models::causal::CausalLm;
@@ -11,6 +12,7 @@ use crate::ml::objectives::Trajectories;
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::batches::tokens_before_end;
 use crate::ml::trainer::flops::{ModelSize, backward_flops, forward_flops};
+use crate::ml::trainer::rewards::Answer;
 use crate::ml::trainer::trained_model::TrainedModel;
 
 /// What stays the same over a training.
@@ -37,7 +39,7 @@ impl Shared {
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
     /// For each prompt, its completions.
-    pub groups: &'a [Vec<TokenizedCompletion>],
+    pub groups: &'a [Group],
     /// The place of the first completion among those of the step.
     pub first_row: usize,
     /// Log-probabilities of the completions' tokens when they were drawn, where they are known.
@@ -86,14 +88,6 @@ impl LogProbs {
     }
 }
 
-/// Names the prompt of each row.
-pub(super) fn prompt_of(groups: &[Vec<TokenizedCompletion>]) -> Vec<usize> {
-    let groups = groups.iter().enumerate();
-    groups
-        .flat_map(|(prompt, group)| std::iter::repeat_n(prompt, group.len()))
-        .collect()
-}
-
 impl<'a> View<'a> {
     /// Reads completions with the policy in training.
     pub(super) fn training(
@@ -128,14 +122,14 @@ impl<'a> View<'a> {
         part: Part<'a>,
         hidden: impl FnOnce(&Actions) -> Result<Tensor, TrainError>,
     ) -> Result<Self, TrainError> {
-        let rows: Vec<&TokenizedCompletion> = part.groups.iter().flatten().collect();
+        let rows = group::rows(part.groups);
         let actions = Actions::new(&rows);
         let hidden = hidden(&actions)?;
         Ok(Self {
             shared,
             step,
             part,
-            prompt_of: prompt_of(part.groups),
+            prompt_of: group::prompt_of(part.groups),
             states: actions.states(&hidden, true)?,
             hidden,
             actions,
@@ -178,8 +172,7 @@ impl<'a> View<'a> {
 
     /// Returns the factor from reward to `log R`.
     fn reward_factor(&self) -> f64 {
-        let options = &self.shared.options;
-        options.reward_scale / options.reward_temperature.at(self.step)
+        self.shared.options.reward_factor(self.step)
     }
 
     /// Returns `log R` of every state: (rows, columns + 1).
@@ -187,13 +180,14 @@ impl<'a> View<'a> {
         let rewards = self
             .shared
             .rewards
-            .of_prefixes(&self.rows, &self.actions.batch)?;
+            .of_prefixes(&group::answers(self.part.groups), &self.actions.batch)?;
         Ok((self.actions.per_state(&rewards)? * self.reward_factor())?)
     }
 
     /// Returns the rewards of the completions.
     pub fn rewards(&self) -> Result<Vec<f64>, TrainError> {
-        self.shared.rewards.of_completions(&self.rows)
+        let answers = group::answers(self.part.groups);
+        self.shared.rewards.of_completions(&answers)
     }
 
     /// Returns `log R` of completions with these rewards: (rows).
@@ -202,16 +196,22 @@ impl<'a> View<'a> {
         Ok((rewards * self.reward_factor())?)
     }
 
+    /// Returns the mean `log R` of completions with these rewards.
+    pub fn mean_log_r_of(&self, rewards: &[f64]) -> f64 {
+        self.reward_factor() * rewards.iter().sum::<f64>() / rewards.len() as f64
+    }
+
     /// Returns `log R` of the completion that ends in each state, (rows, columns + 1): every prefix is scored with its
     /// EOS.
     pub fn stop_log_r(&self, tokens: &[usize]) -> Result<Tensor, TrainError> {
         /// Texts that are scored at once.
         const BATCH: usize = 256;
         let columns = self.actions.columns();
-        let mut ended: Vec<TokenizedCompletion> = Vec::new();
-        let mut known: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
+        let mut ended: Vec<(usize, TokenizedCompletion)> = Vec::new();
+        let mut known: BTreeMap<(usize, Vec<u32>), usize> = BTreeMap::new();
         let mut places = Vec::with_capacity(self.rows.len() * (columns + 1));
-        for (row, tokens) in self.rows.iter().zip(tokens) {
+        for (answer, tokens) in group::answers(self.part.groups).iter().zip(tokens) {
+            let (prompt, row) = (answer.prompt, answer.completion);
             for length in 0..=columns {
                 let whole = row.prompt_length + length.min(*tokens);
                 let mut text = row.tokens[..whole].to_vec();
@@ -220,19 +220,24 @@ impl<'a> View<'a> {
                     text.push(self.shared.options.eos[0]);
                 }
                 let next = ended.len();
-                places.push(*known.entry(text.clone()).or_insert_with(|| {
-                    ended.push(TokenizedCompletion {
+                places.push(*known.entry((prompt, text.clone())).or_insert_with(|| {
+                    let completion = TokenizedCompletion {
                         tokens: text,
                         prompt_length: row.prompt_length,
-                    });
+                    };
+                    ended.push((prompt, completion));
                     next
                 }) as u32);
             }
         }
         let mut rewards = Vec::with_capacity(ended.len());
         for chunk in ended.chunks(BATCH) {
-            let rows: Vec<&TokenizedCompletion> = chunk.iter().collect();
-            rewards.extend(self.shared.rewards.of_completions(&rows)?);
+            let answers = chunk.iter().map(|(prompt, completion)| Answer {
+                prompt: *prompt,
+                completion,
+            });
+            let answers: Vec<Answer<'_>> = answers.collect();
+            rewards.extend(self.shared.rewards.of_completions(&answers)?);
         }
         let rewards = self.log_r_of(&rewards)?;
         let places = Tensor::new(places, rewards.device())?;

@@ -1,10 +1,10 @@
 //! What completions weigh, once all of a step are known.
 
+use super::group::{self, Group, prompt_of};
 use super::requirements::Weighed;
 use super::rollout::Rows;
 use super::scored::Scored;
-use super::view::prompt_of;
-use super::{Batch, PolicyTrainer, TokenizedCompletion, TrainError};
+use super::{Batch, PolicyTrainer, TrainError};
 use crate::ml::objectives::groups::varied;
 use crate::ml::trainer::actions::Actions;
 use crate::ml::trainer::flops::forward_flops;
@@ -20,7 +20,7 @@ impl PolicyTrainer {
         by: Weighed,
         done: &mut Rows,
     ) -> Result<(), TrainError> {
-        let rows: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+        let rows = group::rows(&batch.groups);
         if rows.is_empty() {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl PolicyTrainer {
             scored.log_probs = self.drawn(&batch.groups, done)?;
         }
         for groups in batch.groups.chunks(self.shared.options.micro_batch.max(1)) {
-            let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
+            let rows = group::rows(groups);
             if rows.is_empty() || !(by.reference || by.sampler) {
                 continue;
             }
@@ -72,22 +72,25 @@ impl PolicyTrainer {
     /// Returns the rewards of completions.
     pub(super) fn rewards(
         &self,
-        groups: &[Vec<TokenizedCompletion>],
+        groups: &[Group],
         done: &mut Rows,
     ) -> Result<Vec<f64>, TrainError> {
-        let rows: Vec<&TokenizedCompletion> = groups.iter().flatten().collect();
-        let mut rewards = Vec::with_capacity(rows.len());
-        for chunk in rows.chunks(SCORED) {
+        let answers = group::answers(groups);
+        let mut rewards = Vec::with_capacity(answers.len());
+        for chunk in answers.chunks(SCORED) {
             self.cancel.check()?;
             rewards.extend(self.shared.rewards.of_completions(chunk)?);
         }
-        if rewards.len() != rows.len() || !rewards.iter().all(|reward| reward.is_finite()) {
+        if rewards.len() != answers.len() || !rewards.iter().all(|reward| reward.is_finite()) {
             return Err(TrainError::Data(
                 "a completion has a reward that is no finite number, or none".to_owned(),
             ));
         }
         if let Some(size) = self.shared.rewards.size() {
-            done.flops += forward_flops(&size, rows.iter().map(|row| row.tokens.len()));
+            done.flops += forward_flops(
+                &size,
+                group::rows(groups).iter().map(|row| row.tokens.len()),
+            );
         }
         Ok(rewards)
     }

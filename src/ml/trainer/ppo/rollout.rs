@@ -4,6 +4,7 @@ use super::PpoTrainer;
 use crate::ml::generate::{Completion, GenerateOptions, Strategy, generate};
 use crate::ml::head::HeadGradient;
 use crate::ml::trainer::actions::Actions;
+use crate::ml::trainer::rewards::Answer;
 use crate::ml::trainer::{TokenizedCompletion, TrainError};
 
 /// Completions that are scored between two looks at whether the training is to stop.
@@ -12,6 +13,8 @@ const SCORED: usize = 16;
 /// A completion of a step.
 #[derive(Debug, Clone)]
 pub(super) struct Rollout {
+    /// The prompt's place among those of the training.
+    pub(super) prompt: usize,
     pub(super) row: TokenizedCompletion,
     /// Whether the horizon ended it.
     pub(super) truncated: bool,
@@ -28,12 +31,13 @@ pub(super) struct Rollout {
 }
 
 impl Rollout {
-    fn new(prompt: &[u32], mut completion: Completion, horizon: usize) -> Self {
+    fn new((prompt, tokens): (usize, &[u32]), mut completion: Completion, horizon: usize) -> Self {
         // A token depends on those before it alone, so a shorter horizon is a prefix.
         let cut = completion.tokens.len() > horizon;
         completion.tokens.truncate(horizon);
         Self {
-            row: TokenizedCompletion::new(prompt, &completion.tokens),
+            prompt,
+            row: TokenizedCompletion::new(tokens, &completion.tokens),
             truncated: completion.truncated || cut,
             score: f64::NAN,
             log_probs: Vec::new(),
@@ -80,8 +84,9 @@ impl PpoTrainer {
             Some(least) => least + draws.below(most.saturating_sub(least) + 1),
             None => most,
         });
+        let prompts = items.iter().copied();
         Ok(prompts
-            .iter()
+            .map(|item| (item, self.start.prompts[item].as_slice()))
             .zip(completions)
             .zip(horizons)
             .map(|((prompt, completion), horizon)| Rollout::new(prompt, completion, horizon))
@@ -90,11 +95,15 @@ impl PpoTrainer {
 
     /// Finds scores, values, and log-probabilities under policy and reference.
     pub(super) fn evaluate(&self, rollouts: &mut [Rollout]) -> Result<(), TrainError> {
-        let rows: Vec<&TokenizedCompletion> = rollouts.iter().map(|rollout| &rollout.row).collect();
+        let answers = rollouts.iter().map(|rollout| Answer {
+            prompt: rollout.prompt,
+            completion: &rollout.row,
+        });
+        let answers: Vec<Answer<'_>> = answers.collect();
         let mut scores = Vec::with_capacity(rollouts.len());
-        for rows in rows.chunks(SCORED) {
+        for answers in answers.chunks(SCORED) {
             self.cancel.check()?;
-            scores.extend(self.start.rewards.of_completions(rows)?);
+            scores.extend(self.start.rewards.of_completions(answers)?);
         }
         if scores.len() != rollouts.len() {
             return Err(TrainError::Data(format!(

@@ -14,6 +14,7 @@ use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl};
 use crate::ml::objectives::ppo::PpoOptions;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
+use crate::ml::trainer::rewards::Answer;
 use crate::ml::trainer::update::OptimizerOptions;
 use crate::ml::trainer::{self, TokenizedCompletion, TrainerState};
 use rollout::Rollout;
@@ -560,13 +561,13 @@ fn scores_that_mean_nothing_are_errors() {
     struct Wrong(f64, fn(usize) -> usize);
 
     impl Rewards for Wrong {
-        fn of_completions(&self, rows: &[&TokenizedCompletion]) -> Result<Vec<f64>, TrainError> {
-            Ok(vec![self.0; self.1(rows.len())])
+        fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+            Ok(vec![self.0; self.1(answers.len())])
         }
 
         fn of_prefixes(
             &self,
-            _: &[&TokenizedCompletion],
+            _: &[Answer<'_>],
             _: &TokenBatch,
         ) -> Result<candle_core::Tensor, TrainError> {
             unreachable!("nothing asks for the rewards of prefixes")

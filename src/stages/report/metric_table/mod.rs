@@ -165,7 +165,7 @@ impl Kind for MetricTable {
         if !self.k.is_empty() && attempts.iter().all(|metric| metric.drawn().is_none()) {
             problems.push(
                 Problem::new("k", "`k` has no effect: `columns` shows no metric of it")
-                    .hint("add `pass_at_1`, say, to `columns`"),
+                    .hint(format!("add `pass_at_{}`, say, to `columns`", self.k[0])),
             );
         }
         if !self.right.is_finite() {

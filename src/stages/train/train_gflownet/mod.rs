@@ -108,9 +108,9 @@ pub struct TrainGflownet {
     /// Where trajectory balance takes log Z from.
     #[serde(default)]
     log_z: Option<LogZSource>,
-    /// Whether log-probabilities are divided by the length of the completion; this shifts the target.
-    #[serde(default, skip_serializing_if = "is_false")]
-    length_normalised: bool,
+    /// Whether log-probabilities are divided by the length of the completion, as in `flowrl`; this shifts the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    length_normalised: Option<bool>,
     /// Factor between the weights of sub-trajectories of one length and the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lambda: Option<f64>,
@@ -212,10 +212,6 @@ fn is_one_update(updates: &u64) -> bool {
     *updates == 1
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
 fn is_one(value: &Ramp) -> bool {
     *value == Ramp::default()
 }
@@ -238,7 +234,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
@@ -272,7 +268,6 @@ impl Kind for TrainGflownet {
             ("steps", self.steps),
             ("updates_per_batch", self.updates_per_batch),
             ("prompts_per_step", self.prompts_per_step as u64),
-            ("completions_per_prompt", self.completions_per_prompt as u64),
             ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_new_tokens", self.max_new_tokens as u64),
             ("least_completions", self.least_completions as u64),
@@ -280,6 +275,14 @@ impl Kind for TrainGflownet {
             ("monitor_completions", self.monitor_completions as u64),
         ] {
             at_least_one(key, value, &mut problems);
+        }
+        ranges::rows(
+            "completions_per_prompt",
+            self.completions_per_prompt,
+            &mut problems,
+        );
+        if let Some(settings) = &self.asynchronous {
+            ranges::rows("asynchronous.samples", settings.samples, &mut problems);
         }
         self.optimizer.validate("optimizer", &mut problems);
         if let Some(scale) = self.reward_scale {
@@ -366,20 +369,45 @@ impl Kind for TrainGflownet {
             "at least 2: this objective compares the completions of a prompt with each other",
         );
         require(
-            !self.length_normalised || self.objective.takes("length_normalised"),
+            self.length_normalised != Some(true) || self.objective.takes("length_normalised"),
             "length_normalised",
             "left out: only objectives on whole trajectories can be divided by length",
         );
+        for (key, is_set) in [
+            ("lambda", self.lambda.is_some()),
+            ("weighting", self.weighting.is_some()),
+        ] {
+            require(
+                !is_set || self.objective.takes("lambda"),
+                key,
+                "left out: this objective has no sub-trajectories to weigh",
+            );
+        }
         require(
-            self.objective.takes("lambda") || (self.lambda.is_none() && self.weighting.is_none()),
-            "lambda",
-            "left out, with `weighting`: this objective has no sub-trajectories to weigh",
+            self.log_z_start.is_none() || asks.trains_log_z,
+            "log_z_start",
+            "left out: this objective trains nothing for log Z",
         );
-        if let Some(settings) = &self.asynchronous {
+        require(
+            self.log_z_limit.is_none() || asks.watches_log_z,
+            "log_z_limit",
+            "left out: this objective has no log Z to watch",
+        );
+        require(
+            self.log_z_limit.is_none_or(|limit| limit > 0.0),
+            "log_z_limit",
+            "above 0, or null",
+        );
+        if let Some(settings) = self.asynchronous.filter(|_| !asks.fresh) {
             require(
                 self.on_policy == 0.0 && self.replay == 0.0,
                 "asynchronous",
                 "alone: `on_policy` and `replay` are left out, as all completions come from its sampling",
+            );
+            require(
+                settings.samples >= asks.completions,
+                "asynchronous.samples",
+                "at least 2: this objective compares the completions of a prompt with each other",
             );
             require(
                 settings.sync_every >= 1,
@@ -391,7 +419,6 @@ impl Kind for TrainGflownet {
                 "asynchronous.prompts",
                 "at least 1",
             );
-            require(settings.samples >= 1, "asynchronous.samples", "at least 1");
             require(
                 settings.capacity >= settings.samples,
                 "asynchronous.capacity",
@@ -421,10 +448,16 @@ impl Kind for TrainGflownet {
             "0: this objective has no KL penalty; `prior_in_target` keeps the policy near the start",
         );
         require(
-            !asks.fresh || self.on_policy == 1.0,
+            !asks.fresh || self.asynchronous.is_none(),
+            "asynchronous",
+            "left out: this objective trains on fresh samples alone",
+        );
+        require(
+            !asks.fresh || self.asynchronous.is_some() || self.on_policy == 1.0,
             "on_policy",
             "1: this objective trains on fresh samples alone",
         );
+        training::validate_kl_limit(self.kl_limit, self.monitor_every, &mut problems);
         training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
@@ -441,8 +474,9 @@ impl Kind for TrainGflownet {
 
     fn estimate(&self) -> Estimate {
         let work = Work {
-            rows: (self.steps as usize * self.prompts_per_step * self.completions_per_prompt)
-                as f64,
+            rows: self.steps as f64
+                * self.prompts_per_step as f64
+                * self.completions_per_prompt as f64,
             // The policy, the reward model, the reference where it is asked, and generation.
             forward: 2.0
                 + f64::from(u8::from(self.kl > 0.0 || self.prior_in_target()))
@@ -464,6 +498,10 @@ impl Kind for TrainGflownet {
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let positions = rewards::positions(&policy, &reward);
         let prompts = self.prompts(&policy, &data, positions, ctx)?;
+        let is_sampling_set = self.exploration.is_some() || self.temperature != Ramp::default();
+        if is_sampling_set && !self.samples() {
+            ctx.note("no completions are sampled: `temperature` and `exploration` change nothing");
+        }
         let training = PolicyTraining {
             course: Course {
                 title: "GFlowNet",

@@ -1,9 +1,6 @@
 //! Prompts and completions of the data set, as a training takes them.
 
-use std::collections::BTreeMap;
-
 use super::super::policy::{Room, distinct_prompts, without_completions};
-use super::super::rewards::Texts;
 use super::{Offline, TrainGflownet};
 use crate::artifacts::dataset::{Dataset, Example};
 use crate::artifacts::language_model::LanguageModel;
@@ -13,8 +10,8 @@ use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::policy::{PromptCompletions, group_by_prompt};
 use crate::stages::tokenized::{Lengths, LongCompletions, tokenize_chosen};
 
-/// Prompts with their completions, and the text of each prompt by its tokens.
-type Prompts = (Vec<PromptCompletions>, Texts);
+/// Prompts with their completions, and the text of each prompt.
+type Prompts = (Vec<PromptCompletions>, Vec<String>);
 
 impl TrainGflownet {
     /// Returns the prompts that steps can take, models reading `positions` tokens.
@@ -25,48 +22,48 @@ impl TrainGflownet {
         positions: usize,
         ctx: &mut RunContext,
     ) -> Result<Prompts, StageError> {
-        let trajectories = self.trajectories(data);
-        let needs_none = self.on_policy == 1.0 || self.asynchronous.is_some();
-        if trajectories.is_empty() && needs_none {
+        // All completions of a step are sampled.
+        if self.on_policy == 1.0 || self.asynchronous.is_some() {
             let room = Room {
                 positions,
                 max_prompt_tokens: None,
                 max_new_tokens: self.max_new_tokens,
             };
-            // All completions of a step are sampled.
             let (prompts, texts) = distinct_prompts(policy, data, room, ctx)?;
             return Ok((without_completions(prompts), texts));
         }
+        let trajectories = self.trajectories(data);
         // Where the policy is sampled, its completions must fit behind every prompt.
         let samples = self.samples() || self.monitor_every > 0;
         let lengths = Lengths::up_to(positions)
             .with_room_for(if samples { self.max_new_tokens } else { 0 })
             .with_boundary(self.boundary);
         let rows = tokenize_chosen(policy, &trajectories, lengths, ctx)?;
-        let kept: Vec<(u64, TokenizedCompletion)> = rows
+        type Prompt<'a> = (u64, &'a str);
+        let kept: Vec<(Prompt<'_>, TokenizedCompletion)> = rows
             .into_iter()
-            .filter_map(|(question, mut row)| {
+            .filter_map(|(place, mut row)| {
+                let Example {
+                    question_id,
+                    prompt,
+                    ..
+                } = &trajectories[place];
                 let longest = row.prompt_length + self.max_new_tokens;
                 if self.long_completions == LongCompletions::Truncate {
                     row.tokens.truncate(longest);
                 }
-                (row.tokens.len() <= longest).then_some((question, row))
+                (row.tokens.len() <= longest).then_some(((*question_id, prompt.as_str()), row))
             })
             .collect();
-        let questions: BTreeMap<u64, &str> = data
-            .examples
-            .iter()
-            .map(|example| (example.question_id, example.prompt.as_str()))
-            .collect();
-        let texts = kept.iter().map(|(question, row)| {
-            let prompt = row.tokens[..row.prompt_length].to_vec();
-            (prompt, questions[question].to_owned())
-        });
-        let texts = texts.collect();
-        let mut prompts = group_by_prompt(kept);
+        let (prompts, names) = group_by_prompt(kept);
         let least = self.least_of_data();
         let before = prompts.len();
-        prompts.retain(|prompt| prompt.completions.len() >= least);
+        let texts = names.into_iter().map(|(_, text)| text.to_owned());
+        let (prompts, texts): Prompts = prompts
+            .into_iter()
+            .zip(texts)
+            .filter(|(prompt, _)| prompt.completions.len() >= least)
+            .unzip();
         if prompts.is_empty() {
             let hint = if self.objective.takes("least_completions") {
                 "raise `max_new_tokens`, or lower `least_completions` (1 is what the paper did)"
@@ -87,9 +84,7 @@ impl TrainGflownet {
                 before - prompts.len(),
             ));
         }
-        if self.asynchronous.is_none() {
-            self.note_shortages(&prompts, ctx);
-        }
+        self.note_shortages(&prompts, ctx);
         Ok((prompts, texts))
     }
 
@@ -114,36 +109,21 @@ impl TrainGflownet {
 
     /// Returns how many completions the data set must have of a prompt for a step on it to mean something.
     fn least_of_data(&self) -> usize {
-        if self.asynchronous.is_some() {
-            return 1;
-        }
         let asks = self.objective().requirements();
         let sampled = (self.on_policy * self.completions_per_prompt as f64).floor() as usize;
         let beside_samples = asks.completions.saturating_sub(sampled);
-        let of_data = if self.on_policy < 1.0 {
-            asks.offline_completions
-        } else {
-            1
-        };
-        of_data.max(beside_samples)
+        asks.offline_completions.max(beside_samples)
     }
 
-    /// Says where the data set has less than a step asks for.
+    /// Says where the data set has fewer completions than a step asks for.
     fn note_shortages(&self, prompts: &[PromptCompletions], ctx: &mut RunContext) {
-        if prompts.len() < self.prompts_per_step {
-            ctx.note(&format!(
-                "the data set has {} prompts: a step takes so many, not the {} of `prompts_per_step`",
-                prompts.len(),
-                self.prompts_per_step
-            ));
-        }
         let sampled = (self.on_policy * self.completions_per_prompt as f64).floor();
         let wanted = self.completions_per_prompt.saturating_sub(sampled as usize);
         let short = prompts
             .iter()
             .filter(|prompt| prompt.completions.len() < wanted)
             .count();
-        if self.on_policy < 1.0 && short > 0 {
+        if short > 0 {
             ctx.note(&format!(
                 "{short} of {} prompts have fewer than {wanted} completions: steps take those there are",
                 prompts.len()

@@ -154,3 +154,121 @@ fn numbers_without_room_in_single_precision_are_refused() {
         assert_eq!(found, [path]);
     }
 }
+
+#[test]
+fn params_that_would_be_ignored_are_refused() {
+    let behind = |changes: Json| {
+        let settings = json!({ "sync_every": 2, "samples": 2, "recent": 0.5 });
+        json!({ "on_policy": 0, "asynchronous": with(settings, changes) })
+    };
+    for (objective, changes, path) in [
+        (
+            "vargrad",
+            json!({ "length_normalised": true, "log_z_start": 1 }),
+            "log_z_start",
+        ),
+        (
+            "flowrl",
+            json!({ "log_z": "batch", "log_z_start": 1 }),
+            "log_z_start",
+        ),
+        ("subtb", json!({ "log_z_limit": 5 }), "log_z_limit"),
+        ("tb", json!({ "log_z_limit": 0 }), "log_z_limit"),
+        ("tb", json!({ "kl_limit": 5 }), "kl_limit"),
+        (
+            "tb",
+            json!({ "kl_limit": 0, "monitor_every": 1 }),
+            "kl_limit",
+        ),
+        ("tb", json!({ "weighting": "batch" }), "weighting"),
+        (
+            "subtb",
+            json!({ "length_normalised": true }),
+            "length_normalised",
+        ),
+        ("flowrl", behind(json!({ "samples": 1 })), "asynchronous"),
+        (
+            "vargrad",
+            behind(json!({ "samples": 1 })),
+            "asynchronous.samples",
+        ),
+        (
+            "tb",
+            behind(
+                json!({ "samples": 9_000_000_000_000_000_000_u64, "capacity": 9_000_000_000_000_000_000_u64 }),
+            ),
+            "asynchronous.samples",
+        ),
+        (
+            "tb",
+            json!({ "completions_per_prompt": 9_000_000_000_000_000_000_u64 }),
+            "completions_per_prompt",
+        ),
+    ] {
+        let stage = serde_json::from_value::<TrainGflownet>(with(params(objective), changes));
+        let found: Vec<String> = stage
+            .unwrap()
+            .validate()
+            .iter()
+            .map(|p| p.path.to_string())
+            .collect();
+        assert_eq!(found, [path], "{objective}");
+    }
+    for (objective, changes) in [
+        ("flowrl", json!({ "length_normalised": false })),
+        ("tb", behind(json!({ "samples": 1 }))),
+        (
+            "tb",
+            json!({ "kl_limit": 5, "monitor_every": 1, "log_z_limit": 5 }),
+        ),
+    ] {
+        let stage = serde_json::from_value::<TrainGflownet>(with(params(objective), changes));
+        assert_eq!(stage.unwrap().validate(), [], "{objective}");
+    }
+}
+
+#[test]
+fn trainings_on_samples_take_every_prompt_whatever_completions_the_data_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = tree(folder.path());
+    let mut data = Dataset::read(&tree.output("data")).unwrap();
+    let distinct = data.distinct_prompts().len();
+    let first = data.examples[0].prompt.clone();
+    for example in &mut data.examples {
+        if example.prompt == first {
+            // Longer than the horizon, and one of them alone.
+            let long = example
+                .chosen
+                .clone()
+                .map(|text| [text.as_str(); 9].join(" "));
+            example.chosen = long;
+            example.rejected = None;
+        }
+    }
+    let long = folder.path().join("long");
+    fs_err::create_dir_all(&long).unwrap();
+    data.write(&long).unwrap();
+    let changes =
+        json!({ "steps": 1, "prompts_per_step": distinct + 1, "long_completions": "leave_out" });
+    let (tried, _folder) = train(&tree, &long, &with(params("vargrad"), changes));
+    tried.outcome.as_ref().unwrap();
+    let told = format!("the data set has {distinct} prompts: a step takes so many");
+    let notes = &tried.told.notes;
+    assert!(
+        notes.iter().any(|note| note.starts_with(&told)),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn settings_of_sampling_without_samples_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = tree(folder.path());
+    let changes = json!({ "on_policy": 0, "steps": 1, "temperature": 0.5 });
+    let (tried, _folder) = train(&tree, &tree.output("data"), &with(params("tb"), changes));
+    let notes = &tried.told.notes;
+    assert!(
+        notes.iter().any(|note| note.contains("change nothing")),
+        "{notes:?}"
+    );
+}

@@ -113,6 +113,24 @@ pub(super) fn validate_labels(
     }
 }
 
+/// Checks a limit of the KL divergence that is estimated every so many steps.
+pub(super) fn validate_kl_limit(limit: Option<f64>, every: u64, problems: &mut Vec<Problem>) {
+    if limit.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {
+        problems.push(Problem::new(
+            "kl_limit",
+            "`kl_limit` must be above 0, or null",
+        ));
+    } else if limit.is_some() && every == 0 {
+        problems.push(
+            Problem::new(
+                "kl_limit",
+                "`kl_limit` is never checked: `monitor_every` is 0",
+            )
+            .hint("set `monitor_every` to the steps between estimates of the divergence"),
+        );
+    }
+}
+
 /// What a language model is trained to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -281,9 +299,8 @@ impl Course<'_> {
             let done = progress.step == self.steps;
             let seconds = clock.elapsed().as_secs_f64();
             let rate = (progress.step - first) as f64 / seconds;
-            let mut metrics: IndexMap<String, f64> = report
-                .metrics
-                .iter()
+            let finite = report.metrics.iter().filter(|(_, value)| value.is_finite());
+            let mut metrics: IndexMap<String, f64> = finite
                 .map(|(name, value)| ((*name).to_owned(), *value))
                 .collect();
             metrics.insert("tokens/s".to_owned(), report.trained_tokens as f64 * rate);
@@ -313,6 +330,9 @@ impl Course<'_> {
             if ctx.continues() {
                 ctx.keep_end_state();
             }
+        }
+        if let Some(note) = progress.unlearnt() {
+            ctx.note(&note);
         }
         let end = trainer::parameters(trainer)?;
         let mut labelled = BTreeMap::new();

@@ -36,6 +36,17 @@ impl Record {
         self.diverged.clone_from(&report.diverged);
     }
 
+    /// Says so where steps had nothing to learn from: gradients of 0, or none at all.
+    pub(super) fn unlearnt(&self) -> Option<String> {
+        let norms = self.metrics.get("grad_norm")?;
+        let learnt = norms.iter().flatten().filter(|norm| **norm > 0.0).count();
+        let (steps, idle) = (self.steps.len(), self.steps.len() - learnt);
+        // A step now and then is no news.
+        (2 * idle > steps).then(|| {
+            format!("{idle} of {steps} steps changed nothing: nothing of their loss depends on the parameters")
+        })
+    }
+
     pub(super) fn into_curve(self, title: &str, trained_parameters: u64) -> Curve {
         let rows = self.steps.len();
         let mut metrics = self.metrics;

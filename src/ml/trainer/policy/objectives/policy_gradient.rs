@@ -35,6 +35,7 @@ const SETTINGS: &[&str] = &[
     "overlong_buffer",
     "mask_truncated",
     "importance",
+    "dynamic_sampling",
 ];
 
 /// Every policy gradient.
@@ -115,7 +116,7 @@ pub const POLICY_GRADIENTS: &[Kind] = &[
                 },
             );
             dapo.overlong_buffer = settings.overlong_buffer.unwrap_or(settings.horizon / 5);
-            dapo.dynamic_sampling = 10;
+            dapo.dynamic_sampling = settings.dynamic_sampling.unwrap_or(10);
             Box::new(dapo)
         },
     },
@@ -258,7 +259,7 @@ pub struct PolicyGradientSettings {
     pub clip_low: Option<f64>,
     /// How far above 1 a ratio counts.
     pub clip_high: Option<f64>,
-    /// The greatest ratio that counts where the advantage is below 0.
+    /// The greatest ratio that counts, whatever the advantage.
     pub clip_ceiling: Option<f64>,
     /// Over what the loss is a mean.
     pub mean: Option<MeanOver>,
@@ -272,6 +273,8 @@ pub struct PolicyGradientSettings {
     pub mask_truncated: bool,
     /// Weights for the sampler's having been another distribution.
     pub importance: Option<Importance>,
+    /// Batches of prompts that a step may sample.
+    pub dynamic_sampling: Option<u64>,
     /// The horizon.
     pub horizon: usize,
 }
@@ -323,7 +326,7 @@ impl PolicyGradient {
             overlong_buffer: settings.overlong_buffer.unwrap_or(0),
             mask_truncated: settings.mask_truncated,
             importance: settings.importance,
-            dynamic_sampling: 0,
+            dynamic_sampling: settings.dynamic_sampling.unwrap_or(0),
         }
     }
 

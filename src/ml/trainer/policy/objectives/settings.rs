@@ -50,8 +50,8 @@ pub struct GflownetSettings {
     pub log_z_lr: f64,
     /// Where log Z starts; from data if absent.
     pub log_z_start: Option<f64>,
-    /// Whether log-probabilities are divided by the length of the completion.
-    pub length_normalised: bool,
+    /// Whether log-probabilities are divided by the length of the completion, if not as the objective's authors did.
+    pub length_normalised: Option<bool>,
     /// Factor between the weights of sub-trajectories of one length and the next, if not the objective's own.
     pub lambda: Option<f64>,
     /// Over what these weights add up to 1, if not what the objective's authors took.

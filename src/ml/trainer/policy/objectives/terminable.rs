@@ -7,7 +7,9 @@ use super::super::objective::{Objective, ObjectiveKind};
 use super::super::requirements::Requirements;
 use super::super::view::View;
 use super::{GflownetSettings, Weighting};
-use crate::ml::objectives::terminable::{TerminableTrajectories, modified_sub_trajectory_balance};
+use crate::ml::objectives::terminable::{
+    TerminableTrajectories, mean_at_end, modified_sub_trajectory_balance,
+};
 use crate::ml::objectives::{Normaliser, Windows};
 use crate::ml::trainer::batches::tokens_before_end;
 use crate::ml::trainer::{TokenizedCompletion, TrainError};
@@ -49,7 +51,8 @@ impl Objective for Terminable {
         let stop = shared.options.eos[0];
         let (log_pf, log_stop) =
             actions.log_probs_and_stops(&shared.model.llama, view.states(), stop, 1.0)?;
-        let mut log_r = view.stop_log_r(&tokens)?;
+        let of_rewards = view.stop_log_r(&tokens)?;
+        let mut log_r = of_rewards.clone();
         let mut log_ratio = None;
         if shared.options.reference.in_target {
             let hidden = shared.reference.forward(&actions.batch)?;
@@ -70,7 +73,7 @@ impl Objective for Terminable {
         let metrics = Metric::of_flows(found.log_pf, found.log_z, &found.residual, log_ratio);
         Ok(Found {
             loss: found.loss,
-            log_r: found.log_r,
+            log_r: mean_at_end(&of_rewards.to_dtype(DType::F64)?.to_vec2()?, &tokens),
             metrics,
         })
     }

@@ -70,7 +70,8 @@ pub(super) const FLOWRL: Kind = Kind {
     takes: &["log_z", "log_z_lr", "log_z_start", "length_normalised"],
     make: |settings| {
         let balance = TrajectoryBalance::new(settings, LogZSource::PerPrompt);
-        Box::new(balance.relative_to_the_start().of_flowrl(0.8..=1.28))
+        let balance = balance.relative_to_the_start();
+        Box::new(balance.of_flowrl(settings, 0.8..=1.28))
     },
 };
 
@@ -84,7 +85,9 @@ pub(super) const FLOWRL_RELEASED: Kind = Kind {
         let balance = TrajectoryBalance::new(settings, LogZSource::Network);
         Box::new(TrajectoryBalance {
             reward_scale: Some(15.0),
-            ..balance.relative_to_the_start().of_flowrl(0.0..=10.0)
+            ..balance
+                .relative_to_the_start()
+                .of_flowrl(settings, 0.0..=10.0)
         })
     },
 };
@@ -127,7 +130,7 @@ impl TrajectoryBalance {
             log_z: settings.log_z.unwrap_or(log_z),
             log_z_lr: settings.log_z_lr,
             log_z_start: settings.log_z_start,
-            length_normalised: settings.length_normalised,
+            length_normalised: settings.length_normalised.unwrap_or(false),
             relative: false,
             standardises: false,
             weights: 1.0..=1.0,
@@ -143,9 +146,9 @@ impl TrajectoryBalance {
         }
     }
 
-    fn of_flowrl(self, weights: RangeInclusive<f64>) -> Self {
+    fn of_flowrl(self, settings: &GflownetSettings, weights: RangeInclusive<f64>) -> Self {
         Self {
-            length_normalised: true,
+            length_normalised: settings.length_normalised.unwrap_or(true),
             standardises: true,
             weights,
             ..self
@@ -176,13 +179,12 @@ impl TrajectoryBalance {
         }
     }
 
-    /// `log R` of the completions: (rows).
-    fn log_r(&self, view: &View<'_>) -> Result<Tensor, TrainError> {
-        let mut rewards = view.rewards()?;
+    /// `log R` of completions with these rewards: (rows).
+    fn log_r(&self, view: &View<'_>, rewards: &[f64]) -> Result<Tensor, TrainError> {
         if self.standardises {
-            rewards = standardised(&rewards, &view.prompt_of, 1e-6);
+            return view.log_r_of(&standardised(rewards, &view.prompt_of, 1e-6));
         }
-        view.log_r_of(&rewards)
+        view.log_r_of(rewards)
     }
 }
 
@@ -196,6 +198,7 @@ impl Objective for TrajectoryBalance {
             fresh: self.standardises,
             drawn: self.standardises,
             reward_scale: self.reward_scale,
+            trains_log_z: self.log_z != LogZSource::Batch,
             watches_log_z: true,
             ..Requirements::default()
         }
@@ -246,7 +249,7 @@ impl Objective for TrajectoryBalance {
             (None, None) => return Ok(()),
             (None, Some(view)) => {
                 let log_probs = view.log_probs()?;
-                let log_r = self.log_r(view)?;
+                let log_r = self.log_r(view, &view.rewards()?)?;
                 let options = self.options(view);
                 initial_log_z(&log_probs.trajectories(&view.actions), &log_r, options)?
             }
@@ -280,7 +283,8 @@ impl Objective for TrajectoryBalance {
             }
         };
         let log_probs = view.log_probs()?;
-        let log_r = self.log_r(view)?;
+        let rewards = view.rewards()?;
+        let log_r = self.log_r(view, &rewards)?;
         let lengths = &view.actions.lengths;
         let weights = view.part.drawn.map(|drawn| {
             let now = summed_log_probs(log_probs.policy(), lengths)?;
@@ -309,7 +313,11 @@ impl Objective for TrajectoryBalance {
         }));
         Ok(Found {
             loss: found.loss,
-            log_r: found.log_r,
+            log_r: if self.standardises {
+                view.mean_log_r_of(&rewards)
+            } else {
+                found.log_r
+            },
             metrics,
         })
     }

@@ -11,8 +11,10 @@ use super::objectives::{GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource};
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::trainer::actions::Actions;
+use crate::ml::trainer::rewards::{Answer, Rewards};
 use crate::ml::trainer::{self, TrainerState};
 
 mod policy_gradient;
@@ -25,7 +27,7 @@ const SETTINGS: GflownetSettings = GflownetSettings {
     log_z: Some(LogZSource::Network),
     log_z_lr: 1e-2,
     log_z_start: None,
-    length_normalised: false,
+    length_normalised: None,
     lambda: None,
     weighting: None,
     flow_lr: 1e-2,
@@ -93,20 +95,37 @@ fn trainer_with(
     completions: &[&[u32]],
     good: u32,
 ) -> PolicyTrainer {
-    let (model, reference) = models(&config(), lora);
     let prompts = [vec![0, 2], vec![0, 3, 4], vec![0, 5, 6, 2], vec![0]];
     let prompts = prompts.map(|prompt| PromptCompletions {
         completions: completions.iter().map(|end| row(&prompt, end)).collect(),
         prompt,
     });
+    trainer_from(
+        objective,
+        options,
+        lora,
+        prompts.to_vec(),
+        Counted::boxed(good),
+    )
+    .unwrap()
+}
+
+fn trainer_from(
+    objective: Box<dyn Objective>,
+    options: PolicyOptions,
+    lora: Option<&LoraConfig>,
+    prompts: Vec<PromptCompletions>,
+    rewards: Box<dyn Rewards>,
+) -> Result<PolicyTrainer, TrainError> {
+    let (model, reference) = models(&config(), lora);
     let start = PolicyStart {
         model,
         reference,
-        rewards: Counted::boxed(good),
-        prompts: prompts.to_vec(),
+        rewards,
+        prompts,
     };
     let stream = Stream::new(5, "gflownet");
-    PolicyTrainer::new(start, objective, options, &stream, Cancel::default()).unwrap()
+    PolicyTrainer::new(start, objective, options, &stream, Cancel::default())
 }
 
 fn row(prompt: &[u32], completion: &[u32]) -> TokenizedCompletion {
@@ -153,7 +172,7 @@ fn completions_serve_several_updates_with_their_weights() {
     }
     // What is weighted is the completion as it was drawn.
     let batch = &batches[0];
-    let rows: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+    let rows = group::rows(&batch.groups);
     let actions = Actions::new(&rows);
     let start = trainer_of(options(), None);
     let log_pf = actions.frozen_log_probs(&start.model().llama).unwrap();
@@ -179,16 +198,12 @@ fn every_parameter_of_policy_and_network_learns_by_its_slope() {
         // From zero the network's last map lets nothing through.
         run(&mut trainer, 0..4);
         let batch = trainer.held.clone().unwrap();
-        let rows: usize = batch.groups.iter().map(Vec::len).sum();
+        let rows: usize = batch.groups.iter().map(Group::count).sum();
         // Weights at their bounds do not move with the policy.
-        let lengths = batch
-            .groups
+        let drawn: Vec<Vec<f64>> = group::rows(&batch.groups)
             .iter()
-            .flatten()
-            .map(TokenizedCompletion::completion_length);
-        let drawn: Vec<Vec<f64>> = lengths
             .enumerate()
-            .map(|(row, length)| vec![[-1e3, 1e3][row % 2]; length])
+            .map(|(place, row)| vec![[-1e3, 1e3][place % 2]; row.completion_length()])
             .collect();
         let part = Part {
             groups: &batch.groups,
@@ -212,7 +227,7 @@ fn every_parameter_of_policy_and_network_learns_by_its_slope() {
         let mut sum = 0.0;
         let mut first_row = 0;
         for groups in batch.groups.chunks(1) {
-            let count = groups[0].len();
+            let count = groups[0].count();
             let part = Part {
                 groups,
                 first_row,
@@ -323,6 +338,7 @@ fn sampling_behind_learning_goes_on_with_the_same_bits_and_tells_its_age() {
     for change in [
         (&|found: &mut Json| found["latest"] = serde_json::json!([99])) as &dyn Fn(&mut Json),
         &|found| found["step"] = 17.into(),
+        &|found| found["latest"] = serde_json::json!([]),
         &|found| found["prompts"]["0"] = serde_json::json!([]),
     ] {
         let mut forged = before.clone();
@@ -349,6 +365,179 @@ fn sampling_behind_learning_goes_on_with_the_same_bits_and_tells_its_age() {
 }
 
 #[test]
+fn sampling_behind_learning_keeps_its_pace_where_steps_share_completions() {
+    let options = PolicyOptions {
+        updates_per_batch: 2,
+        on_policy: 0.0,
+        asynchronous: Some(Asynchronous {
+            sync_every: 3,
+            prompts: None,
+            samples: 4,
+            recent: 1.0,
+            reward_temperature: None,
+            capacity: 8,
+        }),
+        ..options()
+    };
+    let new = || trainer_on("tba", options.clone(), None, &[]);
+    let reports = run(&mut new(), 0..8);
+    // Due at 0, 3 and 6; new completions are taken at 0, 2, 4 and 6.
+    let samples: Vec<bool> = reports
+        .iter()
+        .map(|report| report.generated_tokens > 0)
+        .collect();
+    assert_eq!(
+        samples,
+        [true, false, false, false, true, false, true, false]
+    );
+    let ages: Vec<f64> = reports
+        .iter()
+        .map(|report| report.metrics["staleness"])
+        .collect();
+    assert_eq!(ages, [0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_resumes(&new, 8);
+}
+
+/// Rewards that depend on the prompt alone, times a factor.
+struct ByPrompt(f64);
+
+impl Rewards for ByPrompt {
+    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+        let rewards = answers.iter().map(|answer| self.0 * answer.prompt as f64);
+        Ok(rewards.collect())
+    }
+
+    fn of_prefixes(
+        &self,
+        answers: &[Answer<'_>],
+        batch: &TokenBatch,
+    ) -> Result<Tensor, TrainError> {
+        let rewards = self.of_completions(answers)?;
+        let rewards = Tensor::new(rewards, &Device::Cpu)?.to_dtype(DType::F32)?;
+        let shape = (batch.rows(), batch.time());
+        Ok(rewards.unsqueeze(1)?.broadcast_as(shape)?.contiguous()?)
+    }
+
+    fn size(&self) -> Option<crate::ml::trainer::ModelSize> {
+        None
+    }
+}
+
+fn twins() -> Vec<PromptCompletions> {
+    let twin = PromptCompletions {
+        prompt: vec![0, 2],
+        completions: vec![row(&[0, 2], &[7, EOS]), row(&[0, 2], &[8, EOS])],
+    };
+    vec![twin; 4]
+}
+
+#[test]
+fn prompts_of_the_same_tokens_keep_their_own_rewards() {
+    let asynchronous = Asynchronous {
+        sync_every: 2,
+        prompts: None,
+        samples: 2,
+        recent: 1.0,
+        reward_temperature: None,
+        capacity: 8,
+    };
+    for name in GFLOWNET_OBJECTIVES.iter().map(|kind| kind.name) {
+        for asynchronous in [None, Some(asynchronous)] {
+            let asks = objective(name).requirements();
+            if asks.fresh && asynchronous.is_some() {
+                continue;
+            }
+            let options = PolicyOptions {
+                asynchronous,
+                prompts_per_step: 4,
+                completions_per_prompt: 2,
+                updates_per_batch: 1,
+                on_policy: if asynchronous.is_some() { 0.0 } else { 1.0 },
+                ..options()
+            };
+            let trainer = trainer_from(
+                objective(name),
+                options,
+                None,
+                twins(),
+                Box::new(ByPrompt(1.0)),
+            );
+            let report = run(&mut trainer.unwrap(), 0..1).remove(0);
+            // The mean over all four is 1.5; sampling behind learning draws prompts with replacement.
+            if asynchronous.is_none() {
+                let reward = report.metrics["reward"];
+                assert!((reward - 1.5).abs() < 1e-5, "{name}: {reward}");
+            } else {
+                assert!(report.metrics["reward"] > 0.0, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_curve_has_rewards_as_they_are_given() {
+    for name in GFLOWNET_OBJECTIVES.iter().map(|kind| kind.name) {
+        let options = PolicyOptions {
+            reward_scale: 3.0,
+            reward_temperature: Ramp::Line {
+                start: 4.0,
+                end: 0.5,
+                steps: 4,
+            },
+            ..options()
+        };
+        let mut trainer = trainer_on(name, options, None, &[]);
+        for step in 0..4 {
+            let report = run(&mut trainer, step..step + 1).remove(0);
+            let held = trainer.held.clone().unwrap();
+            let rows = group::rows(&held.groups);
+            let good = |row: &&TokenizedCompletion| {
+                row.tokens.iter().filter(|token| **token == GOOD).count() as f64
+            };
+            let mean = rows.iter().map(good).sum::<f64>() / rows.len() as f64;
+            let told = report.metrics["reward"];
+            assert!(
+                (told - mean).abs() < 1e-5 * (1.0 + mean),
+                "{name}: {told} for {mean}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rewards_without_room_in_single_precision_are_errors_wherever_they_are_kept() {
+    let replay = PolicyOptions {
+        on_policy: 0.5,
+        replay: 0.5,
+        updates_per_batch: 1,
+        ..options()
+    };
+    let behind = PolicyOptions {
+        on_policy: 0.0,
+        asynchronous: Some(Asynchronous {
+            sync_every: 2,
+            prompts: None,
+            samples: 4,
+            recent: 0.0,
+            reward_temperature: Some(1.0),
+            capacity: 8,
+        }),
+        ..options()
+    };
+    for options in [replay, behind] {
+        for factor in [1e38, f64::INFINITY] {
+            let rewards = Box::new(ByPrompt(factor));
+            let trainer = trainer_from(objective("tba"), options.clone(), None, twins(), rewards);
+            let found = trainer.and_then(|mut trainer| {
+                trainer.step(0)?;
+                trainer.step(1)
+            });
+            assert!(matches!(found, Err(TrainError::Data(_))), "{factor}");
+        }
+    }
+}
+
+#[test]
 fn held_completions_that_are_not_whole_are_refused() {
     let mut trainer = trainer_of(options(), None);
     run(&mut trainer, 0..1);
@@ -361,10 +550,15 @@ fn held_completions_that_are_not_whole_are_refused() {
     };
     assert!(forge(&|_| {}).is_ok());
     for change in [
-        (&|held: &mut Json| held["groups"][0][0]["prompt_length"] = 99.into())
+        (&|held: &mut Json| held["groups"][0]["completions"][0]["prompt_length"] = 99.into())
             as &dyn Fn(&mut Json),
-        &|held| held["drawn"] = serde_json::json!([0.5]),
+        &|held| held["groups"][0]["prompt"] = 99.into(),
+        &|held| held["groups"][0]["completions"] = serde_json::json!([]),
+        &|held| held["groups"] = serde_json::json!([]),
         &|held| held["groups"] = Json::Null,
+        &|held| held["drawn"] = serde_json::json!([[0.5]]),
+        &|held| held["drawn"] = Json::Null,
+        &|held| held["weights"] = serde_json::json!([{ "reward": 1, "advantages": [1] }]),
     ] {
         assert!(matches!(forge(change).err(), Some(TrainError::State(_))));
     }
@@ -390,8 +584,14 @@ fn samples_that_coincide_are_trained_on_like_others() {
     let mut trainer = trainer_on("detailed_balance", balance(), None, &[]);
     run(&mut trainer, 0..2);
     let groups = [
-        vec![row(&[0, 2], &[7, EOS]), row(&[0, 2], &[7, EOS])],
-        vec![row(&[0, 3, 4], &[7, 7, 3])],
+        Group {
+            prompt: 0,
+            completions: vec![row(&[0, 2], &[7, EOS]), row(&[0, 2], &[7, EOS])],
+        },
+        Group {
+            prompt: 1,
+            completions: vec![row(&[0, 3, 4], &[7, 7, 3])],
+        },
     ];
     let part = Part {
         groups: &groups,
@@ -435,9 +635,10 @@ fn shares_hold_over_the_prompts_of_all_steps() {
             let items = trainer.epochs.at(step);
             let found = trainer.rows(step, 0, &items, &mut Undo::default()).unwrap();
             sampled += found.sampled as f64;
-            let rows = || found.groups.iter().flatten();
-            assert_eq!(rows().count(), 8);
-            offline += rows()
+            let rows = group::rows(&found.groups);
+            assert_eq!(rows.len(), 8);
+            offline += rows
+                .iter()
                 .filter(|row| ends.contains(&&row.tokens[row.prompt_length..]))
                 .count() as f64;
         }

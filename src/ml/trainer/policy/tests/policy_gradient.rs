@@ -141,7 +141,7 @@ fn every_parameter_learns_by_its_slope_in_every_form() {
             let mut trainer = trainer(method(name, &settings), options, lora.as_ref());
             run(&mut trainer, 0..2);
             let batch = trainer.held.clone().unwrap();
-            let rows: Vec<&TokenizedCompletion> = batch.groups.iter().flatten().collect();
+            let rows = group::rows(&batch.groups);
             let units = Normaliser::Total(trainer.objective.units(&rows, &[EOS]));
             let part = Part {
                 groups: &batch.groups,
