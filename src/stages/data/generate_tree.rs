@@ -288,7 +288,7 @@ impl Kind for GenerateTree {
                 prompt: row.prompt.clone(),
                 // Special tokens are tokens like any other here.
                 chosen: Some(tokenizer.decode_with_special_tokens(&tokens[..spelt])?),
-                rejected: None,
+                ..Example::default()
             })
         });
         let dataset = Dataset {

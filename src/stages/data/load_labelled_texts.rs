@@ -278,8 +278,7 @@ impl LoadLabelledTexts {
                         question_id: examples.len() as u64,
                         question: start.clone(),
                         prompt: self.template.replace("{question}", start),
-                        chosen: None,
-                        rejected: None,
+                        ..Example::default()
                     });
                 }
             }

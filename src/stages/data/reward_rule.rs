@@ -267,7 +267,7 @@ mod tests {
             question: format!("numbers 2 3 target {}", 5 + at % 2),
             prompt: format!("Q: numbers 2 3 target {} A:", 5 + at % 2),
             chosen: chosen.map(str::to_owned),
-            rejected: None,
+            ..Example::default()
         });
         let dataset = Dataset {
             title: "data".to_owned(),

@@ -238,5 +238,6 @@ fn example(template: &str, item: Item) -> Example {
         question: item.text,
         chosen: item.chosen,
         rejected: item.rejected,
+        ..Example::default()
     }
 }

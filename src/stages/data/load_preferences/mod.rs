@@ -257,6 +257,7 @@ impl Selection<'_> {
                     chosen: Some(pair.chosen.behind(&prompt, template)),
                     rejected: Some(pair.rejected.behind(&prompt, template)),
                     prompt,
+                    kept: BTreeMap::new(),
                 }
             })
             .collect()
