@@ -14,6 +14,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::data::load_labelled_texts::LoadLabelledTexts>(),
     StageKind::of::<stages::data::load_model::LoadModel>(),
     StageKind::of::<stages::data::load_reward::LoadReward>(),
+    StageKind::of::<stages::data::reward_command::RewardCommand>(),
     StageKind::of::<stages::data::reward_rule::RewardRule>(),
     StageKind::of::<stages::data::load_encoder::LoadEncoder>(),
     StageKind::of::<stages::train::train_tokenizer::TrainTokenizer>(),

@@ -28,6 +28,7 @@ pub mod labelled_texts;
 pub mod language_model;
 pub mod reward;
 pub mod reward_model;
+pub mod reward_program;
 pub mod reward_rule;
 pub mod table;
 pub mod text_encoder;

@@ -48,7 +48,7 @@ pub(super) fn digest(
 ///
 /// # Errors
 /// As for [`digest`].
-pub(super) fn copy(from: &Path, to: &Path) -> std::io::Result<String> {
+pub(crate) fn copy(from: &Path, to: &Path) -> std::io::Result<String> {
     if let Some(folder) = to.parent() {
         fs_err::create_dir_all(folder)?;
     }

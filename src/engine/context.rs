@@ -98,6 +98,10 @@ pub fn input_folder(port: &str, index: usize) -> String {
     format!("{port}.{index}")
 }
 
+/// The file of an output with what a stage was given from outside and need not be given again, such as the answers of a
+/// program. An audit hands it to the stage, so that all the rest can be computed again.
+pub const RECEIVED: &str = "received.jsonl";
+
 /// Names what is kept of a step among checkpoints.
 pub(super) fn kept_name(step: u64) -> String {
     format!("at-{step:012}")
@@ -119,6 +123,8 @@ pub struct RunContext {
     pub(super) code: Vec<Code>,
     pub(super) sources: BTreeMap<String, PathBuf>,
     pub(super) try_folder: PathBuf,
+    /// For outputs of a result that is computed again, what it received; see [`RECEIVED`].
+    pub(super) received: BTreeMap<String, PathBuf>,
     pub(super) checkpoints: PathBuf,
     pub(super) continues: bool,
     pub(super) keeps_end_state: bool,
@@ -160,6 +166,11 @@ impl RunContext {
         let folder = self.try_folder.join(name);
         fs_err::create_dir_all(&folder)?;
         Ok(folder)
+    }
+
+    /// Returns what an output received when the result that is computed again was made; see [`RECEIVED`].
+    pub fn received(&self, output: &str) -> Option<&Path> {
+        self.received.get(output).map(PathBuf::as_path)
     }
 
     /// Makes an empty folder that is thrown away after the stage.
@@ -364,6 +375,7 @@ pub(crate) mod tests {
             code: Vec::new(),
             sources: BTreeMap::new(),
             try_folder: folder.join("try"),
+            received: BTreeMap::new(),
             checkpoints: folder.join("checkpoints"),
             continues: false,
             keeps_end_state: false,

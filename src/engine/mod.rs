@@ -9,7 +9,7 @@
 
 pub mod artifact;
 pub mod audit;
-mod code;
+pub(crate) mod code;
 pub mod context;
 pub mod diagnostic;
 pub mod document;

@@ -12,6 +12,7 @@ mod defaults;
 mod expected_size;
 mod passes;
 mod ranges;
+mod rewards;
 mod tokenized;
 #[cfg(test)]
 mod tryout;

@@ -12,8 +12,9 @@ mod try_folder;
 mod unheeding;
 mod words;
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 pub use job::{Job, JobInput, Task};
 
 use super::artifact::Digest;
-use super::context::{Code, Importance, RunContext};
+use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
@@ -238,6 +239,7 @@ impl Worker<'_> {
         if let (false, Some(training), Some(key)) = (rerun, &training, &key) {
             self.lend_state(training, key, &checkpoints);
         }
+        let received = self.received(fingerprint, &class);
         let mut ctx = RunContext {
             inputs,
             sources: sources.clone(),
@@ -253,6 +255,7 @@ impl Worker<'_> {
             reporter: Box::new(self.events.clone()),
             told: None,
             try_folder: try_folder.path().to_owned(),
+            received,
         };
         let watch = Watch::begin(&self.cancelled, &ctx.heeds, try_folder.path(), self.events)
             .map_err(|error| limits::explain("cannot start a thread", &error))?;
@@ -313,6 +316,22 @@ impl Worker<'_> {
             seconds,
             peak_memory_bytes: usage.peak_memory_bytes,
         })
+    }
+
+    /// Finds what the result that is computed again was given from outside.
+    fn received(&self, fingerprint: &Digest, class: &str) -> BTreeMap<String, PathBuf> {
+        if self.job.inputs_from.is_none() {
+            return BTreeMap::new();
+        }
+        let record = |beside| self.inputs_from.read_record(fingerprint, beside).ok()?;
+        let record = record(None).or_else(|| record(Some(class)));
+        let outputs = record.map(|record| record.outputs).unwrap_or_default();
+        let received = outputs.iter().filter_map(|(name, artifact)| {
+            let file = artifact.files.iter().find(|file| file.path == RECEIVED)?;
+            self.inputs_from.check_object(&file.digest).ok()?;
+            Some((name.clone(), self.inputs_from.object_path(&file.digest)))
+        });
+        received.collect()
     }
 
     /// Says where the stage computes, or refuses if that is not where it was asked to.

@@ -19,6 +19,11 @@ pub trait Rewards {
     /// Returns the reward of each completion as it is; none depends on what is beside it.
     fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError>;
 
+    /// Says that the rewards of these completions will be asked for, so that whoever gives them can begin.
+    fn ahead(&self, _answers: &[Answer<'_>]) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// Returns the reward of every prefix of every completion: (rows, time). `batch` holds the same completions.
     fn of_prefixes(&self, answers: &[Answer<'_>], batch: &TokenBatch)
     -> Result<Tensor, TrainError>;

@@ -1,7 +1,8 @@
 //! `command`: any program as a stage.
 
-mod paths;
+pub(super) mod paths;
 mod process;
+pub(super) mod variables;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::artifact::Digest;
 use crate::engine::context::{RunContext, input_folder};
 use crate::engine::mask::SHORTEST;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use variables::{GPUS, PATH};
 
 /// Runs a shell command; what it writes becomes artifacts.
 ///
@@ -53,13 +54,6 @@ pub struct Command {
     secret_env: Vec<String>,
 }
 
-/// Passed on whatever its value: without it no program is found.
-const PATH: &str = "PATH";
-/// Names the GPUs that the stage was given.
-const GPUS: &str = "CUDA_VISIBLE_DEVICES";
-/// What the stage has of its own unless `env` names it.
-const OWN: [&str; 2] = ["HOME", "LANG"];
-
 impl Kind for Command {
     const NAME: &'static str = "command";
     const VERSION: u32 = 3;
@@ -89,11 +83,8 @@ impl Kind for Command {
     }
 
     fn environment(&self) -> Vec<String> {
-        let counted = self.env.iter().map(|name| match std::env::var_os(name) {
-            Some(value) => format!("{name}={}", Digest::of(value.as_encoded_bytes())),
-            None => format!("{name}=unset"),
-        });
         let secret = self.secret_env.iter().map(|name| format!("{name}=secret"));
+        let counted = variables::counted(&self.env).into_iter();
         counted.chain(secret).collect()
     }
 
@@ -121,7 +112,8 @@ impl Kind for Command {
             }
         }
         paths::check(&self.outputs, &self.code, &mut problems);
-        self.check_names(&mut problems);
+        let both = [("env", &self.env), ("secret_env", &self.secret_env)];
+        variables::check(&both, &mut problems);
         problems
     }
 
@@ -151,34 +143,6 @@ impl Kind for Command {
 }
 
 impl Command {
-    fn check_names(&self, problems: &mut Vec<Problem>) {
-        let both = [("env", &self.env), ("secret_env", &self.secret_env)];
-        let mut seen: Vec<&str> = Vec::new();
-        for (param, name) in both
-            .into_iter()
-            .flat_map(|(param, names)| names.iter().map(move |name| (param, name.as_str())))
-        {
-            let problem = |message: String| Problem::new(param, message);
-            let is_own = name == PATH || OWN.contains(&name);
-            if name.is_empty() || name.contains(['=', '\0']) || name.starts_with("LD_") {
-                problems.push(problem(format!("`{name}` cannot be passed on")));
-            } else if name == GPUS {
-                problems.push(
-                    problem(format!("`{name}` cannot be passed on"))
-                        .hint("it names the GPUs that the stage is given: ask for them with `resources: { gpus: 1 }`"),
-                );
-            } else if is_own && param == "secret_env" {
-                problems.push(
-                    problem(format!("`{name}` is no secret"))
-                        .hint("`env` passes it on, and its value counts"),
-                );
-            } else if seen.contains(&name) {
-                problems.push(problem(format!("`{name}` is named twice")));
-            }
-            seen.push(name);
-        }
-    }
-
     /// Returns all that the command's environment holds.
     fn variables(
         &self,

@@ -19,7 +19,9 @@ fn normal(path: String) -> String {
     }
 }
 
-pub(super) fn in_list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+pub(in crate::stages) fn in_list<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<String>, D::Error> {
     Ok(Vec::deserialize(from)?.into_iter().map(normal).collect())
 }
 
@@ -39,7 +41,7 @@ fn lies_within(path: &str, folder: &str) -> bool {
 }
 
 /// Checks that every path is in the working directory, and that no two are the same or one within another.
-pub(super) fn check(
+pub(in crate::stages) fn check(
     outputs: &BTreeMap<String, String>,
     code: &[String],
     problems: &mut Vec<Problem>,

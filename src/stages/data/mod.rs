@@ -8,6 +8,7 @@ pub mod load_labelled_texts;
 pub mod load_model;
 pub mod load_preferences;
 pub mod load_reward;
+pub mod reward_command;
 pub mod reward_rule;
 
 mod model_files;

@@ -6,15 +6,17 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, SCORES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward::{REWARDS, Reward};
+use crate::artifacts::reward_program::RewardProgram;
 use crate::artifacts::reward_rule::{Asked, Finding, RewardRule};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::stages::rewards::program::{Program, Text};
 use crate::stages::tokenized::scorable;
 use crate::stages::{defaults, passes, ranges};
 
-/// Scores completions with a reward model or a reward rule: column `reward`.
+/// Scores completions with a reward model, a reward rule or a reward program: column `reward`.
 ///
 /// A rule reads the texts; its column `answer` has the answer that it takes out of each, which `metric_table` counts.
 /// With a `reference` model the column `kl` holds log pi(y|x) - log pi_ref(y|x), whose mean over samples at
@@ -37,7 +39,11 @@ impl Kind for Score {
     fn ports(&self) -> Vec<Port> {
         vec![
             Port::one("completions", &[COMPLETIONS, SCORES], "what is scored"),
-            Port::one("reward", REWARDS, "scores it: a reward model or a rule"),
+            Port::one(
+                "reward",
+                REWARDS,
+                "scores it: a reward model, a rule or a program",
+            ),
             Port::optional(
                 "reference",
                 &[LANGUAGE_MODEL],
@@ -81,6 +87,10 @@ impl Kind for Score {
                 table.number_column("reward", 3, rewards.into_iter().map(Some));
             }
             Reward::Rule(rule) => judge_all(rule, &scorable.rows, &mut table, ctx)?,
+            Reward::Program(program) => {
+                let rewards = by_program(program, &scorable.rows, ctx)?;
+                table.number_column("reward", 3, rewards.into_iter().map(Some));
+            }
         }
         if let Some(reference) = reference {
             let sequences = &scorable.sequences[0];
@@ -92,6 +102,25 @@ impl Kind for Score {
         }
         Ok(table.write_data(&ctx.output("scores")?)?)
     }
+}
+
+/// Returns the rewards that a program gives.
+fn by_program(
+    program: &RewardProgram,
+    rows: &[CompletionRow],
+    ctx: &mut RunContext,
+) -> Result<Vec<f64>, StageError> {
+    let program = Program::open(program.clone(), "scores", ctx)?;
+    let texts: Vec<Text<'_>> = rows.iter().map(Text::of_row).collect();
+    program.ahead(&texts)?;
+    let rewards = ctx.pass(
+        "completions scored",
+        &texts,
+        program.batch_size(),
+        |texts| program.rewards(texts),
+    )?;
+    program.finish("scores", ctx)?;
+    Ok(rewards)
 }
 
 /// Adds what a rule says of completions; notes how many are right if none is.

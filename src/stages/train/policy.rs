@@ -1,6 +1,6 @@
 //! What the kinds that train a policy against rewards have in common.
 
-use super::rewards::PromptRewards;
+use super::rewards::{self, PromptRewards};
 use super::training::{Course, Purpose, Training};
 use crate::artifacts::dataset::Dataset;
 use crate::artifacts::language_model::LanguageModel;
@@ -104,10 +104,12 @@ impl PolicyTraining<'_> {
         }
         let reference = policy.frozen()?;
         let training = Training::open(policy, self.adapter, Purpose::Policy, &self.stream)?;
+        let rewards = PromptRewards::new(reward, training.start(), texts, ctx)?;
+        let program = rewards.program();
         let start = PolicyStart {
             model: training.model(),
             reference,
-            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
+            rewards: Box::new(rewards),
             prompts,
         };
         let cancel = Cancel::new(ctx.cancel_flag());
@@ -117,6 +119,7 @@ impl PolicyTraining<'_> {
             other => other?,
         };
         let trained = self.course.train(&mut trainer, ctx)?;
+        rewards::finish(program, ctx)?;
         training.save(&trained, ctx)
     }
 }

@@ -2,13 +2,19 @@
 
 use candle_core::Tensor;
 
+use std::rc::Rc;
+
+use crate::artifacts::curve::CURVE;
 use crate::artifacts::language_model::{LanguageModel, ModelError};
-use crate::artifacts::reward::{BoundReward, Reward, Written};
+use crate::artifacts::reward::Reward;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::models::causal::TokenBatch;
 use crate::ml::trainer::rewards::{Answer, Rewards};
 use crate::ml::trainer::{ModelSize, TrainError};
+use crate::stages::rewards::RewardError;
+use crate::stages::rewards::bound::{BoundReward, Written};
+use crate::stages::rewards::program::{Program, ProgramError};
 use crate::stages::tokenized::check_vocabularies;
 
 /// Completions that are scored at once; it changes no reward.
@@ -43,10 +49,16 @@ impl PromptRewards {
         reward: Reward,
         policy: &LanguageModel,
         prompts: Vec<String>,
+        ctx: &mut RunContext,
     ) -> Result<Self, StageError> {
-        let reward = reward.bind(policy);
+        let reward = BoundReward::new(reward, policy, CURVE, ctx)?;
         reward.check(&prompts)?;
         Ok(Self { reward, prompts })
+    }
+
+    /// Returns the program that gives them, if one does: it is to be ended when the training is.
+    pub(super) fn program(&self) -> Option<Rc<Program>> {
+        self.reward.program()
     }
 
     fn written<'a>(&'a self, answers: &[Answer<'a>]) -> Vec<Written<'a>> {
@@ -59,9 +71,18 @@ impl PromptRewards {
     }
 }
 
-fn failed(error: ModelError) -> TrainError {
+/// Ends a program when the training is over; keeps what it gave beside the curve, if it must be kept.
+pub(super) fn finish(program: Option<Rc<Program>>, ctx: &mut RunContext) -> Result<(), StageError> {
+    match program {
+        Some(program) => program.finish(CURVE, ctx),
+        None => Ok(()),
+    }
+}
+
+fn failed(error: RewardError) -> TrainError {
     match error {
-        ModelError::Model(error) => TrainError::Model(error),
+        RewardError::Program(ProgramError::Cancelled) => TrainError::Cancelled,
+        RewardError::Model(ModelError::Model(error)) => TrainError::Model(error),
         other => TrainError::Rewards(Box::new(other)),
     }
 }
@@ -70,6 +91,10 @@ impl Rewards for PromptRewards {
     fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
         let rewards = self.reward.rewards(&self.written(answers), BATCH);
         rewards.map_err(failed)
+    }
+
+    fn ahead(&self, answers: &[Answer<'_>]) -> Result<(), TrainError> {
+        self.reward.ahead(&self.written(answers)).map_err(failed)
     }
 
     fn of_prefixes(
@@ -82,6 +107,6 @@ impl Rewards for PromptRewards {
     }
 
     fn size(&self) -> Option<ModelSize> {
-        self.reward.reward().size()
+        self.reward.size()
     }
 }

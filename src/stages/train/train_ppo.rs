@@ -343,10 +343,12 @@ seed: 1
 
         let stream = Stream::new(self.seed, Self::NAME);
         let training = Training::open(start, self.adapter.as_ref(), Purpose::Policy, &stream)?;
+        let rewards = PromptRewards::new(reward, training.start(), texts, ctx)?;
+        let program = rewards.program();
         let ppo_start = PpoStart {
             model: training.model(),
             reference: training.start().frozen()?,
-            rewards: Box::new(PromptRewards::new(reward, training.start(), texts)?),
+            rewards: Box::new(rewards),
             prompts,
             eos: training.start().eos.clone(),
         };
@@ -360,6 +362,7 @@ seed: 1
             is_evaluated: false,
         };
         let trained = course.train(&mut trainer, ctx)?;
+        rewards::finish(program, ctx)?;
         training.save(&trained, ctx)
     }
 }

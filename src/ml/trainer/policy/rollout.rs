@@ -221,6 +221,9 @@ impl PolicyTrainer {
                 completions: group,
             });
         }
+        if !self.objective.requirements().prefix_rewards {
+            self.shared.rewards.ahead(&group::answers(&rows.groups))?;
+        }
         Ok(rows)
     }
 

@@ -24,19 +24,8 @@ impl PolicyTrainer {
         if rows.is_empty() {
             return Ok(());
         }
-        let rewards = match std::mem::take(&mut done.rewards) {
-            known if known.len() == rows.len() => known,
-            _ => self.rewards(&batch.groups, done)?,
-        };
-        let prompt_of = prompt_of(&batch.groups);
-        if done.varied.is_none() {
-            let varied = varied(&rewards, &prompt_of).into_iter();
-            let count = varied.filter(|varied| *varied).count();
-            done.varied = Some(count as f64 / rows.len() as f64);
-        }
         let mut scored = Scored {
-            prompt_of,
-            rewards,
+            prompt_of: prompt_of(&batch.groups),
             lengths: rows.iter().map(|row| row.completion_length()).collect(),
             ..Scored::default()
         };
@@ -64,6 +53,17 @@ impl PolicyTrainer {
                 done.flops += forward;
             }
         }
+        // Last: whoever gives them may work while the models do.
+        let rewards = match std::mem::take(&mut done.rewards) {
+            known if known.len() == rows.len() => known,
+            _ => self.rewards(&batch.groups, done)?,
+        };
+        if done.varied.is_none() {
+            let varied = varied(&rewards, &scored.prompt_of).into_iter();
+            let count = varied.filter(|varied| *varied).count();
+            done.varied = Some(count as f64 / rows.len() as f64);
+        }
+        scored.rewards = rewards;
         batch.weights = self.objective.weigh(&scored)?;
         batch.drawn = Some(scored.log_probs).filter(|log_probs| !log_probs.is_empty());
         Ok(())

@@ -95,31 +95,8 @@ impl PpoTrainer {
 
     /// Finds scores, values, and log-probabilities under policy and reference.
     pub(super) fn evaluate(&self, rollouts: &mut [Rollout]) -> Result<(), TrainError> {
-        let answers = rollouts.iter().map(|rollout| Answer {
-            prompt: rollout.prompt,
-            completion: &rollout.row,
-        });
-        let answers: Vec<Answer<'_>> = answers.collect();
-        let mut scores = Vec::with_capacity(rollouts.len());
-        for answers in answers.chunks(SCORED) {
-            self.cancel.check()?;
-            scores.extend(self.start.rewards.of_completions(answers)?);
-        }
-        if scores.len() != rollouts.len() {
-            return Err(TrainError::Data(format!(
-                "the reward model gave {} scores for {} completions",
-                scores.len(),
-                rollouts.len()
-            )));
-        }
-        for (index, (rollout, score)) in rollouts.iter_mut().zip(scores).enumerate() {
-            if !score.is_finite() {
-                return Err(TrainError::Data(format!(
-                    "the reward model gave completion {index} the score {score}"
-                )));
-            }
-            rollout.score = score;
-        }
+        // Whoever gives rewards may work while the models do.
+        self.start.rewards.ahead(&answers(rollouts))?;
         let policy = self.start.model.llama.detached();
         for chunk in rollouts.chunks_mut(self.options.micro_batch) {
             self.cancel.check()?;
@@ -139,6 +116,34 @@ impl PpoTrainer {
                 rollout.values = values;
             }
         }
+        let mut scores = Vec::with_capacity(rollouts.len());
+        for answers in answers(rollouts).chunks(SCORED) {
+            self.cancel.check()?;
+            scores.extend(self.start.rewards.of_completions(answers)?);
+        }
+        if scores.len() != rollouts.len() {
+            return Err(TrainError::Data(format!(
+                "the reward model gave {} scores for {} completions",
+                scores.len(),
+                rollouts.len()
+            )));
+        }
+        for (index, (rollout, score)) in rollouts.iter_mut().zip(scores).enumerate() {
+            if !score.is_finite() {
+                return Err(TrainError::Data(format!(
+                    "the reward model gave completion {index} the score {score}"
+                )));
+            }
+            rollout.score = score;
+        }
         Ok(())
     }
+}
+
+fn answers(rollouts: &[Rollout]) -> Vec<Answer<'_>> {
+    let answers = rollouts.iter().map(|rollout| Answer {
+        prompt: rollout.prompt,
+        completion: &rollout.row,
+    });
+    answers.collect()
 }

@@ -10,6 +10,7 @@ use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Order, REPLIES, Verdict};
 use crate::artifacts::reward::{REWARDS, Reward};
 use crate::artifacts::reward_model::RewardModel;
+use crate::artifacts::reward_program::RewardProgram;
 use crate::artifacts::reward_rule::{Asked, RewardRule, RuleError};
 use crate::engine::context::{Input, Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
@@ -18,6 +19,7 @@ use crate::sources::Settings;
 use crate::stages::defaults;
 use crate::stages::passes;
 use crate::stages::ranges::at_least_one;
+use crate::stages::rewards::program::{Program, ProgramError, Text};
 use crate::stages::tokenized::tokenize_completions;
 use http::Server;
 
@@ -167,6 +169,10 @@ impl Kind for Judge {
                     Reward::Rule(rule) => {
                         let judged = by_rule(&pairs, &rule, ctx)?;
                         ("Judgements of a reward rule".to_owned(), judged)
+                    }
+                    Reward::Program(program) => {
+                        let judged = by_program(&pairs, *program, ctx)?;
+                        ("Judgements of a reward program".to_owned(), judged)
                     }
                 }
             }
@@ -376,6 +382,32 @@ fn by_rule(
         });
         judged.collect::<Result<Vec<_>, RuleError>>()
     })
+}
+
+/// Lets a reward program judge, as [`by_reward`] does.
+fn by_program(
+    pairs: &[Pair],
+    program: RewardProgram,
+    ctx: &mut RunContext,
+) -> Result<Vec<Judgement>, StageError> {
+    const OUTPUT: &str = "judgements";
+    let program = Program::open(program, OUTPUT, ctx)?;
+    let texts: Vec<[Text<'_>; 2]> = pairs
+        .iter()
+        .map(|pair| [&pair.ours, &pair.theirs].map(Text::of_row))
+        .collect();
+    program.ahead(texts.as_flattened())?;
+    let rewards = ctx.pass("pairs judged", &texts, program.batch_size(), |texts| {
+        let rewards = program.rewards(texts.as_flattened())?;
+        let pairs: Vec<(f64, f64)> = rewards.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+        Ok::<_, ProgramError>(pairs)
+    })?;
+    program.finish(OUTPUT, ctx)?;
+    let judged = pairs.iter().zip(rewards).map(|(pair, rewards)| Judgement {
+        rewards: Some(rewards),
+        ..pair.judgement(Order::Either, preferred(rewards))
+    });
+    Ok(judged.collect())
 }
 
 fn preferred((ours, theirs): (f64, f64)) -> Verdict {

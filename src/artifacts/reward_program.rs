@@ -1,0 +1,136 @@
+//! Reward programs: rewards that a program of the user's gives, which speaks lines of JSON.
+//!
+//! The artifact holds what the program is (`program.json`), the code that it needs (`code/`) and, where it is told columns
+//! of a data set, these by prompt (`data/`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::dataset::Dataset;
+use super::language_model::ModelError;
+use super::reward_rule::{Asked, RuleError};
+use crate::engine::artifact::Digest;
+
+/// The artifact kind.
+pub const REWARD_PROGRAM: &str = "reward_program";
+
+/// The columns that every dataset has, of which a program can be told.
+pub const OWN_COLUMNS: [&str; 3] = ["question", "chosen", "rejected"];
+
+const FILE: &str = "program.json";
+
+/// What a program is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramDescription {
+    /// Shell text.
+    pub run: String,
+    /// Environment variables that it is given, with digests of their values; `None` for those that are not set.
+    pub environment: BTreeMap<String, Option<Digest>>,
+    /// Columns of the data set that it is told with each prompt.
+    pub columns: Vec<String>,
+    /// Whether it values completions that go on.
+    pub prefixes: bool,
+    /// Whether it gives the same reward whenever it is asked the same.
+    pub deterministic: bool,
+    /// Whether several copies of it may run at once.
+    pub parallel: bool,
+    /// Completions in a request.
+    pub batch_size: usize,
+    /// Seconds that it has for a request.
+    pub timeout: f64,
+}
+
+/// A program that is ready to be started.
+#[derive(Debug, Clone)]
+pub struct RewardProgram {
+    /// What it is.
+    pub description: ProgramDescription,
+    /// The artifact's folder.
+    folder: PathBuf,
+    data: Dataset,
+    by_prompt: BTreeMap<String, usize>,
+    by_question: BTreeMap<String, usize>,
+}
+
+impl RewardProgram {
+    /// Reads a program from a folder.
+    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join(FILE);
+        let malformed = |reason: String| RuleError::Malformed {
+            file: path.display().to_string(),
+            reason,
+        };
+        let bytes = fs_err::read(&path).map_err(|error| malformed(error.to_string()))?;
+        let description: ProgramDescription =
+            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let data = if description.columns.is_empty() {
+            Dataset::default()
+        } else {
+            let data = Dataset::read(&folder.join("data"));
+            data.map_err(|error| malformed(error.to_string()))?
+        };
+        // The first of equal texts counts.
+        let places = data.examples.iter().enumerate().rev();
+        let by = |(at, text): (usize, &String)| (text.clone(), at);
+        let by_prompt = places.clone().map(|(at, row)| by((at, &row.prompt)));
+        let by_question = places.map(|(at, row)| by((at, &row.question)));
+        Ok(Self {
+            by_prompt: by_prompt.collect(),
+            by_question: by_question.collect(),
+            description,
+            folder: folder.to_owned(),
+            data,
+        })
+    }
+
+    /// Writes what a program is, and the columns that it is told, into a folder.
+    pub fn save(
+        description: &ProgramDescription,
+        data: &Dataset,
+        folder: &Path,
+    ) -> Result<(), super::table::TableError> {
+        let mut text = serde_json::to_string_pretty(description).map_err(std::io::Error::from)?;
+        text.push('\n');
+        fs_err::write(folder.join(FILE), text)?;
+        if !description.columns.is_empty() {
+            let data_folder = folder.join("data");
+            fs_err::create_dir_all(&data_folder)?;
+            data.write(&data_folder)?;
+        }
+        Ok(())
+    }
+
+    /// Returns where the code lies, in an artifact's folder.
+    pub fn code_in(folder: &Path) -> PathBuf {
+        folder.join("code")
+    }
+
+    /// Returns where this program's code lies.
+    pub fn code(&self) -> PathBuf {
+        Self::code_in(&self.folder)
+    }
+
+    /// Returns the columns that it is told with a prompt, in the order of the description.
+    pub fn columns(&self, asked: Asked<'_>) -> Result<Vec<Option<&str>>, RuleError> {
+        if self.description.columns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.by_prompt.get(asked.prompt);
+        let found = found.or_else(|| self.by_question.get(asked.question));
+        let place = found.ok_or_else(|| RuleError::unknown_columns(asked.prompt))?;
+        let row = &self.data.examples[*place];
+        let value = |column: &String| match row.kept.get(column) {
+            Some(value) => Some(value.as_str()),
+            None => match column.as_str() {
+                "question" => Some(row.question.as_str()),
+                "chosen" => row.chosen.as_deref(),
+                "rejected" => row.rejected.as_deref(),
+                _ => None,
+            },
+        };
+        Ok(self.description.columns.iter().map(value).collect())
+    }
+}

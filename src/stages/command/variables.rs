@@ -1,0 +1,49 @@
+//! The environment variables that programs of the user's are given.
+
+use crate::engine::artifact::Digest;
+use crate::engine::stage::Problem;
+
+/// Passed on whatever its value: without it no program is found.
+pub(super) const PATH: &str = "PATH";
+/// Names the GPUs that the stage was given.
+pub(super) const GPUS: &str = "CUDA_VISIBLE_DEVICES";
+/// What the stage has of its own unless `env` names it.
+const OWN: [&str; 2] = ["HOME", "LANG"];
+
+/// Returns the variables whose values count, as they do.
+pub(in crate::stages) fn counted(names: &[String]) -> Vec<String> {
+    let counted = names.iter().map(|name| match std::env::var_os(name) {
+        Some(value) => format!("{name}={}", Digest::of(value.as_encoded_bytes())),
+        None => format!("{name}=unset"),
+    });
+    counted.collect()
+}
+
+/// Checks the names that params list; those of `secret_env` are secrets.
+pub(in crate::stages) fn check(lists: &[(&str, &Vec<String>)], problems: &mut Vec<Problem>) {
+    let mut seen: Vec<&str> = Vec::new();
+    let all = lists
+        .iter()
+        .flat_map(|(param, names)| names.iter().map(move |name| (*param, name.as_str())));
+    for (param, name) in all {
+        let problem = |message: String| Problem::new(param, message);
+        let is_own = name == PATH || OWN.contains(&name);
+        if name.is_empty() || name.contains(['=', '\0']) || name.starts_with("LD_") {
+            problems.push(problem(format!("`{name}` cannot be passed on")));
+        } else if name == GPUS {
+            problems.push(
+                problem(format!("`{name}` cannot be passed on")).hint(
+                    "it names the GPUs that the stage is given: ask for them with `resources: { gpus: 1 }`",
+                ),
+            );
+        } else if is_own && param == "secret_env" {
+            problems.push(
+                problem(format!("`{name}` is no secret"))
+                    .hint("`env` passes it on, and its value counts"),
+            );
+        } else if seen.contains(&name) {
+            problems.push(problem(format!("`{name}` is named twice")));
+        }
+        seen.push(name);
+    }
+}

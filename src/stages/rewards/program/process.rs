@@ -1,0 +1,200 @@
+//! The process of a reward program: lines out, lines in, and the last of what it says on standard error.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::excerpt::{NAME, excerpt};
+use crate::ml::trainer::Cancel;
+
+/// Bytes that a line of an answer may have: rewards of some ten thousand completions.
+const LONGEST: u64 = 1 << 20;
+/// Lines of standard error that a message has room for.
+const LINES: usize = 5;
+/// How long a program may take to end once nothing more is asked of it.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// One running copy of a program.
+pub(super) struct Process {
+    child: Child,
+    requests: Option<Sender<String>>,
+    answers: Receiver<Answer>,
+    last_words: LastWords,
+    errors: Option<JoinHandle<()>>,
+}
+
+enum Answer {
+    Line(Vec<u8>),
+    TooLong,
+    End,
+}
+
+/// Why there is no answer.
+pub(super) enum Silence {
+    /// The program ended.
+    Ended(Option<ExitStatus>),
+    /// The time was over.
+    TimedOut,
+    /// The line has no end within reason.
+    TooLong,
+    /// The stage is to stop.
+    Cancelled,
+}
+
+/// The last lines that a program wrote to standard error.
+#[derive(Clone, Default)]
+struct LastWords(Arc<Mutex<VecDeque<String>>>);
+
+impl LastWords {
+    fn add(&self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let line = excerpt(line.trim_end(), NAME).into_owned();
+        if let Ok(mut lines) = self.0.lock()
+            && !line.is_empty()
+        {
+            lines.push_back(line);
+            if lines.len() > LINES {
+                lines.pop_front();
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Starts a prepared command.
+    pub(super) fn start(command: &mut Command) -> std::io::Result<Self> {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let missing = || std::io::Error::other("a pipe is missing");
+        let mut stdin = child.stdin.take().ok_or_else(missing)?;
+        let stdout = child.stdout.take().ok_or_else(missing)?;
+        let stderr = child.stderr.take().ok_or_else(missing)?;
+        // Neither side may wait for the other to read.
+        let (requests, to_send) = channel::<String>();
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        named("requests").spawn(move || {
+            for line in to_send {
+                if stdin.write_all(line.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let (received, answers) = sync_channel(1024);
+        named("answers").spawn(move || {
+            let mut lines = BufReader::new(stdout);
+            loop {
+                let mut line = Vec::new();
+                let read = lines
+                    .by_ref()
+                    .take(LONGEST + 1)
+                    .read_until(b'\n', &mut line);
+                let answer = match read {
+                    Ok(0) | Err(_) => Answer::End,
+                    Ok(_) if line.len() as u64 > LONGEST => Answer::TooLong,
+                    Ok(_) => Answer::Line(line),
+                };
+                let is_last = !matches!(answer, Answer::Line(_));
+                if received.send(answer).is_err() || is_last {
+                    return;
+                }
+            }
+        })?;
+        let last_words = LastWords::default();
+        let heard = last_words.clone();
+        let errors = named("errors").spawn(move || {
+            let mut lines = BufReader::new(stderr);
+            let mut line = Vec::new();
+            // A line without end is passed on in parts.
+            while let Ok(1..) = lines.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
+                // The stage's log.
+                let _ = std::io::stderr().write_all(&line);
+                heard.add(&line);
+                line.clear();
+            }
+        })?;
+        Ok(Self {
+            child,
+            requests: Some(requests),
+            answers,
+            last_words,
+            errors: Some(errors),
+        })
+    }
+
+    /// Sends a line; whether it arrives shows in the answers.
+    pub(super) fn send(&self, line: String) {
+        if let Some(requests) = &self.requests {
+            let _ = requests.send(line);
+        }
+    }
+
+    /// Waits for the next line until `deadline`.
+    pub(super) fn next(&mut self, deadline: Instant, cancel: &Cancel) -> Result<Vec<u8>, Silence> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        loop {
+            if cancel.check().is_err() {
+                return Err(Silence::Cancelled);
+            }
+            match self.answers.recv_timeout(PAUSE) {
+                Ok(Answer::Line(line)) => return Ok(line),
+                Ok(Answer::TooLong) => return Err(Silence::TooLong),
+                Ok(Answer::End) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Silence::Ended(self.end()));
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
+                    return Err(Silence::TimedOut);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Lets it end, kills it if it does not, and returns how it ended.
+    pub(super) fn end(&mut self) -> Option<ExitStatus> {
+        // Nothing more will be asked.
+        self.requests = None;
+        let start = Instant::now();
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break Some(status),
+                Ok(None) if start.elapsed() < FAREWELL => thread::sleep(Duration::from_millis(5)),
+                _ => {
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    break None;
+                }
+            }
+        };
+        // Whatever it left running may hold the pipe open: its words are not waited for.
+        if let Some(errors) = self.errors.take() {
+            let start = Instant::now();
+            while !errors.is_finished() && start.elapsed() < Duration::from_millis(200) {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        status
+    }
+
+    /// Returns what it said last on standard error.
+    pub(super) fn last_words(&self) -> Option<String> {
+        let lines = self.last_words.0.lock().ok()?;
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.requests.is_some() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
