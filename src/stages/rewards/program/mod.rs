@@ -54,7 +54,7 @@ pub(crate) enum ProgramError {
     #[error("cannot keep the rewards that the program gave: {0}")]
     Keep(IoError),
     /// It ended before it was told to.
-    #[error("the reward program ended ({status}) with {open} requests unanswered{last_words}")]
+    #[error("the reward program ended ({status}), requests unanswered: {open}{last_words}")]
     Ended {
         status: String,
         open: usize,

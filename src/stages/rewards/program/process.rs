@@ -138,6 +138,9 @@ impl Process {
     /// Waits for the next line until `deadline`.
     pub(super) fn next(&mut self, deadline: Instant, cancel: &Cancel) -> Result<Vec<u8>, Silence> {
         const PAUSE: Duration = Duration::from_millis(20);
+        /// What it wrote before it ended may still be on its way.
+        const GRACE: Duration = Duration::from_millis(500);
+        let mut ended: Option<Instant> = None;
         loop {
             if cancel.check().is_err() {
                 return Err(Silence::Cancelled);
@@ -151,7 +154,14 @@ impl Process {
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
                     return Err(Silence::TimedOut);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                // What it left running may hold its standard output open.
+                Err(RecvTimeoutError::Timeout) => {
+                    if matches!(self.child.try_wait(), Ok(Some(_)))
+                        && ended.get_or_insert_with(Instant::now).elapsed() > GRACE
+                    {
+                        return Err(Silence::Ended(self.end()));
+                    }
+                }
             }
         }
     }

@@ -113,9 +113,13 @@ fn faults_of_programs_are_told_with_their_last_words() {
     for (run, message) in [
         (
             "echo oops >&2; exit 7",
-            "ended (exit status: 7) with 1 requests unanswered; on standard error:\noops",
+            "ended (exit status: 7), requests unanswered: 1; on standard error:\noops",
         ),
         ("read -r line; kill -9 $$", "ended (signal: 9"),
+        (
+            "sleep 20 & read -r line; exit 3",
+            "ended (exit status: 3), requests unanswered: 1",
+        ),
         ("no-such-program-here", "no-such-program-here"),
         (
             "echo hello; sleep 60",

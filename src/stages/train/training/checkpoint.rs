@@ -128,8 +128,13 @@ pub(super) fn resumable(
     ctx.note(&format!(
         "the checkpoint of step {step} cannot be used ({problem}): begins at the beginning"
     ));
-    fs_err::remove_dir_all(folder)?;
-    fs_err::create_dir_all(folder)?;
+    // What else lies there, such as the rewards that a program gave, stays.
+    for (path, _) in checkpoints(folder)? {
+        fs_err::remove_dir_all(path)?;
+    }
+    for (_, path) in kept(folder)? {
+        fs_err::remove_file(path)?;
+    }
     Ok(None)
 }
 
