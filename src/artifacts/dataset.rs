@@ -68,7 +68,14 @@ impl Dataset {
         let table = Table::read(folder)?;
         let ids = table.all_numbers("question_id")?;
         let (questions, prompts) = (table.all_texts("question")?, table.all_texts("prompt")?);
-        let (chosen, rejected) = (table.texts("chosen")?, table.texts("rejected")?);
+        let texts = |name: &str| -> Result<Vec<Option<String>>, TableError> {
+            if table.has(name) {
+                table.texts(name)
+            } else {
+                Ok(vec![None; table.height()])
+            }
+        };
+        let (chosen, rejected) = (texts("chosen")?, texts("rejected")?);
         let mut examples: Vec<Example> = ids
             .into_iter()
             .zip(questions)

@@ -63,6 +63,16 @@ pub struct Judgement {
     pub request: Option<String>,
 }
 
+/// Names the orders.
+pub fn order_names() -> Vec<&'static str> {
+    ORDERS.iter().map(|(_, name)| *name).collect()
+}
+
+/// Names the verdicts.
+pub fn verdict_names() -> Vec<&'static str> {
+    VERDICTS.iter().map(|(_, name)| *name).collect()
+}
+
 fn name<T: PartialEq>(names: &[(T, &'static str)], value: &T) -> Option<String> {
     let found = names.iter().find(|(known, _)| known == value);
     found.map(|(_, name)| (*name).to_owned())

@@ -33,7 +33,7 @@ pub struct Known<'a> {
     /// For each port, the facts of its artifacts.
     inputs: BTreeMap<&'a str, Vec<&'a Facts>>,
     passed_on: Facts,
-    said: BTreeMap<&'a str, Facts>,
+    said: BTreeMap<String, Facts>,
     problems: Vec<Problem>,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Known<'a> {
     /// Says that an output has at most `count` of `what`, because of a param and its value.
     pub fn says(
         &mut self,
-        output: &'a str,
+        output: &str,
         what: &'static str,
         count: usize,
         (param, value): (&'static str, usize),
@@ -62,7 +62,10 @@ impl<'a> Known<'a> {
             param,
             value: value as u64,
         };
-        self.said.entry(output).or_default().insert(what, most);
+        self.said
+            .entry(output.to_owned())
+            .or_default()
+            .insert(what, most);
     }
 
     /// Says that every output has what the artifact of a port has, unless [`Self::says`] says otherwise.
@@ -70,6 +73,20 @@ impl<'a> Known<'a> {
         if let Some([facts]) = self.inputs.get(port).map(Vec::as_slice) {
             let facts = facts.iter().map(|(what, most)| (*what, most.clone()));
             self.passed_on.extend(facts);
+        }
+    }
+
+    /// Says that an output has of `what` no more than the artifact of the stage's only input, if there is one alone.
+    pub fn passes_on_of_only_input(&mut self, output: &str, what: &[&'static str]) {
+        let mut all = self.inputs.values().flatten();
+        if let (Some(facts), None) = (all.next(), all.next()) {
+            let known = what
+                .iter()
+                .filter_map(|what| Some((*what, facts.get(what)?.clone())));
+            self.said
+                .entry(output.to_owned())
+                .or_default()
+                .extend(known);
         }
     }
 
@@ -196,6 +213,21 @@ mod tests {
             assert_eq!(refused(&items, false), each, "{items:?}");
             assert_eq!(refused(&items, true), some, "{items:?}");
         }
+    }
+
+    #[test]
+    fn what_the_only_input_has_is_passed_on_to_one_output() {
+        let (eight, nothing) = (most(8), Facts::new());
+        let of = |inputs: Vec<(&'static str, Vec<&Facts>)>, output: &str| {
+            let mut known = Known::new("t".into(), inputs.into_iter().collect());
+            known.passes_on_of_only_input("out", &["completions"]);
+            known.of(output)
+        };
+        assert_eq!(of(vec![("one", vec![&eight])], "out"), eight);
+        assert!(of(vec![("one", vec![&eight])], "other").is_empty());
+        assert!(of(vec![("one", vec![&eight, &nothing])], "out").is_empty());
+        let two = vec![("one", vec![&eight]), ("two", vec![&nothing])];
+        assert!(of(two, "out").is_empty());
     }
 
     #[test]

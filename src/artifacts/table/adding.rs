@@ -61,9 +61,17 @@ impl Table {
         name: impl Into<String>,
         values: impl IntoIterator<Item = bool>,
     ) {
-        let numbers = values
-            .into_iter()
-            .map(|value| Some(f64::from(u8::from(value))));
+        self.truths_column(name, values.into_iter().map(Some));
+    }
+
+    /// Adds a column of truth values, some of which may be unknown.
+    pub fn truths_column(
+        &mut self,
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = Option<bool>>,
+    ) {
+        let number = |value: bool| f64::from(u8::from(value));
+        let numbers = values.into_iter().map(|value| value.map(number));
         let values = Values::Numbers(numbers.collect());
         self.add(name, values, Some(0), Stored::Truth);
     }

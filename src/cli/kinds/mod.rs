@@ -10,15 +10,22 @@ use super::{Failure, exit_code};
 use crate::engine::diagnostic::did_you_mean;
 use crate::engine::stage::{Arity, Registry, StageKind, find_kind};
 
+mod artifacts;
 mod example;
 
 #[derive(Debug, Args)]
 pub(super) struct KindsArgs {
     /// Describe this kind: params, ports, outputs, an example
     kind: Option<String>,
+    /// Artifact kinds instead: their files, columns with types and meaning, an example row
+    #[arg(long)]
+    artifacts: bool,
 }
 
 pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Result<u8, Failure> {
+    if args.artifacts {
+        return artifacts::run(args.kind.as_deref(), output);
+    }
     let Some(name) = &args.kind else {
         if output.json {
             let rows: Vec<Json> = registry

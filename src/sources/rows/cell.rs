@@ -25,6 +25,16 @@ pub(super) trait Cell: Sized {
     /// Takes a value of a CSV file.
     fn of_text(text: &str) -> Self;
 
+    /// Takes what a JSON object does not have.
+    fn missing() -> Result<Option<Self>, Fault> {
+        Err("missing")
+    }
+
+    /// Takes nothing where a CSV file could have a value.
+    fn nothing() -> Option<Self> {
+        None
+    }
+
     /// Takes a column.
     fn values(column: &Column) -> PolarsResult<Self::Values>;
 
@@ -74,6 +84,11 @@ impl Cell for String {
 pub struct Nested(String);
 
 impl Nested {
+    /// Returns the value as JSON.
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+
     /// Reads the value as a type.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.0)
@@ -104,6 +119,49 @@ impl Cell for Nested {
         let mut text = String::new();
         write(value, DEEPEST, &mut text)?;
         Ok(Some(Self(text)))
+    }
+}
+
+/// A value, or that there is none: no row is left out for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// Null, or not there.
+    Empty,
+    /// A value with a type, as JSON.
+    Typed(Nested),
+    /// Text of a CSV file, whatever it stands for.
+    Written(String),
+}
+
+impl Cell for Field {
+    type Values = Series;
+
+    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+        Ok(Some(
+            Nested::of_json(value)?.map_or(Self::Empty, Self::Typed),
+        ))
+    }
+
+    fn of_text(text: &str) -> Self {
+        Self::Written(text.to_owned())
+    }
+
+    fn missing() -> Result<Option<Self>, Fault> {
+        Ok(Some(Self::Empty))
+    }
+
+    fn nothing() -> Option<Self> {
+        Some(Self::Written(String::new()))
+    }
+
+    fn values(column: &Column) -> PolarsResult<Series> {
+        Nested::values(column)
+    }
+
+    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
+        Ok(Some(
+            Nested::at(values, row)?.map_or(Self::Empty, Self::Typed),
+        ))
     }
 }
 
@@ -144,6 +202,12 @@ fn write(value: AnyValue, depth: usize, text: &mut String) -> Result<(), Fault> 
             return Ok(());
         }
         other => {
+            if other
+                .extract::<f64>()
+                .is_some_and(|number| !number.is_finite())
+            {
+                return Err("NaN or infinite, expected a finite number");
+            }
             let whole = other.extract::<i64>().filter(|_| other.is_integer());
             let number = other.extract::<f64>().and_then(Number::from_f64);
             let number = whole.map(Number::from).or(number);

@@ -9,7 +9,7 @@ use csv::{ByteRecord, ReaderBuilder};
 
 use super::cell::Cell;
 use super::meter::Metered;
-use super::{Reading, RowsError};
+use super::{Reading, RowsError, note};
 
 const UNCLOSED: &str = "opens a quote that is not closed before the end of the file";
 
@@ -74,6 +74,10 @@ impl<T: Cell> Reading<'_, T> {
         if is_unclosed.get() {
             return Err(self.damaged(format!("its first line {UNCLOSED}")));
         }
+        if let Some(all) = self.names {
+            names.iter().for_each(|name| note(all, name));
+            return Ok(ControlFlow::Continue(()));
+        }
         let mut places = Vec::with_capacity(self.columns.len());
         for column in self.columns {
             let place = names.iter().position(|name| name == column);
@@ -100,7 +104,7 @@ impl<T: Cell> Reading<'_, T> {
                 return Err(self.fault(number, reason));
             }
             let values = places.iter().map(|place| match record.get(*place) {
-                None | Some([]) => Ok(None),
+                None | Some([]) => Ok(T::nothing()),
                 Some(bytes) => match std::str::from_utf8(bytes) {
                     Ok(text) => Ok(Some(T::of_text(text))),
                     Err(_) => Err("not UTF-8"),

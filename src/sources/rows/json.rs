@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::cell::{Cell, Fault};
 use super::meter::{Meter, Metered};
-use super::{MAXIMUM_ROW, Reading, RowsError};
+use super::{MAXIMUM_ROW, Names, Reading, RowsError, note};
 
 /// What an object has of some columns; the rest of it is skipped, and takes no memory.
 type Found = Vec<Option<Box<RawValue>>>;
@@ -38,9 +38,9 @@ impl<T: Cell> Reading<'_, T> {
                 continue;
             }
             let mut parser = serde_json::Deserializer::from_slice(&line);
-            let found = Object(self.columns).deserialize(&mut parser);
+            let found = self.object_seed().deserialize(&mut parser);
             let found = found.and_then(|found| parser.end().map(|()| found));
-            let found = found.map_err(|error| self.fault(number, error.to_string()))?;
+            let found = found.map_err(|error| self.fault(number, not_json(&error, &line)))?;
             if self.object(number, &found)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -69,16 +69,42 @@ impl<T: Cell> Reading<'_, T> {
         }
     }
 
+    fn object_seed(&self) -> Object<'_> {
+        Object {
+            columns: self.columns,
+            names: self.names,
+        }
+    }
+
     fn object(&mut self, number: usize, found: &Found) -> Result<ControlFlow<()>, RowsError> {
         let value = |found: &Option<Box<RawValue>>| -> Result<Option<T>, Fault> {
-            T::of_json(found.as_ref().ok_or("missing")?)
+            found
+                .as_ref()
+                .map_or_else(T::missing, |value| T::of_json(value))
         };
         self.row(number, found.iter().map(value))
     }
 }
 
+/// Says why a line is no JSON; Python writes numbers that JSON has not.
+fn not_json(error: &serde_json::Error, line: &[u8]) -> String {
+    let line = String::from_utf8_lossy(line);
+    match ["NaN", "Infinity"]
+        .iter()
+        .find(|word| line.contains(**word))
+    {
+        Some(word) => format!("{error}: it holds {word}, expected a finite number or null"),
+        None => error.to_string(),
+    }
+}
+
 /// Takes some columns of an object.
-struct Object<'a>(&'a [&'a str]);
+#[derive(Clone, Copy)]
+struct Object<'a> {
+    columns: &'a [&'a str],
+    /// Where the names of all that it has are noted, if anybody asks.
+    names: Option<&'a Names>,
+}
 
 impl<'de> DeserializeSeed<'de> for Object<'_> {
     type Value = Found;
@@ -96,8 +122,8 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut found: Found = vec![None; self.0.len()];
-        while let Some(column) = map.next_key_seed(Name(self.0))? {
+        let mut found: Found = vec![None; self.columns.len()];
+        while let Some(column) = map.next_key_seed(Name(self))? {
             match column {
                 Some(column) => found[column] = Some(map.next_value()?),
                 None => {
@@ -110,7 +136,7 @@ impl<'de> Visitor<'de> for Object<'_> {
 }
 
 /// Tells which column a key names, if any.
-struct Name<'a>(&'a [&'a str]);
+struct Name<'a>(Object<'a>);
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
     type Value = Option<usize>;
@@ -128,7 +154,10 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|column| *column == name))
+        if let Some(names) = self.0.names {
+            note(names, name);
+        }
+        Ok(self.0.columns.iter().position(|column| *column == name))
     }
 }
 
@@ -152,8 +181,7 @@ impl<'de, T: Cell> Visitor<'de> for &mut Elements<'_, '_, T> {
         loop {
             self.number += 1;
             self.meter.set_back();
-            let columns = self.reading.columns;
-            let Some(found) = elements.next_element_seed(Object(columns))? else {
+            let Some(found) = elements.next_element_seed(self.reading.object_seed())? else {
                 return Ok(());
             };
             match self.reading.object(self.number, &found) {

@@ -3,6 +3,7 @@
 //! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
 //! unpacked or kept of them is limited, however much a small one claims to hold.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::ops::ControlFlow;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
+use indexmap::IndexSet;
 use polars::prelude::PolarsError;
 
 use self::cell::{Cell, Fault};
@@ -18,7 +20,7 @@ use crate::excerpt::listed;
 use crate::files::regular;
 use crate::hint::Hint;
 
-pub use self::cell::Nested;
+pub use self::cell::{Field, Nested};
 
 mod cell;
 mod csv;
@@ -201,7 +203,7 @@ impl RowFiles {
         columns: &[&str],
         mut take: impl FnMut(Row) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<usize, RowsError> {
-        self.each(columns, &mut take)
+        self.each(columns, None, &mut take)
     }
 
     /// Reads `columns` as [`Self::read`] does, lists and structures included.
@@ -212,12 +214,31 @@ impl RowFiles {
         columns: &[&str],
         mut take: impl FnMut(Row<Nested>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<usize, RowsError> {
-        self.each(columns, &mut take)
+        self.each(columns, None, &mut take)
+    }
+
+    /// Reads `columns` as [`Self::read_nested`] does, but leaves no row out: an empty cell is a [`Field`] too, as is one
+    /// of a column that a JSON object does not have.
+    pub fn read_fields(
+        &self,
+        columns: &[&str],
+        mut take: impl FnMut(Row<Field>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
+        self.each(columns, None, &mut take).map(|_| ())
+    }
+
+    /// Returns the names of the columns, those of JSON in the order in which they first appear.
+    pub fn columns(&self) -> Result<Vec<String>, RowsError> {
+        let names = Names::default();
+        let mut take = |_: Row<Nested>| Ok(ControlFlow::Continue(()));
+        self.each(&[], Some(&names), &mut take)?;
+        Ok(names.into_inner().into_iter().collect())
     }
 
     fn each<T: Cell>(
         &self,
         columns: &[&str],
+        names: Option<&Names>,
         take: &mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<usize, RowsError> {
         let mut left_out = 0;
@@ -225,6 +246,7 @@ impl RowFiles {
             let mut rows = Reading {
                 file: name,
                 columns,
+                names,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
                 left_out: 0,
                 take: &mut *take,
@@ -236,6 +258,18 @@ impl RowFiles {
             }
         }
         Ok(left_out)
+    }
+}
+
+/// Names of columns.
+type Names = RefCell<IndexSet<String>>;
+
+/// Notes the name of a column, unless a file has more of them than any table.
+fn note(names: &Names, name: &str) {
+    const MOST: usize = 10_000;
+    let mut names = names.borrow_mut();
+    if names.len() < MOST && !names.contains(name) {
+        names.insert(name.to_owned());
     }
 }
 
@@ -275,6 +309,8 @@ impl Allowance {
 struct Reading<'a, T> {
     file: &'a Arc<str>,
     columns: &'a [&'a str],
+    /// Where the names of all columns are noted, if only they are asked for.
+    names: Option<&'a Names>,
     /// Bytes that what is packed in the file may unpack to at a time.
     most_unpacked: u64,
     /// Rows with an empty cell.

@@ -17,7 +17,7 @@ use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 use polars_parquet_format::{Encoding, PageHeader, PageType};
 
 use super::cell::Cell;
-use super::{Reading, RowsError};
+use super::{Reading, RowsError, note};
 use crate::hint::Hint;
 use crate::quiet::catch_quietly;
 
@@ -76,6 +76,10 @@ impl<T: Cell> Reading<'_, T> {
         let mut reader = ParquetReader::new(file.try_clone()?);
         let schema = reader.schema().map_err(|e| frame(self.file, e))?;
         let known: Vec<&str> = schema.iter_names().map(PlSmallStr::as_str).collect();
+        if let Some(names) = self.names {
+            known.iter().for_each(|name| note(names, name));
+            return Ok(ControlFlow::Continue(()));
+        }
         for column in self.columns {
             let Some(field) = schema.get(column) else {
                 return Err(self.no_column(column, &known));

@@ -1,7 +1,10 @@
 //! `command`: any program as a stage.
 
+mod outputs;
 pub(super) mod paths;
 mod process;
+mod same_rows;
+mod taken;
 pub(super) mod variables;
 
 use std::collections::BTreeMap;
@@ -11,10 +14,13 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::outputs::DeclaredOutput;
+use self::variables::{GPUS, PATH};
+use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
 use crate::engine::context::{RunContext, input_folder};
+use crate::engine::facts::Known;
 use crate::engine::mask::SHORTEST;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use variables::{GPUS, PATH};
 
 /// Runs a shell command; what it writes becomes artifacts.
 ///
@@ -36,10 +42,12 @@ pub struct Command {
     run: String,
     /// For each output, the file or folder that the command writes; the first by name is the default output.
     ///
-    /// Contents, names and executable bits are kept; links may lead to inputs only, and empty folders within one are
-    /// left out.
-    #[serde(deserialize_with = "paths::in_map")]
-    outputs: BTreeMap<String, String>,
+    /// `NAME: PATH` is an output of kind `file`, which other commands take: contents, names and executable bits are
+    /// kept; links may lead to inputs only, and empty folders within one are left out. `NAME: { path: PATH, kind: scores }`
+    /// is an artifact of that kind, which any port for it takes: `flowgraph kinds --artifacts KIND` says what it must
+    /// hold, which is checked when the command ends. Rows are parquet, one JSON object a line, or CSV; a model is a folder
+    /// in the layout of the Hugging Face hub.
+    outputs: BTreeMap<String, DeclaredOutput>,
     /// Files and folders that the command needs; copied into the working directory under their relative path. Contents,
     /// names, links and executable bits count. Of a folder, `.git`, `.flowgraph` and `__pycache__` are left out.
     #[serde(default, deserialize_with = "paths::in_list")]
@@ -69,8 +77,8 @@ impl Kind for Command {
 
     fn outputs(&self) -> Vec<Output> {
         self.outputs
-            .keys()
-            .map(|name| Output::new(name, "file").foreign())
+            .iter()
+            .map(|(name, output)| output.declared(name))
             .collect()
     }
 
@@ -103,7 +111,8 @@ impl Kind for Command {
                     .hint("for example `outputs: { svg: fig.svg }`"),
             );
         }
-        for name in self.outputs.keys() {
+        for (name, output) in &self.outputs {
+            output.check(name, &mut problems);
             if !crate::engine::reference::is_name(name) {
                 problems.push(Problem::new(
                     &format!("outputs.{name}"),
@@ -111,7 +120,11 @@ impl Kind for Command {
                 ));
             }
         }
-        paths::check(&self.outputs, &self.code, &mut problems);
+        let paths = self.outputs.iter();
+        let paths: Vec<(&str, &str)> = paths
+            .map(|(name, output)| (name.as_str(), output.path()))
+            .collect();
+        paths::check(&paths, &self.code, &mut problems);
         let both = [("env", &self.env), ("secret_env", &self.secret_env)];
         variables::check(&both, &mut problems);
         problems
@@ -132,13 +145,27 @@ impl Kind for Command {
                 .hint("inputs belong to the store: write to the working directory instead"));
         }
         // Before any of them is taken: one may be written through another.
-        for path in self.outputs.values() {
-            check_output(&work, path)?;
+        for output in self.outputs.values() {
+            check_output(&work, output.path())?;
         }
-        for (name, path) in &self.outputs {
-            take_output(&work, path, &ctx.output(name)?)?;
+        for (name, output) in &self.outputs {
+            match output.typed() {
+                Some(typed) => taken::take(typed, name, &work, ctx)?,
+                None => take_output(&work, output.path(), &ctx.output(name)?)?,
+            }
         }
         Ok(())
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        for (name, output) in &self.outputs {
+            if output
+                .typed()
+                .is_some_and(outputs::TypedOutput::has_rows_of_input)
+            {
+                known.passes_on_of_only_input(name, &[ROWS, ROWS_PER_PROMPT]);
+            }
+        }
     }
 }
 

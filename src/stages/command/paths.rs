@@ -1,7 +1,5 @@
 //! Paths in a command's working directory: one spelling each, and none within another.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Deserializer};
 
 use crate::engine::artifact::is_inside;
@@ -9,7 +7,7 @@ use crate::engine::stage::Problem;
 
 /// Writes a path as short as it gets, so that `./d`, `d/` and `d` are one. What cannot be one in the working directory
 /// stays as it is, for the message.
-fn normal(path: String) -> String {
+pub(super) fn normal(path: String) -> String {
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
     let short = parts.collect::<Vec<_>>().join("/");
     if path.starts_with('/') || short.is_empty() {
@@ -25,16 +23,6 @@ pub(in crate::stages) fn in_list<'de, D: Deserializer<'de>>(
     Ok(Vec::deserialize(from)?.into_iter().map(normal).collect())
 }
 
-pub(super) fn in_map<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<BTreeMap<String, String>, D::Error> {
-    let map: BTreeMap<String, String> = BTreeMap::deserialize(from)?;
-    Ok(map
-        .into_iter()
-        .map(|(key, path)| (key, normal(path)))
-        .collect())
-}
-
 fn lies_within(path: &str, folder: &str) -> bool {
     path.strip_prefix(folder)
         .is_some_and(|rest| rest.starts_with('/'))
@@ -42,11 +30,10 @@ fn lies_within(path: &str, folder: &str) -> bool {
 
 /// Checks that every path is in the working directory, and that no two are the same or one within another.
 pub(in crate::stages) fn check(
-    outputs: &BTreeMap<String, String>,
+    outputs: &[(&str, &str)],
     code: &[String],
     problems: &mut Vec<Problem>,
 ) {
-    let outputs: Vec<(&String, &String)> = outputs.iter().collect();
     for (at, (name, path)) in outputs.iter().enumerate() {
         let mut add = |message: String, hint: &str| {
             problems.push(Problem::new(&format!("outputs.{name}"), message).hint(hint));
@@ -77,7 +64,7 @@ pub(in crate::stages) fn check(
             }
         }
         for file in code {
-            if path == &file || lies_within(file, path) {
+            if *path == file || lies_within(file, path) {
                 add(
                     format!("output `{name}` (`{path}`) would hold `{file}`, which is in `code`"),
                     "write outputs beside the code, not over it",
@@ -138,11 +125,9 @@ mod tests {
     #[test]
     fn paths_that_overlap_or_lead_out_are_problems() {
         let messages = |outputs: &[(&str, &str)], code: &[&str]| -> Vec<String> {
-            let outputs = outputs.iter();
-            let outputs = outputs.map(|(name, path)| ((*name).to_owned(), (*path).to_owned()));
             let code: Vec<String> = code.iter().map(ToString::to_string).collect();
             let mut problems = Vec::new();
-            check(&outputs.collect(), &code, &mut problems);
+            check(outputs, &code, &mut problems);
             problems
                 .into_iter()
                 .map(|problem| problem.message)

@@ -1,11 +1,13 @@
 //! `load_reward`: a trained reward model.
 
+use std::path::Path;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::load_model::rows_note;
 use super::model_files::{Given, ModelFiles};
-use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
+use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel, ModelError};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
@@ -165,19 +167,7 @@ impl Kind for LoadReward {
             model.save_copy(&output, Some(&score))?;
             model.eos
         };
-        let known = RewardDescription::find(&path)?;
-        let calibrated = match known {
-            Some(known) => known,
-            None => RewardDescription {
-                scale: 1.0,
-                offset: 0.0,
-                accuracy: None,
-                longer_wins: None,
-                skipped_end: padding_id(&path, &self.ignore_config)?
-                    .filter(|pad| ends.contains(pad)),
-                appended_end: None,
-            },
-        };
+        let calibrated = described(&path, &self.ignore_config, &ends)?;
         let description = RewardDescription {
             scale: self.scale * calibrated.scale,
             offset: self.scale * calibrated.offset + self.offset,
@@ -207,4 +197,24 @@ impl Kind for LoadReward {
         }
         Ok(())
     }
+}
+
+/// Reads how the model of a folder gives rewards: its calibration, or that its score is the reward, read where
+/// `transformers` does.
+pub(in crate::stages) fn described(
+    folder: &Path,
+    ignored: &[String],
+    ends: &[u32],
+) -> Result<RewardDescription, ModelError> {
+    if let Some(known) = RewardDescription::find(folder)? {
+        return Ok(known);
+    }
+    Ok(RewardDescription {
+        scale: 1.0,
+        offset: 0.0,
+        accuracy: None,
+        longer_wins: None,
+        skipped_end: padding_id(folder, ignored)?.filter(|pad| ends.contains(pad)),
+        appended_end: None,
+    })
 }

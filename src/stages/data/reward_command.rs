@@ -101,7 +101,7 @@ impl Kind for RewardCommand {
         if self.run.trim().is_empty() {
             problems.push(Problem::new("run", "`run` is empty"));
         }
-        paths::check(&BTreeMap::new(), &self.code, &mut problems);
+        paths::check(&[], &self.code, &mut problems);
         variables::check(&[("env", &self.env)], &mut problems);
         ranges::rows("batch_size", self.batch_size, &mut problems);
         ranges::factor("timeout", self.timeout, &mut problems);
