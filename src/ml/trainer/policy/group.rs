@@ -1,7 +1,10 @@
 //! Completions of the prompts of a step.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::PromptCompletions;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::rewards::Answer;
 
@@ -46,4 +49,29 @@ pub(super) fn prompt_of(groups: &[Group]) -> Vec<usize> {
     groups
         .flat_map(|(prompt, group)| std::iter::repeat_n(prompt, group.count()))
         .collect()
+}
+
+/// Groups tokenized completions by what tells their prompts apart beside tokens, in order of first appearance; equal
+/// completions count once. Names the prompt of each group.
+pub fn group_by_prompt<P: Ord + Copy>(
+    rows: Vec<(P, TokenizedCompletion)>,
+) -> (Vec<PromptCompletions>, Vec<P>) {
+    let mut places: BTreeMap<(P, Vec<u32>), usize> = BTreeMap::new();
+    let mut groups: Vec<PromptCompletions> = Vec::new();
+    let mut names = Vec::new();
+    for (name, row) in rows {
+        let prompt = row.tokens[..row.prompt_length].to_vec();
+        let place = *places.entry((name, prompt.clone())).or_insert_with(|| {
+            names.push(name);
+            groups.push(PromptCompletions {
+                prompt,
+                completions: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        if !groups[place].completions.contains(&row) {
+            groups[place].completions.push(row);
+        }
+    }
+    (groups, names)
 }

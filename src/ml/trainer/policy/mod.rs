@@ -6,6 +6,7 @@
 //! the forward-looking objective that of every prefix, which one causal forward pass gives.
 
 pub mod asynchronous;
+mod batch;
 pub mod found;
 pub mod group;
 pub mod objective;
@@ -17,18 +18,16 @@ mod shares;
 pub mod view;
 mod weighing;
 
-use std::collections::BTreeMap;
-
 use candle_core::DType;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use self::asynchronous::{Asynchronous, Findings};
+use self::batch::Batch;
 use self::found::{Found, Mean};
 use self::group::Group;
 use self::objective::{Objective, Setup};
-use self::requirements::Requirements;
 use self::scored::Weights;
 use self::view::{Part, Shared, View};
 use super::batches::{Epochs, TokenizedCompletion};
@@ -184,55 +183,6 @@ fn is_empty(findings: &Findings) -> bool {
 )]
 fn is_zero(value: &u64) -> bool {
     *value == 0
-}
-
-/// Completions for one update or several.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Batch {
-    /// The first step that sees them.
-    step: u64,
-    /// For each prompt, its completions.
-    groups: Vec<Group>,
-    /// Log-probabilities of their tokens under the policy of the first step, where they are needed.
-    drawn: Option<Vec<Vec<f64>>>,
-    /// What they weigh, where they are weighed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    weights: Vec<Weights>,
-    /// Their mean age at that step, where they are not all fresh.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    age: Option<f64>,
-}
-
-impl Batch {
-    /// Whether it could be what a training by an objective that asks for so much is at.
-    fn is_whole(&self, asks: &Requirements, options: &PolicyOptions, prompts: usize) -> bool {
-        let rows = group::rows(&self.groups);
-        let lengths = || rows.iter().map(|row| row.completion_length());
-        let known = |group: &Group| group.prompt < prompts && group.count() > 0;
-        let completed =
-            |row: &&TokenizedCompletion| (1..row.tokens.len()).contains(&row.prompt_length);
-        let drawn = match &self.drawn {
-            Some(drawn) => drawn.iter().map(Vec::len).eq(lengths()),
-            None => !asks.drawn,
-        };
-        let weighed = match asks.weighed {
-            Some(by) => {
-                let of_importance = |length| if by.sampler { length } else { 0 };
-                let expected = lengths().map(|length| (length, of_importance(length)));
-                let found = self.weights.iter();
-                found
-                    .map(|weights| (weights.advantages.len(), weights.importance.len()))
-                    .eq(expected)
-            }
-            None => self.weights.is_empty(),
-        };
-        self.groups.iter().all(known)
-            && rows.iter().all(completed)
-            && (!rows.is_empty() || options.dynamic_sampling > 0)
-            && (rows.is_empty() || drawn)
-            && weighed
-    }
 }
 
 /// What a step found in place of what it has changed.
@@ -579,31 +529,6 @@ impl PolicyTrainer {
             ..StepReport::default()
         }
     }
-}
-
-/// Groups tokenized completions by what tells their prompts apart beside tokens, in order of first appearance; equal
-/// completions count once. Names the prompt of each group.
-pub fn group_by_prompt<P: Ord + Copy>(
-    rows: Vec<(P, TokenizedCompletion)>,
-) -> (Vec<PromptCompletions>, Vec<P>) {
-    let mut places: BTreeMap<(P, Vec<u32>), usize> = BTreeMap::new();
-    let mut groups: Vec<PromptCompletions> = Vec::new();
-    let mut names = Vec::new();
-    for (name, row) in rows {
-        let prompt = row.tokens[..row.prompt_length].to_vec();
-        let place = *places.entry((name, prompt.clone())).or_insert_with(|| {
-            names.push(name);
-            groups.push(PromptCompletions {
-                prompt,
-                completions: Vec::new(),
-            });
-            groups.len() - 1
-        });
-        if !groups[place].completions.contains(&row) {
-            groups[place].completions.push(row);
-        }
-    }
-    (groups, names)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::artifacts::language_model::LanguageModel;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::trainer::TokenizedCompletion;
-use crate::ml::trainer::policy::{PromptCompletions, group_by_prompt};
+use crate::ml::trainer::policy::PromptCompletions;
+use crate::ml::trainer::policy::group::group_by_prompt;
 use crate::stages::tokenized::{Lengths, LongCompletions, tokenize_chosen};
 
 /// Prompts with their completions, and the text of each prompt.
