@@ -6,6 +6,7 @@
 mod added;
 mod byte_level;
 mod charsmap;
+pub mod chat;
 mod chat_template;
 mod document;
 mod merges;
