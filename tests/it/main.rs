@@ -45,3 +45,4 @@ mod terminal;
 mod texts;
 mod tiny;
 mod training;
+mod typed_outputs;

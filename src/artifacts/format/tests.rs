@@ -65,7 +65,7 @@ fn what_stages_write_has_the_format_that_is_documented() {
         log_prob: -0.1,
         ..CompletionRow::default()
     };
-    let mut scores = to_table("", &[completion.clone()]);
+    let mut scores = to_table("", std::slice::from_ref(&completion));
     scores.number_column("reward", 3, [Some(0.1 + 0.2)]);
     scores.text_column("answer", [None]);
     let judgement = Judgement {
@@ -94,15 +94,15 @@ fn what_stages_write_has_the_format_that_is_documented() {
     type Write<'a> = &'a dyn Fn() -> Result<(), crate::artifacts::table::TableError>;
     let all: [(&str, Write); 5] = [
         ("completions", &|| {
-            to_table("", &[completion.clone()]).write_data(folder)
+            to_table("", std::slice::from_ref(&completion)).write_data(folder)
         }),
         ("scores", &|| scores.write_data(folder)),
         ("judgements", &|| {
-            judgements::write(folder, "", &[judgement.clone()])
+            judgements::write(folder, "", std::slice::from_ref(&judgement))
         }),
         ("dataset", &|| data.write(folder)),
         ("labelled_texts", &|| {
-            labelled_texts::write(folder, "", &[labelled.clone()])
+            labelled_texts::write(folder, "", std::slice::from_ref(&labelled))
         }),
     ];
     for (kind, write) in all {
@@ -155,7 +155,7 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
         (
             "curve",
             "{\"step\": 1, \"loss\": NaN}".to_owned(),
-            "rows, row 1: expected value at line 1 column 21: it holds NaN, expected a finite number or null",
+            "rows, row 1: `loss` is NaN, expected a finite number or null (expected value at line 1 column 21)",
         ),
         (
             "curve",
