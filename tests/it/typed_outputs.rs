@@ -298,6 +298,49 @@ stages:
         assert!(outcomes.contains(done), "{outcomes}\n{}", report.stderr);
     }
     assert_eq!(digests["copied"], digests["base"]);
+    for (stage, parts) in [
+        (
+            "copied_reward",
+            [
+                "library_name: peft",
+                "pipeline_tag: text-classification",
+                "kind: reward_model",
+                "| `base` | `init_model` |",
+            ],
+        ),
+        (
+            "copied",
+            [
+                "library_name: transformers",
+                "pipeline_tag: text-generation",
+                "kind: language_model",
+                "| `world` | `generate_world` |",
+            ],
+        ),
+        (
+            "encoder",
+            [
+                "library_name: transformers",
+                "pipeline_tag: feature-extraction",
+                "path: m",
+                "AutoModel.from_pretrained",
+            ],
+        ),
+    ] {
+        let export = space.flowgraph(&["export", "p.yaml", stage, stage]);
+        assert_eq!(export.code, 0, "{}", export.stderr);
+        let card = space.read(&format!("{stage}/README.md"));
+        for part in parts {
+            assert!(card.contains(part), "{part}: {card}");
+        }
+        // A card that somebody wrote stays.
+        for file in space.files(stage) {
+            if !file.ends_with("README.md") {
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+        assert_eq!(space.flowgraph(&["export", "p.yaml", stage, stage]).code, 2);
+    }
     let made = &space.record("reward").outputs["model"];
     assert_eq!(
         space.record("copied_reward").outputs["out"].digest,

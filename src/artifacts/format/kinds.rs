@@ -2,9 +2,9 @@
 
 use super::{ArtifactFormat, ColumnFormat, FileFormat, Further, Holds, RowsFormat};
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
-use crate::artifacts::curve::CURVE;
+use crate::artifacts::curve::{CURVE, SUMMARY};
 use crate::artifacts::dataset::DATASET;
-use crate::artifacts::embeddings::EMBEDDINGS;
+use crate::artifacts::embeddings::{EMBEDDINGS, EMBEDDINGS_FILE};
 use crate::artifacts::figure::FIGURE;
 use crate::artifacts::judgements::{JUDGEMENTS, REPLIES, order_names, verdict_names};
 use crate::artifacts::labelled_texts::LABELLED_TEXTS;
@@ -264,7 +264,7 @@ pub const FORMATS: &[ArtifactFormat] = &[
         kind: EMBEDDINGS,
         about: "one vector for each text, in the order of the texts",
         files: &[file(
-            "embeddings.safetensors",
+            EMBEDDINGS_FILE,
             "the tensor `embeddings`, (texts, dimension), float32",
         )],
         rows: Some(RowsFormat {
@@ -285,7 +285,7 @@ pub const FORMATS: &[ArtifactFormat] = &[
             ROWS,
             DESCRIPTION,
             file(
-                "summary.json",
+                SUMMARY,
                 "how the training ended and what it cost: status (completed or diverged), reason, steps, trained_tokens, \
                  generated_tokens, flops, trained_parameters",
             ),

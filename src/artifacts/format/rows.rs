@@ -348,7 +348,12 @@ fn whole_of(field: &Field) -> Option<f64> {
 
 fn truth_of(field: &Field) -> Option<bool> {
     match field {
-        Field::Written(text) => text.to_ascii_lowercase().parse().ok(),
+        // CSV has no truths: tables that are written as CSV have 0 and 1.
+        Field::Written(text) => match text.as_str() {
+            "1" => Some(true),
+            "0" => Some(false),
+            text => text.to_ascii_lowercase().parse().ok(),
+        },
         Field::Typed(value) => value.parse().ok(),
         Field::Empty => None,
     }
