@@ -1,6 +1,6 @@
 //! The table of formats.
 
-use super::{ArtifactFormat, ColumnFormat, FileFormat, Further, Holds, RowsFormat};
+use super::{ArtifactFormat, ColumnFormat, FileFormat, Further, Holds, Presence, RowsFormat};
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
 use crate::artifacts::curve::{CURVE, SUMMARY};
 use crate::artifacts::dataset::DATASET;
@@ -38,7 +38,7 @@ const fn column(
     ColumnFormat {
         name,
         holds,
-        may_be_null: false,
+        presence: Presence::Required,
         about,
         example,
     }
@@ -51,7 +51,7 @@ const fn nullable(
     example: &'static str,
 ) -> ColumnFormat {
     ColumnFormat {
-        may_be_null: true,
+        presence: Presence::MayBeNull,
         ..column(name, holds, about, example)
     }
 }
@@ -143,12 +143,15 @@ const COMPLETION_COLUMNS: [ColumnFormat; 11] = [
         "its log-probability under the policy, at temperature 1",
         "-1.25",
     ),
-    nullable(
-        "reward",
-        Holds::Number,
-        "the reward of the completion",
-        "0.5",
-    ),
+    ColumnFormat {
+        presence: Presence::MayBeLeftOut,
+        ..column(
+            "reward",
+            Holds::Number,
+            "the reward of the completion",
+            "0.5",
+        )
+    },
 ];
 
 /// What each artifact kind is made of.

@@ -189,6 +189,11 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
         ),
         (
             "scores",
+            format!("{}\n{}", of_scores(", \"reward\": 1"), of_scores("")),
+            "rows, row 2: `reward` is null, expected a finite number",
+        ),
+        (
+            "scores",
             of_scores(", \"reward\": \"0.5\""),
             "rows, row 1: `reward` is \"0.5\", expected a finite number",
         ),
