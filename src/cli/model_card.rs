@@ -1,5 +1,5 @@
 //! The card of an exported model, `README.md` as the Hugging Face hub has it: what it is, by which params it was made, and
-//! of what.
+//! of what. Nothing in it tells when or how fast: the same model has the same card, and a folder with it the same digest.
 
 use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::artifacts::reward_model::REWARD_MODEL;
@@ -77,14 +77,11 @@ pub(super) fn card(
         kind = artifact.kind,
     );
     text.push_str(&format!(
-        "\n| | |\n| --- | --- |\n| digest | {} |\n| fingerprint | {} |\n| device, numerics | {}, {} |\n| started | {} |\n\
-         | seconds | {:.1} |\n",
+        "\n| | |\n| --- | --- |\n| digest | {} |\n| fingerprint | {} |\n| device, numerics | {}, {} |\n",
         code(&artifact.digest.to_string()),
         code(&record.fingerprint.to_string()),
         code(&made.device),
-        code(&made.numerics),
-        made.started,
-        made.seconds
+        code(&made.numerics)
     ));
     text.push_str("\n## Params\n\nThose at their default are left out.\n\n");
     let params = serde_yaml::to_string(&manifest.params).unwrap_or_default();
