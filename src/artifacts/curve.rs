@@ -9,6 +9,8 @@ use super::table::{Table, TableError};
 
 /// The artifact kind.
 pub const CURVE: &str = "curve";
+/// The file that says how a training ended.
+pub const SUMMARY: &str = "summary.json";
 
 /// How a training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,14 +64,14 @@ impl Curve {
         }
         table.write_data(folder)?;
         let text = serde_json::to_string_pretty(&self.summary).map_err(std::io::Error::from)?;
-        fs_err::write(folder.join("summary.json"), text)?;
+        fs_err::write(folder.join(SUMMARY), text)?;
         Ok(())
     }
 
     /// Reads a curve from a folder.
     pub fn read(folder: &Path) -> Result<Self, TableError> {
         let table = Table::read(folder)?;
-        let path = folder.join("summary.json");
+        let path = folder.join(SUMMARY);
         let summary = serde_json::from_str(&fs_err::read_to_string(&path)?)
             .map_err(|source| TableError::Description { path, source })?;
         let steps = table

@@ -4,12 +4,15 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use super::table::Table;
 use crate::ml::formats::FormatError;
 use crate::ml::formats::safetensors::{load_safetensors, save_safetensors};
 use crate::ml::parameters::Weights;
 
 /// The artifact kind.
 pub const EMBEDDINGS: &str = "embeddings";
+/// The file of an artifact.
+pub const EMBEDDINGS_FILE: &str = "embeddings.safetensors";
 
 /// Vectors, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +26,7 @@ pub struct EmbeddingMatrix {
 impl EmbeddingMatrix {
     /// Writes the matrix into a folder.
     pub fn write(&self, folder: &Path) -> Result<(), FormatError> {
-        let path = folder.join("embeddings.safetensors");
+        let path = folder.join(EMBEDDINGS_FILE);
         let rows = self.values.len().checked_div(self.dimension).unwrap_or(0);
         let tensor = Tensor::from_slice(&self.values, (rows, self.dimension), &Device::Cpu)
             .map_err(FormatError::tensor(&path))?;
@@ -33,15 +36,19 @@ impl EmbeddingMatrix {
 
     /// Reads a matrix from a folder.
     pub fn read(folder: &Path) -> Result<Self, FormatError> {
-        let path = folder.join("embeddings.safetensors");
-        let weights = load_safetensors(&path)?;
+        Self::read_file(&folder.join(EMBEDDINGS_FILE))
+    }
+
+    /// Reads a matrix from its file.
+    pub fn read_file(path: &Path) -> Result<Self, FormatError> {
+        let weights = load_safetensors(path)?;
         let Some(tensor) = weights.get("embeddings") else {
             return Err(FormatError::malformed(
-                &path,
+                path,
                 "it has no tensor `embeddings`".to_owned(),
             ));
         };
-        let wrap = FormatError::tensor(&path);
+        let wrap = FormatError::tensor(path);
         let read = || -> candle_core::Result<Self> {
             let (_, dimension) = tensor.dims2()?;
             Ok(Self {
@@ -50,5 +57,13 @@ impl EmbeddingMatrix {
             })
         };
         read().map_err(wrap)
+    }
+
+    /// Returns the vectors as text, as JSON has them: a table has no column of vectors.
+    pub fn to_table(&self) -> Table {
+        let mut table = Table::new(format!("vectors of {} numbers", self.dimension));
+        let rows = self.values.chunks(self.dimension.max(1));
+        table.text_column("embedding", rows.map(|row| Some(format!("{row:?}"))));
+        table
     }
 }

@@ -1,4 +1,4 @@
-//! `flowgraph export`: copy a result out of the store.
+//! `flowgraph export`: copy results out of the store.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -6,11 +6,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::model_card::{self, CARD, has_card};
 use super::output::{Output, bytes, counted};
+use super::results::{self, Found, Results};
 use super::{Failure, PipelineOptions, exit_code, show};
+use crate::artifacts::embeddings::EMBEDDINGS;
 use crate::artifacts::language_model::{COPIED_FILES, LANGUAGE_MODEL, complete_copy};
 use crate::artifacts::reward_model::REWARD_MODEL;
-use crate::engine::artifact::{Artifact, is_inside};
+use crate::artifacts::table::Table;
+use crate::engine::artifact::is_inside;
+use crate::engine::plan::StagePlan;
+use crate::engine::provenance::{Provenance, folder_name};
+use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
 use crate::files::write_whole;
@@ -19,14 +26,19 @@ use crate::files::write_whole;
 pub(super) struct ExportArgs {
     #[command(flatten)]
     options: PipelineOptions,
-    /// Stage, or `stage.output`, or `stage[axis=value].output`
-    result: String,
+    /// Stage, or `stage.output`, or `stage[axis=value].output`; of several instances each gets a folder of its own
+    #[arg(required_unless_present = "all")]
+    result: Option<String>,
     /// Folder to copy into; made if it is not there
-    folder: PathBuf,
+    #[arg(required_unless_present = "all")]
+    folder: Option<PathBuf>,
+    /// Instead: every result that the pipeline has, into a folder for each stage, instance and output
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["result", "folder"])]
+    all: Option<PathBuf>,
     /// Replace files that are there already
     #[arg(long)]
     force: bool,
-    /// Write a table in this format instead of copying its files; repeatable
+    /// Write rows in this format instead of copying their files; repeatable
     #[arg(long, value_enum)]
     format: Vec<Format>,
     /// With `--format csv`: put an apostrophe before texts that a spreadsheet would run as formulas
@@ -34,7 +46,7 @@ pub(super) struct ExportArgs {
     spreadsheet: bool,
 }
 
-/// How a table is written.
+/// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Format {
     /// `table.md`, as people see it
@@ -43,6 +55,8 @@ enum Format {
     Latex,
     /// `table.csv`, every column, numbers in full
     Csv,
+    /// `table.jsonl`, the same, an object a line
+    Jsonl,
     /// `table.parquet`, the same
     Parquet,
 }
@@ -53,9 +67,20 @@ impl Format {
             Self::Markdown => "table.md",
             Self::Latex => "table.tex",
             Self::Csv => "table.csv",
+            Self::Jsonl => "table.jsonl",
             Self::Parquet => "table.parquet",
         }
     }
+}
+
+/// One artifact on its way out.
+struct Job<'a> {
+    /// What the user calls it.
+    name: String,
+    found: &'a Found,
+    folder: PathBuf,
+    /// Its rows, if they are to be written in a format.
+    rows: Option<Table>,
 }
 
 pub(super) fn run(
@@ -65,58 +90,183 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
-    let artifact = show::find(&pipeline, store, &args.result)?.artifact;
-    if !args.format.is_empty() {
-        return export_table(args, store, &artifact, output);
+    let results = match (&args.all, &args.result) {
+        (None, Some(result)) => results::find(&pipeline, store, result, &[], |_| true)?,
+        _ => all_results(&pipeline, store, output)?,
+    };
+    let jobs = args.jobs(&pipeline, &results);
+    // Nothing is written where something cannot be.
+    for job in &jobs {
+        show::check_objects(store, &job.found.artifact)?;
+        args.check(job)?;
     }
-    for file in &artifact.files {
-        let target = args.folder.join(&file.path);
-        if !is_inside(&file.path) {
-            return Err(Failure::usage(format!(
-                "artifact path `{}` leaves its tree",
-                file.path
-            )));
+    for mut job in jobs {
+        if !args.format.is_empty() {
+            job.rows = show::rows(store, &job.found.artifact)?;
         }
-        args.refuse_existing(&target)?;
+        match &job.rows {
+            Some(rows) => args.write_rows(&job, rows, store, output)?,
+            None => copy(&job, &pipeline, &results.plans, store, output)?,
+        }
     }
-    let is_model = [LANGUAGE_MODEL, REWARD_MODEL].contains(&&*artifact.kind);
+    Ok(exit_code::OK)
+}
+
+/// Finds every result, and says how many stages have none.
+fn all_results(pipeline: &Pipeline, store: &Store, output: &Output) -> Result<Results, Failure> {
+    let (results, missing) = results::find_all(pipeline, store)?;
+    if results.found.is_empty() {
+        return Err(Failure::Other {
+            message: "no stage has a result as the pipeline stands now".to_owned(),
+            hint: Some("`flowgraph run` makes them".to_owned()),
+            code: exit_code::STAGE_FAILED,
+        });
+    }
+    if missing > 0 {
+        output.warning(
+            &format!(
+                "{} without a result are left out",
+                counted(missing, "stage")
+            ),
+            "`flowgraph run` makes them",
+        );
+    }
+    Ok(results)
+}
+
+/// Returns the files that a model's folder must not have of another one.
+fn left_of_models<'a>(job: &'a Job<'_>) -> impl Iterator<Item = PathBuf> + 'a {
+    let kind = job.found.artifact.kind.as_str();
+    let copied = COPIED_FILES
+        .iter()
+        .copied()
+        .filter(move |_| [LANGUAGE_MODEL, REWARD_MODEL].contains(&kind));
+    let card = has_card(kind).then_some(CARD);
+    copied.chain(card).map(|name| job.folder.join(name))
+}
+
+/// Copies the files of an artifact, and makes a model's what other programs expect.
+fn copy(
+    job: &Job<'_>,
+    pipeline: &Pipeline,
+    plans: &[StagePlan],
+    store: &Store,
+    output: &Output,
+) -> Result<(), Failure> {
+    let artifact = &job.found.artifact;
+    fs_err::create_dir_all(&job.folder)?;
     // What another model left in the folder would be taken for a part of this one.
-    let left = COPIED_FILES.map(|name| args.folder.join(name));
-    let left = left.iter().filter(|path| is_model && path.exists());
-    for path in left.clone() {
-        args.refuse_existing(path)?;
-    }
-    check_objects(store, &artifact)?;
-    fs_err::create_dir_all(&args.folder)?;
-    for path in left {
+    for path in left_of_models(job).filter(|path| path.exists()) {
         fs_err::remove_file(path)?;
     }
     for file in &artifact.files {
-        let target = args.folder.join(&file.path);
+        let target = job.folder.join(&file.path);
         let mut source = fs_err::File::open(store.object_path(&file.digest))?;
         write_whole(&target, &mut source)?;
         if file.executable {
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
     }
-    if is_model || artifact.kind == "tokenizer" {
-        complete_copy(&args.folder).map_err(|error| Failure::Other {
+    if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
+        complete_copy(&job.folder).map_err(|error| Failure::Other {
             message: error.to_string(),
             hint: None,
             code: exit_code::STAGE_FAILED,
         })?;
     }
+    if has_card(&artifact.kind) {
+        let wanted = pipeline.graph.upstream([job.found.stage]);
+        let provenance = Provenance::of(pipeline, store, plans, &wanted);
+        let stage = &pipeline.stages[job.found.stage].name;
+        let made = &job.found.output;
+        if let Some(card) = model_card::card(&pipeline.name, stage, made, artifact, &provenance) {
+            write_whole(&job.folder.join(CARD), &mut card.as_bytes())?;
+        }
+    }
     output.line(&format!(
         "{} ({}, {}) -> {}",
-        args.result,
+        job.name,
         counted(artifact.files.len(), "file"),
         bytes(artifact.size()),
-        args.folder.display()
+        job.folder.display()
     ));
-    Ok(exit_code::OK)
+    Ok(())
 }
 
 impl ExportArgs {
+    /// Says where each result goes.
+    fn jobs<'a>(&self, pipeline: &Pipeline, results: &'a Results) -> Vec<Job<'a>> {
+        let is_one = results.found.len() == 1;
+        let root = self.all.as_ref().or(self.folder.as_ref());
+        let jobs = results.found.iter().map(|found| {
+            let instance = &pipeline.stages[found.stage];
+            let mut folder = root.cloned().unwrap_or_default();
+            if self.all.is_some() {
+                folder.extend(instance.template.split('/').map(folder_name));
+            }
+            if !found.axes.is_empty() && (self.all.is_some() || !is_one) {
+                let axes = found.axes.iter();
+                let axes: Vec<String> = axes
+                    .map(|(axis, value)| format!("{axis}={value}"))
+                    .collect();
+                folder.push(folder_name(&axes.join(",")));
+            }
+            if self.all.is_some() && instance.stage.outputs().len() > 1 {
+                folder.push(&found.output);
+            }
+            let name = match &self.result {
+                Some(result) if is_one => result.clone(),
+                _ => format!("{}.{}", instance.name, found.output),
+            };
+            Job {
+                name,
+                found,
+                folder,
+                rows: None,
+            }
+        });
+        jobs.collect()
+    }
+
+    /// Checks that a result can be written where it goes.
+    fn check(&self, job: &Job<'_>) -> Result<(), Failure> {
+        let artifact = &job.found.artifact;
+        if !self.format.is_empty() && show::has_rows(artifact) {
+            let formats = || self.format.iter();
+            if artifact.kind == EMBEDDINGS && formats().any(|format| *format == Format::Parquet) {
+                return Err(Failure::Other {
+                    message: format!(
+                        "`{}` is embeddings, which are not written as parquet",
+                        job.name
+                    ),
+                    hint: Some(
+                        "`--format jsonl` writes them; without it they are safetensors".to_owned(),
+                    ),
+                    code: exit_code::USAGE,
+                });
+            }
+            return formats()
+                .try_for_each(|format| self.refuse_existing(&job.folder.join(format.file_name())));
+        }
+        if !self.format.is_empty() && self.all.is_none() {
+            return Err(Failure::Other {
+                message: format!("`{}` is no table but {}", job.name, artifact.kind),
+                hint: Some("leave `--format` out to copy its files".to_owned()),
+                code: exit_code::USAGE,
+            });
+        }
+        for file in &artifact.files {
+            if !is_inside(&file.path) {
+                return Err(Failure::usage(format!(
+                    "artifact path `{}` leaves its tree",
+                    file.path
+                )));
+            }
+            self.refuse_existing(&job.folder.join(&file.path))?;
+        }
+        left_of_models(job).try_for_each(|path| self.refuse_existing(&path))
+    }
+
     fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
         if target.exists() && !self.force {
             return Err(Failure::Other {
@@ -127,66 +277,52 @@ impl ExportArgs {
         }
         Ok(())
     }
-}
 
-fn check_objects(store: &Store, artifact: &Artifact) -> Result<(), Failure> {
-    for file in &artifact.files {
-        store
-            .check_object(&file.digest)
-            .map_err(|damage| Failure::Other {
-                message: damage.to_string(),
-                hint: Some("`flowgraph run` makes it again".to_owned()),
-                code: exit_code::STORE_DAMAGED,
-            })?;
-    }
-    Ok(())
-}
-
-/// Writes a table in the formats asked for.
-fn export_table(
-    args: &ExportArgs,
-    store: &Store,
-    artifact: &Artifact,
-    output: &Output,
-) -> Result<u8, Failure> {
-    let parquet = artifact
-        .files
-        .iter()
-        .find(|file| file.path == "table.parquet")
-        .ok_or_else(|| Failure::Other {
-            message: format!("`{}` is no table but {}", args.result, artifact.kind),
-            hint: Some("leave `--format` out to copy its files".to_owned()),
-            code: exit_code::USAGE,
-        })?;
-    let formats: BTreeSet<Format> = args.format.iter().copied().collect();
-    for format in &formats {
-        args.refuse_existing(&args.folder.join(format.file_name()))?;
-    }
-    check_objects(store, artifact)?;
-    let table = show::read_table(store, artifact)?;
-    for format in formats {
-        let target = args.folder.join(format.file_name());
-        let text = match format {
-            Format::Markdown => table.markdown(),
-            Format::Latex => table.latex(),
-            Format::Csv => table.csv(args.spreadsheet),
-            Format::Parquet => {
-                let mut source = fs_err::File::open(store.object_path(&parquet.digest))?;
-                write_whole(&target, &mut source)?;
-                output.line(&format!("{} -> {}", args.result, target.display()));
-                continue;
+    /// Writes rows in the formats asked for.
+    fn write_rows(
+        &self,
+        job: &Job<'_>,
+        table: &Table,
+        store: &Store,
+        output: &Output,
+    ) -> Result<(), Failure> {
+        let formats: BTreeSet<Format> = self.format.iter().copied().collect();
+        let is_embeddings = job.found.artifact.kind == EMBEDDINGS;
+        for format in formats {
+            let target = job.folder.join(format.file_name());
+            let text = match format {
+                Format::Markdown => table.markdown(),
+                Format::Latex => table.latex(),
+                Format::Csv => table.csv(self.spreadsheet),
+                Format::Jsonl if is_embeddings => {
+                    let rows = table.texts("embedding").unwrap_or_default().into_iter();
+                    rows.flatten()
+                        .map(|row| format!("{{\"embedding\":{row}}}\n"))
+                        .collect()
+                }
+                Format::Jsonl => table.json_lines(),
+                Format::Parquet => {
+                    let mut files = job.found.artifact.files.iter();
+                    let parquet = files.find(|file| file.path == "table.parquet");
+                    if let Some(parquet) = parquet {
+                        let mut source = fs_err::File::open(store.object_path(&parquet.digest))?;
+                        write_whole(&target, &mut source)?;
+                        output.line(&format!("{} -> {}", job.name, target.display()));
+                    }
+                    continue;
+                }
+            };
+            write_whole(&target, &mut text.as_bytes())?;
+            output.line(&format!("{} -> {}", job.name, target.display()));
+            let formulas = table.formulas();
+            if format == Format::Csv && !self.spreadsheet && formulas > 0 {
+                output.line(&format!(
+                    "note: {} begin with =, +, -, @ or a tab, which a spreadsheet runs as formulas; `--spreadsheet` puts an \
+                     apostrophe before them",
+                    counted(formulas, "cell")
+                ));
             }
-        };
-        write_whole(&target, &mut text.as_bytes())?;
-        output.line(&format!("{} -> {}", args.result, target.display()));
-        let formulas = table.formulas();
-        if format == Format::Csv && !args.spreadsheet && formulas > 0 {
-            output.line(&format!(
-                "note: {} begin with =, +, -, @ or a tab, which a spreadsheet runs as formulas; `--spreadsheet` puts an \
-                 apostrophe before them",
-                counted(formulas, "cell")
-            ));
         }
+        Ok(())
     }
-    Ok(exit_code::OK)
 }

@@ -72,6 +72,11 @@ impl<'a> Provenance<'a> {
         self.steps.is_empty()
     }
 
+    /// Returns the stages with their records, in the order in which they can run.
+    pub fn records(&self) -> impl Iterator<Item = (&str, &Record)> {
+        self.steps.iter().map(|step| (step.name, &step.record))
+    }
+
     /// Writes W3C PROV as PROV-JSON.
     pub fn prov(&self) -> Json {
         let mut entities = Map::new();
@@ -314,15 +319,15 @@ fn times(record: &Record) -> (String, String) {
     (start, end)
 }
 
-/// Makes a folder's name of a stage's, with nothing that an identifier would have to escape; a digest tells apart what
-/// would look alike, such as `base/sft` and `base_sft`.
-fn folder_name(stage: &str) -> String {
+/// Names a folder after a stage or its axis values; what cannot stand in a name, or is too long, is told by its digest.
+pub fn folder_name(stage: &str) -> String {
+    const LONGEST: usize = 150;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-=.,".contains(c);
-    if stage.chars().all(is_plain) {
+    if stage.chars().all(is_plain) && stage.len() <= LONGEST {
         return stage.to_owned();
     }
     let plain = stage.chars().map(|c| if is_plain(c) { c } else { '_' });
-    let plain: String = plain.collect();
+    let plain: String = plain.take(LONGEST).collect();
     let digest = Digest::of(stage.as_bytes());
     format!("{}-{}", plain.trim_end_matches('_'), digest.short())
 }

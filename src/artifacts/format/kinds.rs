@@ -1,10 +1,10 @@
 //! The table of formats.
 
-use super::{ArtifactFormat, ColumnFormat, FileFormat, Further, Holds, RowsFormat};
+use super::{ArtifactFormat, ColumnFormat, FileFormat, Further, Holds, Presence, RowsFormat};
 use crate::artifacts::completions::{COMPLETIONS, SCORES};
-use crate::artifacts::curve::CURVE;
+use crate::artifacts::curve::{CURVE, SUMMARY};
 use crate::artifacts::dataset::DATASET;
-use crate::artifacts::embeddings::EMBEDDINGS;
+use crate::artifacts::embeddings::{EMBEDDINGS, EMBEDDINGS_FILE};
 use crate::artifacts::figure::FIGURE;
 use crate::artifacts::judgements::{JUDGEMENTS, REPLIES, order_names, verdict_names};
 use crate::artifacts::labelled_texts::LABELLED_TEXTS;
@@ -40,7 +40,7 @@ const fn column(
     ColumnFormat {
         name,
         holds,
-        may_be_null: false,
+        presence: Presence::Required,
         about,
         example,
     }
@@ -53,7 +53,7 @@ const fn nullable(
     example: &'static str,
 ) -> ColumnFormat {
     ColumnFormat {
-        may_be_null: true,
+        presence: Presence::MayBeNull,
         ..column(name, holds, about, example)
     }
 }
@@ -151,12 +151,15 @@ const COMPLETION_COLUMNS: [ColumnFormat; 11] = [
         "its log-probability under the policy, at temperature 1",
         "-1.25",
     ),
-    nullable(
-        "reward",
-        Holds::Number,
-        "the reward of the completion",
-        "0.5",
-    ),
+    ColumnFormat {
+        presence: Presence::MayBeLeftOut,
+        ..column(
+            "reward",
+            Holds::Number,
+            "the reward of the completion",
+            "0.5",
+        )
+    },
 ];
 
 /// What each artifact kind is made of.
@@ -272,7 +275,7 @@ pub const FORMATS: &[ArtifactFormat] = &[
         kind: EMBEDDINGS,
         about: "one vector for each text, in the order of the texts",
         files: &[file(
-            "embeddings.safetensors",
+            EMBEDDINGS_FILE,
             "the tensor `embeddings`, (texts, dimension), float32",
         )],
         rows: Some(RowsFormat {
@@ -293,7 +296,7 @@ pub const FORMATS: &[ArtifactFormat] = &[
             ROWS,
             DESCRIPTION,
             file(
-                "summary.json",
+                SUMMARY,
                 "how the training ended and what it cost: status (completed or diverged), reason, steps, trained_tokens, \
                  generated_tokens, flops, trained_parameters",
             ),

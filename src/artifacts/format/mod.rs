@@ -52,6 +52,17 @@ impl Holds {
     }
 }
 
+/// Whether a column must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// In every row.
+    Required,
+    /// In every row, or in none.
+    MayBeLeftOut,
+    /// Cells may be null, or the whole column left out.
+    MayBeNull,
+}
+
 /// A column of a kind of rows.
 #[derive(Debug, Clone, Copy)]
 pub struct ColumnFormat {
@@ -59,8 +70,8 @@ pub struct ColumnFormat {
     pub name: &'static str,
     /// What its cells hold.
     pub holds: Holds,
-    /// Whether cells may be null, or the whole column left out.
-    pub may_be_null: bool,
+    /// Whether it must be there.
+    pub presence: Presence,
     /// What it means.
     pub about: &'static str,
     /// A cell, as JSON.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{ArtifactFormat, ColumnFormat, Further, Holds, RowsFormat};
+use super::{ArtifactFormat, ColumnFormat, Further, Holds, Presence, RowsFormat};
 use crate::artifacts::embeddings::EmbeddingMatrix;
 use crate::artifacts::table::Table;
 use crate::engine::diagnostic::did_you_mean;
@@ -94,7 +94,8 @@ pub fn read_rows(
         if matches!(column.holds, Holds::Vector) {
             return cells.vectors().map(Rows::Vectors);
         }
-        cells.add_to(&mut table, column.holds, column.may_be_null)?;
+        let may_be_null = column.presence == Presence::MayBeNull;
+        cells.add_to(&mut table, column.holds, may_be_null)?;
     }
     for cells in all {
         match rows.further {
@@ -107,7 +108,10 @@ pub fn read_rows(
         }
     }
     if rows.further == Further::SomeNumber {
-        let own = rows.columns.iter().filter(|column| !column.may_be_null);
+        let own = rows
+            .columns
+            .iter()
+            .filter(|column| column.presence == Presence::Required);
         let own: Vec<&str> = own.map(|column| column.name).collect();
         let has_numbers = |name: &str| {
             table
@@ -135,11 +139,8 @@ fn check_columns(
 ) -> Result<(), RowsError> {
     let known = || rows.columns.iter().map(|column| column.name);
     let is_known = |name: &str| known().any(|known| known == name);
-    for ColumnFormat {
-        name, may_be_null, ..
-    } in rows.columns
-    {
-        if !may_be_null && !found.iter().any(|found| found == name) {
+    for ColumnFormat { name, presence, .. } in rows.columns {
+        if *presence == Presence::Required && !found.iter().any(|found| found == name) {
             return Err(RowsError::Column {
                 file: Arc::clone(file),
                 column: (*name).to_owned(),
@@ -348,7 +349,12 @@ fn whole_of(field: &Field) -> Option<f64> {
 
 fn truth_of(field: &Field) -> Option<bool> {
     match field {
-        Field::Written(text) => text.to_ascii_lowercase().parse().ok(),
+        // CSV has no truths: tables that are written as CSV have 0 and 1.
+        Field::Written(text) => match text.as_str() {
+            "1" => Some(true),
+            "0" => Some(false),
+            text => text.to_ascii_lowercase().parse().ok(),
+        },
         Field::Typed(value) => value.parse().ok(),
         Field::Empty => None,
     }

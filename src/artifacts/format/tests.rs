@@ -155,7 +155,7 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
         (
             "curve",
             "{\"step\": 1, \"loss\": NaN}".to_owned(),
-            "rows, row 1: expected value at line 1 column 21: it holds NaN, expected a finite number or null",
+            "rows, row 1: `loss` is NaN, expected a finite number or null (expected value at line 1 column 21)",
         ),
         (
             "curve",
@@ -186,6 +186,11 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
             "scores",
             of_scores(""),
             "rows: no column `reward`; found: question_id, sample, question, prompt, completion, tokens, truncated, log_prob",
+        ),
+        (
+            "scores",
+            format!("{}\n{}", of_scores(", \"reward\": 1"), of_scores("")),
+            "rows, row 2: `reward` is null, expected a finite number",
         ),
         (
             "scores",

@@ -16,6 +16,7 @@ mod files;
 mod json;
 mod latex;
 mod markdown;
+mod parts;
 mod shown;
 mod text;
 

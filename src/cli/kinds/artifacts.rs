@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::output::Output;
 use super::super::{Failure, exit_code};
-use crate::artifacts::format::{ArtifactFormat, FORMATS, find};
+use crate::artifacts::format::{ArtifactFormat, FORMATS, Presence, find};
 use crate::engine::diagnostic::did_you_mean;
 
 /// Prints the format of one artifact kind, or lists all of them.
@@ -60,7 +60,8 @@ fn as_json(format: &ArtifactFormat) -> Json {
                 "name": column.name,
                 "type": column.holds.stored_as(),
                 "holds": column.holds.in_words(),
-                "nullable": column.may_be_null,
+                "required": column.presence == Presence::Required,
+                "nullable": column.presence == Presence::MayBeNull,
                 "about": column.about,
                 "example": serde_json::from_str::<Json>(column.example).unwrap_or_default(),
             })
@@ -88,10 +89,10 @@ fn describe(format: &ArtifactFormat) -> String {
         let types = width(&mut { types });
         text.push_str("\ncolumns:\n");
         for column in rows.columns {
-            let null = if column.may_be_null {
-                "; may be null or left out"
-            } else {
-                ""
+            let null = match column.presence {
+                Presence::Required => "",
+                Presence::MayBeLeftOut => "; may be left out",
+                Presence::MayBeNull => "; may be null or left out",
             };
             let _ = writeln!(
                 text,

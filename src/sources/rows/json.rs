@@ -89,11 +89,17 @@ impl<T: Cell> Reading<'_, T> {
 /// Says why a line is no JSON; Python writes numbers that JSON has not.
 fn not_json(error: &serde_json::Error, line: &[u8]) -> String {
     let line = String::from_utf8_lossy(line);
-    match ["NaN", "Infinity"]
-        .iter()
-        .find(|word| line.contains(**word))
-    {
-        Some(word) => format!("{error}: it holds {word}, expected a finite number or null"),
+    let column = |word: &str| -> Option<String> {
+        let before = line[..line.find(word)?].trim_end_matches(['-', ' ']);
+        let key = before.strip_suffix(':')?.trim_end().strip_suffix('"')?;
+        Some(key.rsplit('"').next()?.to_owned())
+    };
+    let found = ["NaN", "Infinity"].iter();
+    let mut found = found.filter_map(|word| Some((*word, column(word)?)));
+    match found.next() {
+        Some((word, column)) => {
+            format!("`{column}` is {word}, expected a finite number or null ({error})")
+        }
         None => error.to_string(),
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::outputs::DeclaredOutput;
+use self::outputs::{DeclaredOutput, TypedOutput};
 use self::variables::{GPUS, PATH};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
 use crate::engine::context::{RunContext, input_folder};
@@ -159,10 +159,7 @@ impl Kind for Command {
 
     fn facts(&self, known: &mut Known<'_>) {
         for (name, output) in &self.outputs {
-            if output
-                .typed()
-                .is_some_and(outputs::TypedOutput::has_rows_of_input)
-            {
+            if output.typed().is_some_and(TypedOutput::has_rows_of_input) {
                 known.passes_on_of_only_input(name, &[ROWS, ROWS_PER_PROMPT]);
             }
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::outputs::TypedOutput;
 use super::same_rows;
-use crate::artifacts::curve::{CURVE, Status, TrainingSummary};
+use crate::artifacts::curve::{CURVE, SUMMARY, Status, TrainingSummary};
 use crate::artifacts::figure::FIGURE;
 use crate::artifacts::format::{self, ArtifactFormat, Rows, RowsFormat, read_rows};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
@@ -23,8 +23,6 @@ use crate::stages::data::load_reward::described;
 const MOST_TEXT: u64 = 64 << 20;
 /// What rows in a folder may be called.
 const ROWS_FILES: [&str; 3] = ["table.parquet", "table.jsonl", "table.csv"];
-/// How a training ended.
-const SUMMARY: &str = "summary.json";
 
 /// Takes an output of some kind.
 pub(super) fn take(
