@@ -16,6 +16,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::data::load_reward::LoadReward>(),
     StageKind::of::<stages::data::reward_command::RewardCommand>(),
     StageKind::of::<stages::data::reward_rule::RewardRule>(),
+    StageKind::of::<stages::data::load_dataset::LoadDataset>(),
     StageKind::of::<stages::data::load_encoder::LoadEncoder>(),
     StageKind::of::<stages::train::train_tokenizer::TrainTokenizer>(),
     StageKind::of::<stages::data::init_model::InitModel>(),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::dataset::Dataset;
+use super::dataset::{Dataset, Example};
 use super::language_model::ModelError;
 use super::reward_rule::{Asked, RuleError};
 use crate::engine::artifact::Digest;
@@ -52,7 +52,8 @@ pub struct RewardProgram {
     folder: PathBuf,
     data: Dataset,
     by_prompt: BTreeMap<String, usize>,
-    by_question: BTreeMap<String, usize>,
+    /// None where rows of a question have other columns than each other.
+    by_question: BTreeMap<String, Option<usize>>,
 }
 
 impl RewardProgram {
@@ -72,14 +73,19 @@ impl RewardProgram {
             let data = Dataset::read(&folder.join("data"));
             data.map_err(|error| malformed(error.to_string()))?
         };
-        // The first of equal texts counts.
-        let places = data.examples.iter().enumerate().rev();
-        let by = |(at, text): (usize, &String)| (text.clone(), at);
-        let by_prompt = places.clone().map(|(at, row)| by((at, &row.prompt)));
-        let by_question = places.map(|(at, row)| by((at, &row.question)));
+        let places = data.examples.iter().enumerate();
+        let by_prompt = places.clone().map(|(at, row)| (row.prompt.clone(), at));
+        let mut by_question: BTreeMap<String, Option<usize>> = BTreeMap::new();
+        for (at, row) in places.filter(|(_, row)| !row.question.is_empty()) {
+            let told = |at: usize| told(&description.columns, &data.examples[at]);
+            by_question
+                .entry(row.question.clone())
+                .and_modify(|first| *first = first.filter(|first| told(*first) == told(at)))
+                .or_insert(Some(at));
+        }
         Ok(Self {
             by_prompt: by_prompt.collect(),
-            by_question: by_question.collect(),
+            by_question,
             description,
             folder: folder.to_owned(),
             data,
@@ -118,19 +124,23 @@ impl RewardProgram {
         if self.description.columns.is_empty() {
             return Ok(Vec::new());
         }
-        let found = self.by_prompt.get(asked.prompt);
-        let found = found.or_else(|| self.by_question.get(asked.question));
+        let found = self.by_prompt.get(asked.prompt).copied();
+        let found = found.or_else(|| *self.by_question.get(asked.question)?);
         let place = found.ok_or_else(|| RuleError::unknown_columns(asked.prompt))?;
-        let row = &self.data.examples[*place];
-        let value = |column: &String| match row.kept.get(column) {
-            Some(value) => Some(value.as_str()),
-            None => match column.as_str() {
-                "question" => Some(row.question.as_str()),
-                "chosen" => row.chosen.as_deref(),
-                "rejected" => row.rejected.as_deref(),
-                _ => None,
-            },
-        };
-        Ok(self.description.columns.iter().map(value).collect())
+        Ok(told(&self.description.columns, &self.data.examples[place]))
     }
+}
+
+/// Returns what a program is told with the prompt of a row.
+pub fn told<'a>(columns: &[String], row: &'a Example) -> Vec<Option<&'a str>> {
+    let value = |column: &String| match row.kept.get(column) {
+        Some(value) => Some(value.as_str()),
+        None => match column.as_str() {
+            "question" => Some(row.question.as_str()),
+            "chosen" => row.chosen.as_deref(),
+            "rejected" => row.rejected.as_deref(),
+            _ => None,
+        },
+    };
+    columns.iter().map(value).collect()
 }

@@ -38,7 +38,7 @@ pub fn holds_a_turn(text: &str) -> bool {
 }
 
 /// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Speaker {
     /// The user.
     Human,

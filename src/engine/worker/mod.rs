@@ -262,6 +262,8 @@ impl Worker<'_> {
         let outcome = stage.run(&mut ctx);
         drop(watch);
         if let Err(error) = outcome {
+            // A program may have outlived the stage that started it.
+            ctx.command_ended();
             let error = worded(error, &sources);
             return Err(self.explain_full_disk(error).into());
         }

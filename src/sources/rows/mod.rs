@@ -235,6 +235,22 @@ impl RowFiles {
         Ok(names.into_inner().into_iter().collect())
     }
 
+    /// Returns the names of the columns in the first `rows` rows.
+    pub fn columns_of_first(&self, rows: usize) -> Result<Vec<String>, RowsError> {
+        let names = Names::default();
+        let mut seen = 0;
+        let mut take = |_: Row<Nested>| {
+            seen += 1;
+            Ok(if seen < rows {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
+        };
+        self.each(&[], Some(&names), &mut take)?;
+        Ok(names.into_inner().into_iter().collect())
+    }
+
     fn each<T: Cell>(
         &self,
         columns: &[&str],

@@ -14,9 +14,11 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::listed;
 use crate::random::Stream;
-use crate::sources::rows::{RowFiles, RowsError};
+use crate::sources::rows::RowFiles;
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
+
+use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
 
 /// How the rows of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,6 +28,8 @@ pub enum TextLayout {
     Davidson,
     /// `paul-rottger/hatecheck-data`: `test_case`, and `label_gold`, `hateful` or `non-hateful`.
     Hatecheck,
+    /// `text` and `label`, whatever labels there are.
+    TextLabel,
 }
 
 impl TextLayout {
@@ -33,19 +37,43 @@ impl TextLayout {
         match self {
             Self::Davidson => ["tweet", "class"],
             Self::Hatecheck => ["test_case", "label_gold"],
+            Self::TextLabel => ["text", "label"],
         }
     }
 
-    /// Classes as files spell them, and as we do.
-    fn classes(self) -> &'static [(&'static str, &'static str)] {
+    /// Classes as files spell them, and as we do, where the layout knows them.
+    fn classes(self) -> Option<&'static [(&'static str, &'static str)]> {
         match self {
-            Self::Davidson => &[("0", "hate"), ("1", "offensive"), ("2", "neither")],
-            Self::Hatecheck => &[("hateful", "hateful"), ("non-hateful", "non-hateful")],
+            Self::Davidson => Some(&[("0", "hate"), ("1", "offensive"), ("2", "neither")]),
+            Self::Hatecheck => Some(&[("hateful", "hateful"), ("non-hateful", "non-hateful")]),
+            Self::TextLabel => None,
         }
+    }
+
+    /// Tells a layout by the columns of a file.
+    fn of(found: &[String], columns: &BTreeMap<String, String>) -> Option<Self> {
+        let has = |name: &&str| found.iter().any(|found| found == named(columns, name));
+        let layouts = [Self::TextLabel, Self::Davidson, Self::Hatecheck];
+        let mut fits = layouts
+            .into_iter()
+            .filter(|layout| layout.columns().iter().all(&has));
+        let first = fits.next();
+        if fits.next().is_some() { None } else { first }
     }
 }
 
+/// Rows in which columns are looked for.
+const LOOKED_AT: usize = 1000;
+
+/// What the file calls a column.
+fn named<'a>(columns: &'a BTreeMap<String, String>, name: &'a str) -> &'a str {
+    columns.get(name).map_or(name, String::as_str)
+}
+
 /// Loads texts with classes: a training and a held-out part, and prompts from the beginnings of held-out texts.
+///
+/// What is read is the `source`, or without one what a stage made, on the port `data`; without `layout` the names of the
+/// columns decide.
 ///
 /// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts. Rows with an
 /// empty cell are left out; the log says how many.
@@ -53,15 +81,20 @@ impl TextLayout {
 #[serde(deny_unknown_fields)]
 pub struct LoadLabelledTexts {
     /// A file, packed with gzip or not, or a local folder of part files.
-    source: Source,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
     /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
     /// The SHA-256 of the file.
     #[serde(default)]
     sha256: Option<Sha256>,
-    /// How rows are laid out.
-    layout: TextLayout,
+    /// How rows are laid out; if absent, the columns decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layout: Option<TextLayout>,
+    /// What the file calls the columns of a layout, as in `{ text: tweet }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    columns: BTreeMap<String, String>,
     /// Other names for all classes; classes of one name become one.
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -96,7 +129,7 @@ fn template() -> String {
 /// A text with its class in the file.
 struct Found {
     text: String,
-    class: &'static str,
+    class: String,
 }
 
 impl Kind for LoadLabelledTexts {
@@ -106,7 +139,7 @@ impl Kind for LoadLabelledTexts {
         "{ source: data/davidson.csv, layout: davidson, held_out: 0.1, prompts: 150, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
-        Vec::new()
+        source_or_port(self.source.as_ref())
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -121,15 +154,12 @@ impl Kind for LoadLabelledTexts {
     }
 
     fn sources(&self) -> Vec<SourceParam> {
-        vec![SourceParam {
-            key: "source".to_owned(),
-            source: self.source.clone(),
-            sha256: self.sha256,
-        }]
+        source_params(self.source.as_ref(), self.sha256)
     }
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        check_sha256(self.source.as_ref(), self.sha256, &mut problems);
         at_least_one("prompt_words", self.prompt_words as u64, &mut problems);
         at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
         if !(0.0..1.0).contains(&self.held_out) {
@@ -150,14 +180,14 @@ impl Kind for LoadLabelledTexts {
                 format!("`{}` does not contain `{{question}}`", self.template),
             ));
         }
-        let classes: BTreeSet<&str> = self
-            .layout
-            .classes()
+        let known = self.layout.and_then(TextLayout::classes);
+        let classes: BTreeSet<&str> = known
             .iter()
+            .flat_map(|known| known.iter())
             .map(|(_, name)| *name)
             .collect();
         let named: BTreeSet<&str> = self.labels.keys().map(String::as_str).collect();
-        if !self.labels.is_empty() && named != classes {
+        if !self.labels.is_empty() && known.is_some() && named != classes {
             problems.push(Problem::new(
                 "labels",
                 format!("`labels` must name each of {}", listed(classes)),
@@ -167,13 +197,16 @@ impl Kind for LoadLabelledTexts {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let (found, left_out) = self.read(ctx.source("source")?)?;
+        let origin = source_name(self.source.as_ref());
+        let path = source_path(self.source.as_ref(), ctx)?;
+        let (found, left_out) = self.read(&path)?;
         if left_out > 0 {
             ctx.note(&format!(
                 "{left_out} of {} rows have an empty cell and were left out",
                 found.len() + left_out
             ));
         }
+        let classes = self.known_classes(&found)?;
         let stream = Stream::new(self.seed, "load_labelled_texts");
         let is_held_out =
             |found: &Found| stream.child("part").child(&found.text).at(0).uniform() < self.held_out;
@@ -185,25 +218,21 @@ impl Kind for LoadLabelledTexts {
             if part.is_empty() {
                 return Err(StageError::new(format!(
                     "{}: the part `{name}` is empty",
-                    self.source
+                    source_name(self.source.as_ref())
                 )));
             }
             let rows: Vec<LabelledText> = part
                 .iter()
                 .map(|found| LabelledText {
                     text: found.text.clone(),
-                    label: self.label(found.class),
+                    label: self.label(&found.class),
                 })
                 .collect();
-            write(
-                &ctx.output(name)?,
-                &format!("Texts of {}", self.source),
-                &rows,
-            )?;
+            write(&ctx.output(name)?, &format!("Texts of {origin}"), &rows)?;
         }
         if self.prompts > 0 {
-            let examples = self.make_prompts(&held_out, &stream)?;
-            let title = format!("Beginnings of texts of {}", self.source);
+            let examples = self.make_prompts(&held_out, &classes, &stream)?;
+            let title = format!("Beginnings of texts of {origin}");
             Dataset { title, examples }.write(&ctx.output("prompts")?)?;
         }
         Ok(())
@@ -217,37 +246,85 @@ impl LoadLabelledTexts {
     }
 
     /// Reads texts, and returns how many rows have an empty cell.
-    fn read(&self, path: &Path) -> Result<(Vec<Found>, usize), RowsError> {
+    fn read(&self, path: &Path) -> Result<(Vec<Found>, usize), StageError> {
         let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
-        let name = self.source.to_string();
+        let name = source_name(self.source.as_ref());
         let files = RowFiles::find(path, &name, self.split.as_deref(), most_text)?;
         let mut allowance = files.allowance();
-        let classes = self.layout.classes();
+        let layout = match self.layout {
+            Some(layout) => layout,
+            None => {
+                let columns = files.columns_of_first(LOOKED_AT)?;
+                TextLayout::of(&columns, &self.columns).ok_or_else(|| {
+                    let found = listed(columns.iter().map(String::as_str));
+                    StageError::new(format!(
+                        "{name}: the columns {found} are those of no layout, or of several"
+                    ))
+                    .hint("say which one with `layout`, or name them: `columns: { text: NAME, label: NAME }`")
+                })?
+            }
+        };
+        let classes = layout.classes();
+        let wanted = layout.columns();
+        let columns = [0, 1].map(|place| named(&self.columns, wanted[place]));
         let mut found = Vec::new();
-        let left_out = files.read(&self.layout.columns(), |mut row| {
+        let mut unknown = None;
+        let left_out = files.read(&columns, |mut row| {
             let spelt = row.values[1].trim();
-            let class = classes.iter().find(|(known, _)| *known == spelt);
-            let (_, class) = class.ok_or_else(|| {
-                let known: Vec<&str> = classes.iter().map(|(known, _)| *known).collect();
-                row.error(format!(
+            let class = match classes {
+                Some(known) => known
+                    .iter()
+                    .find(|(known, _)| *known == spelt)
+                    .map(|(_, class)| *class),
+                None => Some(spelt),
+            };
+            let Some(class) = class.map(str::to_owned) else {
+                // No fault of one row: all texts of the class would be missing.
+                let known = classes.unwrap_or_default().iter();
+                let known: Vec<&str> = known.map(|(known, _)| *known).collect();
+                unknown = Some(row.error(format!(
                     "`{}` is {spelt:.40}, expected {}",
-                    self.layout.columns()[1],
+                    columns[1],
                     known.join(" or ")
-                ))
-            })?;
+                )));
+                return Ok(ControlFlow::Break(()));
+            };
             let text = row.values.swap_remove(0);
             allowance.keep(&row.file, text.len())?;
             found.push(Found { text, class });
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok((found, left_out))
+        unknown.map_or(Ok((found, left_out)), |fault| Err(fault.into()))
+    }
+
+    /// The classes in order: those of the layout, or those that there are.
+    fn known_classes(&self, found: &[Found]) -> Result<Vec<String>, StageError> {
+        let known = self.layout.and_then(TextLayout::classes);
+        let there: BTreeSet<&str> = found.iter().map(|found| found.class.as_str()).collect();
+        if let Some(known) = known {
+            return Ok(known.iter().map(|(_, name)| (*name).to_owned()).collect());
+        }
+        let mut named = self.labels.keys();
+        if let Some(absent) = named.find(|name| !there.contains(name.as_str())) {
+            return Err(StageError::new(format!(
+                "{}: no text has the class `{absent}`, which `labels` names; found: {}",
+                source_name(self.source.as_ref()),
+                listed(there.iter().copied())
+            )));
+        }
+        Ok(there.into_iter().map(str::to_owned).collect())
     }
 
     /// Makes distinct prompts of the first words of texts, the classes in turn.
-    fn make_prompts(&self, texts: &[Found], stream: &Stream) -> Result<Vec<Example>, StageError> {
+    fn make_prompts(
+        &self,
+        texts: &[Found],
+        classes: &[String],
+        stream: &Stream,
+    ) -> Result<Vec<Example>, StageError> {
         let mut seen = BTreeSet::new();
         let mut by_class: IndexMap<&str, Vec<String>> = IndexMap::new();
-        for (_, class) in self.layout.classes() {
+        for class in classes {
             by_class.insert(class, Vec::new());
         }
         for found in texts {
@@ -256,7 +333,7 @@ impl LoadLabelledTexts {
             if words.len() > self.prompt_words {
                 let start = words[..self.prompt_words].join(" ");
                 if seen.insert(start.clone())
-                    && let Some(starts) = by_class.get_mut(found.class)
+                    && let Some(starts) = by_class.get_mut(found.class.as_str())
                 {
                     starts.push(start);
                 }
@@ -288,7 +365,7 @@ impl LoadLabelledTexts {
         }
         Err(StageError::new(format!(
             "{}: {} held-out texts have more than {} words, {} prompts were asked for",
-            self.source,
+            source_name(self.source.as_ref()),
             examples.len(),
             self.prompt_words,
             self.prompts
@@ -306,12 +383,14 @@ mod tests {
     }
 
     fn texts(count: usize) -> Vec<Found> {
-        let classes = TextLayout::Davidson.classes();
+        let classes = TextLayout::Davidson.classes().unwrap();
         (0..count)
             .map(|index| Found {
                 text: format!("tweet {index} has exactly five words and more"),
                 // One class is rare.
-                class: classes[if index % 10 == 0 { 0 } else { 1 + index % 2 }].1,
+                class: classes[if index % 10 == 0 { 0 } else { 1 + index % 2 }]
+                    .1
+                    .to_owned(),
             })
             .collect()
     }
@@ -321,7 +400,11 @@ mod tests {
         let kind =
             kind("{ source: d, layout: davidson, held_out: 0.5, prompts: 6, prompt_words: 3 }");
         let stream = Stream::new(0, "test");
-        let prompts = kind.make_prompts(&texts(40), &stream).ok().unwrap();
+        let classes = kind.known_classes(&[]).ok().unwrap();
+        let prompts = kind
+            .make_prompts(&texts(40), &classes, &stream)
+            .ok()
+            .unwrap();
         let rare: Vec<usize> = (0..6)
             .filter(|place| {
                 let index: usize = prompts[*place]
@@ -336,7 +419,34 @@ mod tests {
             .collect();
         assert_eq!(rare, [0, 3]);
         assert!(prompts.iter().all(|prompt| prompt.prompt.ends_with(" has")));
-        assert!(kind.make_prompts(&texts(3), &stream).is_err());
+        assert!(kind.make_prompts(&texts(3), &classes, &stream).is_err());
+    }
+
+    #[test]
+    fn any_labels_are_read_where_the_columns_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.jsonl");
+        fs_err::write(&path, "{\"words\": \"a\", \"label\": 1}\n{\"words\": \"b\", \"label\": \"x\"}\n{\"words\": null, \"label\": 2}\n")
+            .unwrap();
+        let read = |params: &str| {
+            let kind = kind(params);
+            let (found, left_out) = kind.read(&path).map_err(|error| match error {
+                StageError::Failed { message, .. } => message,
+                StageError::Interrupted => unreachable!(),
+            })?;
+            let classes = kind
+                .known_classes(&found)
+                .map_err(|_| "classes".to_owned())?;
+            Ok::<_, String>((classes, left_out, kind.label(&found[1].class)))
+        };
+        let named = "{ source: d, columns: { text: words }, labels: { x: y } }";
+        let classes = vec!["1".to_owned(), "x".to_owned()];
+        assert_eq!(read(named).unwrap(), (classes, 1, "y".to_owned()));
+        assert_eq!(read(&named.replace("x: y", "z: y")).unwrap_err(), "classes");
+        assert_eq!(
+            read("{ source: d }").unwrap_err(),
+            "file:d: the columns words, label are those of no layout, or of several"
+        );
     }
 
     #[test]
@@ -353,11 +463,13 @@ mod tests {
             .unwrap()
             .0
             .iter()
-            .map(|found| kind.label(found.class))
+            .map(|found| kind.label(&found.class))
             .collect();
         assert_eq!(labels, ["neutral", "toxic"]);
         fs_err::write(&path, "class,tweet\n2,a\n3,b\n").unwrap();
-        let error = kind.read(&path).err().unwrap().to_string();
+        let Some(StageError::Failed { message: error, .. }) = kind.read(&path).err() else {
+            panic!("read")
+        };
         assert_eq!(error, "file:d, row 2: `class` is 3, expected 0 or 1 or 2");
         assert_eq!(
             self::kind("{ source: d, layout: hatecheck, labels: { hateful: toxic } }")

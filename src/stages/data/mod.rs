@@ -3,6 +3,7 @@
 pub mod generate_tree;
 pub mod generate_world;
 pub mod init_model;
+pub mod load_dataset;
 pub mod load_encoder;
 pub mod load_labelled_texts;
 pub mod load_model;
@@ -12,3 +13,5 @@ pub mod reward_command;
 pub mod reward_rule;
 
 mod model_files;
+mod origin;
+mod question;

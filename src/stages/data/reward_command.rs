@@ -1,13 +1,14 @@
 //! `reward_command`: rewards that a program of the user's gives.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::reward_program::{
-    OWN_COLUMNS, ProgramDescription, REWARD_PROGRAM, RewardProgram,
+    OWN_COLUMNS, ProgramDescription, REWARD_PROGRAM, RewardProgram, told,
 };
 use crate::engine::artifact::Digest;
 use crate::engine::context::RunContext;
@@ -24,8 +25,10 @@ use crate::stages::ranges;
 /// hold `"columns": {"answer": ["c"]}`, too: the values of the prompt's row in `data`. With `prefixes: true` objectives that
 /// need rewards of unfinished completions ask for them in lines with `"prefixes": true`.
 ///
-/// Its working directory is an empty scratch folder with copies of the `code`; its environment is that of `command`, with
-/// `PYTHONUNBUFFERED` set. Every completion of a prompt is asked about once in a stage. Without `deterministic: true` the
+/// Its working directory is an empty scratch folder with copies of the `code`; its environment holds PATH, what `env` names,
+/// an empty HOME and PYTHONUNBUFFERED, and shows no GPU. A line of an answer has at most 1 MiB. It is asked about the same
+/// once in a stage, and ends when its input does, within 10 seconds. Columns are texts (what was none in the file is JSON) or
+/// null. A training tells it whole prompts, `score` and `judge` what the policy read. Without `deterministic: true` the
 /// rewards are kept with the result (`received.jsonl`): a training that is resumed and an audit take them from there.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -45,7 +48,8 @@ pub struct RewardCommand {
     /// Whether it values completions that go on, as `forward_looking` needs it.
     #[serde(default)]
     prefixes: bool,
-    /// Whether it gives the same reward whenever it is asked the same; the first request of a stage is made twice.
+    /// Whether it gives a completion the same reward whenever it is asked, whatever else is in the request; the first request
+    /// of a stage is made twice, the second time in other parts and another order.
     #[serde(default)]
     deterministic: bool,
     /// Whether several copies of it may run at once: as many as the stage that asks has `cpus`.
@@ -54,7 +58,8 @@ pub struct RewardCommand {
     /// Completions in a request, at most.
     #[serde(default = "thirty_two")]
     batch_size: usize,
-    /// Seconds that it has for a request, its start included.
+    /// Seconds that it has for a request, its start included. The environment variable FLOWGRAPH_REWARD_TIMEOUT goes before
+    /// it, and changes no result.
     #[serde(default = "five_minutes")]
     timeout: f64,
 }
@@ -139,10 +144,35 @@ impl Kind for RewardCommand {
         };
         RewardProgram::save(&description, &data, &folder)?;
         if !self.code.is_empty() {
-            ctx.lay_out_code(&RewardProgram::code_in(&folder))?;
+            let code = RewardProgram::code_in(&folder);
+            ctx.lay_out_code(&code)?;
+            follow_links(&code)?;
         }
         Ok(())
     }
+}
+
+/// Puts files in the place of links to them, which an artifact has no room for.
+fn follow_links(folder: &Path) -> Result<(), StageError> {
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        let kind = fs_err::symlink_metadata(&path)?.file_type();
+        if kind.is_dir() {
+            follow_links(&path)?;
+        } else if kind.is_symlink() {
+            let target = fs_err::canonicalize(&path)?;
+            if target.is_dir() {
+                return Err(StageError::new(format!(
+                    "{}: `code` holds a link to a folder",
+                    path.display()
+                ))
+                .hint("put the folder itself there: a reward program is kept without links to folders"));
+            }
+            fs_err::remove_file(&path)?;
+            fs_err::copy(target, &path)?;
+        }
+    }
+    Ok(())
 }
 
 impl RewardCommand {
@@ -167,9 +197,11 @@ impl RewardCommand {
         let mut rows: Vec<Example> = Vec::new();
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         for (row, example) in data.examples.iter().enumerate() {
-            let told = |column: &String| self.columns.contains(column);
             let wants = |column: &str| self.columns.iter().any(|other| other == column);
-            let kept = example.kept.iter().filter(|(column, _)| told(column));
+            let kept = example
+                .kept
+                .iter()
+                .filter(|(column, _)| self.columns.contains(column));
             let known = Example {
                 question_id: example.question_id,
                 question: example.question.clone(),
@@ -181,7 +213,8 @@ impl RewardCommand {
                     .collect(),
             };
             match places.get(example.prompt.as_str()) {
-                Some(place) if rows[*place] == known => {}
+                Some(place)
+                    if told(&self.columns, &rows[*place]) == told(&self.columns, &known) => {}
                 Some(_) => {
                     return Err(StageError::new(format!(
                         "the prompt {:?} has other values of `columns` in row {row} than before",

@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::question::{Answer, Question};
 use crate::engine::artifact::Digest;
 use crate::sources::dialogue::{Speaker, holds_a_turn, split_pair};
 use crate::sources::rows::{Nested, Row, RowFiles, RowsError};
+use crate::stages::data::question::{Answer, Question};
 
 /// How the rows of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -144,7 +144,7 @@ impl Layout {
                     if holds_a_turn(&chosen) || holds_a_turn(&rejected) {
                         return take(&row.file, Found::Unusable(Unusable::FurtherTurn));
                     }
-                    let question = Question::Turns(turns);
+                    let question = Question::Turns(String::new(), turns);
                     let key = Digest::of(format!("{question:?}").as_bytes());
                     let pair = Pair {
                         question,

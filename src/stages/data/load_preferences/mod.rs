@@ -19,10 +19,10 @@ use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
 mod layout;
-mod question;
 
+use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
+use super::question::{Template, cut_end};
 use layout::{Found, Pair, Unusable};
-use question::{Template, cut_end};
 
 pub use layout::Layout;
 
@@ -45,8 +45,9 @@ pub enum LongQuestions {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadPreferences {
-    /// A file, packed with gzip or not, or a local folder of part files.
-    source: Source,
+    /// A file, packed with gzip or not, or a local folder of part files; left out where the port `data` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
     /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
@@ -94,7 +95,7 @@ impl Kind for LoadPreferences {
     const EXAMPLE: &'static str = "{ source: data/rl, layout: stack_exchange_paired, template: stack_llama, max_pairs_per_question: 4 }";
 
     fn ports(&self) -> Vec<Port> {
-        Vec::new()
+        source_or_port(self.source.as_ref())
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -102,11 +103,7 @@ impl Kind for LoadPreferences {
     }
 
     fn sources(&self) -> Vec<SourceParam> {
-        vec![SourceParam {
-            key: "source".to_owned(),
-            source: self.source.clone(),
-            sha256: self.sha256,
-        }]
+        source_params(self.source.as_ref(), self.sha256)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -121,6 +118,7 @@ impl Kind for LoadPreferences {
         ] {
             at_least_one(key, value.unwrap_or(1) as u64, &mut problems);
         }
+        check_sha256(self.source.as_ref(), self.sha256, &mut problems);
         if let Err(reason) = Template::parse(&self.template) {
             problems.push(Problem::new("template", reason));
         }
@@ -128,15 +126,15 @@ impl Kind for LoadPreferences {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let path = ctx.source("source")?;
+        let path = source_path(self.source.as_ref(), ctx)?;
         if path.is_dir() && self.sha256.is_some() {
             return Err(
                 StageError::new(format!("{}: a folder has no SHA-256", path.display()))
                     .hint("give a file, or leave `sha256` out"),
             );
         }
-        let name = self.source.to_string();
-        let (examples, left_out) = self.load(path, &name)?;
+        let name = source_name(self.source.as_ref());
+        let (examples, left_out) = self.load(&path, &name)?;
         if examples.is_empty() {
             return Err(left_out.nothing_left(&name));
         }

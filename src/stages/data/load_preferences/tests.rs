@@ -136,7 +136,7 @@ fn what_stands_before_the_first_tag_is_not_lost_in_chats() {
 fn many_turns_are_cut() {
     // Work that grew with their square would show: minutes.
     let turn = "\n\nHuman: a\n\nAssistant: b";
-    let cut = |question: &mut question::Question| {
+    let cut = |question: &mut super::super::question::Question| {
         assert!(question.cut(60));
         assert!(question.length() <= 60 && question.length() > 30);
         assert!(!question.cut(20), "the last turn stays");
@@ -146,12 +146,13 @@ fn many_turns_are_cut() {
         "Human: first{}\n\nHuman: last\n\nAssistant:",
         turn.repeat(many)
     );
-    cut(&mut question::Question::Dialogue(whole));
+    cut(&mut super::super::question::Question::Dialogue(whole));
     let turns = [(Speaker::Human, "a"), (Speaker::Assistant, "b")];
     let turns = turns.repeat(many).into_iter();
     let last = (Speaker::Human, "last".to_owned());
     let turns = turns.map(|(who, said)| (who, said.to_owned()));
-    cut(&mut question::Question::Turns(
+    cut(&mut super::super::question::Question::Turns(
+        String::new(),
         turns.chain([last]).collect(),
     ));
 }

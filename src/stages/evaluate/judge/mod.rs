@@ -30,7 +30,7 @@ mod prompts;
 ///
 /// The opponent of a completion is a preferred completion of its question from a dataset (GDPO, DPO: one drawn by the
 /// seed if there are several different ones), or the sample of the same number from other completions (beginning again
-/// if they are fewer). A reward model or rule prefers the greater reward; equal ones tie. A language model behind an
+/// if they are fewer). A reward model, rule or program prefers the greater reward; equal ones tie. A language model behind an
 /// OpenAI-compatible server is asked twice, with either completion first, at temperature 0, with prompts of the forms of
 /// the DPO paper (Rafailov et al. 2023); it is not asked about equal completions, which tie. Its raw replies are the
 /// output `replies`. They are kept as they come: a run that broke off asks nothing twice. `win_rate` makes a table of
@@ -113,7 +113,7 @@ impl Kind for Judge {
             ports.push(Port::one(
                 "reward",
                 REWARDS,
-                "judges: a reward model or a rule",
+                "judges: a reward model, a rule or a program",
             ));
         }
         ports

@@ -4,16 +4,17 @@ mod process;
 mod received;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io::Error as IoError;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use self::process::{Process, Silence};
+use self::process::{Answer, FAREWELL, Heard, Process};
 use self::received::{Question, Received};
 use crate::artifacts::completions::CompletionRow;
 use crate::artifacts::reward_program::{ProgramDescription, RewardProgram};
@@ -123,15 +124,6 @@ impl<'a> Text<'a> {
             prefix: false,
         }
     }
-
-    fn question(&self) -> Question {
-        Question {
-            prompt: self.asked.prompt.to_owned(),
-            completion: self.completion.to_owned(),
-            finished: self.finished,
-            prefix: self.prefix,
-        }
-    }
 }
 
 /// A program that gives rewards; it is started when it is first asked.
@@ -144,14 +136,20 @@ pub(crate) struct Program {
     cancel: Cancel,
 }
 
-#[derive(Default)]
 struct Work {
     copies: Vec<Copy>,
     received: Received,
-    /// The request that each text without an answer is in.
-    asked: HashMap<Question, u64>,
+    /// Texts that were asked about and have no answer.
+    asked: HashSet<Question>,
+    /// Requests that no copy has yet.
+    waiting: VecDeque<Request>,
     /// Requests so far.
     count: u64,
+    /// Requests without an answer that ask again what was asked.
+    again: usize,
+    answers: Receiver<Heard>,
+    /// Kept so that new copies can be given one.
+    to_answers: Sender<Heard>,
 }
 
 struct Copy {
@@ -162,10 +160,16 @@ struct Copy {
     since: Instant,
 }
 
+#[derive(Clone)]
 struct Request {
-    id: u64,
     questions: Vec<Question>,
+    line: String,
+    /// Whether it asks again what was asked.
+    is_again: bool,
 }
+
+/// Requests that a copy may have at once: it finds the next one when it is done with one.
+const AHEAD: usize = 2;
 
 #[derive(Serialize)]
 struct RequestLine<'a> {
@@ -175,7 +179,7 @@ struct RequestLine<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     prefixes: bool,
     #[serde(skip_serializing_if = "indexmap::IndexMap::is_empty")]
-    columns: indexmap::IndexMap<&'a str, Vec<Option<String>>>,
+    columns: indexmap::IndexMap<&'a str, Vec<Option<&'a str>>>,
 }
 
 #[derive(Deserialize)]
@@ -213,6 +217,7 @@ impl Program {
         } else {
             1
         };
+        let (to_answers, answers) = channel();
         let mut commands = Vec::with_capacity(copies);
         for copy in 0..copies {
             commands.push(command(&program, copy, ctx)?);
@@ -221,8 +226,14 @@ impl Program {
             timeout: Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX),
             commands: RefCell::new(commands),
             work: RefCell::new(Work {
+                copies: Vec::new(),
                 received,
-                ..Work::default()
+                asked: HashSet::new(),
+                waiting: VecDeque::new(),
+                count: 0,
+                again: 0,
+                answers,
+                to_answers,
             }),
             cancel: Cancel::new(ctx.cancel_flag()),
             program,
@@ -247,24 +258,20 @@ impl Program {
     /// Sends requests for the texts that were not asked about, and does not wait for answers.
     pub(crate) fn ahead(&self, texts: &[Text<'_>]) -> Result<(), ProgramError> {
         let mut work = self.work.borrow_mut();
-        let most = self.description().batch_size.max(1);
         // A request is of whole completions or of prefixes.
         for prefix in [false, true] {
-            let mut new: Vec<&Text<'_>> = Vec::new();
+            let mut new = Vec::new();
             for text in texts.iter().filter(|text| text.prefix == prefix) {
-                let question = text.question();
-                if work.received.get(&question).is_some() || work.asked.contains_key(&question) {
-                    continue;
+                let question = self.question(text)?;
+                if work.received.get(&question).is_none() && work.asked.insert(question.clone()) {
+                    new.push(question);
                 }
-                let request = work.count + (new.len() / most) as u64;
-                work.asked.insert(question, request);
-                new.push(text);
             }
-            for request in new.chunks(most) {
-                self.send(&mut work, request)?;
+            for questions in new.chunks(self.batch_size().max(1)) {
+                self.ask(&mut work, questions)?;
             }
         }
-        Ok(())
+        self.hand_out(&mut work)
     }
 
     /// Returns the reward of each text.
@@ -273,14 +280,18 @@ impl Program {
         let mut work = self.work.borrow_mut();
         let mut rewards = Vec::with_capacity(texts.len());
         for text in texts {
-            let question = text.question();
-            while work.received.get(&question).is_none() {
-                let Some(id) = work.asked.get(&question).copied() else {
-                    return Err(ProgramError::Start(IoError::other("BUG: nobody was asked")));
-                };
-                self.receive(&mut work, id)?;
-            }
-            rewards.extend(work.received.get(&question));
+            let question = self.question(text)?;
+            let reward = loop {
+                if let Some(reward) = work.received.get(&question) {
+                    break reward;
+                }
+                self.receive(&mut work)?;
+            };
+            rewards.push(reward);
+        }
+        // No reward is used before the promise is checked.
+        while work.again > 0 {
+            self.receive(&mut work)?;
         }
         Ok(rewards)
     }
@@ -288,17 +299,33 @@ impl Program {
     /// Ends the program; keeps what it gave with the output, if it need not give the same again.
     pub(crate) fn finish(&self, output: &str, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut work = self.work.borrow_mut();
-        // What was asked ahead and never used is asked for all the same: it is in the log or it is not.
-        for id in 0..work.count {
-            self.receive(&mut work, id)?;
+        // What was asked ahead and not used has its answer in the log as well.
+        while !work.waiting.is_empty() || work.copies.iter().any(|copy| !copy.open.is_empty()) {
+            self.receive(&mut work)?;
         }
-        let folder = ctx.output(output)?;
-        work.received.write(&folder)?;
         let was_started = !work.copies.is_empty();
-        for copy in &mut work.copies {
-            copy.process.end();
+        let mut copies = std::mem::take(&mut work.copies);
+        for copy in &mut copies {
+            match copy.process.end(FAREWELL) {
+                Some(status) if status.success() => {}
+                Some(status) => ctx.warn(&format!(
+                    "the reward program ended ({status}) after its last answer{}",
+                    copy.last_words()
+                )),
+                None => ctx.note("the reward program did not end with its input, and was ended"),
+            }
         }
-        work.copies.clear();
+        // An answer more than there were requests: who knows which of them was to which.
+        while let Ok((place, answer)) = work.answers.try_recv() {
+            if let Answer::Line(line) = answer {
+                let more =
+                    "it is more than was asked for: rewards may have gone to other completions";
+                return Err(copies[place]
+                    .misunderstood(&line, more.to_owned(), PROTOCOL)
+                    .into());
+            }
+        }
+        work.received.write(&ctx.output(output)?)?;
         if was_started {
             let left = ctx.command_ended();
             if !left.is_empty() {
@@ -317,50 +344,81 @@ impl Program {
         Ok(())
     }
 
-    /// Sends one request to the copy that has the fewest.
-    fn send(&self, work: &mut Work, texts: &[&Text<'_>]) -> Result<(), ProgramError> {
-        let line = self.request(texts)?;
-        if work.copies.is_empty() {
+    fn question(&self, text: &Text<'_>) -> Result<Question, ProgramError> {
+        let columns = self.program.columns(text.asked)?.into_iter();
+        Ok(Question {
+            prompt: text.asked.prompt.to_owned(),
+            completion: text.completion.to_owned(),
+            finished: text.finished,
+            prefix: text.prefix,
+            columns: columns.map(|value| value.map(str::to_owned)).collect(),
+        })
+    }
+
+    /// Makes a request; the first of a program that promises to answer the same is made once more, in two parts and in
+    /// another order.
+    fn ask(&self, work: &mut Work, questions: &[Question]) -> Result<(), ProgramError> {
+        let request = |questions: &[Question], is_again| -> Result<Request, ProgramError> {
+            Ok(Request {
+                line: self.line(questions)?,
+                questions: questions.to_vec(),
+                is_again,
+            })
+        };
+        work.waiting.push_back(request(questions, false)?);
+        if work.count == 0 && self.description().deterministic {
+            let mut again = questions.to_vec();
+            again.reverse();
+            for part in again.chunks(again.len().div_ceil(2)) {
+                work.waiting.push_back(request(part, true)?);
+                work.again += 1;
+            }
+        }
+        work.count += 1;
+        Ok(())
+    }
+
+    /// Gives requests to the copies that have few.
+    fn hand_out(&self, work: &mut Work) -> Result<(), ProgramError> {
+        if !work.waiting.is_empty() && work.copies.is_empty() {
             self.start(work)?;
         }
-        let is_first = work.count == 0;
-        let questions: Vec<Question> = texts.iter().map(|text| text.question()).collect();
-        let id = work.count;
-        work.count += 1;
-        let places = (0..work.copies.len()).collect::<Vec<_>>();
-        let Some(place) = places
-            .into_iter()
-            .min_by_key(|at| work.copies[*at].open.len())
-        else {
-            return Err(ProgramError::Start(IoError::other("BUG: no copy")));
-        };
-        work.copies[place].ask(id, questions.clone(), line.clone());
-        if is_first && self.description().deterministic {
-            // The same once more, of another copy if there is one.
-            let other = (place + 1) % work.copies.len();
-            work.copies[other].ask(id, questions, line);
+        while !work.waiting.is_empty() {
+            let free = work.copies.iter_mut().min_by_key(|copy| copy.open.len());
+            let Some(copy) = free.filter(|copy| copy.open.len() < AHEAD) else {
+                break;
+            };
+            if copy.open.is_empty() {
+                copy.since = Instant::now();
+            }
+            if let Some(request) = work.waiting.pop_front() {
+                copy.process.send(request.line.clone());
+                copy.open.push_back(request);
+            }
         }
         Ok(())
     }
 
-    fn request(&self, texts: &[&Text<'_>]) -> Result<String, ProgramError> {
-        let names = &self.description().columns;
-        let mut columns: indexmap::IndexMap<&str, Vec<Option<String>>> = names
-            .iter()
-            .map(|name| (name.as_str(), Vec::with_capacity(texts.len())))
-            .collect();
-        for text in texts {
-            let values = self.program.columns(text.asked)?;
-            for (column, value) in columns.values_mut().zip(values) {
-                column.push(value.map(str::to_owned));
-            }
-        }
+    fn line(&self, questions: &[Question]) -> Result<String, ProgramError> {
+        let names = self.description().columns.iter().enumerate();
+        let columns = names.map(|(place, name)| {
+            let values = questions
+                .iter()
+                .map(|question| question.columns[place].as_deref());
+            (name.as_str(), values.collect())
+        });
         let line = RequestLine {
-            prompts: texts.iter().map(|text| text.asked.prompt).collect(),
-            completions: texts.iter().map(|text| text.completion).collect(),
-            finished: texts.iter().map(|text| text.finished).collect(),
-            prefixes: texts.iter().any(|text| text.prefix),
-            columns,
+            prompts: questions
+                .iter()
+                .map(|question| question.prompt.as_str())
+                .collect(),
+            completions: questions
+                .iter()
+                .map(|question| question.completion.as_str())
+                .collect(),
+            finished: questions.iter().map(|question| question.finished).collect(),
+            prefixes: questions.iter().any(|question| question.prefix),
+            columns: columns.collect(),
         };
         let mut line = serde_json::to_string(&line)
             .map_err(|error| ProgramError::Start(IoError::from(error)))?;
@@ -369,10 +427,10 @@ impl Program {
     }
 
     fn start(&self, work: &mut Work) -> Result<(), ProgramError> {
-        for command in self.commands.borrow_mut().iter_mut() {
-            let process = Process::start(command).map_err(ProgramError::Start)?;
+        for (place, command) in self.commands.borrow_mut().iter_mut().enumerate() {
+            let process = Process::start(command, place, work.to_answers.clone());
             work.copies.push(Copy {
-                process,
+                process: process.map_err(ProgramError::Start)?,
                 open: VecDeque::new(),
                 since: Instant::now(),
             });
@@ -380,69 +438,76 @@ impl Program {
         Ok(())
     }
 
-    /// Takes answers until the request has its own.
-    fn receive(&self, work: &mut Work, id: u64) -> Result<(), ProgramError> {
-        for place in 0..work.copies.len() {
-            while work.copies[place]
-                .open
-                .iter()
-                .any(|request| request.id == id)
-            {
-                let answered = work.copies[place].answer(self.timeout, &self.cancel)?;
-                for (question, reward) in &answered {
-                    work.asked.remove(question);
-                    if let Some(first) = work.received.get(question)
-                        && self.description().deterministic
-                        && first.to_bits() != reward.to_bits()
-                    {
-                        return Err(ProgramError::Random {
-                            prompt: excerpt(&question.prompt, NAME).into_owned(),
-                            completion: excerpt(&question.completion, NAME).into_owned(),
-                            first,
-                            second: *reward,
-                            hint: RANDOM,
-                        });
-                    }
+    /// Takes the next answer of any copy, and keeps it.
+    fn receive(&self, work: &mut Work) -> Result<(), ProgramError> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        loop {
+            match work.answers.recv_timeout(PAUSE) {
+                Ok((place, answer)) => return self.keep(work, place, answer),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ProgramError::Start(IoError::other("BUG: nobody answers")));
                 }
-                work.received.add(answered).map_err(ProgramError::Keep)?;
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.cancel.check().is_err() {
+                // What has been answered need not be asked again.
+                while let Ok((place, answer)) = work.answers.try_recv() {
+                    self.keep(work, place, answer)?;
+                }
+                return Err(ProgramError::Cancelled);
+            }
+            for copy in work.copies.iter_mut().filter(|copy| !copy.open.is_empty()) {
+                if copy.process.is_over() {
+                    return Err(copy.ended());
+                }
+                if copy.since.elapsed() > self.timeout {
+                    return Err(copy.late(self.timeout));
+                }
             }
         }
-        Ok(())
+    }
+
+    fn keep(&self, work: &mut Work, place: usize, answer: Answer) -> Result<(), ProgramError> {
+        let copy = &mut work.copies[place];
+        let line = match answer {
+            Answer::Line(line) => line,
+            Answer::TooLong => {
+                let reason = "a line of more than 1 MiB".to_owned();
+                return Err(copy.misunderstood(b"...", reason, PROTOCOL));
+            }
+            Answer::End => return Err(copy.ended()),
+        };
+        copy.since = Instant::now();
+        let Some(request) = copy.open.pop_front() else {
+            return Err(copy.misunderstood(&line, "nothing was asked".to_owned(), PROTOCOL));
+        };
+        let rewards = match rewards_in(&line, request.questions.len()) {
+            Ok(rewards) => rewards,
+            Err((reason, hint)) => return Err(copy.misunderstood(&line, reason, hint)),
+        };
+        let answered: Vec<(Question, f64)> = request.questions.into_iter().zip(rewards).collect();
+        for (question, reward) in &answered {
+            work.asked.remove(question);
+            if let Some(first) = work.received.get(question)
+                && self.description().deterministic
+                && first != *reward
+            {
+                return Err(ProgramError::Random {
+                    prompt: excerpt(&question.prompt, NAME).into_owned(),
+                    completion: excerpt(&question.completion, NAME).into_owned(),
+                    first,
+                    second: *reward,
+                    hint: RANDOM,
+                });
+            }
+        }
+        work.again -= usize::from(request.is_again);
+        work.received.add(answered).map_err(ProgramError::Keep)?;
+        self.hand_out(work)
     }
 }
 
 impl Copy {
-    fn ask(&mut self, id: u64, questions: Vec<Question>, line: String) {
-        if self.open.is_empty() {
-            self.since = Instant::now();
-        }
-        self.open.push_back(Request { id, questions });
-        self.process.send(line);
-    }
-
-    /// Takes the next answer, to the oldest request.
-    fn answer(
-        &mut self,
-        timeout: Duration,
-        cancel: &Cancel,
-    ) -> Result<Vec<(Question, f64)>, ProgramError> {
-        let deadline = self.since.checked_add(timeout);
-        let deadline = deadline.unwrap_or_else(|| self.since + Duration::from_secs(1 << 32));
-        let line = match self.process.next(deadline, cancel) {
-            Ok(line) => line,
-            Err(silence) => return Err(self.silent(&silence, timeout)),
-        };
-        self.since = Instant::now();
-        let Some(request) = self.open.pop_front() else {
-            return Err(self.misunderstood(&line, "nothing was asked".to_owned(), PROTOCOL));
-        };
-        let rewards = match rewards_in(&line, request.questions.len()) {
-            Ok(rewards) => rewards,
-            Err((reason, hint)) => return Err(self.misunderstood(&line, reason, hint)),
-        };
-        Ok(request.questions.into_iter().zip(rewards).collect())
-    }
-
     fn last_words(&self) -> String {
         let words = self.process.last_words();
         words.map_or_else(String::new, |words| {
@@ -460,29 +525,23 @@ impl Copy {
         }
     }
 
-    fn silent(&mut self, silence: &Silence, timeout: Duration) -> ProgramError {
-        match silence {
-            Silence::Cancelled => ProgramError::Cancelled,
-            Silence::Ended(status) => ProgramError::Ended {
-                status: status.map_or_else(
-                    || "its standard output was closed".to_owned(),
-                    |status| status.to_string(),
-                ),
-                open: self.open.len(),
-                last_words: self.last_words(),
-                hint: LOG,
-            },
-            Silence::TimedOut => ProgramError::TimedOut {
-                seconds: timeout.as_secs_f64(),
-                last_words: self.last_words(),
-                hint: SLOW,
-            },
-            Silence::TooLong => ProgramError::Answer {
-                line: "...".to_owned(),
-                reason: "a line of more than 1 MiB".to_owned(),
-                last_words: self.last_words(),
-                hint: PROTOCOL,
-            },
+    fn ended(&mut self) -> ProgramError {
+        ProgramError::Ended {
+            status: self.process.end(Duration::from_millis(300)).map_or_else(
+                || "its standard output was closed".to_owned(),
+                |status| status.to_string(),
+            ),
+            open: self.open.len(),
+            last_words: self.last_words(),
+            hint: LOG,
+        }
+    }
+
+    fn late(&self, timeout: Duration) -> ProgramError {
+        ProgramError::TimedOut {
+            seconds: timeout.as_secs_f64(),
+            last_words: self.last_words(),
+            hint: SLOW,
         }
     }
 }
@@ -490,10 +549,13 @@ impl Copy {
 /// Reads an answer of so many rewards; says what is wrong with it.
 fn rewards_in(line: &[u8], count: usize) -> Result<Vec<f64>, (String, Hint)> {
     let text = std::str::from_utf8(line).map_err(|_| ("it is no UTF-8".to_owned(), PROTOCOL))?;
+    if !text.trim_start().starts_with('{') {
+        return Err(("it is no answer: it is no object".to_owned(), PROTOCOL));
+    }
     let parsed = serde_json::from_str::<AnswerLine>(text);
     let answer = parsed.map_err(|error| {
         // Python writes these, JSON has none of them.
-        if ["NaN", "Infinity"].iter().any(|word| text.contains(word)) {
+        if error.is_syntax() && ["NaN", "Infinity"].iter().any(|word| text.contains(word)) {
             ("a reward is no finite number".to_owned(), FINITE)
         } else {
             (format!("it is no answer: {error}"), PROTOCOL)
@@ -544,6 +606,8 @@ fn command(
         .env_clear()
         .env("HOME", &home)
         .env("LANG", "C.UTF-8")
+        // What asks for rewards computes on the processor.
+        .env("CUDA_VISIBLE_DEVICES", "")
         // Python's standard output is a pipe here, which would wait for more.
         .env("PYTHONUNBUFFERED", "1");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));

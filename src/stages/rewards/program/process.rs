@@ -3,46 +3,40 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::excerpt::{NAME, excerpt};
-use crate::ml::trainer::Cancel;
 
 /// Bytes that a line of an answer may have: rewards of some ten thousand completions.
 const LONGEST: u64 = 1 << 20;
 /// Lines of standard error that a message has room for.
 const LINES: usize = 5;
 /// How long a program may take to end once nothing more is asked of it.
-const FAREWELL: Duration = Duration::from_secs(2);
+pub(super) const FAREWELL: Duration = Duration::from_secs(10);
 
 /// One running copy of a program.
 pub(super) struct Process {
     child: Child,
     requests: Option<Sender<String>>,
-    answers: Receiver<Answer>,
+    /// When it was first seen to have ended.
+    ended: Option<Instant>,
     last_words: LastWords,
     errors: Option<JoinHandle<()>>,
 }
 
-enum Answer {
-    Line(Vec<u8>),
-    TooLong,
-    End,
-}
+/// What comes from a copy, which is named by its place.
+pub(super) type Heard = (usize, Answer);
 
-/// Why there is no answer.
-pub(super) enum Silence {
-    /// The program ended.
-    Ended(Option<ExitStatus>),
-    /// The time was over.
-    TimedOut,
-    /// The line has no end within reason.
+/// What a copy said on standard output.
+pub(super) enum Answer {
+    Line(Vec<u8>),
+    /// A line without end within reason.
     TooLong,
-    /// The stage is to stop.
-    Cancelled,
+    /// Nothing more.
+    End,
 }
 
 /// The last lines that a program wrote to standard error.
@@ -65,8 +59,12 @@ impl LastWords {
 }
 
 impl Process {
-    /// Starts a prepared command.
-    pub(super) fn start(command: &mut Command) -> std::io::Result<Self> {
+    /// Starts a prepared command, the copy at `place`, whose answers go to `answers`.
+    pub(super) fn start(
+        command: &mut Command,
+        place: usize,
+        answers: Sender<Heard>,
+    ) -> std::io::Result<Self> {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -86,7 +84,6 @@ impl Process {
                 }
             }
         })?;
-        let (received, answers) = sync_channel(1024);
         named("answers").spawn(move || {
             let mut lines = BufReader::new(stdout);
             loop {
@@ -101,7 +98,7 @@ impl Process {
                     Ok(_) => Answer::Line(line),
                 };
                 let is_last = !matches!(answer, Answer::Line(_));
-                if received.send(answer).is_err() || is_last {
+                if answers.send((place, answer)).is_err() || is_last {
                     return;
                 }
             }
@@ -122,7 +119,7 @@ impl Process {
         Ok(Self {
             child,
             requests: Some(requests),
-            answers,
+            ended: None,
             last_words,
             errors: Some(errors),
         })
@@ -135,46 +132,22 @@ impl Process {
         }
     }
 
-    /// Waits for the next line until `deadline`.
-    pub(super) fn next(&mut self, deadline: Instant, cancel: &Cancel) -> Result<Vec<u8>, Silence> {
-        const PAUSE: Duration = Duration::from_millis(20);
-        /// What it wrote before it ended may still be on its way.
+    /// Whether it has ended and what it wrote has arrived; what it left running may hold its standard output open.
+    pub(super) fn is_over(&mut self) -> bool {
         const GRACE: Duration = Duration::from_millis(500);
-        let mut ended: Option<Instant> = None;
-        loop {
-            if cancel.check().is_err() {
-                return Err(Silence::Cancelled);
-            }
-            match self.answers.recv_timeout(PAUSE) {
-                Ok(Answer::Line(line)) => return Ok(line),
-                Ok(Answer::TooLong) => return Err(Silence::TooLong),
-                Ok(Answer::End) | Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Silence::Ended(self.end()));
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
-                    return Err(Silence::TimedOut);
-                }
-                // What it left running may hold its standard output open.
-                Err(RecvTimeoutError::Timeout) => {
-                    if matches!(self.child.try_wait(), Ok(Some(_)))
-                        && ended.get_or_insert_with(Instant::now).elapsed() > GRACE
-                    {
-                        return Err(Silence::Ended(self.end()));
-                    }
-                }
-            }
-        }
+        matches!(self.child.try_wait(), Ok(Some(_)))
+            && self.ended.get_or_insert_with(Instant::now).elapsed() > GRACE
     }
 
-    /// Lets it end, kills it if it does not, and returns how it ended.
-    pub(super) fn end(&mut self) -> Option<ExitStatus> {
+    /// Lets it end, kills it if it does not in time, and returns how it ended.
+    pub(super) fn end(&mut self, patience: Duration) -> Option<ExitStatus> {
         // Nothing more will be asked.
         self.requests = None;
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => break Some(status),
-                Ok(None) if start.elapsed() < FAREWELL => thread::sleep(Duration::from_millis(5)),
+                Ok(None) if start.elapsed() < patience => thread::sleep(Duration::from_millis(5)),
                 _ => {
                     let _ = self.child.kill();
                     let _ = self.child.wait();

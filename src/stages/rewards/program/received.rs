@@ -20,6 +20,9 @@ pub(super) struct Question {
     /// Whether it is the beginning of a completion that goes on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) prefix: bool,
+    /// What the program is told with the prompt, column by column.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) columns: Vec<Option<String>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -125,6 +128,7 @@ mod tests {
             completion: completion.to_owned(),
             finished: true,
             prefix: false,
+            columns: Vec::new(),
         }
     }
 

@@ -105,6 +105,46 @@ fn a_promise_to_answer_the_same_is_checked() {
         error.contains("the rewards 0.5 and 1.5, but says that it is deterministic"),
         "{error}"
     );
+    // The first of two has 1: the request is made again in other parts.
+    let by_place = r#"while read -r line; do case $line in *true,true*) echo '{"rewards": [1, 0]}';;
+        *) echo '{"rewards": [0]}';; esac; done"#;
+    let by_place = ProgramDescription {
+        deterministic: true,
+        batch_size: 2,
+        ..description(by_place)
+    };
+    let error = asked(&by_place, &["a", "b"]).unwrap_err().to_string();
+    assert!(error.contains("the rewards 1 and 0, but"), "{error}");
+}
+
+#[test]
+fn answers_more_than_requests_are_errors_in_the_end() {
+    for run in [
+        r#"while read -r line; do echo '{"rewards": [1]}'; echo '{"rewards": [1]}'; done"#,
+        r#"echo '{"rewards": [1]}'; while read -r line; do echo '{"rewards": [1]}'; done"#,
+        r#"while read -r line; do echo '{"rewards": [1]}'; done; echo bye"#,
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, mut ctx) = open(folder.path(), &description(run), &Dataset::default());
+        let found = program.rewards(&[text("a"), text("b")]);
+        let ended = found
+            .map_err(StageError::from)
+            .and_then(|_| program.finish("scores", &mut ctx));
+        let Err(StageError::Failed { message, .. }) = ended else {
+            panic!("{run}");
+        };
+        assert!(
+            message.contains("it is more than was asked for")
+                || message.contains("nothing was asked"),
+            "{run}: {message}"
+        );
+        assert!(!ctx.output("scores").unwrap().join(RECEIVED).exists());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let late = r#"while read -r line; do echo '{"rewards": [1]}'; done; echo sorry >&2; exit 9"#;
+    let (program, mut ctx) = open(folder.path(), &description(late), &Dataset::default());
+    program.rewards(&[text("a")]).unwrap();
+    program.finish("scores", &mut ctx).unwrap();
 }
 
 #[test]
@@ -204,6 +244,18 @@ fn requests_hold_what_a_program_is_to_know() {
                 prompt: "other".to_owned(),
                 ..row("r", None)
             },
+            Example {
+                prompt: "empty".to_owned(),
+                ..row("", None)
+            },
+            Example {
+                prompt: "one".to_owned(),
+                ..row("two", Some("1"))
+            },
+            Example {
+                prompt: "two".to_owned(),
+                ..row("two", Some("2"))
+            },
         ],
     };
     for (prefix, expected) in [
@@ -238,6 +290,18 @@ fn requests_hold_what_a_program_is_to_know() {
             question: "x",
         };
         let error = program.check(unknown).unwrap_err().to_string();
+        // Nobody's question is everybody's.
+        let nothing = Asked {
+            prompt: "x",
+            question: "",
+        };
+        assert!(program.check(nothing).is_err());
+        // Of two rows with other columns nobody knows which is meant.
+        let ambiguous = Asked {
+            prompt: "x",
+            question: "two",
+        };
+        assert!(program.check(ambiguous).is_err());
         assert!(
             error.contains("knows no columns of the prompt \"x\""),
             "{error}"

@@ -95,13 +95,13 @@ impl Answer {
 }
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Question {
     Text(String),
     /// A context in the layout of HH that ends with an open turn of the assistant.
     Dialogue(String),
-    /// Turns, the last of which is to be answered.
-    Turns(Vec<(Speaker, String)>),
+    /// What is said before all turns, which may be empty, and the turns, the last of which is to be answered.
+    Turns(String, Vec<(Speaker, String)>),
 }
 
 impl Question {
@@ -109,8 +109,8 @@ impl Question {
     fn plain(&self) -> String {
         match self {
             Self::Text(text) | Self::Dialogue(text) => text.clone(),
-            Self::Turns(turns) => {
-                let mut text = String::new();
+            Self::Turns(before, turns) => {
+                let mut text = before.clone();
                 for (speaker, said) in turns {
                     text.push_str(&format!("{} {said}", speaker.tag()));
                 }
@@ -135,9 +135,9 @@ impl Question {
         match self {
             Self::Text(text) => ("", vec![(Speaker::Human, text)]),
             Self::Dialogue(context) => turns(context),
-            Self::Turns(turns) => {
+            Self::Turns(before, turns) => {
                 let turns = turns.iter().map(|(who, said)| (*who, said.as_str()));
-                ("", turns.collect())
+                (before, turns.collect())
             }
         }
     }
@@ -146,7 +146,9 @@ impl Question {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Text(text) | Self::Dialogue(text) => text.len(),
-            Self::Turns(turns) => turns.iter().map(|(_, said)| said.len() + 32).sum(),
+            Self::Turns(before, turns) => {
+                before.len() + turns.iter().map(|(_, said)| said.len() + 32).sum::<usize>()
+            }
         }
     }
 
@@ -173,7 +175,7 @@ impl Question {
                 }
                 context.drain(..start);
             }
-            Self::Turns(turns) => {
+            Self::Turns(_, turns) => {
                 let mut start = 0;
                 while left > limit {
                     let mut later = turns[start..].iter().skip(1);

@@ -1,0 +1,445 @@
+//! What the columns of a data set are, and how rows of them become examples.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::sources::dialogue::Speaker;
+use crate::stages::data::question::{Answer, Question};
+
+/// How the rows of a data set are laid out. Prompts and completions are texts, or lists of messages `{ role, content }`
+/// of `system`, `user` and `assistant`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// `prompt`, `chosen` and `rejected`; without `prompt` it is what both others begin with, to the last whole word or
+    /// message.
+    PromptChosenRejected,
+    /// `prompt`, `completion` and `label`, true for good completions (KTO): the first good one of a prompt is paired with
+    /// its first bad one, and so on.
+    PromptCompletionLabel,
+    /// `prompt` and `completion`.
+    PromptCompletion,
+    /// `messages`: a conversation; its last message is the completion if it is the assistant's.
+    Messages,
+    /// `prompt`, `completions` and `scores`, two lists: the best completion is preferred to the worst.
+    Ranked,
+    /// `openbmb/UltraFeedback`: `instruction` and `completions`, whose `response` with the greatest `overall_score` is
+    /// preferred to that with the least.
+    Ultrafeedback,
+    /// `nvidia/HelpSteer2`: `prompt`, `response` and `helpfulness`; of the rows of a prompt the most helpful response is
+    /// preferred to the least.
+    Helpsteer,
+    /// `stanfordnlp/SHP`: `history`, `human_ref_A` and `human_ref_B`, the first of which is preferred if `labels` is 1.
+    Shp,
+    /// `PKU-Alignment/PKU-SafeRLHF`: `prompt`, `response_0`, `response_1` and `better_response_id`.
+    PkuSafeRlhf,
+    /// `openai/summarize_from_feedback` (comparisons): `info` with a `post` or `article`, two `summaries` and `choice`.
+    SummarizeFromFeedback,
+    /// `text`: documents. A prompt is the first word, so that `learn_prompts: true` learns all of it.
+    Text,
+    /// `prompt` alone.
+    Prompt,
+}
+
+/// What a row holds.
+pub(super) enum Found {
+    /// A question with its preferred and its other answer.
+    Answers(Question, Option<Answer>, Option<Answer>),
+    /// An answer that is to be compared with others of its question: the greater the score the better.
+    Scored(Question, Answer, f64),
+    /// An answer that is good or bad.
+    Labelled(Question, Answer, bool),
+}
+
+/// Why a row cannot be used.
+pub(super) type Fault = String;
+
+/// A prompt or completion.
+#[derive(Debug, Clone, PartialEq)]
+enum Content {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Message {
+    role: Role,
+    content: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+impl Layout {
+    pub(super) const ALL: [Self; 12] = [
+        Self::PromptChosenRejected,
+        Self::PromptCompletionLabel,
+        Self::PromptCompletion,
+        Self::Messages,
+        Self::Ranked,
+        Self::Ultrafeedback,
+        Self::Helpsteer,
+        Self::Shp,
+        Self::PkuSafeRlhf,
+        Self::SummarizeFromFeedback,
+        Self::Text,
+        Self::Prompt,
+    ];
+
+    pub(super) fn name(self) -> String {
+        match serde_json::to_value(self) {
+            Ok(Json::String(name)) => name,
+            _ => String::new(),
+        }
+    }
+
+    /// The columns that a row must have.
+    pub(super) fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::PromptChosenRejected => &["chosen", "rejected"],
+            Self::PromptCompletionLabel => &["prompt", "completion", "label"],
+            Self::PromptCompletion => &["prompt", "completion"],
+            Self::Messages => &["messages"],
+            Self::Ranked => &["prompt", "completions", "scores"],
+            Self::Ultrafeedback => &["instruction", "completions"],
+            Self::Helpsteer => &["prompt", "response", "helpfulness"],
+            Self::Shp => &["history", "human_ref_A", "human_ref_B", "labels"],
+            Self::PkuSafeRlhf => &["prompt", "response_0", "response_1", "better_response_id"],
+            Self::SummarizeFromFeedback => &["info", "summaries", "choice"],
+            Self::Text => &["text"],
+            Self::Prompt => &["prompt"],
+        }
+    }
+
+    /// The columns that it may have beside these.
+    pub(super) fn may_have(self) -> &'static [&'static str] {
+        match self {
+            Self::PromptChosenRejected => &["prompt"],
+            _ => &[],
+        }
+    }
+
+    /// Takes a row apart; `row` has the values of [`Self::needs`] and [`Self::may_have`] by these names.
+    pub(super) fn found(self, row: &IndexMap<&'static str, Json>) -> Result<Found, Fault> {
+        let value = |name: &str| row.get(name).cloned().unwrap_or(Json::Null);
+        let content = |name: &str| content(name, value(name));
+        let text = |name: &str| match value(name) {
+            Json::String(text) => Ok(text),
+            other => Err(format!("`{name}` is no text but {}", kind_of(&other))),
+        };
+        let number = |name: &str| number(name, &value(name));
+        match self {
+            Self::PromptChosenRejected => {
+                let (chosen, rejected) = (content("chosen")?, content("rejected")?);
+                let (prompt, chosen, rejected) = match value("prompt") {
+                    Json::Null => shared(chosen, rejected)?,
+                    prompt => (self::content("prompt", prompt)?, chosen, rejected),
+                };
+                let question = question(prompt)?;
+                Ok(Found::Answers(
+                    question,
+                    Some(answer(chosen)?),
+                    Some(answer(rejected)?),
+                ))
+            }
+            Self::PromptCompletionLabel => Ok(Found::Labelled(
+                question(content("prompt")?)?,
+                answer(content("completion")?)?,
+                truth(&value("label"))?,
+            )),
+            Self::PromptCompletion => {
+                let question = question(content("prompt")?)?;
+                Ok(Found::Answers(
+                    question,
+                    Some(answer(content("completion")?)?),
+                    None,
+                ))
+            }
+            Self::Messages => {
+                let Content::Messages(mut messages) = content("messages")? else {
+                    return Err("`messages` is no list of messages".to_owned());
+                };
+                let last = messages.pop_if(|last| last.role == Role::Assistant);
+                let last = last.map(|last| Answer::of_text(last.content));
+                Ok(Found::Answers(
+                    question(Content::Messages(messages))?,
+                    last,
+                    None,
+                ))
+            }
+            Self::Ranked => {
+                let completions = list("completions", value("completions"))?;
+                let scores = list("scores", value("scores"))?;
+                if completions.len() != scores.len() {
+                    return Err(format!(
+                        "{} completions have {} scores",
+                        completions.len(),
+                        scores.len()
+                    ));
+                }
+                let scored = completions
+                    .into_iter()
+                    .zip(&scores)
+                    .map(|(completion, score)| {
+                        Ok((
+                            self::number("scores", score)?,
+                            self::content("completions", completion)?,
+                        ))
+                    });
+                best_and_worst(content("prompt")?, scored.collect::<Result<_, Fault>>()?)
+            }
+            Self::Ultrafeedback => {
+                let completions = list("completions", value("completions"))?;
+                let scored = completions.into_iter().map(|completion| {
+                    let score = self::number("overall_score", &completion["overall_score"])?;
+                    Ok((
+                        score,
+                        self::content("response", completion["response"].clone())?,
+                    ))
+                });
+                best_and_worst(
+                    content("instruction")?,
+                    scored.collect::<Result<_, Fault>>()?,
+                )
+            }
+            Self::Helpsteer => Ok(Found::Scored(
+                question(content("prompt")?)?,
+                apart(content("response")?)?,
+                number("helpfulness")?,
+            )),
+            Self::Shp => pair(
+                Content::Text(text("history")?),
+                [text("human_ref_A")?, text("human_ref_B")?],
+                number("labels")? == 1.0,
+            ),
+            Self::PkuSafeRlhf => pair(
+                content("prompt")?,
+                [text("response_0")?, text("response_1")?],
+                number("better_response_id")? == 0.0,
+            ),
+            Self::SummarizeFromFeedback => {
+                let info = value("info");
+                let asked = [&info["post"], &info["article"]]
+                    .into_iter()
+                    .find_map(|text| text.as_str())
+                    .ok_or("`info` has no `post` or `article`")?;
+                let summaries = list("summaries", value("summaries"))?;
+                let texts = summaries.iter().map(|summary| summary["text"].as_str());
+                let texts: Option<Vec<&str>> = texts.collect();
+                let Some([first, second]) = texts.as_deref() else {
+                    return Err("`summaries` are not two with a `text`".to_owned());
+                };
+                let answers = [first, second].map(|text| text.trim().to_owned());
+                pair(
+                    Content::Text(asked.to_owned()),
+                    answers,
+                    number("choice")? == 0.0,
+                )
+            }
+            Self::Text => {
+                let text = text("text")?;
+                let text = text.trim_start();
+                let end = text
+                    .find(char::is_whitespace)
+                    .ok_or("it is one word or none")?;
+                let (first, rest) = text.split_at(end);
+                let question = Question::Text(first.to_owned());
+                Ok(Found::Answers(
+                    question,
+                    Some(Answer::as_it_is(rest.to_owned())),
+                    None,
+                ))
+            }
+            Self::Prompt => Ok(Found::Answers(question(content("prompt")?)?, None, None)),
+        }
+    }
+}
+
+fn kind_of(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "nothing",
+        Json::Bool(_) => "a truth",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a text",
+        Json::Array(_) => "a list",
+        Json::Object(_) => "a map",
+    }
+}
+
+fn content(name: &str, value: Json) -> Result<Content, Fault> {
+    match value {
+        Json::String(text) => Ok(Content::Text(text)),
+        Json::Number(number) => Ok(Content::Text(number.to_string())),
+        Json::Array(_) => serde_json::from_value(value)
+            .map(Content::Messages)
+            .map_err(|error| format!("`{name}` is no list of messages: {error}")),
+        other => Err(format!(
+            "`{name}` is neither text nor a list of messages but {}",
+            kind_of(&other)
+        )),
+    }
+}
+
+fn list(name: &str, value: Json) -> Result<Vec<Json>, Fault> {
+    match value {
+        Json::Array(values) => Ok(values),
+        other => Err(format!("`{name}` is no list but {}", kind_of(&other))),
+    }
+}
+
+fn number(name: &str, value: &Json) -> Result<f64, Fault> {
+    let number = match value {
+        Json::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    };
+    let number = number.filter(|number| number.is_finite());
+    number.ok_or_else(|| format!("`{name}` is no finite number but {}", kind_of(value)))
+}
+
+fn truth(value: &Json) -> Result<bool, Fault> {
+    match value {
+        Json::Bool(value) => Ok(*value),
+        Json::Number(number) if number.as_i64() == Some(1) => Ok(true),
+        Json::Number(number) if number.as_i64() == Some(0) => Ok(false),
+        Json::String(text) => match text.as_str() {
+            "true" | "True" | "1" => Ok(true),
+            "false" | "False" | "0" => Ok(false),
+            _ => Err("`label` is neither true nor false".to_owned()),
+        },
+        _ => Err("`label` is neither true nor false".to_owned()),
+    }
+}
+
+/// Makes a question of a prompt.
+fn question(prompt: Content) -> Result<Question, Fault> {
+    let messages = match prompt {
+        Content::Text(text) if text.trim().is_empty() => {
+            return Err("the prompt is empty".to_owned());
+        }
+        Content::Text(text) => return Ok(Question::Text(text)),
+        Content::Messages(messages) => messages,
+    };
+    let mut before = String::new();
+    let mut turns = Vec::with_capacity(messages.len());
+    for (place, Message { role, content }) in messages.into_iter().enumerate() {
+        let speaker = match role {
+            Role::System if place == 0 => {
+                before = content;
+                continue;
+            }
+            Role::System => return Err("a message of the system is not the first".to_owned()),
+            Role::User => Speaker::Human,
+            Role::Assistant => Speaker::Assistant,
+        };
+        turns.push((speaker, content));
+    }
+    match turns.last() {
+        Some((Speaker::Human, _)) => Ok(Question::Turns(before, turns)),
+        Some(_) => Err("the prompt does not end with a message of the user".to_owned()),
+        None => Err("the prompt has no message of the user".to_owned()),
+    }
+}
+
+/// Makes an answer of a completion: text stands behind its prompt as it is.
+fn answer(completion: Content) -> Result<Answer, Fault> {
+    match completion {
+        Content::Text(text) => Ok(Answer::as_it_is(text)),
+        Content::Messages(messages) => match <[Message; 1]>::try_from(messages) {
+            Ok([message]) if message.role == Role::Assistant => {
+                Ok(Answer::of_text(message.content))
+            }
+            _ => Err("a completion is not one message of the assistant".to_owned()),
+        },
+    }
+}
+
+/// Takes off what two completions begin with.
+fn shared(chosen: Content, rejected: Content) -> Result<(Content, Content, Content), Fault> {
+    match (chosen, rejected) {
+        (Content::Text(chosen), Content::Text(rejected)) => {
+            let letters = chosen.char_indices().zip(rejected.chars());
+            let common = letters
+                .take_while(|((_, first), second)| first == second)
+                .last()
+                .map_or(0, |((start, letter), _)| start + letter.len_utf8());
+            // The space before a word belongs to it.
+            let end = chosen[..common].rfind(char::is_whitespace).unwrap_or(0);
+            let rest = |text: &str| Content::Text(text[end..].to_owned());
+            Ok((
+                Content::Text(chosen[..end].to_owned()),
+                rest(&chosen),
+                rest(&rejected),
+            ))
+        }
+        (Content::Messages(chosen), Content::Messages(rejected)) => {
+            let pairs = chosen.iter().zip(&rejected);
+            let common = pairs.take_while(|(first, second)| first == second).count();
+            // Of equal conversations the last message is the completion.
+            let common = common.min(chosen.len().max(1) - 1);
+            let rest = |messages: &[Message]| Content::Messages(messages[common..].to_vec());
+            Ok((
+                Content::Messages(chosen[..common].to_vec()),
+                rest(&chosen),
+                rest(&rejected),
+            ))
+        }
+        _ => Err("`chosen` and `rejected` are not both text or both messages".to_owned()),
+    }
+}
+
+/// Makes a pair of two texts, the first of which is preferred or not.
+fn pair(prompt: Content, [first, second]: [String; 2], is_first: bool) -> Result<Found, Fault> {
+    let (first, second) = (Answer::of_text(first), Answer::of_text(second));
+    let (chosen, rejected) = if is_first {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    Ok(Found::Answers(
+        question(prompt)?,
+        Some(chosen),
+        Some(rejected),
+    ))
+}
+
+/// Makes a pair of the best and the worst of several completions; the first of equals counts.
+fn best_and_worst(prompt: Content, scored: Vec<(f64, Content)>) -> Result<Found, Fault> {
+    let best = scored
+        .iter()
+        .map(|(score, _)| *score)
+        .fold(f64::MIN, f64::max);
+    let worst = scored
+        .iter()
+        .map(|(score, _)| *score)
+        .fold(f64::MAX, f64::min);
+    if best <= worst {
+        return Err("its completions do not differ in score".to_owned());
+    }
+    let of = |wanted: f64| {
+        let found = scored.iter().find(|(score, _)| *score == wanted);
+        found.map(|(_, completion)| completion.clone())
+    };
+    let (Some(chosen), Some(rejected)) = (of(best), of(worst)) else {
+        return Err("it has no completion".to_owned());
+    };
+    Ok(Found::Answers(
+        question(prompt)?,
+        Some(apart(chosen)?),
+        Some(apart(rejected)?),
+    ))
+}
+
+/// Makes an answer whose file does not join it to its question.
+fn apart(completion: Content) -> Result<Answer, Fault> {
+    match completion {
+        Content::Text(text) => Ok(Answer::of_text(text)),
+        messages @ Content::Messages(_) => answer(messages),
+    }
+}

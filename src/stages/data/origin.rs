@@ -1,0 +1,64 @@
+//! Where a loader's rows come from: a source, or what another stage made.
+
+use std::path::PathBuf;
+
+use crate::engine::context::RunContext;
+use crate::engine::stage::{Port, Problem, SourceParam, StageError};
+use crate::sources::{Sha256, Source};
+
+const PORT: &str = "data";
+
+/// The port for rows, which is there if there is no source: so exactly one of them is given.
+pub(super) fn source_or_port(source: Option<&Source>) -> Vec<Port> {
+    match source {
+        Some(_) => Vec::new(),
+        None => vec![Port::one(
+            PORT,
+            &["file"],
+            "the rows, where no `source` is given",
+        )],
+    }
+}
+
+/// The source, if there is one.
+pub(super) fn source_params(source: Option<&Source>, sha256: Option<Sha256>) -> Vec<SourceParam> {
+    let source = source.map(|source| SourceParam {
+        key: "source".to_owned(),
+        source: source.clone(),
+        sha256,
+    });
+    source.into_iter().collect()
+}
+
+/// What a stage made has a digest already.
+pub(super) fn check_sha256(
+    source: Option<&Source>,
+    sha256: Option<Sha256>,
+    problems: &mut Vec<Problem>,
+) {
+    if source.is_none() && sha256.is_some() {
+        problems.push(
+            Problem::new(
+                "sha256",
+                "`sha256` is that of a `source`, and there is none",
+            )
+            .hint("leave it out: what a stage made is checked anyway"),
+        );
+    }
+}
+
+/// The file or folder with the rows.
+pub(super) fn source_path(
+    source: Option<&Source>,
+    ctx: &RunContext,
+) -> Result<PathBuf, StageError> {
+    match source {
+        Some(_) => Ok(ctx.source("source")?.to_owned()),
+        None => Ok(ctx.input(PORT)?.file_or_folder()),
+    }
+}
+
+/// What messages call it.
+pub(super) fn source_name(source: Option<&Source>) -> String {
+    source.map_or_else(|| format!("input `{PORT}`"), ToString::to_string)
+}
