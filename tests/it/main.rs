@@ -36,6 +36,7 @@ mod numerics;
 mod plan;
 mod power_loss;
 mod random_kills;
+mod readme;
 mod results;
 mod reward_programs;
 mod secrets;

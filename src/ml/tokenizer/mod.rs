@@ -6,7 +6,6 @@
 mod added;
 mod byte_level;
 mod charsmap;
-pub mod chat;
 mod chat_template;
 mod document;
 mod merges;

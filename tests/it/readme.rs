@@ -1,0 +1,65 @@
+//! What README says of one's own data and reward works as it stands there.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::space::Space;
+
+const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+
+/// The blocks of a language in the part on one's own data and reward.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let start = README.find("## Your own data, your own reward").unwrap();
+    let end = start + README[start..].find("\n## Commands").unwrap();
+    let fence = format!("```{language}\n");
+    let parts = README[start..end].split(fence.as_str()).skip(1);
+    parts
+        .map(|part| part.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn own_data_and_own_reward_go_from_a_file_to_python() {
+    let space = Space::new("");
+    let said = |role: &str, text: String| json!({ "role": role, "content": text });
+    let rows = (0..40).map(|row| {
+        let asked = said("user", format!("May I have number {row}?"));
+        json!({
+            "chosen": [asked.clone(), said("assistant", format!("Yes, please take {row}."))],
+            "rejected": [asked, said("assistant", "No.".to_owned())],
+        })
+        .to_string()
+    });
+    let rows: Vec<String> = rows.collect();
+    space.write("conversations.jsonl", &rows.join("\n"));
+    space.write("own.yaml", &blocks("yaml").concat());
+    for program in blocks("python") {
+        let name = program.lines().next().unwrap().trim_start_matches("# ");
+        space.write(name, program);
+    }
+    let commands: Vec<&str> = blocks("sh")[0].lines().collect();
+    assert_eq!(commands.len(), 3);
+    for command in &commands[..2] {
+        let args: Vec<&str> = command.split(' ').skip(1).collect();
+        let outcome = space.flowgraph(&args);
+        assert_eq!(
+            outcome.code, 0,
+            "{command}\n{}{}",
+            outcome.stdout, outcome.stderr
+        );
+    }
+    let read = Command::new("python3")
+        .arg("read.py")
+        .current_dir(space.path(""))
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(read.stdout).unwrap();
+    assert_eq!(printed.lines().count(), 6, "{printed}");
+    assert!(printed.contains("lr=0.001"), "{printed}");
+    let shown = space.flowgraph(&[
+        "show", "own.yaml", "scores", "--rows", "3", "--where", "lr=0.001",
+    ]);
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    assert!(shown.stdout.contains("reward"), "{}", shown.stdout);
+}
