@@ -148,6 +148,10 @@ impl Kind for TrainReward {
         let model = LanguageModel::load(&ctx.input("model")?.path)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
+        let ports = [ctx.input("data")?, ctx.input("evaluation")?];
+        if ports[0].digest == ports[1].digest {
+            ctx.warn("warning: `data` and `evaluation` are the same: the accuracy is that on pairs it has learnt");
+        }
         let stream = Stream::new(self.seed, "train_reward");
         let most = context_length(&model, self.max_tokens);
         let lengths = Lengths::up_to(most).with_boundary(self.boundary);
