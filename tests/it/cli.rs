@@ -272,6 +272,17 @@ fn kinds_schema_and_completions_know_the_registry() {
             .any(|line| line.starts_with("    grpo: GRPO (Shao et al. 2024)")),
         "{methods}"
     );
+    for (kind, choice) in [
+        ("train_tokenizer", "    word_level: One token a word; "),
+        ("reward_rule", "    arithmetic: It is a right derivation"),
+        ("reward_rule", "    as_is: What its text is."),
+    ] {
+        let shown = space.flowgraph(&["kinds", kind]).stdout;
+        assert!(
+            shown.lines().any(|line| line.starts_with(choice)),
+            "{choice}: {shown}"
+        );
+    }
     let unknown = space.flowgraph(&["kinds", "comand"]);
     assert_eq!(
         unknown.stderr,

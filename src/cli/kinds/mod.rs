@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use clap::Args;
+use schemars::Schema;
 use serde_json::{Value as Json, json};
 
 use super::output::Output;
@@ -119,8 +120,8 @@ fn describe(registry: &Registry, kind: &StageKind) -> String {
             .unwrap_or_default()
             .replace('\n', " ");
         let _ = writeln!(text, "  {name:<22} {about} ({default})");
-        for (choice, about) in choices(property) {
-            let _ = writeln!(text, "    {choice}: {about}");
+        for (choice, about) in choices(&schema, property) {
+            let _ = writeln!(text, "    {choice}: {}", about.replace('\n', " "));
         }
     }
     let stages = example::stages(registry, kind);
@@ -129,12 +130,23 @@ fn describe(registry: &Registry, kind: &StageKind) -> String {
     text
 }
 
-/// Lists the names that a param can have, each with what it stands for, where its schema says so.
-fn choices(property: &Json) -> Vec<(String, &str)> {
+/// Lists the values or forms that a param can have, each with what it stands for, where its schema says so.
+fn choices<'a>(schema: &'a Schema, property: &'a Json) -> Vec<(String, &'a str)> {
+    let named = |property: &'a Json| {
+        let name = property.get("$ref")?.as_str()?;
+        schema.pointer(name.strip_prefix('#')?)
+    };
+    // One that may be left out is it or null.
+    let or_null = property.get("anyOf").and_then(Json::as_array);
+    let or_null = or_null.and_then(|any| any.iter().find_map(named));
+    let property = named(property).or(or_null).unwrap_or(property);
     let listed = property.get("oneOf").and_then(Json::as_array);
     let of = |choice: &Json| -> Option<String> {
-        let names = choice.get("enum")?.as_array()?.iter();
-        let names: Vec<&str> = names.filter_map(Json::as_str).collect();
+        if let Some(name) = choice.get("const").and_then(Json::as_str) {
+            return Some(name.to_owned());
+        }
+        let names = choice.get("enum").or_else(|| choice.get("required"))?;
+        let names: Vec<&str> = names.as_array()?.iter().filter_map(Json::as_str).collect();
         Some(names.join(" or "))
     };
     listed

@@ -6,6 +6,7 @@
 mod added;
 mod byte_level;
 mod charsmap;
+pub mod chat;
 mod chat_template;
 mod document;
 mod merges;
@@ -535,6 +536,18 @@ impl Tokenizer {
         self.carried
             .insert("chat_template".to_owned(), template.into());
         self
+    }
+
+    /// Returns the template of chats that the folder has, the default one of several.
+    pub fn chat_template(&self) -> Option<&str> {
+        match self.carried.get("chat_template")? {
+            Value::String(template) => Some(template),
+            Value::Array(named) => {
+                let is_default = |named: &&Value| named["name"] == "default";
+                named.iter().find(is_default)?["template"].as_str()
+            }
+            _ => None,
+        }
     }
 
     /// Returns the same tokenizer for texts in lower case.

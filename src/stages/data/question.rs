@@ -131,7 +131,7 @@ impl Question {
     }
 
     /// What stands before the first turn, and the turns.
-    fn turns(&self) -> (&str, Vec<(Speaker, &str)>) {
+    pub(super) fn turns(&self) -> (&str, Vec<(Speaker, &str)>) {
         match self {
             Self::Text(text) => ("", vec![(Speaker::Human, text)]),
             Self::Dialogue(context) => turns(context),

@@ -11,18 +11,21 @@ use serde_json::Value as Json;
 use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
 use super::question::{Answer, Question, Template};
 use crate::artifacts::dataset::{COLUMNS, DATASET, Dataset, Example};
+use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::excerpt::listed;
+use crate::excerpt::{NAME, excerpt, listed};
 use crate::sources::rows::{Field, RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
 mod layout;
+mod rendering;
 
 use layout::Found;
 pub use layout::Layout;
+use rendering::{OF_MODEL, Rendering};
 
 /// Loads a data set from parquet, CSV or JSON files (an object a line, or an array), in one of the usual layouts.
 ///
@@ -51,8 +54,8 @@ pub struct LoadDataset {
     /// Further columns that stay with their rows, such as an answer key for `reward_command`.
     #[serde(default)]
     keep: Vec<String>,
-    /// What a model is given: a text with `{question}`, or `stack_llama`, `chatml`, `smollm2` or `plain`, which puts messages
-    /// behind `Human:` and `Assistant:`.
+    /// What a model is given: a text with `{question}`, or `stack_llama`, `chatml`, `smollm2`, `plain`, which puts messages
+    /// behind `Human:` and `Assistant:`, or `model`: the chat template of the port `model`, as `transformers` renders it.
     #[serde(default = "plain")]
     template: String,
     /// At most so many rows of the file, which is read no further.
@@ -73,7 +76,15 @@ impl Kind for LoadDataset {
     const EXAMPLE: &'static str = "{ source: conversations.jsonl, layout: prompt_chosen_rejected, template: chatml, keep: [answer] }";
 
     fn ports(&self) -> Vec<Port> {
-        source_or_port(self.source.as_ref())
+        let mut ports = source_or_port(self.source.as_ref());
+        if self.template == OF_MODEL {
+            ports.push(Port::one(
+                OF_MODEL,
+                &[LANGUAGE_MODEL, "tokenizer"],
+                "whose chat template puts messages together",
+            ));
+        }
+        ports
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -88,7 +99,9 @@ impl Kind for LoadDataset {
         let mut problems = Vec::new();
         at_least_one("max_rows", self.max_rows.unwrap_or(1) as u64, &mut problems);
         at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
-        if let Err(reason) = Template::parse(&self.template) {
+        if self.template != OF_MODEL
+            && let Err(reason) = Template::parse(&self.template)
+        {
             problems.push(Problem::new("template", reason));
         }
         check_sha256(self.source.as_ref(), self.sha256, &mut problems);
@@ -371,6 +384,7 @@ impl<'a> Reading<'a> {
     /// Returns the examples, and says what was left out.
     fn examples(mut self, name: &str, ctx: &mut RunContext) -> Result<Vec<Example>, StageError> {
         let alone = self.pair();
+        let examples = self.rendered(ctx)?;
         if let Some(fault) = &self.first_fault {
             let note = format!(
                 "{} of {} rows were left out: {fault}",
@@ -381,7 +395,7 @@ impl<'a> Reading<'a> {
             } else {
                 note
             };
-            if self.taken.is_empty() {
+            if examples.is_empty() {
                 return Err(
                     StageError::new(format!("{name}: no row can be used; {note}")).hint(format!(
                         "they were read as `layout: {}`",
@@ -396,29 +410,62 @@ impl<'a> Reading<'a> {
                 "{alone} completions were left out: their prompt has none to compare them with"
             ));
         }
-        if self.taken.is_empty() {
+        if examples.is_empty() {
             return Err(StageError::new(format!(
                 "{name}: there is no row, or no two completions of a prompt"
             ))
             .hint(format!("it was read as `layout: {}`", self.layout.name())));
         }
-        let template = Template::parse(&self.kind.template).map_err(StageError::new)?;
+        Ok(examples)
+    }
+
+    /// Makes examples of what was taken.
+    fn rendered(&mut self, ctx: &mut RunContext) -> Result<Vec<Example>, StageError> {
+        let rendering = Rendering::of(self.kind, ctx)?;
         let mut ids: BTreeMap<Digest, u64> = BTreeMap::new();
-        let examples = self.taken.into_iter().map(|taken| {
-            let prompt = template.prompt(&taken.question);
+        let (mut examples, mut cut, mut special) = (Vec::new(), 0, 0);
+        for taken in std::mem::take(&mut self.taken) {
+            let rendered = match rendering.render(&taken) {
+                Ok(rendered) => rendered,
+                Err(fault) => {
+                    self.left_out += 1;
+                    let question = excerpt(&taken.question.shown(), NAME).into_owned();
+                    self.first_fault
+                        .get_or_insert_with(|| format!("{question:?}: {fault}"));
+                    continue;
+                }
+            };
+            cut += usize::from(rendered.cut_bos);
+            let question = taken.question.shown();
+            let answers = taken.chosen.iter().chain(&taken.rejected);
+            let is_special = rendering.is_special(&question)
+                || answers
+                    .into_iter()
+                    .any(|answer| rendering.is_special(&answer.text));
+            special += usize::from(is_special);
             let next = ids.len() as u64;
-            let behind =
-                |answer: Option<Answer>| answer.map(|answer| answer.behind(&prompt, &template));
-            Example {
-                question_id: *ids.entry(Digest::of(prompt.as_bytes())).or_insert(next),
-                question: taken.question.shown(),
-                chosen: behind(taken.chosen),
-                rejected: behind(taken.rejected),
+            examples.push(Example {
+                question_id: *ids
+                    .entry(Digest::of(rendered.prompt.as_bytes()))
+                    .or_insert(next),
+                question,
+                chosen: rendered.chosen,
+                rejected: rendered.rejected,
                 kept: taken.kept,
-                prompt,
-            }
-        });
-        Ok(examples.collect())
+                prompt: rendered.prompt,
+            });
+        }
+        if cut > 0 {
+            ctx.note(&format!(
+                "the chat template begins {cut} prompts with the begin token, which the tokenizer puts there anyway: it was left out"
+            ));
+        }
+        if special > 0 {
+            ctx.warn(&format!(
+                "warning: {special} rows spell a token that begins or ends a text, which the model takes for that"
+            ));
+        }
+        Ok(examples)
     }
 
     /// Pairs completions that are to be compared; returns how many are left over.

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
 use crate::stages::tryout::{Tried, attempt};
 
 fn load(file: &str, text: &str, params: Json) -> (Tried, tempfile::TempDir) {
@@ -352,5 +353,91 @@ fn a_file_is_read_no_further_than_wanted() {
     assert_eq!(
         Dataset::read(&tried.output("data")).unwrap().examples.len(),
         2
+    );
+}
+
+const BOS: &str = "<bos>";
+const EOS: &str = "<eos>";
+
+/// Loads rows with a chat template and a tokenizer that begins prompts itself.
+fn with_template(rows: &[Json], template: Option<&str>) -> Tried {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, model) = (
+        folder.path().join("data.jsonl"),
+        folder.path().join("model"),
+    );
+    fs_err::write(&path, lines(rows)).unwrap();
+    let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, ["a b"; 2], 16, &[]).unwrap();
+    let tokens = tokenizer.special_tokens();
+    let (bos, eos) = (tokens.bos.clone().unwrap(), tokens.eos.clone().unwrap());
+    assert_eq!([&*bos, &*eos], [BOS, EOS]);
+    let tokenizer = match template {
+        Some(template) => tokenizer.with_chat_template(template),
+        None => tokenizer,
+    };
+    fs_err::create_dir_all(&model).unwrap();
+    tokenizer.save(&model).unwrap();
+    let inputs = [
+        ("data", "file", path.as_path()),
+        ("model", "tokenizer", model.as_path()),
+    ];
+    let kept = tempfile::tempdir().unwrap().keep();
+    attempt::<LoadDataset>(&kept, json!({ "template": "model" }), &inputs, None)
+}
+
+#[test]
+fn conversations_are_put_together_by_the_template_of_a_model() {
+    let system = json!({ "role": "system", "content": "S" });
+    let rows =
+        [json!({ "messages": [system, user("a"), assistant("b"), user("c"), assistant("d")] })];
+    let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let tried = with_template(&rows, Some(template));
+    tried.outcome.as_ref().unwrap();
+    let data = Dataset::read(&tried.output("data")).unwrap();
+    let expected = format!("[system]S[user]a[assistant]b{EOS}\n[user]c[assistant]");
+    assert_eq!(data.examples[0].prompt, expected);
+    assert_eq!(data.examples[0].chosen.as_deref(), Some("d"));
+    let notes = &tried.told.notes;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("begins 1 prompts with the begin token")),
+        "{notes:?}"
+    );
+
+    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}";
+    let good = json!({ "messages": [user("a"), assistant("b")] });
+    let tried = with_template(&[rows[0].clone(), good.clone()], Some(refusing));
+    tried.outcome.as_ref().unwrap();
+    let notes = &tried.told.notes;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("1 of 2 rows") && note.contains("no system")),
+        "{notes:?}"
+    );
+
+    let apart = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}";
+    let tried = with_template(std::slice::from_ref(&good), Some(apart));
+    assert!(
+        tried.message().contains("right behind"),
+        "{}",
+        tried.message()
+    );
+
+    let spelt = json!({ "messages": [user(&format!("a {EOS}")), assistant("b")] });
+    let tried = with_template(&[spelt], Some(template));
+    let notes = &tried.told.notes;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("1 rows spell a token")),
+        "{notes:?}"
+    );
+    let tried = with_template(&[good], None);
+    assert!(
+        tried.message().contains("no chat template"),
+        "{}",
+        tried.message()
     );
 }

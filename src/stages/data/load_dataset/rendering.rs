@@ -1,0 +1,154 @@
+//! How questions and answers become prompts and completions: by a template of ours, or by that of a model.
+
+use super::{LoadDataset, Taken};
+use crate::engine::context::RunContext;
+use crate::engine::stage::StageError;
+use crate::ml::tokenizer::Tokenizer;
+use crate::ml::tokenizer::chat::{ChatTemplate, Message};
+use crate::sources::dialogue::Speaker;
+use crate::stages::data::question::{Answer, Question, Template};
+
+/// The value of `template` that asks for a model's own.
+pub(super) const OF_MODEL: &str = "model";
+
+pub(super) enum Rendering {
+    Ours(Template),
+    OfModel(Box<OfModel>),
+}
+
+pub(super) struct OfModel {
+    template: ChatTemplate,
+    bos: Option<String>,
+    eos: Option<String>,
+    /// Whether the tokenizer puts the begin token before a text anyway.
+    adds_bos: bool,
+}
+
+/// What a model is given, and what it is to answer.
+pub(super) struct Rendered {
+    pub(super) prompt: String,
+    pub(super) chosen: Option<String>,
+    pub(super) rejected: Option<String>,
+    /// Whether a begin token was left out, which the tokenizer puts there anyway.
+    pub(super) cut_bos: bool,
+}
+
+impl Rendering {
+    /// Prepares the template that `kind` asks for.
+    pub(super) fn of(kind: &LoadDataset, ctx: &RunContext) -> Result<Self, StageError> {
+        if kind.template != OF_MODEL {
+            let template = Template::parse(&kind.template).map_err(StageError::new)?;
+            return Ok(Self::Ours(template));
+        }
+        let tokenizer = Tokenizer::load(&ctx.input(OF_MODEL)?.path)?;
+        let template = tokenizer.chat_template().ok_or_else(|| {
+            StageError::new("the model has no chat template").hint(
+                "`tokenizer_config.json` or `chat_template.jinja` of its folder would have it; `template: chatml` and others \
+                 need none",
+            )
+        })?;
+        let tokens = tokenizer.special_tokens();
+        let spelt = |token: &Option<String>| token.clone().unwrap_or_default();
+        let (bos, eos) = (spelt(&tokens.bos), spelt(&tokens.eos));
+        Ok(Self::OfModel(Box::new(OfModel {
+            template: ChatTemplate::new(template, &bos, &eos)?,
+            bos: tokens.bos.clone(),
+            eos: tokens.eos.clone(),
+            adds_bos: tokenizer.encode_prompt("a")?.first().copied() == tokenizer.bos_id(),
+        })))
+    }
+
+    /// Renders what was taken of a row, or says why it cannot be.
+    pub(super) fn render(&self, taken: &Taken) -> Result<Rendered, String> {
+        let model = match self {
+            Self::OfModel(model) => model,
+            Self::Ours(template) => {
+                let prompt = template.prompt(&taken.question);
+                let behind = |answer: &Option<Answer>| {
+                    let answer = answer.clone();
+                    answer.map(|answer| answer.behind(&prompt, template))
+                };
+                return Ok(Rendered {
+                    chosen: behind(&taken.chosen),
+                    rejected: behind(&taken.rejected),
+                    cut_bos: false,
+                    prompt,
+                });
+            }
+        };
+        let messages = messages(&taken.question);
+        let prompt = model.rendered(&messages, true)?;
+        let behind = |answer: &Option<Answer>| {
+            let answer = answer.as_ref();
+            answer
+                .map(|answer| model.completion(&messages, &prompt, answer))
+                .transpose()
+        };
+        let (chosen, rejected) = (behind(&taken.chosen)?, behind(&taken.rejected)?);
+        let cut = model.bos.as_deref().filter(|_| model.adds_bos);
+        let without = cut.and_then(|bos| prompt.strip_prefix(bos));
+        Ok(Rendered {
+            chosen,
+            rejected,
+            cut_bos: without.is_some(),
+            prompt: without.unwrap_or(&prompt).to_owned(),
+        })
+    }
+
+    /// Whether a text spells a token that means something to the model.
+    pub(super) fn is_special(&self, text: &str) -> bool {
+        let Self::OfModel(model) = self else {
+            return false;
+        };
+        let mut tokens = model.bos.iter().chain(&model.eos);
+        tokens.any(|token| !token.is_empty() && text.contains(token.as_str()))
+    }
+}
+
+impl OfModel {
+    fn rendered(&self, messages: &[Message], is_prompt: bool) -> Result<String, String> {
+        let rendered = self.template.render(messages, is_prompt);
+        rendered.map_err(|error| error.to_string())
+    }
+
+    /// Returns what stands behind the prompt where the answer is part of the conversation, without the end token, which
+    /// trainings put there.
+    fn completion(
+        &self,
+        messages: &[Message],
+        prompt: &str,
+        answer: &Answer,
+    ) -> Result<String, String> {
+        let last = Message {
+            role: "assistant".to_owned(),
+            content: answer.text.clone(),
+        };
+        let whole = self.rendered(&[messages, &[last]].concat(), false)?;
+        let completion = whole.strip_prefix(prompt).ok_or(
+            "the chat template does not put an answer right behind what it makes of the prompt",
+        )?;
+        let trimmed = completion.trim_end();
+        let eos = self.eos.as_deref().filter(|eos| !eos.is_empty());
+        Ok(match eos.and_then(|eos| trimmed.strip_suffix(eos)) {
+            Some(completion) => completion.to_owned(),
+            None => completion.to_owned(),
+        })
+    }
+}
+
+fn messages(question: &Question) -> Vec<Message> {
+    let (before, turns) = question.turns();
+    let message = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    };
+    let system = (!before.is_empty()).then(|| message("system", before));
+    let turns = turns.into_iter().map(|(speaker, said)| {
+        let role = match speaker {
+            Speaker::Human => "user",
+            Speaker::Assistant => "assistant",
+        };
+        message(role, said)
+    });
+    system.into_iter().chain(turns).collect()
+}
