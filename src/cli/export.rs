@@ -115,22 +115,7 @@ pub(super) fn run(
 /// Finds every result, and says how many stages have none.
 fn all_results(pipeline: &Pipeline, store: &Store, output: &Output) -> Result<Results, Failure> {
     let (results, missing) = results::find_all(pipeline, store)?;
-    if results.found.is_empty() {
-        return Err(Failure::Other {
-            message: "no stage has a result as the pipeline stands now".to_owned(),
-            hint: Some("`flowgraph run` makes them".to_owned()),
-            code: exit_code::STAGE_FAILED,
-        });
-    }
-    if missing > 0 {
-        output.warning(
-            &format!(
-                "{} without a result are left out",
-                counted(missing, "stage")
-            ),
-            "`flowgraph run` makes them",
-        );
-    }
+    results::tell_missing(results.found.is_empty(), missing, output)?;
     Ok(results)
 }
 

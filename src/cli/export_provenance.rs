@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::output::{Output, counted};
-use super::{Failure, PipelineOptions, exit_code, stages_named};
+use super::{Failure, PipelineOptions, exit_code, results, stages_named};
 use crate::engine::plan::{PlanOptions, Planner};
 use crate::engine::provenance::Provenance;
 use crate::engine::stage::Registry;
@@ -54,22 +54,7 @@ pub(super) fn run(
     let wanted = pipeline.graph.upstream(targets);
     let provenance = Provenance::of(&pipeline, store, &plans, &wanted);
     let missing = wanted.iter().filter(|wanted| **wanted).count() - provenance.len();
-    if provenance.is_empty() {
-        return Err(Failure::Other {
-            message: "no stage has a result as the pipeline stands now".to_owned(),
-            hint: Some("`flowgraph run` makes them".to_owned()),
-            code: exit_code::STAGE_FAILED,
-        });
-    }
-    if missing > 0 {
-        output.warning(
-            &format!(
-                "{} without a result are left out",
-                counted(missing, "stage")
-            ),
-            "`flowgraph run` makes them",
-        );
-    }
+    results::tell_missing(provenance.is_empty(), missing, output)?;
     let text = match args.format {
         Format::Prov => serde_json::to_string_pretty(&provenance.prov()).unwrap_or_default() + "\n",
         Format::InToto => {

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use super::output::{Output, counted};
 use super::{Failure, exit_code};
 use crate::engine::artifact::Artifact;
 use crate::engine::context::Labels;
@@ -164,6 +165,27 @@ pub(super) fn find_all(pipeline: &Pipeline, store: &Store) -> Result<(Results, u
         }));
     }
     Ok((Results { found, plans }, missing))
+}
+
+/// Refuses to go on where no stage has a result, and says how many have none.
+pub(super) fn tell_missing(
+    is_nothing: bool,
+    missing: usize,
+    output: &Output,
+) -> Result<(), Failure> {
+    const HINT: &str = "`flowgraph run` makes them";
+    if is_nothing {
+        return Err(Failure::Other {
+            message: "no stage has a result as the pipeline stands now".to_owned(),
+            hint: Some(HINT.to_owned()),
+            code: exit_code::STAGE_FAILED,
+        });
+    }
+    if missing > 0 {
+        let stages = counted(missing, "stage");
+        output.warning(&format!("{stages} without a result are left out"), HINT);
+    }
+    Ok(())
 }
 
 /// Returns the name of the output that is meant.
