@@ -63,11 +63,7 @@ pub fn read_rows(
     let mut numbers = Vec::new();
     let mut allowance = files.allowance();
     files.read_fields(&columns, |row| {
-        let bytes = row.values.iter().map(|field| match field {
-            Field::Empty => 0,
-            Field::Typed(value) => value.as_json().len(),
-            Field::Written(text) => text.len(),
-        });
+        let bytes = row.values.iter().map(Field::bytes);
         allowance.keep(&row.file, bytes.sum())?;
         numbers.push(row.number);
         for (column, field) in fields.iter_mut().zip(row.values) {
@@ -262,15 +258,7 @@ impl Cells<'_> {
 
     /// Adds the column as text; what is no text is JSON.
     fn add_as_text(&self, table: &mut Table) {
-        let texts = self.fields.iter().map(|field| match field {
-            Field::Empty => None,
-            Field::Written(text) => (!text.is_empty()).then(|| text.clone()),
-            Field::Typed(value) => {
-                let text = text_of(field);
-                Some(text.unwrap_or_else(|| value.as_json().to_owned()))
-            }
-        });
-        table.text_column(self.name, texts);
+        table.text_column(self.name, self.fields.iter().map(Field::to_text));
     }
 
     /// Tells what a column without a meaning holds: what its first value is, or of CSV what all values can be.

@@ -133,6 +133,29 @@ pub enum Field {
     Written(String),
 }
 
+impl Field {
+    /// Returns how many bytes of the file it is.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Typed(value) => value.as_json().len(),
+            Self::Written(text) => text.len(),
+        }
+    }
+
+    /// Returns the value as text: what is no text as JSON, and nothing for what is empty.
+    pub fn to_text(&self) -> Option<String> {
+        match self {
+            Self::Empty => None,
+            Self::Typed(value) => {
+                let text = value.parse::<String>();
+                Some(text.unwrap_or_else(|_| value.as_json().to_owned()))
+            }
+            Self::Written(text) => (!text.is_empty()).then(|| text.clone()),
+        }
+    }
+}
+
 impl Cell for Field {
     type Values = Series;
 

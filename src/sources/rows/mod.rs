@@ -229,10 +229,7 @@ impl RowFiles {
 
     /// Returns the names of the columns, those of JSON in the order in which they first appear.
     pub fn columns(&self) -> Result<Vec<String>, RowsError> {
-        let names = Names::default();
-        let mut take = |_: Row<Nested>| Ok(ControlFlow::Continue(()));
-        self.each(&[], Some(&names), &mut take)?;
-        Ok(names.into_inner().into_iter().collect())
+        self.columns_of_first(usize::MAX)
     }
 
     /// Returns the names of the columns in the first `rows` rows.

@@ -18,7 +18,9 @@ use crate::sources::rows::RowFiles;
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
-use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
+use super::origin::{
+    LOOKED_AT, check_sha256, named, source_name, source_or_port, source_params, source_path,
+};
 
 /// How the rows of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -60,14 +62,6 @@ impl TextLayout {
         let first = fits.next();
         if fits.next().is_some() { None } else { first }
     }
-}
-
-/// Rows in which columns are looked for.
-const LOOKED_AT: usize = 1000;
-
-/// What the file calls a column.
-fn named<'a>(columns: &'a BTreeMap<String, String>, name: &'a str) -> &'a str {
-    columns.get(name).map_or(name, String::as_str)
 }
 
 /// Loads texts with classes: a training and a held-out part, and prompts from the beginnings of held-out texts.

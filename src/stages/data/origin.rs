@@ -1,12 +1,15 @@
 //! Where a loader's rows come from: a source, or what another stage made.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Port, Problem, SourceParam, StageError};
 use crate::sources::{Sha256, Source};
 
 const PORT: &str = "data";
+/// Rows in which columns are looked for.
+pub(super) const LOOKED_AT: usize = 1000;
 
 /// The port for rows, which is there if there is no source: so exactly one of them is given.
 pub(super) fn source_or_port(source: Option<&Source>) -> Vec<Port> {
@@ -56,6 +59,22 @@ pub(super) fn source_path(
         Some(_) => Ok(ctx.source("source")?.to_owned()),
         None => Ok(ctx.input(PORT)?.file_or_folder()),
     }
+}
+
+/// Refuses a digest of a folder, which has none.
+pub(super) fn check_folder(path: &Path, sha256: Option<Sha256>) -> Result<(), StageError> {
+    if path.is_dir() && sha256.is_some() {
+        return Err(
+            StageError::new(format!("{}: a folder has no SHA-256", path.display()))
+                .hint("give a file, or leave `sha256` out"),
+        );
+    }
+    Ok(())
+}
+
+/// What the file calls a column of a layout.
+pub(super) fn named<'a>(columns: &'a BTreeMap<String, String>, name: &'a str) -> &'a str {
+    columns.get(name).map_or(name, String::as_str)
 }
 
 /// What messages call it.

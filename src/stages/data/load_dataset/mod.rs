@@ -8,7 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
+use super::origin::{
+    LOOKED_AT, check_folder, check_sha256, named, source_name, source_or_port, source_params,
+    source_path,
+};
 use super::question::{Answer, Question, Template};
 use crate::artifacts::dataset::{COLUMNS, DATASET, Dataset, Example};
 use crate::artifacts::language_model::LANGUAGE_MODEL;
@@ -136,16 +139,12 @@ impl Kind for LoadDataset {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
         let name = source_name(self.source.as_ref());
-        if path.is_dir() && self.sha256.is_some() {
-            return Err(
-                StageError::new(format!("{}: a folder has no SHA-256", path.display()))
-                    .hint("give a file, or leave `sha256` out"),
-            );
-        }
+        check_folder(&path, self.sha256)?;
         let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
         let files = RowFiles::find(&path, &name, self.split.as_deref(), most_text)?;
-        let layout = self.layout_of(&files, &name, ctx)?;
-        let mut reading = Reading::new(self, layout, &files)?;
+        let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
+        let layout = self.layout_of(&found, &name, ctx)?;
+        let mut reading = Reading::new(self, layout, &found);
         reading.read(&files, ctx)?;
         let examples = reading.examples(&name, ctx)?;
         let title = format!("Data of {name}");
@@ -153,23 +152,19 @@ impl Kind for LoadDataset {
     }
 }
 
-/// Rows in which columns are looked for.
-const LOOKED_AT: usize = 1000;
-
 impl LoadDataset {
     /// The column of the file that is `name` in the layout.
     fn column<'a>(&'a self, name: &'a str) -> &'a str {
-        self.columns.get(name).map_or(name, String::as_str)
+        named(&self.columns, name)
     }
 
-    /// Chooses the layout, and checks that the columns are there.
+    /// Chooses the layout, and checks that its columns are among those that were found.
     fn layout_of(
         &self,
-        files: &RowFiles,
+        found: &BTreeSet<String>,
         name: &str,
         ctx: &mut RunContext,
     ) -> Result<Layout, StageError> {
-        let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
         let missing = |layout: Layout| -> Vec<&str> {
             let needs = layout.needs().iter().map(|name| self.column(name));
             needs.filter(|name| !found.contains(*name)).collect()
@@ -277,12 +272,10 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(kind: &'a LoadDataset, layout: Layout, files: &RowFiles) -> Result<Self, StageError> {
-        let found = files.columns_of_first(LOOKED_AT)?;
+    fn new(kind: &'a LoadDataset, layout: Layout, found: &BTreeSet<String>) -> Self {
         let may_have = layout.may_have().iter().copied();
-        let may_have =
-            may_have.filter(|name| found.iter().any(|column| column == kind.column(name)));
-        Ok(Self {
+        let may_have = may_have.filter(|name| found.contains(kind.column(name)));
+        Self {
             kind,
             layout,
             names: layout.needs().iter().copied().chain(may_have).collect(),
@@ -291,7 +284,7 @@ impl<'a> Reading<'a> {
             rows: 0,
             left_out: 0,
             first_fault: None,
-        })
+        }
     }
 
     fn read(&mut self, files: &RowFiles, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -308,7 +301,7 @@ impl<'a> Reading<'a> {
                 return Ok(ControlFlow::Break(()));
             }
             self.rows += 1;
-            let bytes = row.values.iter().map(size).sum();
+            let bytes = row.values.iter().map(Field::bytes).sum();
             allowance.keep(&row.file, bytes)?;
             if let Err(fault) = self.take(&row.values) {
                 self.left_out += 1;
@@ -341,7 +334,7 @@ impl<'a> Reading<'a> {
         let row = self.names.iter().copied().zip(values.iter().map(json));
         let found = self.layout.found(&row.collect())?;
         let further = self.kind.keep.iter().zip(further);
-        let kept = further.filter_map(|(name, value)| Some((name.clone(), text(value)?)));
+        let kept = further.filter_map(|(name, value)| Some((name.clone(), value.to_text()?)));
         let kept: BTreeMap<String, String> = kept.collect();
         let is_empty = |answer: &Answer| answer.text.trim().is_empty();
         match found {
@@ -505,23 +498,6 @@ fn json(field: &Field) -> Json {
         Field::Typed(value) => value.parse().unwrap_or(Json::Null),
         Field::Written(text) if text.is_empty() => Json::Null,
         Field::Written(text) => Json::from(text.as_str()),
-    }
-}
-
-/// A value that is kept: text as it is, else JSON.
-fn text(field: &Field) -> Option<String> {
-    match json(field) {
-        Json::Null => None,
-        Json::String(text) => Some(text),
-        other => Some(other.to_string()),
-    }
-}
-
-fn size(field: &Field) -> usize {
-    match field {
-        Field::Empty => 0,
-        Field::Typed(value) => value.as_json().len(),
-        Field::Written(text) => text.len(),
     }
 }
 

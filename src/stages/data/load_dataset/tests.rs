@@ -441,3 +441,13 @@ fn conversations_are_put_together_by_the_template_of_a_model() {
         tried.message()
     );
 }
+
+#[test]
+fn kept_numbers_keep_their_digits() {
+    let row = r#"{"text": "a b", "key": 12345678901234567890123, "list": [1.50, 2]}"#;
+    let (tried, _folder) = load("data.jsonl", row, json!({ "keep": ["key", "list"] }));
+    tried.outcome.as_ref().unwrap();
+    let data = Dataset::read(&tried.output("data")).unwrap();
+    let kept: Vec<&str> = data.examples[0].kept.values().map(String::as_str).collect();
+    assert_eq!(kept, ["12345678901234567890123", "[1.50, 2]"]);
+}

@@ -20,7 +20,9 @@ use crate::stages::ranges::at_least_one;
 
 mod layout;
 
-use super::origin::{check_sha256, source_name, source_or_port, source_params, source_path};
+use super::origin::{
+    check_folder, check_sha256, source_name, source_or_port, source_params, source_path,
+};
 use super::question::{Template, cut_end};
 use layout::{Found, Pair, Unusable};
 
@@ -127,12 +129,7 @@ impl Kind for LoadPreferences {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
-        if path.is_dir() && self.sha256.is_some() {
-            return Err(
-                StageError::new(format!("{}: a folder has no SHA-256", path.display()))
-                    .hint("give a file, or leave `sha256` out"),
-            );
-        }
+        check_folder(&path, self.sha256)?;
         let name = source_name(self.source.as_ref());
         let (examples, left_out) = self.load(&path, &name)?;
         if examples.is_empty() {
