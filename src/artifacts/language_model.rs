@@ -9,6 +9,7 @@ use crate::ml::adapter::{Adapter, AdapterError, PREFIX};
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
+use super::reward_program::RewardProgramError;
 use super::reward_rule::RuleError;
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
@@ -64,6 +65,9 @@ pub enum ModelError {
     /// A reward rule cannot say.
     #[error(transparent)]
     Rule(#[from] RuleError),
+    /// A reward program cannot say.
+    #[error(transparent)]
+    RewardProgram(#[from] RewardProgramError),
     /// Tokens spell no text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

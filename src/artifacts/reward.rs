@@ -5,7 +5,7 @@ use std::path::Path;
 use super::language_model::{LanguageModel, ModelError};
 use super::reward_model::{REWARD_MODEL, RewardModel};
 use super::reward_program::{REWARD_PROGRAM, RewardProgram};
-use super::reward_rule::{REWARD_RULE, RewardRule, RuleError};
+use super::reward_rule::{REWARD_RULE, RewardRule};
 use crate::ml::trainer::ModelSize;
 
 /// The artifact kinds that give rewards.
@@ -56,10 +56,8 @@ impl Reward {
             Self::Rule(rule) if !rule.description.rule.has_prefix_values() => {
                 Some(rule.no_prefix_values().into())
             }
-            Self::Program(program) if !program.description.prefixes => {
-                Some(RuleError::mute_program().into())
-            }
-            Self::Model(_) | Self::Rule(_) | Self::Program(_) => None,
+            Self::Program(program) => program.lacks_prefix_values().map(ModelError::from),
+            Self::Model(_) | Self::Rule(_) => None,
         }
     }
 }

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::dataset::{Dataset, Example};
-use super::language_model::ModelError;
-use super::reward_rule::{Asked, RuleError};
+use super::reward_rule::Asked;
 use crate::engine::artifact::Digest;
+use crate::excerpt::{NAME, excerpt};
+use crate::hint::Hint;
 
 /// The artifact kind.
 pub const REWARD_PROGRAM: &str = "reward_program";
@@ -20,6 +22,43 @@ pub const REWARD_PROGRAM: &str = "reward_program";
 pub const OWN_COLUMNS: [&str; 3] = ["question", "chosen", "rejected"];
 
 const FILE: &str = "program.json";
+
+const MUTE: Hint = Hint::new(
+    "with `prefixes: true` in `reward_command` it is asked for them: requests whose `prefixes` is true hold completions that go on",
+);
+const UNKNOWN_COLUMNS: Hint =
+    Hint::new("`data` of `reward_command` must have all prompts, with what its `columns` name");
+
+/// Why a program cannot be used.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum RewardProgramError {
+    /// The file is not what it should be.
+    #[error("{file}: {reason}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It does not value prefixes.
+    #[error(
+        "the objective needs rewards of unfinished completions, of which the reward program says nothing"
+    )]
+    Mute {
+        /// What to do.
+        #[source]
+        hint: Hint,
+    },
+    /// It has no columns of a prompt.
+    #[error("the reward program knows no columns of the prompt {prompt:?}")]
+    UnknownColumns {
+        /// The prompt.
+        prompt: String,
+        /// What to do.
+        #[source]
+        hint: Hint,
+    },
+}
 
 /// What a program is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,9 +97,9 @@ pub struct RewardProgram {
 
 impl RewardProgram {
     /// Reads a program from a folder.
-    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+    pub fn load(folder: &Path) -> Result<Self, RewardProgramError> {
         let path = folder.join(FILE);
-        let malformed = |reason: String| RuleError::Malformed {
+        let malformed = |reason: String| RewardProgramError::Malformed {
             file: path.display().to_string(),
             reason,
         };
@@ -109,6 +148,11 @@ impl RewardProgram {
         Ok(())
     }
 
+    /// Says why it does not value completions that go on, if it does not.
+    pub fn lacks_prefix_values(&self) -> Option<RewardProgramError> {
+        (!self.description.prefixes).then_some(RewardProgramError::Mute { hint: MUTE })
+    }
+
     /// Returns where the code lies, in an artifact's folder.
     pub fn code_in(folder: &Path) -> PathBuf {
         folder.join("code")
@@ -120,13 +164,16 @@ impl RewardProgram {
     }
 
     /// Returns the columns that it is told with a prompt, in the order of the description.
-    pub fn columns(&self, asked: Asked<'_>) -> Result<Vec<Option<&str>>, RuleError> {
+    pub fn columns(&self, asked: Asked<'_>) -> Result<Vec<Option<&str>>, RewardProgramError> {
         if self.description.columns.is_empty() {
             return Ok(Vec::new());
         }
         let found = self.by_prompt.get(asked.prompt).copied();
         let found = found.or_else(|| *self.by_question.get(asked.question)?);
-        let place = found.ok_or_else(|| RuleError::unknown_columns(asked.prompt))?;
+        let place = found.ok_or_else(|| RewardProgramError::UnknownColumns {
+            prompt: excerpt(asked.prompt, NAME).into_owned(),
+            hint: UNKNOWN_COLUMNS,
+        })?;
         Ok(told(&self.description.columns, &self.data.examples[place]))
     }
 }

@@ -124,11 +124,6 @@ const GROUPS: Hint = Hint::new("`(?:...)` is a group that does not count");
 const GAVE_UP: Hint = Hint::new("nested repetitions such as `(a+)+` take very long");
 const UNKNOWN_PROMPT: Hint =
     Hint::new("`data` of `reward_rule` must have all prompts, with preferred completions");
-const MUTE_PROGRAM: Hint = Hint::new(
-    "with `prefixes: true` in `reward_command` it is asked for them: requests whose `prefixes` is true hold completions that go on",
-);
-const UNKNOWN_COLUMNS: Hint =
-    Hint::new("`data` of `reward_command` must have all prompts, with what its `columns` name");
 const NO_PROBLEM: Hint = Hint::new("`generate_world` with `form: arithmetic` has such prompts");
 const NO_PREFIX_VALUES: Hint = Hint::new(
     "objectives that read rewards of prefixes, such as `forward_looking`, need an `arithmetic` rule or a reward model",
@@ -182,24 +177,6 @@ pub enum RuleError {
         #[source]
         hint: Hint,
     },
-    /// A program does not value prefixes.
-    #[error(
-        "the objective needs rewards of unfinished completions, of which the reward program says nothing"
-    )]
-    MuteProgram {
-        /// What to do.
-        #[source]
-        hint: Hint,
-    },
-    /// A program has no columns of a prompt.
-    #[error("the reward program knows no columns of the prompt {prompt:?}")]
-    UnknownColumns {
-        /// The prompt.
-        prompt: String,
-        /// What to do.
-        #[source]
-        hint: Hint,
-    },
     /// An arithmetic rule is asked about something else.
     #[error(
         "the prompt {prompt:?} states no problem such as `numbers 2 3 6 target 18`, with 2 to {MOST_NUMBERS} numbers from 1 to {greatest}"
@@ -222,19 +199,6 @@ pub enum RuleError {
         #[source]
         hint: Hint,
     },
-}
-
-impl RuleError {
-    pub(super) fn mute_program() -> Self {
-        Self::MuteProgram { hint: MUTE_PROGRAM }
-    }
-
-    pub(super) fn unknown_columns(prompt: &str) -> Self {
-        Self::UnknownColumns {
-            prompt: excerpt(prompt, NAME).into_owned(),
-            hint: UNKNOWN_COLUMNS,
-        }
-    }
 }
 
 impl Rule {

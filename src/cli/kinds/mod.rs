@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::output::Output;
 use super::{Failure, exit_code};
 use crate::engine::diagnostic::did_you_mean;
-use crate::engine::stage::{Arity, Registry, StageKind, find_kind};
+use crate::engine::stage::{Arity, Registry, StageKind, defined, find_kind};
 
 mod artifacts;
 mod example;
@@ -132,10 +132,7 @@ fn describe(registry: &Registry, kind: &StageKind) -> String {
 
 /// Lists the values or forms that a param can have, each with what it stands for, where its schema says so.
 fn choices<'a>(schema: &'a Schema, property: &'a Json) -> Vec<(String, &'a str)> {
-    let named = |property: &'a Json| {
-        let name = property.get("$ref")?.as_str()?;
-        schema.pointer(name.strip_prefix('#')?)
-    };
+    let named = |property: &'a Json| defined(schema, property);
     // One that may be left out is it or null.
     let or_null = property.get("anyOf").and_then(Json::as_array);
     let or_null = or_null.and_then(|any| any.iter().find_map(named));

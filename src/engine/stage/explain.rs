@@ -96,14 +96,18 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
     problems
 }
 
+/// Returns the definition that a part of a schema refers to, if it is a reference.
+pub fn defined<'a>(schema: &'a schemars::Schema, part: &Json) -> Option<&'a Json> {
+    schema.pointer(part.get("$ref")?.as_str()?.strip_prefix('#')?)
+}
+
 /// Returns what a param is, as the first paragraph of its documentation says, with the names of its forms.
 fn about(schema: &schemars::Schema, key: &str) -> Option<String> {
     let param = schema.get("properties")?.get(key)?;
     let description = param.get("description")?.as_str()?;
     let paragraph = description.split("\n\n").next()?;
     let words: Vec<&str> = paragraph.split_whitespace().collect();
-    let defined = || schema.pointer(param.get("$ref")?.as_str()?.strip_prefix('#')?);
-    let forms = defined().unwrap_or(param).get("oneOf");
+    let forms = defined(schema, param).unwrap_or(param).get("oneOf");
     let forms = forms.and_then(Json::as_array);
     let names: Vec<&str> = forms
         .into_iter()

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use explain::defined;
 pub use port::{Arity, Output, Port};
 
 pub use super::problem::Problem;

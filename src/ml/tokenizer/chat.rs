@@ -140,17 +140,21 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
 /// One line with spaces behind commas and colons.
 struct OneLine;
 
+fn comma<W: ?Sized + Write>(writer: &mut W, is_first: bool) -> std::io::Result<()> {
+    if is_first {
+        Ok(())
+    } else {
+        writer.write_all(b", ")
+    }
+}
+
 impl Formatter for OneLine {
     fn begin_array_value<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         first: bool,
     ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        comma(writer, first)
     }
 
     fn begin_object_key<W: ?Sized + Write>(
@@ -158,11 +162,7 @@ impl Formatter for OneLine {
         writer: &mut W,
         first: bool,
     ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        comma(writer, first)
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> std::io::Result<()> {

@@ -12,11 +12,16 @@ const OWN: [&str; 2] = ["HOME", "LANG"];
 
 /// Returns the variables whose values count, as they do.
 pub(in crate::stages) fn counted(names: &[String]) -> Vec<String> {
-    let counted = names.iter().map(|name| match std::env::var_os(name) {
-        Some(value) => format!("{name}={}", Digest::of(value.as_encoded_bytes())),
+    let counted = names.iter().map(|name| match digest(name) {
+        Some(digest) => format!("{name}={digest}"),
         None => format!("{name}=unset"),
     });
     counted.collect()
+}
+
+/// Returns the digest of a variable's value, if it is set.
+pub(in crate::stages) fn digest(name: &str) -> Option<Digest> {
+    std::env::var_os(name).map(|value| Digest::of(value.as_encoded_bytes()))
 }
 
 /// Checks the names that params list; those of `secret_env` are secrets.

@@ -10,7 +10,6 @@ use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::reward_program::{
     OWN_COLUMNS, ProgramDescription, REWARD_PROGRAM, RewardProgram, told,
 };
-use crate::engine::artifact::Digest;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::excerpt::{NAME, excerpt, listed};
@@ -127,11 +126,8 @@ impl Kind for RewardCommand {
             Some(input) => self.told(&Dataset::read(&input.path)?)?,
             None => Dataset::default(),
         };
-        let environment = self.env.iter().map(|name| {
-            let value = std::env::var_os(name);
-            let digest = value.map(|value| Digest::of(value.as_encoded_bytes()));
-            (name.clone(), digest)
-        });
+        let digest = |name: &String| (name.clone(), variables::digest(name));
+        let environment = self.env.iter().map(digest);
         let description = ProgramDescription {
             run: self.run.clone(),
             environment: environment.collect(),

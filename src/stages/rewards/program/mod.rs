@@ -1,6 +1,7 @@
 //! A reward program at work: requests sent ahead, answers in order, each text asked about once.
 
 mod process;
+mod protocol;
 mod received;
 
 use std::cell::RefCell;
@@ -10,30 +11,24 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use thiserror::Error;
 
 use self::process::{Answer, FAREWELL, Heard, Process};
+use self::protocol::{PROTOCOL, rewards_in};
 use self::received::{Question, Received};
 use crate::artifacts::completions::CompletionRow;
-use crate::artifacts::reward_program::{ProgramDescription, RewardProgram};
-use crate::artifacts::reward_rule::{Asked, RuleError};
-use crate::engine::artifact::Digest;
+use crate::artifacts::reward_program::{ProgramDescription, RewardProgram, RewardProgramError};
+use crate::artifacts::reward_rule::Asked;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::excerpt::{NAME, excerpt};
 use crate::hint::Hint;
 use crate::ml::trainer::Cancel;
+use crate::stages::command::variables;
 
 /// Sets the seconds that programs have for a request, whatever their params say; it changes no result.
 const TIMEOUT: &str = "FLOWGRAPH_REWARD_TIMEOUT";
 
-const PROTOCOL: Hint = Hint::new(
-    "a line `{\"prompts\": [...], \"completions\": [...]}` is answered by one line `{\"rewards\": [...]}`, and nothing else is \
-     written to standard output: print to standard error",
-);
-const FINITE: Hint = Hint::new("a reward is a finite number in the range of 32 bits");
 const SLOW: Hint = Hint::new(
     "each answer must be written at once (`print(..., flush=True)`); `timeout` allows more seconds, and so does the \
      environment variable FLOWGRAPH_REWARD_TIMEOUT, which leaves results and checkpoints as they are",
@@ -95,7 +90,7 @@ pub(crate) enum ProgramError {
     },
     /// It was told of no such prompt.
     #[error(transparent)]
-    Prompt(#[from] RuleError),
+    Prompt(#[from] RewardProgramError),
 }
 
 /// A text to be rewarded.
@@ -143,8 +138,8 @@ struct Work {
     asked: HashSet<Question>,
     /// Requests that no copy has yet.
     waiting: VecDeque<Request>,
-    /// Requests so far.
-    count: u64,
+    /// Whether anything was asked so far.
+    has_asked: bool,
     /// Requests without an answer that ask again what was asked.
     again: usize,
     answers: Receiver<Heard>,
@@ -160,33 +155,14 @@ struct Copy {
     since: Instant,
 }
 
-#[derive(Clone)]
 struct Request {
     questions: Vec<Question>,
-    line: String,
     /// Whether it asks again what was asked.
     is_again: bool,
 }
 
 /// Requests that a copy may have at once: it finds the next one when it is done with one.
 const AHEAD: usize = 2;
-
-#[derive(Serialize)]
-struct RequestLine<'a> {
-    prompts: Vec<&'a str>,
-    completions: Vec<&'a str>,
-    finished: Vec<bool>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    prefixes: bool,
-    #[serde(skip_serializing_if = "indexmap::IndexMap::is_empty")]
-    columns: indexmap::IndexMap<&'a str, Vec<Option<&'a str>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AnswerLine {
-    rewards: Vec<Box<RawValue>>,
-}
 
 impl Program {
     /// Prepares a program for a stage whose rewards are kept with `output`, if they must be kept.
@@ -230,7 +206,7 @@ impl Program {
                 received,
                 asked: HashSet::new(),
                 waiting: VecDeque::new(),
-                count: 0,
+                has_asked: false,
                 again: 0,
                 answers,
                 to_answers,
@@ -257,32 +233,34 @@ impl Program {
 
     /// Sends requests for the texts that were not asked about, and does not wait for answers.
     pub(crate) fn ahead(&self, texts: &[Text<'_>]) -> Result<(), ProgramError> {
-        let mut work = self.work.borrow_mut();
+        self.ask_new(&mut self.work.borrow_mut(), &self.questions(texts)?)
+    }
+
+    fn ask_new(&self, work: &mut Work, questions: &[Question]) -> Result<(), ProgramError> {
         // A request is of whole completions or of prefixes.
         for prefix in [false, true] {
             let mut new = Vec::new();
-            for text in texts.iter().filter(|text| text.prefix == prefix) {
-                let question = self.question(text)?;
-                if work.received.get(&question).is_none() && work.asked.insert(question.clone()) {
-                    new.push(question);
+            for question in questions.iter().filter(|asked| asked.prefix == prefix) {
+                if work.received.get(question).is_none() && work.asked.insert(question.clone()) {
+                    new.push(question.clone());
                 }
             }
             for questions in new.chunks(self.batch_size().max(1)) {
-                self.ask(&mut work, questions)?;
+                self.ask(work, questions);
             }
         }
-        self.hand_out(&mut work)
+        self.hand_out(work)
     }
 
     /// Returns the reward of each text.
     pub(crate) fn rewards(&self, texts: &[Text<'_>]) -> Result<Vec<f64>, ProgramError> {
-        self.ahead(texts)?;
+        let questions = self.questions(texts)?;
         let mut work = self.work.borrow_mut();
-        let mut rewards = Vec::with_capacity(texts.len());
-        for text in texts {
-            let question = self.question(text)?;
+        self.ask_new(&mut work, &questions)?;
+        let mut rewards = Vec::with_capacity(questions.len());
+        for question in &questions {
             let reward = loop {
-                if let Some(reward) = work.received.get(&question) {
+                if let Some(reward) = work.received.get(question) {
                     break reward;
                 }
                 self.receive(&mut work)?;
@@ -344,38 +322,37 @@ impl Program {
         Ok(())
     }
 
-    fn question(&self, text: &Text<'_>) -> Result<Question, ProgramError> {
-        let columns = self.program.columns(text.asked)?.into_iter();
-        Ok(Question {
-            prompt: text.asked.prompt.to_owned(),
-            completion: text.completion.to_owned(),
-            finished: text.finished,
-            prefix: text.prefix,
-            columns: columns.map(|value| value.map(str::to_owned)).collect(),
-        })
+    fn questions(&self, texts: &[Text<'_>]) -> Result<Vec<Question>, ProgramError> {
+        let questions = texts.iter().map(|text| {
+            let columns = self.program.columns(text.asked)?.into_iter();
+            Ok(Question {
+                prompt: text.asked.prompt.to_owned(),
+                completion: text.completion.to_owned(),
+                finished: text.finished,
+                prefix: text.prefix,
+                columns: columns.map(|value| value.map(str::to_owned)).collect(),
+            })
+        });
+        questions.collect()
     }
 
     /// Makes a request; the first of a program that promises to answer the same is made once more, in two parts and in
     /// another order.
-    fn ask(&self, work: &mut Work, questions: &[Question]) -> Result<(), ProgramError> {
-        let request = |questions: &[Question], is_again| -> Result<Request, ProgramError> {
-            Ok(Request {
-                line: self.line(questions)?,
-                questions: questions.to_vec(),
-                is_again,
-            })
+    fn ask(&self, work: &mut Work, questions: &[Question]) {
+        let request = |questions: &[Question], is_again| Request {
+            questions: questions.to_vec(),
+            is_again,
         };
-        work.waiting.push_back(request(questions, false)?);
-        if work.count == 0 && self.description().deterministic {
+        work.waiting.push_back(request(questions, false));
+        if !work.has_asked && self.description().deterministic {
             let mut again = questions.to_vec();
             again.reverse();
             for part in again.chunks(again.len().div_ceil(2)) {
-                work.waiting.push_back(request(part, true)?);
+                work.waiting.push_back(request(part, true));
                 work.again += 1;
             }
         }
-        work.count += 1;
-        Ok(())
+        work.has_asked = true;
     }
 
     /// Gives requests to the copies that have few.
@@ -392,38 +369,13 @@ impl Program {
                 copy.since = Instant::now();
             }
             if let Some(request) = work.waiting.pop_front() {
-                copy.process.send(request.line.clone());
+                let line = protocol::request(&request.questions, &self.description().columns);
+                let line = line.map_err(|error| ProgramError::Start(error.into()))?;
+                copy.process.send(line);
                 copy.open.push_back(request);
             }
         }
         Ok(())
-    }
-
-    fn line(&self, questions: &[Question]) -> Result<String, ProgramError> {
-        let names = self.description().columns.iter().enumerate();
-        let columns = names.map(|(place, name)| {
-            let values = questions
-                .iter()
-                .map(|question| question.columns[place].as_deref());
-            (name.as_str(), values.collect())
-        });
-        let line = RequestLine {
-            prompts: questions
-                .iter()
-                .map(|question| question.prompt.as_str())
-                .collect(),
-            completions: questions
-                .iter()
-                .map(|question| question.completion.as_str())
-                .collect(),
-            finished: questions.iter().map(|question| question.finished).collect(),
-            prefixes: questions.iter().any(|question| question.prefix),
-            columns: columns.collect(),
-        };
-        let mut line = serde_json::to_string(&line)
-            .map_err(|error| ProgramError::Start(IoError::from(error)))?;
-        line.push('\n');
-        Ok(line)
     }
 
     fn start(&self, work: &mut Work) -> Result<(), ProgramError> {
@@ -546,42 +498,6 @@ impl Copy {
     }
 }
 
-/// Reads an answer of so many rewards; says what is wrong with it.
-fn rewards_in(line: &[u8], count: usize) -> Result<Vec<f64>, (String, Hint)> {
-    let text = std::str::from_utf8(line).map_err(|_| ("it is no UTF-8".to_owned(), PROTOCOL))?;
-    if !text.trim_start().starts_with('{') {
-        return Err(("it is no answer: it is no object".to_owned(), PROTOCOL));
-    }
-    let parsed = serde_json::from_str::<AnswerLine>(text);
-    let answer = parsed.map_err(|error| {
-        // Python writes these, JSON has none of them.
-        if error.is_syntax() && ["NaN", "Infinity"].iter().any(|word| text.contains(word)) {
-            ("a reward is no finite number".to_owned(), FINITE)
-        } else {
-            (format!("it is no answer: {error}"), PROTOCOL)
-        }
-    })?;
-    if answer.rewards.len() != count {
-        let found = answer.rewards.len();
-        return Err((
-            format!("it has {found} rewards for {count} completions"),
-            PROTOCOL,
-        ));
-    }
-    let rewards = answer.rewards.iter().enumerate().map(|(at, reward)| {
-        let number = serde_json::from_str::<f64>(reward.get()).ok();
-        let usable = number.filter(|number| (*number as f32).is_finite());
-        usable.ok_or_else(|| {
-            let found = excerpt(reward.get(), NAME);
-            (
-                format!("reward {at} is {found}, expected a finite number"),
-                FINITE,
-            )
-        })
-    });
-    rewards.collect()
-}
-
 /// Prepares the command of one copy: a working directory with the code, and an environment that holds what the program
 /// declares alone.
 fn command(
@@ -612,17 +528,13 @@ fn command(
         .env("PYTHONUNBUFFERED", "1");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     for (name, digest) in &program.description.environment {
-        let value = std::env::var_os(name);
-        let found = value
-            .as_ref()
-            .map(|value| Digest::of(value.as_encoded_bytes()));
-        if found != *digest {
+        if variables::digest(name) != *digest {
             return Err(StageError::new(format!(
                 "the environment variable `{name}` has changed since the reward program was made"
             ))
             .hint("give the same command again"));
         }
-        command.envs(value.map(|value| (name, value)));
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     ctx.before_command(&mut command);
     Ok(command)

@@ -1,5 +1,6 @@
 //! What a program was asked and what it answered, in memory and, where it need not answer the same again, in a file.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
@@ -85,12 +86,14 @@ impl Received {
     pub(super) fn add(&mut self, answered: Vec<(Question, f64)>) -> std::io::Result<()> {
         let mut lines = Vec::new();
         for (question, reward) in answered {
-            if self.log.is_some() && !self.rewards.contains_key(&question) {
-                write_line(&question, reward, &mut lines)?;
+            if let Entry::Vacant(new) = self.rewards.entry(question) {
+                if self.log.is_some() {
+                    write_line(new.key(), reward, &mut lines)?;
+                }
+                new.insert(reward);
             }
-            self.rewards.entry(question).or_insert(reward);
         }
-        if let Some(log) = &mut self.log {
+        if let Some(log) = self.log.as_mut().filter(|_| !lines.is_empty()) {
             // Before any of them is used.
             log.write_all(&lines)?;
             log.sync_data()?;
