@@ -27,6 +27,7 @@ mod history;
 mod import;
 mod kill;
 mod known_limits;
+mod large_data;
 mod lengthen;
 mod limits;
 mod long_messages;

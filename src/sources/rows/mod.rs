@@ -3,7 +3,7 @@
 //! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
 //! unpacked or kept of them is limited, however much a small one claims to hold.
 
-use std::cell::RefCell;
+use std::cell::{Cell as Counter, RefCell};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::ops::ControlFlow;
@@ -138,6 +138,11 @@ pub struct Row<T = String> {
 }
 
 impl<T> Row<T> {
+    /// Names the row as errors do.
+    pub fn place(&self) -> String {
+        format!("{}, row {}", self.file, self.number)
+    }
+
     /// Makes an error about this row.
     pub fn error(&self, reason: impl Into<String>) -> RowsError {
         RowsError::Row {
@@ -154,6 +159,8 @@ pub struct RowFiles {
     /// Paths, with what messages call them and their sizes.
     files: Vec<(PathBuf, Arc<str>, u64)>,
     most_text: Option<u64>,
+    /// Bytes of the files that were read so far.
+    passed: Counter<u64>,
 }
 
 impl RowFiles {
@@ -186,13 +193,26 @@ impl RowFiles {
             }
             files.push((path.to_owned(), name.into(), regular(path)?.len()));
         }
-        Ok(Self { files, most_text })
+        Ok(Self {
+            files,
+            most_text,
+            passed: Counter::new(0),
+        })
+    }
+
+    /// Returns how many bytes the files have, packed as they are.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, _, bytes)| bytes).sum()
+    }
+
+    /// Returns how many of these the reading under way has gone through, roughly.
+    pub fn bytes_passed(&self) -> u64 {
+        self.passed.get()
     }
 
     /// Returns how much text of the files may be kept.
     pub fn allowance(&self) -> Allowance {
-        let bytes = self.files.iter().map(|(_, _, bytes)| bytes).sum();
-        let limit = self.most_text.unwrap_or_else(|| unpacked(bytes));
+        let limit = self.most_text.unwrap_or_else(|| unpacked(self.bytes()));
         Allowance { limit, left: limit }
     }
 
@@ -254,10 +274,13 @@ impl RowFiles {
         names: Option<&Names>,
         take: &mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<usize, RowsError> {
-        let mut left_out = 0;
+        let (mut left_out, mut before) = (0, 0);
         for (path, name, bytes) in &self.files {
+            self.passed.set(before);
+            before += bytes;
             let mut rows = Reading {
                 file: name,
+                passed: &self.passed,
                 columns,
                 names,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
@@ -318,9 +341,24 @@ impl Allowance {
     }
 }
 
+/// A file that counts what is read of it.
+struct Passing<'a> {
+    file: File,
+    passed: &'a Counter<u64>,
+}
+
+impl Read for Passing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.passed.set(self.passed.get() + read as u64);
+        Ok(read)
+    }
+}
+
 /// The rows of one file on their way.
 struct Reading<'a, T> {
     file: &'a Arc<str>,
+    passed: &'a Counter<u64>,
     columns: &'a [&'a str],
     /// Where the names of all columns are noted, if only they are asked for.
     names: Option<&'a Names>,
@@ -352,10 +390,14 @@ impl<T: Cell> Reading<'_, T> {
         }
         if start.starts_with(b"PAR1") {
             self.parquet(file)
-        } else if start.starts_with(&[0x1f, 0x8b]) {
-            self.text(MultiGzDecoder::new(BufReader::new(file)))
         } else {
-            self.text(file)
+            let passed = self.passed;
+            let file = Passing { file, passed };
+            if start.starts_with(&[0x1f, 0x8b]) {
+                self.text(MultiGzDecoder::new(BufReader::new(file)))
+            } else {
+                self.text(file)
+            }
         }
     }
 
