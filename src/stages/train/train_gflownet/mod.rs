@@ -180,10 +180,10 @@ pub struct TrainGflownet {
     /// Completions in such an estimate.
     #[serde(default = "thirty_two")]
     monitor_completions: usize,
-    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    /// KL divergence to the starting model, in nats, above which, two estimates in a row, the training counts as diverged.
     #[serde(default)]
     kl_limit: Option<f64>,
-    /// |log Z| above which the training counts as diverged.
+    /// |log Z| above which, at two steps in a row, the training counts as diverged.
     #[serde(default)]
     log_z_limit: Option<f64>,
     /// What divergence means.
@@ -234,7 +234,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
@@ -576,7 +576,7 @@ impl TrainGflownet {
             limits: DivergenceLimits {
                 kl: self.kl_limit,
                 log_z: self.log_z_limit,
-                patience: 1,
+                patience: training::ESTIMATES_BEYOND,
                 ..DivergenceLimits::default()
             },
             eos: policy.eos.clone(),
