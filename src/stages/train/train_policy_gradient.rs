@@ -368,6 +368,7 @@ impl TrainPolicyGradient {
             micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
+            monitor_reward: false,
             limits: DivergenceLimits {
                 kl: self.kl_limit,
                 patience: training::ESTIMATES_BEYOND,

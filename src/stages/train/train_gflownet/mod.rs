@@ -180,6 +180,10 @@ pub struct TrainGflownet {
     /// Completions in such an estimate.
     #[serde(default = "thirty_two")]
     monitor_completions: usize,
+    /// Whether the curve has the mean reward of these completions, `sampled_reward`, too: `reward` is that of the step's
+    /// completions, which the policy need not have sampled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    monitor_reward: bool,
     /// KL divergence to the starting model, in nats, above which, two estimates in a row, the training counts as diverged.
     #[serde(default)]
     kl_limit: Option<f64>,
@@ -458,6 +462,10 @@ impl Kind for TrainGflownet {
             "1: this objective trains on fresh samples alone",
         );
         training::validate_kl_limit(self.kl_limit, self.monitor_every, &mut problems);
+        if self.monitor_reward && self.monitor_every == 0 {
+            let what = "`monitor_reward` is never told: `monitor_every` is 0";
+            problems.push(Problem::new("monitor_reward", what));
+        }
         training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
@@ -573,6 +581,7 @@ impl TrainGflownet {
             micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
+            monitor_reward: self.monitor_reward,
             limits: DivergenceLimits {
                 kl: self.kl_limit,
                 log_z: self.log_z_limit,
