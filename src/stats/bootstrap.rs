@@ -110,24 +110,61 @@ impl Bootstrap {
         })
     }
 
+    /// Replicates of a statistic of runs that answer questions: each of them draws runs, and one set of questions for
+    /// all its runs (the pigeonhole bootstrap: Owen 2007). The statistic is told how often each run and each question is
+    /// drawn.
+    ///
+    /// A question that is hard for one run is hard for the others: drawing questions anew for each run would average
+    /// that out, and tell too narrow an interval.
+    pub fn crossed(
+        &self,
+        runs: usize,
+        questions: usize,
+        statistic: impl Fn(&[u32], &[u32]) -> f64 + Sync,
+    ) -> Vec<f64> {
+        (0..self.replicates)
+            .into_par_iter()
+            .map(|replicate| {
+                let mut draws = self.stream.at(replicate as u64);
+                let mut counts = |n: usize| {
+                    let mut counts = vec![0; n];
+                    for _ in 0..n {
+                        counts[draws.below(n)] += 1;
+                    }
+                    counts
+                };
+                statistic(&counts(runs), &counts(questions))
+            })
+            .collect()
+    }
+
+    /// The interval of replicates.
+    pub fn interval_of(
+        &self,
+        estimate: f64,
+        mut replicates: Vec<f64>,
+    ) -> Result<Interval, StatsError> {
+        check("a bootstrapped statistic", &replicates, 1)?;
+        replicates.sort_unstable_by(f64::total_cmp);
+        let tail = (1.0 - self.level) / 2.0;
+        Ok(Interval {
+            estimate,
+            low: quantile_of_sorted(&replicates, tail),
+            high: quantile_of_sorted(&replicates, 1.0 - tail),
+            level: self.level,
+        })
+    }
+
     fn run(
         &self,
         estimate: f64,
         replicate: impl Fn(&mut Draws) -> Result<f64, StatsError> + Sync,
     ) -> Result<Interval, StatsError> {
-        let mut found = (0..self.replicates)
+        let found = (0..self.replicates)
             .into_par_iter()
             .map(|index| replicate(&mut self.stream.at(index as u64)))
             .collect::<Result<Vec<f64>, StatsError>>()?;
-        check("a bootstrapped statistic", &found, 1)?;
-        found.sort_unstable_by(f64::total_cmp);
-        let tail = (1.0 - self.level) / 2.0;
-        Ok(Interval {
-            estimate,
-            low: quantile_of_sorted(&found, tail),
-            high: quantile_of_sorted(&found, 1.0 - tail),
-            level: self.level,
-        })
+        self.interval_of(estimate, found)
     }
 }
 

@@ -60,6 +60,44 @@ pub(super) fn student_quantile(p: f64, degrees: f64) -> f64 {
     tail_quantile(1.0 - p, |t| student_above(t, degrees), f64::MAX)
 }
 
+/// Returns the probability that a number of the beta distribution is at most `x` (from 0 to 1).
+///
+/// The regularised incomplete beta function `I_x(a, b)`.
+pub(super) fn beta_below(x: f64, a: f64, b: f64) -> f64 {
+    if x <= 0.0 || x >= 1.0 {
+        return f64::from(u8::from(x >= 1.0));
+    }
+    // x^a (1 - x)^b / B(a, b)
+    let front = libm::exp(
+        libm::lgamma(a + b) - libm::lgamma(a) - libm::lgamma(b)
+            + a * libm::log(x)
+            + b * libm::log1p(-x),
+    );
+    // The fraction converges fast on this side of the mean only.
+    if x < (a + 1.0) / (a + b + 2.0) {
+        front * beta_fraction(a, b, x) / a
+    } else {
+        1.0 - front * beta_fraction(b, a, 1.0 - x) / b
+    }
+}
+
+/// Returns the number that one of the beta distribution stays below with probability `p`.
+pub(super) fn beta_quantile(p: f64, a: f64, b: f64) -> f64 {
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..HALVINGS {
+        let middle = low + (high - low) / 2.0;
+        if middle <= low || middle >= high {
+            break;
+        }
+        if beta_below(middle, a, b) < p {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high
+}
+
 /// Returns the number from 0 to `most` that is exceeded with probability `p` (at most one half).
 fn tail_quantile(p: f64, above: impl Fn(f64) -> f64, most: f64) -> f64 {
     let (mut low, mut high) = (0.0, 1.0);
@@ -116,7 +154,7 @@ mod tests {
         assert!(error < 1e-11, "{found} is not {expected}");
     }
 
-    /// `scipy.stats.norm.sf`, `.ppf`, `scipy.stats.t.sf`, `.ppf` (scipy 1.17).
+    /// `scipy.stats.norm.sf`, `.ppf`, `scipy.stats.t.sf`, `.ppf`, `scipy.stats.beta.cdf`, `.ppf` (scipy 1.17).
     #[test]
     fn distributions_are_scipys() {
         close(normal_above(1.0), 0.158_655_253_931_457_05);
@@ -133,6 +171,14 @@ mod tests {
         close(student_quantile(0.975, 2.0), 4.302_652_729_749_462);
         close(student_quantile(0.975, 1000.5), 1.962_337_892_459_348);
         close(student_quantile(0.9995, 1.0), 636.619_248_768_789_7);
+        close(beta_below(0.3, 2.0, 5.0), 0.579_825_000_000_000_3);
+        close(beta_below(0.9, 40.0, 3.0), 0.195_107_654_826_936_76);
+        close(beta_quantile(0.025, 3.0, 6.0), 0.085_233_414_137_253_55);
+        close(beta_quantile(0.995, 51.0, 150.0), 0.336_813_861_029_283_6);
+        assert_eq!(
+            (beta_below(0.0, 2.0, 3.0), beta_below(1.0, 2.0, 3.0)),
+            (0.0, 1.0)
+        );
         assert_eq!(student_above(f64::INFINITY, 4.0), 0.0);
         assert_eq!(student_above(f64::NEG_INFINITY, 4.0), 1.0);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     describe::{mean, sample_variance},
-    distributions::normal_quantile,
+    distributions::{beta_quantile, normal_quantile},
     error::{StatsError, check, check_level},
 };
 
@@ -76,6 +76,42 @@ pub fn wilson(successes: f64, n: usize, level: f64) -> Result<Interval, StatsErr
     })
 }
 
+/// The exact interval of a share (Clopper and Pearson 1934): it covers at least as often as its level says, whatever the
+/// share and however few the trials.
+pub fn clopper_pearson(successes: usize, n: usize, level: f64) -> Result<Interval, StatsError> {
+    check_level(level)?;
+    if n == 0 {
+        return Err(StatsError::TooFew {
+            what: "an exact interval",
+            needed: 1,
+            found: 0,
+        });
+    }
+    if successes > n {
+        return Err(StatsError::OutOfRange {
+            what: "the number of successes",
+            value: successes as f64,
+            expected: "from 0 to the number of trials",
+        });
+    }
+    let tail = (1.0 - level) / 2.0;
+    let (hits, misses) = (successes as f64, (n - successes) as f64);
+    Ok(Interval {
+        estimate: hits / n as f64,
+        low: if successes == 0 {
+            0.0
+        } else {
+            beta_quantile(tail, hits, misses + 1.0)
+        },
+        high: if successes == n {
+            1.0
+        } else {
+            beta_quantile(1.0 - tail, hits + 1.0, misses)
+        },
+        level,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,5 +176,45 @@ mod tests {
         ));
         assert!(cohens_d(&[1.0], &[2.0, 3.0], 0.95).is_err());
         assert!(cohens_d(&[1.0, 2.0], &[2.0, 3.0], 95.0).is_err());
+    }
+
+    /// ```python
+    /// scipy.stats.beta.ppf(a, k, n - k + 1), scipy.stats.beta.ppf(1 - a, k + 1, n - k)   # a = (1 - level) / 2
+    /// ```
+    #[test]
+    fn exact_intervals_are_scipys() {
+        for (successes, n, level, low, high) in [
+            (0, 5, 0.95, 0.0, 0.521_823_750_104_981_4),
+            (5, 5, 0.95, 0.478_176_249_895_018_56, 1.0),
+            (6, 6, 0.95, 0.540_741_873_560_099_6, 1.0),
+            (
+                3,
+                8,
+                0.95,
+                0.085_233_414_137_253_55,
+                0.755_136_783_633_448_4,
+            ),
+            (
+                1,
+                9,
+                0.95,
+                0.002_809_136_746_599_216_3,
+                0.482_496_514_917_336_97,
+            ),
+            (
+                50,
+                200,
+                0.99,
+                0.175_439_246_888_297_8,
+                0.336_813_861_029_283_6,
+            ),
+        ] {
+            let found = clopper_pearson(successes, n, level).unwrap();
+            assert!((found.low - low).abs() < 1e-12, "{found:?}, not {low}");
+            assert!((found.high - high).abs() < 1e-12, "{found:?}, not {high}");
+        }
+        assert!(clopper_pearson(0, 0, 0.95).is_err());
+        assert!(clopper_pearson(3, 2, 0.95).is_err());
+        assert!(clopper_pearson(1, 2, 1.0).is_err());
     }
 }

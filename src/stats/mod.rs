@@ -18,6 +18,8 @@ mod multiple;
 mod ngrams;
 mod normality;
 mod pass_at_k;
+mod power;
+mod sample_mean;
 mod selection;
 mod t_test;
 mod tfidf;
@@ -28,13 +30,15 @@ pub use categories::{entropy, kullback_leibler, softmax, total_variation};
 pub use correlation::{pearson, spearman};
 pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
 pub use distance::{Embeddings, diversity, nearest_distances, novelty, pairwise_distances};
-pub use effect::{Interval, cohens_d, wilson};
+pub use effect::{Interval, clopper_pearson, cohens_d, wilson};
 pub use error::StatsError;
 pub use histogram::{Histogram, even_edges};
-pub use multiple::holm;
+pub use multiple::{holm, holm_levels};
 pub use ngrams::{distinct_n, self_bleu};
 pub use normality::{NormalityTest, dagostino_pearson, shapiro_wilk};
 pub use pass_at_k::{MAJORITY_DRAWS, Votes, majority_at_k, max_at_k, pass_at_k};
+pub use power::{interval_power, runs_for_power};
+pub use sample_mean::SampleMean;
 pub use selection::{pareto_optimal, top_k};
 pub use t_test::{
     Alternative, StdKind, Summary, TTest, Variances, one_sample_t_test, paired_t_test,

@@ -25,9 +25,27 @@ pub fn holm(p_values: &[f64]) -> Result<Vec<f64>, StatsError> {
     Ok(adjusted)
 }
 
+/// The levels at which Holm's procedure tests each hypothesis, in the order given, at `alpha` for the whole family.
+///
+/// It goes from the least p-value up and tests the one after `r` rejected ones at `alpha / (k - r)`. All from the first
+/// that is not rejected on are left at the level of that one. So a p-value is at most its level just where the adjusted
+/// p-value is at most `alpha`.
+pub fn holm_levels(p_values: &[f64], alpha: f64) -> Result<Vec<f64>, StatsError> {
+    let adjusted = holm(p_values)?;
+    let rejected = adjusted.iter().filter(|p| **p <= alpha).count();
+    let mut order: Vec<usize> = (0..p_values.len()).collect();
+    order.sort_by(|a, b| p_values[*a].total_cmp(&p_values[*b]));
+    let mut levels = vec![0.0; p_values.len()];
+    for (rank, index) in order.into_iter().enumerate() {
+        levels[index] = alpha / (p_values.len() - rank.min(rejected)) as f64;
+    }
+    Ok(levels)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Stream;
 
     /// ```python
     /// P = np.array([.01, .04, .03, .005, .2]); o = np.argsort(P)
@@ -40,6 +58,29 @@ mod tests {
             assert!((found - expected).abs() < 1e-15, "{found} {expected}");
         }
         assert_eq!(holm(&[0.7, 0.6]).unwrap(), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn levels_are_those_of_the_steps() {
+        let levels = |p_values: &[f64]| holm_levels(p_values, 0.05).unwrap();
+        let close = |found: Vec<f64>, steps: &[f64]| {
+            for (found, step) in found.iter().zip(steps) {
+                assert!((found - 0.05 / step).abs() < 1e-15, "{found} {step}");
+            }
+        };
+        // The second least is not rejected at .05 / 3, so that all the others stay there.
+        close(levels(&[0.2, 0.01, 0.02, 0.03]), &[3.0, 4.0, 3.0, 3.0]);
+        close(levels(&[0.012, 0.01, 0.016, 0.04]), &[3.0, 4.0, 2.0, 1.0]);
+        close(levels(&[0.9, 0.8]), &[2.0, 2.0]);
+        let stream = Stream::new(1, "levels");
+        for counter in 0..200 {
+            let mut draws = stream.at(counter);
+            let p_values: Vec<f64> = (0..5).map(|_| 0.1 * draws.uniform()).collect();
+            let adjusted = holm(&p_values).unwrap();
+            for ((p, level), adjusted) in p_values.iter().zip(levels(&p_values)).zip(adjusted) {
+                assert_eq!(*p <= level, adjusted <= 0.05, "{p_values:?}");
+            }
+        }
     }
 
     #[test]

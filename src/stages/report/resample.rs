@@ -1,24 +1,74 @@
-//! The hierarchical bootstrap of the difference of a metric between two policies.
+//! The crossed bootstrap of a metric: a replicate draws runs, and one set of questions for all of them.
 //!
-//! Runs are drawn with replacement, then questions within each drawn run (Davison and Hinkley 1997, section 3.8): the
-//! completions of one run share its weights and are not independent. Any [`Measurement`] can be resampled, also those
-//! that are no means, such as the diversity of the top K.
+//! Runs share their questions, and a question that one run answers badly the others answer badly, too. Questions are
+//! therefore drawn by what they are, not run by run: every question that any run answers is drawn as often for all runs
+//! that answer it. Where each run has questions of its own, this is a bootstrap of questions within runs. Any
+//! [`Measurement`] can be resampled, also those that are no means, such as the diversity of the top K.
 
-use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 use super::measure::Measurement;
-use crate::random::{Draws, Stream};
+use crate::stats::{Bootstrap, Interval, StatsError, mean};
 
-/// A metric of one run, and the completions that belong to each question.
+/// The questions that any of some runs answers, each at a place of its own.
+#[derive(Debug)]
+pub(super) struct Questions<K>(BTreeMap<K, usize>);
+
+impl<K: Ord> Questions<K> {
+    pub(super) fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Returns the place of a question.
+    pub(super) fn place(&mut self, question: K) -> usize {
+        let next = self.0.len();
+        *self.0.entry(question).or_insert(next)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A metric of one run, and the completions that belong to each question it answers.
 #[derive(Debug)]
 pub(super) struct Measured {
-    pub(super) measurement: Measurement,
-    pub(super) questions: Vec<Vec<usize>>,
+    measurement: Measurement,
+    /// The place of each question among all, with the completions.
+    questions: Vec<(usize, Vec<usize>)>,
 }
 
 impl Measured {
+    pub(super) fn new(measurement: Measurement, questions: Vec<(usize, Vec<usize>)>) -> Self {
+        Self {
+            measurement,
+            questions,
+        }
+    }
+
+    /// The mean of one value a question.
+    pub(super) fn mean_of(values: &[f64], places: impl IntoIterator<Item = usize>) -> Self {
+        Self {
+            measurement: Measurement::Mean(values.iter().copied().enumerate().collect()),
+            questions: places
+                .into_iter()
+                .enumerate()
+                .map(|(at, place)| (place, vec![at]))
+                .collect(),
+        }
+    }
+
+    /// How many questions it answers.
+    pub(super) fn answers(&self) -> usize {
+        self.questions.len()
+    }
+
     fn completions(&self) -> usize {
-        self.questions.iter().map(Vec::len).sum()
+        self.questions
+            .iter()
+            .map(|(_, completions)| completions.len())
+            .sum()
     }
 
     /// The metric as measured.
@@ -26,139 +76,145 @@ impl Measured {
         self.measurement.of(&vec![1; self.completions()])
     }
 
-    fn at(&self, drawn: &[usize]) -> f64 {
+    /// The metric where each question is drawn so often.
+    pub(super) fn at(&self, drawn: &[u32]) -> f64 {
         let mut counts = vec![0; self.completions()];
-        for question in drawn {
-            for completion in &self.questions[*question] {
-                counts[*completion] += 1;
+        for (place, completions) in &self.questions {
+            for completion in completions {
+                counts[*completion] = drawn[*place];
             }
+        }
+        if counts.iter().all(|count| *count == 0) {
+            // Only a run with few questions that no other answers.
+            return self.value();
         }
         self.measurement.of(&counts)
     }
 }
 
-/// The same run of two policies.
-#[derive(Debug)]
-pub(super) struct RunPair {
-    pub(super) a: Measured,
-    pub(super) b: Measured,
-    /// Whether both answer the same questions in the same order, which are then drawn together.
-    pub(super) same_questions: bool,
-}
-
-impl RunPair {
-    /// The measured difference `a - b`.
-    pub(super) fn effect(&self) -> f64 {
-        self.a.value() - self.b.value()
-    }
-
-    fn resampled(&self, draws: &mut Draws) -> f64 {
-        let mut draw = |n: usize| -> Vec<usize> { (0..n).map(|_| draws.below(n)).collect() };
-        let first = draw(self.a.questions.len());
-        let a = self.a.at(&first);
-        if self.same_questions {
-            a - self.b.at(&first)
-        } else {
-            a - self.b.at(&draw(self.b.questions.len()))
-        }
+/// Returns `a - b`, and 0 where only rounding tells them apart: it would look like a difference without any spread.
+pub(super) fn difference(a: f64, b: f64) -> f64 {
+    const ROUNDING: f64 = 1e-12;
+    if (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) {
+        0.0
+    } else {
+        a - b
     }
 }
 
-/// Returns `replicates` resampled means over runs of the difference; replicate `r` draws from counter `r` of the
-/// stream alone, so that the result does not depend on the number of threads.
-pub(super) fn resampled_effects(runs: &[RunPair], replicates: usize, stream: &Stream) -> Vec<f64> {
-    (0..replicates)
-        .into_par_iter()
-        .map(|replicate| {
-            let mut draws = stream.at(replicate as u64);
-            let sum: f64 = (0..runs.len())
-                .map(|_| {
-                    let run = draws.below(runs.len());
-                    runs[run].resampled(&mut draws)
-                })
-                .sum();
-            sum / runs.len() as f64
-        })
-        .collect()
+/// Returns the interval of the mean over runs of a value, which is given for each run by how often each question is drawn.
+pub(super) fn crossed_mean(
+    bootstrap: &Bootstrap,
+    (runs, questions): (usize, usize),
+    value: impl Fn(usize, &[u32]) -> f64 + Sync,
+) -> Result<Interval, StatsError> {
+    let once = vec![1; questions];
+    let measured: Vec<f64> = (0..runs).map(|run| value(run, &once)).collect();
+    let replicates = bootstrap.crossed(runs, questions, |drawn_runs, drawn| {
+        let sum: f64 = drawn_runs
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+            .map(|(run, count)| f64::from(*count) * value(run, drawn))
+            .sum();
+        sum / runs as f64
+    });
+    bootstrap.interval_of(mean(&measured)?, replicates)
+}
+
+/// Returns the interval of the mean of a metric over runs.
+pub(super) fn crossed_mean_of<K: Ord>(
+    bootstrap: &Bootstrap,
+    runs: &[Measured],
+    questions: &Questions<K>,
+) -> Result<Interval, StatsError> {
+    let shape = (runs.len(), questions.count());
+    crossed_mean(bootstrap, shape, |run, drawn| runs[run].at(drawn))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Bootstrap, Pairing, quantile};
+    use crate::random::Stream;
 
-    fn values(label: &str, n: usize, shift: f64) -> Vec<f64> {
-        let stream = Stream::new(1, label);
-        (0..n as u64)
-            .map(|at| shift + stream.at(at).normal())
+    const RUNS: usize = 3;
+
+    fn bootstrap(label: &str) -> Bootstrap {
+        Bootstrap::new(4000, 0.95, Stream::new(1, label)).unwrap()
+    }
+
+    /// Values of runs at questions: a part of the question, one of the run and one of both.
+    fn values(of_question: f64, of_run: f64, of_both: f64) -> Vec<Vec<f64>> {
+        let normal = |label: &str, at: usize| Stream::new(1, label).at(at as u64).normal();
+        (0..RUNS)
+            .map(|run| {
+                (0..100)
+                    .map(|question| {
+                        of_question * normal("question", question)
+                            + of_run * normal("run", run)
+                            + of_both * normal("both", 100 * run + question)
+                    })
+                    .collect()
+            })
             .collect()
     }
 
-    fn measured(values: &[f64]) -> Measured {
-        Measured {
-            measurement: Measurement::Mean(values.iter().copied().enumerate().collect()),
-            questions: (0..values.len()).map(|at| vec![at]).collect(),
-        }
-    }
-
-    fn pairs(same_questions: bool) -> (Vec<RunPair>, Vec<Vec<f64>>, Vec<Vec<f64>>) {
-        let a: Vec<Vec<f64>> = (0..3)
-            .map(|run| values(&format!("a {run}"), 60, 0.2 * f64::from(run)))
-            .collect();
-        let b: Vec<Vec<f64>> = (0..3)
-            .map(|run| {
-                a[run]
-                    .iter()
-                    .zip(values("b", 60, -0.5))
-                    .map(|(a, b)| a + 0.2 * b)
-                    .collect()
+    fn width(values: &[Vec<f64>], shared: bool) -> f64 {
+        let mut questions = Questions::new();
+        let measured: Vec<Measured> = values
+            .iter()
+            .enumerate()
+            .map(|(run, values)| {
+                let of = if shared { 0 } else { run };
+                let places = (0..values.len()).map(|question| questions.place((of, question)));
+                Measured::mean_of(values, places.collect::<Vec<_>>())
             })
             .collect();
-        let runs = a.iter().zip(&b).map(|(a, b)| RunPair {
-            a: measured(a),
-            b: measured(b),
-            same_questions,
-        });
-        (runs.collect(), a, b)
+        let found = crossed_mean_of(&bootstrap("width"), &measured, &questions).unwrap();
+        assert!(found.low < found.estimate && found.estimate < found.high);
+        found.high - found.low
+    }
+
+    /// Twice 1.96 standard errors.
+    fn expected(variance: f64) -> f64 {
+        2.0 * 1.96 * variance.sqrt()
     }
 
     #[test]
-    fn means_have_the_interval_of_the_bootstrap_of_means() {
-        for (same, pairing) in [(true, Pairing::RunsAndPrompts), (false, Pairing::Runs)] {
-            let (runs, a, b) = pairs(same);
-            let found = resampled_effects(&runs, 4000, &Stream::new(1, "here"));
-            let expected = Bootstrap::new(4000, 0.9, Stream::new(1, "there")).unwrap();
-            let expected = expected.difference_of_runs(&a, &b, pairing).unwrap();
-            let effect = runs.iter().map(RunPair::effect).sum::<f64>() / 3.0;
-            assert!((effect - expected.estimate).abs() < 1e-12);
-            let width = expected.high - expected.low;
-            for (probability, expected) in [(0.05, expected.low), (0.95, expected.high)] {
-                let found = quantile(&found, probability).unwrap();
-                assert!(
-                    (found - expected).abs() < 0.1 * width,
-                    "{same}: {found}, not {expected}"
-                );
-            }
-        }
+    fn what_all_runs_share_does_not_average_out_over_runs() {
+        // One question's part is in all runs: 1 / 100, not 1 / 300.
+        let values = values(1.0, 0.0, 0.1);
+        let (crossed, apart) = (width(&values, true), width(&values, false));
+        assert!(
+            (crossed / expected(0.01) - 1.0).abs() < 0.15,
+            "{crossed}, not {}",
+            expected(0.01)
+        );
+        // A run that is drawn twice counts twice: on average 5/3 of the variance of three runs each drawn once.
+        let variance = 0.01 / 3.0 * 5.0 / 3.0;
+        assert!(
+            (apart / expected(variance) - 1.0).abs() < 0.15,
+            "{apart}, not {}",
+            expected(variance)
+        );
+    }
+
+    #[test]
+    fn questions_of_each_runs_own_are_drawn_within_it() {
+        // Values that share nothing: whether their questions are called the same hardly matters.
+        let values = values(0.0, 0.0, 1.0);
+        let (crossed, apart) = (width(&values, true), width(&values, false));
+        assert!((crossed / apart - 1.0).abs() < 0.15, "{crossed} {apart}");
     }
 
     #[test]
     fn all_samples_of_a_question_are_drawn_together() {
         // The means of the two questions are 1/4 and 7/8, so a resampled mean is one of three numbers.
-        let grouped = Measured {
-            measurement: Measurement::Mean(vec![(0, 0.0), (1, 1.0), (2, 0.5), (3, 0.75)]),
-            questions: vec![vec![0, 2], vec![1, 3]],
-        };
-        let zero = Measured {
-            measurement: Measurement::Mean(vec![(0, 0.0)]),
-            questions: vec![vec![0]],
-        };
-        let pair = RunPair {
-            a: grouped,
-            b: zero,
-            same_questions: false,
-        };
-        let found = resampled_effects(&[pair], 200, &Stream::new(1, "grouped"));
+        let grouped = Measured::new(
+            Measurement::Mean(vec![(0, 0.0), (1, 1.0), (2, 0.5), (3, 0.75)]),
+            vec![(0, vec![0, 2]), (1, vec![1, 3])],
+        );
+        let found = bootstrap("grouped").crossed(1, 2, |_, drawn| grouped.at(drawn));
         assert!(
             found
                 .iter()
@@ -173,20 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_a_drawn_question_is_as_measured() {
+        let one = Measured::mean_of(&[2.0, 4.0], [5, 6]);
+        assert_eq!(one.at(&[1, 1, 1, 1, 1, 0, 0]), 3.0);
+        assert_eq!(one.at(&[1, 1, 1, 1, 1, 0, 1]), 4.0);
+    }
+
+    #[test]
+    fn rounding_is_no_difference() {
+        assert_eq!(difference(0.1 + 0.2, 0.3), 0.0);
+        assert_eq!(difference(0.0, 0.0), 0.0);
+        assert_eq!(difference(1.0, 1.0 - 1e-9), 1.0 - (1.0 - 1e-9));
+    }
+
+    #[test]
     fn replicates_do_not_depend_on_the_threads() {
-        let (runs, ..) = pairs(true);
+        let values = values(1.0, 1.0, 1.0);
         let one = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .build()
             .unwrap();
-        let stream = Stream::new(1, "threads");
-        assert_eq!(
-            one.install(|| resampled_effects(&runs, 200, &stream)),
-            resampled_effects(&runs, 200, &stream)
-        );
-        assert_ne!(
-            resampled_effects(&runs, 200, &stream),
-            resampled_effects(&runs, 200, &Stream::new(2, "threads"))
-        );
+        let found = || width(&values, true);
+        assert_eq!(one.install(found), found());
     }
 }

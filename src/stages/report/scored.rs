@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::groups::{Fit, Grouping, Row, group, matching, within};
 use super::measure::{Distances, Measurement, Metric, Rightness, Top};
+use super::resample::Questions;
 use crate::artifacts::completions::{ROWS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
@@ -144,6 +145,21 @@ impl Scored {
             .iter()
             .map(|places| places.iter().map(|at| values[*at]).sum::<f64>() / places.len() as f64)
             .collect())
+    }
+
+    /// Returns the completions of each question, by its place among the questions of all runs: two questions are the same
+    /// if number and text are.
+    pub(super) fn placed(
+        &self,
+        questions: &mut Questions<(u64, String)>,
+    ) -> Result<Vec<(usize, Vec<usize>)>, StageError> {
+        let texts = self.table.all_texts("question")?;
+        let placed = self.questions.iter().map(|completions| {
+            let (id, _) = self.identities[completions[0]];
+            let place = questions.place((id, texts[completions[0]].clone()));
+            (place, completions.clone())
+        });
+        Ok(placed.collect())
     }
 
     /// Whether another run answers the same questions, sample by sample, in the same order.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, add_axes, group, within};
+use super::resample::{Measured, Questions, crossed_mean_of};
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Verdict};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -62,7 +63,7 @@ pub struct WinRate {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IntervalKind {
-    /// Resamples runs, then questions within each run.
+    /// Resamples runs, and questions for all of them together.
     #[default]
     Bootstrap,
     /// Wilson's interval (1927), of all pairs of all runs as if they were independent.
@@ -85,8 +86,8 @@ struct Won {
     unparsable: usize,
     /// Pairs without any verdict.
     unjudged: usize,
-    /// The mean score of each question, from 0 to 1.
-    questions: Vec<f64>,
+    /// The number of each question, with its mean score, from 0 to 1.
+    questions: Vec<(u64, f64)>,
 }
 
 impl Won {
@@ -118,8 +119,10 @@ impl Won {
             won.consistent += usize::from([wins, ties, losses].contains(&read));
             questions.entry(*question).or_default().push(score);
         }
-        let means = questions.values().map(|scores| mean(scores));
-        won.questions = means.collect::<Result<_, _>>()?;
+        let means = questions
+            .iter()
+            .map(|(id, scores)| Ok((*id, mean(scores)?)));
+        won.questions = means.collect::<Result<_, StageError>>()?;
         if won.pairs() == 0 {
             return Err(StageError::new("no pair has a verdict")
                 .hint("look at the output `replies` of the stage that judged"));
@@ -131,15 +134,19 @@ impl Won {
         self.wins + self.ties + self.losses
     }
 
+    fn scores(&self) -> Vec<f64> {
+        self.questions.iter().map(|(_, score)| *score).collect()
+    }
+
     /// In percent.
     fn rate(&self) -> Result<f64, StageError> {
-        Ok(100.0 * mean(&self.questions)?)
+        Ok(100.0 * mean(&self.scores())?)
     }
 }
 
 impl Kind for WinRate {
     const NAME: &'static str = "win_rate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": 60 } }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -246,8 +253,16 @@ impl WinRate {
             }
             IntervalKind::Bootstrap => {
                 let stream = Stream::new(self.seed, "win_rate").child(&row.label);
-                let scores: Vec<Vec<f64>> = runs().map(|won| won.questions.clone()).collect();
-                Bootstrap::new(self.replicates, self.level, stream)?.mean_of_runs(&scores)
+                let mut questions = Questions::new();
+                let measured: Vec<Measured> = runs()
+                    .map(|won| {
+                        let ids = won.questions.iter().map(|(id, _)| *id);
+                        let places = ids.map(|id| questions.place(id));
+                        Measured::mean_of(&won.scores(), places)
+                    })
+                    .collect();
+                Bootstrap::new(self.replicates, self.level, stream)
+                    .and_then(|bootstrap| crossed_mean_of(&bootstrap, &measured, &questions))
             }
         };
         let found = found.map_err(|error| within(&row.label, error))?;
@@ -283,8 +298,8 @@ impl WinRate {
                 "[low, high]: {percent}% interval of Wilson, of all pairs as if they were independent."
             ),
             IntervalKind::Bootstrap if several => format!(
-                "[low, high]: {percent}% bootstrap interval over runs ({}), then questions; with few runs it is too \
-                 narrow.",
+                "[low, high]: {percent}% bootstrap interval over runs ({}) and the questions that they share; with \
+                 few runs it is too narrow.",
                 self.aggregate
             ),
             IntervalKind::Bootstrap => format!(
@@ -395,7 +410,15 @@ mod tests {
             consistent: 5,
             unparsable: 3,
             unjudged: 1,
-            questions: vec![1.0, 0.5, 0.0, 1.0, 0.5, 0.5, 0.0],
+            questions: vec![
+                (1, 1.0),
+                (2, 0.5),
+                (3, 0.0),
+                (4, 1.0),
+                (6, 0.5),
+                (7, 0.5),
+                (8, 0.0),
+            ],
         };
         assert_eq!(won.unwrap(), expected);
         assert!(Won::of(&judged(&[(1, 0, "??")])).is_err());
@@ -449,6 +472,27 @@ mod tests {
             [70.0, 90.0, 80.0]
         );
         assert_eq!(per_seed.all_texts("seed").unwrap(), ["1", "2", "1"]);
+    }
+
+    #[test]
+    fn questions_that_all_runs_lose_widen_the_interval() {
+        // Each run wins half of 40 questions: the same ones, or others than the run before.
+        let width = |apart: u64| {
+            let of = |seed: u64| -> Vec<(u64, u64, &str)> {
+                let won = |question: u64| (question + seed * apart) % 40 < 20;
+                (0..40)
+                    .map(|question| (question, 0, if won(question) { "WW" } else { "LL" }))
+                    .collect()
+            };
+            let runs = (0..4).map(|seed| run("dpo", &seed.to_string(), &of(seed)));
+            let table = kind(json!({})).table(&rows(runs.collect())).unwrap();
+            let one = |column: &str| table.numbers(column).unwrap()[0].unwrap();
+            one("Win rate (%) high") - one("Win rate (%) low")
+        };
+        let (same, others) = (width(0), width(10));
+        // 2 x 1.96 x sqrt(1 / 4 / 40)
+        assert!((same - 31.0).abs() < 2.0, "{same}");
+        assert!(others < 0.7 * same, "{others} {same}");
     }
 
     #[test]

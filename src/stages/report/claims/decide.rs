@@ -1,284 +1,279 @@
-//! What decides a claim: the rule that [`Claims`] documents.
+//! What decides a claim, given one number of each run: the rule that [`Claims`](super::Claims) documents.
 
-use std::collections::BTreeMap;
-
-use super::{Claim, Claims, Direction, Test};
-use crate::artifacts::curve::{Curve, Status};
+use super::Direction;
 use crate::engine::stage::StageError;
-use crate::excerpt::listed;
 use crate::random::Stream;
-use crate::stages::report::groups::{Row, row_named, training_of, within};
-use crate::stages::report::measure::{Metric, Rightness};
-use crate::stages::report::resample::{Measured, RunPair, resampled_effects};
-use crate::stages::report::scored::Scored;
-use crate::stats::{Alternative, mean, paired_t_test, quantile};
+use crate::stats::{Interval, SampleMean, clopper_pearson, runs_for_power};
 
-/// What a test says of a claim at this scale.
+/// The probability of a decision for which runs are counted.
+const POWER: f64 = 0.8;
+
+/// No more runs than this are asked for.
+const MOST_RUNS: usize = 10_000;
+
+/// What a test says of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Supported,
     Contradicted,
+    /// A difference in the claim's direction that is less than its margin.
+    BelowMargin,
     Inconclusive,
+    TooFewRuns {
+        runs: usize,
+        needed: usize,
+    },
 }
 
 impl Verdict {
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn text(self) -> String {
         match self {
-            Self::Supported => "supported",
-            Self::Contradicted => "contradicted",
-            Self::Inconclusive => "inconclusive",
+            Self::Supported => "supported".to_owned(),
+            Self::Contradicted => "contradicted".to_owned(),
+            Self::BelowMargin => "below the margin".to_owned(),
+            Self::Inconclusive => "inconclusive".to_owned(),
+            Self::TooFewRuns { runs, needed } => format!("too few runs ({runs} of {needed})"),
         }
     }
 
-    /// The verdict on what is either true or not of each run.
-    fn count(holding: usize, runs: usize) -> Self {
-        match (holding, runs) {
-            (_, 0) => Self::Inconclusive,
-            (holding, runs) if holding == runs => Self::Supported,
-            (0, _) => Self::Contradicted,
-            _ => Self::Inconclusive,
-        }
+    /// Whether it says anything of the claim.
+    pub(super) fn is_decided(self) -> bool {
+        matches!(
+            self,
+            Self::Supported | Self::Contradicted | Self::BelowMargin
+        )
     }
 }
 
-/// What was found about one claim.
-#[derive(Debug)]
-pub(super) struct Finding {
-    pub(super) test: String,
-    pub(super) values: (Option<f64>, Option<f64>),
-    pub(super) effect: f64,
-    /// For a difference: its interval, and what the replicates say.
-    pub(super) bootstrap: Option<Bootstrapped>,
-    pub(super) holding: usize,
-    pub(super) runs: usize,
+/// How the numbers of the runs decide a claim.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rule {
+    /// By the mean of differences `a - b`.
+    Difference {
+        direction: Direction,
+        margin: f64,
+        /// The difference for which runs are counted.
+        effect: Option<f64>,
+    },
+    /// By the mean of the logarithms of ratios, against that of the greatest ratio.
+    Ratio { most: f64 },
+    /// By the share of runs of which something is true (1, else 0), against one half.
+    Share,
 }
 
-#[derive(Debug)]
-pub(super) struct Bootstrapped {
-    pub(super) low: f64,
-    pub(super) high: f64,
-    /// Shares of replicates that do not, and that do, agree with the claim.
-    p_for: f64,
-    p_against: f64,
-    /// The two-sided paired t-test of the runs' differences.
-    pub(super) over_runs: Option<f64>,
-}
-
-impl Bootstrapped {
-    pub(super) fn p(&self) -> f64 {
-        (2.0 * self.p_for.min(self.p_against)).min(1.0)
-    }
-}
-
-impl Claims {
-    pub(super) fn verdict(&self, finding: &Finding, adjusted: Option<f64>) -> Verdict {
-        if finding.runs < self.min_runs {
-            return Verdict::Inconclusive;
-        }
-        let (Some(found), Some(p)) = (&finding.bootstrap, adjusted) else {
-            return Verdict::count(finding.holding, finding.runs);
-        };
-        if p > self.alpha {
-            return Verdict::Inconclusive;
-        }
-        match Verdict::count(finding.holding, finding.runs) {
-            Verdict::Supported if found.p_for < found.p_against => Verdict::Supported,
-            Verdict::Contradicted if found.p_against < found.p_for => Verdict::Contradicted,
-            _ => Verdict::Inconclusive,
-        }
-    }
-
-    pub(super) fn find(
+impl Rule {
+    /// The interval at level `1 - alpha`; `None` if one run is all there is of a mean.
+    pub(super) fn interval(
         &self,
-        claim: &Claim,
-        rows: &[Row<Scored>],
-        curves: &[Row<Curve>],
-    ) -> Result<Finding, StageError> {
-        match &claim.test {
-            Test::Difference {
-                a,
-                b,
-                metric,
-                column,
-                direction,
-                margin,
+        runs: &[f64],
+        alpha: f64,
+    ) -> Result<Option<Interval>, StageError> {
+        match self {
+            Self::Share => Ok(Some(clopper_pearson(hits(runs), runs.len(), 1.0 - alpha)?)),
+            _ if runs.len() < 2 => Ok(None),
+            _ => Ok(Some(SampleMean::of(runs)?.interval(alpha))),
+        }
+    }
+
+    /// What an interval says.
+    pub(super) fn verdict(&self, interval: &Interval) -> Verdict {
+        let (low, high) = (interval.low, interval.high);
+        match *self {
+            Self::Difference {
+                direction, margin, ..
             } => {
-                let column = column.as_ref().unwrap_or(&self.column);
-                let pairs =
-                    self.pairs(row_named(rows, a)?, row_named(rows, b)?, *metric, column)?;
-                self.difference(&claim.id, &pairs, *metric, column, (*direction, *margin))
-            }
-            Test::Diverges { a } => {
-                let trainings = trainings(rows, curves, a)?;
-                let diverged = |curve: &&&Curve| curve.summary.status == Status::Diverged;
-                let holding = trainings.values().filter(diverged).count();
-                Ok(Finding {
-                    test: format!("the training of {} diverges", self.name(a)),
-                    values: (None, None),
-                    effect: holding as f64 / trainings.len() as f64,
-                    bootstrap: None,
-                    holding,
-                    runs: trainings.len(),
-                })
-            }
-            Test::FlopsShare { a, b, at_most } => {
-                let (cheap, dear) = (trainings(rows, curves, a)?, trainings(rows, curves, b)?);
-                let flops: Vec<(f64, f64)> = cheap
-                    .iter()
-                    .filter_map(|(run, curve)| {
-                        Some((curve.summary.flops, dear.get(run)?.summary.flops))
-                    })
-                    .collect();
-                if flops.is_empty() || flops.iter().any(|(_, dear)| *dear <= 0.0) {
-                    return Err(StageError::new(format!(
-                        "`{a}` and `{b}` have no run in common that counted operations"
-                    )));
+                // `less` is `greater` of `b - a`.
+                let (low, high) = match direction {
+                    Direction::Less => (-high, -low),
+                    Direction::Greater | Direction::Equal => (low, high),
+                };
+                match direction {
+                    Direction::Equal if low > -margin && high < margin => Verdict::Supported,
+                    Direction::Equal if low > margin || high < -margin => Verdict::Contradicted,
+                    Direction::Equal => Verdict::Inconclusive,
+                    _ if low > margin => Verdict::Supported,
+                    _ if high < 0.0 => Verdict::Contradicted,
+                    _ if low > 0.0 && high < margin => Verdict::BelowMargin,
+                    _ => Verdict::Inconclusive,
                 }
-                let shares: Vec<f64> = flops.iter().map(|(cheap, dear)| cheap / dear).collect();
-                Ok(Finding {
-                    test: format!("FLOPs {} / {} <= {at_most}", self.name(a), self.name(b)),
-                    values: (None, None),
-                    effect: mean(&shares)?,
-                    bootstrap: None,
-                    holding: shares.iter().filter(|share| **share <= *at_most).count(),
-                    runs: shares.len(),
-                })
             }
+            Self::Ratio { most } if high <= most => Verdict::Supported,
+            Self::Ratio { most } if low > most => Verdict::Contradicted,
+            Self::Share if low > 0.5 => Verdict::Supported,
+            Self::Share if high < 0.5 => Verdict::Contradicted,
+            Self::Ratio { .. } | Self::Share => Verdict::Inconclusive,
         }
     }
 
-    fn name<'a>(&'a self, label: &'a str) -> &'a str {
-        self.row_names.get(label).map_or(label, String::as_str)
-    }
-
-    /// Measures the runs that two rows have in common.
-    fn pairs(
-        &self,
-        a: &Row<Scored>,
-        b: &Row<Scored>,
-        metric: Metric,
-        column: &str,
-    ) -> Result<Vec<RunPair>, StageError> {
-        let rightness = Rightness {
-            least: self.right,
-            answer: self.answer.as_deref(),
+    /// The p-value of a difference: the least `alpha` at which its interval decides the claim, 1 for one run.
+    pub(super) fn p(&self, runs: &[f64]) -> Result<f64, StageError> {
+        let Self::Difference {
+            direction, margin, ..
+        } = *self
+        else {
+            return Ok(1.0);
         };
-        let measured = |scored: &Scored| -> Result<Measured, StageError> {
-            Ok(Measured {
-                measurement: scored.measure(metric, column, self.top_k, rightness)?,
-                questions: scored.questions.clone(),
-            })
-        };
-        let mut pairs = Vec::new();
-        for run in &a.runs {
-            if let Some(other) = b.runs.iter().find(|other| other.label == run.label) {
-                let place = |row: &Row<Scored>| row.describe(run, &self.aggregate);
-                pairs.push(RunPair {
-                    a: measured(&run.content).map_err(|error| within(&place(a), error))?,
-                    b: measured(&other.content).map_err(|error| within(&place(b), error))?,
-                    same_questions: run.content.answers_the_same(&other.content),
-                });
+        if runs.len() < 2 {
+            return Ok(1.0);
+        }
+        let found = SampleMean::of(runs)?;
+        let (above, below) = (|bound| found.p_above(bound), |bound| found.p_below(bound));
+        let one_sided = match direction {
+            Direction::Equal => {
+                let within = above(-margin).max(below(margin));
+                within.min(above(margin)).min(below(-margin))
             }
-        }
-        if pairs.is_empty() {
-            return Err(StageError::new(format!(
-                "`{}` and `{}` have no run in common",
-                a.label, b.label
-            )));
-        }
-        Ok(pairs)
+            Direction::Greater => {
+                let between = above(0.0).max(below(margin));
+                between.min(above(margin)).min(below(0.0))
+            }
+            Direction::Less => {
+                let between = below(0.0).max(above(-margin));
+                between.min(below(-margin)).min(above(0.0))
+            }
+        };
+        Ok((2.0 * one_sided).min(1.0))
     }
 
-    fn difference(
+    /// The fewest runs with which a claim can be decided at all.
+    pub(super) fn fewest(&self, min_runs: usize, alpha: f64) -> Result<usize, StageError> {
+        match self {
+            Self::Share => Ok(min_runs.max(unanimous(0, 0, alpha)?.unwrap_or(min_runs))),
+            _ => Ok(min_runs),
+        }
+    }
+
+    /// The share of resamples of the runs that have the same verdict.
+    pub(super) fn stability(
         &self,
-        id: &str,
-        pairs: &[RunPair],
-        metric: Metric,
-        column: &str,
-        (direction, margin): (Direction, f64),
-    ) -> Result<Finding, StageError> {
-        let values = |side: fn(&RunPair) -> &Measured| -> Vec<f64> {
-            pairs.iter().map(|pair| side(pair).value()).collect()
+        runs: &[f64],
+        alpha: f64,
+        verdict: Verdict,
+        (stream, replicates): (&Stream, usize),
+    ) -> Result<f64, StageError> {
+        let n = runs.len();
+        let resampled = (0..replicates).map(|replicate| {
+            let mut draws = stream.at(replicate as u64);
+            (0..n).map(|_| runs[draws.below(n)]).collect::<Vec<f64>>()
+        });
+        let same = match self {
+            Self::Share => {
+                // Few different resamples: how many hits they have.
+                let by_hits = (0..=n)
+                    .map(|hits| Ok(self.verdict(&clopper_pearson(hits, n, 1.0 - alpha)?)))
+                    .collect::<Result<Vec<Verdict>, StageError>>()?;
+                resampled
+                    .filter(|runs| by_hits[hits(runs)] == verdict)
+                    .count()
+            }
+            _ => {
+                let reach = SampleMean::reach(n, alpha);
+                let mut same = 0;
+                for runs in resampled {
+                    let interval = SampleMean::of(&runs)?.within(reach, alpha);
+                    same += usize::from(self.verdict(&interval) == verdict);
+                }
+                same
+            }
         };
-        let (a, b) = (values(|pair| &pair.a), values(|pair| &pair.b));
-        let effects: Vec<f64> = pairs.iter().map(RunPair::effect).collect();
-        let replicates = resampled_effects(
-            pairs,
-            self.replicates,
-            &Stream::new(self.seed, "claims").child(id),
-        );
-        let agreeing = replicates
-            .iter()
-            .filter(|effect| direction.holds(**effect, margin))
-            .count();
-        // One more on both sides: no finite number of replicates shows a p of zero.
-        let share = |count: usize| (count + 1) as f64 / (replicates.len() + 1) as f64;
-        let tail = (1.0 - self.level) / 2.0;
-        let what = match metric {
-            Metric::Mean => format!("Mean of {column}"),
-            Metric::Entropy => format!("Entropy of {column}"),
-            _ if column == self.column => metric.heading(self.top_k),
-            _ => format!("{} of {column}", metric.heading(self.top_k)),
+        Ok(same as f64 / replicates as f64)
+    }
+
+    /// How many runs an undecided claim would take; `None` if that cannot be said.
+    pub(super) fn needed(&self, runs: &[f64], alpha: f64) -> Result<Option<Needed>, StageError> {
+        if matches!(self, Self::Share) {
+            let runs = unanimous(hits(runs), runs.len(), alpha)?;
+            return Ok(runs.map(|runs| Needed {
+                runs: Some(runs),
+                at: None,
+            }));
+        }
+        if runs.len() < 2 {
+            return Ok(None);
+        }
+        let SampleMean { mean, std, .. } = SampleMean::of(runs)?;
+        // What the true difference is taken to be, and its distance to the bounds that the interval must keep within.
+        let (at, below, above) = match *self {
+            Self::Difference {
+                direction: Direction::Equal,
+                margin,
+                effect,
+            } => {
+                let effect = effect.unwrap_or(0.0);
+                (At::Stated(effect), effect + margin, margin - effect)
+            }
+            Self::Difference {
+                margin,
+                effect: Some(effect),
+                ..
+            } => (At::Stated(effect), effect - margin, f64::INFINITY),
+            Self::Difference { margin, .. } if margin > 0.0 => {
+                (At::Stated(margin), margin, f64::INFINITY)
+            }
+            Self::Ratio { most } => (At::Seen, (mean - most).abs(), f64::INFINITY),
+            Self::Difference { .. } | Self::Share => (At::Seen, mean.abs(), f64::INFINITY),
         };
-        let (what, sign) = (
-            what.replace('|', "/"),
-            match direction {
-                Direction::Greater => ">",
-                Direction::Less => "<",
-                Direction::Equal => "=",
-            },
-        );
-        let test = match (direction, margin == 0.0) {
-            (_, true) => format!("{what}: a {sign} b"),
-            (Direction::Equal, false) => format!("{what}: a = b within {margin}"),
-            (_, false) => format!("{what}: a {sign} b by {margin}"),
-        };
-        Ok(Finding {
-            test,
-            values: (Some(mean(&a)?), Some(mean(&b)?)),
-            effect: mean(&effects)?,
-            bootstrap: Some(Bootstrapped {
-                low: quantile(&replicates, tail)?,
-                high: quantile(&replicates, 1.0 - tail)?,
-                p_for: share(replicates.len() - agreeing),
-                p_against: share(agreeing),
-                // Undefined for one run, or where all runs agree to the last digit.
-                over_runs: paired_t_test(&a, &b, Alternative::TwoSided)
-                    .ok()
-                    .map(|test| test.p),
-            }),
-            holding: effects
-                .iter()
-                .filter(|effect| direction.holds(**effect, margin))
-                .count(),
-            runs: effects.len(),
-        })
+        if std == 0.0 || below == 0.0 {
+            return Ok(None);
+        }
+        Ok(Some(Needed {
+            runs: runs_for_power(below / std, above / std, alpha, POWER, MOST_RUNS),
+            at: Some(at),
+        }))
     }
 }
 
-/// Returns the trainings of a row, by run: a row of the scores, or the name of a training.
-fn trainings<'a>(
-    rows: &[Row<Scored>],
-    curves: &'a [Row<Curve>],
-    label: &str,
-) -> Result<BTreeMap<String, &'a Curve>, StageError> {
-    let runs: Vec<&str> = match rows.iter().find(|row| row.label == label) {
-        Some(row) => row.runs.iter().map(|run| run.label.as_str()).collect(),
-        None => match curves.iter().find(|row| row.label == label) {
-            Some(row) => row.runs.iter().map(|run| run.label.as_str()).collect(),
-            None => Vec::new(),
-        },
-    };
-    let found: BTreeMap<String, &Curve> = runs
-        .into_iter()
-        .filter_map(|run| Some((run.to_owned(), training_of(curves, label, run)?)))
-        .collect();
-    if found.is_empty() {
-        let known: Vec<&str> = curves.iter().map(|row| row.label.as_str()).collect();
-        return Err(
-            StageError::new(format!("no input of `curves` is the training of `{label}`"))
-                .hint(format!("the trainings are: {}", listed(known))),
-        );
+/// How many runs it would take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Needed {
+    /// `None` for more than anyone makes.
+    pub(super) runs: Option<usize>,
+    /// The true difference for which this holds.
+    pub(super) at: Option<At>,
+}
+
+/// A true difference that is assumed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum At {
+    /// One that the claim states.
+    Stated(f64),
+    /// The one seen.
+    Seen,
+}
+
+impl Needed {
+    /// The same, but no fewer than decide anything.
+    pub(super) fn at_least(self, min_runs: usize) -> Self {
+        Self {
+            runs: self.runs.map(|runs| runs.max(min_runs)),
+            ..self
+        }
     }
-    Ok(found)
+
+    pub(super) fn text(self) -> String {
+        let runs = self
+            .runs
+            .map_or_else(|| format!("over {MOST_RUNS}"), |runs| runs.to_string());
+        match self.at {
+            None => runs,
+            Some(At::Seen) => format!("{runs} at the effect seen"),
+            Some(At::Stated(effect)) => format!("{runs} at {effect}"),
+        }
+    }
+}
+
+fn hits(runs: &[f64]) -> usize {
+    runs.iter().filter(|run| **run > 0.5).count()
+}
+
+/// The fewest runs, among them `n` with `hits`, that decide a share if all further ones agree with most of these.
+fn unanimous(hits: usize, n: usize, alpha: f64) -> Result<Option<usize>, StageError> {
+    let most = hits.max(n - hits);
+    for runs in n.max(1)..=MOST_RUNS {
+        let interval = clopper_pearson(most + runs - n, runs, 1.0 - alpha)?;
+        if interval.low > 0.5 {
+            return Ok(Some(runs));
+        }
+    }
+    Ok(None)
 }

@@ -6,30 +6,53 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Grouping, Row, within};
+use super::groups::Grouping;
 use super::measure::{Metric, right};
-use super::scored::{self, Scored};
+use super::scored;
 use super::trainings::{curves_port, load_curves};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
-use crate::artifacts::curve::Curve;
-use crate::artifacts::table::{TABLE, Table};
+use crate::artifacts::table::TABLE;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
-use crate::stats::holm;
-use decide::Verdict;
+use gates::Gates;
 
-/// Decides statements of a paper: supported, contradicted, or inconclusive at this scale.
+/// Decides statements of a paper: supported, contradicted, below the margin, or inconclusive at this scale.
 ///
-/// A `difference` is decided by a hierarchical bootstrap of the metric's mean difference `a - b` over the runs that
-/// both rows have: runs are resampled, then questions within each run, together where both rows answer the same
-/// questions. `p` is twice the smaller share of replicates that speak for and against the claim (at most 1), and
-/// `Holm p` adjusts it for all differences of the table. The claim is supported if Holm p is at most `alpha`, the
-/// replicates speak for it, and it holds in every single run; contradicted if Holm p is at most `alpha`, they speak
-/// against it, and it fails in every single run; inconclusive otherwise, and always with fewer than `min_runs` runs.
+/// What counts is how runs differ. A run is one value of `aggregate`, such as a seed; its completions share one training
+/// and say nothing of another. So each run gives one number: for a `difference` the metric of row `a` less that of row
+/// `b` in the same run. The mean of these numbers has an interval of Student's t, which is where the true difference of
+/// many such runs may lie. The claim is supported if that interval lies wholly beyond the `margin` in the claim's
+/// direction, contradicted if wholly on the other side of 0, `below the margin` if wholly between 0 and the margin, and
+/// inconclusive otherwise. `equal` is supported if the interval lies wholly within the margin on both sides of 0, and
+/// contradicted if wholly outside. Runs need not agree with each other: one that does not widens the interval. With
+/// fewer than `min_runs` runs nothing is decided.
 ///
-/// `diverges` and `flops_share` count: supported if true of every run, contradicted if of none.
+/// Who tests many claims finds some by chance. All differences of a `family` are therefore tested together (Holm 1979),
+/// so that with a probability of at least `1 - alpha` none of those without a difference is decided: the clearest of k
+/// claims has an interval of coverage `1 - alpha / k`, after it is decided the next one of `1 - alpha / (k - 1)`, and so
+/// on; from the first that is not decided the others stay at its level. `Level` is the coverage that a claim came to, and
+/// `Effect` is shown with just this interval, so that the verdict can be read off it. `p` is the least alpha at which
+/// the claim alone would be decided, `Holm p` the least alpha of its family. (For wrong directions, see Finner 1999.)
+///
+/// `Stability` is the share of resamples of the runs that have the same verdict at the same level. `Runs needed` says how
+/// many runs would decide with a probability of 80%, if they spread as those seen and the true difference is the
+/// claim's `effect`; without one the `margin` (which is then told from 0); without that the difference seen, which is a
+/// guess. For `equal` it is an `effect` of 0.
+///
+/// The interval over runs speaks of these questions. `Bootstrap` beside it draws questions, too (Owen 2007): runs and, once
+/// for all of them, questions. With few runs it is too narrow; it decides nothing.
+///
+/// `diverges` is decided by the exact interval (Clopper and Pearson 1934) of the share of runs that diverge, against one
+/// half: at 95% six runs that all agree are the fewest that can. `flops_share` is decided by the interval of the mean
+/// logarithm of the runs' ratios, against that of `at_most`; operations are counted, so that runs may well agree to the
+/// last digit, and their interval is a point. Both are outside the families, at level `1 - alpha`.
+///
+/// `gates` name columns of `scores` that must not suffer, such as `exact_reward` where the claim is about a learned
+/// reward, and `kl`, which `score` writes if its port `reference` is connected. Their means have intervals over runs at
+/// level `1 - alpha`. A supported claim whose gate is not shown to be kept says so: `supported, but exact_reward worse`,
+/// or `perhaps worse` where the limit is inside the interval.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
@@ -55,11 +78,11 @@ pub struct Claims {
     /// writes with a reward rule, else the completions themselves.
     #[serde(default)]
     answer: Option<String>,
-    /// The greatest Holm p that decides a claim.
+    /// The greatest probability of any decision in a family without differences.
     #[serde(default = "defaults::alpha")]
     alpha: f64,
-    /// The fewest runs that decide a claim.
-    #[serde(default = "two")]
+    /// The fewest runs that decide a claim, at least 2.
+    #[serde(default = "five")]
     min_runs: usize,
     /// Names shown instead of values of `row`.
     #[serde(default)]
@@ -67,7 +90,7 @@ pub struct Claims {
     /// The title.
     #[serde(default = "title")]
     title: String,
-    /// Coverage of the intervals.
+    /// Coverage of the bootstrap intervals.
     #[serde(default = "defaults::level")]
     level: f64,
     /// Bootstrap replicates.
@@ -88,7 +111,16 @@ pub(super) struct Claim {
     text: String,
     /// What decides it.
     test: Test,
+    /// The differences that are tested together with it; all without one are the family `differences`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    family: Option<String>,
+    /// What row `a` must not lose: columns of `scores` with limits for their means.
+    #[serde(default, skip_serializing_if = "Gates::is_empty")]
+    gates: Gates,
 }
+
+/// The family of claims that name none.
+const FAMILY: &str = "differences";
 
 /// What decides a claim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -111,6 +143,10 @@ pub(super) enum Test {
         /// The difference that counts: `greater` means above it, `less` below its negative, `equal` within it.
         #[serde(default)]
         margin: f64,
+        /// The true difference for which `Runs needed` is told, in the claim's direction: above the margin, for `equal`
+        /// below it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        effect: Option<f64>,
     },
     /// The training of a row diverges.
     Diverges {
@@ -140,18 +176,8 @@ pub(super) enum Direction {
     Equal,
 }
 
-impl Direction {
-    fn holds(self, effect: f64, margin: f64) -> bool {
-        match self {
-            Self::Greater => effect > margin,
-            Self::Less => effect < -margin,
-            Self::Equal => effect.abs() < margin,
-        }
-    }
-}
-
-fn two() -> usize {
-    2
+fn five() -> usize {
+    5
 }
 
 fn title() -> String {
@@ -164,10 +190,11 @@ fn mean_metric() -> Metric {
 
 impl Kind for Claims {
     const NAME: &'static str = "claims";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r"{ claims: [
       { id: diversity, text: FlowHF is more diverse than PPO,
-        test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater } },
+        test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater, margin: 0.02 },
+        gates: { exact_reward: { not_worse_by: 0.05 }, coherent: { at_least: 0.9 } } },
       { id: tb, text: Trajectory balance diverges, test: { kind: diverges, a: tb } },
       { id: cost, text: FlowHF takes under 3.5% of the FLOPs of PPO,
         test: { kind: flops_share, a: flowhf, b: ppo, at_most: 0.035 } }] }";
@@ -195,40 +222,7 @@ impl Kind for Claims {
                     format!("two claims are `{}`", claim.id),
                 ));
             }
-            match &claim.test {
-                Test::Difference { a, b, .. } | Test::FlopsShare { a, b, .. } if a == b => {
-                    problems.push(Problem::new(
-                        "claims",
-                        format!("claim `{}` compares `{a}` with itself", claim.id),
-                    ));
-                }
-                Test::Difference {
-                    direction: Direction::Equal,
-                    margin,
-                    ..
-                } if *margin <= 0.0 => {
-                    problems.push(
-                        Problem::new(
-                            "claims",
-                            format!("claim `{}`: `equal` needs a `margin` above 0", claim.id),
-                        )
-                        .hint("the margin is the difference that would not matter"),
-                    );
-                }
-                Test::Difference { metric, .. } if metric.drawn() == Some(0) => {
-                    let what = format!("claim `{}`: `metric` draws no completion", claim.id);
-                    problems.push(
-                        Problem::new("claims", what).hint("such as `metric: { pass_at: 1 }`"),
-                    );
-                }
-                Test::FlopsShare { at_most, .. } if *at_most <= 0.0 => {
-                    problems.push(Problem::new(
-                        "claims",
-                        format!("claim `{}`: `at_most` must be above 0", claim.id),
-                    ));
-                }
-                _ => {}
-            }
+            check_claim(claim, &mut problems);
         }
         if self.top_k < 2 {
             problems.push(Problem::new(
@@ -236,8 +230,11 @@ impl Kind for Claims {
                 "`top_k` must be at least 2: diversity is a mean over pairs",
             ));
         }
-        if self.min_runs == 0 {
-            problems.push(Problem::new("min_runs", "`min_runs` must be at least 1"));
+        if self.min_runs < 2 {
+            problems.push(
+                Problem::new("min_runs", "`min_runs` must be at least 2")
+                    .hint("one run does not show how runs differ"),
+            );
         }
         if !(self.alpha > 0.0 && self.alpha < 1.0) {
             problems.push(Problem::new(
@@ -285,95 +282,86 @@ impl Kind for Claims {
     }
 }
 
-impl Claims {
-    fn table(&self, rows: &[Row<Scored>], curves: &[Row<Curve>]) -> Result<Table, StageError> {
-        let mut findings = Vec::with_capacity(self.claims.len());
-        for claim in &self.claims {
-            let finding = self
-                .find(claim, rows, curves)
-                .map_err(|error| within(&format!("claim `{}`", claim.id), error))?;
-            findings.push(finding);
-        }
-        let p_values: Vec<f64> = findings
-            .iter()
-            .filter_map(|finding| Some(finding.bootstrap.as_ref()?.p()))
-            .collect();
-        let mut adjusted = if p_values.is_empty() {
-            Vec::new()
+/// Says what is wrong with a claim, whatever the inputs.
+fn check_claim(claim: &Claim, problems: &mut Vec<Problem>) {
+    let mut refuse = |what: &str, hint: &str| {
+        let problem = Problem::new("claims", format!("claim `{}`: {what}", claim.id));
+        problems.push(if hint.is_empty() {
+            problem
         } else {
-            holm(&p_values)?
+            problem.hint(hint)
+        });
+    };
+    match &claim.test {
+        Test::Difference {
+            a,
+            b,
+            metric,
+            direction,
+            margin,
+            effect,
+            ..
+        } => {
+            if a == b {
+                refuse(&format!("it compares `{a}` with itself"), "");
+            }
+            if metric.drawn() == Some(0) {
+                refuse(
+                    "`metric` draws no completion",
+                    "such as `metric: { pass_at: 1 }`",
+                );
+            }
+            if *direction == Direction::Equal {
+                if *margin <= 0.0 {
+                    refuse(
+                        "`equal` needs a `margin` above 0",
+                        "the margin is the difference that would not matter",
+                    );
+                } else if effect.is_some_and(|effect| effect.abs() >= *margin) {
+                    refuse("`effect` must be within `margin`", "");
+                }
+            } else if *margin < 0.0 {
+                refuse(
+                    "`margin` must not be below 0",
+                    "it is how far the difference must go in the claim's direction",
+                );
+            } else if effect.is_some_and(|effect| effect <= *margin) {
+                refuse(
+                    "`effect` must be above `margin`",
+                    "no number of runs shows that a difference is beyond itself; give it as a positive number, also for `less`",
+                );
+            }
         }
-        .into_iter();
-        let decided: Vec<(Option<f64>, Verdict)> = findings
-            .iter()
-            .map(|finding| {
-                let adjusted = finding.bootstrap.as_ref().and_then(|_| adjusted.next());
-                (adjusted, self.verdict(finding, adjusted))
-            })
-            .collect();
-        let mut table = Table::new(&self.title);
-        table.text_column(
-            "Claim",
-            self.claims.iter().map(|claim| Some(claim.id.clone())),
-        );
-        table.text_column(
-            "Statement",
-            self.claims.iter().map(|claim| Some(claim.text.clone())),
-        );
-        table.text_column(
-            "Test",
-            findings.iter().map(|finding| Some(finding.test.clone())),
-        );
-        table.number_column("a", 3, findings.iter().map(|finding| finding.values.0));
-        table.number_column("b", 3, findings.iter().map(|finding| finding.values.1));
-        table.number_column(
-            "Effect",
-            3,
-            findings.iter().map(|finding| Some(finding.effect)),
-        );
-        let bootstraps = || findings.iter().map(|finding| finding.bootstrap.as_ref());
-        table.interval_of_last(
-            bootstraps().map(|found| found.map(|found| (found.low, found.high)).unzip()),
-        );
-        table.number_column("p", 4, bootstraps().map(|found| Some(found?.p())));
-        table.number_column("Holm p", 4, decided.iter().map(|(adjusted, _)| *adjusted));
-        let over_runs = bootstraps().map(|found| found?.over_runs);
-        table.number_column("p over runs", 4, over_runs);
-        let holding = findings
-            .iter()
-            .map(|finding| Some(format!("{} of {}", finding.holding, finding.runs)));
-        table.text_column("Holds in", holding);
-        table.text_column(
-            "Verdict",
-            decided
-                .iter()
-                .map(|(_, verdict)| Some(verdict.name().to_owned())),
-        );
-        table.notes = self.notes(p_values.len());
-        Ok(table)
+        Test::FlopsShare { a, b, at_most } => {
+            if a == b {
+                refuse(&format!("it compares `{a}` with itself"), "");
+            }
+            if *at_most <= 0.0 {
+                refuse("`at_most` must be above 0", "");
+            }
+        }
+        Test::Diverges { .. } if !claim.gates.is_empty() => {
+            refuse(
+                "`diverges` has no gates",
+                "they say what a row must not lose",
+            );
+        }
+        Test::Diverges { .. } => {}
     }
-
-    fn notes(&self, differences: usize) -> Vec<String> {
-        vec![
-            format!(
-                "A difference is supported (contradicted) if Holm p is at most {}, the bootstrap speaks for (against) it, \
-                 and it holds (fails) in every run; it is inconclusive otherwise, and with fewer than {} runs. What is \
-                 counted (divergence, operations) must be true of every run, or of none.",
-                self.alpha, self.min_runs
-            ),
-            format!(
-                "Effect: mean over runs of a - b; [low, high]: {}% bootstrap interval over runs, then questions. p: twice the \
-                 smaller share of {} replicates for and against the claim; Holm p adjusts for {differences} differences.",
-                self.level * 100.0,
-                self.replicates
-            ),
-            "With few runs the bootstrap understates how runs differ; p over runs is a two-sided paired t-test of the \
-             runs' values alone, and errs to the other side."
-                .to_owned(),
-        ]
+    if claim.family.is_some() && !matches!(claim.test, Test::Difference { .. }) {
+        refuse(
+            "`family` has no effect",
+            "only differences are tested together",
+        );
     }
+    gates::check(&claim.id, &claim.gates, problems);
 }
 
+#[cfg(test)]
+mod calibration;
 mod decide;
+mod find;
+mod gates;
+mod table;
 #[cfg(test)]
 mod tests;
