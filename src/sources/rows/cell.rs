@@ -10,6 +10,9 @@ use super::MAXIMUM_ROW;
 /// What is wrong with a value, in words.
 pub(super) type Fault = &'static str;
 
+/// A value, none where a cell is empty, or what is wrong with it.
+pub type Checked<T> = Result<Option<T>, &'static str>;
+
 const NOT_TEXT: Fault = "neither text nor a number";
 /// No value of a public layout is nested deeper.
 const DEEPEST: usize = 16;
@@ -20,13 +23,13 @@ pub(super) trait Cell: Sized {
     type Values;
 
     /// Takes a value of a JSON object; `None` for null.
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault>;
+    fn of_json(value: &RawValue) -> Checked<Self>;
 
     /// Takes a value of a CSV file.
     fn of_text(text: &str) -> Self;
 
     /// Takes what a JSON object does not have.
-    fn missing() -> Result<Option<Self>, Fault> {
+    fn missing() -> Checked<Self> {
         Err("missing")
     }
 
@@ -39,14 +42,14 @@ pub(super) trait Cell: Sized {
     fn values(column: &Column) -> PolarsResult<Self::Values>;
 
     /// Takes a value of a column; `None` for null.
-    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault>;
+    fn at(values: &Self::Values, row: usize) -> Checked<Self>;
 }
 
 impl Cell for String {
     /// None of a nested column.
     type Values = Option<StringChunked>;
 
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+    fn of_json(value: &RawValue) -> Checked<Self> {
         let text = value.get();
         // What is nested is not unpacked: it may be large.
         if text.starts_with(['[', '{']) {
@@ -73,7 +76,7 @@ impl Cell for String {
         Ok(Some(column.cast(&DataType::String)?.str()?.clone()))
     }
 
-    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault> {
+    fn at(values: &Self::Values, row: usize) -> Checked<Self> {
         let values = values.as_ref().ok_or(NOT_TEXT)?;
         Ok(values.get(row).map(ToOwned::to_owned))
     }
@@ -98,7 +101,7 @@ impl Nested {
 impl Cell for Nested {
     type Values = Series;
 
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+    fn of_json(value: &RawValue) -> Checked<Self> {
         let text = value.get();
         Ok((text != "null").then(|| Self(text.to_owned())))
     }
@@ -111,7 +114,7 @@ impl Cell for Nested {
         Ok(column.as_materialized_series().clone())
     }
 
-    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
+    fn at(values: &Series, row: usize) -> Checked<Self> {
         let value = values.get(row).map_err(|_| "not there")?;
         if value.is_null() {
             return Ok(None);
@@ -159,18 +162,16 @@ impl Field {
 impl Cell for Field {
     type Values = Series;
 
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
-        Ok(Some(
-            Nested::of_json(value)?.map_or(Self::Empty, Self::Typed),
-        ))
+    fn of_json(value: &RawValue) -> Checked<Self> {
+        Ok(Nested::of_json(value)?.map(Self::Typed))
     }
 
     fn of_text(text: &str) -> Self {
         Self::Written(text.to_owned())
     }
 
-    fn missing() -> Result<Option<Self>, Fault> {
-        Ok(Some(Self::Empty))
+    fn missing() -> Checked<Self> {
+        Ok(None)
     }
 
     fn nothing() -> Option<Self> {
@@ -181,10 +182,8 @@ impl Cell for Field {
         Nested::values(column)
     }
 
-    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
-        Ok(Some(
-            Nested::at(values, row)?.map_or(Self::Empty, Self::Typed),
-        ))
+    fn at(values: &Series, row: usize) -> Checked<Self> {
+        Ok(Nested::at(values, row)?.map(Self::Typed))
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::cell::{Cell, Fault};
+use super::cell::{Cell, Checked};
 use super::meter::{Meter, Metered};
 use super::{MAXIMUM_ROW, Names, Reading, RowsError, note};
 
@@ -77,7 +77,7 @@ impl<T: Cell> Reading<'_, T> {
     }
 
     fn object(&mut self, number: usize, found: &Found) -> Result<ControlFlow<()>, RowsError> {
-        let value = |found: &Option<Box<RawValue>>| -> Result<Option<T>, Fault> {
+        let value = |found: &Option<Box<RawValue>>| -> Checked<T> {
             found
                 .as_ref()
                 .map_or_else(T::missing, |value| T::of_json(value))

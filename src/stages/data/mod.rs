@@ -12,6 +12,7 @@ pub mod load_reward;
 pub mod reward_command;
 pub mod reward_rule;
 
+mod left_out;
 mod model_files;
 mod origin;
 mod question;
