@@ -92,6 +92,13 @@ impl Nested {
         &self.0
     }
 
+    /// Returns the values of a list.
+    pub fn elements(&self) -> Option<Vec<Self>> {
+        let elements: Vec<&RawValue> = serde_json::from_str(&self.0).ok()?;
+        let elements = elements.into_iter();
+        Some(elements.map(|value| Self(value.get().to_owned())).collect())
+    }
+
     /// Reads the value as a type.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.0)
@@ -122,68 +129,6 @@ impl Cell for Nested {
         let mut text = String::new();
         write(value, DEEPEST, &mut text)?;
         Ok(Some(Self(text)))
-    }
-}
-
-/// A value, or that there is none: no row is left out for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Field {
-    /// Null, or not there.
-    Empty,
-    /// A value with a type, as JSON.
-    Typed(Nested),
-    /// Text of a CSV file, whatever it stands for.
-    Written(String),
-}
-
-impl Field {
-    /// Returns how many bytes of the file it is.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::Typed(value) => value.as_json().len(),
-            Self::Written(text) => text.len(),
-        }
-    }
-
-    /// Returns the value as text: what is no text as JSON, and nothing for what is empty.
-    pub fn to_text(&self) -> Option<String> {
-        match self {
-            Self::Empty => None,
-            Self::Typed(value) => {
-                let text = value.parse::<String>();
-                Some(text.unwrap_or_else(|_| value.as_json().to_owned()))
-            }
-            Self::Written(text) => (!text.is_empty()).then(|| text.clone()),
-        }
-    }
-}
-
-impl Cell for Field {
-    type Values = Series;
-
-    fn of_json(value: &RawValue) -> Checked<Self> {
-        Ok(Nested::of_json(value)?.map(Self::Typed))
-    }
-
-    fn of_text(text: &str) -> Self {
-        Self::Written(text.to_owned())
-    }
-
-    fn missing() -> Checked<Self> {
-        Ok(None)
-    }
-
-    fn nothing() -> Option<Self> {
-        Some(Self::Written(String::new()))
-    }
-
-    fn values(column: &Column) -> PolarsResult<Series> {
-        Nested::values(column)
-    }
-
-    fn at(values: &Series, row: usize) -> Checked<Self> {
-        Ok(Nested::at(values, row)?.map(Self::Typed))
     }
 }
 

@@ -20,11 +20,14 @@ use crate::excerpt::listed;
 use crate::files::regular;
 use crate::hint::Hint;
 
-pub use self::cell::{Checked, Field, Nested};
+pub use self::cell::{Checked, Nested};
+pub use self::field::Field;
 
 mod cell;
 mod csv;
+mod field;
 mod json;
+mod lines;
 mod meter;
 mod parquet;
 mod split;
@@ -193,6 +196,8 @@ pub struct RowFiles {
     /// Paths, with what messages call them and their sizes.
     files: Vec<(PathBuf, Arc<str>, u64)>,
     most_text: Option<u64>,
+    /// Whether they are plain text, a row in each line.
+    is_lines: bool,
 }
 
 impl RowFiles {
@@ -225,7 +230,18 @@ impl RowFiles {
             }
             files.push((path.to_owned(), name.into(), regular(path)?.len()));
         }
-        Ok(Self { files, most_text })
+        Ok(Self {
+            files,
+            most_text,
+            is_lines: false,
+        })
+    }
+
+    /// Takes the files for plain text: each line that is not blank is a row of one value, whatever its column is called.
+    #[must_use]
+    pub fn as_lines(mut self) -> Self {
+        self.is_lines = true;
+        self
     }
 
     /// Returns how much text of the files may be kept.
@@ -296,6 +312,7 @@ impl RowFiles {
                 file: name,
                 columns,
                 names,
+                is_lines: self.is_lines,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
                 take: &mut *take,
             };
@@ -357,6 +374,7 @@ struct Reading<'a, T> {
     columns: &'a [&'a str],
     /// Where the names of all columns are noted, if only they are asked for.
     names: Option<&'a Names>,
+    is_lines: bool,
     /// Bytes that what is packed in the file may unpack to at a time.
     most_unpacked: u64,
     take: &'a mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
@@ -402,6 +420,7 @@ impl<T: Cell> Reading<'_, T> {
         let first = start.trim_ascii_start().first().copied();
         let reader = Cursor::new(start).chain(reader);
         match first {
+            _ if self.is_lines => self.lines(BufReader::new(reader)),
             Some(b'{') => self.json_lines(BufReader::new(reader)),
             Some(b'[') => self.json_array(Metered::new(reader, MAXIMUM_ROW)),
             _ => self.csv(Metered::new(reader, MAXIMUM_ROW)),

@@ -3,12 +3,14 @@
 pub mod generate_tree;
 pub mod generate_world;
 pub mod init_model;
+pub mod load_completions;
 pub mod load_dataset;
 pub mod load_encoder;
 pub mod load_labelled_texts;
 pub mod load_model;
 pub mod load_preferences;
 pub mod load_reward;
+pub mod load_texts;
 pub mod reward_command;
 pub mod reward_rule;
 
