@@ -34,6 +34,7 @@ mod long_messages;
 mod matrix;
 mod models;
 mod numerics;
+mod own_samples;
 mod plan;
 mod power_loss;
 mod random_kills;

@@ -14,17 +14,20 @@ use flate2::read::MultiGzDecoder;
 use indexmap::IndexSet;
 use polars::prelude::PolarsError;
 
-use self::cell::{Cell, Fault};
+use self::cell::Cell;
 use self::meter::Metered;
 use crate::excerpt::listed;
 use crate::files::regular;
 use crate::hint::Hint;
 
-pub use self::cell::{Field, Nested};
+pub use self::cell::{Checked, Nested};
+pub use self::field::Field;
 
 mod cell;
 mod csv;
+mod field;
 mod json;
+mod lines;
 mod meter;
 mod parquet;
 mod split;
@@ -153,6 +156,45 @@ impl<T> Row<T> {
     }
 }
 
+/// Why a row has not all its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lacking {
+    /// A cell is empty.
+    Empty(String),
+    /// A cell is not what it should be.
+    Faulty(String),
+}
+
+impl<T> Row<Checked<T>> {
+    /// Takes the values out, which are those of `columns`.
+    pub fn whole<const N: usize>(&mut self, columns: [&str; N]) -> Result<[T; N], Lacking> {
+        let mut whole = Vec::with_capacity(N);
+        for (column, value) in columns.iter().zip(std::mem::take(&mut self.values)) {
+            let value = value.map_err(|what| Lacking::Faulty(format!("`{column}` is {what}")))?;
+            whole.push(value.ok_or_else(|| Lacking::Empty(format!("`{column}` is empty")))?);
+        }
+        whole.try_into().map_err(|values: Vec<T>| {
+            Lacking::Faulty(format!("it has {} values, expected {N}", values.len()))
+        })
+    }
+}
+
+impl Row<Checked<Field>> {
+    /// Takes the values, which are those of `columns`, of which none may be what it should not be.
+    fn fields(mut self, columns: &[&str]) -> Result<Row<Field>, RowsError> {
+        let mut values = Vec::with_capacity(self.values.len());
+        for (column, value) in columns.iter().zip(std::mem::take(&mut self.values)) {
+            let value = value.map_err(|what| self.error(format!("`{column}` is {what}")))?;
+            values.push(value.unwrap_or(Field::Empty));
+        }
+        Ok(Row {
+            file: self.file,
+            number: self.number,
+            values,
+        })
+    }
+}
+
 /// A file of rows, or the part files of a folder.
 #[derive(Debug)]
 pub struct RowFiles {
@@ -161,6 +203,8 @@ pub struct RowFiles {
     most_text: Option<u64>,
     /// Bytes of the files that were read so far.
     passed: Counter<u64>,
+    /// Whether they are plain text, a row in each line.
+    is_lines: bool,
 }
 
 impl RowFiles {
@@ -197,6 +241,7 @@ impl RowFiles {
             files,
             most_text,
             passed: Counter::new(0),
+            is_lines: false,
         })
     }
 
@@ -210,19 +255,25 @@ impl RowFiles {
         self.passed.get()
     }
 
+    /// Takes the files for plain text: each line that is not blank is a row of one value, whatever its column is called.
+    #[must_use]
+    pub fn as_lines(mut self) -> Self {
+        self.is_lines = true;
+        self
+    }
+
     /// Returns how much text of the files may be kept.
     pub fn allowance(&self) -> Allowance {
         let limit = self.most_text.unwrap_or_else(|| unpacked(self.bytes()));
         Allowance { limit, left: limit }
     }
 
-    /// Reads `columns` row by row until `take` breaks off; numbers become text. Returns how many rows were left out
-    /// because a cell is empty.
+    /// Reads `columns` row by row until `take` breaks off; numbers become text.
     pub fn read(
         &self,
         columns: &[&str],
-        mut take: impl FnMut(Row) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
+        mut take: impl FnMut(Row<Checked<String>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
         self.each(columns, None, &mut take)
     }
 
@@ -232,19 +283,18 @@ impl RowFiles {
     pub fn read_nested(
         &self,
         columns: &[&str],
-        mut take: impl FnMut(Row<Nested>) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
+        mut take: impl FnMut(Row<Checked<Nested>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
         self.each(columns, None, &mut take)
     }
 
-    /// Reads `columns` as [`Self::read_nested`] does, but leaves no row out: an empty cell is a [`Field`] too, as is one
-    /// of a column that a JSON object does not have.
+    /// Reads `columns` as [`Self::read_nested`] does; a column that a JSON object does not have is an empty [`Field`].
     pub fn read_fields(
         &self,
         columns: &[&str],
         mut take: impl FnMut(Row<Field>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<(), RowsError> {
-        self.each(columns, None, &mut take).map(|_| ())
+        self.each(columns, None, &mut |row| take(row.fields(columns)?))
     }
 
     /// Returns the names of the columns, those of JSON in the order in which they first appear.
@@ -256,7 +306,7 @@ impl RowFiles {
     pub fn columns_of_first(&self, rows: usize) -> Result<Vec<String>, RowsError> {
         let names = Names::default();
         let mut seen = 0;
-        let mut take = |_: Row<Nested>| {
+        let mut take = |_: Row<Checked<Nested>>| {
             seen += 1;
             Ok(if seen < rows {
                 ControlFlow::Continue(())
@@ -272,9 +322,9 @@ impl RowFiles {
         &self,
         columns: &[&str],
         names: Option<&Names>,
-        take: &mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
-        let (mut left_out, mut before) = (0, 0);
+        take: &mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
+        let mut before = 0;
         for (path, name, bytes) in &self.files {
             self.passed.set(before);
             before += bytes;
@@ -283,17 +333,15 @@ impl RowFiles {
                 passed: &self.passed,
                 columns,
                 names,
+                is_lines: self.is_lines,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
-                left_out: 0,
                 take: &mut *take,
             };
-            let flow = rows.file(path)?;
-            left_out += rows.left_out;
-            if flow.is_break() {
+            if rows.file(path)?.is_break() {
                 break;
             }
         }
-        Ok(left_out)
+        Ok(())
     }
 }
 
@@ -362,11 +410,10 @@ struct Reading<'a, T> {
     columns: &'a [&'a str],
     /// Where the names of all columns are noted, if only they are asked for.
     names: Option<&'a Names>,
+    is_lines: bool,
     /// Bytes that what is packed in the file may unpack to at a time.
     most_unpacked: u64,
-    /// Rows with an empty cell.
-    left_out: usize,
-    take: &'a mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
+    take: &'a mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
 }
 
 impl<T: Cell> Reading<'_, T> {
@@ -413,6 +460,7 @@ impl<T: Cell> Reading<'_, T> {
         let first = start.trim_ascii_start().first().copied();
         let reader = Cursor::new(start).chain(reader);
         match first {
+            _ if self.is_lines => self.lines(BufReader::new(reader)),
             Some(b'{') => self.json_lines(BufReader::new(reader)),
             Some(b'[') => self.json_array(Metered::new(reader, MAXIMUM_ROW)),
             _ => self.csv(Metered::new(reader, MAXIMUM_ROW)),
@@ -432,26 +480,17 @@ impl<T: Cell> Reading<'_, T> {
         self.fault(number, format!("cannot be read: {error}"))
     }
 
-    /// Passes a row on, unless a cell of it is empty.
+    /// Passes a row on.
     fn row(
         &mut self,
         number: usize,
-        values: impl Iterator<Item = Result<Option<T>, Fault>>,
+        values: impl Iterator<Item = Checked<T>>,
     ) -> Result<ControlFlow<()>, RowsError> {
-        let mut row = Row {
+        (self.take)(Row {
             file: Arc::clone(self.file),
             number,
-            values: Vec::with_capacity(self.columns.len()),
-        };
-        for (column, value) in self.columns.iter().zip(values) {
-            let value = value.map_err(|what| row.error(format!("`{column}` is {what}")))?;
-            let Some(value) = value else {
-                self.left_out += 1;
-                return Ok(ControlFlow::Continue(()));
-            };
-            row.values.push(value);
-        }
-        (self.take)(row)
+            values: values.collect(),
+        })
     }
 
     /// An error about a column that is not among those that are there.
