@@ -3,22 +3,11 @@
 use rayon::prelude::*;
 
 use super::{
-    describe::{mean, quantile_of_sorted},
+    describe::quantile_of_sorted,
     effect::Interval,
-    error::{StatsError, check, check_lengths, check_level},
+    error::{StatsError, check, check_level},
 };
 use crate::random::{Draws, Stream};
-
-/// How the rows of two hierarchical samples belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
-    /// Not at all: both are resampled independently.
-    Independent,
-    /// Run `i` of both shares a seed (data, initial weights, reward model): runs are resampled together.
-    Runs,
-    /// Value `j` of run `i` of both is about the same prompt, too: everything is resampled together.
-    RunsAndPrompts,
-}
 
 /// Percentile bootstrap intervals (Efron 1979): replicate `r` draws from counter `r` of the stream alone,
 /// so that the result does not depend on the number of threads.
@@ -62,78 +51,29 @@ impl Bootstrap {
         })
     }
 
-    /// The interval of the mean over runs of their means, where `runs[i]` holds the values of one run
-    /// (one per prompt): runs are resampled, then the values within each drawn run, because values of
-    /// one run are not independent (Davison and Hinkley 1997, section 3.8).
-    pub fn mean_of_runs(&self, runs: &[Vec<f64>]) -> Result<Interval, StatsError> {
-        check_runs(runs)?;
-        self.run(mean_of_means(runs)?, |draws| resampled_mean(runs, draws))
-    }
-
-    /// The interval of the difference `a - b` of [`Self::mean_of_runs`].
-    pub fn difference_of_runs(
-        &self,
-        a: &[Vec<f64>],
-        b: &[Vec<f64>],
-        pairing: Pairing,
-    ) -> Result<Interval, StatsError> {
-        check_runs(a)?;
-        check_runs(b)?;
-        if pairing != Pairing::Independent {
-            check_lengths("paired sets of runs", a.len(), b.len())?;
-        }
-        if pairing == Pairing::RunsAndPrompts {
-            for (a, b) in a.iter().zip(b) {
-                check_lengths("paired runs", a.len(), b.len())?;
-            }
-        }
-        let estimate = mean_of_means(a)? - mean_of_means(b)?;
-        self.run(estimate, |draws| {
-            if pairing == Pairing::Independent {
-                return Ok(resampled_mean(a, draws)? - resampled_mean(b, draws)?);
-            }
-            let mut sum = 0.0;
-            for _ in 0..a.len() {
-                let run = draws.below(a.len());
-                let (a, b) = (&a[run], &b[run]);
-                sum += if pairing == Pairing::Runs {
-                    resampled_row_mean(a, draws) - resampled_row_mean(b, draws)
-                } else {
-                    let differences = (0..a.len()).map(|_| {
-                        let prompt = draws.below(a.len());
-                        a[prompt] - b[prompt]
-                    });
-                    differences.sum::<f64>() / a.len() as f64
-                };
-            }
-            Ok(sum / a.len() as f64)
-        })
-    }
-
-    /// Replicates of a statistic of runs that answer questions: each of them draws runs, and one set of questions for
-    /// all its runs (the pigeonhole bootstrap: Owen 2007). The statistic is told how often each run and each question is
-    /// drawn.
+    /// Replicates of a statistic of things that cross each other, such as runs and the questions that all of them
+    /// answer: each replicate draws of every kind as many as there are (the pigeonhole bootstrap: Owen 2007). The
+    /// statistic is told for each kind how often each thing is drawn.
     ///
     /// A question that is hard for one run is hard for the others: drawing questions anew for each run would average
     /// that out, and tell too narrow an interval.
-    pub fn crossed(
+    pub fn crossed<T: Send>(
         &self,
-        runs: usize,
-        questions: usize,
-        statistic: impl Fn(&[u32], &[u32]) -> f64 + Sync,
-    ) -> Vec<f64> {
+        sizes: &[usize],
+        statistic: impl Fn(&[Vec<u32>]) -> T + Sync,
+    ) -> Vec<T> {
         (0..self.replicates)
             .into_par_iter()
             .map(|replicate| {
                 let mut draws = self.stream.at(replicate as u64);
-                let mut counts = |n: usize| {
-                    let mut counts = vec![0; n];
-                    for _ in 0..n {
-                        counts[draws.below(n)] += 1;
+                let mut counts = |size: &usize| {
+                    let mut counts = vec![0; *size];
+                    for _ in 0..*size {
+                        counts[draws.below(*size)] += 1;
                     }
                     counts
                 };
-                statistic(&counts(runs), &counts(questions))
+                statistic(&sizes.iter().map(&mut counts).collect::<Vec<_>>())
             })
             .collect()
     }
@@ -168,43 +108,9 @@ impl Bootstrap {
     }
 }
 
-fn check_runs(runs: &[Vec<f64>]) -> Result<(), StatsError> {
-    if runs.is_empty() {
-        return Err(StatsError::TooFew {
-            what: "the hierarchical bootstrap",
-            needed: 1,
-            found: 0,
-        });
-    }
-    runs.iter()
-        .try_for_each(|run| check("a run of the hierarchical bootstrap", run, 1))
-}
-
-fn mean_of_means(runs: &[Vec<f64>]) -> Result<f64, StatsError> {
-    let means = runs
-        .iter()
-        .map(|run| mean(run))
-        .collect::<Result<Vec<f64>, StatsError>>()?;
-    mean(&means)
-}
-
-fn resampled_mean(runs: &[Vec<f64>], draws: &mut Draws) -> Result<f64, StatsError> {
-    let means: Vec<f64> = (0..runs.len())
-        .map(|_| {
-            let run = draws.below(runs.len());
-            resampled_row_mean(&runs[run], draws)
-        })
-        .collect();
-    mean(&means)
-}
-
-fn resampled_row_mean(row: &[f64], draws: &mut Draws) -> f64 {
-    let sum: f64 = (0..row.len()).map(|_| row[draws.below(row.len())]).sum();
-    sum / row.len() as f64
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::mean;
     use super::*;
 
     fn normal(n: usize, label: &str) -> Vec<f64> {
@@ -253,49 +159,27 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_differ_widen_the_interval() {
-        let same: Vec<Vec<f64>> = (0..4)
-            .map(|run| normal(100, &format!("run {run}")))
-            .collect();
-        let shifted: Vec<Vec<f64>> = same
-            .iter()
-            .enumerate()
-            .map(|(run, values)| values.iter().map(|value| value + run as f64).collect())
-            .collect();
-        let width = |runs: &[Vec<f64>]| {
-            let found = bootstrap(2).mean_of_runs(runs).unwrap();
-            found.high - found.low
+    fn what_crosses_is_drawn_once_for_all() {
+        // Rows differ by 1, columns by a hundredth: the mean's variance is that of the rows.
+        let statistic = |counts: &[Vec<u32>]| {
+            assert_eq!(counts[0].iter().sum::<u32>(), 16);
+            assert_eq!(counts[1].iter().sum::<u32>(), 100);
+            let (rows, columns) = (normal(16, "rows"), normal(100, "columns"));
+            let part = |values: &[f64], counts: &[u32]| {
+                let sum = values.iter().zip(counts);
+                sum.map(|(value, count)| value * f64::from(*count))
+                    .sum::<f64>()
+                    / values.len() as f64
+            };
+            part(&rows, &counts[0]) + 0.01 * part(&columns, &counts[1])
         };
-        assert!(width(&same) < 0.35, "{}", width(&same));
-        assert!(width(&shifted) > 1.5, "{}", width(&shifted));
-    }
-
-    #[test]
-    fn pairing_takes_out_what_the_pairs_share() {
-        let a: Vec<Vec<f64>> = (0..4)
-            .map(|run| {
-                normal(50, &format!("run {run}"))
-                    .iter()
-                    .map(|x| x + 3.0 * f64::from(run))
-                    .collect()
-            })
-            .collect();
-        let b: Vec<Vec<f64>> = a
-            .iter()
-            .map(|run| run.iter().map(|value| value - 0.5).collect())
-            .collect();
-        let width = |pairing| {
-            let found = bootstrap(3).difference_of_runs(&a, &b, pairing).unwrap();
-            assert!((found.estimate - 0.5).abs() < 1e-12);
-            found.high - found.low
-        };
-        assert!(width(Pairing::Independent) > 3.0);
-        assert!(
-            (0.1..1.0).contains(&width(Pairing::Runs)),
-            "{}",
-            width(Pairing::Runs)
-        );
-        assert!(width(Pairing::RunsAndPrompts) < 1e-9);
+        let bootstrap = bootstrap(2);
+        let found = bootstrap.crossed(&[16, 100], statistic);
+        let found = bootstrap.interval_of(0.0, found).unwrap();
+        let rows = normal(16, "rows");
+        let expected = 2.0 * 1.96 * super::super::population_std(&rows).unwrap() / 4.0;
+        let width = found.high - found.low;
+        assert!((width / expected - 1.0).abs() < 0.1, "{width} {expected}");
     }
 
     #[test]
@@ -309,12 +193,9 @@ mod tests {
             .num_threads(4)
             .build()
             .unwrap();
-        let run = || bootstrap(4).interval(&values, super::super::mean).unwrap();
+        let run = || bootstrap(4).interval(&values, mean).unwrap();
         assert_eq!(one.install(run), four.install(run));
-        assert_ne!(
-            run(),
-            bootstrap(5).interval(&values, super::super::mean).unwrap()
-        );
+        assert_ne!(run(), bootstrap(5).interval(&values, mean).unwrap());
     }
 
     #[test]
@@ -324,15 +205,6 @@ mod tests {
         assert!(Bootstrap::new(1000, 95.0, stream).is_err());
         let bootstrap = bootstrap(1);
         assert!(bootstrap.interval(&[1.0], mean).is_err());
-        assert!(bootstrap.mean_of_runs(&[]).is_err());
-        assert!(bootstrap.mean_of_runs(&[vec![1.0], vec![]]).is_err());
-        assert!(bootstrap.mean_of_runs(&[vec![1.0, f64::NAN]]).is_err());
-        let (a, b) = ([vec![1.0, 2.0]], [vec![1.0]]);
-        assert!(
-            bootstrap
-                .difference_of_runs(&a, &b, Pairing::RunsAndPrompts)
-                .is_err()
-        );
-        assert!(bootstrap.difference_of_runs(&a, &b, Pairing::Runs).is_ok());
+        assert!(bootstrap.interval_of(0.0, vec![f64::NAN]).is_err());
     }
 }

@@ -25,10 +25,13 @@ mod t_test;
 mod tfidf;
 mod vendi;
 
-pub use bootstrap::{Bootstrap, Pairing};
+pub use bootstrap::Bootstrap;
 pub use categories::{entropy, kullback_leibler, softmax, total_variation};
 pub use correlation::{pearson, spearman};
-pub use describe::{mean, median, population_std, quantile, sample_std, sample_variance};
+pub use describe::{
+    interquartile_mean, mean, median, middle_half_mean, population_std, quantile, sample_std,
+    sample_variance,
+};
 pub use distance::{Embeddings, diversity, nearest_distances, novelty, pairwise_distances};
 pub use effect::{Interval, clopper_pearson, cohens_d, wilson};
 pub use error::StatsError;

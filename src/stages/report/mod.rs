@@ -9,6 +9,7 @@ pub mod objective_table;
 pub mod plot_curves;
 pub mod plot_frontier;
 pub mod plot_histograms;
+pub mod plot_profiles;
 pub mod ranking;
 pub mod semantic_diversity;
 pub mod t_test;

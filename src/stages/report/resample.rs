@@ -110,16 +110,19 @@ pub(super) fn crossed_mean(
 ) -> Result<Interval, StatsError> {
     let once = vec![1; questions];
     let measured: Vec<f64> = (0..runs).map(|run| value(run, &once)).collect();
-    let replicates = bootstrap.crossed(runs, questions, |drawn_runs, drawn| {
-        let sum: f64 = drawn_runs
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(run, count)| f64::from(*count) * value(run, drawn))
-            .sum();
-        sum / runs as f64
+    let replicates = bootstrap.crossed(&[runs, questions], |drawn| {
+        mean_of_drawn(&drawn[0], |run| value(run, &drawn[1]))
     });
     bootstrap.interval_of(mean(&measured)?, replicates)
+}
+
+/// The mean of a value over runs, each drawn so often.
+pub(super) fn mean_of_drawn(runs: &[u32], value: impl Fn(usize) -> f64) -> f64 {
+    let drawn = runs.iter().enumerate().filter(|(_, count)| **count > 0);
+    let sum: f64 = drawn
+        .map(|(run, count)| f64::from(*count) * value(run))
+        .sum();
+    sum / runs.len() as f64
 }
 
 /// Returns the interval of the mean of a metric over runs.
@@ -214,7 +217,7 @@ mod tests {
             Measurement::Mean(vec![(0, 0.0), (1, 1.0), (2, 0.5), (3, 0.75)]),
             vec![(0, vec![0, 2]), (1, vec![1, 3])],
         );
-        let found = bootstrap("grouped").crossed(1, 2, |_, drawn| grouped.at(drawn));
+        let found = bootstrap("grouped").crossed(&[1, 2], |drawn| grouped.at(&drawn[1]));
         assert!(
             found
                 .iter()

@@ -65,6 +65,9 @@ pub(super) struct Space {
     pub(super) reference: Option<Arc<EmbeddingMatrix>>,
 }
 
+/// What makes a question the same in two runs: its number and its text.
+pub(super) type QuestionKey = (u64, String);
+
 /// The scored completions of one run.
 #[derive(Debug, Clone)]
 pub(super) struct Scored {
@@ -147,19 +150,24 @@ impl Scored {
             .collect())
     }
 
-    /// Returns the completions of each question, by its place among the questions of all runs: two questions are the same
-    /// if number and text are.
+    /// Returns number and text of each question, in order of appearance: two runs answer the same question if both are
+    /// equal.
+    pub(super) fn question_keys(&self) -> Result<Vec<QuestionKey>, StageError> {
+        let texts = self.table.all_texts("question")?;
+        let firsts = self.questions.iter().map(|completions| completions[0]);
+        Ok(firsts
+            .map(|at| (self.identities[at].0, texts[at].clone()))
+            .collect())
+    }
+
+    /// Returns the completions of each question, by its place among the questions of all runs.
     pub(super) fn placed(
         &self,
-        questions: &mut Questions<(u64, String)>,
+        questions: &mut Questions<QuestionKey>,
     ) -> Result<Vec<(usize, Vec<usize>)>, StageError> {
-        let texts = self.table.all_texts("question")?;
-        let placed = self.questions.iter().map(|completions| {
-            let (id, _) = self.identities[completions[0]];
-            let place = questions.place((id, texts[completions[0]].clone()));
-            (place, completions.clone())
-        });
-        Ok(placed.collect())
+        let places = self.question_keys()?.into_iter();
+        let places = places.map(|key| questions.place(key));
+        Ok(places.zip(self.questions.iter().cloned()).collect())
     }
 
     /// Whether another run answers the same questions, sample by sample, in the same order.

@@ -4,13 +4,15 @@ use super::MetricTable;
 use super::shown::Shown;
 use crate::engine::stage::StageError;
 use crate::stages::report::measure::{Metric, Rightness};
-use crate::stages::report::scored::Scored;
-use crate::stats::mean;
+use crate::stages::report::scored::{QuestionKey, Scored};
+use crate::stats::{interquartile_mean, mean};
 
 /// The metrics of one run, in the order of the columns.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) n: usize,
+    /// What the questions are.
+    pub(super) keys: Vec<QuestionKey>,
     pub(super) values: Vec<f64>,
     /// For each column that has an interval its value for each question.
     pub(super) questions: Vec<Option<Vec<f64>>>,
@@ -27,7 +29,9 @@ impl MetricTable {
         let mut questions = Vec::with_capacity(shown.len());
         for column in shown {
             let of_questions = match column {
-                Shown::Metric(Metric::Mean) => Some(scored.question_means(&self.column)?),
+                Shown::Metric(Metric::Mean) | Shown::MiddleHalf => {
+                    Some(scored.question_means(&self.column)?)
+                }
                 Shown::Metric(metric) if metric.is_of_attempts() => {
                     Some(scored.attempts(*metric, &self.column, rightness)?)
                 }
@@ -37,6 +41,13 @@ impl MetricTable {
                 (Shown::Metric(metric), Some(of_questions)) if metric.is_of_attempts() => {
                     values.push(mean(of_questions)?);
                     questions.push(Some(of_questions.clone()));
+                    continue;
+                }
+                (Shown::MiddleHalf, of_questions) => {
+                    values.push(interquartile_mean(
+                        of_questions.as_deref().unwrap_or_default(),
+                    )?);
+                    questions.push(of_questions.clone());
                     continue;
                 }
                 (Shown::Metric(metric), _) => {
@@ -50,6 +61,7 @@ impl MetricTable {
         }
         Ok(Measured {
             n: scored.table.height(),
+            keys: scored.question_keys()?,
             values,
             questions,
         })

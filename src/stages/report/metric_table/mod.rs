@@ -29,8 +29,11 @@ use crate::stages::defaults;
 /// Shows reward, diversity and novelty of the completions of several policies, beside a paper's numbers.
 ///
 /// One row for each value of the axis `row`, or of each combination of several (named `gdpo, 0.7`). Over the axis `aggregate` it shows the mean and the sample
-/// standard deviation (`sd`), and for `Mean` a bootstrap interval that resamples runs, then questions within
-/// each run. The output `per_seed` has one row for each run.
+/// standard deviation (`sd`), and for `Mean` a bootstrap interval that resamples runs and, once for
+/// all of them, questions. The output `per_seed` has one row for each run.
+///
+/// `iqm` in `columns` shows the interquartile mean of the reward (Agarwal et al. 2021): the mean of the middle half of the
+/// questions' values in all runs, which one run or question that fails does not move. It needs five runs.
 ///
 /// With `k` and several completions of each question it shows what the best or the most frequent of k of them gives: `pass_at_k`,
 /// `max_at_k`, `majority_at_k` for each k, and `distinct_right`, with such intervals. Of n completions each number is
@@ -102,7 +105,7 @@ fn title() -> String {
 
 impl Kind for MetricTable {
     const NAME: &'static str = "metric_table";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const EXAMPLE: &'static str = r"{ row: policy, aggregate: seed, top_k: 20, tfidf: true, extra: [exact_reward],
       row_names: { flowhf.late: FlowHF }, reference_values: { ppo: { mean: 0.872, diversity: 0.292 } } }";
 

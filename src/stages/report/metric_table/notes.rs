@@ -2,6 +2,7 @@
 
 use super::MetricTable;
 use super::shown::Shown;
+use super::tables::RUNS_OF_IQM;
 use crate::stages::report::measure::Metric;
 use crate::stats::MAJORITY_DRAWS;
 
@@ -21,7 +22,10 @@ impl MetricTable {
             let percent = self.level * 100.0;
             let (runs, caution) = if several {
                 (
-                    format!("runs ({}), then questions", self.aggregate),
+                    format!(
+                        "runs ({}) and the questions that they share",
+                        self.aggregate
+                    ),
                     "; with few runs it is too narrow",
                 )
             } else {
@@ -32,6 +36,13 @@ impl MetricTable {
             };
             notes.push(format!(
                 "[low, high]: {percent}% bootstrap interval over {runs}{caution}."
+            ));
+        }
+        if shown.contains(&Shown::MiddleHalf) {
+            notes.push(format!(
+                "IQM: mean of the middle half of {}, over the questions of all runs together (Agarwal et al. 2021); empty \
+                 with fewer than {RUNS_OF_IQM} runs.",
+                self.column
             ));
         }
         if several {

@@ -7,10 +7,15 @@ use crate::stages::report::groups::Row;
 use crate::stages::report::measure::Metric;
 use crate::stages::report::scored::Scored;
 
+/// The interquartile mean in `columns`.
+pub(super) const IQM: &str = "iqm";
+
 /// A column of the table.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shown {
     Metric(Metric),
+    /// The interquartile mean of the reward over runs and questions.
+    MiddleHalf,
     MeanOf(String),
     EntropyOf(String),
 }
@@ -19,18 +24,24 @@ impl Shown {
     pub(super) fn key(&self) -> Cow<'_, str> {
         match self {
             Self::Metric(metric) => metric.key(),
+            Self::MiddleHalf => Cow::Borrowed(IQM),
             Self::MeanOf(column) | Self::EntropyOf(column) => Cow::Borrowed(column),
         }
     }
 
     /// Whether it has an interval over questions and runs.
     pub(super) fn has_interval(&self) -> bool {
-        matches!(self, Self::Metric(metric) if *metric == Metric::Mean || metric.is_of_attempts())
+        match self {
+            Self::Metric(metric) => *metric == Metric::Mean || metric.is_of_attempts(),
+            Self::MiddleHalf => true,
+            Self::MeanOf(_) | Self::EntropyOf(_) => false,
+        }
     }
 
     pub(super) fn heading(&self, k: usize) -> String {
         match self {
             Self::Metric(metric) => metric.heading(k),
+            Self::MiddleHalf => "IQM".to_owned(),
             Self::MeanOf(column) => column.clone(),
             Self::EntropyOf(column) => format!("Entropy of {column}"),
         }
@@ -43,6 +54,7 @@ impl MetricTable {
         for metric in self.metrics() {
             keys.push(metric.key());
         }
+        keys.push(Cow::Borrowed(IQM));
         let further = self.extra.iter().chain(&self.entropy);
         keys.extend(further.map(|column| Cow::Borrowed(column.as_str())));
         keys
@@ -78,7 +90,9 @@ impl MetricTable {
         let metrics = metrics.filter(|metric| self.shows(*metric));
         let metrics = metrics.map(Shown::Metric);
         let further = self.extra.iter().cloned().map(Shown::MeanOf);
+        let asked_for = self.columns.iter().any(|key| key == IQM);
         let all = metrics
+            .chain(asked_for.then_some(Shown::MiddleHalf))
             .chain(further)
             .chain(self.entropy.iter().cloned().map(Shown::EntropyOf));
         if self.columns.is_empty() {
@@ -95,7 +109,7 @@ impl MetricTable {
             .iter()
             .filter_map(|key| all.iter().find(|shown| shown.key() == **key));
         let rest = all.iter().filter(|shown| {
-            let asked_for = !matches!(shown, Shown::Metric(_));
+            let asked_for = matches!(shown, Shown::MeanOf(_) | Shown::EntropyOf(_));
             asked_for && !self.columns.iter().any(|key| *key == shown.key())
         });
         chosen.chain(rest).cloned().collect()

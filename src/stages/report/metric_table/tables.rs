@@ -9,9 +9,15 @@ use crate::engine::stage::StageError;
 use crate::random::Stream;
 use crate::stages::report::groups::{Row, add_axes, training_of, within};
 use crate::stages::report::measure::Metric;
+use crate::stages::report::resample::{self, Questions, crossed_mean_of};
 use crate::stages::report::scored::Scored;
 use crate::stages::report::trainings::ended;
-use crate::stats::{Bootstrap, Interval, mean, sample_std};
+use crate::stats::{
+    Bootstrap, Interval, StatsError, interquartile_mean, mean, middle_half_mean, sample_std,
+};
+
+/// The fewest runs whose interquartile mean is shown: of fewer, a run that fails is more than what is left out.
+pub(super) const RUNS_OF_IQM: usize = 5;
 
 impl MetricTable {
     /// Makes the table of rows and the table of runs.
@@ -52,18 +58,29 @@ impl MetricTable {
             let runs = |row: &Row<Measured>| -> Vec<f64> {
                 row.runs.iter().map(|run| run.content.values[at]).collect()
             };
-            let means = rows.iter().map(|row| Ok(Some(mean(&runs(row))?)));
+            let intervals = rows
+                .iter()
+                .map(|row| self.interval(row, column, at))
+                .collect::<Result<Vec<_>, _>>()?;
+            let means = rows
+                .iter()
+                .zip(&intervals)
+                .map(|(row, interval)| match column {
+                    // Of all runs together, not of each.
+                    Shown::MiddleHalf => Ok(interval.map(|interval| interval.estimate)),
+                    _ => Ok(Some(mean(&runs(row))?)),
+                });
             table.number_column(&heading, 3, means.collect::<Result<Vec<_>, StageError>>()?);
             if several {
                 // One run has no spread.
                 table.spread_of_last("sd", rows.iter().map(|row| sample_std(&runs(row)).ok()));
             }
             if column.has_interval() {
-                let intervals = rows
-                    .iter()
-                    .map(|row| self.interval(row, column, at))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let bounds = |interval: &Interval| (Some(interval.low), Some(interval.high));
+                let bounds = |interval: &Option<Interval>| {
+                    interval
+                        .map(|interval| (interval.low, interval.high))
+                        .unzip()
+                };
                 table.interval_of_last(intervals.iter().map(bounds));
             }
             if rows.iter().any(|row| self.reported(row, column).is_some()) {
@@ -123,23 +140,66 @@ impl MetricTable {
             .copied()
     }
 
+    /// The interval of a column that has one; none of an interquartile mean of few runs.
     fn interval(
         &self,
         row: &Row<Measured>,
         column: &Shown,
         at: usize,
-    ) -> Result<Interval, StageError> {
+    ) -> Result<Option<Interval>, StageError> {
+        let few = *column == Shown::MiddleHalf && row.runs.len() < RUNS_OF_IQM;
+        if !column.has_interval() || few {
+            return Ok(None);
+        }
         let mut stream = Stream::new(self.seed, "metric_table").child(&row.label);
         if *column != Shown::Metric(Metric::Mean) {
             stream = stream.child(&column.key());
         }
-        let runs = row.runs.iter();
-        let questions: Vec<Vec<f64>> = runs
-            .filter_map(|run| run.content.questions[at].clone())
+        let mut questions = Questions::new();
+        let runs: Vec<(Vec<usize>, &[f64])> = row
+            .runs
+            .iter()
+            .filter_map(|run| {
+                let keys = run.content.keys.iter().cloned();
+                let places = keys.map(|key| questions.place(key)).collect();
+                Some((places, run.content.questions[at].as_deref()?))
+            })
             .collect();
-        let bootstrap = Bootstrap::new(self.replicates, self.level, stream)?;
-        bootstrap
-            .mean_of_runs(&questions)
+        let interval = || {
+            let bootstrap = Bootstrap::new(self.replicates, self.level, stream)?;
+            if *column == Shown::MiddleHalf {
+                return crossed_middle_half(&bootstrap, &runs, questions.count());
+            }
+            let runs = runs.iter();
+            let runs: Vec<resample::Measured> = runs
+                .map(|(places, values)| resample::Measured::mean_of(values, places.iter().copied()))
+                .collect();
+            crossed_mean_of(&bootstrap, &runs, &questions)
+        };
+        interval()
+            .map(Some)
             .map_err(|error| within(&row.label, error))
     }
+}
+
+/// The interquartile mean of all questions of all runs, given with their places.
+fn crossed_middle_half(
+    bootstrap: &Bootstrap,
+    runs: &[(Vec<usize>, &[f64])],
+    questions: usize,
+) -> Result<Interval, StatsError> {
+    let mut ascending: Vec<(f64, usize, usize)> = Vec::new();
+    for (run, (places, values)) in runs.iter().enumerate() {
+        let cells = values.iter().zip(places);
+        ascending.extend(cells.map(|(value, place)| (*value, run, *place)));
+    }
+    ascending.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let values: Vec<f64> = ascending.iter().map(|(value, ..)| *value).collect();
+    let replicates = bootstrap.crossed(&[runs.len(), questions], |drawn| {
+        let cells = ascending.iter();
+        middle_half_mean(
+            cells.map(|(value, run, place)| (*value, drawn[0][*run] * drawn[1][*place])),
+        )
+    });
+    bootstrap.interval_of(interquartile_mean(&values)?, replicates)
 }

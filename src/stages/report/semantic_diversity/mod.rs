@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Fit, Grouping, Row, add_axes, group, matching, within};
-use super::scored::Scored;
+use super::resample::{self, Questions, crossed_mean_of};
+use super::scored::{QuestionKey, Scored};
 use crate::artifacts::completions::{COMPLETIONS, ROWS_PER_PROMPT, SCORES};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::table::{TABLE, Table};
@@ -29,7 +30,7 @@ use crate::stats::{
 /// cos(e_i, e_j) (GDPO: Kwon et al. 2024; Hu et al. 2024). Beside it stand distinct-n (Li et al. 2016), self-BLEU (Zhu
 /// et al. 2018) and the Vendi score (Friedman and Dieng 2023), each computed within a prompt. The output `per_seed`
 /// has one row for each run, with the standard error over its prompts; `table` has the mean over runs, and for D a
-/// bootstrap interval that resamples runs, then prompts within each run. Every prompt needs two completions.
+/// bootstrap interval that resamples runs and, once for all of them, prompts. Every prompt needs two completions.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SemanticDiversity {
@@ -131,6 +132,8 @@ fn title() -> String {
 #[derive(Debug)]
 struct Measured {
     completions: usize,
+    /// What the prompts are.
+    keys: Vec<QuestionKey>,
     prompts: Vec<Vec<f64>>,
 }
 
@@ -152,7 +155,7 @@ impl Measured {
 
 impl Kind for SemanticDiversity {
     const NAME: &'static str = "semantic_diversity";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], columns: [semantic_diversity, distinct_2, self_bleu, vendi, entropy],
       row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": { semantic_diversity: 0.690 } } }"#;
 
@@ -283,6 +286,7 @@ impl SemanticDiversity {
             .collect::<Result<_, _>>()?;
         Ok(Measured {
             completions: texts.len(),
+            keys: scored.question_keys()?,
             prompts,
         })
     }
@@ -343,12 +347,18 @@ impl SemanticDiversity {
         column: usize,
     ) -> Result<(Option<f64>, Option<f64>), StageError> {
         let stream = Stream::new(self.seed, "semantic_diversity").child(&row.label);
-        let runs = row.runs.iter();
-        let runs: Vec<Vec<f64>> = runs
-            .map(|run| run.content.prompts[column].clone())
+        let mut prompts = Questions::new();
+        let runs: Vec<resample::Measured> = row
+            .runs
+            .iter()
+            .map(|run| {
+                let keys = run.content.keys.iter().cloned();
+                let places = keys.map(|key| prompts.place(key));
+                resample::Measured::mean_of(&run.content.prompts[column], places)
+            })
             .collect();
-        let found = Bootstrap::new(self.replicates, self.level, stream)?
-            .mean_of_runs(&runs)
+        let found = Bootstrap::new(self.replicates, self.level, stream)
+            .and_then(|bootstrap| crossed_mean_of(&bootstrap, &runs, &prompts))
             .map_err(|error| within(&row.label, error))?;
         Ok((Some(found.low), Some(found.high)))
     }
@@ -387,7 +397,7 @@ impl SemanticDiversity {
             let percent = self.level * 100.0;
             let over = if several {
                 format!(
-                    "runs ({}), then prompts; with few runs it is too narrow",
+                    "runs ({}) and the prompts that they share; with few runs it is too narrow",
                     self.aggregate
                 )
             } else {

@@ -106,6 +106,7 @@ fn runs_are_averaged_and_stand_one_by_one_beside() {
     }));
     let run = |values: [f64; 2]| Measured {
         completions: 8,
+        keys: vec![(1, "one".to_owned()), (2, "two".to_owned())],
         prompts: vec![values.to_vec(), vec![3.0, 5.0]],
     };
     let items = vec![
@@ -132,6 +133,29 @@ fn runs_are_averaged_and_stand_one_by_one_beside() {
     assert!((errors[0] - 0.1).abs() < 1e-12 && errors[2] == 0.0);
     // Equal inputs give equal bytes; another seed of the bootstrap other bounds.
     assert_eq!(kind.table(&rows).unwrap(), table);
+}
+
+#[test]
+fn prompts_that_all_runs_share_are_drawn_once_for_all() {
+    let kind = kind(json!({ "columns": ["semantic_diversity"] }));
+    // Half of the prompts have diverse completions: the same ones in each run, or others than in the run before.
+    let width = |apart: u64| {
+        let runs = (0..4).map(|seed| {
+            let diverse = |prompt: u64| f64::from(u8::from((prompt + seed * apart) % 40 < 20));
+            let content = Measured {
+                completions: 80,
+                keys: (0..40).map(|prompt| (prompt, String::new())).collect(),
+                prompts: vec![(0..40).map(diverse).collect()],
+            };
+            run_of("dpo", &seed.to_string(), content)
+        });
+        let table = kind.table(&rows(&kind, runs.collect())).unwrap();
+        one(&table, "Semantic diversity high") - one(&table, "Semantic diversity low")
+    };
+    let (same, others) = (width(0), width(10));
+    // 2 x 1.96 x sqrt(1 / 4 / 40)
+    assert!((same - 0.31).abs() < 0.02, "{same}");
+    assert!(others < 0.7 * same, "{others} {same}");
 }
 
 #[test]

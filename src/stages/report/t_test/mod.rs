@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, row_named, within};
+use super::resample::{Measured, Questions, mean_of_drawn};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -14,8 +15,8 @@ use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
 use crate::stats::{
-    self, Bootstrap, Interval, Pairing, StatsError, Summary, Variances, cohens_d, holm,
-    paired_t_test, two_sample_t_test,
+    self, Bootstrap, Interval, StatsError, Summary, Variances, cohens_d, holm, paired_t_test,
+    two_sample_t_test,
 };
 use published::{Published, recomputed};
 
@@ -24,7 +25,8 @@ use published::{Published, recomputed};
 /// `pooled` takes all completions of all runs as one sample, as papers do; completions of one run are not
 /// independent, which `runs` respects: a paired t-test of the runs' means. Holm's p adjusts for the number of
 /// pairs within each of these. Welch's test is the one adjusted, Student's stands beside it. The interval of the
-/// difference resamples runs, then questions; it is paired where both policies have the same runs and questions.
+/// difference resamples runs and, once for all runs of both policies, questions; runs are drawn together where both
+/// policies have the same ones.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TTest {
@@ -107,7 +109,7 @@ fn title() -> String {
 
 impl Kind for TTest {
     const NAME: &'static str = "t_test";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r"{ pairs: [{ a: flowhf.late, b: ppo, claim: FlowHF beats PPO }],
       published: [{ name: FlowHF 17500 > PPO, n: 200, a: { mean: 1.024, std: 0.914 }, b: { mean: 0.872, std: 0.796 },
                     std: population, expected_p: 0.039 }] }";
@@ -270,7 +272,7 @@ impl TTest {
             format!("{alternative} Holm p adjusts p for the {} pairs, among lines of equal `Runs`.", self.pairs.len()),
             format!(
                 "[low, high]: {}% interval of the difference; over runs it is that of the paired t-test, else a \
-                 bootstrap that resamples runs, then questions.",
+                 bootstrap that resamples runs and, once for all of them, questions.",
                 self.level * 100.0
             ),
             "`pooled` takes the completions of all runs as independent, as papers do, which they are not; `runs` \
@@ -393,31 +395,41 @@ impl TTest {
         b: &Row<Scored>,
         runs_b: &[usize],
     ) -> Result<Interval, StageError> {
-        let values = |row: &Row<Scored>, runs: &[usize]| -> Result<Vec<Vec<f64>>, StageError> {
-            runs.iter()
-                .map(|at| row.runs[*at].content.question_means(&self.column))
+        let mut questions = Questions::new();
+        let mut measured =
+            |row: &Row<Scored>, runs: &[usize]| -> Result<Vec<Measured>, StageError> {
+                let runs = runs.iter().map(|at| &row.runs[*at].content);
+                runs.map(|run| {
+                    let keys = run.question_keys()?.into_iter();
+                    let places = keys.map(|key| questions.place(key)).collect::<Vec<_>>();
+                    Ok(Measured::mean_of(
+                        &run.question_means(&self.column)?,
+                        places,
+                    ))
+                })
                 .collect()
+            };
+        let (measured_a, measured_b) = (measured(a, runs_a)?, measured(b, runs_b)?);
+        let label = |row: &Row<Scored>, at: &usize| row.runs[*at].label.clone();
+        let labels_a = runs_a.iter().map(|at| label(a, at));
+        let paired = labels_a.eq(runs_b.iter().map(|at| label(b, at)));
+        let name = format!("{} {runs_a:?} {} {runs_b:?}", a.label, b.label);
+        let stream = Stream::new(self.seed, "t_test").child(&name);
+        let bootstrap = Bootstrap::new(self.replicates, self.level, stream)?;
+        let sizes = [runs_a.len(), runs_b.len(), questions.count()];
+        let difference = |drawn_a: &[u32], drawn_b: &[u32], questions: &[u32]| {
+            mean_of_drawn(drawn_a, |run| measured_a[run].at(questions))
+                - mean_of_drawn(drawn_b, |run| measured_b[run].at(questions))
         };
-        let runs = || {
-            runs_a
-                .iter()
-                .zip(runs_b)
-                .map(|(at, other)| (&a.runs[*at], &b.runs[*other]))
-        };
-        let pairing = if runs_a.len() != runs_b.len() || runs().any(|(a, b)| a.label != b.label) {
-            Pairing::Independent
-        } else if runs().all(|(a, b)| a.content.answers_the_same(&b.content)) {
-            Pairing::RunsAndPrompts
+        let replicates = if paired {
+            bootstrap.crossed(&[sizes[0], sizes[2]], |drawn| {
+                difference(&drawn[0], &drawn[0], &drawn[1])
+            })
         } else {
-            Pairing::Runs
+            bootstrap.crossed(&sizes, |drawn| difference(&drawn[0], &drawn[1], &drawn[2]))
         };
-        let label = format!("{} {runs_a:?} {} {runs_b:?}", a.label, b.label);
-        let bootstrap = Bootstrap::new(
-            self.replicates,
-            self.level,
-            Stream::new(self.seed, "t_test").child(&label),
-        )?;
-        Ok(bootstrap.difference_of_runs(&values(a, runs_a)?, &values(b, runs_b)?, pairing)?)
+        let once = sizes.map(|size| vec![1; size]);
+        Ok(bootstrap.interval_of(difference(&once[0], &once[1], &once[2]), replicates)?)
     }
 }
 
