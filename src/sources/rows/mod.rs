@@ -1,4 +1,4 @@
-//! Rows of text out of parquet, CSV and JSON files, one at a time.
+//! Rows of text out of parquet, Arrow, CSV and JSON files, one at a time.
 //!
 //! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
 //! unpacked or kept of them is limited, however much a small one claims to hold.
@@ -23,6 +23,7 @@ use crate::hint::Hint;
 pub use self::cell::{Checked, Nested};
 pub use self::field::Field;
 
+mod arrow;
 mod cell;
 mod csv;
 mod field;
@@ -30,6 +31,7 @@ mod json;
 mod lines;
 mod meter;
 mod parquet;
+mod saved;
 mod split;
 
 /// No row of a file may be longer.
@@ -109,7 +111,7 @@ pub enum RowsError {
         hint: Hint,
     },
     /// A folder without a file that could be read.
-    #[error("{}: no file ends in .parquet, .csv, .json or .jsonl, or one of these and .gz", folder.display())]
+    #[error("{}: no file ends in .parquet, .arrow, .csv, .json or .jsonl, or one of these and .gz", folder.display())]
     NoFiles {
         /// The folder.
         folder: PathBuf,
@@ -437,6 +439,8 @@ impl<T: Cell> Reading<'_, T> {
         }
         if start.starts_with(b"PAR1") {
             self.parquet(file)
+        } else if start.starts_with(&arrow::FILE) || start.starts_with(&arrow::MESSAGE) {
+            self.arrow(file, start.starts_with(&arrow::FILE))
         } else {
             let passed = self.passed;
             let file = Passing { file, passed };

@@ -11,7 +11,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use polars::prelude::{
-    ArrowDataType, DataFrame, FileMetadata, ParallelStrategy, ParquetReader, PlSmallStr, SerReader,
+    ArrowDataType, ArrowSchema, DataFrame, FileMetadata, ParallelStrategy, ParquetReader,
+    PlSmallStr, SerReader,
+};
+use polars_parquet::parquet::metadata::SchemaDescriptor;
+use polars_parquet::parquet::schema::types::{
+    IntegerType, ParquetType, PrimitiveConvertedType, PrimitiveLogicalType,
 };
 use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 use polars_parquet_format::{Encoding, PageHeader, PageType};
@@ -76,7 +81,21 @@ impl<T: Cell> Reading<'_, T> {
             source,
         };
         let mut reader = ParquetReader::new(file.try_clone()?);
-        let schema = reader.schema().map_err(|e| frame(self.file, e))?;
+        let mut schema = reader.schema().map_err(|e| frame(self.file, e))?;
+        let is_read_in = |schema: &ArrowSchema, column: &str| {
+            schema.get(column).is_none_or(|field| is_read(&field.dtype))
+        };
+        if !self
+            .columns
+            .iter()
+            .all(|column| is_read_in(&schema, column))
+        {
+            let metadata = reader.get_metadata().map_err(|e| frame(self.file, e))?;
+            let stored = Arc::new(as_stored(metadata));
+            reader = ParquetReader::new(file.try_clone()?);
+            reader.set_metadata(stored);
+            schema = reader.schema().map_err(|e| frame(self.file, e))?;
+        }
         let known: Vec<&str> = schema.iter_names().map(PlSmallStr::as_str).collect();
         if let Some(names) = self.names {
             known.iter().for_each(|name| note(names, name));
@@ -251,6 +270,48 @@ impl<T: Cell> Reading<'_, T> {
             return Err(damaged("a page goes beyond its column".to_owned()));
         }
         Ok(pages)
+    }
+}
+
+/// What a file stores, whatever was made of it in memory before: values for dictionaries, and 32 bits for fewer.
+fn as_stored(metadata: &FileMetadata) -> FileMetadata {
+    let schema = &metadata.schema_descr;
+    let fields = schema.fields().iter().cloned().map(stored).collect();
+    FileMetadata {
+        key_value_metadata: None,
+        schema_descr: SchemaDescriptor::new(schema.name().into(), fields),
+        ..metadata.clone()
+    }
+}
+
+fn stored(field: ParquetType) -> ParquetType {
+    match field {
+        ParquetType::GroupType {
+            field_info,
+            logical_type,
+            converted_type,
+            fields,
+        } => ParquetType::GroupType {
+            field_info,
+            logical_type,
+            converted_type,
+            fields: fields.into_iter().map(stored).collect(),
+        },
+        ParquetType::PrimitiveType(mut primitive) => {
+            use PrimitiveConvertedType as C;
+            let few = [C::Int8, C::Int16, C::Uint8, C::Uint16].map(Some);
+            let whole = [
+                IntegerType::Int8,
+                IntegerType::Int16,
+                IntegerType::UInt8,
+                IntegerType::UInt16,
+            ];
+            let whole = whole.map(|whole| Some(PrimitiveLogicalType::Integer(whole)));
+            if whole.contains(&primitive.logical_type) || few.contains(&primitive.converted_type) {
+                (primitive.logical_type, primitive.converted_type) = (None, None);
+            }
+            ParquetType::PrimitiveType(primitive)
+        }
     }
 }
 

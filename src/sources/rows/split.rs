@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::RowsError;
+use super::{RowsError, saved};
 use crate::hint::Hint;
 
-const ENDINGS: [&str; 4] = [".parquet", ".csv", ".json", ".jsonl"];
+const ENDINGS: [&str; 5] = [".parquet", ".arrow", ".csv", ".json", ".jsonl"];
 
 /// What the names of files say of usual splits, by the words in them.
 const WORDS: [(&str, &[&str]); 3] = [
@@ -20,6 +20,9 @@ const WORDS: [(&str, &[&str]); 3] = [
 /// # Errors
 /// A folder without part files, one of several splits where none is given, and one without the split that is.
 pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, RowsError> {
+    if let Some(files) = saved::part_files(folder, split)? {
+        return Ok(files);
+    }
     let mut parts = Vec::new();
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
@@ -55,18 +58,27 @@ pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathB
         let names = splits
             .into_iter()
             .map(|split| split.as_deref().unwrap_or("(files of none)"));
-        return Err(RowsError::Split {
-            folder: folder.to_owned(),
-            problem,
-            found: names.collect::<Vec<_>>().join(", "),
-            hint: Hint::new(hint),
-        });
+        return Err(no_split(folder, problem, names, hint));
     }
     let wanted = split.map(usual);
     let files = parts
         .into_iter()
         .filter(|(_, split)| wanted.is_none() || *split == wanted);
     Ok(files.map(|(path, _)| path).collect())
+}
+
+pub(super) fn no_split<'a>(
+    folder: &Path,
+    problem: String,
+    found: impl Iterator<Item = &'a str>,
+    hint: &'static str,
+) -> RowsError {
+    RowsError::Split {
+        folder: folder.to_owned(),
+        problem,
+        found: found.collect::<Vec<_>>().join(", "),
+        hint: Hint::new(hint),
+    }
 }
 
 /// The name of a part file without its ending.

@@ -79,7 +79,8 @@ pub struct LoadLabelledTexts {
     /// A file, packed with gzip or not, or a local folder of part files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
-    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
+    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`, or as
+    /// `save_to_disk` wrote them down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
     /// The SHA-256 of the file.

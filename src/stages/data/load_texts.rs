@@ -23,14 +23,14 @@ const TEXT: &str = "text";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextFormat {
-    /// Parquet, CSV or JSON, with a column of texts.
+    /// Parquet, Arrow, CSV or JSON, with a column of texts.
     Rows,
     /// Plain text: each line is a text. Blank lines are passed over.
     Lines,
 }
 
-/// Loads plain texts from the column `text` of parquet, CSV or JSON files (an object a line, or an array), or from the
-/// lines of plain text.
+/// Loads plain texts from the column `text` of parquet, Arrow, CSV or JSON files (an object a line, or an array), or from
+/// the lines of plain text.
 ///
 /// They become a data set of completions: the whole text, behind an empty prompt. So they can be given to
 /// `train_tokenizer`, to `metric_table` and others as `reference_texts`, and to `embed_sentences` and `embed_hidden`.
@@ -43,7 +43,8 @@ pub struct LoadTexts {
     /// A file, packed with gzip or not, or a folder of part files; left out where the port `data` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
-    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
+    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`, or as
+    /// `save_to_disk` wrote them down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
     /// The SHA-256 of the file.

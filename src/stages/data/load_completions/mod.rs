@@ -27,8 +27,8 @@ use crate::sources::rows::{Field, RowFiles};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
-/// Loads completions that somebody else sampled, from parquet, CSV or JSON files (an object a line, or an array), for
-/// `score`, `score_policy`, `judge` and tables.
+/// Loads completions that somebody else sampled, from parquet, Arrow, CSV or JSON files (an object a line, or an array),
+/// for `score`, `score_policy`, `judge` and tables.
 ///
 /// A row has a `prompt` or its `prompt_ids`, and a `completion` or its `token_ids`, or a list of several; it may have
 /// `question_id`, `sample`, `question`, `truncated` or `finish_reason` (`length` is truncated), `tokens` and `log_prob`,
@@ -51,7 +51,8 @@ pub struct LoadCompletions {
     /// A file, packed with gzip or not, or a folder of part files; left out where the port `data` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
-    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
+    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`, or as
+    /// `save_to_disk` wrote them down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
     /// The SHA-256 of the file.

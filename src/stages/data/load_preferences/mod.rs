@@ -40,7 +40,7 @@ pub enum LongQuestions {
     Cut,
 }
 
-/// Loads preference pairs from parquet, CSV or JSON files (an object a line, or an array) in a public layout.
+/// Loads preference pairs from parquet, Arrow, CSV or JSON files (an object a line, or an array) in a public layout.
 ///
 /// Texts are taken as they are, markup and entities included. With `template: plain` the space between `Assistant:` or
 /// `TL;DR:` and an answer belongs to the answer. Pairs with an empty or the same answer on both sides teach nothing and
@@ -52,7 +52,8 @@ pub struct LoadPreferences {
     /// A file, packed with gzip or not, or a local folder of part files; left out where the port `data` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
-    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`.
+    /// Which files of a folder: those of this split by their names, as in `train-00000-of-00002.parquet`, or as
+    /// `save_to_disk` wrote them down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<String>,
     /// The SHA-256 of the file.
