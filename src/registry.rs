@@ -12,6 +12,8 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::data::generate_tree::GenerateTree>(),
     StageKind::of::<stages::data::load_preferences::LoadPreferences>(),
     StageKind::of::<stages::data::load_labelled_texts::LoadLabelledTexts>(),
+    StageKind::of::<stages::data::load_texts::LoadTexts>(),
+    StageKind::of::<stages::data::load_completions::LoadCompletions>(),
     StageKind::of::<stages::data::load_model::LoadModel>(),
     StageKind::of::<stages::data::load_reward::LoadReward>(),
     StageKind::of::<stages::data::reward_command::RewardCommand>(),

@@ -30,14 +30,14 @@ pub struct CompletionRow {
     pub prompt_ids: Option<Vec<u32>>,
     /// What it wrote, without special tokens.
     pub completion: String,
-    /// Its length in tokens, the end-of-sequence token included.
-    pub tokens: u64,
+    /// Its length in tokens, the end-of-sequence token included, if anybody counted them.
+    pub tokens: Option<u64>,
     /// The tokens themselves, where a policy chose them: the text read again may be cut into others.
     pub token_ids: Option<Vec<u32>>,
     /// Whether the horizon ended it.
     pub truncated: bool,
-    /// Its log-probability under the policy, temperature 1.
-    pub log_prob: f64,
+    /// Its log-probability under the policy, temperature 1, where that is known.
+    pub log_prob: Option<f64>,
 }
 
 /// Writes completions as a table, to which columns of scores can be added.
@@ -60,12 +60,16 @@ pub fn to_table(title: &str, rows: &[CompletionRow]) -> Table {
         "completion",
         rows.iter().map(|row| Some(row.completion.clone())),
     );
-    table.whole_column("tokens", rows.iter().map(|row| Some(row.tokens as f64)));
+    table.whole_column(
+        "tokens",
+        rows.iter()
+            .map(|row| row.tokens.map(|tokens| tokens as f64)),
+    );
     ids_column(&mut table, "token_ids", rows, |row| {
         row.token_ids.as_deref()
     });
     table.truth_column("truncated", rows.iter().map(|row| row.truncated));
-    table.number_column("log_prob", 3, rows.iter().map(|row| Some(row.log_prob)));
+    table.number_column("log_prob", 3, rows.iter().map(|row| row.log_prob));
     table
 }
 
@@ -90,8 +94,18 @@ pub fn read(folder: &Path) -> Result<Vec<CompletionRow>, TableError> {
 /// Reads completions out of a table.
 pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
     let number = |name: &str| table.all_numbers(name);
-    let (ids, samples, tokens) = (number("question_id")?, number("sample")?, number("tokens")?);
-    let (truncated, log_probs) = (number("truncated")?, number("log_prob")?);
+    let (ids, samples, truncated) = (
+        number("question_id")?,
+        number("sample")?,
+        number("truncated")?,
+    );
+    let known = |name: &str| -> Result<Vec<Option<f64>>, TableError> {
+        if !table.has(name) {
+            return Ok(vec![None; table.height()]);
+        }
+        Ok(table.numbers(name)?.to_vec())
+    };
+    let (tokens, log_probs) = (known("tokens")?, known("log_prob")?);
     let (questions, prompts) = (table.all_texts("question")?, table.all_texts("prompt")?);
     let completions = table.all_texts("completion")?;
     let ids_of = |name: &str| -> Result<Vec<Option<Vec<u32>>>, TableError> {
@@ -110,7 +124,7 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
                 prompt: prompts[row].clone(),
                 prompt_ids: prompt_ids[row].take(),
                 completion: completions[row].clone(),
-                tokens: tokens[row] as u64,
+                tokens: tokens[row].map(|tokens| tokens as u64),
                 token_ids: token_ids[row].take(),
                 truncated: truncated[row] != 0.0,
                 log_prob: log_probs[row],

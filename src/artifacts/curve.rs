@@ -68,6 +68,12 @@ impl Curve {
         Ok(())
     }
 
+    /// Returns the floating-point operations up to the end of a step, each step being an equal share of all.
+    pub fn flops_to(&self, step: u64) -> f64 {
+        let made = self.summary.steps.max(1);
+        self.summary.flops * ((step + 1).min(made) as f64 / made as f64)
+    }
+
     /// Reads a curve from a folder.
     pub fn read(folder: &Path) -> Result<Self, TableError> {
         let table = Table::read(folder)?;

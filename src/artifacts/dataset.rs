@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::table::{Table, TableError};
+use super::table::{Table, TableError, TableWriter};
 
 /// The artifact kind.
 pub const DATASET: &str = "dataset";
@@ -43,24 +43,8 @@ pub struct Dataset {
 impl Dataset {
     /// Writes the dataset into a folder.
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
-        let mut table = Table::new(&self.title);
-        let rows = &self.examples;
-        table.whole_column(
-            "question_id",
-            rows.iter().map(|row| Some(row.question_id as f64)),
-        );
-        table.text_column(
-            "question",
-            rows.iter().map(|row| Some(row.question.clone())),
-        );
-        table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
-        table.text_column("chosen", rows.iter().map(|row| row.chosen.clone()));
-        table.text_column("rejected", rows.iter().map(|row| row.rejected.clone()));
-        let kept: BTreeSet<&String> = rows.iter().flat_map(|row| row.kept.keys()).collect();
-        for column in kept {
-            table.text_column(column, rows.iter().map(|row| row.kept.get(column).cloned()));
-        }
-        table.write_data(folder)
+        let kept = self.examples.iter().flat_map(|row| row.kept.keys());
+        rows_of(&self.title, &self.examples, kept.cloned().collect()).write_data(folder)
     }
 
     /// Reads a dataset from a folder.
@@ -113,6 +97,104 @@ impl Dataset {
     }
 }
 
+/// Puts examples into a table, with their `kept` columns.
+fn rows_of(title: &str, rows: &[Example], kept: BTreeSet<String>) -> Table {
+    let mut table = Table::new(title);
+    let ids = rows.iter().map(|row| Some(row.question_id as f64));
+    table.whole_column("question_id", ids);
+    let questions = rows.iter().map(|row| Some(row.question.clone()));
+    table.text_column("question", questions);
+    table.text_column("prompt", rows.iter().map(|row| Some(row.prompt.clone())));
+    table.text_column("chosen", rows.iter().map(|row| row.chosen.clone()));
+    table.text_column("rejected", rows.iter().map(|row| row.rejected.clone()));
+    for column in kept {
+        let values: Vec<_> = rows
+            .iter()
+            .map(|row| row.kept.get(&column).cloned())
+            .collect();
+        table.text_column(column, values);
+    }
+    table
+}
+
+/// Writes a dataset example by example, however many there are.
+pub struct DatasetWriter {
+    title: String,
+    kept: BTreeSet<String>,
+    table: TableWriter,
+    /// What is not written yet.
+    rows: Vec<Example>,
+    bytes: usize,
+    written: usize,
+}
+
+/// Rows that are written together hold so much text.
+const BATCH_BYTES: usize = 8 << 20;
+/// And are no more than these.
+const BATCH_ROWS: usize = 1 << 16;
+
+impl DatasetWriter {
+    /// Begins a dataset in a folder, with the columns that examples keep and what must be known to read it.
+    pub fn create(
+        folder: &Path,
+        title: String,
+        kept: BTreeSet<String>,
+        notes: Vec<String>,
+    ) -> Result<Self, TableError> {
+        let mut table = rows_of(&title, &[], kept.clone());
+        table.notes = notes;
+        let table = TableWriter::create(folder, &table)?;
+        Ok(Self {
+            title,
+            kept,
+            table,
+            rows: Vec::new(),
+            bytes: 0,
+            written: 0,
+        })
+    }
+
+    /// Adds an example.
+    pub fn write(&mut self, example: Example) -> Result<(), TableError> {
+        let texts = [Some(&example.question), Some(&example.prompt)].into_iter();
+        let texts = texts.chain([example.chosen.as_ref(), example.rejected.as_ref()]);
+        let texts = texts.flatten().chain(example.kept.values());
+        self.bytes += texts.map(String::len).sum::<usize>();
+        self.rows.push(example);
+        self.written += 1;
+        if self.bytes >= BATCH_BYTES || self.rows.len() == BATCH_ROWS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Returns how many examples there are.
+    pub fn len(&self) -> usize {
+        self.written
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.written == 0
+    }
+
+    /// Ends the dataset.
+    pub fn finish(mut self) -> Result<(), TableError> {
+        self.flush()?;
+        self.table.finish()
+    }
+
+    fn flush(&mut self) -> Result<(), TableError> {
+        if !self.rows.is_empty() {
+            let rows = rows_of(&self.title, &self.rows, self.kept.clone());
+            self.table.write(&rows)?;
+            self.rows.clear();
+            self.bytes = 0;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,5 +213,40 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         data.write(folder.path()).unwrap();
         assert_eq!(Dataset::read(folder.path()).unwrap(), data);
+    }
+
+    #[test]
+    fn a_dataset_written_row_by_row_is_that_written_whole() {
+        let example = |n: u64| Example {
+            question_id: n,
+            question: "q".repeat(100),
+            prompt: format!("prompt {n}"),
+            kept: BTreeMap::from([("key".to_owned(), n.to_string())]),
+            ..Example::default()
+        };
+        let written = |count: u64| {
+            let data = Dataset {
+                title: "t".to_owned(),
+                examples: (0..count).map(example).collect(),
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let kept = BTreeSet::from(["key".to_owned()]);
+            let title = data.title.clone();
+            let mut writer = DatasetWriter::create(folder.path(), title, kept, Vec::new()).unwrap();
+            let rows = data.examples.iter().cloned();
+            rows.for_each(|row| writer.write(row).unwrap());
+            writer.finish().unwrap();
+            (data, folder)
+        };
+        // Row groups of several batches, and the bytes of one.
+        let (data, folder) = written(BATCH_ROWS as u64 + 3);
+        assert_eq!(Dataset::read(folder.path()).unwrap(), data);
+        let (data, folder) = written(3);
+        let whole = tempfile::tempdir().unwrap();
+        data.write(whole.path()).unwrap();
+        for file in ["table.parquet", "table.json"] {
+            let bytes = |folder: &Path| fs_err::read(folder.join(file)).unwrap();
+            assert_eq!(bytes(folder.path()), bytes(whole.path()), "{file}");
+        }
     }
 }

@@ -89,7 +89,7 @@ pub(crate) fn rows() -> Reader {
             let read = RowFiles::find(&path, "the-data", None, None)
                 .and_then(|files| files.read(&["id", "text"], |_| Ok(ControlFlow::Continue(()))));
             match read {
-                Ok(_) => Ok(true),
+                Ok(()) => Ok(true),
                 Err(error) if error.to_string().contains("the-data") => Ok(false),
                 Err(error) => Err(format!("the error does not name the file: {error}")),
             }

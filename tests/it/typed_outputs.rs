@@ -123,6 +123,32 @@ fn what_is_no_artifact_of_the_kind_is_refused_with_its_place() {
 }
 
 #[test]
+fn judgements_are_about_completions_that_were_read() {
+    let judge = "for row in rows[:2]: print(json.dumps(dict(question_id=row['question_id'], sample=SAMPLE, order='either', verdict='win')))";
+    for (sample, expected) in [
+        ("0", None),
+        (
+            "7",
+            Some("row 1: `question_id` 0 and `sample` 7 are no row of input `completions`"),
+        ),
+    ] {
+        let space = scored(&judge.replace("SAMPLE", sample));
+        let scores = "scores: { path: scores.jsonl, kind: scores }";
+        let judged = SCORED.replace(scores, "judged: { path: scores.jsonl, kind: judgements }");
+        space.write("p.yaml", judged.split("  test:").next().unwrap());
+        let report = space.run(&[]);
+        match expected {
+            None => assert_eq!(report.code, 0, "{}", report.stderr),
+            Some(expected) => {
+                let (message, hint) = failure(&report, "scored");
+                assert!(message.ends_with(expected), "{message}");
+                assert!(hint.contains("same_rows: false"), "{hint}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_kind_of_rows_can_be_written_from_its_documented_example() {
     let space = Space::new("name: none\nstages: {}\n");
     let kinds = space.flowgraph(&["kinds", "--artifacts", "--json"]);

@@ -127,10 +127,10 @@ const COMPLETION_COLUMNS: [ColumnFormat; 11] = [
         "what the policy wrote, without special tokens",
         r#"" 4.""#,
     ),
-    column(
+    nullable(
         "tokens",
         Holds::Whole,
-        "its length in tokens, the end token included",
+        "its length in tokens, the end token included, where they were counted",
         "4",
     ),
     nullable(
@@ -145,10 +145,10 @@ const COMPLETION_COLUMNS: [ColumnFormat; 11] = [
         "whether the horizon ended it",
         "false",
     ),
-    column(
+    nullable(
         "log_prob",
         Holds::Number,
-        "its log-probability under the policy, at temperature 1",
+        "its log-probability under the policy, at temperature 1, where that is known",
         "-1.25",
     ),
     ColumnFormat {

@@ -12,8 +12,6 @@ use crate::excerpt::{excerpt, listed};
 use crate::hint::Hint;
 use crate::sources::rows::{Field, RowFiles, RowsError};
 
-/// Whole numbers above are not told apart by those who read them as floating-point numbers.
-const GREATEST: f64 = 9_007_199_254_740_992.0;
 /// What a message shows of a value.
 const SHOWN: usize = 80;
 
@@ -107,7 +105,7 @@ pub fn read_rows(
         let own = rows
             .columns
             .iter()
-            .filter(|column| column.presence == Presence::Required);
+            .filter(|column| column.presence != Presence::MayBeLeftOut);
         let own: Vec<&str> = own.map(|column| column.name).collect();
         let has_numbers = |name: &str| {
             table
@@ -231,23 +229,25 @@ impl Cells<'_> {
     /// Adds the column to a table.
     fn add_to(&self, table: &mut Table, holds: Holds, may_be_null: bool) -> Result<(), RowsError> {
         match holds {
-            Holds::Text => table.text_column(self.name, self.each(holds, may_be_null, text_of)?),
+            Holds::Text => {
+                table.text_column(self.name, self.each(holds, may_be_null, Field::text)?);
+            }
             Holds::Word(words) => {
-                let word = |field: &Field| text_of(field).filter(|text| words().contains(&&**text));
+                let word = |field: &Field| field.text().filter(|text| words().contains(&&**text));
                 table.text_column(self.name, self.each(holds, may_be_null, word)?);
             }
             Holds::Whole => {
-                table.whole_column(self.name, self.each(holds, may_be_null, whole_of)?);
+                table.whole_column(self.name, self.each(holds, may_be_null, Field::whole)?);
             }
             Holds::Number => {
-                table.number_column(self.name, 3, self.each(holds, may_be_null, number_of)?);
+                table.number_column(self.name, 3, self.each(holds, may_be_null, Field::number)?);
             }
             Holds::Truth => {
-                let truths = self.each(holds, may_be_null, truth_of)?;
+                let truths = self.each(holds, may_be_null, Field::truth)?;
                 table.truths_column(self.name, truths);
             }
             Holds::TokenIds | Holds::Vector => {
-                let ids = self.each(holds, may_be_null, ids_of)?;
+                let ids = self.each(holds, may_be_null, Field::ids)?;
                 if ids.iter().any(Option::is_some) {
                     table.ids_column(self.name, ids);
                 }
@@ -270,32 +270,32 @@ impl Cells<'_> {
         match values().next() {
             Some(Field::Written(_)) => {
                 let all = |take: fn(&Field) -> bool| values().all(take);
-                if all(|field| whole_of(field).is_some()) {
+                if all(|field| field.whole().is_some()) {
                     Holds::Whole
-                } else if all(|field| number_of(field).is_some()) {
+                } else if all(|field| field.number().is_some()) {
                     Holds::Number
-                } else if all(|field| truth_of(field).is_some()) {
+                } else if all(|field| field.truth().is_some()) {
                     Holds::Truth
                 } else {
                     Holds::Text
                 }
             }
-            Some(first) if number_of(first).is_some() => {
+            Some(first) if first.number().is_some() => {
                 // Whether others are fractions, too.
-                if values().all(|field| whole_of(field).is_some()) {
+                if values().all(|field| field.whole().is_some()) {
                     Holds::Whole
                 } else {
                     Holds::Number
                 }
             }
-            Some(first) if truth_of(first).is_some() => Holds::Truth,
-            Some(first) if ids_of(first).is_some() => Holds::TokenIds,
+            Some(first) if first.truth().is_some() => Holds::Truth,
+            Some(first) if first.ids().is_some() => Holds::TokenIds,
             _ => Holds::Text,
         }
     }
 
     fn vectors(&self) -> Result<EmbeddingMatrix, RowsError> {
-        let vectors = self.each(Holds::Vector, false, vector_of)?;
+        let vectors = self.each(Holds::Vector, false, Field::vector)?;
         let dimension = vectors.iter().flatten().map(Vec::len).next().unwrap_or(0);
         let mut values = Vec::with_capacity(vectors.len() * dimension);
         for (at, vector) in vectors.into_iter().flatten().enumerate() {
@@ -311,62 +311,4 @@ impl Cells<'_> {
         }
         Ok(EmbeddingMatrix { values, dimension })
     }
-}
-
-fn text_of(field: &Field) -> Option<String> {
-    match field {
-        Field::Written(text) => Some(text.clone()),
-        Field::Typed(value) => value.parse().ok(),
-        Field::Empty => None,
-    }
-}
-
-fn number_of(field: &Field) -> Option<f64> {
-    let number: f64 = match field {
-        Field::Written(text) => text.trim().parse().ok()?,
-        // `parse` of a JSON text takes numbers alone: none of its other values reads as one.
-        Field::Typed(value) => value.as_json().parse().ok()?,
-        Field::Empty => return None,
-    };
-    number.is_finite().then_some(number)
-}
-
-fn whole_of(field: &Field) -> Option<f64> {
-    number_of(field).filter(|number| number.trunc() == *number && (0.0..=GREATEST).contains(number))
-}
-
-fn truth_of(field: &Field) -> Option<bool> {
-    match field {
-        // CSV has no truths: tables that are written as CSV have 0 and 1.
-        Field::Written(text) => match text.as_str() {
-            "1" => Some(true),
-            "0" => Some(false),
-            text => text.to_ascii_lowercase().parse().ok(),
-        },
-        Field::Typed(value) => value.parse().ok(),
-        Field::Empty => None,
-    }
-}
-
-fn ids_of(field: &Field) -> Option<Vec<u32>> {
-    match field {
-        Field::Written(text) => match serde_json::from_str(text) {
-            Ok(ids) => Some(ids),
-            Err(_) => text.split_whitespace().map(|id| id.parse().ok()).collect(),
-        },
-        Field::Typed(value) => value.parse().ok(),
-        Field::Empty => None,
-    }
-}
-
-fn vector_of(field: &Field) -> Option<Vec<f32>> {
-    let values: Vec<f32> = match field {
-        Field::Written(text) => serde_json::from_str(text).ok()?,
-        Field::Typed(value) => value.parse().ok()?,
-        Field::Empty => return None,
-    };
-    values
-        .iter()
-        .all(|value| value.is_finite())
-        .then_some(values)
 }

@@ -62,7 +62,7 @@ fn what_stages_write_has_the_format_that_is_documented() {
         prompt: "p".to_owned(),
         token_ids: Some(vec![1, 70_000]),
         truncated: true,
-        log_prob: -0.1,
+        log_prob: Some(-0.1),
         ..CompletionRow::default()
     };
     let mut scores = to_table("", std::slice::from_ref(&completion));

@@ -1,8 +1,12 @@
 //! The files of a table.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{Column as PolarsColumn, DataFrame, ParquetReader, ParquetWriter, SerReader};
+use polars::io::parquet::write::BatchedWriter;
+use polars::prelude::{
+    Column as PolarsColumn, DataFrame, ParquetReader, ParquetWriter, PolarsError, SerReader,
+};
 use serde::{Deserialize, Serialize};
 
 use super::column::{Column, Place, values_of};
@@ -34,14 +38,18 @@ impl Table {
             path: path.clone(),
             source,
         };
-        let columns: Vec<PolarsColumn> = self
-            .columns
-            .iter()
-            .map(|column| column.to_series().into())
-            .collect();
-        let mut frame = DataFrame::new(self.height(), columns).map_err(wrap)?;
+        let mut frame = self.frame().map_err(wrap)?;
         let file = fs_err::File::create(&path)?;
         ParquetWriter::new(file).finish(&mut frame).map_err(wrap)?;
+        self.write_description(folder)
+    }
+
+    fn frame(&self) -> Result<DataFrame, PolarsError> {
+        let columns = self.columns.iter().map(|column| column.to_series().into());
+        DataFrame::new(self.height(), columns.collect::<Vec<PolarsColumn>>())
+    }
+
+    fn write_description(&self, folder: &Path) -> Result<(), TableError> {
         let description = Description {
             title: self.title.clone(),
             notes: self.notes.clone(),
@@ -100,6 +108,52 @@ impl Table {
             notes: description.notes,
             columns,
         })
+    }
+}
+
+/// Writes a table for stages that read it, some rows at a time.
+pub struct TableWriter {
+    path: PathBuf,
+    writer: BatchedWriter<File>,
+}
+
+impl TableWriter {
+    /// Begins a table with the columns, title and notes of `first`, and its rows if it has any.
+    pub fn create(folder: &Path, first: &Table) -> Result<Self, TableError> {
+        let path = folder.join("table.parquet");
+        let wrap = |source| TableError::Parquet {
+            path: path.clone(),
+            source,
+        };
+        first.write_description(folder)?;
+        let frame = first.frame().map_err(wrap)?;
+        let file: File = fs_err::File::create(&path)?.into();
+        let writer = ParquetWriter::new(file).batched(frame.schema());
+        let writer = writer.map_err(wrap)?;
+        let mut table = Self { path, writer };
+        if first.height() > 0 {
+            table.write(first)?;
+        }
+        Ok(table)
+    }
+
+    /// Adds rows, which have the columns of the first ones.
+    pub fn write(&mut self, rows: &Table) -> Result<(), TableError> {
+        let written = rows
+            .frame()
+            .and_then(|frame| self.writer.write_batch(&frame));
+        written.map_err(|source| self.wrap(source))
+    }
+
+    /// Ends the file.
+    pub fn finish(self) -> Result<(), TableError> {
+        self.writer.finish().map_err(|source| self.wrap(source))?;
+        Ok(())
+    }
+
+    fn wrap(&self, source: PolarsError) -> TableError {
+        let path = self.path.clone();
+        TableError::Parquet { path, source }
     }
 }
 

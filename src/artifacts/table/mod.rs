@@ -21,6 +21,7 @@ mod shown;
 mod text;
 
 pub use column::{Column, Place, Stored, Values};
+pub use files::TableWriter;
 
 /// The artifact kind of tables for people.
 pub const TABLE: &str = "table";

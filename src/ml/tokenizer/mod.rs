@@ -19,7 +19,7 @@ mod template;
 mod tests;
 mod train;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -565,6 +565,21 @@ impl Tokenizer {
     pub fn max_length(&self) -> Option<usize> {
         let length = self.carried.get("model_max_length")?.as_u64()?;
         usize::try_from(length).ok()
+    }
+
+    /// Returns every token that means something to a model where a text spells it: those marked as special, and those
+    /// that begin, end and fill texts.
+    pub fn special_texts(&self) -> Vec<String> {
+        let marked = self.added.values().filter(|(_, is_special)| *is_special);
+        let marked = marked.map(|(token, _)| token);
+        let tokens = &self.tokens;
+        let named = [&tokens.bos, &tokens.eos, &tokens.pad];
+        let named = named.into_iter().flatten();
+        let all: BTreeSet<&String> = marked
+            .chain(named)
+            .filter(|token| !token.is_empty())
+            .collect();
+        all.into_iter().cloned().collect()
     }
 
     /// Returns the special tokens as they are spelt.

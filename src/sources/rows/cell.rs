@@ -10,6 +10,9 @@ use super::MAXIMUM_ROW;
 /// What is wrong with a value, in words.
 pub(super) type Fault = &'static str;
 
+/// A value, none where a cell is empty, or what is wrong with it.
+pub type Checked<T> = Result<Option<T>, &'static str>;
+
 const NOT_TEXT: Fault = "neither text nor a number";
 /// No value of a public layout is nested deeper.
 const DEEPEST: usize = 16;
@@ -20,13 +23,13 @@ pub(super) trait Cell: Sized {
     type Values;
 
     /// Takes a value of a JSON object; `None` for null.
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault>;
+    fn of_json(value: &RawValue) -> Checked<Self>;
 
     /// Takes a value of a CSV file.
     fn of_text(text: &str) -> Self;
 
     /// Takes what a JSON object does not have.
-    fn missing() -> Result<Option<Self>, Fault> {
+    fn missing() -> Checked<Self> {
         Err("missing")
     }
 
@@ -39,14 +42,14 @@ pub(super) trait Cell: Sized {
     fn values(column: &Column) -> PolarsResult<Self::Values>;
 
     /// Takes a value of a column; `None` for null.
-    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault>;
+    fn at(values: &Self::Values, row: usize) -> Checked<Self>;
 }
 
 impl Cell for String {
     /// None of a nested column.
     type Values = Option<StringChunked>;
 
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+    fn of_json(value: &RawValue) -> Checked<Self> {
         let text = value.get();
         // What is nested is not unpacked: it may be large.
         if text.starts_with(['[', '{']) {
@@ -73,7 +76,7 @@ impl Cell for String {
         Ok(Some(column.cast(&DataType::String)?.str()?.clone()))
     }
 
-    fn at(values: &Self::Values, row: usize) -> Result<Option<Self>, Fault> {
+    fn at(values: &Self::Values, row: usize) -> Checked<Self> {
         let values = values.as_ref().ok_or(NOT_TEXT)?;
         Ok(values.get(row).map(ToOwned::to_owned))
     }
@@ -89,6 +92,13 @@ impl Nested {
         &self.0
     }
 
+    /// Returns the values of a list.
+    pub fn elements(&self) -> Option<Vec<Self>> {
+        let elements: Vec<&RawValue> = serde_json::from_str(&self.0).ok()?;
+        let elements = elements.into_iter();
+        Some(elements.map(|value| Self(value.get().to_owned())).collect())
+    }
+
     /// Reads the value as a type.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.0)
@@ -98,7 +108,7 @@ impl Nested {
 impl Cell for Nested {
     type Values = Series;
 
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
+    fn of_json(value: &RawValue) -> Checked<Self> {
         let text = value.get();
         Ok((text != "null").then(|| Self(text.to_owned())))
     }
@@ -111,7 +121,7 @@ impl Cell for Nested {
         Ok(column.as_materialized_series().clone())
     }
 
-    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
+    fn at(values: &Series, row: usize) -> Checked<Self> {
         let value = values.get(row).map_err(|_| "not there")?;
         if value.is_null() {
             return Ok(None);
@@ -119,72 +129,6 @@ impl Cell for Nested {
         let mut text = String::new();
         write(value, DEEPEST, &mut text)?;
         Ok(Some(Self(text)))
-    }
-}
-
-/// A value, or that there is none: no row is left out for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Field {
-    /// Null, or not there.
-    Empty,
-    /// A value with a type, as JSON.
-    Typed(Nested),
-    /// Text of a CSV file, whatever it stands for.
-    Written(String),
-}
-
-impl Field {
-    /// Returns how many bytes of the file it is.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::Typed(value) => value.as_json().len(),
-            Self::Written(text) => text.len(),
-        }
-    }
-
-    /// Returns the value as text: what is no text as JSON, and nothing for what is empty.
-    pub fn to_text(&self) -> Option<String> {
-        match self {
-            Self::Empty => None,
-            Self::Typed(value) => {
-                let text = value.parse::<String>();
-                Some(text.unwrap_or_else(|_| value.as_json().to_owned()))
-            }
-            Self::Written(text) => (!text.is_empty()).then(|| text.clone()),
-        }
-    }
-}
-
-impl Cell for Field {
-    type Values = Series;
-
-    fn of_json(value: &RawValue) -> Result<Option<Self>, Fault> {
-        Ok(Some(
-            Nested::of_json(value)?.map_or(Self::Empty, Self::Typed),
-        ))
-    }
-
-    fn of_text(text: &str) -> Self {
-        Self::Written(text.to_owned())
-    }
-
-    fn missing() -> Result<Option<Self>, Fault> {
-        Ok(Some(Self::Empty))
-    }
-
-    fn nothing() -> Option<Self> {
-        Some(Self::Written(String::new()))
-    }
-
-    fn values(column: &Column) -> PolarsResult<Series> {
-        Nested::values(column)
-    }
-
-    fn at(values: &Series, row: usize) -> Result<Option<Self>, Fault> {
-        Ok(Some(
-            Nested::at(values, row)?.map_or(Self::Empty, Self::Typed),
-        ))
     }
 }
 

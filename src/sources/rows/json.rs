@@ -7,9 +7,9 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::cell::{Cell, Fault};
+use super::cell::{Cell, Checked};
 use super::meter::{Meter, Metered};
-use super::{MAXIMUM_ROW, Names, Reading, RowsError, note};
+use super::{Names, Reading, RowsError, note};
 
 /// What an object has of some columns; the rest of it is skipped, and takes no memory.
 type Found = Vec<Option<Box<RawValue>>>;
@@ -17,35 +17,15 @@ type Found = Vec<Option<Box<RawValue>>>;
 impl<T: Cell> Reading<'_, T> {
     pub(super) fn json_lines(
         &mut self,
-        mut reader: impl BufRead,
+        reader: impl BufRead,
     ) -> Result<ControlFlow<()>, RowsError> {
-        let mut line = Vec::new();
-        for number in 1.. {
-            line.clear();
-            let read = reader
-                .by_ref()
-                .take(MAXIMUM_ROW)
-                .read_until(b'\n', &mut line)
-                .map_err(|error| self.unreadable(number, &error))?;
-            if read == 0 {
-                break;
-            }
-            if read as u64 == MAXIMUM_ROW {
-                let most = MAXIMUM_ROW >> 20;
-                return Err(self.fault(number, format!("the line is longer than {most} MiB")));
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            let mut parser = serde_json::Deserializer::from_slice(&line);
-            let found = self.object_seed().deserialize(&mut parser);
+        self.each_line(reader, |reading, number, line| {
+            let mut parser = serde_json::Deserializer::from_slice(line);
+            let found = reading.object_seed().deserialize(&mut parser);
             let found = found.and_then(|found| parser.end().map(|()| found));
-            let found = found.map_err(|error| self.fault(number, not_json(&error, &line)))?;
-            if self.object(number, &found)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+            let found = found.map_err(|error| reading.fault(number, not_json(&error, line)))?;
+            reading.object(number, &found)
+        })
     }
 
     pub(super) fn json_array(
@@ -77,7 +57,7 @@ impl<T: Cell> Reading<'_, T> {
     }
 
     fn object(&mut self, number: usize, found: &Found) -> Result<ControlFlow<()>, RowsError> {
-        let value = |found: &Option<Box<RawValue>>| -> Result<Option<T>, Fault> {
+        let value = |found: &Option<Box<RawValue>>| -> Checked<T> {
             found
                 .as_ref()
                 .map_or_else(T::missing, |value| T::of_json(value))

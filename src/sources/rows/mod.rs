@@ -3,7 +3,7 @@
 //! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
 //! unpacked or kept of them is limited, however much a small one claims to hold.
 
-use std::cell::RefCell;
+use std::cell::{Cell as Counter, RefCell};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::ops::ControlFlow;
@@ -14,17 +14,20 @@ use flate2::read::MultiGzDecoder;
 use indexmap::IndexSet;
 use polars::prelude::PolarsError;
 
-use self::cell::{Cell, Fault};
+use self::cell::Cell;
 use self::meter::Metered;
 use crate::excerpt::listed;
 use crate::files::regular;
 use crate::hint::Hint;
 
-pub use self::cell::{Field, Nested};
+pub use self::cell::{Checked, Nested};
+pub use self::field::Field;
 
 mod cell;
 mod csv;
+mod field;
 mod json;
+mod lines;
 mod meter;
 mod parquet;
 mod split;
@@ -138,6 +141,11 @@ pub struct Row<T = String> {
 }
 
 impl<T> Row<T> {
+    /// Names the row as errors do.
+    pub fn place(&self) -> String {
+        format!("{}, row {}", self.file, self.number)
+    }
+
     /// Makes an error about this row.
     pub fn error(&self, reason: impl Into<String>) -> RowsError {
         RowsError::Row {
@@ -148,12 +156,55 @@ impl<T> Row<T> {
     }
 }
 
+/// Why a row has not all its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lacking {
+    /// A cell is empty.
+    Empty(String),
+    /// A cell is not what it should be.
+    Faulty(String),
+}
+
+impl<T> Row<Checked<T>> {
+    /// Takes the values out, which are those of `columns`.
+    pub fn whole<const N: usize>(&mut self, columns: [&str; N]) -> Result<[T; N], Lacking> {
+        let mut whole = Vec::with_capacity(N);
+        for (column, value) in columns.iter().zip(std::mem::take(&mut self.values)) {
+            let value = value.map_err(|what| Lacking::Faulty(format!("`{column}` is {what}")))?;
+            whole.push(value.ok_or_else(|| Lacking::Empty(format!("`{column}` is empty")))?);
+        }
+        whole.try_into().map_err(|values: Vec<T>| {
+            Lacking::Faulty(format!("it has {} values, expected {N}", values.len()))
+        })
+    }
+}
+
+impl Row<Checked<Field>> {
+    /// Takes the values, which are those of `columns`, of which none may be what it should not be.
+    fn fields(mut self, columns: &[&str]) -> Result<Row<Field>, RowsError> {
+        let mut values = Vec::with_capacity(self.values.len());
+        for (column, value) in columns.iter().zip(std::mem::take(&mut self.values)) {
+            let value = value.map_err(|what| self.error(format!("`{column}` is {what}")))?;
+            values.push(value.unwrap_or(Field::Empty));
+        }
+        Ok(Row {
+            file: self.file,
+            number: self.number,
+            values,
+        })
+    }
+}
+
 /// A file of rows, or the part files of a folder.
 #[derive(Debug)]
 pub struct RowFiles {
     /// Paths, with what messages call them and their sizes.
     files: Vec<(PathBuf, Arc<str>, u64)>,
     most_text: Option<u64>,
+    /// Bytes of the files that were read so far.
+    passed: Counter<u64>,
+    /// Whether they are plain text, a row in each line.
+    is_lines: bool,
 }
 
 impl RowFiles {
@@ -186,23 +237,43 @@ impl RowFiles {
             }
             files.push((path.to_owned(), name.into(), regular(path)?.len()));
         }
-        Ok(Self { files, most_text })
+        Ok(Self {
+            files,
+            most_text,
+            passed: Counter::new(0),
+            is_lines: false,
+        })
+    }
+
+    /// Returns how many bytes the files have, packed as they are.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, _, bytes)| bytes).sum()
+    }
+
+    /// Returns how many of these the reading under way has gone through, roughly.
+    pub fn bytes_passed(&self) -> u64 {
+        self.passed.get()
+    }
+
+    /// Takes the files for plain text: each line that is not blank is a row of one value, whatever its column is called.
+    #[must_use]
+    pub fn as_lines(mut self) -> Self {
+        self.is_lines = true;
+        self
     }
 
     /// Returns how much text of the files may be kept.
     pub fn allowance(&self) -> Allowance {
-        let bytes = self.files.iter().map(|(_, _, bytes)| bytes).sum();
-        let limit = self.most_text.unwrap_or_else(|| unpacked(bytes));
+        let limit = self.most_text.unwrap_or_else(|| unpacked(self.bytes()));
         Allowance { limit, left: limit }
     }
 
-    /// Reads `columns` row by row until `take` breaks off; numbers become text. Returns how many rows were left out
-    /// because a cell is empty.
+    /// Reads `columns` row by row until `take` breaks off; numbers become text.
     pub fn read(
         &self,
         columns: &[&str],
-        mut take: impl FnMut(Row) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
+        mut take: impl FnMut(Row<Checked<String>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
         self.each(columns, None, &mut take)
     }
 
@@ -212,19 +283,18 @@ impl RowFiles {
     pub fn read_nested(
         &self,
         columns: &[&str],
-        mut take: impl FnMut(Row<Nested>) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
+        mut take: impl FnMut(Row<Checked<Nested>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
         self.each(columns, None, &mut take)
     }
 
-    /// Reads `columns` as [`Self::read_nested`] does, but leaves no row out: an empty cell is a [`Field`] too, as is one
-    /// of a column that a JSON object does not have.
+    /// Reads `columns` as [`Self::read_nested`] does; a column that a JSON object does not have is an empty [`Field`].
     pub fn read_fields(
         &self,
         columns: &[&str],
         mut take: impl FnMut(Row<Field>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<(), RowsError> {
-        self.each(columns, None, &mut take).map(|_| ())
+        self.each(columns, None, &mut |row| take(row.fields(columns)?))
     }
 
     /// Returns the names of the columns, those of JSON in the order in which they first appear.
@@ -236,7 +306,7 @@ impl RowFiles {
     pub fn columns_of_first(&self, rows: usize) -> Result<Vec<String>, RowsError> {
         let names = Names::default();
         let mut seen = 0;
-        let mut take = |_: Row<Nested>| {
+        let mut take = |_: Row<Checked<Nested>>| {
             seen += 1;
             Ok(if seen < rows {
                 ControlFlow::Continue(())
@@ -252,25 +322,26 @@ impl RowFiles {
         &self,
         columns: &[&str],
         names: Option<&Names>,
-        take: &mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
-        let mut left_out = 0;
+        take: &mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
+    ) -> Result<(), RowsError> {
+        let mut before = 0;
         for (path, name, bytes) in &self.files {
+            self.passed.set(before);
+            before += bytes;
             let mut rows = Reading {
                 file: name,
+                passed: &self.passed,
                 columns,
                 names,
+                is_lines: self.is_lines,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
-                left_out: 0,
                 take: &mut *take,
             };
-            let flow = rows.file(path)?;
-            left_out += rows.left_out;
-            if flow.is_break() {
+            if rows.file(path)?.is_break() {
                 break;
             }
         }
-        Ok(left_out)
+        Ok(())
     }
 }
 
@@ -318,17 +389,31 @@ impl Allowance {
     }
 }
 
+/// A file that counts what is read of it.
+struct Passing<'a> {
+    file: File,
+    passed: &'a Counter<u64>,
+}
+
+impl Read for Passing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.passed.set(self.passed.get() + read as u64);
+        Ok(read)
+    }
+}
+
 /// The rows of one file on their way.
 struct Reading<'a, T> {
     file: &'a Arc<str>,
+    passed: &'a Counter<u64>,
     columns: &'a [&'a str],
     /// Where the names of all columns are noted, if only they are asked for.
     names: Option<&'a Names>,
+    is_lines: bool,
     /// Bytes that what is packed in the file may unpack to at a time.
     most_unpacked: u64,
-    /// Rows with an empty cell.
-    left_out: usize,
-    take: &'a mut dyn FnMut(Row<T>) -> Result<ControlFlow<()>, RowsError>,
+    take: &'a mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
 }
 
 impl<T: Cell> Reading<'_, T> {
@@ -352,10 +437,14 @@ impl<T: Cell> Reading<'_, T> {
         }
         if start.starts_with(b"PAR1") {
             self.parquet(file)
-        } else if start.starts_with(&[0x1f, 0x8b]) {
-            self.text(MultiGzDecoder::new(BufReader::new(file)))
         } else {
-            self.text(file)
+            let passed = self.passed;
+            let file = Passing { file, passed };
+            if start.starts_with(&[0x1f, 0x8b]) {
+                self.text(MultiGzDecoder::new(BufReader::new(file)))
+            } else {
+                self.text(file)
+            }
         }
     }
 
@@ -371,6 +460,7 @@ impl<T: Cell> Reading<'_, T> {
         let first = start.trim_ascii_start().first().copied();
         let reader = Cursor::new(start).chain(reader);
         match first {
+            _ if self.is_lines => self.lines(BufReader::new(reader)),
             Some(b'{') => self.json_lines(BufReader::new(reader)),
             Some(b'[') => self.json_array(Metered::new(reader, MAXIMUM_ROW)),
             _ => self.csv(Metered::new(reader, MAXIMUM_ROW)),
@@ -390,26 +480,17 @@ impl<T: Cell> Reading<'_, T> {
         self.fault(number, format!("cannot be read: {error}"))
     }
 
-    /// Passes a row on, unless a cell of it is empty.
+    /// Passes a row on.
     fn row(
         &mut self,
         number: usize,
-        values: impl Iterator<Item = Result<Option<T>, Fault>>,
+        values: impl Iterator<Item = Checked<T>>,
     ) -> Result<ControlFlow<()>, RowsError> {
-        let mut row = Row {
+        (self.take)(Row {
             file: Arc::clone(self.file),
             number,
-            values: Vec::with_capacity(self.columns.len()),
-        };
-        for (column, value) in self.columns.iter().zip(values) {
-            let value = value.map_err(|what| row.error(format!("`{column}` is {what}")))?;
-            let Some(value) = value else {
-                self.left_out += 1;
-                return Ok(ControlFlow::Continue(()));
-            };
-            row.values.push(value);
-        }
-        (self.take)(row)
+            values: values.collect(),
+        })
     }
 
     /// An error about a column that is not among those that are there.

@@ -41,6 +41,8 @@ struct Batch {
     groups: usize,
     rows: usize,
     unpacked: u64,
+    /// Bytes of the file that they take.
+    packed: u64,
     /// Rows of the row groups before them.
     before: usize,
 }
@@ -143,6 +145,8 @@ impl<T: Cell> Reading<'_, T> {
             }
             batch.groups += 1;
             batch.rows = batch.rows.saturating_add(rows);
+            let packed = group.compressed_size() as u64;
+            batch.packed = batch.packed.saturating_add(packed);
             batch.unpacked = batch.unpacked.saturating_add(unpacked);
         }
         self.batch(file, &metadata, &batch)
@@ -170,6 +174,8 @@ impl<T: Cell> Reading<'_, T> {
             file: Arc::clone(self.file),
             source,
         })?;
+        let passed = self.passed.get().saturating_add(batch.packed);
+        self.passed.set(passed);
         self.frame(&frame, batch.before)
     }
 

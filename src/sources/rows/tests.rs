@@ -22,9 +22,18 @@ fn first(bytes: &[u8], most: usize) -> Result<(Vec<Vec<String>>, usize), String>
     let mut rows = Vec::new();
     let files = RowFiles::find(&path, "DATA", None, None).unwrap();
     let mut allowance = files.allowance();
-    let read = files.read(&COLUMNS, |row| {
-        allowance.keep(&row.file, row.values.iter().map(String::len).sum())?;
-        rows.push(row.values);
+    let mut left_out = 0;
+    let read = files.read(&COLUMNS, |mut row| {
+        let values = match row.whole(COLUMNS) {
+            Ok(values) => values,
+            Err(Lacking::Faulty(fault)) => return Err(row.error(fault)),
+            Err(Lacking::Empty(_)) => {
+                left_out += 1;
+                return Ok(ControlFlow::Continue(()));
+            }
+        };
+        allowance.keep(&row.file, values.iter().map(String::len).sum())?;
+        rows.push(values.to_vec());
         Ok(if rows.len() == most {
             ControlFlow::Break(())
         } else {
@@ -32,7 +41,7 @@ fn first(bytes: &[u8], most: usize) -> Result<(Vec<Vec<String>>, usize), String>
         })
     });
     match read {
-        Ok(left_out) => Ok((rows, left_out)),
+        Ok(()) => Ok((rows, left_out)),
         Err(error) => Err(in_one_line(&error)),
     }
 }
@@ -294,7 +303,7 @@ fn texts(folder: &Path, split: Option<&str>) -> Result<Vec<String>, String> {
     let mut texts = Vec::new();
     let files = RowFiles::find(folder, "", split, None).map_err(|error| in_one_line(&error))?;
     let read = files.read(&["text"], |mut row| {
-        texts.append(&mut row.values);
+        texts.extend(row.whole(["text"]).unwrap());
         Ok(ControlFlow::Continue(()))
     });
     read.map_err(|error| in_one_line(&error))?;

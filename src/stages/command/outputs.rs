@@ -11,12 +11,16 @@ use super::paths::normal;
 use crate::artifacts::completions::SCORES;
 use crate::artifacts::embeddings::EMBEDDINGS;
 use crate::artifacts::format;
+use crate::artifacts::judgements::JUDGEMENTS;
 use crate::engine::diagnostic::did_you_mean;
 use crate::engine::stage::{Output, Problem};
 use crate::excerpt::{NAME, excerpt, listed};
 
 /// The kind of outputs that nobody looks into.
 const FILE: &str = "file";
+
+/// The artifact kinds that are about rows of an input.
+const OF_INPUT: [&str; 3] = [SCORES, EMBEDDINGS, JUDGEMENTS];
 
 /// A file or folder that the command writes.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -37,7 +41,7 @@ pub(super) struct TypedOutput {
     /// The artifact kind, such as `scores`.
     pub(super) kind: String,
     /// Whether scores and embeddings have the rows of the command's input, where it has one of completions or scores
-    /// alone: as many, about the same completions in the same order.
+    /// alone: as many, about the same completions in the same order; judgements are about some of them.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub(super) same_rows: bool,
 }
@@ -54,7 +58,7 @@ fn is_yes(value: &bool) -> bool {
 impl TypedOutput {
     /// Whether its rows are those of what the command reads.
     pub(super) fn has_rows_of_input(&self) -> bool {
-        self.same_rows && [SCORES, EMBEDDINGS].contains(&&*self.kind)
+        self.same_rows && OF_INPUT.contains(&&*self.kind)
     }
 }
 
@@ -118,7 +122,7 @@ impl DeclaredOutput {
         };
         let kind = &typed.kind;
         if format::find(kind).is_some_and(|format| format.is_writable) {
-            if !typed.same_rows && ![SCORES, EMBEDDINGS].contains(&kind.as_str()) {
+            if !typed.same_rows && !OF_INPUT.contains(&kind.as_str()) {
                 let path = format!("outputs.{name}.same_rows");
                 let message = format!("`{kind}` never has to have the rows of an input");
                 problems.push(Problem::new(&path, message).hint("leave `same_rows` out"));

@@ -72,7 +72,7 @@ fn take_rows(
     let (file, shown) = rows_file(written, &typed.path)?;
     let rows = read_rows(format, columns, &file, &shown)?;
     if typed.has_rows_of_input() {
-        same_rows::check(&rows, &shown, ctx)?;
+        same_rows::check(&typed.kind, &rows, &shown, ctx)?;
     }
     let mut table = match rows {
         Rows::Vectors(matrix) => return Ok(matrix.write(folder)?),

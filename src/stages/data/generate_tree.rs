@@ -151,7 +151,7 @@ impl GenerateTree {
                     question: prompt.clone(),
                     prompt: prompt.clone(),
                     completion: tokenizer.decode(tokens)?,
-                    tokens: tokens.len() as u64,
+                    tokens: Some(tokens.len() as u64),
                     token_ids: Some(tokens.clone()),
                     truncated: *truncated,
                     ..CompletionRow::default()
@@ -341,7 +341,7 @@ mod tests {
                 if row.truncated {
                     3
                 } else {
-                    row.tokens as usize
+                    row.tokens.unwrap() as usize
                 }
             );
             let spelt = &tokens[..tokens.len() - usize::from(!row.truncated)];

@@ -14,12 +14,14 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::listed;
 use crate::random::Stream;
-use crate::sources::rows::RowFiles;
+use crate::sources::rows::{Lacking, RowFiles};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
+use super::left_out::LeftOut;
 use super::origin::{
-    LOOKED_AT, check_sha256, named, source_name, source_or_port, source_params, source_path,
+    LOOKED_AT, check_folder, check_sha256, named, source_name, source_or_port, source_params,
+    source_path,
 };
 
 /// How the rows of a file are laid out.
@@ -70,7 +72,7 @@ impl TextLayout {
 /// columns decide.
 ///
 /// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts. Rows with an
-/// empty cell are left out; the log says how many.
+/// empty cell or one that cannot be read are left out; the log says how many, and what is wrong with the first.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadLabelledTexts {
@@ -128,7 +130,7 @@ struct Found {
 
 impl Kind for LoadLabelledTexts {
     const NAME: &'static str = "load_labelled_texts";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         "{ source: data/davidson.csv, layout: davidson, held_out: 0.1, prompts: 150, seed: 1 }";
 
@@ -194,11 +196,11 @@ impl Kind for LoadLabelledTexts {
         let origin = source_name(self.source.as_ref());
         let path = source_path(self.source.as_ref(), ctx)?;
         let (found, left_out) = self.read(&path)?;
-        if left_out > 0 {
-            ctx.note(&format!(
-                "{left_out} of {} rows have an empty cell and were left out",
-                found.len() + left_out
-            ));
+        if found.is_empty() {
+            return Err(left_out.nothing_left(&origin));
+        }
+        if let Some(note) = left_out.note() {
+            ctx.note(&note);
         }
         let classes = self.known_classes(&found)?;
         let stream = Stream::new(self.seed, "load_labelled_texts");
@@ -239,8 +241,9 @@ impl LoadLabelledTexts {
         renamed.map_or_else(|| class.to_owned(), Clone::clone)
     }
 
-    /// Reads texts, and returns how many rows have an empty cell.
-    fn read(&self, path: &Path) -> Result<(Vec<Found>, usize), StageError> {
+    /// Reads texts, and returns what was left out.
+    fn read(&self, path: &Path) -> Result<(Vec<Found>, LeftOut), StageError> {
+        check_folder(path, self.sha256)?;
         let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
         let name = source_name(self.source.as_ref());
         let files = RowFiles::find(path, &name, self.split.as_deref(), most_text)?;
@@ -263,8 +266,24 @@ impl LoadLabelledTexts {
         let columns = [0, 1].map(|place| named(&self.columns, wanted[place]));
         let mut found = Vec::new();
         let mut unknown = None;
-        let left_out = files.read(&columns, |mut row| {
-            let spelt = row.values[1].trim();
+        let mut left_out = LeftOut::default();
+        files.read(&columns, |mut row| {
+            left_out.rows += 1;
+            let [text, class] = match row.whole(columns) {
+                Ok(values) => values,
+                Err(Lacking::Empty(fault) | Lacking::Faulty(fault)) => {
+                    left_out.add(&row.error(fault));
+                    return Ok(ControlFlow::Continue(()));
+                }
+            };
+            let spelt = class.trim();
+            if let Some(column) = [(text.trim(), 0), (spelt, 1)]
+                .into_iter()
+                .find_map(|(value, place)| value.is_empty().then_some(columns[place]))
+            {
+                left_out.add(&row.error(format!("`{column}` is blank")));
+                return Ok(ControlFlow::Continue(()));
+            }
             let class = match classes {
                 Some(known) => known
                     .iter()
@@ -283,7 +302,6 @@ impl LoadLabelledTexts {
                 )));
                 return Ok(ControlFlow::Break(()));
             };
-            let text = row.values.swap_remove(0);
             allowance.keep(&row.file, text.len())?;
             found.push(Found { text, class });
             Ok(ControlFlow::Continue(()))
@@ -420,7 +438,7 @@ mod tests {
     fn any_labels_are_read_where_the_columns_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("d.jsonl");
-        fs_err::write(&path, "{\"words\": \"a\", \"label\": 1}\n{\"words\": \"b\", \"label\": \"x\"}\n{\"words\": null, \"label\": 2}\n")
+        fs_err::write(&path, "{\"words\": \"a\", \"label\": 1}\n{\"words\": \"b\", \"label\": \"x\"}\n{\"words\": null, \"label\": 2}\n{\"words\": \" \", \"label\": 2}\n{\"words\": \"c\", \"label\": [3]}\n{\"words\": \"c\"}\n")
             .unwrap();
         let read = |params: &str| {
             let kind = kind(params);
@@ -431,11 +449,13 @@ mod tests {
             let classes = kind
                 .known_classes(&found)
                 .map_err(|_| "classes".to_owned())?;
-            Ok::<_, String>((classes, left_out, kind.label(&found[1].class)))
+            Ok::<_, String>((classes, left_out.note(), kind.label(&found[1].class)))
         };
         let named = "{ source: d, columns: { text: words }, labels: { x: y } }";
         let classes = vec!["1".to_owned(), "x".to_owned()];
-        assert_eq!(read(named).unwrap(), (classes, 1, "y".to_owned()));
+        let note = "4 of 6 rows were left out: file:d, row 3: `words` is empty, and others";
+        let expected = (classes, Some(note.to_owned()), "y".to_owned());
+        assert_eq!(read(named).unwrap(), expected);
         assert_eq!(read(&named.replace("x: y", "z: y")).unwrap_err(), "classes");
         assert_eq!(
             read("{ source: d }").unwrap_err(),
@@ -471,5 +491,18 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn a_folder_has_no_sha256() {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join("d.csv"), "text,label\na,b\n").unwrap();
+        assert!(kind("{ source: d }").read(folder.path()).is_ok());
+        let sha256 = "0".repeat(64);
+        let read = kind(&format!("{{ source: d, sha256: '{sha256}' }}")).read(folder.path());
+        let Some(StageError::Failed { message, .. }) = read.err() else {
+            panic!("read")
+        };
+        assert!(message.ends_with("a folder has no SHA-256"), "{message}");
     }
 }

@@ -28,6 +28,14 @@ impl Template {
         Ok(Self::Text(template))
     }
 
+    /// The tokens that it writes itself, which texts must not spell.
+    pub(super) fn special_tokens(&self) -> &'static [&'static str] {
+        match self {
+            Self::Chat(_) => &["<|im_start|>", "<|im_end|>"],
+            Self::Plain | Self::Text(_) => &[],
+        }
+    }
+
     pub(super) fn prompt(&self, question: &Question) -> String {
         match self {
             Self::Plain => question.plain(),

@@ -81,8 +81,8 @@ impl Kind for EnumerateAnswers {
                     question: example.question.clone(),
                     prompt: example.prompt.clone(),
                     completion: answer.text,
-                    tokens,
-                    log_prob: answer.log_prior,
+                    tokens: Some(tokens),
+                    log_prob: Some(answer.log_prior),
                     ..CompletionRow::default()
                 });
             }

@@ -341,14 +341,11 @@ impl Kind for Sample {
         })?;
         for (row, completion) in rows.iter_mut().zip(completions) {
             row.completion = model.tokenizer.decode(&completion.tokens)?;
-            row.tokens = completion.tokens.len() as u64;
+            row.tokens = Some(completion.tokens.len() as u64);
             row.token_ids = Some(completion.tokens);
             row.truncated = completion.truncated;
-            row.log_prob = completion
-                .log_probs
-                .iter()
-                .map(|log_prob| f64::from(*log_prob))
-                .sum();
+            let log_probs = completion.log_probs.iter();
+            row.log_prob = Some(log_probs.map(|log_prob| f64::from(*log_prob)).sum());
         }
         Ok(to_table("completions", &rows).write_data(&ctx.output("completions")?)?)
     }

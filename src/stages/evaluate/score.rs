@@ -93,11 +93,19 @@ impl Kind for Score {
             }
         }
         if let Some(reference) = reference {
+            if let Some(row) = scorable.rows.iter().find(|row| row.log_prob.is_none()) {
+                return Err(StageError::new(format!(
+                    "nobody says how probable sample {} of question {} is under the policy that wrote it: `kl` compares \
+                     that with the reference",
+                    row.sample, row.question_id
+                ))
+                .hint("`score_policy` with the policy says it; or leave `reference` out"));
+            }
             let sequences = &scorable.sequences[0];
             let log_probs =
                 passes::log_probs(ctx, &reference.frozen()?, sequences, self.batch_size)?;
             let kl = scorable.rows.iter().zip(log_probs);
-            let kl = kl.map(|(row, reference)| Some(row.log_prob - reference));
+            let kl = kl.map(|(row, reference)| Some(row.log_prob? - reference));
             table.number_column("kl", 3, kl);
         }
         Ok(table.write_data(&ctx.output("scores")?)?)

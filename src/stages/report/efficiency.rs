@@ -6,12 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::groups::{Grouping, Row, row_named};
+use super::reach::Reach;
 use super::trainings::{ended, load_curves};
 use crate::artifacts::curve::{CURVE, Curve, TrainingSummary};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Kind, Output, Port, StageError};
+use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
+use crate::stages::ranges::at_least_one;
 
 /// Shows what the training of several policies cost: steps, tokens and floating-point operations.
 ///
@@ -32,6 +34,9 @@ pub struct Efficiency {
     /// A paper's share of the operations of `relative_to`, in percent, for each row.
     #[serde(default)]
     reference_values: BTreeMap<String, f64>,
+    /// With this, the operations until each row first reaches what `relative_to` ends with, and the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reach: Option<Reach>,
     /// Names shown instead of values of `row`.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
@@ -67,6 +72,18 @@ impl Kind for Efficiency {
 
     fn outputs(&self) -> Vec<Output> {
         vec![Output::new("table", TABLE)]
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Some(reach) = &self.reach {
+            at_least_one("reach.window", reach.window as u64, &mut problems);
+            if self.relative_to.is_none() {
+                let what = "`reach` compares with `relative_to`, which is not given";
+                problems.push(Problem::new("reach", what).hint("such as `relative_to: ppo`"));
+            }
+        }
+        problems
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -134,6 +151,9 @@ impl Efficiency {
                 table.number_column(format!("% of {} (paper)", base.name), 2, reported);
             }
         }
+        if let (Some(reach), Some(label)) = (&self.reach, &self.relative_to) {
+            add_reached(&mut table, rows, row_named(rows, label)?, reach);
+        }
         table.text_column(
             "Training",
             rows.iter()
@@ -147,6 +167,52 @@ impl Efficiency {
         );
         Ok(table)
     }
+}
+
+/// Adds the operations until a row has what another one ends with, run by run: means over the runs that get there.
+fn add_reached(table: &mut Table, rows: &[Row<Curve>], base: &Row<Curve>, reach: &Reach) {
+    let run_of = |label: &str| base.runs.iter().find(|run| run.label == label);
+    let reached = |of_row: bool| -> Vec<(usize, Vec<f64>)> {
+        let of_row = |row: &Row<Curve>| {
+            let pairs: Vec<(&Curve, &Curve)> = row
+                .runs
+                .iter()
+                .filter_map(|run| Some((&run.content, &run_of(&run.label)?.content)))
+                .map(|(own, others)| if of_row { (own, others) } else { (others, own) })
+                .collect();
+            let flops = pairs.iter();
+            let flops = flops.filter_map(|(one, other)| reach.flops(one, reach.end(other)?));
+            (pairs.len(), flops.collect())
+        };
+        rows.iter().map(of_row).collect()
+    };
+    for (of_row, heading, times) in [
+        (
+            true,
+            format!("GFLOP to {}'s end", base.name),
+            "Reach it".to_owned(),
+        ),
+        (
+            false,
+            format!("GFLOP of {} to its end", base.name),
+            format!("{} reaches it", base.name),
+        ),
+    ] {
+        let found = reached(of_row);
+        let means = found.iter().map(|(_, flops)| {
+            (!flops.is_empty()).then(|| flops.iter().sum::<f64>() / flops.len() as f64 / 1e9)
+        });
+        table.number_column(heading, 3, means);
+        let counts = found
+            .iter()
+            .map(|(pairs, flops)| Some(format!("{} of {pairs}", flops.len())));
+        table.text_column(times, counts);
+    }
+    table.notes.push(format!(
+        "To its end: until the reward, a mean of {} values in a row, first is what the other training ends with, run by run; \
+         a mean over the runs that get there.",
+        reach.window
+    ));
 }
 
 #[cfg(test)]
@@ -186,6 +252,32 @@ mod tests {
             table.all_texts("Training").unwrap(),
             ["completed", "diverged at step 4"]
         );
+    }
+
+    #[test]
+    fn operations_are_counted_until_another_row_s_end_is_reached() {
+        let with = |stage: &str, seed: u64, flops: f64, values: [f64; 4]| {
+            let (labels, mut curve) = curve(stage, seed, Status::Completed, flops);
+            let values = values.map(Some).to_vec();
+            curve.metrics.insert("reward".to_owned(), values);
+            (labels, curve)
+        };
+        let all = rows(vec![
+            with("ppo", 1, 8e9, [0.0, 1.0, 2.0, 3.0]),
+            with("ppo", 2, 8e9, [0.0, 1.0, 2.0, 3.0]),
+            with("flowhf", 1, 4e9, [1.0, 3.0, 3.0, 2.0]),
+            with("flowhf", 2, 4e9, [1.0, 1.0, 1.0, 1.0]),
+        ]);
+        let params = serde_json::json!({ "relative_to": "ppo", "reach": { "window": 1 } });
+        let table = kind(params).table(&all).unwrap();
+        let numbers = |name: &str| table.numbers(name).unwrap()[1];
+        assert_eq!(numbers("GFLOP to ppo's end"), Some(2.0));
+        assert_eq!(table.all_texts("Reach it").unwrap()[1], "1 of 2");
+        // 2 is reached with the third step, 1 with the second.
+        assert_eq!(numbers("GFLOP of ppo to its end"), Some(5.0));
+        assert_eq!(table.all_texts("ppo reaches it").unwrap()[1], "2 of 2");
+        let alone = kind(serde_json::json!({ "reach": {} }));
+        assert_eq!(alone.validate().len(), 1);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) fn with_rewards(rewards: &[f64], completions: &[String]) -> Scored {
             question: format!("question {at}"),
             prompt: format!("Question: question {at}\n\nAnswer: "),
             completion: completion.clone(),
-            tokens: 3,
+            tokens: Some(3),
             truncated: at % 4 == 0,
             ..CompletionRow::default()
         })

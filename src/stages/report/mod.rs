@@ -23,6 +23,7 @@ mod bootstrap_params;
 mod fixture;
 mod groups;
 mod measure;
+mod reach;
 mod resample;
 mod scored;
 mod trainings;

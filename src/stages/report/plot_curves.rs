@@ -15,10 +15,10 @@ use crate::excerpt::listed;
 use crate::stages::defaults;
 use crate::stats::figure::{LineChart, Scale as FigureScale, Series};
 
-/// Draws metrics of several trainings step by step, one SVG file for each metric.
+/// Draws metrics of several trainings step by step, or by the operations that they took, one SVG file for each metric.
 ///
 /// A line is the mean over the runs of a training that have a value at that step, its band reaches from the least
-/// to the greatest of them. The legend says which trainings diverged.
+/// to the greatest of them; it goes straight on where a step has none. The legend says which trainings diverged.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlotCurves {
@@ -44,6 +44,13 @@ pub struct PlotCurves {
 pub struct MetricFigure {
     /// The metric of the curves.
     metric: String,
+    /// The metric taken of curves without it: `reward` of trainings that sample all they learn from is what
+    /// `sampled_reward` is of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fallback: Option<String>,
+    /// The horizontal axis.
+    #[serde(default, skip_serializing_if = "Against::is_step")]
+    against: Against,
     /// The name of the vertical axis; that of the metric if empty.
     #[serde(default)]
     label: String,
@@ -53,6 +60,24 @@ pub struct MetricFigure {
     /// The scale of the vertical axis.
     #[serde(default)]
     scale: Scale,
+}
+
+/// What a metric is drawn against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Against {
+    /// The step.
+    #[default]
+    Step,
+    /// Floating-point operations up to the step, in units of 1e9; each step is counted as an equal share of the training.
+    Gflop,
+}
+
+impl Against {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    fn is_step(&self) -> bool {
+        *self == Self::Step
+    }
 }
 
 /// The scale of an axis.
@@ -68,7 +93,7 @@ pub enum Scale {
 
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 
@@ -161,7 +186,7 @@ impl PlotCurves {
         };
         let (mut series, mut without) = (Vec::new(), Vec::new());
         for row in chosen {
-            match line(row, &wanted.metric) {
+            match line(row, wanted) {
                 Some(line) => series.push(line),
                 None => without.push(row.name.clone()),
             }
@@ -179,7 +204,11 @@ impl PlotCurves {
         }
         let chart = LineChart {
             title: wanted.title.clone(),
-            x_label: "step".to_owned(),
+            x_label: match wanted.against {
+                Against::Step => "step",
+                Against::Gflop => "GFLOP",
+            }
+            .to_owned(),
             y_label: if wanted.label.is_empty() {
                 wanted.metric.clone()
             } else {
@@ -197,37 +226,49 @@ impl PlotCurves {
 }
 
 /// The mean over runs with its range; `None` if no run has the metric.
-fn line(row: &Row<Curve>, metric: &str) -> Option<Series> {
-    let mut at: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+fn line(row: &Row<Curve>, wanted: &MetricFigure) -> Option<Series> {
+    /// Where the runs are at a step, and what they have there.
+    #[derive(Default)]
+    struct At {
+        places: Vec<f64>,
+        values: Vec<f64>,
+    }
+    let mut steps: BTreeMap<u64, At> = BTreeMap::new();
     let mut known = false;
     for run in &row.runs {
-        let Some(values) = run.content.metrics.get(metric) else {
+        let curve = &run.content;
+        let names = [Some(&wanted.metric), wanted.fallback.as_ref()];
+        let mut values = names.into_iter().flatten();
+        let Some(values) = values.find_map(|name| curve.metrics.get(name)) else {
             continue;
         };
         known = true;
-        for (step, value) in run.content.steps.iter().zip(values) {
-            at.entry(*step).or_default().extend(*value);
+        for (step, value) in curve.steps.iter().zip(values) {
+            if let Some(value) = value {
+                let at = steps.entry(*step).or_default();
+                at.values.push(*value);
+                at.places.push(match wanted.against {
+                    Against::Step => *step as f64,
+                    Against::Gflop => curve.flops_to(*step) / 1e9,
+                });
+            }
         }
     }
     if !known {
         return None;
     }
     let several = row.runs.len() > 1;
-    let mut points = Vec::with_capacity(at.len());
-    let mut band = Vec::with_capacity(at.len());
-    for (step, values) in at {
-        // No value at a step: a gap.
-        let mean = if values.is_empty() {
-            f64::NAN
-        } else {
-            values.iter().sum::<f64>() / values.len() as f64
-        };
-        points.push((step as f64, mean));
-        band.push((
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let points = steps.values();
+    let points = points.map(|at| (mean(&at.places), mean(&at.values)));
+    let points: Vec<(f64, f64)> = points.collect();
+    let band = steps.values().map(|At { values, .. }| {
+        (
             values.iter().copied().fold(f64::NAN, f64::min),
             values.iter().copied().fold(f64::NAN, f64::max),
-        ));
-    }
+        )
+    });
+    let band: Vec<(f64, f64)> = band.collect();
     let diverged = row
         .runs
         .iter()
@@ -282,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_without_a_value_are_gaps_and_unknown_metrics_errors() {
+    fn steps_without_a_value_are_passed_over_and_unknown_metrics_errors() {
         let mut odd = curve("ppo", 1, Status::Completed, 1.0);
         odd.1.metrics["loss"][1] = None;
         let rows = rows(vec![odd, curve("tb", 1, Status::Completed, 1.0)]);
@@ -291,11 +332,28 @@ mod tests {
         );
         let (chart, _) = kind.chart(&rows, &kind.metrics[0]).unwrap();
         assert_eq!(chart.series.len(), 1);
-        assert!(chart.series[0].points[1].1.is_nan() && !chart.series[0].points[2].1.is_nan());
+        assert_eq!(chart.series[0].points, [(0.0, 3.0), (2.0, 1.0), (3.0, 0.0)]);
         let error = kind.chart(&rows, &kind.metrics[1]).unwrap_err();
         assert!(
             matches!(error, StageError::Failed { hint: Some(hint), .. } if hint == "the metrics are: loss")
         );
+    }
+
+    #[test]
+    fn metrics_stand_against_operations_and_may_have_another_name() {
+        let mut other = curve("tb", 1, Status::Completed, 8e9);
+        let values = other.1.metrics.shift_remove("loss").unwrap();
+        other.1.metrics.insert("sampled_loss".to_owned(), values);
+        let rows = rows(vec![curve("ppo", 1, Status::Completed, 4e9), other]);
+        let kind = kind(serde_json::json!({
+            "metrics": [{ "metric": "sampled_loss", "fallback": "loss", "against": "gflop" }]
+        }));
+        let (chart, without) = kind.chart(&rows, &kind.metrics[0]).unwrap();
+        assert_eq!(without, Vec::<String>::new());
+        assert_eq!(chart.x_label, "GFLOP");
+        let points = |row: usize| chart.series[row].points.clone();
+        assert_eq!(points(0), [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0), (4.0, 0.0)]);
+        assert_eq!(points(1)[3], (8.0, 0.0));
     }
 
     #[test]

@@ -372,7 +372,7 @@ mod tests {
             .map(|at| CompletionRow {
                 question_id: at / 3,
                 sample: at % 3,
-                log_prob: probabilities[at as usize % 3].ln(),
+                log_prob: Some(probabilities[at as usize % 3].ln()),
                 ..CompletionRow::default()
             })
             .collect();

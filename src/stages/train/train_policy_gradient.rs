@@ -123,7 +123,7 @@ pub struct TrainPolicyGradient {
     /// Completions in such an estimate.
     #[serde(default = "thirty_two")]
     monitor_completions: usize,
-    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    /// KL divergence to the starting model, in nats, above which, two estimates in a row, the training counts as diverged.
     #[serde(default)]
     kl_limit: Option<f64>,
     /// What divergence means.
@@ -150,7 +150,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainPolicyGradient {
     const NAME: &'static str = "train_policy_gradient";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ objective: grpo, steps: 200, prompts_per_step: 8, completions_per_prompt: 8, \
         optimizer: { lr: 3e-4 }, max_new_tokens: 24, seed: 1 }";
 
@@ -368,9 +368,10 @@ impl TrainPolicyGradient {
             micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
+            monitor_reward: false,
             limits: DivergenceLimits {
                 kl: self.kl_limit,
-                patience: 1,
+                patience: training::ESTIMATES_BEYOND,
                 ..DivergenceLimits::default()
             },
             eos: policy.eos.clone(),

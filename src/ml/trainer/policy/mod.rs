@@ -89,6 +89,8 @@ pub struct PolicyOptions {
     pub monitor_every: u64,
     /// Completions in such an estimate.
     pub monitor_completions: usize,
+    /// Whether their mean reward is told as well.
+    pub monitor_reward: bool,
     /// When the training counts as diverged.
     pub limits: DivergenceLimits,
     /// Ids that end a completion.
@@ -495,15 +497,17 @@ impl PolicyTrainer {
         if self.shared.options.monitor_every > 0
             && (step + 1).is_multiple_of(self.shared.options.monitor_every)
         {
-            let estimate = match self.kl(step) {
+            let watched = match self.watched(step) {
                 Err(TrainError::Generate(error @ GenerateError::NonFinite { .. })) => {
                     report.diverged = Some(error.to_string());
                     return Ok(report);
                 }
                 other => other?,
             };
-            report.metrics.insert("kl", estimate);
-            kl = Some(estimate);
+            report.metrics.insert("kl", watched.kl);
+            let reward = watched.reward.map(|reward| ("sampled_reward", reward));
+            report.metrics.extend(reward);
+            kl = Some(watched.kl);
         }
         let health = self.monitor.observe(Observation {
             step,

@@ -36,6 +36,14 @@ pub(super) struct Rows {
     pub(super) age: Option<f64>,
 }
 
+/// What samples of the policy show beside its training.
+pub(super) struct Watched {
+    /// KL divergence to the reference in nats, a trimmed mean.
+    pub(super) kl: f64,
+    /// Mean reward, before it is scaled.
+    pub(super) reward: Option<f64>,
+}
+
 impl Rows {
     /// Tells how the prompts of a step were come by, where there was a choice.
     pub(super) fn of_prompts(
@@ -353,16 +361,16 @@ impl PolicyTrainer {
             .map_err(TrainError::generating)
     }
 
-    /// Estimates the KL divergence of the policy to the reference from samples of the policy.
-    pub(super) fn kl(&self, step: u64) -> Result<f64, TrainError> {
+    /// Samples the policy to see where it is: its KL divergence to the reference and, if asked for, its reward.
+    pub(super) fn watched(&self, step: u64) -> Result<Watched, TrainError> {
         let count = self.shared.options.monitor_completions;
-        let prompts: Vec<Vec<u32>> = (0..count)
-            .map(|index| {
-                self.prompts[index * self.prompts.len() / count]
-                    .prompt
-                    .clone()
-            })
+        let places: Vec<usize> = (0..count)
+            .map(|index| index * self.prompts.len() / count)
             .collect();
+        let prompts = places
+            .iter()
+            .map(|place| self.prompts[*place].prompt.clone());
+        let prompts: Vec<Vec<u32>> = prompts.collect();
         // Its own stream: watching must not change what the training samples.
         let completions = self.generate(&prompts, u64::MAX - step, 0, 1.0, &Cancel::default())?;
         let rows: Vec<TokenizedCompletion> = prompts
@@ -375,6 +383,22 @@ impl PolicyTrainer {
         let policy = actions.frozen_log_probs(&self.shared.model.llama.detached())?;
         let reference = actions.frozen_log_probs(&self.shared.reference)?;
         let estimate = KlEstimate::of_tensors(&policy, &reference, &actions.lengths, 0.1)?;
-        Ok(estimate.trimmed)
+        let mut reward = None;
+        if self.shared.options.monitor_reward {
+            let answers = places.iter().zip(&rows);
+            let answers = answers.map(|(prompt, completion)| Answer {
+                prompt: *prompt,
+                completion,
+            });
+            let rewards = self
+                .shared
+                .rewards
+                .of_completions(&answers.collect::<Vec<_>>())?;
+            reward = Some(rewards.iter().sum::<f64>() / count as f64);
+        }
+        Ok(Watched {
+            kl: estimate.trimmed,
+            reward,
+        })
     }
 }

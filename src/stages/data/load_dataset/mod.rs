@@ -13,9 +13,8 @@ use super::origin::{
     source_path,
 };
 use super::question::{Answer, Question, Template};
-use crate::artifacts::dataset::{COLUMNS, DATASET, Dataset, Example};
+use crate::artifacts::dataset::{COLUMNS, DATASET};
 use crate::artifacts::language_model::LANGUAGE_MODEL;
-use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::{NAME, excerpt, listed};
@@ -24,11 +23,13 @@ use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
 mod layout;
+mod making;
 mod rendering;
 
 use layout::Found;
 pub use layout::Layout;
-use rendering::{OF_MODEL, Rendering};
+use making::{Fault, Making};
+use rendering::OF_MODEL;
 
 /// Loads a data set from parquet, CSV or JSON files (an object a line, or an array), in one of the usual layouts.
 ///
@@ -61,6 +62,10 @@ pub struct LoadDataset {
     /// behind `Human:` and `Assistant:`, or `model`: the chat template of the port `model`, as `transformers` renders it.
     #[serde(default = "plain")]
     template: String,
+    /// What becomes of a row whose texts spell a token that means something to the model, such as its end token: one of
+    /// the port `model`'s special tokens, or `<|im_start|>` and `<|im_end|>` where the template is one of ChatML.
+    #[serde(default)]
+    special_tokens: Spelt,
     /// At most so many rows of the file, which is read no further.
     #[serde(default)]
     max_rows: Option<usize>,
@@ -73,9 +78,22 @@ fn plain() -> String {
     "plain".to_owned()
 }
 
+/// What becomes of texts that spell special tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Spelt {
+    /// They stay, and a warning counts them.
+    #[default]
+    Warn,
+    /// Their rows are left out, and counted.
+    LeaveOut,
+    /// The first of them is an error.
+    Refuse,
+}
+
 impl Kind for LoadDataset {
     const NAME: &'static str = "load_dataset";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ source: conversations.jsonl, layout: prompt_chosen_rejected, template: chatml, keep: [answer] }";
 
     fn ports(&self) -> Vec<Port> {
@@ -108,6 +126,16 @@ impl Kind for LoadDataset {
             problems.push(Problem::new("template", reason));
         }
         check_sha256(self.source.as_ref(), self.sha256, &mut problems);
+        let has_special = ["chatml", "smollm2", OF_MODEL].contains(&self.template.as_str());
+        if self.special_tokens != Spelt::Warn && !has_special {
+            problems.push(
+                Problem::new(
+                    "special_tokens",
+                    format!("`template: {}` names no special tokens", self.template),
+                )
+                .hint("they are known of `model`, `chatml` and `smollm2`"),
+            );
+        }
         if let Some(layout) = self.layout {
             let known: Vec<&str> = [layout.needs(), layout.may_have()].concat();
             for name in self.columns.keys() {
@@ -144,11 +172,10 @@ impl Kind for LoadDataset {
         let files = RowFiles::find(&path, &name, self.split.as_deref(), most_text)?;
         let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
         let layout = self.layout_of(&found, &name, ctx)?;
-        let mut reading = Reading::new(self, layout, &found);
+        let making = Making::new(self, &name, ctx)?;
+        let mut reading = Reading::new(self, layout, &found, making);
         reading.read(&files, ctx)?;
-        let examples = reading.examples(&name, ctx)?;
-        let title = format!("Data of {name}");
-        Ok(Dataset { title, examples }.write(&ctx.output("data")?)?)
+        reading.end(&name, ctx)
     }
 }
 
@@ -240,7 +267,7 @@ impl LoadDataset {
     }
 }
 
-/// A row of the data set, before rows of one question are put together.
+/// A row of the data set before it is rendered.
 struct Taken {
     question: Question,
     chosen: Option<Answer>,
@@ -263,8 +290,9 @@ struct Reading<'a> {
     layout: Layout,
     /// Names in the layout, in the order of the columns that are read.
     names: Vec<&'static str>,
-    taken: Vec<Taken>,
+    /// What waits for further rows of its question; all else is written at once.
     compared: IndexMap<Question, Compared>,
+    making: Making,
     rows: usize,
     left_out: usize,
     /// What is wrong with the first row that is left out.
@@ -272,15 +300,20 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(kind: &'a LoadDataset, layout: Layout, found: &BTreeSet<String>) -> Self {
+    fn new(
+        kind: &'a LoadDataset,
+        layout: Layout,
+        found: &BTreeSet<String>,
+        making: Making,
+    ) -> Self {
         let may_have = layout.may_have().iter().copied();
         let may_have = may_have.filter(|name| found.contains(kind.column(name)));
         Self {
             kind,
             layout,
             names: layout.needs().iter().copied().chain(may_have).collect(),
-            taken: Vec::new(),
             compared: IndexMap::new(),
+            making,
             rows: 0,
             left_out: 0,
             first_fault: None,
@@ -295,7 +328,7 @@ impl<'a> Reading<'a> {
             .collect();
         let most = self.kind.max_rows.unwrap_or(usize::MAX);
         let mut allowance = files.allowance();
-        let mut stopped = false;
+        let mut ended = Ok(());
         files.read_fields(&columns, |row| {
             if self.rows == most {
                 return Ok(ControlFlow::Break(()));
@@ -304,32 +337,50 @@ impl<'a> Reading<'a> {
             let bytes = row.values.iter().map(Field::bytes).sum();
             allowance.keep(&row.file, bytes)?;
             if let Err(fault) = self.take(&row.values) {
-                self.left_out += 1;
-                self.first_fault
-                    .get_or_insert_with(|| row.error(fault).to_string());
+                ended = self.leave_out(fault, || row.place());
+                if ended.is_err() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             if self.rows.is_multiple_of(TOLD) {
                 if ctx.is_cancelled() {
-                    stopped = true;
+                    ended = Err(StageError::Interrupted);
                     return Ok(ControlFlow::Break(()));
                 }
+                let (step, total, unit) = match self.kind.max_rows {
+                    Some(most) => (self.rows as u64, most as u64, "rows"),
+                    None => (
+                        files.bytes_passed().min(files.bytes()),
+                        files.bytes(),
+                        "bytes",
+                    ),
+                };
                 ctx.progress(Progress {
-                    step: self.rows as u64,
-                    total: self.kind.max_rows.unwrap_or(0) as u64,
-                    unit: "rows".to_owned(),
+                    step,
+                    total,
+                    unit: unit.to_owned(),
                     ..Progress::default()
                 });
             }
             Ok::<_, RowsError>(ControlFlow::Continue(()))
         })?;
-        if stopped {
-            return Err(StageError::Interrupted);
-        }
+        ended
+    }
+
+    /// Counts a row that is left out, or returns why that must not be.
+    fn leave_out(
+        &mut self,
+        fault: Fault,
+        place: impl FnOnce() -> String,
+    ) -> Result<(), StageError> {
+        let fault = fault.of_row(place)?;
+        self.left_out += 1;
+        self.first_fault.get_or_insert(fault);
         Ok(())
     }
 
     /// Takes a row, or says what is wrong with it.
-    fn take(&mut self, values: &[Field]) -> Result<(), String> {
+    fn take(&mut self, values: &[Field]) -> Result<(), Fault> {
         let (values, further) = values.split_at(self.names.len());
         let row = self.names.iter().copied().zip(values.iter().map(json));
         let found = self.layout.found(&row.collect())?;
@@ -340,20 +391,20 @@ impl<'a> Reading<'a> {
         match found {
             Found::Answers(question, chosen, rejected) => {
                 if chosen.iter().chain(&rejected).any(is_empty) {
-                    return Err("a completion is empty".to_owned());
+                    return Err(Fault::Row("a completion is empty".to_owned()));
                 }
                 if chosen.is_some() && chosen == rejected {
-                    return Err("both completions are the same".to_owned());
+                    return Err(Fault::Row("both completions are the same".to_owned()));
                 }
-                self.taken.push(Taken {
+                self.making.make(&Taken {
                     question,
                     chosen,
                     rejected,
                     kept,
-                });
+                })?;
             }
             Found::Scored(_, answer, _) | Found::Labelled(_, answer, _) if is_empty(&answer) => {
-                return Err("the completion is empty".to_owned());
+                return Err(Fault::Row("the completion is empty".to_owned()));
             }
             Found::Scored(question, answer, score) => {
                 let compared = self.compared.entry(question).or_default();
@@ -374,10 +425,11 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Returns the examples, and says what was left out.
-    fn examples(mut self, name: &str, ctx: &mut RunContext) -> Result<Vec<Example>, StageError> {
-        let alone = self.pair();
-        let examples = self.rendered(ctx)?;
+    /// Writes what waited, and says what was left out.
+    fn end(mut self, name: &str, ctx: &mut RunContext) -> Result<(), StageError> {
+        let alone = self.pair()?;
+        self.making.notes(ctx);
+        let read_as = format!("read as `layout: {}`", self.layout.name());
         if let Some(fault) = &self.first_fault {
             let note = format!(
                 "{} of {} rows were left out: {fault}",
@@ -388,12 +440,10 @@ impl<'a> Reading<'a> {
             } else {
                 note
             };
-            if examples.is_empty() {
+            if self.making.writer.is_empty() {
                 return Err(
-                    StageError::new(format!("{name}: no row can be used; {note}")).hint(format!(
-                        "they were read as `layout: {}`",
-                        self.layout.name()
-                    )),
+                    StageError::new(format!("{name}: no row can be used; {note}"))
+                        .hint(format!("they were {read_as}")),
                 );
             }
             ctx.note(&note);
@@ -403,92 +453,46 @@ impl<'a> Reading<'a> {
                 "{alone} completions were left out: their prompt has none to compare them with"
             ));
         }
-        if examples.is_empty() {
+        if self.making.writer.is_empty() {
             return Err(StageError::new(format!(
                 "{name}: there is no row, or no two completions of a prompt"
             ))
-            .hint(format!("it was read as `layout: {}`", self.layout.name())));
+            .hint(format!("it was {read_as}")));
         }
-        Ok(examples)
-    }
-
-    /// Makes examples of what was taken.
-    fn rendered(&mut self, ctx: &mut RunContext) -> Result<Vec<Example>, StageError> {
-        let rendering = Rendering::of(self.kind, ctx)?;
-        let mut ids: BTreeMap<Digest, u64> = BTreeMap::new();
-        let (mut examples, mut cut, mut special) = (Vec::new(), 0, 0);
-        for taken in std::mem::take(&mut self.taken) {
-            let rendered = match rendering.render(&taken) {
-                Ok(rendered) => rendered,
-                Err(fault) => {
-                    self.left_out += 1;
-                    let question = excerpt(&taken.question.shown(), NAME).into_owned();
-                    self.first_fault
-                        .get_or_insert_with(|| format!("{question:?}: {fault}"));
-                    continue;
-                }
-            };
-            cut += usize::from(rendered.cut_bos);
-            let question = taken.question.shown();
-            let answers = taken.chosen.iter().chain(&taken.rejected);
-            let is_special = rendering.is_special(&question)
-                || answers
-                    .into_iter()
-                    .any(|answer| rendering.is_special(&answer.text));
-            special += usize::from(is_special);
-            let next = ids.len() as u64;
-            examples.push(Example {
-                question_id: *ids
-                    .entry(Digest::of(rendered.prompt.as_bytes()))
-                    .or_insert(next),
-                question,
-                chosen: rendered.chosen,
-                rejected: rendered.rejected,
-                kept: taken.kept,
-                prompt: rendered.prompt,
-            });
-        }
-        if cut > 0 {
-            ctx.note(&format!(
-                "the chat template begins {cut} prompts with the begin token, which the tokenizer puts there anyway: it was left out"
-            ));
-        }
-        if special > 0 {
-            ctx.warn(&format!(
-                "warning: {special} rows spell a token that begins or ends a text, which the model takes for that"
-            ));
-        }
-        Ok(examples)
+        Ok(self.making.writer.finish()?)
     }
 
     /// Pairs completions that are to be compared; returns how many are left over.
-    fn pair(&mut self) -> usize {
+    fn pair(&mut self) -> Result<usize, StageError> {
         let mut alone = 0;
         for (question, mut compared) in std::mem::take(&mut self.compared) {
-            let mut add = |chosen: Answer, rejected: Answer| {
-                self.taken.push(Taken {
-                    question: question.clone(),
-                    chosen: Some(chosen),
-                    rejected: Some(rejected),
-                    kept: compared.kept.clone(),
-                });
-            };
             let pairs = compared.good.len().min(compared.bad.len());
             alone += compared.good.len() + compared.bad.len() - 2 * pairs;
-            for (good, bad) in compared.good.drain(..).zip(compared.bad.drain(..)) {
-                add(good, bad);
-            }
+            let (good, bad) = (compared.good.drain(..), compared.bad.drain(..));
+            let mut found: Vec<(Answer, Answer)> = good.zip(bad).collect();
             // The first of equals counts.
             compared.scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
             match &compared.scored[..] {
                 [] => {}
                 [(best, chosen), .., (worst, rejected)] if best > worst => {
-                    add(chosen.clone(), rejected.clone());
+                    found.push((chosen.clone(), rejected.clone()));
                 }
                 others => alone += others.len(),
             }
+            for (chosen, rejected) in found {
+                let taken = Taken {
+                    question: question.clone(),
+                    chosen: Some(chosen),
+                    rejected: Some(rejected),
+                    kept: compared.kept.clone(),
+                };
+                if let Err(fault) = self.making.make(&taken) {
+                    let question = taken.question.shown();
+                    self.leave_out(fault, || format!("{:?}", excerpt(&question, NAME)))?;
+                }
+            }
         }
-        alone
+        Ok(alone)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How questions and answers become prompts and completions: by a template of ours, or by that of a model.
 
 use super::{LoadDataset, Taken};
+use crate::engine::artifact::Digest;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::tokenizer::Tokenizer;
@@ -18,8 +19,12 @@ pub(super) enum Rendering {
 
 pub(super) struct OfModel {
     template: ChatTemplate,
+    /// Of the template's text.
+    digest: Digest,
     bos: Option<String>,
     eos: Option<String>,
+    /// All tokens that texts must not spell.
+    special: Vec<String>,
     /// Whether the tokenizer puts the begin token before a text anyway.
     adds_bos: bool,
 }
@@ -52,6 +57,8 @@ impl Rendering {
         let (bos, eos) = (spelt(&tokens.bos), spelt(&tokens.eos));
         Ok(Self::OfModel(Box::new(OfModel {
             template: ChatTemplate::new(template, &bos, &eos)?,
+            digest: Digest::of(template.as_bytes()),
+            special: tokenizer.special_texts(),
             bos: tokens.bos.clone(),
             eos: tokens.eos.clone(),
             adds_bos: tokenizer.encode_prompt("a")?.first().copied() == tokenizer.bos_id(),
@@ -95,13 +102,29 @@ impl Rendering {
         })
     }
 
-    /// Whether a text spells a token that means something to the model.
-    pub(super) fn is_special(&self, text: &str) -> bool {
-        let Self::OfModel(model) = self else {
-            return false;
-        };
-        let mut tokens = model.bos.iter().chain(&model.eos);
-        tokens.any(|token| !token.is_empty() && text.contains(token.as_str()))
+    /// Returns a token that means something to the model and is spelt in a text.
+    pub(super) fn special_in(&self, text: &str) -> Option<&str> {
+        match self {
+            Self::OfModel(model) => {
+                let mut special = model.special.iter().map(String::as_str);
+                special.find(|token| text.contains(token))
+            }
+            Self::Ours(template) => {
+                let mut special = template.special_tokens().iter().copied();
+                special.find(|token| text.contains(token))
+            }
+        }
+    }
+
+    /// Says which template of a model it is.
+    pub(super) fn note(&self) -> Option<String> {
+        match self {
+            Self::OfModel(model) => Some(format!(
+                "rendered by the chat template with BLAKE3 digest {}",
+                model.digest
+            )),
+            Self::Ours(_) => None,
+        }
     }
 }
 

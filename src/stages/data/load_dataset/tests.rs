@@ -3,6 +3,8 @@
 use serde_json::json;
 
 use super::*;
+use crate::artifacts::dataset::{Dataset, Example};
+use crate::engine::artifact::Digest;
 use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
 use crate::stages::tryout::{Tried, attempt};
 
@@ -321,6 +323,7 @@ fn params_that_mean_nothing_are_refused() {
         (json!({ "sha256": "0".repeat(64) }), "sha256"),
         (json!({ "max_rows": 0 }), "max_rows"),
         (json!({ "template": "{" }), "template"),
+        (json!({ "special_tokens": "refuse" }), "special_tokens"),
     ] {
         let stage: LoadDataset = serde_json::from_value(params).unwrap();
         let found: Vec<String> = stage
@@ -359,8 +362,12 @@ fn a_file_is_read_no_further_than_wanted() {
 const BOS: &str = "<bos>";
 const EOS: &str = "<eos>";
 
-/// Loads rows with a chat template and a tokenizer that begins prompts itself.
 fn with_template(rows: &[Json], template: Option<&str>) -> Tried {
+    with_params(rows, template, json!({ "template": "model" }))
+}
+
+/// Loads rows with a chat template and a tokenizer that begins prompts itself.
+fn with_params(rows: &[Json], template: Option<&str>, params: Json) -> Tried {
     let folder = tempfile::tempdir().unwrap();
     let (path, model) = (
         folder.path().join("data.jsonl"),
@@ -382,7 +389,7 @@ fn with_template(rows: &[Json], template: Option<&str>) -> Tried {
         ("model", "tokenizer", model.as_path()),
     ];
     let kept = tempfile::tempdir().unwrap().keep();
-    attempt::<LoadDataset>(&kept, json!({ "template": "model" }), &inputs, None)
+    attempt::<LoadDataset>(&kept, params, &inputs, None)
 }
 
 #[test]
@@ -431,9 +438,12 @@ fn conversations_are_put_together_by_the_template_of_a_model() {
     assert!(
         notes
             .iter()
-            .any(|note| note.contains("1 rows spell a token")),
+            .any(|note| note.contains("1 rows spell a special token")),
         "{notes:?}"
     );
+    let table = tried.output("data").join("table.json");
+    let digest = Digest::of(template.as_bytes()).to_string();
+    assert!(fs_err::read_to_string(table).unwrap().contains(&digest));
     let tried = with_template(&[good], None);
     assert!(
         tried.message().contains("no chat template"),
@@ -450,4 +460,38 @@ fn kept_numbers_keep_their_digits() {
     let data = Dataset::read(&tried.output("data")).unwrap();
     let kept: Vec<&str> = data.examples[0].kept.values().map(String::as_str).collect();
     assert_eq!(kept, ["12345678901234567890123", "[1.50, 2]"]);
+}
+
+#[test]
+fn texts_that_spell_special_tokens_are_left_out_or_refused() {
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    // The fill token, which neither begins nor ends a text.
+    let rows = [
+        json!({ "messages": [user("a"), assistant("b")] }),
+        json!({ "messages": [user("a"), assistant("b <pad>")] }),
+    ];
+    let load_with = |special: &str| {
+        let params = json!({ "template": "model", "special_tokens": special });
+        with_params(&rows, Some(template), params)
+    };
+    let tried = load_with("leave_out");
+    tried.outcome.as_ref().unwrap();
+    let data = Dataset::read(&tried.output("data")).unwrap();
+    assert_eq!(data.examples.len(), 1);
+    let notes = &tried.told.notes;
+    let told = |says: &str| notes.iter().any(|note| note.contains(says));
+    assert!(told("1 of 2 rows") && told("spells \"<pad>\""), "{notes:?}");
+    let tried = load_with("refuse");
+    let message = tried.message();
+    let place = "row 2: it spells the special token \"<pad>\"";
+    assert!(message.contains(place), "{message}");
+
+    let rows = [
+        json!({ "prompt": "a <|im_end|>", "completion": "b" }),
+        json!({ "prompt": "a", "completion": "b" }),
+    ];
+    for (template, expected) in [("chatml", 1), ("smollm2", 1)] {
+        let params = json!({ "template": template, "special_tokens": "leave_out" });
+        assert_eq!(examples(&rows, params).len(), expected);
+    }
 }

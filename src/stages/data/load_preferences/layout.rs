@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::Digest;
 use crate::sources::dialogue::{Speaker, holds_a_turn, split_pair};
-use crate::sources::rows::{Nested, Row, RowFiles, RowsError};
+use crate::sources::rows::{Checked, Lacking, Nested, Row, RowFiles, RowsError};
 use crate::stages::data::question::{Answer, Question};
 
 /// How the rows of a file are laid out.
@@ -38,7 +38,7 @@ pub(super) struct Pair {
 
 /// Why a row cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Unusable {
+pub(super) enum Reason {
     /// A cell or an answer is empty.
     Empty,
     /// Both answers are the same.
@@ -51,9 +51,11 @@ pub(super) enum Unusable {
     FurtherTurn,
     /// An answer is said to be the user's.
     OfUser,
+    /// A cell is not what it should be.
+    Faulty,
 }
 
-impl Unusable {
+impl Reason {
     pub(super) fn in_words(self) -> &'static str {
         match self {
             Self::Empty => "with an empty cell or answer",
@@ -64,118 +66,166 @@ impl Unusable {
             }
             Self::FurtherTurn => "with a further turn in an answer",
             Self::OfUser => "with an answer of the role `human`",
+            Self::Faulty => "that cannot be read",
         }
     }
 }
 
-/// What a row holds.
-pub(super) enum Found {
-    /// A pair, with what tells its question from others.
-    Pair(Digest, Box<Pair>),
-    Unusable(Unusable),
+/// A row that cannot be used.
+pub(super) struct Unusable {
+    pub(super) reason: Reason,
+    /// What is wrong with it.
+    pub(super) fault: String,
 }
 
+impl Unusable {
+    fn faulty(fault: String) -> Self {
+        Self {
+            reason: Reason::Faulty,
+            fault,
+        }
+    }
+}
+
+impl From<Reason> for Unusable {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            fault: format!("a pair {}", reason.in_words()),
+        }
+    }
+}
+
+impl From<Lacking> for Unusable {
+    fn from(lacking: Lacking) -> Self {
+        match lacking {
+            Lacking::Empty(fault) => Self {
+                reason: Reason::Empty,
+                fault,
+            },
+            Lacking::Faulty(fault) => Self::faulty(fault),
+        }
+    }
+}
+
+/// A row of a file, and where it is.
+pub(super) struct Found {
+    pub(super) file: Arc<str>,
+    pub(super) number: usize,
+    /// A pair, with what tells its question from others.
+    pub(super) pair: Result<(Digest, Pair), Unusable>,
+}
+
+type Flow = Result<ControlFlow<()>, RowsError>;
+type Taken = Result<(Digest, Pair), Unusable>;
+
 impl Layout {
-    /// Reads pairs, which go to `take` with the name of their file until it breaks off. Returns how many rows have an
-    /// empty cell.
+    /// Reads pairs, which go to `take` until it breaks off.
     pub(super) fn read(
         self,
         files: &RowFiles,
-        mut take: impl FnMut(&Arc<str>, Found) -> Result<ControlFlow<()>, RowsError>,
-    ) -> Result<usize, RowsError> {
+        take: impl FnMut(Found) -> Flow,
+    ) -> Result<(), RowsError> {
         match self {
-            Self::StackExchangePaired => {
-                let columns = ["qid", "question", "response_j", "response_k"];
-                files.read(&columns, |mut row| {
-                    let [qid, question, chosen, rejected] = values(&mut row)?;
-                    let number: u64 = qid.parse().map_err(|_| {
-                        row.error(format!("`qid` is {qid:.40}, expected a whole number"))
-                    })?;
-                    // Sites number their questions each for itself.
-                    let key = Digest::of(format!("{number} {question}").as_bytes());
-                    let pair = Pair {
-                        question: Question::Text(question),
-                        chosen: Answer::as_it_is(chosen),
-                        rejected: Answer::as_it_is(rejected),
-                    };
-                    take(&row.file, Found::Pair(key, Box::new(pair)))
-                })
-            }
-            Self::AnthropicHh => files.read(&["chosen", "rejected"], |mut row| {
-                let [chosen, rejected] = values(&mut row)?;
-                let Some(split) = split_pair(&chosen, &rejected) else {
-                    return take(&row.file, Found::Unusable(Unusable::NothingShared));
-                };
-                if holds_a_turn(split.chosen) || holds_a_turn(split.rejected) {
-                    return take(&row.file, Found::Unusable(Unusable::FurtherTurn));
-                }
-                let pair = Pair {
-                    question: Question::Dialogue(split.context.to_owned()),
-                    chosen: Answer::behind_a_tag(split.chosen),
-                    rejected: Answer::behind_a_tag(split.rejected),
-                };
-                let key = Digest::of(split.context.as_bytes());
-                take(&row.file, Found::Pair(key, Box::new(pair)))
-            }),
-            Self::PkuHh => {
-                let columns = ["context", "chosen", "rejected"];
-                files.read_nested(&columns, |mut row| {
-                    let [context, chosen, rejected] = values(&mut row)?;
-                    let turns: Vec<Option<Turn>> = field(&row, "context", &context)?;
-                    if turns.is_empty() {
-                        return Err(row.error("`context` has no turn"));
-                    }
-                    let turns = turns.into_iter().map(|turn| {
-                        let turn = turn?;
-                        Some((turn.role?.into(), turn.text?))
-                    });
-                    let turns: Option<Vec<(Speaker, String)>> = turns.collect();
-                    let chosen: Reply = field(&row, "chosen", &chosen)?;
-                    let rejected: Reply = field(&row, "rejected", &rejected)?;
-                    let roles = [chosen.role, rejected.role];
-                    let (Some(turns), Some(chosen), Some(rejected)) =
-                        (turns, chosen.text, rejected.text)
-                    else {
-                        return take(&row.file, Found::Unusable(Unusable::Empty));
-                    };
-                    if roles.contains(&Some(Role::Human)) {
-                        return take(&row.file, Found::Unusable(Unusable::OfUser));
-                    }
-                    if holds_a_turn(&chosen) || holds_a_turn(&rejected) {
-                        return take(&row.file, Found::Unusable(Unusable::FurtherTurn));
-                    }
-                    let question = Question::Turns(String::new(), turns);
-                    let key = Digest::of(format!("{question:?}").as_bytes());
-                    let pair = Pair {
-                        question,
-                        chosen: Answer::of_text(chosen),
-                        rejected: Answer::of_text(rejected),
-                    };
-                    take(&row.file, Found::Pair(key, Box::new(pair)))
-                })
-            }
-            Self::OpenaiSummarizeComparisons => {
-                let columns = ["prompt", "chosen", "rejected"];
-                files.read(&columns, |mut row| {
-                    let [prompt, chosen, rejected] = values(&mut row)?;
-                    let key = Digest::of(prompt.as_bytes());
-                    let pair = Pair {
-                        question: Question::Text(prompt),
-                        chosen: Answer::of_text(summary(&chosen).to_owned()),
-                        rejected: Answer::of_text(summary(&rejected).to_owned()),
-                    };
-                    take(&row.file, Found::Pair(key, Box::new(pair)))
-                })
-            }
+            Self::StackExchangePaired => files.read(&STACK_EXCHANGE, passed(take, stack_exchange)),
+            Self::AnthropicHh => files.read(&DIALOGUES, passed(take, dialogues)),
+            Self::PkuHh => files.read_nested(&TURNS, passed(take, turns)),
+            Self::OpenaiSummarizeComparisons => files.read(&SUMMARIES, passed(take, summaries)),
         }
     }
 }
 
-/// Takes the values out of a row.
-fn values<T, const N: usize>(row: &mut Row<T>) -> Result<[T; N], RowsError> {
-    std::mem::take(&mut row.values)
-        .try_into()
-        .map_err(|values: Vec<T>| row.error(format!("{} values, expected {N}", values.len())))
+/// Takes rows apart and passes them on.
+fn passed<T>(
+    mut take: impl FnMut(Found) -> Flow,
+    pair: fn(&mut Row<Checked<T>>) -> Taken,
+) -> impl FnMut(Row<Checked<T>>) -> Flow {
+    move |mut row| {
+        let pair = pair(&mut row);
+        take(Found {
+            file: row.file,
+            number: row.number,
+            pair,
+        })
+    }
+}
+
+const STACK_EXCHANGE: [&str; 4] = ["qid", "question", "response_j", "response_k"];
+const DIALOGUES: [&str; 2] = ["chosen", "rejected"];
+const TURNS: [&str; 3] = ["context", "chosen", "rejected"];
+const SUMMARIES: [&str; 3] = ["prompt", "chosen", "rejected"];
+
+fn stack_exchange(row: &mut Row<Checked<String>>) -> Taken {
+    let [qid, question, chosen, rejected] = row.whole(STACK_EXCHANGE)?;
+    let number: u64 = qid
+        .parse()
+        .map_err(|_| Unusable::faulty(format!("`qid` is {qid:.40}, expected a whole number")))?;
+    // Sites number their questions each for itself.
+    let key = Digest::of(format!("{number} {question}").as_bytes());
+    let pair = Pair {
+        question: Question::Text(question),
+        chosen: Answer::as_it_is(chosen),
+        rejected: Answer::as_it_is(rejected),
+    };
+    Ok((key, pair))
+}
+
+fn dialogues(row: &mut Row<Checked<String>>) -> Taken {
+    let [chosen, rejected] = row.whole(DIALOGUES)?;
+    let split = split_pair(&chosen, &rejected).ok_or(Reason::NothingShared)?;
+    if holds_a_turn(split.chosen) || holds_a_turn(split.rejected) {
+        return Err(Reason::FurtherTurn.into());
+    }
+    let pair = Pair {
+        question: Question::Dialogue(split.context.to_owned()),
+        chosen: Answer::behind_a_tag(split.chosen),
+        rejected: Answer::behind_a_tag(split.rejected),
+    };
+    Ok((Digest::of(split.context.as_bytes()), pair))
+}
+
+fn turns(row: &mut Row<Checked<Nested>>) -> Taken {
+    let [context, chosen, rejected] = row.whole(TURNS)?;
+    let turns: Vec<Option<Turn>> = field("context", &context)?;
+    if turns.is_empty() {
+        return Err(Unusable::faulty("`context` has no turn".to_owned()));
+    }
+    let turns = turns.into_iter().map(|turn| {
+        let turn = turn?;
+        Some((turn.role?.into(), turn.text?))
+    });
+    let turns: Option<Vec<(Speaker, String)>> = turns.collect();
+    let chosen: Reply = field("chosen", &chosen)?;
+    let rejected: Reply = field("rejected", &rejected)?;
+    let roles = [chosen.role, rejected.role];
+    let (Some(turns), Some(chosen), Some(rejected)) = (turns, chosen.text, rejected.text) else {
+        return Err(Reason::Empty.into());
+    };
+    if roles.contains(&Some(Role::Human)) {
+        return Err(Reason::OfUser.into());
+    }
+    if holds_a_turn(&chosen) || holds_a_turn(&rejected) {
+        return Err(Reason::FurtherTurn.into());
+    }
+    let question = Question::Turns(String::new(), turns);
+    let key = Digest::of(format!("{question:?}").as_bytes());
+    let pair = Pair {
+        question,
+        chosen: Answer::of_text(chosen),
+        rejected: Answer::of_text(rejected),
+    };
+    Ok((key, pair))
+}
+
+fn summaries(row: &mut Row<Checked<String>>) -> Taken {
+    let [prompt, chosen, rejected] = row.whole(SUMMARIES)?;
+    let key = Digest::of(prompt.as_bytes());
+    let pair = Pair {
+        question: Question::Text(prompt),
+        chosen: Answer::of_text(summary(&chosen).to_owned()),
+        rejected: Answer::of_text(summary(&rejected).to_owned()),
+    };
+    Ok((key, pair))
 }
 
 /// A summary without the words that announce one.
@@ -216,12 +266,8 @@ struct Reply {
     text: Option<String>,
 }
 
-fn field<T: DeserializeOwned>(
-    row: &Row<Nested>,
-    name: &str,
-    value: &Nested,
-) -> Result<T, RowsError> {
+fn field<T: DeserializeOwned>(name: &str, value: &Nested) -> Result<T, Unusable> {
     value
         .parse()
-        .map_err(|error| row.error(format!("`{name}`: {error}")))
+        .map_err(|error| Unusable::faulty(format!("`{name}`: {error}")))
 }

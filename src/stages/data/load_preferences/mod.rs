@@ -20,11 +20,12 @@ use crate::stages::ranges::at_least_one;
 
 mod layout;
 
+use super::left_out::LeftOut;
 use super::origin::{
     check_folder, check_sha256, source_name, source_or_port, source_params, source_path,
 };
 use super::question::{Template, cut_end};
-use layout::{Found, Pair, Unusable};
+use layout::{Found, Pair, Reason, Unusable};
 
 pub use layout::Layout;
 
@@ -43,7 +44,8 @@ pub enum LongQuestions {
 ///
 /// Texts are taken as they are, markup and entities included. With `template: plain` the space between `Assistant:` or
 /// `TL;DR:` and an answer belongs to the answer. Pairs with an empty or the same answer on both sides teach nothing and
-/// are left out, as are rows with an empty cell and pairs whose answers hold a further turn; the log says how many.
+/// are left out, as are rows with an empty cell or one that cannot be read, and pairs whose answers hold a further turn; the
+/// log says how many, and what is wrong with the first.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadPreferences {
@@ -145,7 +147,7 @@ impl Kind for LoadPreferences {
 
 impl LoadPreferences {
     /// Reads the pairs of a file or folder, which messages call `name`, up to the limits.
-    fn load(&self, path: &Path, name: &str) -> Result<(Vec<Example>, LeftOut), StageError> {
+    fn load(&self, path: &Path, name: &str) -> Result<(Vec<Example>, PairsLeftOut), StageError> {
         let template = Template::parse(&self.template).map_err(StageError::new)?;
         let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
         let files = RowFiles::find(path, name, self.split.as_deref(), most_text)?;
@@ -155,17 +157,9 @@ impl LoadPreferences {
             ids: BTreeMap::new(),
             questions: IndexMap::new(),
             kept: 0,
-            left_out: LeftOut::default(),
+            left_out: PairsLeftOut::default(),
         };
-        let empty = self
-            .layout
-            .read(&files, |file, found| selection.take(file, found))?;
-        selection.left_out.rows += empty;
-        *selection
-            .left_out
-            .reasons
-            .entry(Unusable::Empty)
-            .or_default() += empty;
+        self.layout.read(&files, |found| selection.take(found))?;
         let left_out = std::mem::take(&mut selection.left_out);
         Ok((selection.examples(&template), left_out))
     }
@@ -179,32 +173,38 @@ struct Selection<'a> {
     ids: BTreeMap<Digest, u64>,
     questions: IndexMap<u64, Vec<Pair>>,
     kept: usize,
-    left_out: LeftOut,
+    left_out: PairsLeftOut,
 }
 
 impl Selection<'_> {
     /// Takes a pair, if it can be used; breaks off when no further one is wanted.
-    fn take(&mut self, file: &Arc<str>, found: Found) -> Result<ControlFlow<()>, RowsError> {
-        self.left_out.rows += 1;
-        let mut leave_out = |reason| {
-            *self.left_out.reasons.entry(reason).or_default() += 1;
+    fn take(&mut self, found: Found) -> Result<ControlFlow<()>, RowsError> {
+        let Found { file, number, pair } = found;
+        self.left_out.rows.rows += 1;
+        let mut leave_out = |unusable: Unusable| {
+            *self.left_out.reasons.entry(unusable.reason).or_default() += 1;
+            self.left_out.rows.add(&RowsError::Row {
+                file: Arc::clone(&file),
+                row: number,
+                reason: unusable.fault,
+            });
             Ok(ControlFlow::Continue(()))
         };
-        let (key, mut pair) = match found {
-            Found::Pair(key, pair) => (key, pair),
-            Found::Unusable(reason) => return leave_out(reason),
+        let (key, mut pair) = match pair {
+            Ok(pair) => pair,
+            Err(unusable) => return leave_out(unusable),
         };
         let next = self.ids.len() as u64;
         let id = match self.ids.get(&key) {
             Some(id) => *id,
             None => {
-                self.allowance.keep(file, 0)?;
+                self.allowance.keep(&file, 0)?;
                 self.ids.insert(key, next);
                 next
             }
         };
         if let Some(reason) = self.kind.unusable(&mut pair) {
-            return leave_out(reason);
+            return leave_out(reason.into());
         }
         // A shuffle needs all questions.
         let is_full = self.kind.seed.is_none()
@@ -218,8 +218,8 @@ impl Selection<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let bytes = pair.question.bytes() + pair.chosen.text.len() + pair.rejected.text.len();
-        self.allowance.keep(file, bytes)?;
-        pairs.push(*pair);
+        self.allowance.keep(&file, bytes)?;
+        pairs.push(pair);
         self.kept += 1;
         Ok(
             if self.kind.seed.is_none() && self.kind.max_rows == Some(self.kept) {
@@ -261,53 +261,47 @@ impl Selection<'_> {
 
 impl LoadPreferences {
     /// Cuts a pair to the limits; says why it cannot be used, if so.
-    fn unusable(&self, pair: &mut Pair) -> Option<Unusable> {
+    fn unusable(&self, pair: &mut Pair) -> Option<Reason> {
         for answer in [&mut pair.chosen, &mut pair.rejected] {
             if let Some(limit) = self.max_answer_chars {
                 answer.text = cut_end(&answer.text, limit).to_owned();
             }
             if answer.text.trim().is_empty() {
-                return Some(Unusable::Empty);
+                return Some(Reason::Empty);
             }
         }
         if pair.chosen.text == pair.rejected.text {
-            return Some(Unusable::Same);
+            return Some(Reason::Same);
         }
         let fits = self.max_question_chars.is_none_or(|limit| {
             pair.question.length() <= limit
                 || (self.long_questions == LongQuestions::Cut && pair.question.cut(limit))
         });
-        (!fits).then_some(Unusable::TooLong)
+        (!fits).then_some(Reason::TooLong)
     }
 }
 
-/// What was left out of the rows that were read.
+/// What was left out of the rows that were read, and why.
 #[derive(Debug, Default)]
-struct LeftOut {
-    /// Rows in all.
-    rows: usize,
-    reasons: BTreeMap<Unusable, usize>,
+struct PairsLeftOut {
+    rows: LeftOut,
+    reasons: BTreeMap<Reason, usize>,
 }
 
-impl LeftOut {
-    fn count(&self) -> usize {
-        self.reasons.values().sum()
-    }
-
+impl PairsLeftOut {
     /// Says how many rows were left out and why, if any were.
     fn note(&self) -> Option<String> {
-        let reasons = self.reasons.iter().filter(|(_, count)| **count > 0);
+        let fault = self.rows.first.as_ref()?;
+        let reasons = self.reasons.iter();
         let reasons: Vec<String> = reasons
             .map(|(reason, count)| format!("{count} {}", reason.in_words()))
             .collect();
-        (!reasons.is_empty()).then(|| {
-            format!(
-                "{} of {} pairs were left out: {}",
-                self.count(),
-                self.rows,
-                reasons.join(", ")
-            )
-        })
+        Some(format!(
+            "{} of {} pairs were left out: {}; the first: {fault}",
+            self.rows.count,
+            self.rows.rows,
+            reasons.join(", ")
+        ))
     }
 
     /// The error about a file without a usable pair.
@@ -319,12 +313,11 @@ impl LeftOut {
         let most = self.reasons.iter().max_by_key(|(_, count)| **count);
         StageError::new(format!("{name}: no pair is left; {note}")).hint(
             match most.map(|(reason, _)| reason) {
-                Some(Unusable::TooLong) => {
-                    "raise `max_question_chars`, or set `long_questions: cut`"
-                }
-                Some(Unusable::NothingShared | Unusable::FurtherTurn | Unusable::OfUser) => {
+                Some(Reason::TooLong) => "raise `max_question_chars`, or set `long_questions: cut`",
+                Some(Reason::NothingShared | Reason::FurtherTurn | Reason::OfUser) => {
                     "are these dialogues in the layout of HH? see `layout`"
                 }
+                Some(Reason::Faulty) => "are the rows laid out as `layout` says?",
                 _ => "look at the file: a pair has two different answers",
             },
         )

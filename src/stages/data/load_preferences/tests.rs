@@ -12,7 +12,7 @@ fn kind(params: &str) -> LoadPreferences {
 fn loaded(
     kind: &LoadPreferences,
     data: impl AsRef<[u8]>,
-) -> Result<(Vec<Example>, LeftOut), String> {
+) -> Result<(Vec<Example>, PairsLeftOut), String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data");
     fs_err::write(&path, data).unwrap();
@@ -193,6 +193,7 @@ fn dialogues_that_part_early_or_share_nothing_are_left_out_and_counted() {
         "4 of 6 pairs were left out: 1 with an empty cell or answer, 1 with twice the same answer",
         "1 whose dialogues share no beginning",
         "1 with a further turn in an answer",
+        "; the first: file:d, row 2: a pair with a further turn in an answer",
     ] {
         assert!(note.contains(part), "{note}");
     }
@@ -221,7 +222,7 @@ fn a_file_without_a_usable_pair_says_why() {
     );
     let same = said(stack, &format!("{header}1,q,a,a\n"));
     assert!(
-        same.contains("1 with twice the same answer; look at the file"),
+        same.ends_with("1 with twice the same answer; the first: file:d, row 1: a pair with twice the same answer; look at the file: a pair has two different answers"),
         "{same}"
     );
     let hh = said(
@@ -233,13 +234,13 @@ fn a_file_without_a_usable_pair_says_why() {
 
 #[test]
 fn no_more_is_read_than_max_rows_wants() {
-    // The third row would be an error.
-    let data = "qid,question,response_j,response_k\n1,q,a,b\n2,r,a,b\nx,s,a,b\n";
+    // What follows the second row is no CSV.
+    let data = "qid,question,response_j,response_k\n1,q,a,b\n2,r,a,b\n3,s,a,b,c\n";
     let limited = "{ source: d, layout: stack_exchange_paired, max_rows: 2 }";
     assert_eq!(examples(&kind(limited), data).len(), 2);
     let shuffled = limited.replace("max_rows: 2", "max_rows: 2, seed: 1");
     let error = loaded(&kind(&shuffled), data).unwrap_err();
-    assert!(error.starts_with("file:d, row 3: `qid` is x"), "{error}");
+    assert!(error.starts_with("file:d, row 3: 5 values"), "{error}");
 }
 
 #[test]
@@ -257,12 +258,50 @@ fn text_beyond_the_allowance_is_refused() {
     );
 }
 
+/// The note about what was left out of a file with one good row.
+fn note(kind: &LoadPreferences, data: impl AsRef<[u8]>) -> String {
+    let (found, left_out) = loaded(kind, data).unwrap();
+    assert_eq!(found.len(), 1);
+    left_out.note().unwrap()
+}
+
 #[test]
-fn faulty_rows_are_named() {
-    let data = "qid,question,response_j,response_k\nx,a,b,c\n";
+fn one_row_that_cannot_be_read_is_left_out_and_named() {
     let stack = kind("{ source: d, layout: stack_exchange_paired }");
-    let error = loaded(&stack, data).unwrap_err();
-    assert!(error.starts_with("file:d, row 1: `qid` is x"), "{error}");
+    let data = "qid,question,response_j,response_k\n1,a,b,c\nx,a,b,c\n2,a,,c\ny,a,b,c\n";
+    assert_eq!(
+        note(&stack, data),
+        "3 of 4 pairs were left out: 1 with an empty cell or answer, 2 that cannot be read; \
+         the first: file:d, row 2: `qid` is x, expected a whole number"
+    );
+    let hh = kind("{ source: d, layout: anthropic_hh }");
+    let side = |answer: &str| format!("\n\nHuman: Hi?\n\nAssistant: {answer}");
+    let good = dialogues(&[(&side("Yes."), &side("No."))]);
+    for (bad, fault) in [
+        ("{\"chosen\": \"a\"}", "`rejected` is missing"),
+        (
+            "{\"chosen\": null, \"rejected\": \"a\"}",
+            "`chosen` is empty",
+        ),
+        (
+            "{\"chosen\": [\"a\"], \"rejected\": \"a\"}",
+            "`chosen` is neither text nor a number",
+        ),
+    ] {
+        let note = note(&hh, format!("{bad}\n{good}"));
+        let end = format!("; the first: file:d, row 1: {fault}");
+        assert!(
+            note.starts_with("1 of 2 pairs were left out: 1 ") && note.ends_with(&end),
+            "{note}"
+        );
+    }
+    let latin = b"chosen,rejected\ncaf\xe9,b\n";
+    let (found, left_out) = loaded(&hh, latin).unwrap();
+    assert!(found.is_empty());
+    assert!(
+        left_out.note().unwrap().ends_with("`chosen` is not UTF-8"),
+        "{left_out:?}"
+    );
     let kind = kind("{ source: d, layout: anthropic_hh, template: 'no placeholder' }");
     assert_eq!(kind.validate().len(), 1);
 }
@@ -379,7 +418,7 @@ fn answers_of_pku_that_are_none_are_left_out_and_counted() {
     assert_eq!(
         left_out.note().unwrap(),
         "5 of 7 pairs were left out: 3 with an empty cell or answer, 1 with a further turn in an answer, \
-         1 with an answer of the role `human`"
+         1 with an answer of the role `human`; the first: file:d, row 3: a pair with an answer of the role `human`"
     );
 }
 
@@ -420,7 +459,11 @@ fn summaries_lose_the_words_that_announce_them() {
 fn damaged_nested_rows_are_named() {
     let good = r#""chosen": {"text": "a"}, "rejected": {"text": "b"}}"#;
     let pku = kind("{ source: d, layout: pku_hh }");
-    let fault = |data: &[u8]| loaded(&pku, data).unwrap_err();
+    let refused = |data: &[u8]| loaded(&pku, data).unwrap_err();
+    let first = |data: &[u8]| {
+        let (_, left_out) = loaded(&pku, data).unwrap();
+        left_out.rows.first.unwrap()
+    };
     for (context, message) in [
         (r"[]", "`context` has no turn"),
         (
@@ -434,35 +477,35 @@ fn damaged_nested_rows_are_named() {
         (r#"[{"role": "human"}]"#, "`context`: missing field `text`"),
     ] {
         let whole = format!("{{\"context\": [{{\"role\": \"human\", \"text\": \"q\"}}], {good}\n");
-        let error = fault(format!("{whole}{{\"context\": {context}, {good}\n").as_bytes());
+        let error = first(format!("{whole}{{\"context\": {context}, {good}\n").as_bytes());
         let expected = format!("file:d, row 2: {message}");
         assert!(error.starts_with(&expected), "{error}");
     }
-    let error = fault(br#"{"context": [{"role": "human", "text": "q"}], "chosen": {"text": "a"}}"#);
+    let error = first(br#"{"context": [{"role": "human", "text": "q"}], "chosen": {"text": "a"}}"#);
     assert_eq!(error, "file:d, row 1: `rejected` is missing");
 
     let who = turns_column(&[&[("human", "Who?")]]);
     let text: Column = Series::new("chosen".into(), ["a"]).into();
     let answer: Column = structures("rejected", &[("text", &["b"])]).into();
-    let error = fault(&parquet(vec![who.clone(), text, answer.clone()]));
+    let error = first(&parquet(vec![who.clone(), text, answer.clone()]));
     let expected = "file:d, row 1: `chosen`: invalid type: string \"a\", expected struct Reply";
     assert!(error.starts_with(expected), "{error}");
     let other: Column = structures("chosen", &[("words", &["a"])]).into();
-    let error = fault(&parquet(vec![who.clone(), other, answer.clone()]));
+    let error = first(&parquet(vec![who.clone(), other, answer.clone()]));
     let expected = "file:d, row 1: `chosen`: missing field `text`";
     assert!(error.starts_with(expected), "{error}");
-    let error = fault(&parquet(vec![who, answer]));
+    let error = refused(&parquet(vec![who, answer]));
     assert!(error.starts_with("file:d: no column `chosen`"), "{error}");
 
     let whole = nested_parquet();
     for end in [whole.len() / 4, whole.len() / 2, whole.len() - 1] {
-        let error = fault(&whole[..end]);
+        let error = refused(&whole[..end]);
         assert!(error.starts_with("file:d"), "{error}");
     }
     // Nested columns are no text.
-    let error = loaded(&kind("{ source: d, layout: anthropic_hh }"), &whole).unwrap_err();
+    let (_, left_out) = loaded(&kind("{ source: d, layout: anthropic_hh }"), &whole).unwrap();
     assert_eq!(
-        error,
+        left_out.rows.first.unwrap(),
         "file:d, row 1: `chosen` is neither text nor a number"
     );
 }

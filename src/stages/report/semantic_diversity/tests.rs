@@ -18,7 +18,7 @@ fn scored(completions: &[(u64, &str, [f32; 2])]) -> Scored {
             question_id: *question,
             sample: at as u64,
             completion: (*text).to_owned(),
-            tokens: at as u64 + 1,
+            tokens: Some(at as u64 + 1),
             ..CompletionRow::default()
         })
         .collect();

@@ -180,10 +180,14 @@ pub struct TrainGflownet {
     /// Completions in such an estimate.
     #[serde(default = "thirty_two")]
     monitor_completions: usize,
-    /// KL divergence to the starting model, in nats, above which the training counts as diverged.
+    /// Whether the curve has the mean reward of these completions, `sampled_reward`, too: `reward` is that of the step's
+    /// completions, which the policy need not have sampled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    monitor_reward: bool,
+    /// KL divergence to the starting model, in nats, above which, two estimates in a row, the training counts as diverged.
     #[serde(default)]
     kl_limit: Option<f64>,
-    /// |log Z| above which the training counts as diverged.
+    /// |log Z| above which, at two steps in a row, the training counts as diverged.
     #[serde(default)]
     log_z_limit: Option<f64>,
     /// What divergence means.
@@ -234,7 +238,7 @@ fn thirty_two() -> usize {
 
 impl Kind for TrainGflownet {
     const NAME: &'static str = "train_gflownet";
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     const EXAMPLE: &'static str = "{ objective: forward_looking, steps: 200, prompts_per_step: 8, completions_per_prompt: 4, \
         optimizer: { lr: 6e-5 }, reward_scale: 100, max_new_tokens: 24, checkpoints: { early: 150, late: 200 }, seed: 1 }";
 
@@ -458,6 +462,10 @@ impl Kind for TrainGflownet {
             "1: this objective trains on fresh samples alone",
         );
         training::validate_kl_limit(self.kl_limit, self.monitor_every, &mut problems);
+        if self.monitor_reward && self.monitor_every == 0 {
+            let what = "`monitor_reward` is never told: `monitor_every` is 0";
+            problems.push(Problem::new("monitor_reward", what));
+        }
         training::validate_labels(&self.checkpoints, self.steps, &mut problems);
         if let Some(size) = &self.expected_size {
             size.validate(&mut problems);
@@ -573,10 +581,11 @@ impl TrainGflownet {
             micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
+            monitor_reward: self.monitor_reward,
             limits: DivergenceLimits {
                 kl: self.kl_limit,
                 log_z: self.log_z_limit,
-                patience: 1,
+                patience: training::ESTIMATES_BEYOND,
                 ..DivergenceLimits::default()
             },
             eos: policy.eos.clone(),

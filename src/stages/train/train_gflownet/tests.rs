@@ -175,6 +175,7 @@ fn params_that_would_be_ignored_are_refused() {
         ("subtb", json!({ "log_z_limit": 5 }), "log_z_limit"),
         ("tb", json!({ "log_z_limit": 0 }), "log_z_limit"),
         ("tb", json!({ "kl_limit": 5 }), "kl_limit"),
+        ("tb", json!({ "monitor_reward": true }), "monitor_reward"),
         (
             "tb",
             json!({ "kl_limit": 0, "monitor_every": 1 }),

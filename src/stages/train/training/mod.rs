@@ -113,6 +113,9 @@ pub(super) fn validate_labels(
     }
 }
 
+/// Estimates in a row beyond `kl_limit` that make a divergence: one of a few completions may be off by chance.
+pub(super) const ESTIMATES_BEYOND: usize = 2;
+
 /// Checks a limit of the KL divergence that is estimated every so many steps.
 pub(super) fn validate_kl_limit(limit: Option<f64>, every: u64, problems: &mut Vec<Problem>) {
     if limit.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {

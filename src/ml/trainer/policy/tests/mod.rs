@@ -68,6 +68,7 @@ fn options() -> PolicyOptions {
         micro_batch: 2,
         monitor_every: 0,
         monitor_completions: 0,
+        monitor_reward: false,
         limits: DivergenceLimits::default(),
         eos: vec![EOS],
     }

@@ -81,6 +81,26 @@ fn prompts_of_the_same_tokens_keep_their_own_rewards() {
 }
 
 #[test]
+fn samples_that_are_watched_tell_their_reward_if_asked() {
+    for (monitor_reward, expected) in [(true, Some(1.5)), (false, None)] {
+        let options = PolicyOptions {
+            prompts_per_step: 2,
+            reward_scale: 3.0,
+            monitor_every: 2,
+            monitor_completions: 4,
+            monitor_reward,
+            ..options()
+        };
+        let rewards = Box::new(ByPrompt(1.0));
+        let objective = objective("trajectory_balance");
+        let trainer = trainer_from(objective, options, None, twins(), rewards);
+        let reports = run(&mut trainer.unwrap(), 0..2);
+        assert_eq!(reports[0].metrics.get("sampled_reward"), None);
+        assert_eq!(reports[1].metrics.get("sampled_reward").copied(), expected);
+    }
+}
+
+#[test]
 fn the_curve_has_rewards_as_they_are_given() {
     for name in GFLOWNET_OBJECTIVES.iter().map(|kind| kind.name) {
         let options = PolicyOptions {
