@@ -68,6 +68,9 @@ pub struct ProgramDescription {
     pub run: String,
     /// Environment variables that it is given, with digests of their values; `None` for those that are not set.
     pub environment: BTreeMap<String, Option<Digest>>,
+    /// Environment variables that it is given whatever their values, which are written nowhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// Columns of the data set that it is told with each prompt.
     pub columns: Vec<String>,
     /// Whether it values completions that go on.

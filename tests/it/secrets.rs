@@ -144,3 +144,57 @@ fn a_process_that_is_left_is_not_named_where_its_name_may_be_a_secret() {
     );
     assert!(!said.contains(&secret[..15]), "{said}");
 }
+
+/// Completions that a reward program with a secret scores.
+const REWARDED: &str = r#"
+name: n
+stages:
+  t: { kind: generate_tree, params: { symbols: 2, horizon: 2, prompts: 2, spread: 1.5, hidden_size: 16, num_layers: 1, seed: 1 } }
+  r: { kind: reward_command, params: { run: "RUN", secret_env: [TOKEN], batch_size: 1000 } }
+  a: { kind: score, inputs: { completions: t.completions, reward: r } }
+"#;
+
+/// Gives each completion 1 if the secret is known, and shows it.
+const KNOWING: &str = r#"set -x; : $TOKEN; set +x; test $(printf %s $TOKEN | wc -c) = 18; while read -r line; do python3 -c 'import json,sys; print(json.dumps(dict(rewards=[1]*len(json.loads(sys.argv[1])[\"completions\"]))))' \"$line\"; done"#;
+
+#[test]
+fn a_reward_program_is_given_a_secret_that_is_written_nowhere() {
+    let space = Space::new(&REWARDED.replace("RUN", KNOWING));
+    let output = run(&space, &["--only", "a"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(leaks(&space), [""; 0]);
+    let text = fs::read_to_string(log(&space)).unwrap();
+    assert!(text.contains("+ : ***\n"), "{text}");
+    // Its value does not count: nothing runs again.
+    let mut program = space.program(&["run", "p.yaml", "--only", "a", "--json"]);
+    let output = program.env("TOKEN", "another").output().unwrap();
+    assert_eq!(
+        space.report(&output).outcomes(),
+        "a cached, r cached, t cached"
+    );
+}
+
+#[test]
+fn a_reward_program_whose_secret_is_missing_or_told_says_so() {
+    let space = Space::new(&REWARDED.replace("RUN", "read -r line; echo \\\"$TOKEN\\\""));
+    let report = space.run(&["--only", "a"]);
+    let failed = report
+        .events
+        .iter()
+        .find(|event| event["event"] == "stage_failed")
+        .unwrap();
+    assert_eq!(failed["stage"], "a");
+    assert_eq!(
+        failed["message"],
+        "the environment variable `TOKEN`, which `secret_env` names, is not set"
+    );
+    let output = run(&space, &["--only", "a"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("answered \"***") && !said.contains(SECRET),
+        "{said}"
+    );
+    assert_eq!(leaks(&space), [""; 0]);
+}

@@ -36,7 +36,7 @@ impl Execution<'_> {
                 &grant,
                 &self.options.program,
                 self.log_path(stage),
-                &self.pipeline.stages[stage].stage.secrets(),
+                &self.secrets(stage),
                 &self.sender,
             ) {
                 Ok(worker) => {
@@ -60,6 +60,20 @@ impl Execution<'_> {
             }
         }
         self.queue = kept;
+    }
+
+    /// The variables whose values a stage is given: its own, and those that come with its inputs.
+    fn secrets(&self, stage: usize) -> Vec<String> {
+        let instance = &self.pipeline.stages[stage];
+        let items = instance.inputs.iter().flat_map(|input| &input.items);
+        let producers = items.map(|item| &self.pipeline.stages[item.producer]);
+        let handed_on = producers.flat_map(|producer| producer.stage.secrets_handed_on());
+        instance
+            .stage
+            .secrets()
+            .into_iter()
+            .chain(handed_on)
+            .collect()
     }
 
     pub(super) fn job(&self, stage: usize, grant: &Grant) -> Job {

@@ -124,6 +124,10 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn secrets(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Names the variables whose values the stages that take its outputs are given: these mask them, too.
+    fn secrets_handed_on(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Checks values that types alone cannot check.
     fn validate(&self) -> Vec<Problem> {
         Vec::new()
@@ -172,6 +176,8 @@ pub trait Stage: Send + Sync {
     fn facts(&self, known: &mut Known<'_>);
     /// See [`Kind::secrets`].
     fn secrets(&self) -> Vec<String>;
+    /// See [`Kind::secrets_handed_on`].
+    fn secrets_handed_on(&self) -> Vec<String>;
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
     /// See [`Kind::uses_gpus`].
@@ -220,6 +226,9 @@ impl<K: Kind> Stage for K {
 
     fn secrets(&self) -> Vec<String> {
         Kind::secrets(self)
+    }
+    fn secrets_handed_on(&self) -> Vec<String> {
+        Kind::secrets_handed_on(self)
     }
 
     fn resources(&self) -> Resources {

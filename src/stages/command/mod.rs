@@ -19,7 +19,6 @@ use self::variables::{GPUS, PATH};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
 use crate::engine::context::{RunContext, input_folder};
 use crate::engine::facts::Known;
-use crate::engine::mask::SHORTEST;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 
 /// Runs a shell command; what it writes becomes artifacts.
@@ -91,9 +90,7 @@ impl Kind for Command {
     }
 
     fn environment(&self) -> Vec<String> {
-        let secret = self.secret_env.iter().map(|name| format!("{name}=secret"));
-        let counted = variables::counted(&self.env).into_iter();
-        counted.chain(secret).collect()
+        variables::in_manifest(&self.env, &self.secret_env)
     }
 
     fn secrets(&self) -> Vec<String> {
@@ -180,8 +177,7 @@ impl Command {
         variables.retain(|(name, _)| !self.env.contains(name));
         let mut pass_on = |name: &str| {
             let value = std::env::var_os(name);
-            variables.extend(value.clone().map(|value| (name.to_owned(), value)));
-            value
+            variables.extend(value.map(|value| (name.to_owned(), value)));
         };
         if !self.env.iter().any(|name| name == PATH) {
             pass_on(PATH);
@@ -191,19 +187,7 @@ impl Command {
             pass_on(name);
         }
         for name in &self.secret_env {
-            match pass_on(name) {
-                Some(value) if (1..SHORTEST).contains(&value.len()) => ctx.warn(&format!(
-                    "warning: the value of `{name}` has fewer than {SHORTEST} bytes: it is not masked in the log"
-                )),
-                Some(_) => {}
-                // What it gives without is not what it gives with it, and only the name is in the key.
-                None => {
-                    return Err(StageError::new(format!(
-                        "the environment variable `{name}`, which `secret_env` names, is not set"
-                    ))
-                    .hint(format!("set `{name}`, or leave it out of `secret_env`")));
-                }
-            }
+            variables.push((name.clone(), variables::secret(name, ctx)?));
         }
         for (port, inputs) in ctx.all_inputs() {
             if variables.iter().any(|(name, _)| name == port) {

@@ -1,7 +1,11 @@
 //! The environment variables that programs of the user's are given.
 
+use std::ffi::OsString;
+
 use crate::engine::artifact::Digest;
-use crate::engine::stage::Problem;
+use crate::engine::context::RunContext;
+use crate::engine::mask::SHORTEST;
+use crate::engine::stage::{Problem, StageError};
 
 /// Passed on whatever its value: without it no program is found.
 pub(super) const PATH: &str = "PATH";
@@ -10,13 +14,31 @@ pub(super) const GPUS: &str = "CUDA_VISIBLE_DEVICES";
 /// What the stage has of its own unless `env` names it.
 const OWN: [&str; 2] = ["HOME", "LANG"];
 
-/// Returns the variables whose values count, as they do.
-pub(in crate::stages) fn counted(names: &[String]) -> Vec<String> {
-    let counted = names.iter().map(|name| match digest(name) {
+/// Returns the variables that count: of those that are `counted` the values, of `secret` ones the names.
+pub(in crate::stages) fn in_manifest(counted: &[String], secret: &[String]) -> Vec<String> {
+    let counted = counted.iter().map(|name| match digest(name) {
         Some(digest) => format!("{name}={digest}"),
         None => format!("{name}=unset"),
     });
-    counted.collect()
+    let secret = secret.iter().map(|name| format!("{name}=secret"));
+    counted.chain(secret).collect()
+}
+
+/// Returns the value of a secret variable, which must be set: what a program gives without it is not what it gives with
+/// it, and only its name is in the key.
+pub(in crate::stages) fn secret(name: &str, ctx: &mut RunContext) -> Result<OsString, StageError> {
+    let value = std::env::var_os(name).ok_or_else(|| {
+        StageError::new(format!(
+            "the environment variable `{name}`, which `secret_env` names, is not set"
+        ))
+        .hint(format!("set `{name}`, or leave it out of `secret_env`"))
+    })?;
+    if (1..SHORTEST).contains(&value.len()) {
+        ctx.warn(&format!(
+            "warning: the value of `{name}` has fewer than {SHORTEST} bytes: it is not masked in the log"
+        ));
+    }
+    Ok(value)
 }
 
 /// Returns the digest of a variable's value, if it is set.

@@ -24,8 +24,8 @@ use crate::stages::ranges;
 /// hold `"columns": {"answer": ["c"]}`, too: the values of the prompt's row in `data`. With `prefixes: true` objectives that
 /// need rewards of unfinished completions ask for them in lines with `"prefixes": true`.
 ///
-/// Its working directory is an empty scratch folder with copies of the `code`; its environment holds PATH, what `env` names,
-/// an empty HOME and PYTHONUNBUFFERED, and shows no GPU. A line of an answer has at most 1 MiB. It is asked about the same
+/// Its working directory is an empty scratch folder with copies of the `code`; its environment holds PATH, what `env` and
+/// `secret_env` name, an empty HOME and PYTHONUNBUFFERED, and shows no GPU. A line of an answer has at most 1 MiB. It is asked about the same
 /// once in a stage, and ends when its input does, within 10 seconds. Columns are texts (what was none in the file is JSON) or
 /// null. A training tells it whole prompts, `score` and `judge` what the policy read. Without `deterministic: true` the
 /// rewards are kept with the result (`received.jsonl`): a training that is resumed and an audit take them from there.
@@ -40,6 +40,11 @@ pub struct RewardCommand {
     /// Environment variables passed on; their values count (as digests).
     #[serde(default)]
     env: Vec<String>,
+    /// Environment variables passed on whose values do not count and are stored nowhere, such as the key of a server: only
+    /// their names count, and they must be set where the program is started. Logs and messages mask them as those of
+    /// `command`.
+    #[serde(default, skip_serializing)]
+    secret_env: Vec<String>,
     /// Columns of `data` that it is told with each prompt, such as an answer key: those that the loader was told to `keep`,
     /// or `question`, `chosen` or `rejected`.
     #[serde(default)]
@@ -97,7 +102,11 @@ impl Kind for RewardCommand {
     }
 
     fn environment(&self) -> Vec<String> {
-        variables::counted(&self.env)
+        variables::in_manifest(&self.env, &self.secret_env)
+    }
+
+    fn secrets_handed_on(&self) -> Vec<String> {
+        self.secret_env.clone()
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -106,7 +115,8 @@ impl Kind for RewardCommand {
             problems.push(Problem::new("run", "`run` is empty"));
         }
         paths::check(&[], &self.code, &mut problems);
-        variables::check(&[("env", &self.env)], &mut problems);
+        let both = [("env", &self.env), ("secret_env", &self.secret_env)];
+        variables::check(&both, &mut problems);
         ranges::rows("batch_size", self.batch_size, &mut problems);
         ranges::factor("timeout", self.timeout, &mut problems);
         for (place, column) in self.columns.iter().enumerate() {
@@ -131,6 +141,7 @@ impl Kind for RewardCommand {
         let description = ProgramDescription {
             run: self.run.clone(),
             environment: environment.collect(),
+            secrets: self.secret_env.clone(),
             columns: self.columns.clone(),
             prefixes: self.prefixes,
             deterministic: self.deterministic,

@@ -307,9 +307,14 @@ impl Program {
         if was_started {
             let left = ctx.command_ended();
             if !left.is_empty() {
-                ctx.note(&format!(
-                    "the reward program left processes running, which were ended: {}",
+                // The kernel cuts names off, so that a secret among them could not be told.
+                let names = if self.description().secrets.is_empty() {
                     left.join(", ")
+                } else {
+                    left.len().to_string()
+                };
+                ctx.note(&format!(
+                    "the reward program left processes running, which were ended: {names}"
                 ));
             }
         }
@@ -535,6 +540,9 @@ fn command(
             .hint("give the same command again"));
         }
         command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    for name in &program.description.secrets {
+        command.env(name, variables::secret(name, ctx)?);
     }
     ctx.before_command(&mut command);
     Ok(command)

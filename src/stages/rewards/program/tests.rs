@@ -17,6 +17,7 @@ fn description(run: &str) -> ProgramDescription {
     ProgramDescription {
         run: run.to_owned(),
         environment: BTreeMap::new(),
+        secrets: Vec::new(),
         columns: Vec::new(),
         prefixes: false,
         deterministic: false,
