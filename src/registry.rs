@@ -51,6 +51,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::report::normality::Normality>(),
     StageKind::of::<stages::report::compare_completions::CompareCompletions>(),
     StageKind::of::<stages::report::efficiency::Efficiency>(),
+    StageKind::of::<stages::report::choose::Choose>(),
     StageKind::of::<stages::report::claims::Claims>(),
     StageKind::of::<stages::report::ranking::Ranking>(),
     StageKind::of::<stages::report::plot_histograms::PlotHistograms>(),

@@ -9,6 +9,8 @@ use super::table::{Table, TableError};
 
 /// The artifact kind.
 pub const CURVE: &str = "curve";
+/// What a training has a known number of: new completions or pairs that it learns from, however often.
+pub const SAMPLES: &str = "samples";
 /// The file that says how a training ended.
 pub const SUMMARY: &str = "summary.json";
 

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::context::Labels;
 use super::diagnostic::Path;
 use super::problem::Problem;
 
@@ -27,18 +28,27 @@ pub struct Most {
 /// What is known of one artifact: of each noun in the plural, such as `completions`, the most.
 pub type Facts = BTreeMap<&'static str, Most>;
 
+/// What is known of one artifact of a port.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KnownInput<'a> {
+    /// Axis values and stage name.
+    pub(super) labels: &'a Labels,
+    /// What it has.
+    pub(super) facts: &'a Facts,
+}
+
 /// What a stage knows of its inputs before anything runs, and what it says of its outputs.
 pub struct Known<'a> {
     stage: Arc<str>,
-    /// For each port, the facts of its artifacts.
-    inputs: BTreeMap<&'a str, Vec<&'a Facts>>,
+    /// For each port, what is known of its artifacts.
+    inputs: BTreeMap<&'a str, Vec<KnownInput<'a>>>,
     passed_on: Facts,
     said: BTreeMap<String, Facts>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Known<'a> {
-    pub(super) fn new(stage: Arc<str>, inputs: BTreeMap<&'a str, Vec<&'a Facts>>) -> Self {
+    pub(super) fn new(stage: Arc<str>, inputs: BTreeMap<&'a str, Vec<KnownInput<'a>>>) -> Self {
         Self {
             stage,
             inputs,
@@ -70,8 +80,9 @@ impl<'a> Known<'a> {
 
     /// Says that every output has what the artifact of a port has, unless [`Self::says`] says otherwise.
     pub fn passes_on(&mut self, port: &str) {
-        if let Some([facts]) = self.inputs.get(port).map(Vec::as_slice) {
-            let facts = facts.iter().map(|(what, most)| (*what, most.clone()));
+        if let Some([input]) = self.inputs.get(port).map(Vec::as_slice) {
+            let facts = input.facts.iter();
+            let facts = facts.map(|(what, most)| (*what, most.clone()));
             self.passed_on.extend(facts);
         }
     }
@@ -79,10 +90,10 @@ impl<'a> Known<'a> {
     /// Says that an output has of `what` no more than the artifact of the stage's only input, if there is one alone.
     pub fn passes_on_of_only_input(&mut self, output: &str, what: &[&'static str]) {
         let mut all = self.inputs.values().flatten();
-        if let (Some(facts), None) = (all.next(), all.next()) {
+        if let (Some(input), None) = (all.next(), all.next()) {
             let known = what
                 .iter()
-                .filter_map(|what| Some((*what, facts.get(what)?.clone())));
+                .filter_map(|what| Some((*what, input.facts.get(what)?.clone())));
             self.said
                 .entry(output.to_owned())
                 .or_default()
@@ -118,15 +129,30 @@ impl<'a> Known<'a> {
         param: (&'static str, usize),
         hint: &str,
     ) {
-        let facts = self.inputs.get(port).into_iter().flatten();
-        let all: Option<Vec<&Most>> = facts.map(|facts| facts.get(what)).collect();
+        let all: Option<Vec<&Most>> = self.most(port, what).into_iter().collect();
         let greatest = all.into_iter().flatten().max_by_key(|most| most.count);
         self.refuse_above(greatest.cloned(), what, least, Some(param), hint);
     }
 
+    /// Returns axis values and stage name of each artifact of a port.
+    pub fn labels(&self, port: &str) -> Vec<&'a Labels> {
+        let inputs = self.inputs.get(port).into_iter().flatten();
+        inputs.map(|input| input.labels).collect()
+    }
+
+    /// Returns of each artifact of a port the most that it has of `what`, where that is known.
+    pub fn most(&self, port: &str, what: &str) -> Vec<Option<&'a Most>> {
+        let inputs = self.inputs.get(port).into_iter().flatten();
+        inputs.map(|input| input.facts.get(what)).collect()
+    }
+
+    /// Refuses the stage for a problem that its kind found in what is known.
+    pub fn refuses(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
     fn fewest(&self, port: &str, what: &str) -> Option<Most> {
-        let facts = self.inputs.get(port).into_iter().flatten();
-        let known = facts.filter_map(|facts| facts.get(what));
+        let known = self.most(port, what).into_iter().flatten();
         known.min_by_key(|most| most.count).cloned()
     }
 
@@ -186,11 +212,16 @@ mod tests {
     #[test]
     fn only_what_is_known_to_fail_is_refused() {
         let (eight, twenty, nothing) = (most(8), most(20), Facts::new());
+        let labels = Labels::new();
         let refused = |items: &[&'static str], some: bool| {
             let facts = items.iter().map(|item| match *item {
                 "8" => &eight,
                 "20" => &twenty,
                 _ => &nothing,
+            });
+            let facts = facts.map(|facts| KnownInput {
+                labels: &labels,
+                facts,
             });
             let inputs = BTreeMap::from([("scores", facts.collect())]);
             let mut known = Known::new("t".into(), inputs);
@@ -217,9 +248,16 @@ mod tests {
 
     #[test]
     fn what_the_only_input_has_is_passed_on_to_one_output() {
-        let (eight, nothing) = (most(8), Facts::new());
+        let (eight, nothing, labels) = (most(8), Facts::new(), Labels::new());
         let of = |inputs: Vec<(&'static str, Vec<&Facts>)>, output: &str| {
-            let mut known = Known::new("t".into(), inputs.into_iter().collect());
+            let inputs = inputs.into_iter().map(|(port, all)| {
+                let all = all.into_iter().map(|facts| KnownInput {
+                    labels: &labels,
+                    facts,
+                });
+                (port, all.collect())
+            });
+            let mut known = Known::new("t".into(), inputs.collect());
             known.passes_on_of_only_input("out", &["completions"]);
             known.of(output)
         };
@@ -232,8 +270,12 @@ mod tests {
 
     #[test]
     fn outputs_have_what_is_passed_on_and_what_is_said() {
-        let eight = most(8);
-        let inputs = BTreeMap::from([("one", vec![&eight]), ("several", vec![&eight, &eight])]);
+        let (eight, labels) = (most(8), Labels::new());
+        let input = KnownInput {
+            labels: &labels,
+            facts: &eight,
+        };
+        let inputs = BTreeMap::from([("one", vec![input]), ("several", vec![input, input])]);
         let mut known = Known::new("t".into(), inputs);
         known.passes_on("several");
         assert!(known.of("out").is_empty(), "of which of them is not said");

@@ -7,6 +7,7 @@ mod arithmetic;
 mod audit;
 mod cache;
 mod check_errors;
+mod choices;
 mod cli;
 mod collection;
 mod command_environment;

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located, folder_of};
-use super::facts::{Facts, Known as KnownFacts};
+use super::facts::{Facts, Known as KnownFacts, KnownInput};
 use super::graph::Graph;
 use super::import::{self, Imported, Reader};
 use super::instance::Instance;
@@ -317,7 +317,10 @@ impl Builder<'_> {
             let inputs = instance.inputs.iter().map(|input| {
                 let items = input.items.iter().map(|item| {
                     let known = facts[item.producer].get(&item.output);
-                    known.unwrap_or(&nothing)
+                    KnownInput {
+                        labels: &item.labels,
+                        facts: known.unwrap_or(&nothing),
+                    }
                 });
                 (input.port.as_str(), items.collect())
             });

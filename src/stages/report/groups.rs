@@ -8,7 +8,7 @@ use crate::engine::stage::StageError;
 use crate::excerpt::listed;
 
 /// The label that names the stage and output an artifact comes from.
-const STAGE: &str = "stage";
+pub(super) const STAGE: &str = "stage";
 
 /// Which axis makes the rows and which the runs of a row.
 #[derive(Debug, Clone, Copy)]
@@ -198,11 +198,11 @@ fn one_value_of_other_axes<T>(
     Ok(())
 }
 
-fn before_dot(name: &str) -> &str {
+pub(super) fn before_dot(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
 }
 
-fn show(labels: &Labels) -> String {
+pub(super) fn show(labels: &Labels) -> String {
     let parts: Vec<String> = labels
         .iter()
         .map(|(axis, value)| format!("{axis}={value}"))

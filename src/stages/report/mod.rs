@@ -1,5 +1,6 @@
 //! Kinds that tell results: tables, tests, claims and figures, and how they group and measure runs.
 
+pub mod choose;
 pub mod claims;
 pub mod compare_completions;
 pub mod efficiency;
@@ -18,6 +19,7 @@ pub mod win_rate;
 
 mod attempts;
 mod axes;
+mod axis_value;
 mod bootstrap_params;
 #[cfg(test)]
 mod fixture;

@@ -62,13 +62,24 @@ struct Column {
 }
 
 /// Which values are best.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Best {
+pub(super) enum Best {
     /// The greatest.
+    #[default]
     Greatest,
     /// The least.
     Least,
+}
+
+impl Best {
+    /// Returns a number that is the greater the better a value is.
+    pub(super) fn merit(self, value: f64) -> f64 {
+        match self {
+            Self::Greatest => value,
+            Self::Least => -value,
+        }
+    }
 }
 
 /// The column that lists where a row has the best mean.
@@ -247,8 +258,7 @@ impl Ranking {
             let values: Vec<f64> = runs.values().copied().collect();
             means.push((name, mean(&values)?));
         }
-        let sign = if best == Best::Greatest { 1.0 } else { -1.0 };
-        let is_better = |a: usize, b: usize| sign * means[a].1 > sign * means[b].1;
+        let is_better = |a: usize, b: usize| best.merit(means[a].1) > best.merit(means[b].1);
         let place = (0..means.len()).reduce(
             |best, other| {
                 if is_better(other, best) { other } else { best }

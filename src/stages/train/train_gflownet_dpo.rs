@@ -143,6 +143,7 @@ impl Kind for TrainGflownetDpo {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("policy");
+        training::says_samples(known, self.steps, 1, (self.batch_size, 1));
     }
 
     fn estimate(&self) -> Estimate {

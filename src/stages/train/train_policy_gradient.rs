@@ -275,6 +275,8 @@ impl Kind for TrainPolicyGradient {
     fn facts(&self, known: &mut Known<'_>) {
         needs_room(known, "policy", self.max_new_tokens);
         known.passes_on("policy");
+        let batch = (self.prompts_per_step, self.completions_per_prompt);
+        training::says_samples(known, self.steps, self.updates_per_batch, batch);
     }
 
     fn estimate(&self) -> Estimate {

@@ -312,6 +312,7 @@ seed: 1
             needs_room(known, model, self.max_new_tokens);
         }
         known.passes_on("policy");
+        training::says_samples(known, self.steps, 1, (self.batch_size, 1));
     }
 
     fn estimate(&self) -> Estimate {

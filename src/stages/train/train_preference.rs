@@ -88,6 +88,7 @@ impl Kind for TrainPreference {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("policy");
+        training::says_samples(known, self.steps, 1, (self.batch_size, 1));
     }
 
     fn estimate(&self) -> Estimate {

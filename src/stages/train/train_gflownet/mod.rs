@@ -478,6 +478,18 @@ impl Kind for TrainGflownet {
             needs_room(known, "policy", self.max_new_tokens);
         }
         known.passes_on("policy");
+        let prompts = self.prompts_per_step;
+        let (updates, batch) = match &self.asynchronous {
+            Some(settings) => (
+                settings.sync_every,
+                (settings.prompts.unwrap_or(prompts), settings.samples),
+            ),
+            None => (
+                self.updates_per_batch,
+                (prompts, self.completions_per_prompt),
+            ),
+        };
+        training::says_samples(known, self.steps, updates, batch);
     }
 
     fn estimate(&self) -> Estimate {

@@ -13,9 +13,10 @@ use indexmap::IndexMap;
 
 pub(super) use self::params::{OnDivergence, OptimizerParams};
 use self::record::Record;
-use crate::artifacts::curve::{CURVE, Curve};
+use crate::artifacts::curve::{CURVE, Curve, SAMPLES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
+use crate::engine::facts::Known;
 use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Output, Problem, StageError};
 use crate::ml::adapter::{Adapter, LoraConfig};
@@ -81,6 +82,20 @@ pub(super) fn continuation(
         steps,
         kept_steps: checkpoints.values().copied().collect(),
     })
+}
+
+/// Says of how many new completions or pairs a training learns: those of `each` for so many prompts in each batch, which
+/// serves `updates` of its steps.
+pub(super) fn says_samples(
+    known: &mut Known<'_>,
+    steps: u64,
+    updates: u64,
+    (prompts, each): (usize, usize),
+) {
+    let batches = usize::try_from(steps.div_ceil(updates.max(1))).unwrap_or(usize::MAX);
+    let samples = batches.saturating_mul(prompts).saturating_mul(each);
+    let steps = usize::try_from(steps).unwrap_or(usize::MAX);
+    known.says(CURVE, SAMPLES, samples, ("steps", steps));
 }
 
 /// Returns the outputs of a training that keeps its model at labelled steps.
