@@ -111,16 +111,18 @@ pub enum RowsError {
         hint: Hint,
     },
     /// A folder without a file that could be read.
-    #[error("{}: no file ends in .parquet, .arrow, .csv, .json or .jsonl, or one of these and .gz", folder.display())]
+    #[error(
+        "{folder}: no file ends in .parquet, .arrow, .csv, .json or .jsonl, or one of these and .gz"
+    )]
     NoFiles {
         /// The folder.
-        folder: PathBuf,
+        folder: String,
     },
     /// A folder of several splits, none of them chosen; or one that is not there.
-    #[error("{}: {problem}; it has the splits {found}", folder.display())]
+    #[error("{folder}: {problem}; it has the splits {found}")]
     Split {
         /// The folder.
-        folder: PathBuf,
+        folder: String,
         /// What is wrong.
         problem: String,
         /// The splits that are there.
@@ -129,6 +131,16 @@ pub enum RowsError {
         #[source]
         hint: Hint,
     },
+}
+
+impl RowsError {
+    /// Names the folder that it is about as messages do.
+    fn of_folder(mut self, name: &str) -> Self {
+        if let Self::NoFiles { folder } | Self::Split { folder, .. } = &mut self {
+            name.clone_into(folder);
+        }
+        self
+    }
 }
 
 /// One row, of text or of nested values.
@@ -222,10 +234,13 @@ impl RowFiles {
     ) -> Result<Self, RowsError> {
         let mut files = Vec::new();
         if fs_err::metadata(path)?.is_dir() {
-            for part in split::part_files(path, split)? {
+            let parts = split::part_files(path, split).map_err(|error| error.of_folder(name))?;
+            for part in parts {
                 let bytes = regular(&part)?.len();
-                let name = part.to_string_lossy().into();
-                files.push((part, name, bytes));
+                // Where it lies is nobody's business: a copy of what is called `name`.
+                let below = part.strip_prefix(path).unwrap_or(&part);
+                let name = format!("{name}/{}", below.display());
+                files.push((part, name.into(), bytes));
             }
         } else {
             if let Some(split) = split {

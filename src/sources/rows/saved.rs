@@ -80,7 +80,7 @@ pub(super) fn part_files(
 fn files(folder: &Path, state: &State) -> Result<Vec<PathBuf>, RowsError> {
     if state.files.is_empty() {
         return Err(RowsError::NoFiles {
-            folder: folder.to_owned(),
+            folder: folder.display().to_string(),
         });
     }
     let names = state.files.iter().map(|file| &file.filename);

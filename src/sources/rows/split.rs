@@ -38,7 +38,7 @@ pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathB
     }
     if parts.is_empty() {
         return Err(RowsError::NoFiles {
-            folder: folder.to_owned(),
+            folder: folder.display().to_string(),
         });
     }
     parts.sort();
@@ -74,7 +74,7 @@ pub(super) fn no_split<'a>(
     hint: &'static str,
 ) -> RowsError {
     RowsError::Split {
-        folder: folder.to_owned(),
+        folder: folder.display().to_string(),
         problem,
         found: found.collect::<Vec<_>>().join(", "),
         hint: Hint::new(hint),

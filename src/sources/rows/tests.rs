@@ -301,7 +301,7 @@ fn truncated_files_are_refused() {
 /// The texts of a folder's files.
 fn texts(folder: &Path, split: Option<&str>) -> Result<Vec<String>, String> {
     let mut texts = Vec::new();
-    let files = RowFiles::find(folder, "", split, None).map_err(|error| in_one_line(&error))?;
+    let files = RowFiles::find(folder, "DATA", split, None).map_err(|error| in_one_line(&error))?;
     let read = files.read(&["text"], |mut row| {
         texts.extend(row.whole(["text"]).unwrap());
         Ok(ControlFlow::Continue(()))
@@ -322,7 +322,13 @@ fn part_files_come_in_the_order_of_their_names() {
     assert_eq!(texts(folder.path(), None).unwrap(), ["a", "b", "c"]);
     let empty = tempfile::tempdir().unwrap();
     let error = texts(empty.path(), None).unwrap_err();
-    assert!(error.contains("no file ends in"), "{error}");
+    assert!(error.starts_with("DATA: no file ends in"), "{error}");
+    fs_err::write(empty.path().join("part-0.csv"), "words\na\n").unwrap();
+    let error = texts(empty.path(), None).unwrap_err();
+    assert!(
+        error.starts_with("DATA/part-0.csv: no column `text`"),
+        "{error}"
+    );
     let made = std::process::Command::new("mkfifo")
         .arg(folder.path().join("part-2.csv"))
         .status();
@@ -347,7 +353,7 @@ fn splits_are_told_apart_and_one_is_chosen() {
     write("test-00000-of-00001.csv");
     let error = texts(folder.path(), None).unwrap_err();
     assert!(
-        error.contains("several splits; it has the splits test, train; hint: choose one"),
+        error.starts_with("DATA: its files belong to several splits; it has the splits test, train; hint: choose one"),
         "{error}"
     );
     let train = ["train-00000-of-00002.csv", "train-00001-of-00002.csv"];
