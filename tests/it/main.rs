@@ -35,6 +35,7 @@ mod long_messages;
 mod matrix;
 mod models;
 mod numerics;
+mod pages;
 mod plan;
 mod power_loss;
 mod random_kills;
