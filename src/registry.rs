@@ -54,6 +54,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::report::choose::Choose>(),
     StageKind::of::<stages::report::claims::Claims>(),
     StageKind::of::<stages::report::ranking::Ranking>(),
+    StageKind::of::<stages::report::frontier::Frontier>(),
     StageKind::of::<stages::report::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::report::plot_curves::PlotCurves>(),
     StageKind::of::<stages::report::plot_frontier::PlotFrontier>(),

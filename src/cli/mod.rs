@@ -15,6 +15,7 @@ mod interrupts;
 mod kinds;
 mod model_card;
 mod output;
+mod page;
 mod plan;
 mod progress;
 mod results;

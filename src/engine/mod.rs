@@ -26,6 +26,7 @@ pub mod limits;
 pub mod machine;
 pub mod mask;
 mod matrix;
+pub mod outline;
 pub mod overrides;
 pub mod plan;
 mod problem;

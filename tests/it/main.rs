@@ -36,6 +36,7 @@ mod matrix;
 mod models;
 mod numerics;
 mod own_samples;
+mod pages;
 mod plan;
 mod power_loss;
 mod random_kills;

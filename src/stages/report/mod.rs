@@ -4,6 +4,7 @@ pub mod choose;
 pub mod claims;
 pub mod compare_completions;
 pub mod efficiency;
+pub mod frontier;
 pub mod metric_table;
 pub mod normality;
 pub mod objective_table;

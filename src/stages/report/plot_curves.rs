@@ -156,7 +156,7 @@ impl Kind for PlotCurves {
 }
 
 /// A file name that no metric can lead out of the folder.
-fn file_name(metric: &str) -> String {
+pub(super) fn file_name(metric: &str) -> String {
     metric
         .chars()
         .map(|sign| {

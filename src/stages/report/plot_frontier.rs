@@ -239,7 +239,7 @@ impl PlotFrontier {
             if series.last().is_none_or(|last| last.label != place.series) {
                 series.push(PointSeries {
                     label: place.series.clone(),
-                    points: Vec::new(),
+                    ..PointSeries::default()
                 });
             }
             let point = Point {
@@ -259,6 +259,7 @@ impl PlotFrontier {
             y_label: or(&self.quality_label, &self.quality),
             ring_label: "Pareto-optimal".to_owned(),
             series,
+            ..PointChart::default()
         }
     }
 

@@ -12,18 +12,30 @@ pub enum Scale {
     Linear,
     /// By their logarithm; values that are not positive are left out.
     Log,
+    /// By their square root, below 0 by that of their size.
+    Sqrt,
 }
 
 impl Scale {
     /// Whether a value has a place on such an axis. Beyond 1e300 differences would overflow.
     pub(super) fn shows(self, value: f64) -> bool {
-        value.abs() <= 1e300 && (self == Self::Linear || value >= 1e-300)
+        value.abs() <= 1e300 && (self != Self::Log || value >= 1e-300)
     }
 
     fn place(self, value: f64) -> f64 {
         match self {
             Self::Linear => value,
             Self::Log => libm::log10(value),
+            Self::Sqrt => value.abs().sqrt().copysign(value),
+        }
+    }
+
+    /// Returns the value at a place.
+    fn value(self, place: f64) -> f64 {
+        match self {
+            Self::Linear => place,
+            Self::Log => libm::exp10(place),
+            Self::Sqrt => place * place.abs(),
         }
     }
 }
@@ -63,6 +75,7 @@ impl Axis {
         let (ticks, step) = match scale {
             Scale::Linear => linear_ticks(start, end),
             Scale::Log => log_ticks(start, end),
+            Scale::Sqrt => sqrt_ticks(start, end),
         };
         Self {
             scale,
@@ -86,7 +99,7 @@ impl Axis {
         // On a linear axis all ticks are written alike.
         let greatest = match self.scale {
             Scale::Linear => libm::log10(self.low.abs().max(self.high.abs())),
-            Scale::Log => magnitude,
+            Scale::Log | Scale::Sqrt => magnitude,
         };
         if (-4.0..6.0).contains(&greatest) {
             let finest = libm::log10(self.step).min(magnitude);
@@ -149,6 +162,35 @@ fn log_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
     (ticks, f64::INFINITY)
 }
 
+/// 0 and 1, 2 and 5 times powers of ten, as far as they are not too near to others; in a range that holds few
+/// of them evenly spaced values.
+fn sqrt_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
+    let scale = Scale::Sqrt;
+    let greatest = scale.value(start.abs().max(end.abs()));
+    let power = libm::log10(greatest).ceil() as i32;
+    let sizes = (power - 4..=power).flat_map(|power| {
+        let factors = [1.0, 2.0, 5.0];
+        factors.map(|factor| factor * 10f64.powi(power))
+    });
+    let sizes: Vec<f64> = sizes.collect();
+    let mut ticks: Vec<f64> = Vec::new();
+    // 0, then from the ends to the middle, where the axis is densest.
+    for size in std::iter::once(0.0).chain(sizes.into_iter().rev()) {
+        for tick in [size, -size] {
+            let place = scale.place(tick);
+            let is_near = |other: &f64| (place - scale.place(*other)).abs() < (end - start) / 14.0;
+            if (start..=end).contains(&place) && !ticks.iter().any(is_near) {
+                ticks.push(tick);
+            }
+        }
+    }
+    if ticks.len() < 4 {
+        return linear_ticks(scale.value(start), scale.value(end));
+    }
+    ticks.sort_by(f64::total_cmp);
+    (ticks, f64::INFINITY)
+}
+
 impl Ranged for Axis {
     type FormatOption = NoDefaultFormatting;
     type ValueType = f64;
@@ -164,10 +206,7 @@ impl Ranged for Axis {
     }
 
     fn range(&self) -> Range<f64> {
-        match self.scale {
-            Scale::Linear => self.low..self.high,
-            Scale::Log => libm::exp10(self.low)..libm::exp10(self.high),
-        }
+        self.scale.value(self.low)..self.scale.value(self.high)
     }
 }
 
@@ -225,6 +264,24 @@ mod tests {
     }
 
     #[test]
+    fn sqrt_ticks_are_round_numbers_that_stand_apart() {
+        assert_eq!(
+            labels(Scale::Sqrt, &[0.0, 10.0]),
+            ["0", "0.2", "0.5", "1", "2", "5", "10"]
+        );
+        assert_eq!(
+            labels(Scale::Sqrt, &[-0.1, 4.0]),
+            ["-0.1", "0", "0.05", "0.2", "0.5", "1", "2"]
+        );
+        assert_eq!(
+            labels(Scale::Sqrt, &[4.0, 6.1]),
+            ["4.0", "4.5", "5.0", "5.5", "6.0"]
+        );
+        let axis = Axis::covering(Scale::Sqrt, [0.0, 16.0].into_iter(), 0.0);
+        assert_eq!(axis.map(&4.0, (0, 100)), 50);
+    }
+
+    #[test]
     fn odd_ranges_still_give_an_axis() {
         for values in [
             &[][..],
@@ -234,7 +291,7 @@ mod tests {
             &[-1e300, 1e300],
             &[1.0, 1.0 + 1e-15],
         ] {
-            for scale in [Scale::Linear, Scale::Log] {
+            for scale in [Scale::Linear, Scale::Log, Scale::Sqrt] {
                 let axis = Axis::covering(scale, values.iter().copied(), 0.05);
                 assert!(
                     axis.low < axis.high && axis.low.is_finite() && axis.high.is_finite(),

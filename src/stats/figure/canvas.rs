@@ -40,10 +40,15 @@ pub(super) struct Labels<'a> {
     pub(super) title: &'a str,
     pub(super) x: &'a str,
     pub(super) y: &'a str,
-    /// One for each series, in the order of their colours.
-    pub(super) series: Vec<String>,
+    /// The name of each series, with the number that gives its colour.
+    pub(super) series: Vec<(usize, String)>,
     /// What a ring around a point means; empty without rings.
     pub(super) ring: &'a str,
+}
+
+/// The number with the colour of `series` and a dashed line.
+pub(super) fn dashed(series: usize) -> usize {
+    series % PALETTE.len() + PALETTE.len()
 }
 
 /// The colour of a series.
@@ -104,9 +109,13 @@ pub(super) fn draw(
         let root = SVGBackend::with_string(&mut svg, (WIDTH * DETAIL, HEIGHT * DETAIL))
             .into_drawing_area();
         root.fill(&WHITE).map_err(drawing)?;
-        let series: Vec<String> = labels.series.iter().map(|label| printable(label)).collect();
+        let series = labels.series.iter();
+        let series: Vec<(usize, String)> = series
+            .map(|(number, label)| (*number, printable(label)))
+            .collect();
         let ring = printable(labels.ring);
-        let width = legend_width(series.iter().chain(std::iter::once(&ring)));
+        let named = series.iter().map(|(_, label)| label);
+        let width = legend_width(named.chain(std::iter::once(&ring)));
         let (plot, legend) = root.split_horizontally(pixels(WIDTH - width));
         let (x_format, y_format) = (x_axis.clone(), y_axis.clone());
         let mut builder = ChartBuilder::on(&plot);
@@ -160,11 +169,12 @@ fn legend_width<'a>(labels: impl Iterator<Item = &'a String>) -> u32 {
 
 fn draw_legend(
     area: &DrawingArea<SVGBackend, plotters::coord::Shift>,
-    labels: &[String],
+    labels: &[(usize, String)],
     ring: &str,
 ) -> Result<(), FigureError> {
-    for (series, label) in labels.iter().enumerate() {
-        let y = pixels(44) + pixels(20) * series as i32;
+    for (place, (series, label)) in labels.iter().enumerate() {
+        let series = *series;
+        let y = pixels(44) + pixels(20) * place as i32;
         let line = vec![(0, y), (pixels(22), y)];
         if is_dashed(series) {
             area.draw(&DashedPathElement::new(

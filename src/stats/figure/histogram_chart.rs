@@ -73,6 +73,7 @@ impl HistogramChart {
                         hidden => format!("{label} ({hidden} not finite)"),
                     },
                 )
+                .enumerate()
                 .collect(),
             ring: "",
         };

@@ -69,6 +69,7 @@ impl LineChart {
                 .series
                 .iter()
                 .map(|series| series.label.clone())
+                .enumerate()
                 .collect(),
             ring: "",
         };

@@ -33,15 +33,19 @@ pub struct PointSeries {
     pub label: String,
     /// The points; those that are not finite are left out.
     pub points: Vec<Point>,
+    /// Whether its line is dashed, whatever its colour.
+    pub dashed: bool,
 }
 
-/// Points over one pair of linear axes.
+/// Points over one pair of axes, the vertical one linear.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PointChart {
     /// Printed above; may be empty.
     pub title: String,
     /// Name (and unit) of the horizontal axis.
     pub x_label: String,
+    /// Scale of the horizontal axis.
+    pub x_scale: Scale,
     /// Name (and unit) of the vertical axis.
     pub y_label: String,
     /// What a ring means, for the legend.
@@ -51,10 +55,22 @@ pub struct PointChart {
 }
 
 impl PointChart {
+    /// Returns the series, each with the number that gives its look.
+    fn numbered(&self) -> impl Iterator<Item = (usize, &PointSeries)> {
+        self.series.iter().enumerate().map(|(number, series)| {
+            let number = if series.dashed {
+                canvas::dashed(number)
+            } else {
+                number
+            };
+            (number, series)
+        })
+    }
+
     /// Draws the chart.
     pub fn to_svg(&self) -> Result<String, FigureError> {
         let is_shown =
-            |point: &&Point| Scale::Linear.shows(point.at.0) && Scale::Linear.shows(point.at.1);
+            |point: &&Point| self.x_scale.shows(point.at.0) && Scale::Linear.shows(point.at.1);
         let points = || {
             let all = self.series.iter().flat_map(|series| &series.points);
             all.filter(is_shown)
@@ -65,7 +81,7 @@ impl PointChart {
         };
         let x_values = points().flat_map(|point| reach(point.at.0, point.x_range));
         let y_values = points().flat_map(|point| reach(point.at.1, point.y_range));
-        let x_axis = Axis::covering(Scale::Linear, x_values, 0.08);
+        let x_axis = Axis::covering(self.x_scale, x_values, 0.08);
         let y_axis = Axis::covering(Scale::Linear, y_values, 0.08);
         let has_rings = points().any(|point| point.ringed);
         let labels = Labels {
@@ -73,14 +89,13 @@ impl PointChart {
             x: &self.x_label,
             y: &self.y_label,
             series: self
-                .series
-                .iter()
-                .map(|series| series.label.clone())
+                .numbered()
+                .map(|(number, series)| (number, series.label.clone()))
                 .collect(),
             ring: if has_rings { &self.ring_label } else { "" },
         };
         canvas::draw(&labels, x_axis, y_axis, |chart| {
-            for (number, series) in self.series.iter().enumerate() {
+            for (number, series) in self.numbered() {
                 let line: Vec<(f64, f64)> = series
                     .points
                     .iter()
@@ -103,7 +118,7 @@ impl PointChart {
                 }
             }
             // Points above all lines.
-            for (number, series) in self.series.iter().enumerate() {
+            for (number, series) in self.numbered() {
                 for point in series.points.iter().filter(is_shown) {
                     let dot = canvas::color(number).filled();
                     let dot = Circle::new(point.at, canvas::pixels(4), dot);
@@ -149,14 +164,17 @@ mod tests {
             x_label: "semantic diversity".to_owned(),
             y_label: "win rate (%)".to_owned(),
             ring_label: "Pareto-optimal".to_owned(),
+            x_scale: Scale::Linear,
             series: vec![
                 PointSeries {
                     label: "DPO".to_owned(),
                     points: vec![point(0.2, 60.0, "0.7", true), point(0.35, 55.0, "1", false)],
+                    ..PointSeries::default()
                 },
                 PointSeries {
                     label: "GDPO & <tb>".to_owned(),
                     points: vec![point(0.5, 58.0, "0.7", false), point(0.69, 59.0, "1", true)],
+                    ..PointSeries::default()
                 },
                 PointSeries {
                     label: "sft".to_owned(),
@@ -164,6 +182,7 @@ mod tests {
                         at: (0.6, 40.0),
                         ..Point::default()
                     }],
+                    ..PointSeries::default()
                 },
             ],
         }
@@ -183,6 +202,16 @@ mod tests {
         }
         // Five points, two rings and the ring of the legend.
         assert_eq!(svg.matches("<circle").count(), 8);
+    }
+
+    #[test]
+    fn a_dashed_line_is_of_several_strokes_and_named_so() {
+        let mut chart = chart();
+        let strokes = |chart: &PointChart| chart.to_svg().unwrap().matches("<polyline").count();
+        let whole = strokes(&chart);
+        chart.series[1].dashed = true;
+        // In the legend and between two points.
+        assert!(strokes(&chart) > whole + 4);
     }
 
     #[test]

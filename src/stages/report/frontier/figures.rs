@@ -1,0 +1,91 @@
+//! Charts of the points.
+
+use super::super::plot_curves::file_name;
+use super::points::Point as Measured;
+use super::shown::{by_point, values};
+use super::{Frontier, panel_name};
+use crate::stats::figure::{Point, PointChart, PointSeries, Scale};
+use crate::stats::mean;
+
+impl Frontier {
+    /// Makes all charts, each with the name of its file.
+    pub(super) fn charts(&self, points: &[Measured]) -> Vec<(String, PointChart)> {
+        let by_series = || points.chunk_by(|a, b| a.series == b.series);
+        let mut charts = Vec::new();
+        for (over, value) in self.panels() {
+            let series = by_series().map(|of_series| PointSeries {
+                label: of_series[0].series.clone(),
+                points: drawn(of_series, over, value, true),
+                dashed: false,
+            });
+            charts.push((
+                panel_name(value, over),
+                self.chart(over, value, series.collect()),
+            ));
+        }
+        let Some(x) = self.x.as_ref().filter(|_| !self.together.is_empty()) else {
+            return charts;
+        };
+        for (number, of_series) in by_series().enumerate() {
+            let name = &of_series[0].series;
+            let series = self
+                .together
+                .iter()
+                .enumerate()
+                .map(|(at, column)| PointSeries {
+                    label: column.clone(),
+                    points: drawn(of_series, &x.column, column, at == 0),
+                    dashed: at > 0,
+                });
+            let mut chart = self.chart(&x.column, "", series.collect());
+            chart.title = format!("{}: {name}", self.title);
+            // Numbered: two names may make one file name.
+            let file = format!("together-{}-{}", number + 1, file_name(name));
+            charts.push((file, chart));
+        }
+        charts
+    }
+
+    fn chart(&self, over: &str, value: &str, series: Vec<PointSeries>) -> PointChart {
+        let x = self.x.as_ref().filter(|x| x.column == over);
+        let x_scale = x.map_or(Scale::Linear, |x| x.scale.into());
+        let x_label = match x_scale {
+            Scale::Linear => over.to_owned(),
+            Scale::Sqrt => format!("{over} (square-root scale)"),
+            Scale::Log => format!("{over} (logarithmic scale)"),
+        };
+        PointChart {
+            title: self.title.clone(),
+            x_label,
+            x_scale,
+            y_label: value.to_owned(),
+            series,
+            ..PointChart::default()
+        }
+    }
+}
+
+/// The points of a series: means over the runs, with their range; what has no mean is not drawn.
+fn drawn(points: &[Measured], over: &str, value: &str, labelled: bool) -> Vec<Point> {
+    let place = |runs: &[Measured]| {
+        let (x, y) = (values(runs, over), values(runs, value));
+        Some(Point {
+            at: (mean(&x).ok()?, mean(&y).ok()?),
+            x_range: range(&x),
+            y_range: range(&y),
+            label: if labelled {
+                runs[0].along.join(", ")
+            } else {
+                String::new()
+            },
+            ringed: false,
+        })
+    };
+    by_point(points).filter_map(place).collect()
+}
+
+fn range(values: &[f64]) -> Option<(f64, f64)> {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    (values.len() > 1).then_some((low, high))
+}

@@ -1,0 +1,235 @@
+//! The points of all tables, joined by the axes that the tables show.
+
+use indexmap::{IndexMap, IndexSet};
+
+use super::Frontier;
+use crate::artifacts::table::Table;
+use crate::engine::diagnostic::did_you_mean;
+use crate::engine::stage::StageError;
+use crate::excerpt::listed;
+
+/// One run of a point.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Point {
+    pub(super) series: String,
+    /// Its values of the axes of `along`.
+    pub(super) along: Vec<String>,
+    pub(super) run: String,
+    /// Series and values, for messages.
+    pub(super) name: String,
+    /// The finite values of each column that is read.
+    pub(super) values: IndexMap<String, Option<f64>>,
+}
+
+impl Point {
+    pub(super) fn is_complete(&self) -> bool {
+        self.values.values().all(Option::is_some)
+    }
+
+    pub(super) fn value(&self, column: &str) -> Option<f64> {
+        self.values.get(column).copied().flatten()
+    }
+}
+
+/// A table with what it shows of the axes in each row: nothing for an axis that it lacks.
+struct Shown<'a> {
+    stage: &'a str,
+    table: &'a Table,
+    rows: Vec<Vec<Option<String>>>,
+}
+
+impl Frontier {
+    /// `series`, `along` and `aggregate`.
+    fn axes(&self) -> Vec<&String> {
+        let along = self.along.names().iter();
+        std::iter::once(&self.series)
+            .chain(along)
+            .chain([&self.aggregate])
+            .collect()
+    }
+
+    /// Joins the tables: a value belongs to every point that agrees with its row in all axes that its table shows.
+    pub(super) fn points(&self, tables: &[(String, Table)]) -> Result<Vec<Point>, StageError> {
+        let axes = self.axes();
+        let shown = tables
+            .iter()
+            .map(|(stage, table)| self.shown(stage, table))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut keys: IndexSet<Vec<String>> = IndexSet::new();
+        for table in &shown {
+            let whole = table
+                .rows
+                .iter()
+                .cloned()
+                .map(|row| row.into_iter().collect::<Option<Vec<String>>>());
+            keys.extend(whole.flatten());
+        }
+        if keys.is_empty() {
+            let lacking = shown.iter().map(|table| {
+                let lacks = axes.iter().filter(|axis| !table.table.has(axis));
+                let lacks = lacks.map(|axis| axis.as_str());
+                format!("`{}` lacks {}", table.stage, listed(lacks))
+            });
+            let lacking: Vec<String> = lacking.collect();
+            let named = axes.iter().map(|axis| axis.as_str());
+            return Err(StageError::new(format!(
+                "no table of `points` has rows with all of {}",
+                listed(named)
+            ))
+            .hint(lacking.join("; ")));
+        }
+        let columns = self.columns();
+        for column in &columns {
+            self.is_somewhere(column, &shown)?;
+        }
+        let mut points = Vec::with_capacity(keys.len());
+        for key in keys {
+            let mut values = IndexMap::new();
+            let name = key[..key.len() - 1].join(", ");
+            for column in &columns {
+                let found = value_of(&key, column, &shown).map_err(|(first, second)| {
+                    StageError::new(format!(
+                        "`{column}` of {name}, {} {} is {} in `{}` and {} in `{}`",
+                        self.aggregate,
+                        key[key.len() - 1],
+                        first.1,
+                        first.0,
+                        second.1,
+                        second.0
+                    ))
+                    .hint("name the further axis in `along`, or connect tables that have one value of it")
+                })?;
+                values.insert((*column).to_owned(), found.map(|(_, value)| value));
+            }
+            points.push(Point {
+                series: key[0].clone(),
+                along: key[1..key.len() - 1].to_vec(),
+                run: key[key.len() - 1].clone(),
+                name,
+                values,
+            });
+        }
+        for column in columns {
+            if points.iter().all(|point| point.value(column).is_none()) {
+                return Err(StageError::new(format!("`{column}` has no value for any point"))
+                    .hint("the tables must name series and axis values alike: `row_names` must be the same"));
+            }
+        }
+        Ok(self.sorted(points))
+    }
+
+    fn shown<'a>(&self, stage: &'a str, table: &'a Table) -> Result<Shown<'a>, StageError> {
+        if !table.has(&self.series) {
+            let columns = table.columns.iter().map(|column| column.name.as_str());
+            return Err(StageError::new(format!(
+                "the table of `{stage}` has no column `{}`",
+                self.series
+            ))
+            .hint(format!(
+                "`series` names the axis that is compared; the columns are: {}",
+                listed(columns)
+            )));
+        }
+        let mut rows = vec![Vec::new(); table.height()];
+        for axis in self.axes() {
+            let texts = if table.has(axis) {
+                table.texts(axis)?
+            } else {
+                vec![None; rows.len()]
+            };
+            rows.iter_mut()
+                .zip(texts)
+                .for_each(|(row, text)| row.push(text));
+        }
+        Ok(Shown { stage, table, rows })
+    }
+
+    /// Fails for a column that no table has.
+    fn is_somewhere(&self, column: &str, shown: &[Shown]) -> Result<(), StageError> {
+        if shown
+            .iter()
+            .any(|table| table.table.numbers(column).is_ok())
+        {
+            return Ok(());
+        }
+        let all: IndexSet<&str> = shown
+            .iter()
+            .flat_map(|table| &table.table.columns)
+            .map(|column| column.name.as_str())
+            .filter(|name| self.axes().iter().all(|axis| axis != name))
+            .collect();
+        let listed = || format!("the columns are: {}", listed(all.iter().copied()));
+        let hint = did_you_mean(column, all.iter().copied()).unwrap_or_else(listed);
+        Err(StageError::new(format!(
+            "no table of `points` has a column `{column}` of numbers"
+        ))
+        .hint(hint))
+    }
+
+    /// Series in their order; along each, numbers ascend and words keep the order of the tables.
+    fn sorted(&self, mut points: Vec<Point>) -> Vec<Point> {
+        let ordered = |all: IndexSet<String>| -> Vec<String> {
+            let numbers: Option<Vec<(f64, String)>> = all
+                .iter()
+                .map(|text| Some((text.parse::<f64>().ok()?, text.clone())))
+                .collect();
+            match numbers {
+                Some(mut numbers) => {
+                    numbers.sort_by(|a, b| a.0.total_cmp(&b.0));
+                    numbers.into_iter().map(|(_, text)| text).collect()
+                }
+                None => all.into_iter().collect(),
+            }
+        };
+        let series: IndexSet<String> = points.iter().map(|point| point.series.clone()).collect();
+        let along: Vec<Vec<String>> = (0..self.along.names().len())
+            .map(|axis| {
+                ordered(
+                    points
+                        .iter()
+                        .map(|point| point.along[axis].clone())
+                        .collect(),
+                )
+            })
+            .collect();
+        points.sort_by_cached_key(|point| {
+            let places = point.along.iter().zip(&along);
+            let places: Vec<Option<usize>> = places
+                .map(|(value, order)| order.iter().position(|other| other == value))
+                .collect();
+            (series.get_index_of(&point.series), places)
+        });
+        points
+    }
+}
+
+/// A value, and the stage that has it.
+type Found<'a> = (&'a str, f64);
+
+/// Finds the value of a column; two different ones are returned as an error.
+fn value_of<'a>(
+    key: &[String],
+    column: &str,
+    shown: &[Shown<'a>],
+) -> Result<Option<Found<'a>>, (Found<'a>, Found<'a>)> {
+    let mut found: Option<Found> = None;
+    for table in shown {
+        let Ok(values) = table.table.numbers(column) else {
+            continue;
+        };
+        for (row, value) in table.rows.iter().zip(values) {
+            let agrees = row
+                .iter()
+                .zip(key)
+                .all(|(shown, own)| shown.as_ref().is_none_or(|text| text == own));
+            let Some(value) = value.filter(|value| agrees && value.is_finite()) else {
+                continue;
+            };
+            match found {
+                Some(first) if first.1 != value => return Err((first, (table.stage, value))),
+                _ => found = Some((table.stage, value)),
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,116 @@
+//! The table of points and the table of differences.
+
+use super::Frontier;
+use super::matched::Matched;
+use super::points::Point;
+use crate::artifacts::table::Table;
+use crate::engine::stage::StageError;
+use crate::stats::{Alternative, StatsError, mean, one_sample_t_test, sample_std};
+
+/// The runs of each point, in order.
+pub(super) fn by_point(points: &[Point]) -> impl Iterator<Item = &[Point]> + Clone {
+    points.chunk_by(|a, b| a.series == b.series && a.along == b.along)
+}
+
+/// The values of a column in all runs that have one.
+pub(super) fn values(runs: &[Point], column: &str) -> Vec<f64> {
+    runs.iter().filter_map(|run| run.value(column)).collect()
+}
+
+impl Frontier {
+    /// Makes the table of points.
+    pub(super) fn table(&self, points: &[Point]) -> Result<Table, StageError> {
+        let mut table = Table::new(&self.title);
+        let rows = by_point(points);
+        table.label_column(
+            &self.series,
+            rows.clone().map(|runs| Some(runs[0].series.clone())),
+        );
+        for (at, axis) in self.along.names().iter().enumerate() {
+            table.label_column(
+                axis,
+                rows.clone().map(|runs| Some(runs[0].along[at].clone())),
+            );
+        }
+        table.whole_column("Runs", rows.clone().map(|runs| Some(runs.len() as f64)));
+        let several = rows.clone().any(|runs| runs.len() > 1);
+        for column in self.columns() {
+            table.number_column(
+                column,
+                3,
+                rows.clone().map(|runs| mean(&values(runs, column)).ok()),
+            );
+            if several {
+                table.spread_of_last(
+                    "sd",
+                    rows.clone()
+                        .map(|runs| sample_std(&values(runs, column)).ok()),
+                );
+            }
+        }
+        table.notes.clone_from(&self.notes);
+        if several {
+            table.notes.push(format!(
+                "±: sample standard deviation over the runs ({}).",
+                self.aggregate
+            ));
+        }
+        Ok(table)
+    }
+
+    /// Makes the table of differences.
+    pub(super) fn matched_table(&self, matched: &[Matched]) -> Result<Table, StageError> {
+        let mut table = Table::new(format!("{}: differences at equal measure", self.title));
+        let texts =
+            |of: fn(&Matched) -> &String| matched.iter().map(move |one| Some(of(one).clone()));
+        table.text_column("a", texts(|one| &one.pair.a));
+        table.text_column("b", texts(|one| &one.pair.b));
+        table.text_column("Held equal", texts(|one| &one.at));
+        table.text_column("Compared", texts(|one| &one.value));
+        let means = matched.iter().map(|one| mean(&one.differences).ok());
+        table.number_column("a - b", 3, means);
+        let intervals = matched.iter().map(|one| self.interval(&one.differences));
+        let intervals = intervals.collect::<Result<Vec<_>, _>>()?;
+        table.interval_of_last(intervals);
+        let runs = matched.iter().map(|one| {
+            let with_range = one.differences.len();
+            Some(if with_range == one.runs {
+                with_range.to_string()
+            } else {
+                format!("{with_range} of {}", one.runs)
+            })
+        });
+        table.text_column("Runs", runs);
+        table.text_column(
+            "Common range",
+            matched.iter().map(|one| Some(one.range_text())),
+        );
+        table.notes.clone_from(&self.notes);
+        table.notes.push(format!(
+            "a - b: the difference of the lines through the points of a run, averaged over the range that both have; mean over \
+             the runs ({}) with a common range, with its {}% t interval.",
+            self.aggregate,
+            100.0 * self.level
+        ));
+        table
+            .notes
+            .push("Common range: mean of its ends over those runs.".to_owned());
+        Ok(table)
+    }
+
+    /// The t interval of the mean; none for one run.
+    fn interval(&self, differences: &[f64]) -> Result<(Option<f64>, Option<f64>), StageError> {
+        if differences.len() < 2 {
+            return Ok((None, None));
+        }
+        match one_sample_t_test(differences, 0.0, Alternative::TwoSided) {
+            Ok(test) => {
+                let interval = test.interval(self.level)?;
+                Ok((Some(interval.low), Some(interval.high)))
+            }
+            // All runs differ by the same.
+            Err(StatsError::NoVariance { .. }) => Ok((Some(differences[0]), Some(differences[0]))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
