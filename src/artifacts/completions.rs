@@ -15,6 +15,20 @@ pub const ROWS_PER_PROMPT: &str = "completions of a prompt";
 /// The artifact kind of completions with rewards.
 pub const SCORES: &str = "scores";
 
+/// The columns of completions that nobody has scored.
+pub const COLUMNS: [&str; 10] = [
+    "question_id",
+    "sample",
+    "question",
+    "prompt",
+    "prompt_ids",
+    "completion",
+    "tokens",
+    "token_ids",
+    "truncated",
+    "log_prob",
+];
+
 /// One completion.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CompletionRow {
@@ -131,4 +145,21 @@ pub fn from_table(table: &Table) -> Result<Vec<CompletionRow>, TableError> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_have_the_columns_that_are_told_before_they_are_made() {
+        let row = CompletionRow {
+            prompt_ids: Some(vec![1]),
+            token_ids: Some(vec![2]),
+            ..CompletionRow::default()
+        };
+        let table = to_table("completions", &[row]);
+        let columns = table.columns.iter().map(|column| column.name.as_str());
+        assert_eq!(columns.collect::<Vec<_>>(), COLUMNS);
+    }
 }

@@ -5,12 +5,13 @@
 //! refused when it is read. A fact is an upper bound, so that it holds whatever a stage leaves out; where nothing is
 //! known nothing is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::context::Labels;
 use super::diagnostic::Path;
 use super::problem::Problem;
+use crate::excerpt::listed;
 
 /// The most of something that an artifact has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,34 +26,38 @@ pub struct Most {
     pub value: u64,
 }
 
-/// What is known of one artifact: of each noun in the plural, such as `completions`, the most.
-pub type Facts = BTreeMap<&'static str, Most>;
+/// What is known of one artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Of each noun in the plural, such as `completions`, the most.
+    most: BTreeMap<&'static str, Most>,
+    /// All columns that a table can have.
+    columns: Option<BTreeSet<&'static str>>,
+}
 
-/// What is known of one artifact of a port.
+/// An artifact of a port.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct KnownInput<'a> {
-    /// Axis values and stage name.
-    pub(super) labels: &'a Labels,
-    /// What it has.
+pub(super) struct Item<'a> {
     pub(super) facts: &'a Facts,
+    pub(super) labels: &'a Labels,
 }
 
 /// What a stage knows of its inputs before anything runs, and what it says of its outputs.
 pub struct Known<'a> {
     stage: Arc<str>,
-    /// For each port, what is known of its artifacts.
-    inputs: BTreeMap<&'a str, Vec<KnownInput<'a>>>,
-    passed_on: Facts,
+    /// For each port its artifacts.
+    inputs: BTreeMap<&'a str, Vec<Item<'a>>>,
+    passed_on: BTreeMap<&'static str, Most>,
     said: BTreeMap<String, Facts>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Known<'a> {
-    pub(super) fn new(stage: Arc<str>, inputs: BTreeMap<&'a str, Vec<KnownInput<'a>>>) -> Self {
+    pub(super) fn new(stage: Arc<str>, inputs: BTreeMap<&'a str, Vec<Item<'a>>>) -> Self {
         Self {
             stage,
             inputs,
-            passed_on: Facts::new(),
+            passed_on: BTreeMap::new(),
             said: BTreeMap::new(),
             problems: Vec::new(),
         }
@@ -75,28 +80,96 @@ impl<'a> Known<'a> {
         self.said
             .entry(output.to_owned())
             .or_default()
+            .most
             .insert(what, most);
+    }
+
+    /// Says that the table of an output has no other columns.
+    pub fn says_columns(&mut self, output: &str, columns: &[&'static str]) {
+        let columns = columns.iter().copied().collect();
+        self.said.entry(output.to_owned()).or_default().columns = Some(columns);
+    }
+
+    /// Says that the table of an output has the columns of a port's artifact, less and more some.
+    pub fn passes_on_columns(
+        &mut self,
+        (port, output): (&str, &str),
+        removed: &[&str],
+        added: &[&'static str],
+    ) {
+        if let Some([item]) = self.inputs.get(port).map(Vec::as_slice)
+            && let Some(columns) = &item.facts.columns
+        {
+            let kept = columns.iter().filter(|column| !removed.contains(*column));
+            let columns = kept.chain(added).copied().collect();
+            self.said.entry(output.to_owned()).or_default().columns = Some(columns);
+        }
+    }
+
+    /// Whether a port has any artifact.
+    pub fn is_connected(&self, port: &str) -> bool {
+        self.inputs.get(port).is_some_and(|items| !items.is_empty())
+    }
+
+    /// The labels of the artifacts of a port.
+    pub fn labels(&self, port: &str) -> Vec<&'a Labels> {
+        let items = self.inputs.get(port).into_iter().flatten();
+        items.map(|item| item.labels).collect()
+    }
+
+    /// Refuses a stage.
+    pub fn refuse(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// Refuses a param that asks for a column which an artifact of a port cannot have; of those with such labels.
+    pub fn needs_column(
+        &mut self,
+        port: &str,
+        column: &str,
+        of: impl Fn(&Labels) -> bool,
+        (param, asks): (&str, &str),
+    ) {
+        let items = self.inputs.get(port).into_iter().flatten();
+        let mut items = items.filter(|item| of(item.labels));
+        let lacking = items.find_map(|item| {
+            let columns = item.facts.columns.as_ref()?;
+            (!columns.contains(column)).then_some((item.labels, columns))
+        });
+        let Some((labels, columns)) = lacking else {
+            return;
+        };
+        let stage = labels.get("stage").map_or(port, String::as_str);
+        let columns: Vec<&str> = columns.iter().copied().collect();
+        self.problems.push(
+            Problem::new(
+                param,
+                format!("{asks} the column `{column}`, but `{stage}` writes none of that name"),
+            )
+            .hint(format!("its columns are: {}", listed(columns))),
+        );
     }
 
     /// Says that every output has what the artifact of a port has, unless [`Self::says`] says otherwise.
     pub fn passes_on(&mut self, port: &str) {
-        if let Some([input]) = self.inputs.get(port).map(Vec::as_slice) {
-            let facts = input.facts.iter();
-            let facts = facts.map(|(what, most)| (*what, most.clone()));
-            self.passed_on.extend(facts);
+        if let Some([item]) = self.inputs.get(port).map(Vec::as_slice) {
+            let facts = item.facts.most.iter();
+            self.passed_on
+                .extend(facts.map(|(what, most)| (*what, most.clone())));
         }
     }
 
     /// Says that an output has of `what` no more than the artifact of the stage's only input, if there is one alone.
     pub fn passes_on_of_only_input(&mut self, output: &str, what: &[&'static str]) {
         let mut all = self.inputs.values().flatten();
-        if let (Some(input), None) = (all.next(), all.next()) {
+        if let (Some(item), None) = (all.next(), all.next()) {
             let known = what
                 .iter()
-                .filter_map(|what| Some((*what, input.facts.get(what)?.clone())));
+                .filter_map(|what| Some((*what, item.facts.most.get(what)?.clone())));
             self.said
                 .entry(output.to_owned())
                 .or_default()
+                .most
                 .extend(known);
         }
     }
@@ -134,21 +207,10 @@ impl<'a> Known<'a> {
         self.refuse_above(greatest.cloned(), what, least, Some(param), hint);
     }
 
-    /// Returns axis values and stage name of each artifact of a port.
-    pub fn labels(&self, port: &str) -> Vec<&'a Labels> {
-        let inputs = self.inputs.get(port).into_iter().flatten();
-        inputs.map(|input| input.labels).collect()
-    }
-
     /// Returns of each artifact of a port the most that it has of `what`, where that is known.
     pub fn most(&self, port: &str, what: &str) -> Vec<Option<&'a Most>> {
-        let inputs = self.inputs.get(port).into_iter().flatten();
-        inputs.map(|input| input.facts.get(what)).collect()
-    }
-
-    /// Refuses the stage for a problem that its kind found in what is known.
-    pub fn refuses(&mut self, problem: Problem) {
-        self.problems.push(problem);
+        let items = self.inputs.get(port).into_iter().flatten();
+        items.map(|item| item.facts.most.get(what)).collect()
     }
 
     fn fewest(&self, port: &str, what: &str) -> Option<Most> {
@@ -185,9 +247,13 @@ impl<'a> Known<'a> {
 
     /// Returns the facts of an output.
     pub(super) fn of(&mut self, output: &str) -> Facts {
-        let mut facts = self.passed_on.clone();
-        facts.extend(self.said.remove(output).unwrap_or_default());
-        facts
+        let said = self.said.remove(output).unwrap_or_default();
+        let mut most = self.passed_on.clone();
+        most.extend(said.most);
+        Facts {
+            most,
+            columns: said.columns,
+        }
     }
 
     pub(super) fn problems(&mut self) -> Vec<Problem> {
@@ -206,12 +272,20 @@ mod tests {
             param: "n",
             value: count,
         };
-        Facts::from([("completions", most)])
+        Facts {
+            most: BTreeMap::from([("completions", most)]),
+            columns: None,
+        }
+    }
+
+    fn items<'a>(facts: &[&'a Facts], labels: &'a Labels) -> Vec<Item<'a>> {
+        let item = |facts: &&'a Facts| Item { facts, labels };
+        facts.iter().map(item).collect()
     }
 
     #[test]
     fn only_what_is_known_to_fail_is_refused() {
-        let (eight, twenty, nothing) = (most(8), most(20), Facts::new());
+        let (eight, twenty, nothing) = (most(8), most(20), Facts::default());
         let labels = Labels::new();
         let refused = |items: &[&'static str], some: bool| {
             let facts = items.iter().map(|item| match *item {
@@ -219,11 +293,8 @@ mod tests {
                 "20" => &twenty,
                 _ => &nothing,
             });
-            let facts = facts.map(|facts| KnownInput {
-                labels: &labels,
-                facts,
-            });
-            let inputs = BTreeMap::from([("scores", facts.collect())]);
+            let facts: Vec<&Facts> = facts.collect();
+            let inputs = BTreeMap::from([("scores", self::items(&facts, &labels))]);
             let mut known = Known::new("t".into(), inputs);
             let param = ("top_k", 20);
             if some {
@@ -248,40 +319,75 @@ mod tests {
 
     #[test]
     fn what_the_only_input_has_is_passed_on_to_one_output() {
-        let (eight, nothing, labels) = (most(8), Facts::new(), Labels::new());
+        let (eight, nothing) = (most(8), Facts::default());
+        let labels = Labels::new();
         let of = |inputs: Vec<(&'static str, Vec<&Facts>)>, output: &str| {
-            let inputs = inputs.into_iter().map(|(port, all)| {
-                let all = all.into_iter().map(|facts| KnownInput {
-                    labels: &labels,
-                    facts,
-                });
-                (port, all.collect())
-            });
+            let inputs = inputs.iter();
+            let inputs = inputs.map(|(port, facts)| (*port, items(facts, &labels)));
             let mut known = Known::new("t".into(), inputs.collect());
             known.passes_on_of_only_input("out", &["completions"]);
             known.of(output)
         };
         assert_eq!(of(vec![("one", vec![&eight])], "out"), eight);
-        assert!(of(vec![("one", vec![&eight])], "other").is_empty());
-        assert!(of(vec![("one", vec![&eight, &nothing])], "out").is_empty());
+        assert_eq!(of(vec![("one", vec![&eight])], "other"), nothing);
+        assert_eq!(of(vec![("one", vec![&eight, &nothing])], "out"), nothing);
         let two = vec![("one", vec![&eight]), ("two", vec![&nothing])];
-        assert!(of(two, "out").is_empty());
+        assert_eq!(of(two, "out"), nothing);
     }
 
     #[test]
     fn outputs_have_what_is_passed_on_and_what_is_said() {
-        let (eight, labels) = (most(8), Labels::new());
-        let input = KnownInput {
-            labels: &labels,
-            facts: &eight,
-        };
-        let inputs = BTreeMap::from([("one", vec![input]), ("several", vec![input, input])]);
+        let eight = most(8);
+        let labels = Labels::new();
+        let inputs = BTreeMap::from([
+            ("one", items(&[&eight], &labels)),
+            ("several", items(&[&eight, &eight], &labels)),
+        ]);
         let mut known = Known::new("t".into(), inputs);
         known.passes_on("several");
-        assert!(known.of("out").is_empty(), "of which of them is not said");
+        assert_eq!(known.of("out"), Facts::default(), "of which is not said");
         known.passes_on("one");
         known.says("out", "prompts", 3, ("n", 3));
-        assert_eq!(known.of("out").len(), 2);
+        assert_eq!(known.of("out").most.len(), 2);
         assert_eq!(known.of("other"), eight);
+    }
+
+    #[test]
+    fn columns_are_passed_on_with_what_a_stage_adds_and_asked_for() {
+        let mut sampled = Known::new("sample".into(), BTreeMap::new());
+        sampled.says_columns("completions", &["question", "kl"]);
+        let sampled = sampled.of("completions");
+        let labels = |policy: &str| -> Labels {
+            let pairs = [("policy", policy), ("stage", "scored")];
+            let pairs = pairs.map(|(axis, value)| (axis.to_owned(), value.to_owned()));
+            pairs.into_iter().collect()
+        };
+        let (ppo, other, unknown) = (labels("ppo"), labels("other"), Facts::default());
+        let scores = |facts: &Facts| {
+            let inputs = BTreeMap::from([("completions", items(&[facts], &ppo))]);
+            let mut known = Known::new("scored".into(), inputs);
+            known.passes_on("completions");
+            known.passes_on_columns(("completions", "scores"), &["kl"], &["reward"]);
+            known.of("scores")
+        };
+        let (scored, open) = (scores(&sampled), scores(&unknown));
+        assert_eq!(open, unknown);
+        let refused = |column: &str, policy: &str| {
+            let (facts, labels) = ([&scored, &open], [&ppo, &other]);
+            let items = facts.into_iter().zip(labels);
+            let items = items.map(|(facts, labels)| Item { facts, labels });
+            let inputs = BTreeMap::from([("scores", items.collect())]);
+            let mut known = Known::new("claims".into(), inputs);
+            let of = |labels: &Labels| labels["policy"] == policy;
+            known.needs_column("scores", column, of, ("claims", "the gate needs"));
+            let problems = known.problems();
+            problems.first().map(|problem| problem.message.clone())
+        };
+        assert_eq!(refused("reward", "ppo"), None);
+        assert_eq!(
+            refused("kl", "ppo").unwrap(),
+            "the gate needs the column `kl`, but `scored` writes none of that name"
+        );
+        assert_eq!(refused("kl", "other"), None);
     }
 }

@@ -462,3 +462,51 @@ fn mistakes_of_newcomers_are_told_in_words_of_pipeline_files() {
         );
     }
 }
+
+#[test]
+fn rows_runs_and_columns_that_a_table_cannot_have_are_found_before_anything_runs() {
+    let said = diagnostics(
+        r"name: claimed
+stages:
+  world: { kind: generate_world, params: { seed: 1, finetune_pairs: 10, reward_pairs: 10, rl_questions: 10 } }
+  answers:
+    matrix: { policy: [a, b, c], seed: [1, 2], exclude: [{ policy: c, seed: 2 }] }
+    kind: enumerate_answers
+    inputs: { prompts: world.evaluation }
+    params: { n: 2 }
+  scored:
+    matrix: { policy: [a, b, c], seed: [1, 2], exclude: [{ policy: c, seed: 2 }] }
+    kind: score_world
+    inputs: { completions: answers }
+    params: { reward: exact }
+  claims:
+    kind: claims
+    inputs: { scores: 'scored[*]' }
+    params:
+      claims:
+        - { id: right, text: '', test: { kind: difference, a: a, b: b, direction: greater }, gates: { coherent: { at_least: 0.9 } } }
+        - { id: row, text: '', test: { kind: difference, a: a, b: d, direction: greater } }
+        - { id: runs, text: '', test: { kind: difference, a: a, b: c, direction: greater } }
+        - { id: gate, text: '', test: { kind: difference, a: a, b: b, direction: greater }, gates: { kl: { at_most: 6 } } }
+        - { id: column, text: '', test: { kind: difference, a: a, b: b, column: kl, direction: greater } }
+        - { id: training, text: '', test: { kind: diverges, a: a } }
+  table: { kind: metric_table, inputs: { scores: 'scored[*]' }, params: { top_k: 2, extra: [kl], entropy: [mode] } }
+  profiles: { kind: plot_profiles, inputs: { scores: 'scored[*]' }, params: { column: entropy } }
+",
+    );
+    let columns = "its columns are: coherent, completion, exact_reward, log_prob, mode, prompt, prompt_ids, question, question_id, reward, rude_words, sample, slot_errors, token_ids, tokens, truncated";
+    for expected in [
+        "claim `row`: no input is the row `d`\n    the rows are: a, b, c",
+        "claim `runs`: the runs of `a` and `c` do not pair: the first has `seed` 1, 2, the second `seed` 1\n    a claim compares run by run: give both rows the same values of `seed`",
+        "claim `gate`: its gate needs the column `kl`, but `scored` writes none of that name",
+        "claim `column`: `mean` of `a` needs the column `kl`, but `scored` writes none of that name",
+        "claim `column`: `mean` of `b` needs the column `kl`, but `scored` writes none of that name",
+        "claim `training`: no input of `curves` is the training of `a`\n    connect the port `curves`",
+        "`extra` asks for the column `kl`, but `scored` writes none of that name",
+        "`column` asks for the column `entropy`, but `scored` writes none of that name",
+        columns,
+    ] {
+        assert!(said.contains(expected), "{expected}\n---\n{said}");
+    }
+    assert_eq!(said.matches("error: ").count(), 8, "{said}");
+}

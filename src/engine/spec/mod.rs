@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use super::diagnostic::{Diagnostic, Path, Severity, did_you_mean};
 use super::document::{Document, Invalid, Located, folder_of};
-use super::facts::{Facts, Known as KnownFacts, KnownInput};
+use super::facts::{Facts, Item, Known as KnownFacts};
 use super::graph::Graph;
 use super::import::{self, Imported, Reader};
 use super::instance::Instance;
@@ -311,16 +311,13 @@ impl Builder<'_> {
     /// Checks params against what is known of the inputs before they are made.
     fn facts(&mut self, stages: &[Instance], order: &[usize]) {
         let mut facts: Vec<BTreeMap<String, Facts>> = vec![BTreeMap::new(); stages.len()];
-        let nothing = Facts::new();
+        let nothing = Facts::default();
         for &at in order {
             let instance = &stages[at];
             let inputs = instance.inputs.iter().map(|input| {
-                let items = input.items.iter().map(|item| {
-                    let known = facts[item.producer].get(&item.output);
-                    KnownInput {
-                        labels: &item.labels,
-                        facts: known.unwrap_or(&nothing),
-                    }
+                let items = input.items.iter().map(|item| Item {
+                    facts: facts[item.producer].get(&item.output).unwrap_or(&nothing),
+                    labels: &item.labels,
                 });
                 (input.port.as_str(), items.collect())
             });

@@ -3,9 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
+use crate::artifacts::completions::{COLUMNS, COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::ranges::at_least_one;
 use crate::world::Examiner;
@@ -47,6 +48,11 @@ impl Kind for EnumerateAnswers {
         let mut problems = Vec::new();
         at_least_one("n", self.n as u64, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let columns = [COLUMNS.as_slice(), &["exact_reward", "mode"]].concat();
+        known.says_columns("answers", &columns);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

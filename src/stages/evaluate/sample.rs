@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::completions::{COMPLETIONS, CompletionRow, ROWS, ROWS_PER_PROMPT, to_table};
+use crate::artifacts::completions::{
+    COLUMNS, COMPLETIONS, CompletionRow, ROWS, ROWS_PER_PROMPT, to_table,
+};
 use crate::artifacts::dataset::{DATASET, Dataset, PROMPTS};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
@@ -220,6 +222,7 @@ impl Kind for Sample {
         } else {
             "each prompt behind the first `skip` is completed `samples_per_prompt` times"
         });
+        known.says_columns("completions", &COLUMNS);
         known.says("completions", ROWS, self.n, ("n", self.n));
         let of_a_prompt = self.samples_per_prompt.min(self.n);
         known.says(

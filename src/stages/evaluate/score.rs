@@ -64,6 +64,12 @@ impl Kind for Score {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("completions");
+        let added: &[&str] = if known.is_connected("reference") {
+            &["reward", "answer", "kl"]
+        } else {
+            &["reward", "answer"]
+        };
+        known.passes_on_columns(("completions", "scores"), &["kl"], added);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

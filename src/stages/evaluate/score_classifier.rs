@@ -64,6 +64,7 @@ impl Kind for ScoreClassifier {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("completions");
+        known.passes_on_columns(("completions", "scores"), &[], &["reward"]);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

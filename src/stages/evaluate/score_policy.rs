@@ -51,6 +51,8 @@ impl Kind for ScorePolicy {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("completions");
+        let added = ["log_prob", "entropy"];
+        known.passes_on_columns(("completions", "scores"), &["kl"], &added);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

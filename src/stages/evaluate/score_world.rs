@@ -68,6 +68,12 @@ impl Kind for ScoreWorld {
 
     fn facts(&self, known: &mut Known<'_>) {
         known.passes_on("completions");
+        let reward: &[&str] = match self.reward {
+            WorldReward::Keep => &[],
+            WorldReward::Exact | WorldReward::Toxicity => &["reward"],
+        };
+        let added = [&ADDED, reward].concat();
+        known.passes_on_columns(("completions", "scores"), &[], &added);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

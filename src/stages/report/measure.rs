@@ -159,6 +159,13 @@ impl Metric {
         )
     }
 
+    /// Whether it is computed from the column that is the reward, or ranks by it.
+    pub(super) fn needs_column(self) -> bool {
+        self.is_of_top_k()
+            || self.is_of_attempts()
+            || matches!(self, Self::Mean | Self::Std | Self::Entropy)
+    }
+
     /// Whether it needs TF-IDF vectors.
     pub(super) fn is_tfidf(self) -> bool {
         matches!(

@@ -9,6 +9,7 @@ use super::groups::{Grouping, Row, row_named};
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
 use crate::stats::figure::HistogramChart;
@@ -72,6 +73,10 @@ impl Kind for PlotHistograms {
         } else {
             vec![Problem::new("bins", "`bins` must be from 1 to 1000")]
         }
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        scored::needs_column(known, (&self.row, &self.rows), "column", &self.column);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

@@ -11,6 +11,7 @@ use super::resample::Questions;
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
@@ -112,6 +113,10 @@ impl Kind for PlotProfiles {
         }
         check_bootstrap(self.level, self.replicates, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        scored::needs_column(known, (&self.row, &self.rows), "column", &self.column);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

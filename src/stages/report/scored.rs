@@ -10,7 +10,7 @@ use crate::artifacts::completions::{ROWS, SCORES};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::table::Table;
-use crate::engine::context::{Input, RunContext};
+use crate::engine::context::{Input, Labels, RunContext};
 use crate::engine::facts::Known;
 use crate::engine::stage::{Port, StageError};
 use crate::stats::{Embeddings, TfIdf, nearest_distances, pairwise_distances};
@@ -32,6 +32,20 @@ pub(super) fn scores_port() -> Port {
 pub(super) fn needs_top_k(known: &mut Known<'_>, top_k: usize) {
     let hint = "lower it, or raise the number of completions";
     known.needs("scores", ROWS, top_k, ("top_k", top_k), hint);
+}
+
+/// Refuses a column that a run cannot have; of the rows named, or of all if none is.
+pub(super) fn needs_column(
+    known: &mut Known<'_>,
+    (axis, rows): (&str, &[String]),
+    param: &str,
+    column: &str,
+) {
+    let of = |labels: &Labels| {
+        rows.is_empty() || labels.get(axis).is_some_and(|label| rows.contains(label))
+    };
+    let asks = format!("`{param}` asks for");
+    known.needs_column("scores", column, of, (param, &asks));
 }
 
 /// The ports that metrics of diversity and novelty need.
@@ -393,7 +407,7 @@ pub(super) fn load(
 }
 
 fn reference_of<'a>(
-    labels: &crate::engine::context::Labels,
+    labels: &Labels,
     candidates: &'a [Input],
     port: &str,
 ) -> Result<Option<(usize, &'a Input)>, StageError> {
@@ -412,7 +426,7 @@ fn reference_of<'a>(
 pub(super) fn add_tfidf(
     rows: &mut [Row<Scored>],
     references: &[Vec<String>],
-    reference_of: impl Fn(&crate::engine::context::Labels) -> Result<Option<usize>, StageError>,
+    reference_of: impl Fn(&Labels) -> Result<Option<usize>, StageError>,
 ) -> Result<(), StageError> {
     let mut completions: Vec<Vec<String>> = Vec::new();
     for run in rows.iter().flat_map(|row| &row.runs) {

@@ -334,16 +334,16 @@ impl Choose {
         }
         let candidates = match self.candidates(&tries) {
             Ok(candidates) => candidates,
-            Err(problem) => return known.refuses(problem),
+            Err(problem) => return known.refuse(problem),
         };
         for problem in self.faults(&candidates) {
-            known.refuses(problem);
+            known.refuse(problem);
         }
         let models = known.labels("candidates");
         for candidate in candidates.iter().filter(|_| !models.is_empty()) {
             let first = candidate.runs[0].1;
             if let Err(problem) = self.belonging(&tries, first, ("candidates", &models)) {
-                return known.refuses(problem);
+                return known.refuse(problem);
             }
         }
         self.refuse_unequal_samples(known, &candidates, &tries);
@@ -365,7 +365,7 @@ impl Choose {
             for (_, at) in &candidate.runs {
                 let most = match self.belonging(tries, *at, ("curves", &curves)) {
                     Ok(curve) => samples[curve],
-                    Err(problem) => return known.refuses(problem),
+                    Err(problem) => return known.refuse(problem),
                 };
                 let Some(most) = most.filter(|_| self.equal_budget) else {
                     continue;
@@ -378,7 +378,7 @@ impl Choose {
                         learns_from(candidate, most)
                     );
                     let problem = Problem::new("equal_budget", text);
-                    return known.refuses(
+                    return known.refuse(
                         problem.hint(
                             "give every try as many completions, or set `equal_budget: false`",
                         ),

@@ -1,15 +1,13 @@
 //! What is measured for a claim: one number of each run.
 
-use std::collections::BTreeMap;
-
 use super::decide::Rule;
 use super::gates::{self, Passage};
+use super::pairs::trainings;
 use super::{Claim, Claims, Direction, Test};
 use crate::artifacts::curve::{Curve, Status};
 use crate::engine::stage::StageError;
-use crate::excerpt::listed;
 use crate::random::Stream;
-use crate::stages::report::groups::{Row, row_named, training_of, within};
+use crate::stages::report::groups::{Row, row_named, within};
 use crate::stages::report::measure::{Metric, Rightness};
 use crate::stages::report::resample::{Measured, Questions, crossed_mean, difference};
 use crate::stages::report::scored::Scored;
@@ -56,6 +54,7 @@ impl Claims {
         rows: &[Row<Scored>],
         curves: &[Row<Curve>],
     ) -> Result<Finding, StageError> {
+        self.check_rows(claim, rows, curves)?;
         match &claim.test {
             Test::Difference {
                 a,
@@ -67,7 +66,6 @@ impl Claims {
                 effect,
             } => {
                 let rows = (row_named(rows, a)?, row_named(rows, b)?);
-                self.same_runs(&runs_of(rows.0), a, &runs_of(rows.1), b)?;
                 let column = column.as_ref().unwrap_or(&self.column);
                 let compared = self.compare(&claim.id, rows, (*metric, column))?;
                 let holds = |effect: &&f64| match direction {
@@ -110,8 +108,6 @@ impl Claims {
             }
             Test::FlopsShare { a, b, at_most } => {
                 let (cheap, dear) = (trainings(rows, curves, a)?, trainings(rows, curves, b)?);
-                let keys = |of: &BTreeMap<String, &Curve>| of.keys().cloned().collect::<Vec<_>>();
-                self.same_runs(&keys(&cheap), a, &keys(&dear), b)?;
                 let flops = cheap.values().zip(dear.values());
                 let flops = flops.map(|(cheap, dear)| (cheap.summary.flops, dear.summary.flops));
                 let flops: Vec<(f64, f64)> = flops.collect();
@@ -148,37 +144,6 @@ impl Claims {
 
     fn name<'a>(&'a self, label: &'a str) -> &'a str {
         self.row_names.get(label).map_or(label, String::as_str)
-    }
-
-    /// Refuses rows that are not of the same runs: a run of one alone has nothing to be compared with.
-    fn same_runs(
-        &self,
-        a: &[String],
-        name_a: &str,
-        b: &[String],
-        name_b: &str,
-    ) -> Result<(), StageError> {
-        let sorted = |runs: &[String]| {
-            let mut runs = runs.to_vec();
-            runs.sort();
-            runs
-        };
-        if sorted(a) == sorted(b) {
-            return Ok(());
-        }
-        let axis = &self.aggregate;
-        let says = |runs: &[String]| match runs {
-            [run] if run.is_empty() => format!("no axis `{axis}`"),
-            runs => format!("`{axis}` {}", listed(runs.iter().map(String::as_str))),
-        };
-        Err(StageError::new(format!(
-            "the runs of `{name_a}` and `{name_b}` do not pair: the first has {}, the second {}",
-            says(a),
-            says(b)
-        ))
-        .hint(format!(
-            "a claim compares run by run: give both rows the same values of `{axis}`"
-        )))
     }
 
     /// Measures a difference run by run, and resamples it.
@@ -256,38 +221,4 @@ impl Claims {
             (_, false) => format!("{what}: a {sign} b by {margin}"),
         }
     }
-}
-
-fn runs_of(row: &Row<Scored>) -> Vec<String> {
-    row.runs.iter().map(|run| run.label.clone()).collect()
-}
-
-/// Returns the trainings of a row, by run: a row of the scores, or the name of a training.
-fn trainings<'a>(
-    rows: &[Row<Scored>],
-    curves: &'a [Row<Curve>],
-    label: &str,
-) -> Result<BTreeMap<String, &'a Curve>, StageError> {
-    let runs: Vec<String> = match rows.iter().find(|row| row.label == label) {
-        Some(row) => runs_of(row),
-        None => match curves.iter().find(|row| row.label == label) {
-            Some(row) => row.runs.iter().map(|run| run.label.clone()).collect(),
-            None => Vec::new(),
-        },
-    };
-    let found: BTreeMap<String, &Curve> = runs
-        .into_iter()
-        .filter_map(|run| {
-            let curve = training_of(curves, label, &run)?;
-            Some((run, curve))
-        })
-        .collect();
-    if found.is_empty() {
-        let known: Vec<&str> = curves.iter().map(|row| row.label.as_str()).collect();
-        return Err(
-            StageError::new(format!("no input of `curves` is the training of `{label}`"))
-                .hint(format!("the trainings are: {}", listed(known))),
-        );
-    }
-    Ok(found)
 }

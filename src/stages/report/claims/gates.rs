@@ -26,6 +26,13 @@ pub(super) struct Gate {
     at_most: Option<f64>,
 }
 
+impl Gate {
+    /// Whether it looks at row `b`, too.
+    pub(super) fn compares(&self) -> bool {
+        self.not_worse_by.is_some()
+    }
+}
+
 /// The gates of a claim, by column of `scores`.
 pub(super) type Gates = BTreeMap<String, Gate>;
 

@@ -264,21 +264,27 @@ impl Kind for Claims {
             let hint = "lower it, or raise the number of completions";
             known.needs_of_some("scores", ROWS, self.top_k, ("top_k", self.top_k), hint);
         }
+        self.check_inputs(known);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: std::slice::from_ref(&self.row),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
         let tfidf = self.claims.iter().any(
             |claim| matches!(&claim.test, Test::Difference { metric, .. } if metric.is_tfidf()),
         );
-        let rows = scored::load(ctx, grouping, tfidf)?;
-        let curves = load_curves(ctx, grouping)?;
+        let rows = scored::load(ctx, self.grouping(), tfidf)?;
+        let curves = load_curves(ctx, self.grouping())?;
         self.table(&rows, &curves)?.write(&ctx.output("table")?)?;
         Ok(())
+    }
+}
+
+impl Claims {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
     }
 }
 
@@ -362,6 +368,7 @@ mod calibration;
 mod decide;
 mod find;
 mod gates;
+mod pairs;
 mod table;
 #[cfg(test)]
 mod tests;

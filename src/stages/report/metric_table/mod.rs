@@ -208,6 +208,11 @@ impl Kind for MetricTable {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
+        for (param, columns) in [("extra", &self.extra), ("entropy", &self.entropy)] {
+            for column in columns {
+                scored::needs_column(known, ("", &[]), param, column);
+            }
+        }
         // Without `columns` the mean of the top K is one of them.
         let chosen = Metric::ALL
             .iter()
