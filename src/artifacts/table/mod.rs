@@ -20,6 +20,7 @@ mod parts;
 mod shown;
 mod text;
 
+use column::label_of;
 pub use column::{Column, Place, Stored, Values};
 pub use files::TableWriter;
 
@@ -109,6 +110,16 @@ impl Table {
             }) => Ok(values.clone()),
             _ => Err(self.missing(name, "text")),
         }
+    }
+
+    /// Returns a column of text or numbers, the numbers as axes spell them.
+    pub fn labels(&self, name: &str) -> Result<Vec<Option<String>>, TableError> {
+        if let Ok(texts) = self.texts(name) {
+            return Ok(texts);
+        }
+        let numbers = self.numbers(name);
+        let numbers = numbers.map_err(|_| self.missing(name, "text or numbers"))?;
+        Ok(numbers.iter().map(|number| number.map(label_of)).collect())
     }
 
     /// Returns a column of token ids.

@@ -133,7 +133,7 @@ impl Frontier {
         let mut rows = vec![Vec::new(); table.height()];
         for axis in self.axes() {
             let texts = if table.has(axis) {
-                table.texts(axis)?
+                table.labels(axis)?
             } else {
                 vec![None; rows.len()]
             };

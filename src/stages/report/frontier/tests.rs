@@ -215,6 +215,21 @@ fn what_cannot_be_joined_or_paired_is_an_error() {
         "no table of `points` has rows with all of policy, size, seed"
     );
     assert!(hint.contains("`rewards` lacks size"), "{hint}");
+    // Numbers of a table from outside are values of axes, too.
+    let mut outside = tables();
+    let seeds = outside[1]
+        .1
+        .columns
+        .iter_mut()
+        .find(|column| column.name == "seed")
+        .unwrap();
+    seeds.decimals = Some(3);
+    assert!(
+        points(&kind(params()), &outside)
+            .unwrap()
+            .iter()
+            .all(Point::is_complete)
+    );
     let mut twice = tables();
     twice.push((
         "again".to_owned(),
