@@ -63,3 +63,23 @@ fn own_data_and_own_reward_go_from_a_file_to_python() {
     assert_eq!(shown.code, 0, "{}", shown.stderr);
     assert!(shown.stdout.contains("reward"), "{}", shown.stdout);
 }
+
+#[test]
+fn the_verdicts_are_those_of_the_page() {
+    const PAGE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/flowhf.md"));
+    let cells = |line: &'static str| -> Vec<&'static str> {
+        let line = line.trim_matches(|sign: char| sign == '|' || sign == ' ');
+        line.split(" | ").map(str::trim).collect()
+    };
+    let mut page = PAGE.lines().map(cells);
+    let heading = page.find(|row| row[0] == "Claim").unwrap();
+    let column = |name: &str| heading.iter().position(|cell| *cell == name).unwrap();
+    let columns = ["Statement", "Effect", "Verdict"].map(column);
+    let rows = page.skip(1).take_while(|row| row.len() == heading.len());
+    let expected: Vec<Vec<&str>> = rows.map(|row| columns.map(|at| row[at]).to_vec()).collect();
+    let mut readme = README.lines().map(cells);
+    assert!(readme.any(|row| row == ["claim", "effect", "verdict"]));
+    let found: Vec<Vec<&str>> = readme.skip(1).take(expected.len()).collect();
+    assert!(expected.len() > 3);
+    assert_eq!(found, expected);
+}

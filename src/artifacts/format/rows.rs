@@ -61,6 +61,7 @@ pub fn read_rows(
     let mut numbers = Vec::new();
     let mut allowance = files.allowance();
     files.read_fields(&columns, |row| {
+        let row = row?;
         let bytes = row.values.iter().map(Field::bytes);
         allowance.keep(&row.file, bytes.sum())?;
         numbers.push(row.number);

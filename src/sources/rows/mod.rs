@@ -305,13 +305,14 @@ impl RowFiles {
         self.each(columns, None, &mut take)
     }
 
-    /// Reads `columns` as [`Self::read_nested`] does; a column that a JSON object does not have is an empty [`Field`].
+    /// Reads `columns` as [`Self::read_nested`] does, each row or what is wrong with it; a column that a JSON object does
+    /// not have is an empty [`Field`].
     pub fn read_fields(
         &self,
         columns: &[&str],
-        mut take: impl FnMut(Row<Field>) -> Result<ControlFlow<()>, RowsError>,
+        mut take: impl FnMut(Result<Row<Field>, RowsError>) -> Result<ControlFlow<()>, RowsError>,
     ) -> Result<(), RowsError> {
-        self.each(columns, None, &mut |row| take(row.fields(columns)?))
+        self.each(columns, None, &mut |row| take(row.fields(columns)))
     }
 
     /// Returns the names of the columns, those of JSON in the order in which they first appear.

@@ -1,7 +1,6 @@
 //! Rows that are left out: how many, and what is wrong with the first.
 
 use crate::engine::stage::StageError;
-use crate::sources::rows::RowsError;
 
 /// What was left out of the rows that were read.
 #[derive(Debug, Default)]
@@ -15,7 +14,7 @@ pub(super) struct LeftOut {
 
 impl LeftOut {
     /// Leaves a row out.
-    pub(super) fn add(&mut self, fault: &RowsError) {
+    pub(super) fn add(&mut self, fault: &impl ToString) {
         self.count += 1;
         self.first.get_or_insert_with(|| fault.to_string());
     }

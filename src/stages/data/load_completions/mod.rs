@@ -153,16 +153,21 @@ impl LoadCompletions {
         let mut stopped = false;
         files.read_fields(&columns, |row| {
             left_out.rows += 1;
-            let bytes = row.values.iter().map(Field::bytes).sum();
-            let found = reading.row(&row.values);
-            let unsure = found.as_ref().map_or(0, |found| found.taken_for_ended);
-            match found.and_then(|found| numbers.number(found)) {
-                Ok(found) => {
-                    allowance.keep(&row.file, bytes)?;
+            let found = row.and_then(|row| {
+                let bytes = row.values.iter().map(Field::bytes).sum();
+                let found = reading.row(&row.values);
+                let unsure = found.as_ref().map_or(0, |found| found.taken_for_ended);
+                let numbered = found.and_then(|found| numbers.number(found));
+                let numbered = numbered.map_err(|fault| row.error(fault))?;
+                Ok((row.file, bytes, unsure, numbered))
+            });
+            match found {
+                Ok((file, bytes, unsure, found)) => {
+                    allowance.keep(&file, bytes)?;
                     taken_for_ended += unsure;
                     rows.extend(found);
                 }
-                Err(fault) => left_out.add(&row.error(fault)),
+                Err(fault) => left_out.add(&fault),
             }
             if left_out.rows.is_multiple_of(TOLD) {
                 stopped = ctx.is_cancelled();

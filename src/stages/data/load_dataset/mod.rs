@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use super::left_out::LeftOut;
 use super::origin::{
     LOOKED_AT, check_folder, check_sha256, named, source_name, source_or_port, source_params,
     source_path,
@@ -293,10 +294,7 @@ struct Reading<'a> {
     /// What waits for further rows of its question; all else is written at once.
     compared: IndexMap<Question, Compared>,
     making: Making,
-    rows: usize,
-    left_out: usize,
-    /// What is wrong with the first row that is left out.
-    first_fault: Option<String>,
+    left_out: LeftOut,
 }
 
 impl<'a> Reading<'a> {
@@ -314,9 +312,7 @@ impl<'a> Reading<'a> {
             names: layout.needs().iter().copied().chain(may_have).collect(),
             compared: IndexMap::new(),
             making,
-            rows: 0,
-            left_out: 0,
-            first_fault: None,
+            left_out: LeftOut::default(),
         }
     }
 
@@ -330,25 +326,30 @@ impl<'a> Reading<'a> {
         let mut allowance = files.allowance();
         let mut ended = Ok(());
         files.read_fields(&columns, |row| {
-            if self.rows == most {
+            if self.left_out.rows == most {
                 return Ok(ControlFlow::Break(()));
             }
-            self.rows += 1;
-            let bytes = row.values.iter().map(Field::bytes).sum();
-            allowance.keep(&row.file, bytes)?;
-            if let Err(fault) = self.take(&row.values) {
-                ended = self.leave_out(fault, || row.place());
-                if ended.is_err() {
-                    return Ok(ControlFlow::Break(()));
+            self.left_out.rows += 1;
+            match row {
+                Err(fault) => self.left_out.add(&fault),
+                Ok(row) => {
+                    let bytes = row.values.iter().map(Field::bytes).sum();
+                    allowance.keep(&row.file, bytes)?;
+                    if let Err(fault) = self.take(&row.values) {
+                        ended = self.leave_out(fault, || row.place());
+                        if ended.is_err() {
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
                 }
             }
-            if self.rows.is_multiple_of(TOLD) {
+            if self.left_out.rows.is_multiple_of(TOLD) {
                 if ctx.is_cancelled() {
                     ended = Err(StageError::Interrupted);
                     return Ok(ControlFlow::Break(()));
                 }
                 let (step, total, unit) = match self.kind.max_rows {
-                    Some(most) => (self.rows as u64, most as u64, "rows"),
+                    Some(most) => (self.left_out.rows as u64, most as u64, "rows"),
                     None => (
                         files.bytes_passed().min(files.bytes()),
                         files.bytes(),
@@ -373,9 +374,7 @@ impl<'a> Reading<'a> {
         fault: Fault,
         place: impl FnOnce() -> String,
     ) -> Result<(), StageError> {
-        let fault = fault.of_row(place)?;
-        self.left_out += 1;
-        self.first_fault.get_or_insert(fault);
+        self.left_out.add(&fault.of_row(place)?);
         Ok(())
     }
 
@@ -430,21 +429,12 @@ impl<'a> Reading<'a> {
         let alone = self.pair()?;
         self.making.notes(ctx);
         let read_as = format!("read as `layout: {}`", self.layout.name());
-        if let Some(fault) = &self.first_fault {
-            let note = format!(
-                "{} of {} rows were left out: {fault}",
-                self.left_out, self.rows
-            );
-            let note = if self.left_out > 1 {
-                note + ", and others"
-            } else {
-                note
-            };
+        if let Some(note) = self.left_out.note() {
             if self.making.writer.is_empty() {
-                return Err(
-                    StageError::new(format!("{name}: no row can be used; {note}"))
-                        .hint(format!("they were {read_as}")),
-                );
+                return Err(self
+                    .left_out
+                    .nothing_left(name)
+                    .hint(format!("they were {read_as}")));
             }
             ctx.note(&note);
         }

@@ -453,6 +453,19 @@ fn conversations_are_put_together_by_the_template_of_a_model() {
 }
 
 #[test]
+fn a_cell_that_cannot_be_read_leaves_its_row_out() {
+    let deep = format!("{}1{}", "[".repeat(20), "]".repeat(20));
+    let rows = format!(
+        "{{\"prompt\": \"p\", \"completion\": {deep}}}\n{{\"prompt\": \"p\", \"completion\": \"c\"}}\n"
+    );
+    let (tried, _folder) = load("data.jsonl", &rows, json!({}));
+    tried.outcome.as_ref().unwrap();
+    let notes = &tried.told.notes;
+    let told = |note: &String| note.contains("1 of 2 rows were left out") && note.contains("row 1");
+    assert!(notes.iter().any(told), "{notes:?}");
+}
+
+#[test]
 fn kept_numbers_keep_their_digits() {
     let row = r#"{"text": "a b", "key": 12345678901234567890123, "list": [1.50, 2]}"#;
     let (tried, _folder) = load("data.jsonl", row, json!({ "keep": ["key", "list"] }));
