@@ -168,7 +168,7 @@ fn symbol(index: usize) -> String {
 
 impl Kind for GenerateTree {
     const NAME: &'static str = "generate_tree";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ symbols: 2, horizon: 3, prompts: 3, spread: 1.5, seed: 1 }";
 
     fn ports(&self) -> Vec<Port> {
