@@ -35,7 +35,9 @@ use crate::stages::defaults;
 ///
 /// The choice must be fair, or the stage is refused, before anything runs where labels and params tell: every method has
 /// as many candidates, every candidate the same runs and prompts and, where `curves` are connected, as many samples.
-/// `frozen` holds what the trainings use whose results are reported: the stage fails when the tries choose otherwise.
+/// `frozen` holds what the trainings use whose results are reported: the stage fails when the tries choose otherwise. With
+/// trainings over `matrix: { policy: [ppo, flowhf], lr: [6e-5, 3e-4], seed: [101, 102] }` that is
+/// `{ candidate: lr, method: policy, within: { kl: { at_most: 6 } }, reported: [1, 2, 3], frozen: { ppo: { lr: 3e-4 }, flowhf: { lr: 6e-5 } } }`.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Choose {
@@ -111,8 +113,8 @@ const BEST: &str = "best";
 impl Kind for Choose {
     const NAME: &'static str = "choose";
     const VERSION: u32 = 1;
-    const EXAMPLE: &'static str = "{ candidate: [lr, kl], method: policy, within: { kl: { at_most: 6 }, coherent: { at_least: 0.9 } }, \
-        reported: [1, 2, 3], frozen: { ppo: { lr: 3.0e-4, kl: 0.2 }, flowhf: { lr: 6.0e-5, kl: 0 } }, tie: 0.01 }";
+    // Of any scores: `stage` is an axis that every input has.
+    const EXAMPLE: &'static str = "{ candidate: stage, column: reward, tie: 0.01 }";
 
     fn ports(&self) -> Vec<Port> {
         let mut ports = vec![
