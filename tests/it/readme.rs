@@ -68,7 +68,8 @@ fn own_data_and_own_reward_go_from_a_file_to_python() {
 fn the_verdicts_are_those_of_the_page() {
     const PAGE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/flowhf.md"));
     let cells = |line: &'static str| -> Vec<&'static str> {
-        let line = line.trim_matches(|sign: char| sign == '|' || sign == ' ');
+        let line = line.strip_prefix("| ").unwrap_or(line);
+        let line = line.strip_suffix(" |").unwrap_or(line);
         line.split(" | ").map(str::trim).collect()
     };
     let mut page = PAGE.lines().map(cells);

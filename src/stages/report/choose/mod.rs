@@ -114,7 +114,7 @@ impl Kind for Choose {
     const NAME: &'static str = "choose";
     const VERSION: u32 = 1;
     // Of any scores: `stage` is an axis that every input has.
-    const EXAMPLE: &'static str = "{ candidate: stage, column: reward, tie: 0.01 }";
+    const EXAMPLE: &'static str = "{ candidate: stage, column: reward, best: greatest }";
 
     fn ports(&self) -> Vec<Port> {
         let mut ports = vec![
