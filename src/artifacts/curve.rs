@@ -70,6 +70,13 @@ impl Curve {
         Ok(())
     }
 
+    /// Returns the values of a metric or, if the training does not tell it, of `fallback`.
+    pub fn metric(&self, name: &str, fallback: Option<&str>) -> Option<&[Option<f64>]> {
+        let mut names = [Some(name), fallback].into_iter().flatten();
+        let values = names.find_map(|name| self.metrics.get(name));
+        values.map(Vec::as_slice)
+    }
+
     /// Returns the floating-point operations up to the end of a step, each step being an equal share of all.
     pub fn flops_to(&self, step: u64) -> f64 {
         let made = self.summary.steps.max(1);

@@ -44,7 +44,7 @@ impl Dataset {
     /// Writes the dataset into a folder.
     pub fn write(&self, folder: &Path) -> Result<(), TableError> {
         let kept = self.examples.iter().flat_map(|row| row.kept.keys());
-        rows_of(&self.title, &self.examples, kept.cloned().collect()).write_data(folder)
+        rows_of(&self.title, &self.examples, &kept.cloned().collect()).write_data(folder)
     }
 
     /// Reads a dataset from a folder.
@@ -98,7 +98,7 @@ impl Dataset {
 }
 
 /// Puts examples into a table, with their `kept` columns.
-fn rows_of(title: &str, rows: &[Example], kept: BTreeSet<String>) -> Table {
+fn rows_of(title: &str, rows: &[Example], kept: &BTreeSet<String>) -> Table {
     let mut table = Table::new(title);
     let ids = rows.iter().map(|row| Some(row.question_id as f64));
     table.whole_column("question_id", ids);
@@ -110,7 +110,7 @@ fn rows_of(title: &str, rows: &[Example], kept: BTreeSet<String>) -> Table {
     for column in kept {
         let values: Vec<_> = rows
             .iter()
-            .map(|row| row.kept.get(&column).cloned())
+            .map(|row| row.kept.get(column).cloned())
             .collect();
         table.text_column(column, values);
     }
@@ -125,7 +125,7 @@ pub struct DatasetWriter {
     /// What is not written yet.
     rows: Vec<Example>,
     bytes: usize,
-    written: usize,
+    is_empty: bool,
 }
 
 /// Rows that are written together hold so much text.
@@ -141,7 +141,7 @@ impl DatasetWriter {
         kept: BTreeSet<String>,
         notes: Vec<String>,
     ) -> Result<Self, TableError> {
-        let mut table = rows_of(&title, &[], kept.clone());
+        let mut table = rows_of(&title, &[], &kept);
         table.notes = notes;
         let table = TableWriter::create(folder, &table)?;
         Ok(Self {
@@ -150,7 +150,7 @@ impl DatasetWriter {
             table,
             rows: Vec::new(),
             bytes: 0,
-            written: 0,
+            is_empty: true,
         })
     }
 
@@ -161,21 +161,16 @@ impl DatasetWriter {
         let texts = texts.flatten().chain(example.kept.values());
         self.bytes += texts.map(String::len).sum::<usize>();
         self.rows.push(example);
-        self.written += 1;
+        self.is_empty = false;
         if self.bytes >= BATCH_BYTES || self.rows.len() == BATCH_ROWS {
             self.flush()?;
         }
         Ok(())
     }
 
-    /// Returns how many examples there are.
-    pub fn len(&self) -> usize {
-        self.written
-    }
-
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.written == 0
+        self.is_empty
     }
 
     /// Ends the dataset.
@@ -186,7 +181,7 @@ impl DatasetWriter {
 
     fn flush(&mut self) -> Result<(), TableError> {
         if !self.rows.is_empty() {
-            let rows = rows_of(&self.title, &self.rows, self.kept.clone());
+            let rows = rows_of(&self.title, &self.rows, &self.kept);
             self.table.write(&rows)?;
             self.rows.clear();
             self.bytes = 0;

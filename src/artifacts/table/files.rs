@@ -118,26 +118,22 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Begins a table with the columns, title and notes of `first`, and its rows if it has any.
-    pub fn create(folder: &Path, first: &Table) -> Result<Self, TableError> {
+    /// Begins a table with the columns, title and notes of `empty`, which has no rows.
+    pub fn create(folder: &Path, empty: &Table) -> Result<Self, TableError> {
         let path = folder.join("table.parquet");
         let wrap = |source| TableError::Parquet {
             path: path.clone(),
             source,
         };
-        first.write_description(folder)?;
-        let frame = first.frame().map_err(wrap)?;
+        empty.write_description(folder)?;
+        let frame = empty.frame().map_err(wrap)?;
         let file: File = fs_err::File::create(&path)?.into();
         let writer = ParquetWriter::new(file).batched(frame.schema());
         let writer = writer.map_err(wrap)?;
-        let mut table = Self { path, writer };
-        if first.height() > 0 {
-            table.write(first)?;
-        }
-        Ok(table)
+        Ok(Self { path, writer })
     }
 
-    /// Adds rows, which have the columns of the first ones.
+    /// Adds rows, which have the columns that it began with.
     pub fn write(&mut self, rows: &Table) -> Result<(), TableError> {
         let written = rows
             .frame()

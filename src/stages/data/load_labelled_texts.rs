@@ -14,13 +14,13 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::listed;
 use crate::random::Stream;
-use crate::sources::rows::{Lacking, RowFiles};
+use crate::sources::rows::Lacking;
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
 use super::left_out::LeftOut;
 use super::origin::{
-    LOOKED_AT, check_folder, check_sha256, named, source_name, source_or_port, source_params,
+    LOOKED_AT, check_sha256, named, row_files, source_name, source_or_port, source_params,
     source_path,
 };
 
@@ -244,10 +244,9 @@ impl LoadLabelledTexts {
 
     /// Reads texts, and returns what was left out.
     fn read(&self, path: &Path) -> Result<(Vec<Found>, LeftOut), StageError> {
-        check_folder(path, self.sha256)?;
-        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
         let name = source_name(self.source.as_ref());
-        let files = RowFiles::find(path, &name, self.split.as_deref(), most_text)?;
+        let split = self.split.as_deref();
+        let files = row_files(path, &name, split, self.sha256, self.max_text_mb)?;
         let mut allowance = files.allowance();
         let layout = match self.layout {
             Some(layout) => layout,

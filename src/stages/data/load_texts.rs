@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::left_out::LeftOut;
 use super::origin::{
-    check_folder, check_sha256, named, source_name, source_or_port, source_params, source_path,
+    check_sha256, named, row_files, source_name, source_or_port, source_params, source_path,
 };
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::sources::rows::{Lacking, RowFiles};
+use crate::sources::rows::Lacking;
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
@@ -118,9 +118,8 @@ impl Kind for LoadTexts {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
         let name = source_name(self.source.as_ref());
-        check_folder(&path, self.sha256)?;
-        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
-        let mut files = RowFiles::find(&path, &name, self.split.as_deref(), most_text)?;
+        let split = self.split.as_deref();
+        let mut files = row_files(&path, &name, split, self.sha256, self.max_text_mb)?;
         if self.is_lines() {
             files = files.as_lines();
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Port, Problem, SourceParam, StageError};
+use crate::sources::rows::RowFiles;
 use crate::sources::{Sha256, Source};
 
 const PORT: &str = "data";
@@ -61,15 +62,22 @@ pub(super) fn source_path(
     }
 }
 
-/// Refuses a digest of a folder, which has none.
-pub(super) fn check_folder(path: &Path, sha256: Option<Sha256>) -> Result<(), StageError> {
+/// Finds the files with the rows, which messages call `name`; a folder has no SHA-256, so that none can be asked of it.
+pub(super) fn row_files(
+    path: &Path,
+    name: &str,
+    split: Option<&str>,
+    sha256: Option<Sha256>,
+    max_text_mb: Option<u64>,
+) -> Result<RowFiles, StageError> {
     if path.is_dir() && sha256.is_some() {
         return Err(
             StageError::new(format!("{}: a folder has no SHA-256", path.display()))
                 .hint("give a file, or leave `sha256` out"),
         );
     }
-    Ok(())
+    let most_text = max_text_mb.map(|most| most.saturating_mul(1 << 20));
+    Ok(RowFiles::find(path, name, split, most_text)?)
 }
 
 /// What the file calls a column of a layout.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, Run, row_named, within};
+use super::groups::{Grouping, Row, Run, rows_named, within};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -93,14 +93,7 @@ impl Kind for CompareCompletions {
 
 impl CompareCompletions {
     fn table(&self, rows: &[Row<Scored>]) -> Result<Table, StageError> {
-        let chosen: Vec<&Row<Scored>> = if self.rows.is_empty() {
-            rows.iter().collect()
-        } else {
-            self.rows
-                .iter()
-                .map(|label| row_named(rows, label))
-                .collect::<Result<_, _>>()?
-        };
+        let chosen = rows_named(rows, &self.rows)?;
         let runs: Vec<(&Row<Scored>, &Run<Scored>)> = chosen
             .into_iter()
             .map(|row| Ok((row, self.run_of(row)?)))

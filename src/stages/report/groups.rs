@@ -276,6 +276,17 @@ pub(super) fn row_named<'a, T>(rows: &'a [Row<T>], label: &str) -> Result<&'a Ro
     })
 }
 
+/// Returns the rows with these labels, in this order, or all of them if none is named.
+pub(super) fn rows_named<'a, T>(
+    rows: &'a [Row<T>],
+    labels: &[String],
+) -> Result<Vec<&'a Row<T>>, StageError> {
+    if labels.is_empty() {
+        return Ok(rows.iter().collect());
+    }
+    labels.iter().map(|label| row_named(rows, label)).collect()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, row_named};
+use super::groups::{Grouping, Row, rows_named};
 use super::trainings::load_curves;
 use crate::artifacts::curve::{CURVE, Curve, Status};
 use crate::artifacts::figure::{self, FIGURE};
@@ -176,14 +176,7 @@ impl PlotCurves {
         rows: &[Row<Curve>],
         wanted: &MetricFigure,
     ) -> Result<(LineChart, Vec<String>), StageError> {
-        let chosen: Vec<&Row<Curve>> = if self.rows.is_empty() {
-            rows.iter().collect()
-        } else {
-            self.rows
-                .iter()
-                .map(|label| row_named(rows, label))
-                .collect::<Result<_, _>>()?
-        };
+        let chosen = rows_named(rows, &self.rows)?;
         let (mut series, mut without) = (Vec::new(), Vec::new());
         for row in chosen {
             match line(row, wanted) {
@@ -237,9 +230,7 @@ fn line(row: &Row<Curve>, wanted: &MetricFigure) -> Option<Series> {
     let mut known = false;
     for run in &row.runs {
         let curve = &run.content;
-        let names = [Some(&wanted.metric), wanted.fallback.as_ref()];
-        let mut values = names.into_iter().flatten();
-        let Some(values) = values.find_map(|name| curve.metrics.get(name)) else {
+        let Some(values) = curve.metric(&wanted.metric, wanted.fallback.as_deref()) else {
             continue;
         };
         known = true;

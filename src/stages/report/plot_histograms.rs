@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, row_named};
+use super::groups::{Grouping, Row, rows_named};
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
@@ -97,14 +97,7 @@ impl Kind for PlotHistograms {
 
 impl PlotHistograms {
     fn chart(&self, rows: &[Row<Scored>]) -> Result<HistogramChart, StageError> {
-        let chosen: Vec<&Row<Scored>> = if self.rows.is_empty() {
-            rows.iter().collect()
-        } else {
-            self.rows
-                .iter()
-                .map(|label| row_named(rows, label))
-                .collect::<Result<_, _>>()?
-        };
+        let chosen = rows_named(rows, &self.rows)?;
         let mut samples = Vec::with_capacity(chosen.len());
         for row in chosen {
             let mut values = Vec::new();

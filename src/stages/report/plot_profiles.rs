@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Grouping, Row, row_named, within};
+use super::groups::{Grouping, Row, rows_named, within};
 use super::resample::Questions;
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
@@ -140,12 +140,7 @@ impl Kind for PlotProfiles {
 
 impl PlotProfiles {
     fn chart(&self, rows: &[Row<Scored>]) -> Result<LineChart, StageError> {
-        let chosen: Vec<&Row<Scored>> = if self.rows.is_empty() {
-            rows.iter().collect()
-        } else {
-            let named = self.rows.iter().map(|label| row_named(rows, label));
-            named.collect::<Result<_, _>>()?
-        };
+        let chosen = rows_named(rows, &self.rows)?;
         let cells = chosen
             .into_iter()
             .map(|row| self.cells(row))

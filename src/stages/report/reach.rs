@@ -39,9 +39,7 @@ fn three() -> usize {
 impl Reach {
     /// Returns the means of values in a row, with the step that ends each; none if the curve has neither metric.
     fn means(&self, curve: &Curve) -> Vec<(u64, f64)> {
-        let names = [Some(&self.metric), self.fallback.as_ref()];
-        let mut found = names.into_iter().flatten();
-        let Some(values) = found.find_map(|name| curve.metrics.get(name)) else {
+        let Some(values) = curve.metric(&self.metric, self.fallback.as_deref()) else {
             return Vec::new();
         };
         let known = curve.steps.iter().zip(values);

@@ -15,7 +15,7 @@ use self::row::{Columns, NAMES};
 use self::tokens::Tokens;
 use super::left_out::LeftOut;
 use super::origin::{
-    LOOKED_AT, check_folder, check_sha256, source_name, source_or_port, source_params, source_path,
+    LOOKED_AT, check_sha256, row_files, source_name, source_or_port, source_params, source_path,
 };
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::DATASET;
@@ -121,9 +121,8 @@ impl Kind for LoadCompletions {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
         let name = source_name(self.source.as_ref());
-        check_folder(&path, self.sha256)?;
-        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
-        let files = RowFiles::find(&path, &name, self.split.as_deref(), most_text)?;
+        let split = self.split.as_deref();
+        let files = row_files(&path, &name, split, self.sha256, self.max_text_mb)?;
         let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
         let reading = Reading {
             tokens: Tokens::of(ctx.optional_input("model"))?,

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 
 use super::left_out::LeftOut;
 use super::origin::{
-    LOOKED_AT, check_folder, check_sha256, named, source_name, source_or_port, source_params,
+    LOOKED_AT, check_sha256, named, row_files, source_name, source_or_port, source_params,
     source_path,
 };
 use super::question::{Answer, Question, Template};
@@ -168,9 +168,8 @@ impl Kind for LoadDataset {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
         let name = source_name(self.source.as_ref());
-        check_folder(&path, self.sha256)?;
-        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
-        let files = RowFiles::find(&path, &name, self.split.as_deref(), most_text)?;
+        let split = self.split.as_deref();
+        let files = row_files(&path, &name, split, self.sha256, self.max_text_mb)?;
         let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
         let layout = self.layout_of(&found, &name, ctx)?;
         let making = Making::new(self, &name, ctx)?;

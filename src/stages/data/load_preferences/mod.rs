@@ -14,7 +14,7 @@ use crate::engine::artifact::Digest;
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::random::Stream;
-use crate::sources::rows::{Allowance, RowFiles, RowsError};
+use crate::sources::rows::{Allowance, RowsError};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
@@ -22,7 +22,7 @@ mod layout;
 
 use super::left_out::LeftOut;
 use super::origin::{
-    check_folder, check_sha256, source_name, source_or_port, source_params, source_path,
+    check_sha256, row_files, source_name, source_or_port, source_params, source_path,
 };
 use super::question::{Template, cut_end};
 use layout::{Found, Pair, Reason, Unusable};
@@ -132,7 +132,6 @@ impl Kind for LoadPreferences {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let path = source_path(self.source.as_ref(), ctx)?;
-        check_folder(&path, self.sha256)?;
         let name = source_name(self.source.as_ref());
         let (examples, left_out) = self.load(&path, &name)?;
         if examples.is_empty() {
@@ -150,8 +149,8 @@ impl LoadPreferences {
     /// Reads the pairs of a file or folder, which messages call `name`, up to the limits.
     fn load(&self, path: &Path, name: &str) -> Result<(Vec<Example>, PairsLeftOut), StageError> {
         let template = Template::parse(&self.template).map_err(StageError::new)?;
-        let most_text = self.max_text_mb.map(|most| most.saturating_mul(1 << 20));
-        let files = RowFiles::find(path, name, self.split.as_deref(), most_text)?;
+        let split = self.split.as_deref();
+        let files = row_files(path, name, split, self.sha256, self.max_text_mb)?;
         let mut selection = Selection {
             kind: self,
             allowance: files.allowance(),

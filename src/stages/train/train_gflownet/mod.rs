@@ -19,22 +19,20 @@ use crate::engine::stage::{
     Continuation, Estimate, Kind, Moved, Output, Port, Problem, StageError,
 };
 use crate::ml::adapter::LoraConfig;
-use crate::ml::head::HeadGradient;
-use crate::ml::objectives::ReferenceTerms;
-use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::schedule::Ramp;
+use crate::ml::trainer::policy::Exploration;
 use crate::ml::trainer::policy::asynchronous::Asynchronous;
-use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
+use crate::ml::trainer::policy::objective::ObjectiveKind;
 use crate::ml::trainer::policy::objectives::{
     GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource, Weighting,
 };
-use crate::ml::trainer::policy::{Exploration, PolicyOptions};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, LongCompletions, needs_room};
 
+mod options;
 mod prompts;
 
 impl Settings for GflownetSettings {
@@ -537,71 +535,6 @@ impl Kind for TrainGflownet {
             stream: Stream::new(self.seed, Self::NAME),
         };
         training.run(policy, reward, prompts, ctx)
-    }
-}
-
-impl TrainGflownet {
-    fn objective(&self) -> Box<dyn Objective> {
-        self.objective.make(&GflownetSettings {
-            log_z: self.log_z,
-            log_z_lr: self.log_z_lr,
-            log_z_start: self.log_z_start,
-            length_normalised: self.length_normalised,
-            lambda: self.lambda,
-            weighting: self.weighting,
-            flow_lr: self.flow_lr,
-            flow_gradient: match self.flow_gradient {
-                FlowGradient::Detached => HeadGradient::Detached,
-                FlowGradient::Joint => HeadGradient::Joint,
-            },
-            least_completions: self.least_completions,
-        })
-    }
-
-    /// Whether the policy samples any of the completions.
-    fn samples(&self) -> bool {
-        self.on_policy > 0.0 || self.asynchronous.is_some()
-    }
-
-    fn prior_in_target(&self) -> bool {
-        self.prior_in_target || self.objective().requirements().prior_in_target
-    }
-
-    fn options(&self, policy: &LanguageModel) -> PolicyOptions {
-        let asks = self.objective().requirements();
-        PolicyOptions {
-            reward_scale: self.reward_scale.or(asks.reward_scale).unwrap_or(1.0),
-            reference: ReferenceTerms {
-                kl_beta: self.kl,
-                in_target: self.prior_in_target(),
-            },
-            reward_temperature: self.reward_temperature,
-            dynamic_sampling: 0,
-            asynchronous: self.asynchronous,
-            exploration: self.exploration,
-            updates_per_batch: self.updates_per_batch,
-            prompts_per_step: self.prompts_per_step,
-            completions_per_prompt: self.completions_per_prompt,
-            on_policy: self.on_policy,
-            replay: self.replay,
-            replay_capacity: self.replay_capacity,
-            replay_min_distance: self.replay_min_distance,
-            replay_temperature: self.replay_temperature,
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            optimizer: self.optimizer.options(self.steps),
-            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
-            monitor_every: self.monitor_every,
-            monitor_completions: self.monitor_completions,
-            monitor_reward: self.monitor_reward,
-            limits: DivergenceLimits {
-                kl: self.kl_limit,
-                log_z: self.log_z_limit,
-                patience: training::ESTIMATES_BEYOND,
-                ..DivergenceLimits::default()
-            },
-            eos: policy.eos.clone(),
-        }
     }
 }
 
