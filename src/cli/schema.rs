@@ -89,6 +89,13 @@ fn schema(registry: &Registry) -> Json {
                     "additionalProperties": false,
                     "properties": {
                         "description": { "type": "string" },
+                        "extends": {
+                            "description": "Profiles that come before this one.",
+                            "anyOf": [
+                                { "type": "string" },
+                                { "type": "array", "items": { "type": "string" } },
+                            ],
+                        },
                         "params": { "type": "object" },
                         "stages": { "type": "object" },
                     },

@@ -11,7 +11,7 @@ use crate::engine::diagnostic::{Diagnostic, Path};
 use crate::engine::document::folder_of;
 use crate::engine::interpolate::{Account, Scope};
 use crate::engine::matrix;
-use crate::engine::overrides::Overrides;
+use crate::engine::overrides::{self, Overrides};
 use crate::engine::reference::{Reference, SEPARATOR, namespace};
 use crate::engine::value::{Map, Value};
 
@@ -136,11 +136,12 @@ impl Imports {
             return;
         }
         let mut names: Vec<String> = given.iter().map(ToString::to_string).collect();
-        for profile in &overrides.profiles {
+        let profiles = root.get("profiles").and_then(Value::as_map);
+        for profile in overrides::in_order(profiles, &overrides.profiles) {
             for section in ["params", "stages"] {
                 let patch = root
                     .get("profiles")
-                    .and_then(|all| all.get([profile, section]));
+                    .and_then(|all| all.get([profile.as_str(), section]));
                 let patched = patch.and_then(Value::as_map);
                 names.extend(
                     patched
