@@ -31,6 +31,7 @@ pub mod overrides;
 pub mod plan;
 mod problem;
 mod processes;
+mod profiles;
 pub mod provenance;
 pub mod reference;
 pub mod runs;

@@ -2,10 +2,8 @@
 
 use super::diagnostic::{Diagnostic, Path, Segment, did_you_mean};
 use super::document::{Document, without_positions};
+use super::profiles;
 use super::value::{Map, Value};
-
-/// The key of a profile that names the profiles which come before it.
-const EXTENDS: &str = "extends";
 
 /// What the command line changes in a pipeline.
 #[derive(Debug, Clone, Default)]
@@ -33,14 +31,15 @@ pub fn apply(root: &mut Map, overrides: &Overrides, errors: &mut Vec<Diagnostic>
         None => Map::new(),
     };
     for (name, patch) in &profiles {
-        check_patch(name, patch, &profiles, errors);
+        check_patch(name, patch, errors);
     }
+    profiles::check(&profiles, errors);
     for name in &overrides.profiles {
         if !profiles.contains_key(name) {
-            errors.push(unknown(Path::default(), name, &profiles));
+            errors.push(profiles::unknown(Path::default(), name, &profiles));
         }
     }
-    for name in in_order(Some(&profiles), &overrides.profiles) {
+    for name in profiles::in_order(Some(&profiles), &overrides.profiles) {
         if let Some(Value::Map(patch)) = profiles.get(&name) {
             apply_patch(root, patch);
         }
@@ -52,75 +51,7 @@ pub fn apply(root: &mut Map, overrides: &Overrides, errors: &mut Vec<Diagnostic>
     }
 }
 
-fn unknown(at: Path, name: &str, profiles: &Map) -> Diagnostic {
-    Diagnostic::error(at, format!("unknown profile `{name}`"))
-        .naming_profile()
-        .hint(
-            did_you_mean(name, profiles.keys().map(String::as_str))
-                .unwrap_or_else(|| "this pipeline has no profiles".to_owned()),
-        )
-}
-
-/// The profiles named and those that they extend, each once and after all that it extends.
-pub(super) fn in_order(profiles: Option<&Map>, names: &[String]) -> Vec<String> {
-    fn add(profiles: &Map, name: &str, seen: &mut Vec<String>, ordered: &mut Vec<String>) {
-        if seen.iter().any(|known| known == name) {
-            return;
-        }
-        seen.push(name.to_owned());
-        for extended in extended_by(profiles, name) {
-            add(profiles, extended, seen, ordered);
-        }
-        ordered.push(name.to_owned());
-    }
-    let (mut seen, mut ordered) = (Vec::new(), Vec::new());
-    for name in names {
-        add(
-            profiles.unwrap_or(&Map::new()),
-            name,
-            &mut seen,
-            &mut ordered,
-        );
-    }
-    ordered
-}
-
-/// What a profile names under `extends`: one name, or a list of them.
-fn extended_by<'a>(profiles: &'a Map, name: &str) -> Vec<&'a str> {
-    match profiles.get(name).and_then(|patch| patch.get([EXTENDS])) {
-        Some(Value::List(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(name) => name.as_str().into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-fn check_extends(name: &str, value: &Value, profiles: &Map, errors: &mut Vec<Diagnostic>) {
-    let path = Path::of(["profiles", name, EXTENDS]);
-    let is_list = |value: &Value| matches!(value, Value::List(names) if names.iter().all(|name| name.as_str().is_some()));
-    if value.as_str().is_none() && !is_list(value) {
-        let message = format!(
-            "`{EXTENDS}` of profile `{name}` must be the name of a profile or a list of names"
-        );
-        errors.push(Diagnostic::error(path, message).naming_profile());
-        return;
-    }
-    let extended = extended_by(profiles, name);
-    for other in &extended {
-        if !profiles.contains_key(*other) {
-            errors.push(unknown(path.clone(), other, profiles));
-        }
-    }
-    let names: Vec<String> = extended.into_iter().map(str::to_owned).collect();
-    if in_order(Some(profiles), &names)
-        .iter()
-        .any(|other| other == name)
-    {
-        let message = format!("profile `{name}` extends itself");
-        errors.push(Diagnostic::error(path, message).naming_profile());
-    }
-}
-
-fn check_patch(name: &str, patch: &Value, profiles: &Map, errors: &mut Vec<Diagnostic>) {
+fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
     let path = Path::of(["profiles", name]);
     let Value::Map(patch) = patch else {
         if *patch != Value::Null {
@@ -139,9 +70,7 @@ fn check_patch(name: &str, patch: &Value, profiles: &Map, errors: &mut Vec<Diagn
         return;
     };
     for (key, value) in &**patch {
-        if key == EXTENDS {
-            check_extends(name, value, profiles, errors);
-        } else if !["params", "stages", "description"].contains(&key.as_str()) {
+        if !["extends", "params", "stages", "description"].contains(&key.as_str()) {
             errors.push(
                 Diagnostic::error(
                     path.key(key),
@@ -151,7 +80,7 @@ fn check_patch(name: &str, patch: &Value, profiles: &Map, errors: &mut Vec<Diagn
                 .naming_profile()
                 .hint("a profile may hold `extends`, `params`, `stages` and `description`"),
             );
-        } else if key != "description" && value.as_map().is_none() {
+        } else if ["params", "stages"].contains(&key.as_str()) && value.as_map().is_none() {
             let message = format!(
                 "`{key}` of profile `{name}` must be a map, found {}",
                 value.type_name()
@@ -285,7 +214,7 @@ pub(super) fn relocate_to_profiles(
     let Ok(root) = document.parse() else {
         return diagnostics;
     };
-    let profiles = in_order(root.get(["profiles"]).and_then(Value::as_map), profiles);
+    let profiles = profiles::in_order(root.get(["profiles"]).and_then(Value::as_map), profiles);
     for diagnostic in &mut diagnostics {
         let path = &diagnostic.path;
         let in_file = depth(&root, path);
@@ -372,62 +301,6 @@ stages:
         assert_eq!(
             root.get(["params", "data", "source"]),
             Some(&Value::String("a".into()))
-        );
-    }
-
-    #[test]
-    fn a_profile_comes_after_those_that_it_extends() {
-        let profiles = "
-base: { params: { x: 1, y: 1 } }
-more: { extends: base, params: { y: 2 } }
-most: { extends: [more, base], params: { z: 3 } }
-";
-        let profiles: Value = serde_yaml::from_str(profiles).unwrap();
-        let mut root = Map::new();
-        root.insert("profiles".to_owned(), profiles.clone());
-        let overrides = Overrides {
-            profiles: vec!["most".to_owned()],
-            set: Vec::new(),
-        };
-        let mut errors = Vec::new();
-        apply(&mut root, &overrides, &mut errors);
-        assert_eq!(errors, []);
-        let params: Value = serde_yaml::from_str("{ x: 1, y: 2, z: 3 }").unwrap();
-        assert_eq!(root.get("params"), Some(&params));
-        let names = ["base".to_owned(), "most".to_owned()];
-        assert_eq!(
-            in_order(profiles.as_map(), &names),
-            ["base", "more", "most"],
-            "each once"
-        );
-    }
-
-    #[test]
-    fn profiles_that_extend_what_is_not_there_or_themselves_are_errors() {
-        let profiles = "
-a: { extends: b }
-b: { extends: [c] }
-c: { extends: a }
-d: { extends: dd }
-e: { extends: 1 }
-";
-        let mut root = Map::new();
-        root.insert(
-            "profiles".to_owned(),
-            serde_yaml::from_str(profiles).unwrap(),
-        );
-        let mut errors = Vec::new();
-        apply(&mut root, &Overrides::default(), &mut errors);
-        let found: Vec<_> = errors.iter().map(|error| error.message.as_str()).collect();
-        assert_eq!(
-            found,
-            [
-                "profile `a` extends itself",
-                "profile `b` extends itself",
-                "profile `c` extends itself",
-                "unknown profile `dd`",
-                "`extends` of profile `e` must be the name of a profile or a list of names",
-            ]
         );
     }
 

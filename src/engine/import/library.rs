@@ -11,7 +11,8 @@ use crate::engine::diagnostic::{Diagnostic, Path};
 use crate::engine::document::folder_of;
 use crate::engine::interpolate::{Account, Scope};
 use crate::engine::matrix;
-use crate::engine::overrides::{self, Overrides};
+use crate::engine::overrides::Overrides;
+use crate::engine::profiles;
 use crate::engine::reference::{Reference, SEPARATOR, namespace};
 use crate::engine::value::{Map, Value};
 
@@ -136,8 +137,8 @@ impl Imports {
             return;
         }
         let mut names: Vec<String> = given.iter().map(ToString::to_string).collect();
-        let profiles = root.get("profiles").and_then(Value::as_map);
-        for profile in overrides::in_order(profiles, &overrides.profiles) {
+        let known = root.get("profiles").and_then(Value::as_map);
+        for profile in profiles::in_order(known, &overrides.profiles) {
             for section in ["params", "stages"] {
                 let patch = root
                     .get("profiles")
