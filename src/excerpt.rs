@@ -4,6 +4,7 @@
 //! it is read by people, kept in records and written to logs.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Bytes of a message that says what went wrong.
 pub const MESSAGE: usize = 4000;
@@ -14,6 +15,9 @@ pub const NAME: usize = 200;
 /// Names of a list that a message shows.
 const LISTED: usize = 30;
 
+/// What stands around the count of the bytes that were left out.
+const CUT: [&str; 2] = [" [... ", " bytes ...] "];
+
 /// Shortens a text to about `most` bytes: what is in its middle is left out, and how much that was is said.
 pub fn excerpt(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
@@ -22,12 +26,27 @@ pub fn excerpt(text: &str, most: usize) -> Cow<'_, str> {
     // The beginning says more than the end.
     let start = text.floor_char_boundary(most * 2 / 3);
     let end = text.ceil_char_boundary(text.len() - most / 3);
+    let [before, after] = CUT;
     Cow::Owned(format!(
-        "{} [... {} bytes ...] {}",
+        "{}{before}{}{after}{}",
         &text[..start],
         end - start,
         &text[end..]
     ))
+}
+
+/// Finds the places where texts were shortened.
+pub fn cuts(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let [before, after] = CUT;
+    // Without its space, which may end what looks like another one.
+    let sign = before.trim_start();
+    text.match_indices(sign).filter_map(move |(at, _)| {
+        let count = at + sign.len();
+        let start = text[..count].strip_suffix(before)?.len();
+        let digits = text[count..].bytes().take_while(u8::is_ascii_digit);
+        let end = count + digits.count();
+        (end > count && text[end..].starts_with(after)).then_some(start..end + after.len())
+    })
 }
 
 /// Lists names: the first of many, each shortened, and how many there are beside them.
@@ -53,6 +72,8 @@ mod tests {
     fn long_texts_lose_their_middle_and_say_how_much() {
         assert_eq!(excerpt("short", 5), "short");
         assert_eq!(excerpt("abcdefghi", 6), "abcd [... 3 bytes ...] hi");
+        let twice = excerpt("abcdefghi", 6).repeat(2) + " [... x bytes ...] [... ";
+        assert_eq!(cuts(&twice).collect::<Vec<_>>(), [4..23, 29..48]);
         // Cut between characters.
         assert_eq!(excerpt("ééééé", 5), "é [... 8 bytes ...] ");
         let long = "x".repeat(5_000_000);

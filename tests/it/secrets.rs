@@ -198,3 +198,33 @@ fn a_reward_program_whose_secret_is_missing_or_told_says_so() {
     );
     assert_eq!(leaks(&space), [""; 0]);
 }
+
+#[test]
+fn a_secret_is_masked_however_a_reward_program_spells_it() {
+    let secret = "k\"e\\y\u{7}'ä, forty-two";
+    let python = r"import json,os,sys; t=os.environ['TOKEN']; SAY";
+    for say in [
+        "print(t)",
+        "print(json.dumps({t: 1}))",
+        "print(json.dumps({'rewards': [t]}, ensure_ascii=False))",
+        "print(json.dumps('x' * 120 + t + 'y' * 500))",
+        "sys.stderr.write(repr(t) + json.dumps([t]) + '\\\\n'); sys.exit(1)",
+        "sys.stderr.write('x' * (2 ** 20 - 8) + t + '\\\\n'); sys.exit(1)",
+    ] {
+        let code = python.replace("SAY", say);
+        let run = format!("read -r line; python3 -c \\\"{code}\\\"");
+        let space = Space::new(&REWARDED.replace("RUN", &run));
+        let mut program = space.program(&["run", "p.yaml", "--only", "a"]);
+        let output = program.env("TOKEN", secret).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+        for file in space.files(".flowgraph/runs") {
+            said.push_str(&String::from_utf8_lossy(&fs::read(file).unwrap()));
+        }
+        assert!(said.contains("***"), "{say}: {said}");
+        for part in ["k\"e", "k\\\"e", "forty", "u00e4, "] {
+            let shown = said.lines().find(|line| line.contains(part));
+            assert_eq!(shown, None, "{say}: {part}");
+        }
+    }
+}

@@ -56,7 +56,8 @@ pub struct Command {
     env: Vec<String>,
     /// Environment variables passed on whose values do not count and are stored nowhere: only their names count, and
     /// they must be set. In the log and in messages a value of 4 bytes or more is masked, as is each of its lines of 8 or
-    /// more; what the command makes of it (base64, a part) is not, and an output that holds it is stored with a warning.
+    /// more, also as they stand between the quotes of a shell, JSON or Python; what else the command makes of it (base64, a
+    /// part) is not, and an output that holds it is stored with a warning.
     #[serde(default, skip_serializing)]
     secret_env: Vec<String>,
 }

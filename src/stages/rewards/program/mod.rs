@@ -20,6 +20,7 @@ use crate::artifacts::completions::CompletionRow;
 use crate::artifacts::reward_program::{ProgramDescription, RewardProgram, RewardProgramError};
 use crate::artifacts::reward_rule::Asked;
 use crate::engine::context::RunContext;
+use crate::engine::mask::Mask;
 use crate::engine::stage::StageError;
 use crate::excerpt::{NAME, excerpt};
 use crate::hint::Hint;
@@ -384,8 +385,9 @@ impl Program {
     }
 
     fn start(&self, work: &mut Work) -> Result<(), ProgramError> {
+        let mask = Mask::of(&self.description().secrets);
         for (place, command) in self.commands.borrow_mut().iter_mut().enumerate() {
-            let process = Process::start(command, place, work.to_answers.clone());
+            let process = Process::start(command, place, work.to_answers.clone(), &mask);
             work.copies.push(Copy {
                 process: process.map_err(ProgramError::Start)?,
                 open: VecDeque::new(),

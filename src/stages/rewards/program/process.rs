@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::engine::mask::{Mask, Masked};
 use crate::excerpt::{NAME, excerpt};
 
 /// Bytes that a line of an answer may have: rewards of some ten thousand completions.
@@ -58,12 +59,45 @@ impl LastWords {
     }
 }
 
+/// Passes whole lines on to the stage's log, and keeps the last; a line without end is passed on in parts.
+struct Lines {
+    last_words: LastWords,
+    /// What has no end yet.
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn pass_on(&mut self) {
+        let _ = std::io::stderr().write_all(&self.line);
+        self.last_words.add(&self.line);
+        self.line.clear();
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.line.len() as u64 >= LONGEST {
+                self.pass_on();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Process {
-    /// Starts a prepared command, the copy at `place`, whose answers go to `answers`.
+    /// Starts a prepared command, the copy at `place`, whose answers go to `answers`; what it says on standard error loses
+    /// the values of `mask`.
     pub(super) fn start(
         command: &mut Command,
         place: usize,
         answers: Sender<Heard>,
+        mask: &Mask,
     ) -> std::io::Result<Self> {
         command
             .stdin(Stdio::piped())
@@ -73,7 +107,7 @@ impl Process {
         let missing = || std::io::Error::other("a pipe is missing");
         let mut stdin = child.stdin.take().ok_or_else(missing)?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
-        let stderr = child.stderr.take().ok_or_else(missing)?;
+        let mut stderr = child.stderr.take().ok_or_else(missing)?;
         // Neither side may wait for the other to read.
         let (requests, to_send) = channel::<String>();
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
@@ -104,16 +138,17 @@ impl Process {
             }
         })?;
         let last_words = LastWords::default();
-        let heard = last_words.clone();
+        let lines = Lines {
+            last_words: last_words.clone(),
+            line: Vec::new(),
+        };
+        let mask = mask.clone();
         let errors = named("errors").spawn(move || {
-            let mut lines = BufReader::new(stderr);
-            let mut line = Vec::new();
-            // A line without end is passed on in parts.
-            while let Ok(1..) = lines.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
-                // The stage's log.
-                let _ = std::io::stderr().write_all(&line);
-                heard.add(&line);
-                line.clear();
+            // Before lines are cut and those of several copies mix, so that no part of a value is left.
+            let mut masked = Masked::new(&mask, lines);
+            let _ = std::io::copy(&mut stderr, &mut masked);
+            if let Ok(mut lines) = masked.end() {
+                lines.pass_on();
             }
         })?;
         Ok(Self {
