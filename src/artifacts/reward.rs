@@ -1,11 +1,10 @@
 //! Rewards, whoever gives them: a reward model, a reward rule or a reward program.
 
-use std::path::Path;
-
 use super::language_model::{LanguageModel, ModelError};
 use super::reward_model::{REWARD_MODEL, RewardModel};
 use super::reward_program::{REWARD_PROGRAM, RewardProgram};
 use super::reward_rule::{REWARD_RULE, RewardRule};
+use crate::engine::context::Input;
 use crate::ml::trainer::ModelSize;
 
 /// The artifact kinds that give rewards.
@@ -23,10 +22,16 @@ pub enum Reward {
 
 impl Reward {
     /// Reads an artifact of one of the kinds of [`REWARDS`].
-    pub fn load(kind: &str, folder: &Path) -> Result<Self, ModelError> {
-        Ok(match kind {
+    pub fn load(input: &Input) -> Result<Self, ModelError> {
+        let folder = &input.path;
+        Ok(match input.kind.as_str() {
             REWARD_RULE => Self::Rule(Box::new(RewardRule::load(folder)?)),
-            REWARD_PROGRAM => Self::Program(Box::new(RewardProgram::load(folder)?)),
+            REWARD_PROGRAM => {
+                let mut program = RewardProgram::load(folder)?;
+                let running = serde_json::from_value(input.handed_on.clone());
+                program.running = running.unwrap_or_default();
+                Self::Program(Box::new(program))
+            }
             _ => Self::Model(Box::new(RewardModel::load(folder)?)),
         })
     }

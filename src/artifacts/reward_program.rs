@@ -77,12 +77,27 @@ pub struct ProgramDescription {
     pub prefixes: bool,
     /// Whether it gives the same reward whenever it is asked the same.
     pub deterministic: bool,
-    /// Whether several copies of it may run at once.
-    pub parallel: bool,
     /// Completions in a request.
     pub batch_size: usize,
+}
+
+/// How a program is run. It changes no reward, and is no part of the artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Running {
+    /// Whether several copies of it may run at once.
+    pub parallel: bool,
     /// Seconds that it has for a request.
     pub timeout: f64,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self {
+            parallel: false,
+            timeout: 300.0,
+        }
+    }
 }
 
 /// A program that is ready to be started.
@@ -90,6 +105,8 @@ pub struct ProgramDescription {
 pub struct RewardProgram {
     /// What it is.
     pub description: ProgramDescription,
+    /// How it is run.
+    pub running: Running,
     /// The artifact's folder.
     folder: PathBuf,
     data: Dataset,
@@ -99,7 +116,7 @@ pub struct RewardProgram {
 }
 
 impl RewardProgram {
-    /// Reads a program from a folder.
+    /// Reads a program from a folder; it is run in the usual way.
     pub fn load(folder: &Path) -> Result<Self, RewardProgramError> {
         let path = folder.join(FILE);
         let malformed = |reason: String| RewardProgramError::Malformed {
@@ -129,6 +146,7 @@ impl RewardProgram {
             by_prompt: by_prompt.collect(),
             by_question,
             description,
+            running: Running::default(),
             folder: folder.to_owned(),
             data,
         })

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use super::artifact::Digest;
 use super::stage_error::StageError;
@@ -29,6 +30,8 @@ pub struct Input {
     pub files: Vec<String>,
     /// Where it comes from; empty unless the port is labelled.
     pub labels: Labels,
+    /// What its maker hands on beside it, which changes no result; null if nothing.
+    pub handed_on: Json,
 }
 
 impl Input {

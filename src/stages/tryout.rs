@@ -61,6 +61,7 @@ pub(crate) fn attempt<K: Kind>(
             path: (*path).to_owned(),
             files: Vec::new(),
             labels: indexmap::IndexMap::new(),
+            handed_on: Json::Null,
         });
     }
     let outputs = folder.join("try");

@@ -120,6 +120,14 @@ fn copies_run_where_a_stage_has_processors_and_change_nothing() {
         shown["digest"].as_str().unwrap().to_owned()
     };
     assert_eq!(digest("by_one.scores"), digest("by_some.scores"));
+    // How it is run is no part of what it gives.
+    let shorter = COPIES.replace(
+        "deterministic: true, parallel: true",
+        "deterministic: true, timeout: 9.5",
+    );
+    space.write("p.yaml", &tiny::pipeline("", &shorter));
+    let outcomes = space.run(&[]).outcomes();
+    assert!(!outcomes.contains("done"), "{outcomes}");
     // Another program is another reward.
     space.write("reward.sh", &LENGTH.replace("${#line}", "-1"));
     let before = digest("samples");

@@ -96,6 +96,7 @@ impl Execution<'_> {
                     port: input.port.clone(),
                     labels: item.labels.clone().into_iter().collect(),
                     artifact: outputs.get(&item.output)?.clone(),
+                    handed_on: self.pipeline.stages[item.producer].stage.handed_on(),
                 })
             })
         });

@@ -128,6 +128,11 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn secrets_handed_on(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Returns what the stages that take its outputs are told beside them ([`Input::handed_on`](super::context::Input)); it
+    /// must change no result.
+    fn handed_on(&self) -> Json {
+        Json::Null
+    }
     /// Checks values that types alone cannot check.
     fn validate(&self) -> Vec<Problem> {
         Vec::new()
@@ -178,6 +183,8 @@ pub trait Stage: Send + Sync {
     fn secrets(&self) -> Vec<String>;
     /// See [`Kind::secrets_handed_on`].
     fn secrets_handed_on(&self) -> Vec<String>;
+    /// See [`Kind::handed_on`].
+    fn handed_on(&self) -> Json;
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
     /// See [`Kind::uses_gpus`].
@@ -227,8 +234,13 @@ impl<K: Kind> Stage for K {
     fn secrets(&self) -> Vec<String> {
         Kind::secrets(self)
     }
+
     fn secrets_handed_on(&self) -> Vec<String> {
         Kind::secrets_handed_on(self)
+    }
+
+    fn handed_on(&self) -> Json {
+        Kind::handed_on(self)
     }
 
     fn resources(&self) -> Resources {

@@ -134,6 +134,7 @@ impl Worker<'_> {
                     .map(|file| file.path.clone())
                     .collect(),
                 labels: input.labels.iter().cloned().collect::<Labels>(),
+                handed_on: input.handed_on.clone(),
             });
         }
         Ok((inputs, watched))

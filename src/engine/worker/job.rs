@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
 use crate::engine::artifact::{Artifact, Digest};
@@ -68,4 +69,6 @@ pub struct JobInput {
     pub labels: Vec<(String, String)>,
     /// The artifact.
     pub artifact: Artifact,
+    /// What its maker hands on beside it.
+    pub handed_on: Json,
 }

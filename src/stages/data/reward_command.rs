@@ -5,10 +5,11 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::artifacts::reward_program::{
-    OWN_COLUMNS, ProgramDescription, REWARD_PROGRAM, RewardProgram, told,
+    OWN_COLUMNS, ProgramDescription, REWARD_PROGRAM, RewardProgram, Running, told,
 };
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
@@ -29,6 +30,9 @@ use crate::stages::ranges;
 /// once in a stage, and ends when its input does, within 10 seconds. Columns are texts (what was none in the file is JSON) or
 /// null. A training tells it whole prompts, `score` and `judge` what the policy read. Without `deterministic: true` the
 /// rewards are kept with the result (`received.jsonl`): a training that is resumed and an audit take them from there.
+///
+/// All of it counts, for every stage that takes it, but the values of `secret_env`, `parallel` and `timeout`: with others of
+/// these nothing runs again.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardCommand {
@@ -56,15 +60,15 @@ pub struct RewardCommand {
     /// of a stage is made twice, the second time in other parts and another order.
     #[serde(default)]
     deterministic: bool,
-    /// Whether several copies of it may run at once: as many as the stage that asks has `cpus`.
-    #[serde(default)]
+    /// Whether several copies of it may run at once: as many as the stage that asks has `cpus`. It does not count.
+    #[serde(default, skip_serializing)]
     parallel: bool,
     /// Completions in a request, at most.
     #[serde(default = "thirty_two")]
     batch_size: usize,
-    /// Seconds that it has for a request, its start included. The environment variable FLOWGRAPH_REWARD_TIMEOUT goes before
-    /// it, and changes no result.
-    #[serde(default = "five_minutes")]
+    /// Seconds that it has for a request, its start included; 300 if absent. They do not count, and the environment
+    /// variable FLOWGRAPH_REWARD_TIMEOUT goes before them.
+    #[serde(default = "five_minutes", skip_serializing)]
     timeout: f64,
 }
 
@@ -73,12 +77,12 @@ fn thirty_two() -> usize {
 }
 
 fn five_minutes() -> f64 {
-    300.0
+    Running::default().timeout
 }
 
 impl Kind for RewardCommand {
     const NAME: &'static str = "reward_command";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str =
         r#"{ run: "python3 reward.py", code: [reward.py], deterministic: true }"#;
 
@@ -107,6 +111,13 @@ impl Kind for RewardCommand {
 
     fn secrets_handed_on(&self) -> Vec<String> {
         self.secret_env.clone()
+    }
+
+    fn handed_on(&self) -> Json {
+        json!(Running {
+            parallel: self.parallel,
+            timeout: self.timeout,
+        })
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -145,9 +156,7 @@ impl Kind for RewardCommand {
             columns: self.columns.clone(),
             prefixes: self.prefixes,
             deterministic: self.deterministic,
-            parallel: self.parallel,
             batch_size: self.batch_size,
-            timeout: self.timeout,
         };
         RewardProgram::save(&description, &data, &folder)?;
         if !self.code.is_empty() {

@@ -75,7 +75,7 @@ impl Kind for Score {
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
         let reward = ctx.input("reward")?;
-        let reward = Reward::load(&reward.kind, &reward.path)?;
+        let reward = Reward::load(reward)?;
         let reference = ctx.optional_input("reference");
         let reference = reference
             .map(|input| LanguageModel::load(&input.path))

@@ -306,6 +306,7 @@ pub(super) mod tests {
             path: "/".into(),
             files: Vec::new(),
             labels: labels(pairs),
+            handed_on: serde_json::Value::Null,
         }
     }
 

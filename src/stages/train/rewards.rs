@@ -23,7 +23,7 @@ const BATCH: usize = 32;
 /// Opens what the port `reward` holds; a model must read the policy's tokens.
 pub(super) fn open(policy: &LanguageModel, ctx: &RunContext) -> Result<Reward, StageError> {
     let input = ctx.input("reward")?;
-    let reward = Reward::load(&input.kind, &input.path)?;
+    let reward = Reward::load(input)?;
     if let Some(model) = reward.model() {
         check_vocabularies(&policy.tokenizer, &model.tokenizer)?;
     }

@@ -161,7 +161,7 @@ impl Kind for Judge {
         let (title, judged) = match &self.judge {
             Judging::RewardModel { batch_size } => {
                 let reward = ctx.input("reward")?;
-                match Reward::load(&reward.kind, &reward.path)? {
+                match Reward::load(reward)? {
                     Reward::Model(model) => {
                         let judged = by_reward(&pairs, &model, *batch_size, ctx)?;
                         ("Judgements of a reward model".to_owned(), judged)

@@ -187,9 +187,9 @@ impl Program {
                 .ok_or_else(|| {
                     StageError::new(format!("`{TIMEOUT}` is {text:?}, expected seconds above 0"))
                 })?,
-            Err(_) => description.timeout,
+            Err(_) => program.running.timeout,
         };
-        let copies = if description.parallel {
+        let copies = if program.running.parallel {
             ctx.threads().max(1)
         } else {
             1

@@ -21,9 +21,7 @@ fn description(run: &str) -> ProgramDescription {
         columns: Vec::new(),
         prefixes: false,
         deterministic: false,
-        parallel: false,
         batch_size: 1,
-        timeout: 20.0,
     }
 }
 
@@ -201,11 +199,11 @@ fn faults_of_programs_are_told_with_their_last_words() {
         let error = asked(&description(run), &["a"]).unwrap_err().to_string();
         assert!(error.contains(message), "{run}: {error}");
     }
-    let slow = ProgramDescription {
-        timeout: 0.2,
-        ..description("echo busy >&2; sleep 60")
-    };
-    let error = asked(&slow, &["a"]).unwrap_err().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let slow = description("echo busy >&2; sleep 60");
+    let (mut program, _ctx) = open(folder.path(), &slow, &Dataset::default());
+    program.timeout = Duration::from_millis(200);
+    let error = program.rewards(&[text("a")]).unwrap_err().to_string();
     assert_eq!(
         error,
         "the reward program gave no answer in 0.2 s; on standard error:\nbusy"
