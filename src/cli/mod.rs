@@ -139,13 +139,9 @@ impl PipelineOptions {
     }
 }
 
-/// Finds a stage by its full name, or all instances of one by the name in the file.
+/// Finds the stages that a name or a reference means; see [`Pipeline::find_all`].
 fn stages_named(pipeline: &Pipeline, name: &str) -> Result<Vec<usize>, Failure> {
-    let stages = pipeline.stages.iter().enumerate();
-    let found: Vec<usize> = stages
-        .filter(|(_, stage)| stage.name == name || stage.template == name)
-        .map(|(at, _)| at)
-        .collect();
+    let found = pipeline.find_all(name);
     if found.is_empty() {
         return Err(Failure::usage(
             pipeline.find(name).err().unwrap_or_default(),

@@ -7,7 +7,7 @@ use super::{Failure, exit_code};
 use crate::engine::artifact::Artifact;
 use crate::engine::context::Labels;
 use crate::engine::plan::{PlanOptions, Planner, StagePlan};
-use crate::engine::reference::{Reference, Selection};
+use crate::engine::reference::{Reference, is_same_value};
 use crate::engine::spec::Pipeline;
 use crate::engine::store::Store;
 
@@ -62,16 +62,7 @@ pub(super) fn find(
     several: impl Fn(&str) -> bool,
 ) -> Result<Results, Failure> {
     let reference = Reference::parse(text).map_err(Failure::usage)?;
-    let is_chosen = |at: &usize| {
-        let stage = &pipeline.stages[*at];
-        let mut selected = reference.axes.iter();
-        stage.template == reference.stage
-            && selected.all(|(axis, selection)| match selection {
-                Selection::Value(value) => stage.axes.get(axis) == Some(value),
-                Selection::All => true,
-            })
-    };
-    let named: Vec<usize> = (0..pipeline.stages.len()).filter(is_chosen).collect();
+    let named = pipeline.named(&reference);
     if named.is_empty() {
         let unknown = pipeline.find(&reference.stage).err();
         return Err(Failure::usage(
@@ -83,7 +74,7 @@ pub(super) fn find(
         let mut asked = wheres.iter();
         asked.all(|asked| {
             axes.get(&asked.key)
-                .is_none_or(|value| *value == asked.value)
+                .is_none_or(|value| is_same_value(value, &asked.value))
         })
     };
     let stages: Vec<usize> = named.iter().copied().filter(as_asked).collect();

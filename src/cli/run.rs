@@ -131,6 +131,10 @@ fn wanted(args: &RunArgs, pipeline: &Pipeline) -> Result<Vec<bool>, Failure> {
                 (*wanted, any) = (true, true);
             }
         }
+        if !any && let Ok(named) = stages_named(pipeline, pattern) {
+            any = true;
+            named.into_iter().for_each(|stage| wanted[stage] = true);
+        }
         if !any {
             return Err(Failure::usage(format!(
                 "`--only {pattern}` matches no stage"

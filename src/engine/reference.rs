@@ -4,6 +4,8 @@ use std::fmt;
 
 use indexmap::IndexMap;
 
+use super::value::Value;
+
 /// What stands between a namespace and a name.
 pub(super) const SEPARATOR: char = '/';
 
@@ -118,6 +120,18 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Whether two texts are the same value of an axis: the same text, or the same number however it is spelt.
+pub fn is_same_value(a: &str, b: &str) -> bool {
+    // Whole numbers beyond 53 bits differ where their floats do not.
+    let number = |text: &str| match serde_yaml::from_str(text).ok()? {
+        Value::Integer(whole) => Some((i128::from(whole), whole as f64)),
+        Value::Unsigned(whole) => Some((i128::from(whole), whole as f64)),
+        Value::Float(number) => Some((number as i128, number)),
+        _ => None,
+    };
+    a == b || number(a).is_some_and(|a| number(b) == Some(a))
+}
+
 /// Returns the namespace of a name with its separator; empty for the file's own.
 pub(super) fn namespace(name: &str) -> &str {
     name.rfind(SEPARATOR).map_or("", |at| &name[..=at])
@@ -171,6 +185,24 @@ mod tests {
         ] {
             let error = Reference::parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn equal_numbers_are_the_same_value_however_they_are_spelt() {
+        for (a, b, same) in [
+            ("ppo", "ppo", true),
+            ("0.01", "1e-2", true),
+            ("1", "1.0", true),
+            ("-0.5", "-.5", true),
+            ("9007199254740992", "9007199254740993", false),
+            ("1e300", "1e301", false),
+            ("true", "yes", false),
+            ("a: 1", "a:  1", false),
+            ("", "~", false),
+        ] {
+            assert_eq!(is_same_value(a, b), same, "{a} {b}");
+            assert_eq!(is_same_value(b, a), same, "{b} {a}");
         }
     }
 

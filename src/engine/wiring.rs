@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
 use super::instance::{Draft, InputItem, Instance, PortInput, Template};
-use super::reference::{Reference, Selection, is_name, namespace};
+use super::reference::{Reference, Selection, is_name, is_same_value, namespace};
 use super::stage::{Output, Port};
 use super::value::{Map, Value};
 
@@ -437,11 +437,17 @@ fn choices(
     }
     let mut choices = IndexMap::new();
     for (axis, values) in &template.axes {
+        // As it is spelt there.
+        let own = |value: &String| {
+            let same = |own: &&String| is_same_value(own, value);
+            let found = values.iter().find(|own| *own == value);
+            vec![found.or(values.iter().find(same)).unwrap_or(value).clone()]
+        };
         let chosen = match reference.axes.get(axis) {
             Some(Selection::All) => values.clone(),
-            Some(Selection::Value(value)) => vec![value.clone()],
+            Some(Selection::Value(value)) => own(value),
             None => match consumer.instance.axes.get(axis) {
-                Some(value) => vec![value.clone()],
+                Some(value) => own(value),
                 None if reference.all => values.clone(),
                 None => {
                     errors.push(

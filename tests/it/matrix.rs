@@ -164,6 +164,28 @@ fn only_takes_what_matches_and_what_that_needs() {
 }
 
 #[test]
+fn a_number_is_the_same_value_however_it_is_spelt() {
+    let space = Space::new(
+        r#"
+name: n
+stages:
+  a: { kind: command, matrix: { lr: [1e-2, 3e-3], seed: [1, 2] }, params: { run: "echo ${matrix.lr} > o", outputs: { o: o } } }
+  some: { kind: command, inputs: { x: "a[lr=1e-2,seed=*]" }, params: { run: "cat $x > o", outputs: { o: o } } }
+  same: { kind: command, matrix: { lr: ["0.010"] }, inputs: { x: "a[seed=2.0]" }, params: { run: "cat $x > o", outputs: { o: o } } }
+"#,
+    );
+    let report = space.run(&["--only", "a[seed=1.0,lr=3e-3]"]);
+    assert_eq!(report.outcomes(), "a[lr=0.003,seed=1] done");
+    assert_eq!(space.run(&[]).code, 0);
+    let shown = |result: &str| space.flowgraph(&["show", "p.yaml", result]).stdout;
+    assert_eq!(shown("some"), "0.01\n0.01\n");
+    assert_eq!(shown("same"), "0.01\n");
+    assert_eq!(shown("a[seed=1,lr=3.0e-3].o"), "0.003\n");
+    let why = space.flowgraph(&["why", "p.yaml", "a[lr=1e-2,seed=1]"]);
+    assert_eq!(why.code, 0, "{}", why.stderr);
+}
+
+#[test]
 fn rerun_of_a_template_means_all_its_instances() {
     let space = Space::new(MATRIX);
     space.run(&[]);

@@ -20,7 +20,7 @@ use super::import::{self, Imported, Reader};
 use super::instance::Instance;
 use super::interpolate::{Account, Scope};
 use super::overrides::{self, Overrides};
-use super::reference::namespace;
+use super::reference::{Reference, Selection, is_same_value, namespace};
 use super::stage::Registry;
 use super::value::{Map, Value, json_of};
 use super::wiring::{self, Known};
@@ -158,18 +158,47 @@ impl Pipeline {
         }
     }
 
-    /// Finds a stage instance by its full name, or by its template's name if that has one instance.
+    /// Returns the instances that a reference means by itself, in file order.
+    pub fn named(&self, reference: &Reference) -> Vec<usize> {
+        let those = |is_value: fn(&str, &str) -> bool| -> Vec<usize> {
+            let is_meant = |stage: &Instance| {
+                let mut chosen = reference.axes.iter();
+                stage.template == reference.stage
+                    && chosen.all(|(axis, selection)| match selection {
+                        Selection::Value(value) => {
+                            let own = stage.axes.get(axis);
+                            own.is_some_and(|own| is_value(own, value))
+                        }
+                        Selection::All => true,
+                    })
+            };
+            let all = 0..self.stages.len();
+            all.filter(|at| is_meant(&self.stages[*at])).collect()
+        };
+        let spelt_so = those(|own, value| own == value);
+        if spelt_so.is_empty() {
+            those(is_same_value)
+        } else {
+            spelt_so
+        }
+    }
+
+    /// Finds the stage instance of a full name, or those that a reference without an output means.
+    pub fn find_all(&self, name: &str) -> Vec<usize> {
+        if let Some(found) = self.stages.iter().position(|stage| stage.name == name) {
+            return vec![found];
+        }
+        let reference = Reference::parse(name).ok();
+        let reference = reference.filter(|reference| reference.output.is_none());
+        reference.map_or_else(Vec::new, |reference| self.named(&reference))
+    }
+
+    /// Finds one stage instance; see [`Self::find_all`].
     ///
     /// # Errors
     /// A message with a hint, if there is no such stage or more than one.
     pub fn find(&self, name: &str) -> Result<usize, String> {
-        if let Some(found) = self.stages.iter().position(|stage| stage.name == name) {
-            return Ok(found);
-        }
-        let instances: Vec<usize> = (0..self.stages.len())
-            .filter(|stage| self.stages[*stage].template == name)
-            .collect();
-        match instances.as_slice() {
+        match self.find_all(name).as_slice() {
             [one] => Ok(*one),
             [] => {
                 let known = self.stages.iter().map(|stage| stage.name.as_str());
@@ -178,9 +207,9 @@ impl Pipeline {
                     .unwrap_or_default();
                 Err(format!("the pipeline has no stage `{name}`{hint}"))
             }
-            [first, ..] => Err(format!(
+            several @ [first, ..] => Err(format!(
                 "stage `{name}` has {} instances; name one of them, such as `{}`",
-                instances.len(),
+                several.len(),
                 self.stages[*first].name
             )),
         }
