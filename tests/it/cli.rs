@@ -276,6 +276,20 @@ fn kinds_schema_and_completions_know_the_registry() {
         ("train_tokenizer", "    word_level: One token a word; "),
         ("reward_rule", "    arithmetic: It is a right derivation"),
         ("reward_rule", "    as_is: What its text is."),
+        ("train_preference", "    { loss: dpo }: Direct preference"),
+        ("train_preference", "      beta: Strength of the pull"),
+        ("claims", "    test: What decides it. (required)"),
+        ("claims", "      { kind: difference }: A metric"),
+        ("claims", "          pass_at: Probability that one"),
+        ("claims", "      not_worse_by: For a column"),
+        (
+            "reward_command",
+            "  data           dataset: whose `columns` it is told, by prompt (with `columns`)",
+        ),
+        (
+            "load_dataset",
+            "  model          language_model or tokenizer: ",
+        ),
     ] {
         let shown = space.flowgraph(&["kinds", kind]).stdout;
         assert!(
@@ -288,6 +302,20 @@ fn kinds_schema_and_completions_know_the_registry() {
         unknown.stderr,
         "error: unknown stage kind `comand`\nhint: did you mean `command`?\n"
     );
+    let loader = space.flowgraph(&["kinds", "load_dataset", "--json"]).stdout;
+    let loader: serde_json::Value = serde_json::from_str(&loader).unwrap();
+    let of_model = &loader["inputs"][1];
+    assert_eq!(
+        (&of_model["name"], &of_model["with"]),
+        (&"model".into(), &"with `template: model`".into())
+    );
+    // A method is no kind; the kind that has it is named, in a pipeline too.
+    let method = space.flowgraph(&["kinds", "train_dpo"]).stderr;
+    let hint = "did you mean `train_preference` with `objective.loss: dpo`";
+    assert!(method.contains(hint), "{method}");
+    space.write("dpo.yaml", "name: n\nstages:\n  a: { kind: dpo }\n");
+    let check = space.flowgraph(&["check", "dpo.yaml"]).stderr;
+    assert!(check.contains(hint), "{check}");
     let schema: serde_json::Value =
         serde_json::from_str(&space.flowgraph(&["schema"]).stdout).unwrap();
     assert!(schema["$defs"]["command"]["properties"]["run"].is_object());

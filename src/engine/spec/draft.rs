@@ -7,12 +7,12 @@ use serde_json::value::to_raw_value;
 
 use super::{Builder, STAGE_KEYS};
 use crate::engine::context::Labels;
-use crate::engine::diagnostic::{Diagnostic, Path, did_you_mean};
+use crate::engine::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
 use crate::engine::instance::{Draft, Instance, Template};
 use crate::engine::interpolate::Scope;
 use crate::engine::matrix;
 use crate::engine::reference::{is_name, namespace};
-use crate::engine::stage::{Problem, Stage, StageKind, find_kind};
+use crate::engine::stage::{Problem, Stage, StageKind, find_kind, kind_meant};
 use crate::engine::value::{Map, Value};
 
 /// Bytes of a stage's name, which stands in every line about it.
@@ -128,12 +128,11 @@ impl Builder<'_> {
         }
         let found = find_kind(self.registry, &text);
         if found.is_none() {
-            let known = self.registry.iter().map(|kind| kind.name);
+            let is_shown = self.errors.len() < SHOWN;
+            let meant = is_shown.then(|| kind_meant(self.registry, &text)).flatten();
             self.errors.push(
-                Diagnostic::error(path.key("kind"), format!("unknown stage kind `{text}`")).hint(
-                    did_you_mean(&text, known)
-                        .unwrap_or_else(|| "`flowgraph kinds` lists the kinds".to_owned()),
-                ),
+                Diagnostic::error(path.key("kind"), format!("unknown stage kind `{text}`"))
+                    .hint(meant.unwrap_or_else(|| "`flowgraph kinds` lists the kinds".to_owned())),
             );
         }
         found.copied()

@@ -43,8 +43,8 @@ pub(super) fn of<K: Kind>() -> Vec<(String, Json)> {
     found
 }
 
-/// Follows a reference into the definitions of `root`.
-fn resolved<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
+/// Follows a reference of a JSON schema into the definitions of `root`.
+pub fn resolved<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
     let target = schema.get("$ref").and_then(Json::as_str);
     let target = target.and_then(|target| target.strip_prefix('#'));
     target
@@ -52,7 +52,8 @@ fn resolved<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
         .unwrap_or(schema)
 }
 
-fn variants(schema: &Json) -> impl Iterator<Item = &Json> {
+/// Returns the schemas of which a value must fit one.
+pub fn variants(schema: &Json) -> impl Iterator<Item = &Json> {
     let lists = ["oneOf", "anyOf"].into_iter();
     lists
         .filter_map(|key| schema.get(key)?.as_array())

@@ -97,7 +97,7 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
 }
 
 /// Returns the definition that a part of a schema refers to, if it is a reference.
-pub fn defined<'a>(schema: &'a schemars::Schema, part: &Json) -> Option<&'a Json> {
+fn defined<'a>(schema: &'a schemars::Schema, part: &Json) -> Option<&'a Json> {
     schema.pointer(part.get("$ref")?.as_str()?.strip_prefix('#')?)
 }
 

@@ -5,6 +5,7 @@
 
 mod defaults;
 mod explain;
+mod meant;
 mod port;
 mod words;
 
@@ -15,7 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-pub use explain::defined;
+pub use defaults::{resolved, variants};
+pub use meant::kind_meant;
 pub use port::{Arity, Output, Port};
 
 pub use super::problem::Problem;

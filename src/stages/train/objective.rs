@@ -96,6 +96,7 @@ impl<S: Settings> JsonSchema for Named<S> {
         }
         choices.push(json!({
             "type": "object",
+            "description": "A name with settings that it takes, which may also stand beside it.",
             "minProperties": 1,
             "maxProperties": 1,
             "additionalProperties": false,

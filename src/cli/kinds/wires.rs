@@ -1,0 +1,173 @@
+//! What a kind takes and makes, with other params than those of its example, too.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::forms::{Form, description, form_of, forms_of, properties, required};
+use crate::engine::reference::is_name;
+use crate::engine::stage::{Output, Port, Stage, StageKind, resolved};
+
+/// A text where any will do.
+const ANY: &str = "x";
+
+/// Params within params, at most.
+const DEEPEST: usize = 4;
+
+/// What a kind takes and makes, each with what brings it where the example does not.
+pub(super) struct Wires {
+    pub(super) ports: Vec<(Port, String)>,
+    pub(super) has_free_ports: bool,
+    pub(super) outputs: Vec<(Output, String)>,
+}
+
+pub(super) fn wires(kind: &StageKind) -> Wires {
+    let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
+    let stage = (kind.parse)(&example);
+    Wires {
+        has_free_ports: stage.is_ok_and(|stage| stage.has_free_ports()),
+        ports: listed(kind, |stage| stage.ports(), |port| &port.name),
+        outputs: listed(kind, |stage| stage.outputs(), |output| &output.name),
+    }
+}
+
+/// Returns what `list` says of the example of a kind, with nothing, then what it says of stages whose params differ in one
+/// from the example or from the least that the kind takes, each with what brings it.
+fn listed<T>(
+    kind: &StageKind,
+    list: impl Fn(&dyn Stage) -> Vec<T>,
+    name: impl Fn(&T) -> &str,
+) -> Vec<(T, String)> {
+    let schema = (kind.schema)().to_value();
+    let required = required(&schema);
+    let example: Map<String, Json> = serde_yaml::from_str(kind.example).unwrap_or_default();
+    let mut least = example.clone();
+    least.retain(|key, _| required.contains(&key.as_str()));
+    let mut known = BTreeSet::from([ANY.to_owned()]);
+    let mut found = Vec::new();
+    let mut look = |params: &Map<String, Json>, with: &str| {
+        let stage = (kind.parse)(&Json::Object(params.clone())).ok();
+        for item in stage.map_or_else(Vec::new, |stage| list(stage.as_ref())) {
+            if known.insert(name(&item).to_owned()) {
+                found.push((item, with.to_owned()));
+            }
+        }
+    };
+    for (base, with) in [
+        (&example, ""),
+        (&least, "with no more params than are required"),
+    ] {
+        look(base, with);
+        for (key, property) in properties(&schema) {
+            if base.contains_key(key) && !required.contains(&key) {
+                let mut params = base.clone();
+                params.remove(key);
+                look(&params, &format!("without `{key}`"));
+            }
+            for (form, value) in values(property, &schema, 0) {
+                let mut params = base.clone();
+                params.insert(key.to_owned(), value);
+                look(&params, &format!("with `{key}{form}`"));
+            }
+        }
+    }
+    found
+}
+
+/// Returns values that a param can have, at least one of each form, with how that is written behind the param's name.
+fn values(value: &Json, root: &Json, depth: usize) -> Vec<(String, Json)> {
+    if depth > DEEPEST {
+        return Vec::new();
+    }
+    let said = description(value);
+    let value = resolved(value, root);
+    let forms = forms_of(value);
+    if !forms.is_empty() {
+        let all = forms.iter().flat_map(|form| values(form, root, depth + 1));
+        return all.collect();
+    }
+    let map = || -> Map<String, Json> {
+        let required = required(value);
+        let needed = properties(value).filter(|(key, _)| required.contains(key));
+        let first = |of| values(of, root, depth + 1).into_iter().next();
+        let given = needed.filter_map(|(key, of)| Some((key.to_owned(), first(of)?.1)));
+        given.collect()
+    };
+    match form_of(value, root) {
+        Form::Names(names) => {
+            let names = names.into_iter();
+            return names
+                .map(|name| (format!(": {name}"), json!(name)))
+                .collect();
+        }
+        Form::Tagged(key, name, _) => return vec![(format!(".{key}: {name}"), json!(map()))],
+        Form::Keyed(key, _) => return vec![(format!(".{key}"), json!(map()))],
+        Form::Other(_) => {}
+    }
+    let types = value.get("type");
+    let is = |name: &str| match types {
+        Some(Json::Array(types)) => types.iter().any(|one| one == name),
+        types => types.is_some_and(|one| one == name),
+    };
+    let plain = |value: Json| vec![(String::new(), value)];
+    if is("boolean") {
+        let both = [true, false].into_iter();
+        both.map(|value| (format!(": {value}"), json!(value)))
+            .collect()
+    } else if is("object") {
+        plain(json!(map()))
+    } else if is("array") {
+        let item = value
+            .get("items")
+            .map(|items| values(items, root, depth + 1));
+        let item = item.and_then(|items| items.into_iter().next());
+        plain(item.into_iter().map(|(_, item)| item).collect())
+    } else if is("integer") {
+        plain(json!(1))
+    } else if is("number") {
+        plain(json!(0.5))
+    } else if is("string") {
+        // Those with a meaning of their own stand in the documentation.
+        let words = said
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| is_name(word));
+        let words = words.map(|word| (format!(": {word}"), json!(word)));
+        words.chain(plain(json!(ANY))).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::stage::find_kind;
+    use crate::registry::REGISTRY;
+
+    #[test]
+    fn ports_and_outputs_are_found_with_the_param_that_brings_them() {
+        for (kind, expected) in [
+            ("reward_command", "data with `columns`"),
+            (
+                "load_dataset",
+                "data without `source`, model with `template: model`",
+            ),
+            ("sample", ""),
+        ] {
+            let kind = find_kind(REGISTRY, kind).unwrap();
+            let found = listed(kind, |stage| stage.ports(), |port| &port.name);
+            let found: Vec<String> = found
+                .iter()
+                .filter(|(_, with)| !with.is_empty())
+                .map(|(port, with)| format!("{} {with}", port.name))
+                .collect();
+            assert_eq!(found.join(", "), expected, "{}", kind.name);
+        }
+        let choose = find_kind(REGISTRY, "choose").unwrap();
+        let found = listed(choose, |stage| stage.outputs(), |output| &output.name);
+        let found: Vec<&str> = found.iter().map(|(_, with)| with.as_str()).collect();
+        assert_eq!(found, ["", "with `hand_on: true`"]);
+    }
+}
