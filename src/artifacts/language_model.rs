@@ -21,7 +21,7 @@ use crate::ml::formats::safetensors::{load_safetensors, save_safetensors, tensor
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
 use crate::ml::parameters::Weights;
-use crate::ml::tokenizer::{MODEL_INPUT_NAMES, Tokenizer, TokenizerError};
+use crate::ml::tokenizer::{CHAT_TEMPLATE, MODEL_INPUT_NAMES, Tokenizer, TokenizerError};
 
 /// The artifact kind.
 pub const LANGUAGE_MODEL: &str = "language_model";
@@ -371,8 +371,9 @@ pub fn save_new_classifier(
 
 /// Makes a copy of a model's files what other programs expect of a folder: PEFT is told where the base is, which is the
 /// folder itself, and `transformers` what the model takes of its tokenizer; a head that an adapter carries stands among the
-/// base's weights as well, or `transformers` would draw one first and warn of it.
-pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
+/// base's weights as well, or `transformers` would draw one first and warn of it. A tokenizer without a template of chats
+/// is given `chat_template`.
+pub fn complete_copy(folder: &Path, chat_template: Option<&str>) -> Result<(), ModelError> {
     complete_base(folder)?;
     let edit = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| -> Result<(), ModelError> {
         let path = folder.join(name);
@@ -390,6 +391,10 @@ pub fn complete_copy(folder: &Path) -> Result<(), ModelError> {
     edit("tokenizer_config.json", &|tokenizer| {
         let inputs = tokenizer.entry("model_input_names");
         inputs.or_insert_with(|| json!(MODEL_INPUT_NAMES));
+        if let Some(template) = chat_template {
+            let own = tokenizer.entry(CHAT_TEMPLATE);
+            own.or_insert_with(|| template.into());
+        }
     })?;
     // A reward that is read before the end token: other programs skip what the model pads with.
     let description = folder.join(REWARD_DESCRIPTION);

@@ -22,6 +22,7 @@ use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
 use crate::files::write_whole;
+use crate::stages::data::chat_templates::chat_template;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -159,8 +160,14 @@ fn copy(
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
     }
+    let template = model_card::template_of(pipeline, job.found.stage);
+    let is_model = [LANGUAGE_MODEL, REWARD_MODEL].contains(&&*artifact.kind);
+    let chats = template
+        .as_deref()
+        .filter(|_| is_model)
+        .and_then(chat_template);
     if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
-        complete_copy(&job.folder).map_err(|error| Failure::Other {
+        complete_copy(&job.folder, chats.as_deref()).map_err(|error| Failure::Other {
             message: error.to_string(),
             hint: None,
             code: exit_code::STAGE_FAILED,
@@ -171,7 +178,11 @@ fn copy(
         let provenance = Provenance::of(pipeline, store, plans, &wanted);
         let stage = &pipeline.stages[job.found.stage].name;
         let made = &job.found.output;
-        if let Some(card) = model_card::card(&pipeline.name, stage, made, artifact, &provenance) {
+        if let Some(mut card) = model_card::card(&pipeline.name, stage, made, artifact, &provenance)
+        {
+            if artifact.kind == LANGUAGE_MODEL {
+                card.push_str(&model_card::of_chats(&job.folder, template.as_deref())?);
+            }
             write_whole(&job.folder.join(CARD), &mut card.as_bytes())?;
         }
     }

@@ -1,12 +1,22 @@
 //! The card of an exported model, `README.md` as the Hugging Face hub has it: what it is, by which params it was made, and
 //! of what. Nothing in it tells when or how fast: the same model has the same card, and a folder with it the same digest.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use crate::artifacts::dataset::DATASET;
 use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::artifacts::text_encoder::{TEXT_CLASSIFIER, TEXT_ENCODER};
 use crate::engine::artifact::Artifact;
+use crate::engine::instance::InputItem;
 use crate::engine::provenance::Provenance;
+use crate::engine::spec::Pipeline;
 use crate::engine::store::Record;
+use crate::ml::tokenizer::CHAT_TEMPLATE;
+use crate::stages::data::chat_templates::chat_template;
 
 /// The card's name in a folder.
 pub(super) const CARD: &str = "README.md";
@@ -99,6 +109,56 @@ pub(super) fn card(
         text.push_str("\nThe reward is `scale` x score + `offset`, as `reward.json` has them.\n");
     }
     Some(text)
+}
+
+/// Returns the `template` of the data that a model was trained on last, if all of it has the same.
+pub(super) fn template_of(pipeline: &Pipeline, stage: usize) -> Option<String> {
+    let makers = |kind: &str| -> BTreeSet<usize> {
+        let inputs = pipeline.stages[stage].inputs.iter();
+        let items = inputs.flat_map(|input| &input.items);
+        let is_kind = |item: &&InputItem| {
+            let outputs = pipeline.stages[item.producer].stage.outputs();
+            let mut made = outputs.iter().filter(|made| made.name == item.output);
+            made.any(|made| made.kind == kind)
+        };
+        items.filter(is_kind).map(|item| item.producer).collect()
+    };
+    let data = makers(DATASET);
+    let templates: BTreeSet<Option<String>> = if data.is_empty() {
+        let models = makers(LANGUAGE_MODEL).into_iter();
+        models.map(|model| template_of(pipeline, model)).collect()
+    } else {
+        let params = data
+            .iter()
+            .map(|data| pipeline.stages[*data].stage.params());
+        let template = |params: Json| Some(params.get("template")?.as_str()?.to_owned());
+        params.map(template).collect()
+    };
+    let mut templates = templates.into_iter();
+    templates.next()?.filter(|_| templates.next().is_none())
+}
+
+/// Says how messages become what a model in `folder` reads that was trained on data with this `template`.
+pub(super) fn of_chats(folder: &Path, template: Option<&str>) -> std::io::Result<String> {
+    let config = folder.join("tokenizer_config.json");
+    let config = if config.exists() {
+        serde_json::from_slice(&fs_err::read(config)?)?
+    } else {
+        Json::Null
+    };
+    let has = if config[CHAT_TEMPLATE].is_null() {
+        "has no chat template"
+    } else if config[CHAT_TEMPLATE].as_str() == template.and_then(chat_template).as_deref() {
+        "has the chat template of the training data"
+    } else {
+        "has the chat template of the model that this one was made of"
+    };
+    let data = template.map_or_else(String::new, |template| {
+        format!("; that data had {}", code(&format!("template: {template}")))
+    });
+    Ok(format!(
+        "\n## Chats\n\n`tokenizer_config.json` {has}{data}.\n"
+    ))
 }
 
 /// A stage that the model is made of.

@@ -57,6 +57,19 @@ fn own_data_and_own_reward_go_from_a_file_to_python() {
     let printed = String::from_utf8(read.stdout).unwrap();
     assert_eq!(printed.lines().count(), 6, "{printed}");
     assert!(printed.contains("lr=0.001"), "{printed}");
+    // What the data was put together by goes with the models.
+    let exported = space.files("results/policy");
+    let mut tokenizers = exported
+        .iter()
+        .filter(|file| file.ends_with("tokenizer_config.json"));
+    let tokenizer = std::fs::read_to_string(tokenizers.next().unwrap()).unwrap();
+    assert!(tokenizer.contains("add_generation_prompt"), "{tokenizer}");
+    let mut cards = exported.iter().filter(|file| file.ends_with("README.md"));
+    let card = std::fs::read_to_string(cards.next().unwrap()).unwrap();
+    assert!(
+        card.contains("training data; that data had `template: chatml`."),
+        "{card}"
+    );
     let shown = space.flowgraph(&[
         "show", "own.yaml", "scores", "--rows", "3", "--where", "lr=0.001",
     ]);

@@ -8,7 +8,7 @@ use super::TokenizerError;
 use crate::ml::documents::read_configuration;
 
 /// The key of `tokenizer_config.json`: a text, or a list of named ones.
-pub(super) const KEY: &str = "chat_template";
+pub const KEY: &str = "chat_template";
 /// The file that processors of pictures and texts have, with the same key.
 pub(super) const OF_PROCESSORS: &str = "chat_template.json";
 

@@ -33,6 +33,7 @@ use settings::{CLEANS_UP, Settings};
 use super::documents::{check_values, read_tokenizer};
 
 pub use byte_level::{ByteLevelBpe, PreTokenizer};
+pub use chat_template::KEY as CHAT_TEMPLATE;
 pub use scored::{ScoredToken, ScoredTokenKind, ScoredVocabulary};
 pub use settings::MODEL_INPUT_NAMES;
 pub use template::{PromptTemplate, TemplateError};

@@ -1,5 +1,6 @@
 //! Kinds that bring or make data, models and encoders.
 
+pub mod chat_templates;
 pub mod generate_tree;
 pub mod generate_world;
 pub mod init_model;
