@@ -80,7 +80,16 @@ impl Curve {
     /// Returns the floating-point operations up to the end of a step, each step being an equal share of all.
     pub fn flops_to(&self, step: u64) -> f64 {
         let made = self.summary.steps.max(1);
-        self.summary.flops * ((step + 1).min(made) as f64 / made as f64)
+        let done = step.saturating_add(u64::from(!self.counts_from_one()));
+        self.summary.flops * (done.min(made) as f64 / made as f64)
+    }
+
+    /// Whether a step is called by how many steps have been made after it: our own trainings call the first one 0, others
+    /// 1. The last of ours is one less than were made, unless one that diverged was not made.
+    fn counts_from_one(&self) -> bool {
+        let last = self.steps.last().copied().unwrap_or_default();
+        let starts_later = self.steps.first().is_some_and(|first| *first > 0);
+        last >= self.summary.steps && (self.summary.status == Status::Completed || starts_later)
     }
 
     /// Reads a curve from a folder.
@@ -104,5 +113,41 @@ impl Curve {
             metrics,
             summary,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_counted_from_zero_or_one() {
+        let flops_to = |steps: &[u64], status: Status, step: u64| {
+            let summary = TrainingSummary {
+                status,
+                reason: None,
+                steps: 4,
+                trained_tokens: 0,
+                generated_tokens: 0,
+                flops: 8.0,
+                trained_parameters: 0,
+            };
+            let curve = Curve {
+                title: String::new(),
+                steps: steps.to_vec(),
+                metrics: IndexMap::new(),
+                summary,
+            };
+            curve.flops_to(step)
+        };
+        let (completed, diverged) = (Status::Completed, Status::Diverged);
+        assert_eq!(flops_to(&[0, 1, 2, 3], completed, 1), 4.0);
+        assert_eq!(flops_to(&[1, 2, 3, 4], completed, 1), 2.0);
+        assert_eq!(flops_to(&[2, 4], completed, 2), 4.0);
+        assert_eq!(flops_to(&[2, 4], completed, 4), 8.0);
+        // The step at which a training of ours diverged is not made.
+        assert_eq!(flops_to(&[0, 1, 2, 3, 4], diverged, 1), 4.0);
+        assert_eq!(flops_to(&[1, 2, 3, 4], diverged, 1), 2.0);
+        assert_eq!(flops_to(&[0, 1], completed, u64::MAX), 8.0);
     }
 }

@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, row_named};
+use super::groups::{Grouping, Row, refuse_ungrouped, row_named, within};
 use super::reach::Reach;
+use super::repeats::once;
 use super::trainings::{ended, load_curves};
 use crate::artifacts::curve::{CURVE, Curve, TrainingSummary};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
 use crate::stages::ranges::at_least_one;
+use crate::stats::mean;
 
 /// Shows what the training of several policies cost: steps, tokens and floating-point operations.
 ///
@@ -54,7 +57,7 @@ fn title() -> String {
 
 impl Kind for Efficiency {
     const NAME: &'static str = "efficiency";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = r#"{ relative_to: ppo, reference_values: { flowhf: 3.45 },
       notes: ["Paper: FlowHF takes under 3.5% of PPO's FLOPs: 4 h x 3 GPUs x 0.46 / (20 h x 8 GPUs) = 3.45%."] }"#;
 
@@ -86,19 +89,25 @@ impl Kind for Efficiency {
         problems
     }
 
+    fn facts(&self, known: &mut Known<'_>) {
+        let base: Vec<String> = self.relative_to.iter().cloned().collect();
+        refuse_ungrouped(
+            known,
+            "curves",
+            self.grouping(),
+            true,
+            ("relative_to", &base),
+        );
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: std::slice::from_ref(&self.row),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
-        let rows = load_curves(ctx, grouping)?;
+        let rows = load_curves(ctx, self.grouping())?;
         self.table(&rows)?.write(&ctx.output("table")?)?;
         Ok(())
     }
 }
 
-fn mean_of(row: &Row<Curve>, value: impl Fn(&TrainingSummary) -> f64) -> f64 {
+fn mean_of(row: &Row<&Curve>, value: impl Fn(&TrainingSummary) -> f64) -> f64 {
     row.runs
         .iter()
         .map(|run| value(&run.content.summary))
@@ -107,7 +116,18 @@ fn mean_of(row: &Row<Curve>, value: impl Fn(&TrainingSummary) -> f64) -> f64 {
 }
 
 impl Efficiency {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
+    }
+
     fn table(&self, rows: &[Row<Curve>]) -> Result<Table, StageError> {
+        let all = rows;
+        let (rows, repeats) = once(all, &self.aggregate);
+        let rows = rows.as_slice();
         let mut table = Table::new(&self.title);
         table.text_column(&self.row, rows.iter().map(|row| Some(row.name.clone())));
         table.whole_column("Runs", rows.iter().map(|row| Some(row.runs.len() as f64)));
@@ -138,7 +158,7 @@ impl Efficiency {
                     "`{label}` counted no operations, so nothing is relative to it"
                 )));
             }
-            let share = |row: &Row<Curve>| 100.0 * mean_of(row, |summary| summary.flops) / whole;
+            let share = |row: &Row<&Curve>| 100.0 * mean_of(row, |summary| summary.flops) / whole;
             table.number_column(
                 format!("% of {}", base.name),
                 1,
@@ -152,12 +172,12 @@ impl Efficiency {
             }
         }
         if let (Some(reach), Some(label)) = (&self.reach, &self.relative_to) {
-            add_reached(&mut table, rows, row_named(rows, label)?, reach);
+            add_reached(&mut table, rows, row_named(all, label)?, reach)?;
         }
         table.text_column(
             "Training",
             rows.iter()
-                .map(|row| ended(&row.runs.iter().map(|run| &run.content).collect::<Vec<_>>())),
+                .map(|row| ended(&row.runs.iter().map(|run| run.content).collect::<Vec<_>>())),
         );
         table.notes.extend(self.notes.iter().cloned());
         table.notes.push(
@@ -165,27 +185,24 @@ impl Efficiency {
              not those of the models it starts from. A training that diverged stopped early."
                 .to_owned(),
         );
+        table.notes.extend(repeats);
         Ok(table)
     }
 }
 
 /// Adds the operations until a row has what another one ends with, run by run: means over the runs that get there.
-fn add_reached(table: &mut Table, rows: &[Row<Curve>], base: &Row<Curve>, reach: &Reach) {
-    let run_of = |label: &str| base.runs.iter().find(|run| run.label == label);
-    let reached = |of_row: bool| -> Vec<(usize, Vec<f64>)> {
-        let of_row = |row: &Row<Curve>| {
-            let pairs: Vec<(&Curve, &Curve)> = row
-                .runs
-                .iter()
-                .filter_map(|run| Some((&run.content, &run_of(&run.label)?.content)))
-                .map(|(own, others)| if of_row { (own, others) } else { (others, own) })
-                .collect();
-            let flops = pairs.iter();
-            let flops = flops.filter_map(|(one, other)| reach.flops(one, reach.end(other)?));
-            (pairs.len(), flops.collect())
-        };
-        rows.iter().map(of_row).collect()
-    };
+fn add_reached(
+    table: &mut Table,
+    rows: &[Row<&Curve>],
+    base: &Row<Curve>,
+    reach: &Reach,
+) -> Result<(), StageError> {
+    for run in &base.runs {
+        // Without it nothing at all could be told.
+        let end = reach.end(&run.content);
+        end.map_err(|error| within(format!("{} {}", base.label, run.label).trim(), error))?;
+    }
+    let mut untold = Vec::new();
     for (of_row, heading, times) in [
         (
             true,
@@ -198,21 +215,44 @@ fn add_reached(table: &mut Table, rows: &[Row<Curve>], base: &Row<Curve>, reach:
             format!("{} reaches it", base.name),
         ),
     ] {
-        let found = reached(of_row);
-        let means = found.iter().map(|(_, flops)| {
-            (!flops.is_empty()).then(|| flops.iter().sum::<f64>() / flops.len() as f64 / 1e9)
+        let found = rows.iter().map(|row| {
+            let pairs = row.runs.iter().filter_map(|run| {
+                let other = base.runs.iter().find(|other| other.label == run.label)?;
+                Some((run.content, &other.content))
+            });
+            let flops = pairs.map(|(own, others)| {
+                let (one, other) = if of_row { (own, others) } else { (others, own) };
+                reach.flops(one, reach.end(other)?)
+            });
+            flops.collect::<Result<Vec<Option<f64>>, StageError>>()
+        });
+        let found: Vec<_> = found.collect();
+        let means = found.iter().map(|found| {
+            let reached: Vec<f64> = found.as_ref().ok()?.iter().copied().flatten().collect();
+            Some(mean(&reached).ok()? / 1e9)
         });
         table.number_column(heading, 3, means);
-        let counts = found
-            .iter()
-            .map(|(pairs, flops)| Some(format!("{} of {pairs}", flops.len())));
-        table.text_column(times, counts);
+        let counts = found.iter().map(|found| match found {
+            Ok(runs) => format!("{} of {}", runs.iter().flatten().count(), runs.len()),
+            Err(_) => "not told".to_owned(),
+        });
+        table.text_column(times, counts.map(Some));
+        for (row, found) in rows.iter().zip(found) {
+            if let Err(StageError::Failed { message, .. }) = found {
+                let note = format!("{}, not told: {message}.", row.name);
+                if !untold.contains(&note) {
+                    untold.push(note);
+                }
+            }
+        }
     }
     table.notes.push(format!(
         "To its end: until the reward, a mean of {} values in a row, first is what the other training ends with, run by run; \
          a mean over the runs that get there.",
         reach.window
     ));
+    table.notes.extend(untold);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -278,6 +318,31 @@ mod tests {
         assert_eq!(table.all_texts("ppo reaches it").unwrap()[1], "2 of 2");
         let alone = kind(serde_json::json!({ "reach": {} }));
         assert_eq!(alone.validate().len(), 1);
+    }
+
+    #[test]
+    fn what_a_curve_does_not_tell_is_not_never_reached() {
+        let mut told = curve("ppo", 1, Status::Completed, 8e9);
+        told.1
+            .metrics
+            .insert("reward".to_owned(), vec![Some(1.0); 4]);
+        let all = rows(vec![told, curve("sft", 1, Status::Completed, 4e9)]);
+        let params = |reach| serde_json::json!({ "relative_to": "ppo", "reach": reach });
+        let table = kind(params(serde_json::json!({}))).table(&all).unwrap();
+        assert_eq!(table.all_texts("Reach it").unwrap(), ["1 of 1", "not told"]);
+        assert_eq!(table.all_texts("ppo reaches it").unwrap()[1], "not told");
+        let note = "sft, not told: the curve has no metric `sampled_reward` or `reward`.";
+        assert_eq!(table.notes.iter().filter(|told| *told == note).count(), 1);
+        let long = kind(params(serde_json::json!({ "window": 5 }))).table(&all);
+        let Err(StageError::Failed { message, .. }) = long else {
+            panic!("an end of five values");
+        };
+        assert!(
+            message.starts_with("ppo 1: the curve has fewer values than `window`, 5"),
+            "{message}"
+        );
+        let none = kind(params(serde_json::json!({ "fallback": null }))).table(&all);
+        assert!(none.is_err());
     }
 
     #[test]

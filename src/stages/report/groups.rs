@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::artifacts::table::Table;
+use crate::engine::artifact::Digest;
 use crate::engine::context::{Input, Labels};
-use crate::engine::stage::StageError;
+use crate::engine::facts::Known;
+use crate::engine::stage::{Problem, StageError};
 use crate::excerpt::listed;
 
 /// The label that names the stage and output an artifact comes from.
@@ -43,8 +45,22 @@ pub(super) struct Run<T> {
     pub(super) label: String,
     /// All labels of the input.
     pub(super) labels: Labels,
+    /// Of the bytes of the input, where it has been read.
+    pub(super) digest: Option<Digest>,
     /// What was read.
     pub(super) content: T,
+}
+
+impl<T> Run<T> {
+    /// Returns the same run with its content borrowed.
+    pub(super) fn borrowed(&self) -> Run<&T> {
+        Run {
+            label: self.label.clone(),
+            labels: self.labels.clone(),
+            digest: self.digest,
+            content: &self.content,
+        }
+    }
 }
 
 impl<T> Row<T> {
@@ -70,11 +86,12 @@ impl<T> Row<T> {
             .map(|run| self.describe(run, aggregate))
             .collect();
         for (run, described) in self.runs.into_iter().zip(whole) {
-            let (run_label, labels) = (run.label.clone(), run.labels.clone());
+            let (label, labels, digest) = (run.label.clone(), run.labels.clone(), run.digest);
             let content = map(run).map_err(|error| within(&described, error))?;
             runs.push(Run {
-                label: run_label,
+                label,
                 labels,
+                digest,
                 content,
             });
         }
@@ -134,6 +151,7 @@ pub(super) fn group<T>(
         let run = Run {
             label: run,
             labels,
+            digest: None,
             content,
         };
         match rows.iter_mut().find(|row| row.label == label) {
@@ -160,6 +178,84 @@ pub(super) fn group<T>(
         }
     }
     Ok(rows)
+}
+
+/// Reads the artifacts of a port and groups them as [`group`] does; each run keeps the digest of its bytes.
+pub(super) fn read_rows<'a, T>(
+    inputs: &'a [Input],
+    grouping: Grouping<'_>,
+    by_stage: bool,
+    read: impl Fn(&'a Input) -> Result<T, StageError>,
+) -> Result<Vec<Row<T>>, StageError> {
+    let items = inputs.iter();
+    let items = items.map(|input| Ok((input.labels.clone(), (input.digest, read(input)?))));
+    let rows = group(
+        items.collect::<Result<_, StageError>>()?,
+        grouping,
+        by_stage,
+    )?;
+    let with_digests = rows.into_iter().map(|row| {
+        let runs = row.runs.into_iter().map(|run| Run {
+            label: run.label,
+            labels: run.labels,
+            digest: Some(run.content.0),
+            content: run.content.1,
+        });
+        Row {
+            label: row.label,
+            name: row.name,
+            values: row.values,
+            shown: row.shown,
+            runs: runs.collect(),
+        }
+    });
+    Ok(with_digests.collect())
+}
+
+/// Groups what is known of a port's artifacts before anything runs.
+pub(super) fn known_rows(
+    known: &Known<'_>,
+    port: &str,
+    grouping: Grouping<'_>,
+    by_stage: bool,
+) -> Result<Vec<Row<()>>, StageError> {
+    let labels = known.labels(port).into_iter();
+    let items = labels.map(|labels| (labels.clone(), ()));
+    group(items.collect(), grouping, by_stage)
+}
+
+/// Refuses artifacts of a port that cannot be grouped, and rows that a param names and none of them is. Artifacts without
+/// any axis, as in the smallest pipeline of a kind, are left to the run.
+pub(super) fn refuse_ungrouped(
+    known: &mut Known<'_>,
+    port: &str,
+    grouping: Grouping<'_>,
+    by_stage: bool,
+    (param, named): (&str, &[String]),
+) {
+    let mut axes = known.labels(port).into_iter().flat_map(Labels::keys);
+    if axes.all(|axis| axis == STAGE) {
+        return;
+    }
+    match known_rows(known, port, grouping, by_stage) {
+        Err(error) => refuse(known, "row", error),
+        Ok(rows) => {
+            if let Err(error) = rows_named(&rows, named) {
+                refuse(known, param, error);
+            }
+        }
+    }
+}
+
+/// Refuses a stage before it runs, with the error that it would end with.
+pub(super) fn refuse(known: &mut Known<'_>, param: &str, error: StageError) {
+    if let StageError::Failed { message, hint } = error {
+        let problem = Problem::new(param, message);
+        known.refuse(match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        });
+    }
 }
 
 fn row_of(labels: &Labels, axis: &str, by_stage: bool) -> Result<String, StageError> {
@@ -253,7 +349,11 @@ pub(super) fn matching<'a>(
 
 /// Finds the run of a training that made a policy: the row is named like it, or is one of its outputs
 /// (`flowhf.early` of `flowhf`), and the run is the same where the training has runs.
-pub(super) fn training_of<'a, T>(trainings: &'a [Row<T>], row: &str, run: &str) -> Option<&'a T> {
+pub(super) fn training_of<'a, T>(
+    trainings: &'a [Row<T>],
+    row: &str,
+    run: &str,
+) -> Option<&'a Run<T>> {
     let training = trainings
         .iter()
         .find(|training| training.label == row)
@@ -264,7 +364,7 @@ pub(super) fn training_of<'a, T>(trainings: &'a [Row<T>], row: &str, run: &str) 
         })?;
     let same = training.runs.iter().find(|other| other.label == run);
     let only = || training.runs.iter().find(|other| other.label.is_empty());
-    same.or_else(only).map(|run| &run.content)
+    same.or_else(only)
 }
 
 /// Returns a row by the axis value that it has.
@@ -441,9 +541,10 @@ pub(super) mod tests {
             (labels(&[("stage", "sft.curve")]), 3),
         ];
         let trainings = group(items, grouping, true).unwrap();
-        assert_eq!(training_of(&trainings, "flowhf.early", "2"), Some(&2));
-        assert_eq!(training_of(&trainings, "sft", "2"), Some(&3));
-        assert_eq!(training_of(&trainings, "flowhf", "3"), None);
-        assert_eq!(training_of(&trainings, "baseline", "1"), None);
+        let of = |row: &str, run: &str| training_of(&trainings, row, run).map(|run| run.content);
+        assert_eq!(of("flowhf.early", "2"), Some(2));
+        assert_eq!(of("sft", "2"), Some(3));
+        assert_eq!(of("flowhf", "3"), None);
+        assert_eq!(of("baseline", "1"), None);
     }
 }

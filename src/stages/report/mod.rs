@@ -27,6 +27,7 @@ mod fixture;
 mod groups;
 mod measure;
 mod reach;
+mod repeats;
 mod resample;
 mod scored;
 mod trainings;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::groups::{Grouping, Row, within};
+use super::repeats::once;
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -46,7 +47,7 @@ fn title() -> String {
 
 impl Kind for Normality {
     const NAME: &'static str = "normality";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ column: reward, alpha: 0.05 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -91,7 +92,8 @@ struct Line {
 impl Normality {
     fn table(&self, rows: &[Row<Scored>]) -> Result<Table, StageError> {
         let mut lines = Vec::new();
-        for row in rows {
+        let (rows, repeats) = once(rows, &self.aggregate);
+        for row in &rows {
             let mut samples = Vec::new();
             for run in &row.runs {
                 let values = run.content.column(&self.column);
@@ -149,11 +151,12 @@ impl Normality {
             "An empty cell: the test is undefined, because the values do not vary or are too many."
                 .to_owned(),
         );
+        table.notes.extend(repeats);
         Ok(table)
     }
 }
 
-fn line(row: &Row<Scored>, runs: String, values: &[f64]) -> Result<Line, StageError> {
+fn line(row: &Row<&Scored>, runs: String, values: &[f64]) -> Result<Line, StageError> {
     let defined = |result: Result<NormalityTest, StatsError>| match result {
         Ok(test) => Ok(Some(test)),
         Err(StatsError::NoVariance { .. } | StatsError::OutOfRange { .. }) => Ok(None),
@@ -174,6 +177,7 @@ mod tests {
     use crate::random::Stream;
     use crate::stages::report::fixture::{rows, scored, with_rewards};
     use crate::stages::report::groups::tests::labels;
+    use crate::stages::report::repeats::tests::repeat;
 
     fn kind() -> Normality {
         serde_json::from_value(serde_json::json!({})).unwrap()
@@ -218,6 +222,22 @@ mod tests {
         assert_eq!(
             table.numbers("p of W").unwrap()[3],
             Some(shapiro_wilk(&skewed).unwrap().p)
+        );
+    }
+
+    #[test]
+    fn runs_that_are_one_and_the_same_are_pooled_once() {
+        let items = (1..=3).map(|seed| scored("ppo", seed, 1.0, 50));
+        let mut all = rows(items.collect());
+        repeat(&mut all[0]);
+        let table = kind().table(&all).unwrap();
+        assert_eq!(table.all_texts("Runs").unwrap(), ["all"]);
+        assert_eq!(table.all_numbers("n").unwrap(), [50.0]);
+        assert!(
+            table
+                .notes
+                .iter()
+                .any(|note| note.ends_with("count once: seed 1 = 2 = 3."))
         );
     }
 

@@ -165,7 +165,7 @@ impl ObjectiveTable {
         let (log_probs, rewards) = (scored.column("log_prob")?, scored.column("reward")?);
         let prior = match (target, prior) {
             (TargetName::Reward, _) => None,
-            (_, Some(prior)) if prior.answers_the_same(scored) => Some(prior.column("log_prob")?),
+            (_, Some(prior)) if prior.answers_the_same(scored)? => Some(prior.column("log_prob")?),
             (_, Some(_)) => {
                 return Err(StageError::new(
                     "`prior` holds other completions than `scores`",

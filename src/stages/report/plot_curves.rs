@@ -93,7 +93,7 @@ pub enum Scale {
 
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str =
         "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 

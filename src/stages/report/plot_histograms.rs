@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, rows_named};
+use super::groups::{Grouping, Row, refuse_ungrouped, rows_named};
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
@@ -76,16 +76,13 @@ impl Kind for PlotHistograms {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
+        let grouping = self.grouping();
+        refuse_ungrouped(known, "scores", grouping, false, ("rows", &self.rows));
         scored::needs_column(known, (&self.row, &self.rows), "column", &self.column);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: std::slice::from_ref(&self.row),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
-        let rows = scored::load_scores(ctx, grouping)?;
+        let rows = scored::load_scores(ctx, self.grouping())?;
         figure::write(
             &ctx.output("figure")?,
             "figure",
@@ -96,6 +93,14 @@ impl Kind for PlotHistograms {
 }
 
 impl PlotHistograms {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
+    }
+
     fn chart(&self, rows: &[Row<Scored>]) -> Result<HistogramChart, StageError> {
         let chosen = rows_named(rows, &self.rows)?;
         let mut samples = Vec::with_capacity(chosen.len());

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Grouping, Row, rows_named, within};
+use super::groups::{Grouping, Row, refuse_ungrouped, rows_named, within};
+use super::repeats::once;
 use super::resample::Questions;
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
@@ -95,7 +96,7 @@ struct Cells {
 
 impl Kind for PlotProfiles {
     const NAME: &'static str = "plot_profiles";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ rows: [sft, ppo, flowhf.late], column: exact_reward }";
 
     fn ports(&self) -> Vec<Port> {
@@ -116,16 +117,16 @@ impl Kind for PlotProfiles {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
+        let grouping = self.grouping();
+        refuse_ungrouped(known, "scores", grouping, false, ("rows", &self.rows));
         scored::needs_column(known, (&self.row, &self.rows), "column", &self.column);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: std::slice::from_ref(&self.row),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
-        let rows = scored::load_scores(ctx, grouping)?;
+        let rows = scored::load_scores(ctx, self.grouping())?;
+        for note in once(&rows, &self.aggregate).1 {
+            ctx.note(&note);
+        }
         let chart = self.chart(&rows)?;
         for series in chart.series.iter().filter(|series| series.band.is_none()) {
             ctx.note(&format!(
@@ -139,8 +140,17 @@ impl Kind for PlotProfiles {
 }
 
 impl PlotProfiles {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
+    }
+
     fn chart(&self, rows: &[Row<Scored>]) -> Result<LineChart, StageError> {
-        let chosen = rows_named(rows, &self.rows)?;
+        let (rows, _) = once(rows, &self.aggregate);
+        let chosen = rows_named(&rows, &self.rows)?;
         let cells = chosen
             .into_iter()
             .map(|row| self.cells(row))
@@ -163,7 +173,7 @@ impl PlotProfiles {
         })
     }
 
-    fn cells(&self, row: &Row<Scored>) -> Result<Cells, StageError> {
+    fn cells(&self, row: &Row<&Scored>) -> Result<Cells, StageError> {
         let mut questions = Questions::new();
         let mut values = Vec::new();
         for (number, run) in row.runs.iter().enumerate() {
@@ -244,6 +254,7 @@ mod tests {
     use crate::engine::context::Labels;
     use crate::stages::report::fixture::{rows, scored, with_rewards};
     use crate::stages::report::groups::tests::labels;
+    use crate::stages::report::repeats::tests::repeat;
 
     fn kind(params: serde_json::Value) -> PlotProfiles {
         serde_json::from_value(params).unwrap()
@@ -298,6 +309,17 @@ mod tests {
         assert!((of_runs - 0.8).abs() < 0.15, "{of_runs}");
         assert!((of_questions - 0.31).abs() < 0.05, "{of_questions}");
         assert!(of_both < of_questions, "{of_both}");
+    }
+
+    #[test]
+    fn a_run_that_is_there_again_is_one_run() {
+        let runs = (1..=5).map(|seed| run("ppo", seed, &[0.0, seed as f64]));
+        let mut rows = rows(runs.collect());
+        let chart = |rows: &[Row<Scored>]| kind(json!({})).chart(rows).unwrap();
+        assert!(chart(&rows).series[0].band.is_some());
+        repeat(&mut rows[0]);
+        assert_eq!(chart(&rows).series[0].label, "ppo (1 run)");
+        assert!(chart(&rows).series[0].band.is_none());
     }
 
     #[test]

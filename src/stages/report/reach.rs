@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifacts::curve::Curve;
+use crate::artifacts::curve::{Curve, Status};
+use crate::engine::stage::StageError;
+use crate::excerpt::listed;
 
 /// What of a curve tells how good its policy is.
 ///
@@ -13,35 +15,42 @@ use crate::artifacts::curve::Curve;
 #[serde(deny_unknown_fields)]
 pub(super) struct Reach {
     /// The metric; greater is better.
-    #[serde(default = "sampled_reward")]
-    metric: String,
-    /// The metric taken of curves without it.
-    #[serde(default = "reward", skip_serializing_if = "Option::is_none")]
-    fallback: Option<String>,
+    #[serde(default = "metric")]
+    pub(super) metric: String,
+    /// The metric taken of curves without it; null for none.
+    #[serde(default = "fallback")]
+    pub(super) fallback: Option<String>,
     /// Values in a mean.
-    #[serde(default = "three")]
+    #[serde(default = "window")]
     pub(super) window: usize,
 }
 
-fn sampled_reward() -> String {
+pub(super) fn metric() -> String {
     "sampled_reward".to_owned()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the default of an optional param")]
-fn reward() -> Option<String> {
+pub(super) fn fallback() -> Option<String> {
     Some("reward".to_owned())
 }
 
-fn three() -> usize {
+pub(super) fn window() -> usize {
     3
 }
 
 impl Reach {
-    /// Returns the means of values in a row, with the step that ends each; none if the curve has neither metric.
-    fn means(&self, curve: &Curve) -> Vec<(u64, f64)> {
-        let Some(values) = curve.metric(&self.metric, self.fallback.as_deref()) else {
-            return Vec::new();
-        };
+    /// Returns the means of values in a row, with the step that ends each; an error if the curve has neither metric.
+    fn means(&self, curve: &Curve) -> Result<Vec<(u64, f64)>, StageError> {
+        let values = curve.metric(&self.metric, self.fallback.as_deref());
+        let values = values.ok_or_else(|| {
+            let names = [Some(&self.metric), self.fallback.as_ref()];
+            let names = names.into_iter().flatten().map(|name| format!("`{name}`"));
+            StageError::new(format!(
+                "the curve has no metric {}",
+                names.collect::<Vec<_>>().join(" or ")
+            ))
+            .hint(format!("its metrics are: {}", listed(curve.metrics.keys())))
+        })?;
         let known = curve.steps.iter().zip(values);
         let known: Vec<(u64, f64)> = known
             .filter_map(|(step, value)| Some((*step, (*value)?)))
@@ -50,48 +59,90 @@ impl Reach {
             let sum: f64 = window.iter().map(|(_, value)| value).sum();
             (window[window.len() - 1].0, sum / window.len() as f64)
         });
-        means.collect()
+        Ok(means.collect())
     }
 
-    /// Returns what a training ends with.
-    pub(super) fn end(&self, curve: &Curve) -> Option<f64> {
-        Some(self.means(curve).last()?.1)
+    /// Says that a curve is shorter than a window.
+    fn too_short(&self) -> StageError {
+        StageError::new(format!(
+            "the curve has fewer values than `window`, {}, and so no mean of them",
+            self.window
+        ))
+        .hint("lower `window`, or record the metric more often")
     }
 
-    /// Returns the operations of a training until it first has at least `value`.
-    pub(super) fn flops(&self, curve: &Curve, value: f64) -> Option<f64> {
-        let means = self.means(curve);
-        let (step, _) = means.into_iter().find(|(_, mean)| *mean >= value)?;
-        Some(curve.flops_to(step))
+    /// Returns what a training ends with; an error if its curve does not tell.
+    pub(super) fn end(&self, curve: &Curve) -> Result<f64, StageError> {
+        let means = self.means(curve)?;
+        let (_, end) = means.last().ok_or_else(|| self.too_short())?;
+        Ok(*end)
+    }
+
+    /// Returns the operations of a training until it first has at least `value`, nothing if it never does; an error if its
+    /// curve does not tell.
+    pub(super) fn flops(&self, curve: &Curve, value: f64) -> Result<Option<f64>, StageError> {
+        let means = self.means(curve)?;
+        if means.is_empty() && curve.summary.status == Status::Completed {
+            return Err(self.too_short());
+        }
+        let first = means.into_iter().find(|(_, mean)| *mean >= value);
+        Ok(first.map(|(step, _)| curve.flops_to(step)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifacts::curve::Status;
     use crate::stages::report::fixture::curve;
+
+    fn reach(params: serde_json::Value) -> Reach {
+        serde_json::from_value(params).unwrap()
+    }
 
     #[test]
     fn a_value_is_reached_where_the_mean_of_a_window_is() {
         let (_, mut curve) = curve("ppo", 1, Status::Completed, 8.0);
         let values = [Some(0.0), Some(9.0), None, Some(3.0)];
         curve.metrics.insert("reward".to_owned(), values.to_vec());
-        let reach = |window: usize| -> Reach {
-            serde_json::from_value(serde_json::json!({ "window": window })).unwrap()
-        };
+        let of = |window: usize| reach(serde_json::json!({ "window": window }));
         // Of four steps with 2 operations each.
-        assert_eq!(reach(1).flops(&curve, 5.0), Some(4.0));
-        assert_eq!(reach(2).flops(&curve, 5.0), Some(8.0));
-        assert_eq!(reach(2).flops(&curve, 6.5), None);
+        assert_eq!(of(1).flops(&curve, 5.0).unwrap(), Some(4.0));
+        assert_eq!(of(2).flops(&curve, 5.0).unwrap(), Some(8.0));
+        assert_eq!(of(2).flops(&curve, 6.5).unwrap(), None);
         assert_eq!(
-            (reach(1).end(&curve), reach(2).end(&curve)),
-            (Some(3.0), Some(6.0))
+            (of(1).end(&curve).unwrap(), of(2).end(&curve).unwrap()),
+            (3.0, 6.0)
         );
-        assert_eq!(reach(4).end(&curve), None);
+        let Err(StageError::Failed { message, .. }) = of(4).end(&curve) else {
+            panic!("an end of three values");
+        };
+        assert_eq!(
+            message,
+            "the curve has fewer values than `window`, 4, and so no mean of them"
+        );
+        assert!(of(4).flops(&curve, 0.0).is_err());
+        // One that diverged got nowhere.
+        curve.summary.status = Status::Diverged;
+        assert_eq!(of(4).flops(&curve, 0.0).unwrap(), None);
         curve
             .metrics
             .insert("sampled_reward".to_owned(), vec![Some(1.0); 4]);
-        assert_eq!(reach(3).end(&curve), Some(1.0));
+        assert_eq!(of(3).end(&curve).unwrap(), 1.0);
+    }
+
+    #[test]
+    fn no_fallback_is_none() {
+        let (_, mut curve) = curve("ppo", 1, Status::Completed, 8.0);
+        let values = vec![Some(1.0); 4];
+        curve.metrics.insert("reward".to_owned(), values);
+        let none = reach(serde_json::json!({ "fallback": null }));
+        // As the manifest has it, and as a worker reads it.
+        let again = reach(serde_json::to_value(&none).unwrap());
+        assert_eq!(again, none);
+        let Err(StageError::Failed { message, hint }) = again.end(&curve) else {
+            panic!("an end of another metric");
+        };
+        assert_eq!(message, "the curve has no metric `sampled_reward`");
+        assert_eq!(hint.unwrap(), "its metrics are: loss, reward");
     }
 }

@@ -59,11 +59,6 @@ impl Measured {
         }
     }
 
-    /// How many questions it answers.
-    pub(super) fn answers(&self) -> usize {
-        self.questions.len()
-    }
-
     fn completions(&self) -> usize {
         self.questions
             .iter()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::groups::{Fit, Grouping, Row, group, matching, within};
+use super::groups::{Fit, Grouping, Row, matching, read_rows, within};
 use super::measure::{Distances, Measurement, Metric, Rightness, Top};
 use super::resample::Questions;
 use crate::artifacts::completions::{ROWS, SCORES};
@@ -13,6 +13,7 @@ use crate::artifacts::table::Table;
 use crate::engine::context::{Input, Labels, RunContext};
 use crate::engine::facts::Known;
 use crate::engine::stage::{Port, StageError};
+use crate::excerpt::{NAME, excerpt};
 use crate::stats::{Embeddings, TfIdf, nearest_distances, pairwise_distances};
 
 /// TF-IDF vectors are dense here: rarer words than this many are left out.
@@ -184,9 +185,40 @@ impl Scored {
         Ok(places.zip(self.questions.iter().cloned()).collect())
     }
 
-    /// Whether another run answers the same questions, sample by sample, in the same order.
-    pub(super) fn answers_the_same(&self, other: &Self) -> bool {
-        self.identities == other.identities
+    /// Whether another run answers the same prompts, sample by sample, in the same order.
+    pub(super) fn answers_the_same(&self, other: &Self) -> Result<bool, StageError> {
+        Ok(self.asked_otherwise(other)?.is_none())
+    }
+
+    /// Says in what the prompts of another run differ, which must be the same sample by sample and in the same order.
+    pub(super) fn asked_otherwise(&self, other: &Self) -> Result<Option<String>, StageError> {
+        if self.identities != other.identities {
+            let told = "they have other `question_id`s and `sample`s, or in another order";
+            return Ok(Some(told.to_owned()));
+        }
+        for column in ["question", "prompt"] {
+            if !(self.table.has(column) && other.table.has(column)) {
+                continue;
+            }
+            let texts = (self.table.texts(column)?, other.table.texts(column)?);
+            if let Some(at) = texts
+                .0
+                .iter()
+                .zip(&texts.1)
+                .position(|(one, two)| one != two)
+            {
+                let text = |texts: &[Option<String>]| {
+                    excerpt(texts[at].as_deref().unwrap_or_default(), NAME).into_owned()
+                };
+                return Ok(Some(format!(
+                    "`{column}` of question_id {} is `{}` and `{}`",
+                    self.identities[at].0,
+                    text(&texts.0),
+                    text(&texts.1)
+                )));
+            }
+        }
+        Ok(None)
     }
 
     /// Prepares a metric of `column`; top-K metrics rank by it.
@@ -347,14 +379,9 @@ pub(super) fn load_scores(
     ctx: &RunContext,
     grouping: Grouping<'_>,
 ) -> Result<Vec<Row<Scored>>, StageError> {
-    let mut items = Vec::new();
-    for input in ctx.inputs("scores") {
-        items.push((
-            input.labels.clone(),
-            Scored::new(Table::read(&input.path)?)?,
-        ));
-    }
-    group(items, grouping, false)
+    read_rows(ctx.inputs("scores"), grouping, false, |input| {
+        Scored::new(Table::read(&input.path)?)
+    })
 }
 
 /// Reads the scored completions with their embeddings, and computes TF-IDF vectors if asked to.

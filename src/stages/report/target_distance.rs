@@ -192,21 +192,20 @@ impl TargetDistance {
         for row in rows {
             let own = self.own.get(&row.label).copied();
             let runs = row.runs.iter().map(|run| {
-                let failed =
-                    |error: StageError| within(&row.describe(run, &self.aggregate), error);
+                let failed = |error: StageError| within(&row.describe(run, &self.aggregate), error);
                 let prior = match prior {
                     None => None,
                     Some(prior) => {
                         let same = prior.runs.iter().find(|other| other.label == run.label);
-                        Some(&same
-                            .filter(|other| other.content.answers_the_same(&run.content))
-                            .ok_or_else(|| {
-                                failed(StageError::new(format!(
-                                    "the row `{}` of the prior has no such run over the same answers",
-                                    prior.label
-                                )))
-                            })?
-                            .content)
+                        let same = same.map(|other| &other.content);
+                        let asked_the_same = same.map(|other| other.answers_the_same(&run.content));
+                        let is_same = asked_the_same.transpose().map_err(failed)?;
+                        Some(same.filter(|_| is_same == Some(true)).ok_or_else(|| {
+                            failed(StageError::new(format!(
+                                "the row `{}` of the prior has no such run over the same answers",
+                                prior.label
+                            )))
+                        })?)
                     }
                 };
                 self.measure(&run.content, prior, own).map_err(failed)

@@ -1,6 +1,6 @@
 //! The trainings that made the policies of a table: their curves, and how they ended.
 
-use super::groups::{Grouping, Row, group};
+use super::groups::{Grouping, Row, read_rows};
 use crate::artifacts::curve::{CURVE, Curve, Status};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Port, StageError};
@@ -20,11 +20,9 @@ pub(super) fn load_curves(
     ctx: &RunContext,
     grouping: Grouping<'_>,
 ) -> Result<Vec<Row<Curve>>, StageError> {
-    let mut items = Vec::new();
-    for input in ctx.inputs("curves") {
-        items.push((input.labels.clone(), Curve::read(&input.path)?));
-    }
-    group(items, grouping, true)
+    read_rows(ctx.inputs("curves"), grouping, true, |input| {
+        Ok(Curve::read(&input.path)?)
+    })
 }
 
 /// Says how the runs of one row ended; nothing if none was trained.

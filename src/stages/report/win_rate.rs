@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Grouping, Row, add_axes, group, within};
+use super::groups::{Grouping, Row, add_axes, read_rows, refuse_ungrouped, within};
+use super::repeats::once;
 use super::resample::{Measured, Questions, crossed_mean_of};
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Verdict};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
@@ -146,7 +148,7 @@ impl Won {
 
 impl Kind for WinRate {
     const NAME: &'static str = "win_rate";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": 60 } }"#;
 
     fn ports(&self) -> Vec<Port> {
@@ -181,18 +183,23 @@ impl Kind for WinRate {
         problems
     }
 
+    fn facts(&self, known: &mut Known<'_>) {
+        refuse_ungrouped(known, "judgements", self.grouping(), false, ("row", &[]));
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: self.row.names(),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
-        let mut items = Vec::new();
-        for input in ctx.inputs("judgements") {
-            items.push((input.labels.clone(), judgements::read(&input.path)?));
-        }
+        let judged = read_rows(ctx.inputs("judgements"), self.grouping(), false, |input| {
+            Ok(judgements::read(&input.path)?)
+        })?;
         let mut rows = Vec::new();
-        for row in group(items, grouping, false)? {
+        for mut row in judged {
+            for run in &mut row.runs {
+                let tells = |one: &Judgement| one.rewards.is_some() || one.request.is_some();
+                if !run.content.iter().any(tells) {
+                    // Verdicts alone may be those of other completions.
+                    run.digest = None;
+                }
+            }
             rows.push(row.try_map(&self.aggregate, |run| Won::of(&run.content))?);
         }
         for row in self.reference_values.keys() {
@@ -207,7 +214,17 @@ impl Kind for WinRate {
 }
 
 impl WinRate {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: self.row.names(),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
+    }
+
     fn table(&self, rows: &[Row<Won>]) -> Result<Table, StageError> {
+        let (rows, repeats) = once(rows, &self.aggregate);
+        let rows = rows.as_slice();
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
         add_axes(&mut table, self.row.names(), rows.iter());
@@ -226,24 +243,25 @@ impl WinRate {
             .map(|row| self.bounds(row))
             .collect::<Result<Vec<_>, _>>()?;
         table.interval_of_last(bounds);
-        let reported = |row: &Row<Won>| self.reference_values.get(&row.label).copied();
+        let reported = |row: &Row<&Won>| self.reference_values.get(&row.label).copied();
         if rows.iter().any(|row| reported(row).is_some()) {
             table.number_column("Win rate (%) (paper)", 1, rows.iter().map(reported));
         }
         let lines = rows
             .iter()
-            .map(|row| row.runs.iter().map(|run| &run.content).collect());
+            .map(|row| row.runs.iter().map(|run| run.content).collect());
         add_counts(&mut table, &lines.collect::<Vec<Vec<&Won>>>());
         if several {
             let runs = rows.iter().map(|row| Some(row.runs.len() as f64));
             table.whole_column("Runs", runs);
         }
         table.notes = self.standard_notes(rows, several);
+        table.notes.extend(repeats);
         Ok(table)
     }
 
-    fn bounds(&self, row: &Row<Won>) -> Result<(Option<f64>, Option<f64>), StageError> {
-        let runs = || row.runs.iter().map(|run| &run.content);
+    fn bounds(&self, row: &Row<&Won>) -> Result<(Option<f64>, Option<f64>), StageError> {
+        let runs = || row.runs.iter().map(|run| run.content);
         let found = match self.interval {
             IntervalKind::Wilson => {
                 let wins: usize = runs().map(|won| won.wins).sum();
@@ -285,7 +303,7 @@ impl WinRate {
         Ok(table)
     }
 
-    fn standard_notes(&self, rows: &[Row<Won>], several: bool) -> Vec<String> {
+    fn standard_notes(&self, rows: &[Row<&Won>], several: bool) -> Vec<String> {
         let mut notes = self.notes.clone();
         notes.push(
             "Win rate: mean over questions; ties count half. A pair that is judged differently in its two orders is a \
@@ -354,6 +372,7 @@ mod tests {
     use crate::artifacts::judgements::Order;
     use crate::engine::context::Labels;
     use crate::stages::report::groups::tests::labels;
+    use crate::stages::report::repeats::tests::repeat;
 
     fn kind(params: serde_json::Value) -> WinRate {
         serde_json::from_value(params).unwrap()
@@ -493,6 +512,26 @@ mod tests {
         // 2 x 1.96 x sqrt(1 / 4 / 40)
         assert!((same - 31.0).abs() < 2.0, "{same}");
         assert!(others < 0.7 * same, "{others} {same}");
+    }
+
+    #[test]
+    fn runs_that_are_one_and_the_same_count_once() {
+        let pairs: Vec<(u64, u64, &str)> = (0..10)
+            .map(|question| (question, 0, if question < 7 { "WW" } else { "LL" }))
+            .collect();
+        let seeds = ["1", "2", "3", "4", "5"];
+        let mut rows = rows(seeds.map(|seed| run("dpo", seed, &pairs)).into());
+        repeat(&mut rows[0]);
+        let table = kind(json!({})).table(&rows).unwrap();
+        assert_eq!(table.all_numbers("n").unwrap(), [10.0]);
+        assert!(!table.has("Runs"));
+        let note = "dpo: runs that are one and the same, byte by byte, count once: seed 1 = 2 = 3 = 4 = 5.";
+        assert!(
+            table.notes.iter().any(|told| told == note),
+            "{:?}",
+            table.notes
+        );
+        assert_eq!(kind(json!({})).per_seed(&rows).unwrap().height(), 5);
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn stability_is_the_share_of_resamples_with_the_same_verdict() {
     let stream = Stream::new(1, "stability");
     let of = |rule: Rule, runs: &[f64]| {
         let found = verdict(rule, runs, ALPHA);
-        let stability = rule.stability(runs, ALPHA, found, (&stream, 4000));
+        let stability = rule.stability((runs, &[false; 6]), ALPHA, found, (&stream, 4000));
         (found, stability.unwrap())
     };
     let (found, clear) = of(greater(0.0), &[1.0, 1.1, 0.9, 1.05, 0.95]);

@@ -143,10 +143,19 @@ impl Rule {
         }
     }
 
-    /// The share of resamples of the runs that have the same verdict.
+    /// What an interval says if the numbers of some runs are only the least that they can be: they speak for no ratio.
+    pub(super) fn verdict_of(&self, interval: &Interval, has_bounds: bool) -> Verdict {
+        match self.verdict(interval) {
+            Verdict::Supported if has_bounds => Verdict::Inconclusive,
+            verdict => verdict,
+        }
+    }
+
+    /// The share of resamples of the runs that have the same verdict; with each number comes whether it is only the least
+    /// that it can be.
     pub(super) fn stability(
         &self,
-        runs: &[f64],
+        (runs, is_bound): (&[f64], &[bool]),
         alpha: f64,
         verdict: Verdict,
         (stream, replicates): (&Stream, usize),
@@ -154,7 +163,13 @@ impl Rule {
         let n = runs.len();
         let resampled = (0..replicates).map(|replicate| {
             let mut draws = stream.at(replicate as u64);
-            (0..n).map(|_| runs[draws.below(n)]).collect::<Vec<f64>>()
+            let mut has_bounds = false;
+            let drawn = (0..n).map(|_| {
+                let run = draws.below(n);
+                has_bounds |= is_bound[run];
+                runs[run]
+            });
+            (drawn.collect::<Vec<f64>>(), has_bounds)
         });
         let same = match self {
             Self::Share => {
@@ -163,15 +178,15 @@ impl Rule {
                     .map(|hits| Ok(self.verdict(&clopper_pearson(hits, n, 1.0 - alpha)?)))
                     .collect::<Result<Vec<Verdict>, StageError>>()?;
                 resampled
-                    .filter(|runs| by_hits[hits(runs)] == verdict)
+                    .filter(|(runs, _)| by_hits[hits(runs)] == verdict)
                     .count()
             }
             _ => {
                 let reach = SampleMean::reach(n, alpha);
                 let mut same = 0;
-                for runs in resampled {
+                for (runs, has_bounds) in resampled {
                     let interval = SampleMean::of(&runs)?.within(reach, alpha);
-                    same += usize::from(self.verdict(&interval) == verdict);
+                    same += usize::from(self.verdict_of(&interval, has_bounds) == verdict);
                 }
                 same
             }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::runs::Pairs;
 use crate::engine::stage::{Problem, StageError};
-use crate::stages::report::groups::{Row, within};
+use crate::stages::report::groups::{Row, Run, within};
 use crate::stages::report::resample::difference;
 use crate::stages::report::scored::Scored;
 use crate::stats::{Interval, SampleMean, mean};
@@ -113,14 +114,14 @@ pub(super) fn check(id: &str, gates: &Gates, problems: &mut Vec<Problem>) {
 /// Looks at the gates of a claim for the same runs of two rows.
 pub(super) fn pass(
     gates: &Gates,
-    (a, b): (&Row<Scored>, &Row<Scored>),
+    pairs: &Pairs<'_>,
     aggregate: &str,
     alpha: f64,
 ) -> Result<Vec<Passage>, StageError> {
     let mut passages = Vec::new();
     for (column, gate) in gates {
-        let of = |row| {
-            means(row, column, aggregate).map_err(|error| match error {
+        let of = |row, runs: Vec<&Run<Scored>>| {
+            means((row, &runs), column, aggregate).map_err(|error| match error {
                 StageError::Failed { message, .. } if column == "kl" => {
                     StageError::new(format!("gate `kl`: {message}"))
                         .hint("`score` writes `kl` if its port `reference` is connected")
@@ -128,18 +129,11 @@ pub(super) fn pass(
                 error => within(&format!("gate `{column}`"), error),
             })
         };
-        let values = of(a)?;
+        let values = of(pairs.a, pairs.runs.iter().map(|(a, _)| *a).collect())?;
         if let Some(margin) = gate.not_worse_by {
-            let others = of(b)?;
-            let differences: Vec<f64> = a
-                .runs
-                .iter()
-                .zip(&values)
-                .filter_map(|(run, value)| {
-                    let other = b.runs.iter().position(|other| other.label == run.label)?;
-                    Some(difference(*value, others[other]))
-                })
-                .collect();
+            let others = of(pairs.b, pairs.runs.iter().map(|(_, b)| *b).collect())?;
+            let both = values.iter().zip(&others);
+            let differences: Vec<f64> = both.map(|(a, b)| difference(*a, *b)).collect();
             let limit = -margin;
             passages.push(passage(
                 &differences,
@@ -193,14 +187,16 @@ fn passage(
     })
 }
 
-/// The mean of a column in each run.
-fn means(row: &Row<Scored>, column: &str, aggregate: &str) -> Result<Vec<f64>, StageError> {
-    row.runs
-        .iter()
-        .map(|run| {
-            let values = run.content.column(column);
-            let values = values.and_then(|values| Ok(mean(&values)?));
-            values.map_err(|error| within(&row.describe(run, aggregate), error))
-        })
-        .collect()
+/// The mean of a column in each of some runs of a row.
+fn means(
+    (row, runs): (&Row<Scored>, &[&Run<Scored>]),
+    column: &str,
+    aggregate: &str,
+) -> Result<Vec<f64>, StageError> {
+    let mean_of = |run: &&Run<Scored>| {
+        let values = run.content.column(column);
+        let values = values.and_then(|values| Ok(mean(&values)?));
+        values.map_err(|error| within(&row.describe(run, aggregate), error))
+    };
+    runs.iter().map(mean_of).collect()
 }

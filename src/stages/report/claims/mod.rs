@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap_params::check_bootstrap;
 use super::groups::Grouping;
 use super::measure::{Metric, right};
+use super::reach;
 use super::scored;
 use super::trainings::{curves_port, load_curves};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
@@ -47,7 +48,14 @@ use gates::Gates;
 /// `diverges` is decided by the exact interval (Clopper and Pearson 1934) of the share of runs that diverge, against one
 /// half: at 95% six runs that all agree are the fewest that can. `flops_share` is decided by the interval of the mean
 /// logarithm of the runs' ratios, against that of `at_most`; operations are counted, so that runs may well agree to the
-/// last digit, and their interval is a point. Both are outside the families, at level `1 - alpha`.
+/// last digit, and their interval is a point. `flops_to_reach` takes instead of all operations of `a` those until its
+/// curve first has the reward that the curve of `b` ends with in the same run, over all operations of `b`. A run that never
+/// gets there is not left out: it counts with all operations of `a`, the least that it would have taken, and one such run
+/// is enough that the claim is not supported; it is contradicted if the interval lies above `at_most` even so. All three
+/// are outside the families, at level `1 - alpha`.
+///
+/// Runs must be runs: those with the same scores, or the same training behind them, byte by byte, count once. All runs of
+/// both rows of a difference must answer the same questions. What diverged among the trainings in `curves` is told.
 ///
 /// `gates` name columns of `scores` that must not suffer, such as `exact_reward` where the claim is about a learned
 /// reward, and `kl`, which `score` writes if its port `reference` is connected. Their means have intervals over runs at
@@ -162,6 +170,25 @@ pub(super) enum Test {
         /// The greatest share, such as 0.035.
         at_most: f64,
     },
+    /// The training of `a` takes at most a share of the floating-point operations of that of `b` until it first has the
+    /// reward that `b` ends with.
+    FlopsToReach {
+        /// The cheap row.
+        a: String,
+        /// The row whose end is reached.
+        b: String,
+        /// The greatest share of all operations of `b`, such as 0.035.
+        at_most: f64,
+        /// The metric of the curves that is the reward; greater is better.
+        #[serde(default = "reach::metric")]
+        metric: String,
+        /// The metric taken of curves without it; null for none.
+        #[serde(default = "reach::fallback")]
+        fallback: Option<String>,
+        /// Both what is reached and where `b` ends are means of so many values in a row.
+        #[serde(default = "reach::window")]
+        window: usize,
+    },
 }
 
 /// What a claim says of a difference.
@@ -190,7 +217,7 @@ fn mean_metric() -> Metric {
 
 impl Kind for Claims {
     const NAME: &'static str = "claims";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const EXAMPLE: &'static str = r"{ claims: [
       { id: diversity, text: FlowHF is more diverse than PPO,
         test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater, margin: 0.02 },
@@ -338,12 +365,15 @@ fn check_claim(claim: &Claim, problems: &mut Vec<Problem>) {
                 );
             }
         }
-        Test::FlopsShare { a, b, at_most } => {
+        Test::FlopsShare { a, b, at_most } | Test::FlopsToReach { a, b, at_most, .. } => {
             if a == b {
                 refuse(&format!("it compares `{a}` with itself"), "");
             }
             if *at_most <= 0.0 {
                 refuse("`at_most` must be above 0", "");
+            }
+            if matches!(&claim.test, Test::FlopsToReach { window: 0, .. }) {
+                refuse("`window` must be at least 1", "");
             }
         }
         Test::Diverges { .. } if !claim.gates.is_empty() => {
@@ -369,6 +399,9 @@ mod decide;
 mod find;
 mod gates;
 mod pairs;
+#[cfg(test)]
+mod run_tests;
+mod runs;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -5,25 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Claim, Claims, Test};
 use crate::engine::context::Labels;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Problem, StageError};
+use crate::engine::stage::StageError;
 use crate::excerpt::listed;
-use crate::stages::report::groups::{Row, group, row_named, training_of, within};
+use crate::stages::report::groups::{Row, Run, known_rows, refuse, row_named, training_of, within};
 
 impl Claims {
     /// Refuses claims about rows, runs or columns that the inputs cannot have.
     pub(super) fn check_inputs(&self, known: &mut Known<'_>) {
-        let labelled = |port: &str, by_stage: bool| {
-            let items = known.labels(port).into_iter();
-            let items = items.map(|labels| (labels.clone(), ()));
-            group(items.collect(), self.grouping(), by_stage)
-        };
+        let labelled = |port, by_stage| known_rows(known, port, self.grouping(), by_stage);
         let (rows, curves) = match (labelled("scores", false), labelled("curves", true)) {
             (Ok(rows), Ok(curves)) => (rows, curves),
-            (Err(error), _) | (_, Err(error)) => return refuse(known, error),
+            (Err(error), _) | (_, Err(error)) => return refuse(known, "claims", error),
         };
         for claim in &self.claims {
             if let Err(error) = self.check_rows(claim, &rows, &curves) {
-                refuse(known, within(&format!("claim `{}`", claim.id), error));
+                let error = within(&format!("claim `{}`", claim.id), error);
+                refuse(known, "claims", error);
             }
             self.check_columns(claim, known);
         }
@@ -51,7 +48,7 @@ impl Claims {
                 }
                 (a, b)
             }
-            Test::FlopsShare { a, b, .. } => (a, b),
+            Test::FlopsShare { a, b, .. } | Test::FlopsToReach { a, b, .. } => (a, b),
             Test::Diverges { .. } => return,
         };
         for (column, gate) in &claim.gates {
@@ -77,7 +74,7 @@ impl Claims {
         match &claim.test {
             Test::Difference { a, b, .. } => same_rows(a, b),
             Test::Diverges { a } => trainings(rows, curves, a).map(|_| ()),
-            Test::FlopsShare { a, b, .. } => {
+            Test::FlopsShare { a, b, .. } | Test::FlopsToReach { a, b, .. } => {
                 let runs = |row: &str| -> Result<Vec<String>, StageError> {
                     Ok(trainings(rows, curves, row)?.into_keys().collect())
                 };
@@ -116,22 +113,12 @@ impl Claims {
     }
 }
 
-fn refuse(known: &mut Known<'_>, error: StageError) {
-    if let StageError::Failed { message, hint } = error {
-        let problem = Problem::new("claims", message);
-        known.refuse(match hint {
-            Some(hint) => problem.hint(hint),
-            None => problem,
-        });
-    }
-}
-
 /// Returns the trainings of a row, by run: a row of the scores, or the name of a training.
 pub(super) fn trainings<'a, S, C>(
     rows: &[Row<S>],
     curves: &'a [Row<C>],
     label: &str,
-) -> Result<BTreeMap<String, &'a C>, StageError> {
+) -> Result<BTreeMap<String, &'a Run<C>>, StageError> {
     let of_rows = rows.iter().find(|row| row.label == label);
     let of_rows = of_rows.map(|row| row.runs.iter().map(|run| &run.label).collect());
     let of_curves = || {
@@ -139,7 +126,7 @@ pub(super) fn trainings<'a, S, C>(
         Some(row.runs.iter().map(|run| &run.label).collect())
     };
     let runs: Vec<&String> = of_rows.or_else(of_curves).unwrap_or_default();
-    let found: BTreeMap<String, &C> = runs
+    let found: BTreeMap<String, &Run<C>> = runs
         .into_iter()
         .filter_map(|run| Some((run.clone(), training_of(curves, label, run)?)))
         .collect();

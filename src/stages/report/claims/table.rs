@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use indexmap::IndexMap;
+
 use super::decide::{Rule, Verdict};
 use super::find::Finding;
 use super::gates::Passage;
+use super::pairs::trainings;
 use super::{Claim, Claims, FAMILY, Test};
-use crate::artifacts::curve::Curve;
+use crate::artifacts::curve::{Curve, Status};
 use crate::artifacts::table::Table;
 use crate::engine::stage::StageError;
+use crate::excerpt::{NAME, excerpt, listed};
 use crate::random::Stream;
 use crate::stages::report::groups::{Row, within};
 use crate::stages::report::scored::Scored;
@@ -61,6 +65,18 @@ impl Claim {
     }
 }
 
+impl Test {
+    /// The rows that it compares; what it says of one alone is no comparison.
+    fn compared(&self) -> Vec<&str> {
+        match self {
+            Self::Difference { a, b, .. }
+            | Self::FlopsShare { a, b, .. }
+            | Self::FlopsToReach { a, b, .. } => vec![a, b],
+            Self::Diverges { .. } => Vec::new(),
+        }
+    }
+}
+
 impl Claims {
     pub(super) fn table(
         &self,
@@ -77,7 +93,10 @@ impl Claims {
         let families = self.families(&findings);
         let decided = self.decide(findings, &families)?;
         let mut table = self.columns(&decided)?;
-        table.notes = self.notes(&decided, &families);
+        table.notes = self.notes(&families);
+        table
+            .notes
+            .extend(self.notes_on_runs(&decided, rows, curves));
         Ok(table)
     }
 
@@ -117,21 +136,23 @@ impl Claims {
             let (rule, runs) = (finding.rule, finding.runs.len());
             let interval = rule.interval(&finding.runs, alpha)?;
             let needed = rule.fewest(self.min_runs, alpha)?;
+            let has_bounds = finding.is_bound.contains(&true);
             let verdict = match &interval {
-                Some(interval) if runs >= needed => rule.verdict(interval),
+                Some(interval) if runs >= needed => rule.verdict_of(interval, has_bounds),
                 _ => Verdict::TooFewRuns { runs, needed },
             };
             let stream = Stream::new(self.seed, "claims runs").child(&claim.id);
             let stability = match verdict {
                 Verdict::TooFewRuns { .. } => None,
                 verdict => Some(rule.stability(
-                    &finding.runs,
+                    (&finding.runs, &finding.is_bound),
                     alpha,
                     verdict,
                     (&stream, self.replicates),
                 )?),
             };
-            let needed = if verdict.is_decided() {
+            let needed = if verdict.is_decided() || has_bounds {
+                // More runs do not make a training longer.
                 None
             } else {
                 rule.needed(&finding.runs, alpha)?
@@ -220,7 +241,7 @@ impl Claims {
         Ok(table)
     }
 
-    fn notes(&self, decided: &[Decided], families: &BTreeMap<&str, Vec<usize>>) -> Vec<String> {
+    fn notes(&self, families: &BTreeMap<&str, Vec<usize>>) -> Vec<String> {
         let percent = 100.0 * (1.0 - self.alpha);
         let mut notes = vec![format!(
             "Effect: mean over runs of a - b, with the interval of Student's t over runs at Level. A difference is \
@@ -246,7 +267,9 @@ impl Claims {
                 "What diverges: exact {percent}% interval of the share of runs, against one half."
             ));
         }
-        if has(|test| matches!(test, Test::FlopsShare { .. })) {
+        let of_flops =
+            |test: &Test| matches!(test, Test::FlopsShare { .. } | Test::FlopsToReach { .. });
+        if has(of_flops) {
             notes.push(format!(
                 "FLOPs: geometric mean of the runs' ratios, with the {percent}% interval of Student's t of their logarithms."
             ));
@@ -259,19 +282,6 @@ impl Claims {
                  nothing.",
                 self.level * 100.0,
                 self.replicates
-            ));
-        }
-        let apart: Vec<&str> = self
-            .claims
-            .iter()
-            .zip(decided)
-            .filter(|(_, decided)| !decided.finding.shared)
-            .map(|(claim, _)| claim.id.as_str())
-            .collect();
-        if !apart.is_empty() {
-            notes.push(format!(
-                "The runs do not all answer the same questions: {}. A question is drawn for the runs that answer it.",
-                apart.join(", ")
             ));
         }
         notes.push(
@@ -287,5 +297,79 @@ impl Claims {
             ));
         }
         notes
+    }
+
+    /// What must be known of the runs: which count once, which never got where they should, and which ended early.
+    fn notes_on_runs(
+        &self,
+        decided: &[Decided],
+        rows: &[Row<Scored>],
+        curves: &[Row<Curve>],
+    ) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut early: IndexMap<&str, Vec<&str>> = IndexMap::new();
+        for (Claim { id, test, .. }, Decided { finding, .. }) in self.claims.iter().zip(decided) {
+            if let Some(repeated) = &finding.repeated {
+                notes.push(format!(
+                    "{id}: runs whose scores or trainings are the same, byte by byte, count once: {repeated}."
+                ));
+            }
+            if let Test::FlopsToReach { a, b, window, .. } = test {
+                let short = finding
+                    .is_bound
+                    .iter()
+                    .filter(|is_bound| **is_bound)
+                    .count();
+                let (a, b) = (self.name(a), self.name(b));
+                let told = if short == 0 {
+                    String::new()
+                } else {
+                    format!(
+                        " In {short} of {} runs {a} never does: each counts with all of its operations, the least that it \
+                         would take, and nothing is supported.",
+                        finding.runs.len()
+                    )
+                };
+                notes.push(format!(
+                    "{id}: {a} is there when a mean of {window} values in a row first is what {b} ends with.{told}"
+                ));
+            }
+            for row in test.compared() {
+                early.entry(row).or_default().push(id);
+            }
+        }
+        for (row, ids) in early {
+            if let Some(told) = self.ended_early(row, rows, curves) {
+                notes.push(format!("{told} ({})", ids.join(", ")));
+            }
+        }
+        notes
+    }
+
+    /// Says in how many runs the training of a row diverged, and why.
+    fn ended_early(
+        &self,
+        row: &str,
+        rows: &[Row<Scored>],
+        curves: &[Row<Curve>],
+    ) -> Option<String> {
+        let trainings = trainings(rows, curves, row).ok()?;
+        let diverged = trainings.iter().filter_map(|(label, run)| {
+            let summary = &run.content.summary;
+            let reason = || format!("stopped at step {}", summary.steps);
+            let why = summary.reason.clone().unwrap_or_else(reason);
+            let told = format!("{} {label}: {}", self.aggregate, excerpt(&why, NAME));
+            (summary.status == Status::Diverged).then_some(told)
+        });
+        let diverged: Vec<String> = diverged.collect();
+        (!diverged.is_empty()).then(|| {
+            format!(
+                "Of {} the training diverged and ended early in {} of {} runs: {}. What it had then is compared.",
+                self.name(row),
+                diverged.len(),
+                trainings.len(),
+                listed(diverged)
+            )
+        })
     }
 }

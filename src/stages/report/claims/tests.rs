@@ -9,11 +9,11 @@ use crate::random::Stream;
 use crate::stages::report::fixture::{curve, rows, scored, with_rewards};
 use crate::stages::report::scored::Scored;
 
-fn kind(claims: Json) -> Claims {
+pub(super) fn kind(claims: Json) -> Claims {
     serde_json::from_value(json!({ "claims": claims, "top_k": 10, "replicates": 2000 })).unwrap()
 }
 
-fn difference(id: &str, a: &str, b: &str, direction: &str, more: Json) -> Json {
+pub(super) fn difference(id: &str, a: &str, b: &str, direction: &str, more: Json) -> Json {
     let mut test = json!({ "kind": "difference", "a": a, "b": b, "direction": direction });
     test.as_object_mut()
         .unwrap()
@@ -22,7 +22,7 @@ fn difference(id: &str, a: &str, b: &str, direction: &str, more: Json) -> Json {
 }
 
 /// Policies `high`, `low` and `near` (to low) in some runs.
-fn policies(seeds: u64) -> Vec<(Labels, Scored)> {
+pub(super) fn policies(seeds: u64) -> Vec<(Labels, Scored)> {
     let mut items = Vec::new();
     for seed in 1..=seeds {
         items.push(scored("high", seed, 1.0, 60));
@@ -32,12 +32,12 @@ fn policies(seeds: u64) -> Vec<(Labels, Scored)> {
     items
 }
 
-fn verdicts(table: &Table) -> Vec<String> {
+pub(super) fn verdicts(table: &Table) -> Vec<String> {
     table.all_texts("Verdict").unwrap()
 }
 
 /// Rows `a` and `b` whose runs differ by just these numbers, and have these values in the column `quality`.
-fn pairs(differences: &[f64], quality: &[f64]) -> Vec<(Labels, Scored)> {
+pub(super) fn pairs(differences: &[f64], quality: &[f64]) -> Vec<(Labels, Scored)> {
     let mut items = Vec::new();
     for (seed, (difference, quality)) in (1..).zip(differences.iter().zip(quality)) {
         for (policy, shift, quality) in [("a", *difference, *quality), ("b", 0.0, 0.9)] {
@@ -52,7 +52,7 @@ fn pairs(differences: &[f64], quality: &[f64]) -> Vec<(Labels, Scored)> {
     items
 }
 
-fn message(result: Result<Table, StageError>) -> String {
+pub(super) fn message(result: Result<Table, StageError>) -> String {
     match result {
         Err(StageError::Failed { message, .. }) => message,
         other => panic!("{other:?}"),
@@ -328,29 +328,6 @@ fn rows_of_different_runs_do_not_pair() {
         message(kind.table(&rows(items), &[])),
         "claim `up`: the runs of `a` and `b` do not pair: the first has `seed` 1, the second no axis `seed`"
     );
-}
-
-#[test]
-fn questions_that_differ_between_runs_are_said() {
-    let kind = kind(json!([difference("up", "a", "b", "greater", json!({}))]));
-    let note = |items| {
-        let table = kind.table(&rows(items), &[]).unwrap();
-        let notes = table.notes.iter();
-        notes
-            .filter(|note| note.contains("do not all answer the same questions: up."))
-            .count()
-    };
-    let mut items = pairs(&[0.3; 5], &[0.9; 5]);
-    assert_eq!(note(items.clone()), 0);
-    for item in &mut items[..2] {
-        item.1
-            .table
-            .columns
-            .retain(|column| column.name != "question");
-        let other = (0..4).map(|at| Some(format!("another {at}")));
-        item.1.table.text_column("question", other);
-    }
-    assert_eq!(note(items), 1);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
-use super::groups::Grouping;
+use super::groups::{Grouping, refuse_ungrouped};
 use super::measure::{Metric, right};
 use super::scored;
 use super::trainings::{curves_port, load_curves};
@@ -105,7 +105,7 @@ fn title() -> String {
 
 impl Kind for MetricTable {
     const NAME: &'static str = "metric_table";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const EXAMPLE: &'static str = r"{ row: policy, aggregate: seed, top_k: 20, tfidf: true, extra: [exact_reward],
       row_names: { flowhf.late: FlowHF }, reference_values: { ppo: { mean: 0.872, diversity: 0.292 } } }";
 
@@ -208,6 +208,7 @@ impl Kind for MetricTable {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
+        refuse_ungrouped(known, "scores", self.grouping(), false, ("row", &[]));
         for (param, columns) in [("extra", &self.extra), ("entropy", &self.entropy)] {
             for column in columns {
                 scored::needs_column(known, ("", &[]), param, column);

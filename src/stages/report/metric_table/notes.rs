@@ -14,10 +14,17 @@ impl MetricTable {
                 .iter()
                 .any(|shown| matches!(shown, Shown::Metric(metric) if metrics.contains(metric)))
         };
-        notes.push(format!(
-            "Std divides by n. Top-{0} are the {0} completions of a run with the greatest {1}.",
-            self.top_k, self.column
-        ));
+        if has(&[Metric::Std, Metric::TopKStd]) {
+            notes.push("Std divides by n.".to_owned());
+        }
+        let of_top_k =
+            |shown: &Shown| matches!(shown, Shown::Metric(metric) if metric.is_of_top_k());
+        if shown.iter().any(of_top_k) {
+            notes.push(format!(
+                "Top-{0}: the {0} completions of a run with the greatest {1}.",
+                self.top_k, self.column
+            ));
+        }
         if shown.iter().any(Shown::has_interval) {
             let percent = self.level * 100.0;
             let (runs, caution) = if several {

@@ -9,6 +9,7 @@ use crate::engine::stage::StageError;
 use crate::random::Stream;
 use crate::stages::report::groups::{Row, add_axes, training_of, within};
 use crate::stages::report::measure::Metric;
+use crate::stages::report::repeats::once;
 use crate::stages::report::resample::{self, Questions, crossed_mean_of};
 use crate::stages::report::scored::Scored;
 use crate::stages::report::trainings::ended;
@@ -42,6 +43,8 @@ impl MetricTable {
         shown: &[Shown],
         curves: &[Row<Curve>],
     ) -> Result<Table, StageError> {
+        let (rows, repeats) = once(rows, &self.aggregate);
+        let rows = rows.as_slice();
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
         add_axes(&mut table, self.row.names(), rows.iter());
@@ -55,7 +58,7 @@ impl MetricTable {
         }
         for (at, column) in shown.iter().enumerate() {
             let heading = column.heading(self.top_k);
-            let runs = |row: &Row<Measured>| -> Vec<f64> {
+            let runs = |row: &Row<&Measured>| -> Vec<f64> {
                 row.runs.iter().map(|run| run.content.values[at]).collect()
             };
             let intervals = rows
@@ -72,8 +75,12 @@ impl MetricTable {
                 });
             table.number_column(&heading, 3, means.collect::<Result<Vec<_>, StageError>>()?);
             if several {
-                // One run has no spread.
-                table.spread_of_last("sd", rows.iter().map(|row| sample_std(&runs(row)).ok()));
+                // One run has no spread, nor has what is not shown.
+                let spread = rows.iter().zip(&intervals).map(|(row, interval)| {
+                    let is_shown = *column != Shown::MiddleHalf || interval.is_some();
+                    sample_std(&runs(row)).ok().filter(|_| is_shown)
+                });
+                table.spread_of_last("sd", spread);
             }
             if column.has_interval() {
                 let bounds = |interval: &Option<Interval>| {
@@ -92,16 +99,15 @@ impl MetricTable {
             table.text_column(
                 "Training",
                 rows.iter().map(|row| {
-                    ended(
-                        &row.runs
-                            .iter()
-                            .filter_map(|run| training_of(curves, &row.values[0], &run.label))
-                            .collect::<Vec<_>>(),
-                    )
+                    let runs = row.runs.iter();
+                    let trainings =
+                        runs.filter_map(|run| training_of(curves, &row.values[0], &run.label));
+                    ended(&trainings.map(|run| &run.content).collect::<Vec<_>>())
                 }),
             );
         }
         table.notes.extend(self.standard_notes(shown, several));
+        table.notes.extend(repeats);
         Ok(table)
     }
 
@@ -123,7 +129,7 @@ impl MetricTable {
         }
         if !curves.is_empty() {
             let training = |row: &Row<Measured>, run: &str| {
-                ended(&[training_of(curves, &row.values[0], run)?])
+                ended(&[&training_of(curves, &row.values[0], run)?.content])
             };
             table.text_column(
                 "Training",
@@ -133,7 +139,7 @@ impl MetricTable {
         table
     }
 
-    fn reported(&self, row: &Row<Measured>, column: &Shown) -> Option<f64> {
+    fn reported<T>(&self, row: &Row<T>, column: &Shown) -> Option<f64> {
         self.reference_values
             .get(&row.label)?
             .get(column.key().as_ref())
@@ -143,7 +149,7 @@ impl MetricTable {
     /// The interval of a column that has one; none of an interquartile mean of few runs.
     fn interval(
         &self,
-        row: &Row<Measured>,
+        row: &Row<&Measured>,
         column: &Shown,
         at: usize,
     ) -> Result<Option<Interval>, StageError> {

@@ -8,6 +8,7 @@ use crate::artifacts::table::{Table, Values};
 use crate::engine::context::Labels;
 use crate::random::Stream;
 use crate::stages::report::fixture::{curve, rows, scored, with_rewards};
+use crate::stages::report::repeats::tests::repeat;
 use crate::stages::report::scored::{Scored, add_tfidf};
 use crate::stats::{Embeddings, diversity, mean, novelty};
 
@@ -221,7 +222,7 @@ fn the_interquartile_mean_is_of_all_questions_of_all_runs() {
     assert_eq!(one(&per_seed, "IQM", 0), 1.5);
     assert_eq!(one(&per_seed, "IQM", 4), 0.5);
     let (four, _) = table(4);
-    for column in ["IQM", "IQM low", "IQM high"] {
+    for column in ["IQM", "IQM sd", "IQM low", "IQM high"] {
         assert_eq!(four.numbers(column).unwrap(), [None]);
     }
     assert!(
@@ -233,6 +234,28 @@ fn the_interquartile_mean_is_of_all_questions_of_all_runs() {
         .tables(rows(vec![scored("ppo", 1, 1.0, 30)]), &[])
         .unwrap();
     assert!(!whole.has("IQM"));
+    let of_top_k = |table: &Table| table.notes.iter().any(|note| note.starts_with("Top-"));
+    assert!(of_top_k(&whole) && !of_top_k(&five));
+}
+
+#[test]
+fn runs_that_are_one_and_the_same_count_once() {
+    let items = (1..=5).map(|seed| scored("ppo", seed, 1.0, 30)).collect();
+    let kind = kind(json!({ "columns": ["mean", "iqm"] }));
+    let mut all = rows(items);
+    repeat(&mut all[0]);
+    let (table, per_seed) = kind.tables(all, &[]).unwrap();
+    assert!(!table.has("Runs") && !table.has("Mean sd"));
+    assert_eq!(one(&table, "n", 0), 30.0);
+    assert_eq!(table.numbers("IQM").unwrap(), [None]);
+    assert_eq!(per_seed.height(), 5);
+    let note =
+        "ppo: runs that are one and the same, byte by byte, count once: seed 1 = 2 = 3 = 4 = 5.";
+    assert!(
+        table.notes.iter().any(|told| told == note),
+        "{:?}",
+        table.notes
+    );
 }
 
 #[test]

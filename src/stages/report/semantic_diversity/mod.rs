@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Fit, Grouping, Row, add_axes, group, matching, within};
+use super::groups::{Fit, Grouping, Row, add_axes, matching, read_rows, refuse_ungrouped, within};
+use super::repeats::once;
 use super::resample::{self, Questions, crossed_mean_of};
 use super::scored::{QuestionKey, Scored};
 use crate::artifacts::completions::{COMPLETIONS, ROWS_PER_PROMPT, SCORES};
@@ -155,7 +156,7 @@ impl Measured {
 
 impl Kind for SemanticDiversity {
     const NAME: &'static str = "semantic_diversity";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r#"{ row: [policy, temperature], columns: [semantic_diversity, distinct_2, self_bleu, vendi, entropy],
       row_names: { gdpo: GDPO }, reference_values: { "gdpo, 1.0": { semantic_diversity: 0.690 } } }"#;
 
@@ -206,6 +207,8 @@ impl Kind for SemanticDiversity {
     fn facts(&self, known: &mut Known<'_>) {
         let hint = "diversity is a mean over pairs: raise `samples_per_prompt`";
         known.needs_always("completions", ROWS_PER_PROMPT, 2, hint);
+        let grouping = self.grouping();
+        refuse_ungrouped(known, "completions", grouping, false, ("row", &[]));
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -221,12 +224,9 @@ impl Kind for SemanticDiversity {
                 "connect the port `embeddings`, or leave `semantic_diversity` and `vendi` out of `columns`",
             ));
         }
-        let mut items = Vec::new();
-        for input in ctx.inputs("completions") {
-            items.push((input.labels.clone(), input));
-        }
+        let rows = read_rows(ctx.inputs("completions"), self.grouping(), false, Ok)?;
         let mut measured = Vec::new();
-        for row in group(items, self.grouping(), false)? {
+        for row in rows {
             // Runs are dropped as they are measured: their vectors are large.
             measured.push(row.try_map(&self.aggregate, |run| {
                 let mut scored = Scored::new(Table::read(&run.content.path)?)?;
@@ -292,13 +292,15 @@ impl SemanticDiversity {
     }
 
     fn table(&self, rows: &[Row<Measured>]) -> Result<Table, StageError> {
+        let (rows, repeats) = once(rows, &self.aggregate);
+        let rows = rows.as_slice();
         let several = rows.iter().any(|row| row.runs.len() > 1);
         let mut table = Table::new(&self.title);
         add_axes(&mut table, self.row.names(), rows.iter());
         let total = |of: fn(&Measured) -> usize| {
             rows.iter().map(move |row| {
                 let runs = row.runs.iter();
-                Some(runs.map(|run| of(&run.content)).sum::<usize>() as f64)
+                Some(runs.map(|run| of(run.content)).sum::<usize>() as f64)
             })
         };
         table.whole_column("Prompts", total(Measured::count));
@@ -328,7 +330,7 @@ impl SemanticDiversity {
                     .collect::<Result<Vec<_>, _>>()?;
                 table.interval_of_last(bounds);
             }
-            let reported = |row: &Row<Measured>| {
+            let reported = |row: &Row<&Measured>| {
                 let values = self.reference_values.get(&row.label)?;
                 values.get(measure).copied()
             };
@@ -338,12 +340,13 @@ impl SemanticDiversity {
             }
         }
         table.notes = self.standard_notes(several);
+        table.notes.extend(repeats);
         Ok(table)
     }
 
     fn interval(
         &self,
-        row: &Row<Measured>,
+        row: &Row<&Measured>,
         column: usize,
     ) -> Result<(Option<f64>, Option<f64>), StageError> {
         let stream = Stream::new(self.seed, "semantic_diversity").child(&row.label);

@@ -3,7 +3,9 @@ use serde_json::json;
 use super::*;
 use crate::artifacts::completions::{CompletionRow, to_table};
 use crate::engine::context::Labels;
+use crate::stages::report::groups::group;
 use crate::stages::report::groups::tests::labels;
+use crate::stages::report::repeats::tests::repeat;
 
 fn kind(params: serde_json::Value) -> SemanticDiversity {
     serde_json::from_value(params).unwrap()
@@ -182,4 +184,26 @@ fn params_are_checked() {
     let hidden =
         json!({ "columns": ["tokens"], "level": 95, "reference_values": { "a": { "vendi": 2 } } });
     assert_eq!(kind(hidden).validate().len(), 2);
+}
+
+#[test]
+fn runs_that_are_one_and_the_same_count_once() {
+    let kind = kind(json!({ "columns": ["semantic_diversity"] }));
+    let seeds = ["1", "2", "3"];
+    let items = seeds.map(|seed| run_of("dpo", seed, kind.measure(&two_prompts()).unwrap()));
+    let mut rows = rows(&kind, items.into());
+    assert_eq!(
+        kind.table(&rows).unwrap().all_numbers("Runs").unwrap(),
+        [3.0]
+    );
+    repeat(&mut rows[0]);
+    let table = kind.table(&rows).unwrap();
+    assert!(!table.has("Runs") && table.has("Semantic diversity se"));
+    assert_eq!(table.all_numbers("Prompts").unwrap(), [2.0]);
+    let note = "dpo: runs that are one and the same, byte by byte, count once: seed 1 = 2 = 3.";
+    assert!(
+        table.notes.iter().any(|told| told == note),
+        "{:?}",
+        table.notes
+    );
 }

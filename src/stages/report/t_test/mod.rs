@@ -6,11 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
-use super::groups::{Grouping, Row, row_named, within};
+use super::groups::{Grouping, Row, refuse_ungrouped, row_named, within};
+use super::repeats::{are_one, distinct, firsts, once};
 use super::resample::{Measured, Questions, mean_of_drawn};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
@@ -109,7 +111,7 @@ fn title() -> String {
 
 impl Kind for TTest {
     const NAME: &'static str = "t_test";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const EXAMPLE: &'static str = r"{ pairs: [{ a: flowhf.late, b: ppo, claim: FlowHF beats PPO }],
       published: [{ name: FlowHF 17500 > PPO, n: 200, a: { mean: 1.024, std: 0.914 }, b: { mean: 0.872, std: 0.796 },
                     std: population, expected_p: 0.039 }] }";
@@ -139,6 +141,12 @@ impl Kind for TTest {
         }
         check_bootstrap(self.level, self.replicates, &mut problems);
         problems
+    }
+
+    fn facts(&self, known: &mut Known<'_>) {
+        let named = self.pairs.iter().flat_map(|pair| [&pair.a, &pair.b]);
+        let named: Vec<String> = named.cloned().collect();
+        refuse_ungrouped(known, "scores", self.grouping(), false, ("pairs", &named));
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -259,6 +267,7 @@ impl TTest {
         numbers("Student t", 3, &|line| line.student.map(|test| test.t));
         numbers("Student p", 5, &|line| line.student.map(|test| test.p));
         table.notes = self.notes();
+        table.notes.extend(once(rows, &self.aggregate).1);
         Ok(table)
     }
 
@@ -297,11 +306,11 @@ impl TTest {
         };
         let (runs_a, runs_b) = (runs_of(a)?, runs_of(b)?);
         let several = runs_a.len() > 1 || runs_b.len() > 1;
-        let pool = |runs: &[(String, Vec<f64>)]| -> Vec<f64> {
-            runs.iter().flat_map(|(_, run)| run.clone()).collect()
+        let pool = |runs: &[(String, Vec<f64>)], places: &[usize]| -> Vec<f64> {
+            let runs = places.iter().map(|at| &runs[*at].1);
+            runs.flat_map(|run| run.iter().copied()).collect()
         };
-        let all: Vec<usize> = (0..a.runs.len()).collect();
-        let all_b: Vec<usize> = (0..b.runs.len()).collect();
+        let (all, all_b) = (distinct(a), distinct(b));
         let name = if several {
             "pooled".to_owned()
         } else {
@@ -309,16 +318,23 @@ impl TTest {
                 .filter(|label| !label.is_empty())
                 .unwrap_or_else(|| "all".to_owned())
         };
-        let mut pooled = self.line(pair, name, &pool(&runs_a), &pool(&runs_b))?;
+        let (pool_a, pool_b) = (pool(&runs_a, &all), pool(&runs_b, &all_b));
+        let mut pooled = self.line(pair, name, &pool_a, &pool_b)?;
         pooled.interval = Some(self.interval(a, &all, b, &all_b)?);
         let mut lines = vec![pooled];
-        let common: Vec<(usize, usize)> = runs_a
+        let mut common: Vec<(usize, usize)> = runs_a
             .iter()
             .enumerate()
             .filter_map(|(at, (label, _))| {
                 Some((at, runs_b.iter().position(|(other, _)| other == label)?))
             })
             .collect();
+        let firsts = firsts(common.len(), |one, other| {
+            let ((one_a, one_b), (other_a, other_b)) = (common[one], common[other]);
+            are_one(&a.runs[one_a], &a.runs[other_a]) && are_one(&b.runs[one_b], &b.runs[other_b])
+        });
+        let mut numbered = (0..).zip(firsts);
+        common.retain(|_| numbered.next().is_some_and(|(at, first)| at == first));
         if several && common.len() > 1 {
             lines.push(self.over_runs(pair, &runs_a, &runs_b, &common)?);
         }

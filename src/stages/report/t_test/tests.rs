@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::stages::report::fixture::{rows, scored, with_rewards};
 use crate::stages::report::groups::tests::labels;
+use crate::stages::report::repeats::tests::repeat;
 
 fn kind(params: serde_json::Value) -> TTest {
     serde_json::from_value(params).unwrap()
@@ -176,5 +177,33 @@ fn unknown_rows_are_named() {
         .unwrap_err();
     assert!(
         matches!(error, StageError::Failed { message, hint: Some(_) } if message == "no input is the row `flowfh`")
+    );
+}
+
+#[test]
+fn runs_that_are_one_and_the_same_are_pooled_once() {
+    let items = (1..=3).flat_map(|seed| [scored("a", seed, 1.0, 20), scored("b", seed, 0.9, 20)]);
+    let mut rows = rows(items.collect());
+    let kind = kind(json!({ "pairs": [{ "a": "a", "b": "b" }] }));
+    let runs = |rows: &[Row<Scored>]| kind.table(rows).unwrap().all_texts("Runs").unwrap();
+    assert_eq!(
+        runs(&rows),
+        ["pooled", "runs", "seed 1", "seed 2", "seed 3"]
+    );
+    repeat(&mut rows[0]);
+    // Another row differs from run to run.
+    assert_eq!(runs(&rows).len(), 5);
+    repeat(&mut rows[1]);
+    let table = kind.table(&rows).unwrap();
+    assert_eq!(table.all_texts("Runs").unwrap(), ["pooled", "seed 1"]);
+    assert_eq!(
+        (cell(&table, "n a", 0), cell(&table, "n b", 0)),
+        (20.0, 20.0)
+    );
+    assert!(
+        table
+            .notes
+            .iter()
+            .any(|note| note.ends_with("count once: seed 1 = 2 = 3."))
     );
 }
