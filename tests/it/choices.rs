@@ -93,6 +93,38 @@ fn unfair_tries_are_refused_before_anything_runs() {
 }
 
 #[test]
+fn axes_that_a_report_would_mix_are_refused_before_anything_runs() {
+    let space = Space::new(TRIES);
+    for (kind, port, params) in [
+        ("plot_profiles", "scores", ""),
+        ("plot_histograms", "scores", ""),
+        ("metric_table", "scores", ""),
+        ("t_test", "scores", "pairs: [{ a: ppo, b: rloo }]"),
+        ("semantic_diversity", "completions", "columns: [distinct_1]"),
+    ] {
+        let stage = format!(
+            "{TRIES}  more: {{ kind: {kind}, inputs: {{ {port}: 'scores[*]' }}, params: {{ {params} }} }}\n"
+        );
+        let said = refused(&space, &stage, &[]);
+        assert!(
+            said.contains(
+                "stage `more`: the inputs have more than one value of the axis `lr`: 0.0001, 0.03"
+            ),
+            "{kind}: {said}"
+        );
+    }
+    let row = format!(
+        "{TRIES}  more: {{ kind: plot_profiles, inputs: {{ scores: 'scores[policy=*,lr=0.03,seed=*]' }}, params: {{ rows: [tb] }} }}\n"
+    );
+    let said = refused(&space, &row, &[]);
+    assert!(
+        said.contains("stage `more`: no input is the row `tb`"),
+        "{said}"
+    );
+    assert!(!space.path(".flowgraph").exists(), "nothing ran");
+}
+
+#[test]
 fn the_model_of_the_winner_is_handed_on() {
     let space = Space::new(TRIES);
     let run = space.flowgraph(&["run", "p.yaml", "-q"]);

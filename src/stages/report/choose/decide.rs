@@ -89,10 +89,11 @@ impl Choose {
         for (run, at) in &first.runs {
             for other in &candidates[1..] {
                 let same_run = other.runs.iter().find(|(label, _)| label == run);
-                if same_run.is_some_and(|(_, other)| !scored[*at].answers_the_same(&scored[*other]))
-                {
+                let differ =
+                    same_run.map(|(_, other)| scored[*at].asked_otherwise(&scored[*other]));
+                if let Some(how) = differ.transpose()?.flatten() {
                     return Err(StageError::new(format!(
-                        "{}, {} {run} and {}, {} {run} answer different prompts",
+                        "{}, {} {run} and {}, {} {run} answer different prompts: {how}",
                         first.describe(),
                         self.run,
                         other.describe(),

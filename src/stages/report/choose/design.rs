@@ -260,11 +260,12 @@ impl Choose {
                 let values = choice.iter().map(|(axis, value)| format!("{axis} {value}"));
                 let values: Vec<String> = values.collect();
                 let tried: Vec<String> = of_method.iter().map(|one| one.describe()).collect();
-                let text = format!("`frozen` is {}, which was not tried", values.join(", "));
-                let path = match &self.method {
-                    Some(_) => Path::of(["frozen", method]),
-                    None => Path::of(["frozen"]),
+                let (of, path) = match &self.method {
+                    Some(_) => (format!(" of {method}"), Path::of(["frozen", method])),
+                    None => (String::new(), Path::of(["frozen"])),
                 };
+                let values = values.join(", ");
+                let text = format!("`frozen`{of} is {values}, which was not tried");
                 problems.push(Problem::at(path, text).hint(format!(
                     "tried: {}",
                     listed(tried.iter().map(String::as_str))

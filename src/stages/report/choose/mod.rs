@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::frozen::Frozen;
+use self::shown::repeats;
 use super::axes::Axes;
 use super::axis_value::AxisValue;
 use super::ranking::Best;
@@ -21,6 +22,7 @@ use crate::artifacts::completions::SCORES;
 use crate::artifacts::curve::{CURVE, Curve};
 use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::artifacts::table::{TABLE, Table};
+use crate::engine::artifact::Digest;
 use crate::engine::context::{Input, Labels, RunContext};
 use crate::engine::diagnostic::Path;
 use crate::engine::facts::Known;
@@ -34,7 +36,9 @@ use crate::stages::defaults;
 /// the inputs wins. With `method` every value of that axis has a winner of its own.
 ///
 /// The choice must be fair, or the stage is refused, before anything runs where labels and params tell: every method has
-/// as many candidates, every candidate the same runs and prompts and, where `curves` are connected, as many samples.
+/// as many candidates, every candidate the same runs and prompts and, where `curves` are connected, as many samples. How
+/// many those are the params of a training stage tell; the curve of a `command` does not, so that such budgets are not
+/// compared: the table has their steps, and says where they differ.
 /// `frozen` holds what the trainings use whose results are reported: the stage fails when the tries choose otherwise. With
 /// trainings over `matrix: { policy: [ppo, flowhf], lr: [6e-5, 3e-4], seed: [101, 102] }` that is
 /// `{ candidate: lr, method: policy, within: { kl: { at_most: 6 } }, reported: [1, 2, 3], frozen: { ppo: { lr: 3e-4 }, flowhf: { lr: 6e-5 } } }`.
@@ -62,7 +66,7 @@ pub struct Choose {
     #[serde(default)]
     reported: Vec<AxisValue>,
     /// What the reported trainings use: values of the axes, or for each method a map of them. Anything else that wins is an
-    /// error.
+    /// error; a method that is not named chooses freely.
     #[serde(default)]
     frozen: BTreeMap<String, Frozen>,
     /// How far the mean of the frozen choice may be from the best one.
@@ -112,7 +116,7 @@ const BEST: &str = "best";
 
 impl Kind for Choose {
     const NAME: &'static str = "choose";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     // Of any scores: `stage` is an axis that every input has.
     const EXAMPLE: &'static str = "{ candidate: stage, column: reward, best: greatest }";
 
@@ -182,16 +186,24 @@ impl Kind for Choose {
         for (key, frozen) in &self.frozen {
             let path = Path::of(["frozen", key.as_str()]);
             match (&self.method, frozen) {
-                (Some(method), Frozen::Value(_)) => problems.push(
-                    Problem::at(
-                        path,
-                        format!("`{key}` must be a map: there is a choice for each {method}"),
-                    )
-                    .hint(format!(
-                        "as in `frozen: {{ {method}: {{ {}: 1 }} }}`",
-                        self.candidate.names()[0]
-                    )),
-                ),
+                (Some(method), Frozen::Value(value)) => {
+                    let axes = self.candidate.names();
+                    let problem = if axes.contains(key) {
+                        let text = format!("`frozen` does not say which {method} has this `{key}`");
+                        Problem::at(path, text).hint(format!(
+                            "write the {method} first, as in `frozen: {{ NAME: {{ {key}: {value} }} }}`; what it does not \
+                             name is chosen freely"
+                        ))
+                    } else {
+                        let text =
+                            format!("`frozen` of {key} is `{value}`, expected values of axes");
+                        Problem::at(path, text).hint(format!(
+                            "as in `frozen: {{ {key}: {{ {}: {value} }} }}`",
+                            axes[0]
+                        ))
+                    };
+                    problems.push(problem);
+                }
                 (None, Frozen::Method(_)) => problems.push(
                     Problem::at(
                         path,
@@ -244,7 +256,10 @@ impl Kind for Choose {
             let model = &models[found.map_err(failure)?];
             hand_on(model, &ctx.output(BEST)?)?;
         }
-        self.table(&decided).write(&ctx.output("table")?)?;
+        let digests: Vec<Digest> = scores.iter().map(|input| input.digest).collect();
+        let mut table = self.table(&decided);
+        table.notes.extend(repeats(&decided, &digests, &self.run));
+        table.write(&ctx.output("table")?)?;
         Ok(())
     }
 }

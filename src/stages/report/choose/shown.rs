@@ -4,7 +4,10 @@ use super::Choose;
 use super::decide::{Cost, Decided};
 use super::design::Candidate;
 use crate::artifacts::table::Table;
+use crate::engine::artifact::Digest;
+use crate::excerpt::listed;
 use crate::stages::report::ranking::Best;
+use crate::stages::report::repeats::{firsts, told};
 
 impl Choose {
     /// Makes the table of all tries.
@@ -111,10 +114,18 @@ impl Choose {
             } else {
                 String::new()
             };
+            let of = match &self.method {
+                Some(_) => {
+                    let methods = self.frozen.keys().map(String::as_str);
+                    format!(" for {}", listed(methods))
+                }
+                None => String::new(),
+            };
             notes.push(format!(
-                "Frozen: what is chosen here is what the reported trainings use; it won{tie}."
+                "Frozen{of}: what is chosen here is what the reported trainings use; it won{tie}."
             ));
         }
+        notes.extend(unequal_steps(decided));
         if decided.iter().any(|one| one.std.is_some()) {
             notes.push(format!(
                 "±: sample standard deviation over the runs ({}).",
@@ -131,4 +142,45 @@ impl Choose {
         }
         notes
     }
+}
+
+/// Says which runs of a candidate have the same scores, given the digests of the inputs: their spread shows nothing.
+pub(super) fn repeats(decided: &[Decided], digests: &[Digest], axis: &str) -> Vec<String> {
+    let told_of = |one: &Decided| {
+        let runs = &one.candidate.runs;
+        let firsts = firsts(runs.len(), |a, b| digests[runs[a].1] == digests[runs[b].1]);
+        let labels: Vec<&str> = runs.iter().map(|(label, _)| label.as_str()).collect();
+        let told = told(&labels, &firsts, axis)?;
+        let name = one.candidate.describe();
+        Some(format!(
+            "{name}: runs that are one and the same, byte by byte: {told}."
+        ))
+    };
+    decided.iter().filter_map(told_of).collect()
+}
+
+/// Says which candidates of a method made more steps than others: of samples that no params tell this is all there is.
+fn unequal_steps(decided: &[Decided]) -> Option<String> {
+    let steps = |one: &Decided| {
+        let completed = one.faults.is_empty();
+        one.cost
+            .as_ref()
+            .filter(|_| completed)
+            .map(|cost| cost.steps)
+    };
+    let differ = decided.iter().enumerate().find_map(|(at, one)| {
+        let others = decided[..at].iter();
+        let mut others = others.filter(|other| other.candidate.method == one.candidate.method);
+        let other =
+            others.find(|other| steps(other).zip(steps(one)).is_some_and(|(a, b)| a != b))?;
+        Some((other, one))
+    });
+    let (one, other) = differ?;
+    let told = |one: &Decided| Some(format!("{} {}", one.candidate.describe(), steps(one)?));
+    Some(format!(
+        "Trainings made different numbers of steps, such as {} and {}: numbers of samples are compared where params tell \
+         them, those of a command's curve are not known.",
+        told(one)?,
+        told(other)?
+    ))
 }

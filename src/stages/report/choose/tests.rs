@@ -274,11 +274,76 @@ fn an_unfair_choice_is_refused() {
 fn tries_of_a_run_must_answer_the_same_prompts() {
     let tries = labels_of(&TRIES[..2]);
     let labels: Vec<&Labels> = tries.iter().collect();
-    let scored = [scored(1.0, 0.0, 3), scored(1.0, 0.0, 4)];
-    let (message, _) = failed(kind(json!({ "candidate": "lr" })).decide(&labels, &scored, &[]));
+    let fewer = [scored(1.0, 0.0, 3), scored(1.0, 0.0, 4)];
+    let (message, _) = failed(kind(json!({ "candidate": "lr" })).decide(&labels, &fewer, &[]));
     assert_eq!(
         message,
-        "lr 0.001, seed 11 and lr 0.003, seed 11 answer different prompts"
+        "lr 0.001, seed 11 and lr 0.003, seed 11 answer different prompts: they have other `question_id`s and `sample`s, or in \
+         another order"
+    );
+    for column in ["question", "prompt"] {
+        let mut asked = [scored(1.0, 0.0, 3), scored(1.0, 0.0, 3)];
+        let table = &mut asked[1].table;
+        table.columns.retain(|one| one.name != column);
+        let easier = ["question 0", "easy", "question 2"].map(|text| Some(text.to_owned()));
+        table.text_column(column, easier);
+        let (message, _) = failed(kind(json!({ "candidate": "lr" })).decide(&labels, &asked, &[]));
+        assert!(
+            message.contains(&format!("prompts: `{column}` of question_id 10")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn runs_of_a_candidate_that_are_one_and_the_same_are_told() {
+    let decided = decide(&kind(json!({ "candidate": "lr" })), TRIES, &[]).unwrap();
+    let digest = |text: &str| Digest::of(text.as_bytes());
+    // The first and the fourth input are the runs of one candidate.
+    let digests = ["a", "b", "c", "a", "c", "d"].map(digest);
+    assert_eq!(
+        repeats(&decided, &digests, "seed"),
+        ["lr 0.001: runs that are one and the same, byte by byte: seed 11 = 12."]
+    );
+}
+
+#[test]
+fn steps_that_differ_within_a_method_are_told() {
+    let tries = [
+        ("ppo", "0.001", "11", 1.0, 0.0),
+        ("ppo", "0.003", "11", 3.0, 0.0),
+        ("tb", "0.001", "11", 2.0, 0.0),
+        ("tb", "0.003", "11", 1.0, 0.0),
+    ];
+    let table = |more: (&str, &str)| {
+        let curves = tries.iter().map(|(method, lr, ..)| {
+            let (mut labels, mut curve) = curve(method, 11, Status::Completed, 1e9);
+            curve.summary.steps += u64::from((*method, *lr) == more);
+            // Another method may learn from as many samples in other steps.
+            curve.summary.steps += 10 * u64::from(*method == "tb");
+            labels.insert("lr".to_owned(), (*lr).to_owned());
+            (labels, curve)
+        });
+        let params =
+            json!({ "candidate": "lr", "method": "policy", "frozen": { "ppo": { "lr": 3e-3 } } });
+        let kind = kind(params);
+        let decided = decide(&kind, &tries, &curves.collect::<Vec<_>>()).unwrap();
+        kind.table(&decided).notes
+    };
+    let told = |notes: &[String]| notes.iter().any(|note| note.contains("numbers of steps"));
+    let equal = table(("none", ""));
+    assert!(!told(&equal), "{equal:?}");
+    assert!(
+        equal
+            .iter()
+            .any(|note| note.starts_with("Frozen for ppo: ")),
+        "{equal:?}"
+    );
+    let more = table(("ppo", "0.003"));
+    assert!(
+        more.iter()
+            .any(|note| note.contains("such as ppo, lr 0.001 4 and ppo, lr 0.003 5: ")),
+        "{more:?}"
     );
 }
 
@@ -318,7 +383,11 @@ fn params_that_say_nothing_are_refused() {
         ),
         (
             json!({ "candidate": "lr", "method": "policy", "frozen": { "lr": 1 } }),
-            "`lr` must be a map: there is a choice for each policy",
+            "`frozen` does not say which policy has this `lr`",
+        ),
+        (
+            json!({ "candidate": "lr", "method": "policy", "frozen": { "ppo": { "lr": 1 }, "tb": 2 } }),
+            "`frozen` of tb is `2`, expected values of axes",
         ),
         (
             json!({ "candidate": "lr", "method": "policy", "hand_on": true }),
