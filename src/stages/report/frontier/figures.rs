@@ -4,6 +4,8 @@ use super::super::plot_curves::file_name;
 use super::points::Point as Measured;
 use super::shown::{by_point, values};
 use super::{Frontier, panel_name};
+use crate::engine::stage::StageError;
+use crate::excerpt::listed;
 use crate::stats::figure::{Point, PointChart, PointSeries, Scale};
 use crate::stats::mean;
 
@@ -15,7 +17,7 @@ impl Frontier {
         for (over, value) in self.panels() {
             let series = by_series().map(|of_series| PointSeries {
                 label: of_series[0].series.clone(),
-                points: drawn(of_series, over, value, true),
+                points: drawn(of_series, over, value, true, self.scale_of(over)),
                 dashed: false,
             });
             charts.push((
@@ -34,7 +36,7 @@ impl Frontier {
                 .enumerate()
                 .map(|(at, column)| PointSeries {
                     label: column.clone(),
-                    points: drawn(of_series, &x.column, column, at == 0),
+                    points: drawn(of_series, &x.column, column, at == 0, x.scale.into()),
                     dashed: at > 0,
                 });
             let mut chart = self.chart(&x.column, "", series.collect());
@@ -46,9 +48,42 @@ impl Frontier {
         charts
     }
 
+    /// The scale of the horizontal axis of a column.
+    fn scale_of(&self, column: &str) -> Scale {
+        let x = self.x.as_ref().filter(|x| x.column == column);
+        x.map_or(Scale::Linear, |x| x.scale.into())
+    }
+
+    /// Says what has no place on a logarithmic axis; that nothing has one is an error.
+    pub(super) fn check_log_axis(&self, points: &[Measured]) -> Result<Option<String>, StageError> {
+        let Some(x) = self.x.as_ref().filter(|x| x.scale == super::Scale::Log) else {
+            return Ok(None);
+        };
+        let mut drawn = 0;
+        let mut left_out = Vec::new();
+        for runs in by_point(points) {
+            match mean(&values(runs, &x.column)) {
+                Ok(value) if value > 0.0 => drawn += 1,
+                Ok(_) => left_out.push(runs[0].name.as_str()),
+                Err(_) => {}
+            }
+        }
+        if left_out.is_empty() {
+            return Ok(None);
+        }
+        let told = format!(
+            "not above 0 and so without a place on the logarithmic axis of `{}`: {}",
+            x.column,
+            listed(left_out)
+        );
+        if drawn == 0 {
+            return Err(StageError::new(told).hint("`scale: sqrt` has a place for them"));
+        }
+        Ok(Some(told))
+    }
+
     fn chart(&self, over: &str, value: &str, series: Vec<PointSeries>) -> PointChart {
-        let x = self.x.as_ref().filter(|x| x.column == over);
-        let x_scale = x.map_or(Scale::Linear, |x| x.scale.into());
+        let x_scale = self.scale_of(over);
         let x_label = match x_scale {
             Scale::Linear => over.to_owned(),
             Scale::Sqrt => format!("{over} (square-root scale)"),
@@ -65,13 +100,17 @@ impl Frontier {
     }
 }
 
-/// The points of a series: means over the runs, with their range; what has no mean is not drawn.
-fn drawn(points: &[Measured], over: &str, value: &str, labelled: bool) -> Vec<Point> {
+/// The points of a series: means over the runs, with their range as far as the scale shows it; what has no mean is not
+/// drawn.
+fn drawn(points: &[Measured], over: &str, value: &str, labelled: bool, scale: Scale) -> Vec<Point> {
     let place = |runs: &[Measured]| {
         let (x, y) = (values(runs, over), values(runs, value));
         Some(Point {
             at: (mean(&x).ok()?, mean(&y).ok()?),
-            x_range: range(&x),
+            x_range: {
+                let shown = x.iter().filter(|x| scale != Scale::Log || **x > 0.0);
+                range(&shown.copied().collect::<Vec<f64>>())
+            },
             y_range: range(&y),
             label: if labelled {
                 runs[0].along.join(", ")

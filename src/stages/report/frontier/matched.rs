@@ -6,6 +6,7 @@ use super::points::Point;
 use super::{Frontier, Pair};
 use crate::engine::stage::StageError;
 use crate::excerpt::listed;
+use crate::stages::report::repeats::{firsts, told};
 
 /// The difference of a pair in one column at equal values of another.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,8 @@ pub(super) struct Matched {
     pub(super) differences: Vec<f64>,
     /// The runs that both have.
     pub(super) runs: usize,
+    /// Which runs have the same lines as others, and count once.
+    pub(super) repeated: Option<String>,
     /// The range that both have, as a mean over those runs; or else both ranges, over all runs.
     pub(super) range: Result<(f64, f64), Ranges>,
 }
@@ -93,32 +96,13 @@ impl Line {
 }
 
 impl Frontier {
-    /// Compares all pairs; some of them must have a common range.
+    /// Compares all pairs.
     pub(super) fn matched(&self, points: &[Point]) -> Result<Vec<Matched>, StageError> {
         let mut all = Vec::new();
         for pair in &self.pairs {
             for (at, value) in self.compared() {
                 all.push(self.compare(pair, at, value, points)?);
             }
-        }
-        if all.iter().all(|one| one.range.is_err()) {
-            let told = all.iter().map(|one| {
-                format!(
-                    "{} and {} at equal `{}`: {}",
-                    one.pair.a,
-                    one.pair.b,
-                    one.at,
-                    one.range_text()
-                )
-            });
-            let told: Vec<String> = told.collect();
-            let columns = self.at.iter().map(|at| format!("`{at}`"));
-            return Err(StageError::new(format!(
-                "no pair has a common range of {}: {}",
-                columns.collect::<Vec<_>>().join(" or "),
-                told.join("; ")
-            ))
-            .hint("give the series more points along the axis, so that their ranges meet"));
         }
         Ok(all)
     }
@@ -153,10 +137,19 @@ impl Frontier {
                 self.aggregate
             )));
         }
+        let a_keys: Vec<&str> = a.keys().copied().collect();
+        let same = |one: usize, other: usize| {
+            let (one, other) = (a_keys[one], a_keys[other]);
+            a[one] == a[other] && b[one] == b[other]
+        };
+        let firsts = firsts(a_keys.len(), same);
+        let distinct = a.iter().zip(&firsts).enumerate();
+        let distinct = distinct.filter(|(at, (_, first))| at == *first);
+        let distinct: Vec<(&&str, &Line)> = distinct.map(|(_, (of_run, _))| of_run).collect();
         let mut differences = Vec::new();
         let mut ranges = Vec::new();
-        for (run, line) in &a {
-            if let Some((difference, range)) = line.above(&b[run]) {
+        for (run, line) in &distinct {
+            if let Some((difference, range)) = line.above(&b[**run]) {
                 differences.push(difference);
                 ranges.push(range);
             }
@@ -176,7 +169,8 @@ impl Frontier {
             at: at.to_owned(),
             value: value.to_owned(),
             differences,
-            runs: a.len(),
+            runs: distinct.len(),
+            repeated: told(&a_keys, &firsts, &self.aggregate),
             range,
         })
     }

@@ -30,7 +30,8 @@ use crate::stats::figure::Scale as FigureScale;
 /// With `pairs` the output `matched` has the difference of two series in each column of `values` at equal values of each
 /// column of `at`, run by run: in a run each series is a line through its points, sorted by what is held equal, with the
 /// mean of points where that is the same; the difference of the two lines is averaged over the range that both have. Means
-/// of that over the runs stand with a t interval. Where no run has a common range, the two ranges stand instead.
+/// of that over the runs stand with a t interval. Where no run has a common range, there is no difference, and the two
+/// ranges stand beside the empty cell.
 ///
 /// The output `figure` has for each column held equal and each value a chart of the points, `VALUE-over-COLUMN.svg`, and
 /// with `together` for each series `together-NUMBER-SERIES.svg`, several columns over that of `x`: over-optimisation shows
@@ -101,7 +102,7 @@ enum Scale {
     Linear,
     /// By their square root, as over-optimisation is drawn over a KL (Gao et al. 2023).
     Sqrt,
-    /// By their logarithm.
+    /// By their logarithm; what is not above 0 is not drawn.
     Log,
 }
 
@@ -121,7 +122,7 @@ fn title() -> String {
 
 impl Kind for Frontier {
     const NAME: &'static str = "frontier";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ along: strength, values: [Mean, exact_reward, Semantic diversity], at: [Mean, kl], \
         pairs: [{ a: GDPO, b: DPO }], x: { column: kl, scale: sqrt }, together: [Mean, exact_reward] }";
 
@@ -233,9 +234,20 @@ impl Kind for Frontier {
                 listed(incomplete)
             ));
         }
+        if let Some(note) = self.check_log_axis(&points)? {
+            ctx.note(&note);
+        }
         self.table(&points)?.write(&ctx.output("table")?)?;
         if !self.pairs.is_empty() {
             let matched = self.matched(&points)?;
+            let apart = matched.iter().filter(|one| one.range.is_err());
+            for one in apart {
+                let (a, b, at) = (&one.pair.a, &one.pair.b, &one.at);
+                ctx.note(&format!(
+                    "{a} and {b} at equal `{at}`: {}",
+                    one.range_text()
+                ));
+            }
             self.matched_table(&matched)?
                 .write(&ctx.output("matched")?)?;
         }

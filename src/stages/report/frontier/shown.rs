@@ -95,6 +95,21 @@ impl Frontier {
         table
             .notes
             .push("Common range: mean of its ends over those runs.".to_owned());
+        if matched.iter().any(|one| one.range.is_err()) {
+            table.notes.push(
+                "No common range, so no difference: more points along the axis may let the ranges meet."
+                    .to_owned(),
+            );
+        }
+        let mut repeats: Vec<String> = Vec::new();
+        for one in matched {
+            let told = one.repeated.as_ref().map(|told| {
+                let (a, b) = (&one.pair.a, &one.pair.b);
+                format!("{a} and {b}: runs with the same points throughout count once: {told}.")
+            });
+            repeats.extend(told.filter(|told| !repeats.contains(told)));
+        }
+        table.notes.extend(repeats);
         Ok(table)
     }
 

@@ -181,12 +181,23 @@ fn ranges_that_do_not_meet_are_told() {
                 .for_each(|value| *value = value.map(|value| value + 20.0));
         }
     }
-    let error = message(some.matched(&some.points(&tables).unwrap())).0;
+    // One pair alone that does not meet is told in its cell, too.
+    let matched = some.matched(&some.points(&tables).unwrap()).unwrap();
+    let table = some.matched_table(&matched).unwrap();
+    assert_eq!(table.numbers("a - b").unwrap(), [None]);
     assert_eq!(
-        error,
-        "no pair has a common range of `kl`: gdpo and tb at equal `kl`: no common range: gdpo 0.000 to 4.000, tb 20.000 to 30.000"
+        table.all_texts("Common range").unwrap(),
+        ["no common range: gdpo 0.000 to 4.000, tb 20.000 to 30.000"]
     );
-    // Another pair meets: this one is told in its cell.
+    assert!(
+        table
+            .notes
+            .iter()
+            .any(|note| note.starts_with("No common range, so no difference")),
+        "{:?}",
+        table.notes
+    );
+    // And beside a pair that meets.
     with["pairs"] = json!([{ "a": "gdpo", "b": "tb" }, { "a": "gdpo", "b": "dpo" }]);
     let both = kind(with);
     let matched = both.matched(&both.points(&tables).unwrap()).unwrap();
@@ -291,6 +302,55 @@ fn there_is_a_chart_for_each_column_and_for_each_series() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn runs_with_the_same_points_count_once() {
+    let kind = kind(params());
+    let mut points = kind.points(&tables()).unwrap();
+    let first = points.clone();
+    for point in points.iter_mut().filter(|point| point.run == "2") {
+        let same = |other: &&Point| other.name == point.name && other.run == "1";
+        point.values = first.iter().find(same).unwrap().values.clone();
+    }
+    let matched = kind.matched(&points).unwrap();
+    assert_eq!((matched[0].runs, matched[0].differences.len()), (1, 1));
+    let table = kind.matched_table(&matched).unwrap();
+    assert_eq!(table.numbers("a - b low").unwrap()[0], None);
+    let note = "gdpo and dpo: runs with the same points throughout count once: seed 1 = 2.";
+    let notes = table.notes.iter().filter(|told| *told == note);
+    assert_eq!(notes.count(), 1, "{:?}", table.notes);
+}
+
+#[test]
+fn what_a_logarithmic_axis_cannot_show_is_said() {
+    let mut with = params();
+    with["x"] = json!({ "column": "kl", "scale": "log" });
+    let kind = kind(with);
+    let mut points = kind.points(&tables()).unwrap();
+    assert_eq!(kind.check_log_axis(&points).unwrap(), None);
+    let mut zero = |name: &str| {
+        for point in points
+            .iter_mut()
+            .filter(|point| point.name.starts_with(name))
+        {
+            point.values.insert("kl".to_owned(), Some(0.0));
+        }
+        for (_, chart) in kind.charts(&points) {
+            chart.to_svg().unwrap();
+        }
+        kind.check_log_axis(&points)
+    };
+    assert_eq!(
+        zero("gdpo, 2").unwrap().unwrap(),
+        "not above 0 and so without a place on the logarithmic axis of `kl`: gdpo, 2"
+    );
+    let (error, hint) = message(zero(""));
+    assert!(
+        error.ends_with("`kl`: gdpo, 2, gdpo, 10, dpo, 2, dpo, 10"),
+        "{error}"
+    );
+    assert_eq!(hint, "`scale: sqrt` has a place for them");
 }
 
 #[test]
