@@ -291,9 +291,14 @@ impl ExportArgs {
 
     fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
         if target.exists() && !self.force {
+            let place = if self.page.is_some() {
+                "file"
+            } else {
+                "folder"
+            };
             return Err(Failure::Other {
                 message: format!("{} exists", target.display()),
-                hint: Some("choose another folder, or give `--force`".to_owned()),
+                hint: Some(format!("choose another {place}, or give `--force`")),
                 code: exit_code::USAGE,
             });
         }

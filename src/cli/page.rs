@@ -115,7 +115,7 @@ fn header(
         .map(|(key, value)| format!("| {key} | {value} |\n"))
         .collect();
     format!(
-        "# {}\n\n{}\n\nWritten by `flowgraph export --page`; a test holds `plan` against the pipeline.\n\n| | |\n| --- | --- |\n{rows}",
+        "# {}\n\n{}\n\nWritten by `flowgraph export --page` from the results of the pipeline whose digest is `plan`.\n\n| | |\n| --- | --- |\n{rows}",
         pipeline.name, pipeline.description
     )
 }

@@ -82,7 +82,7 @@ fn a_page_shows_every_table_and_the_plan_that_made_them() {
     assert_eq!(written.code, 0, "{}", written.stderr);
     let page = std::fs::read_to_string(space.path("p.md")).unwrap();
     for part in [
-        "# p\n\nTwo runs.",
+        "# p\n\nTwo runs.\n\nWritten by `flowgraph export --page` from the results of the pipeline whose digest is `plan`.",
         "| seeds | 1, 2 |",
         "| stages | 3 |",
         "## runs[seed=2]",
@@ -104,6 +104,14 @@ fn a_page_shows_every_table_and_the_plan_that_made_them() {
     );
     let (written, planned) = plans(&space.path("p.md")).unwrap();
     assert_eq!(written, planned);
-    assert_eq!(write(&[]).code, 2, "it is there already");
+    let there = write(&[]);
+    assert_eq!(there.code, 2, "it is there already");
+    assert!(
+        there
+            .stderr
+            .contains("choose another file, or give `--force`"),
+        "{}",
+        there.stderr
+    );
     assert_eq!(write(&["--force"]).code, 0);
 }
