@@ -81,7 +81,7 @@ fn what_is_no_artifact_of_the_kind_is_refused_with_its_place() {
         ),
         (
             "for row in rows: print(json.dumps(row | dict(reward=float('nan') if row['question_id'] == 2 else 1)))",
-            "scores.jsonl, row 3: `reward` is NaN, expected a finite number or null (expected value at line 1 column 149)",
+            "scores.jsonl, row 3: `reward` is NaN, expected a finite number or null (expected value at column 149)",
         ),
         (
             "for row in rows: print(json.dumps(row | dict(reward='high')))",

@@ -145,7 +145,7 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
         (
             "labelled_texts",
             row(r#"{"text": "a","#),
-            "rows, row 2: EOF while parsing a value at line 1 column 13",
+            "rows, row 2: EOF while parsing a value at column 13",
         ),
         (
             "labelled_texts",
@@ -155,7 +155,7 @@ fn faults_say_row_column_what_is_there_and_what_was_expected() {
         (
             "curve",
             "{\"step\": 1, \"loss\": NaN}".to_owned(),
-            "rows, row 1: `loss` is NaN, expected a finite number or null (expected value at line 1 column 21)",
+            "rows, row 1: `loss` is NaN, expected a finite number or null (expected value at column 21)",
         ),
         (
             "curve",

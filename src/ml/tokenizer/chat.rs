@@ -3,14 +3,17 @@
 //! A template is Jinja, as `transformers` renders it: blocks take the line break behind them and the white space before
 //! them, loops can be broken off, and there are `raise_exception`, Python's methods of texts and its JSON.
 
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use serde_json::value::RawValue;
 
 /// Steps that one rendering may take: templates come from outside.
 const FUEL: u64 = 10_000_000;
@@ -32,13 +35,82 @@ pub enum ChatTemplateError {
 }
 
 /// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Message {
     /// Who says it: `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
-    pub content: String,
+    /// What is said; `None` of one that, say, only calls a tool.
+    pub content: Option<String>,
+    /// What else it holds, such as `tool_calls`, by name and in order, as JSON; none of it is null.
+    pub more: Vec<(String, String)>,
+}
+
+impl Message {
+    /// A message that holds nothing else.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: Some(content.into()),
+            more: Vec::new(),
+        }
+    }
+
+    /// Makes what a template is given.
+    fn to_value(&self) -> Result<Value, Error> {
+        let mut fields = vec![
+            ("role".to_owned(), Value::from(self.role.as_str())),
+            ("content".to_owned(), Value::from(self.content.clone())),
+        ];
+        for (name, json) in &self.more {
+            let value = serde_json::from_str(json).map_err(|error| {
+                Error::new(ErrorKind::CannotDeserialize, format!("`{name}`: {error}"))
+            })?;
+            fields.push((name.clone(), value));
+        }
+        Ok(fields.into_iter().collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// Takes the fields of a message.
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Message;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a message with `role` and `content`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
+        let (mut role, mut content, mut more) = (None, None, Vec::new());
+        while let Some(name) = map.next_key::<String>()? {
+            match name.as_str() {
+                "role" => role = Some(map.next_value()?),
+                "content" => content = map.next_value()?,
+                _ => {
+                    let value: Box<RawValue> = map.next_value()?;
+                    // Whatever keeps rows in columns has null where a message has nothing.
+                    if value.get() != "null" {
+                        more.push((name, value.get().to_owned()));
+                    }
+                }
+            }
+        }
+        if content.is_none() && more.is_empty() {
+            return Err(A::Error::missing_field("content"));
+        }
+        Ok(Message {
+            role: role.ok_or_else(|| A::Error::missing_field("role"))?,
+            content,
+            more,
+        })
+    }
 }
 
 /// A template that is ready to render conversations.
@@ -77,6 +149,9 @@ impl ChatTemplate {
         messages: &[Message],
         is_prompt: bool,
     ) -> Result<String, ChatTemplateError> {
+        let in_words_of = |error: Error| ChatTemplateError::Render(in_words(&error));
+        let messages = messages.iter().map(Message::to_value);
+        let messages: Vec<Value> = messages.collect::<Result<_, _>>().map_err(in_words_of)?;
         let variables = minijinja::context! {
             messages,
             add_generation_prompt => is_prompt,
@@ -223,11 +298,28 @@ mod tests {
     }
 
     #[test]
+    fn all_that_a_message_holds_is_given_to_the_template() {
+        let messages = r#"[{"role": "user", "content": "a", "tool_calls": null},
+            {"thinking": "hm", "role": "assistant", "content": null,
+             "tool_calls": [{"function": {"name": "f", "arguments": {"z": 1, "a": [true, null, "\u00e9"]}}}]}]"#;
+        let messages: Vec<Message> = serde_json::from_str(messages).unwrap();
+        let template = "{% for m in messages %}{{ m.role }}:{% if 'tool_calls' in m %}{{ m.thinking }} \
+                        {% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}\
+                        {% else %}{{ m.content }}{% endif %};{% endfor %}";
+        let template = ChatTemplate::new(template, "", "").unwrap();
+        let expected =
+            r#"user:a;assistant:hm {"name": "f", "arguments": {"z": 1, "a": [true, null, "é"]}};"#;
+        assert_eq!(template.render(&messages, false).unwrap(), expected);
+        let error = serde_json::from_str::<Message>(r#"{"role": "user"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("missing field `content`"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn templates_that_cannot_be_trusted_or_read_are_errors() {
-        let message = Message {
-            role: "user".to_owned(),
-            content: "a".to_owned(),
-        };
+        let message = Message::new("user", "a");
         for (template, says) in [
             ("{{ strftime_now('%d') }}", "is the time of the day"),
             (

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 use super::MAXIMUM_ROW;
+use super::classes::Classes;
 
 /// What is wrong with a value, in words.
 pub(super) type Fault = &'static str;
@@ -14,6 +15,8 @@ pub(super) type Fault = &'static str;
 pub type Checked<T> = Result<Option<T>, &'static str>;
 
 const NOT_TEXT: Fault = "neither text nor a number";
+const HALF: Fault =
+    "text with one half of a surrogate pair (`\\ud83d` without its `\\ude00`), which is no letter";
 /// No value of a public layout is nested deeper.
 const DEEPEST: usize = 16;
 
@@ -38,6 +41,9 @@ pub(super) trait Cell: Sized {
         None
     }
 
+    /// Puts the names of classes where their numbers stand; `None` for null.
+    fn named(self, classes: &Classes) -> Checked<Self>;
+
     /// Takes a column.
     fn values(column: &Column) -> PolarsResult<Self::Values>;
 
@@ -61,12 +67,19 @@ impl Cell for String {
             Ok(Value::Number(_)) if !text.contains(['.', 'e', 'E']) => Ok(Some(text.to_owned())),
             Ok(Value::Number(number)) => Ok(Some(number.to_string())),
             Ok(Value::Null) => Ok(None),
+            Err(_) if has_half_a_letter(text) => Err(HALF),
             _ => Err(NOT_TEXT),
         }
     }
 
     fn of_text(text: &str) -> Self {
         text.to_owned()
+    }
+
+    fn named(self, classes: &Classes) -> Checked<Self> {
+        let name = self.parse().ok().and_then(|number| classes.name(number));
+        name.map_or(Ok(self), |name| name.map(str::to_owned))
+            .map(Some)
     }
 
     fn values(column: &Column) -> PolarsResult<Self::Values> {
@@ -110,11 +123,20 @@ impl Cell for Nested {
 
     fn of_json(value: &RawValue) -> Checked<Self> {
         let text = value.get();
+        if has_half_a_letter(text) {
+            return Err(HALF);
+        }
         Ok((text != "null").then(|| Self(text.to_owned())))
     }
 
     fn of_text(text: &str) -> Self {
         Self(Value::from(text).to_string())
+    }
+
+    fn named(self, classes: &Classes) -> Checked<Self> {
+        let value = self.parse().map_err(|_| "nested too deeply")?;
+        let value = classes.put_into(value)?;
+        Ok((!value.is_null()).then(|| Self(value.to_string())))
     }
 
     fn values(column: &Column) -> PolarsResult<Series> {
@@ -130,6 +152,28 @@ impl Cell for Nested {
         write(value, DEEPEST, &mut text)?;
         Ok(Some(Self(text)))
     }
+}
+
+/// Whether JSON spells one half of a surrogate pair without the other, which only reading the text would tell.
+fn has_half_a_letter(json: &str) -> bool {
+    let mut parts = json.split('\\').skip(1);
+    let mut is_open = false;
+    while let Some(part) = parts.next() {
+        let unit = part.get(1..5).filter(|_| part.starts_with('u'));
+        let unit = unit.and_then(|digits| u16::from_str_radix(digits, 16).ok());
+        match unit {
+            Some(0xd800..0xdc00) if !is_open && part.len() == 5 => is_open = true,
+            Some(0xdc00..0xe000) if is_open => is_open = false,
+            Some(0xd800..0xe000) => return true,
+            _ if is_open => return true,
+            _ => {}
+        }
+        // An escaped backslash: what follows is text.
+        if part.is_empty() {
+            parts.next();
+        }
+    }
+    is_open
 }
 
 /// Writes a value as JSON, at most `depth` levels of it.
@@ -175,9 +219,10 @@ fn write(value: AnyValue, depth: usize, text: &mut String) -> Result<(), Fault> 
             {
                 return Err("NaN or infinite, expected a finite number");
             }
-            let whole = other.extract::<i64>().filter(|_| other.is_integer());
+            let whole = other.extract::<i128>().filter(|_| other.is_integer());
+            let whole = whole.and_then(Number::from_i128);
             let number = other.extract::<f64>().and_then(Number::from_f64);
-            let number = whole.map(Number::from).or(number);
+            let number = whole.or(number);
             Value::Number(number.ok_or("neither text, a number, a list nor a structure")?)
         }
     };

@@ -116,11 +116,4 @@ impl<T: Cell> Reading<'_, T> {
         }
         Ok(ControlFlow::Continue(()))
     }
-
-    pub(super) fn damaged(&self, reason: String) -> RowsError {
-        RowsError::Damaged {
-            file: self.file.clone(),
-            reason,
-        }
-    }
 }

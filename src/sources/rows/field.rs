@@ -4,9 +4,10 @@ use polars::prelude::{Column, PolarsResult, Series};
 use serde_json::value::RawValue;
 
 use super::cell::{Cell, Checked, Nested};
+use super::classes::Classes;
 
-/// Whole numbers above are not told apart by those who read them as floating-point numbers.
-const GREATEST: f64 = 9_007_199_254_740_992.0;
+/// The greatest whole number that is told apart from its neighbours where it is read as a floating-point number.
+pub const GREATEST_WHOLE: u64 = 1 << 53;
 
 /// A value, or that there is none: no row is left out for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +62,20 @@ impl Field {
         number.is_finite().then_some(number)
     }
 
-    /// Returns a whole number that is not negative.
+    /// Returns a whole number that is not negative, and not above [`GREATEST_WHOLE`].
     pub fn whole(&self) -> Option<f64> {
-        self.number()
-            .filter(|number| number.trunc() == *number && (0.0..=GREATEST).contains(number))
+        let text = match self {
+            Self::Written(text) => text.trim(),
+            Self::Typed(value) => value.as_json(),
+            Self::Empty => return None,
+        };
+        // Made a floating-point number first, one that is too great would be rounded to the greatest.
+        if let Ok(number) = text.parse::<u64>() {
+            return (number <= GREATEST_WHOLE).then_some(number as f64);
+        }
+        self.number().filter(|number| {
+            number.trunc() == *number && (0.0..GREATEST_WHOLE as f64).contains(number)
+        })
     }
 
     /// Returns a truth.
@@ -134,6 +145,14 @@ impl Cell for Field {
 
     fn nothing() -> Option<Self> {
         Some(Self::Written(String::new()))
+    }
+
+    fn named(self, classes: &Classes) -> Checked<Self> {
+        match self {
+            Self::Typed(value) => Ok(value.named(classes)?.map(Self::from)),
+            Self::Written(text) => Ok(text.named(classes)?.map(Self::Written)),
+            Self::Empty => Ok(Some(self)),
+        }
     }
 
     fn values(column: &Column) -> PolarsResult<Series> {

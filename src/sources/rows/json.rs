@@ -11,8 +11,8 @@ use super::cell::{Cell, Checked};
 use super::meter::{Meter, Metered};
 use super::{Names, Reading, RowsError, note};
 
-/// What an object has of some columns; the rest of it is skipped, and takes no memory.
-type Found = Vec<Option<Box<RawValue>>>;
+/// What an object has of some columns; the rest of it is skipped, and takes no memory. `None` of what is no object.
+type Found = Option<Vec<Option<Box<RawValue>>>>;
 
 impl<T: Cell> Reading<'_, T> {
     pub(super) fn json_lines(
@@ -20,6 +20,7 @@ impl<T: Cell> Reading<'_, T> {
         reader: impl BufRead,
     ) -> Result<ControlFlow<()>, RowsError> {
         self.each_line(reader, |reading, number, line| {
+            let line = line.trim_ascii_end();
             let mut parser = serde_json::Deserializer::from_slice(line);
             let found = reading.object_seed().deserialize(&mut parser);
             let found = found.and_then(|found| parser.end().map(|()| found));
@@ -57,6 +58,13 @@ impl<T: Cell> Reading<'_, T> {
     }
 
     fn object(&mut self, number: usize, found: &Found) -> Result<ControlFlow<()>, RowsError> {
+        let Some(found) = found else {
+            let values = self
+                .columns
+                .iter()
+                .map(|_| Err("not there: the row is no object"));
+            return self.row(number, values);
+        };
         let value = |found: &Option<Box<RawValue>>| -> Checked<T> {
             found
                 .as_ref()
@@ -68,7 +76,13 @@ impl<T: Cell> Reading<'_, T> {
 
 /// Says why a line is no JSON; Python writes numbers that JSON has not.
 fn not_json(error: &serde_json::Error, line: &[u8]) -> String {
-    let line = String::from_utf8_lossy(line);
+    // The parser has seen one line of the file.
+    let error = error
+        .to_string()
+        .replace(" at line 1 column ", " at column ");
+    let Ok(line) = std::str::from_utf8(line) else {
+        return format!("not UTF-8 ({error})");
+    };
     let column = |word: &str| -> Option<String> {
         let before = line[..line.find(word)?].trim_end_matches(['-', ' ']);
         let key = before.strip_suffix(':')?.trim_end().strip_suffix('"')?;
@@ -80,7 +94,7 @@ fn not_json(error: &serde_json::Error, line: &[u8]) -> String {
         Some((word, column)) => {
             format!("`{column}` is {word}, expected a finite number or null ({error})")
         }
-        None => error.to_string(),
+        None => error,
     }
 }
 
@@ -96,7 +110,7 @@ impl<'de> DeserializeSeed<'de> for Object<'_> {
     type Value = Found;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
-        deserializer.deserialize_map(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -108,7 +122,7 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut found: Found = vec![None; self.columns.len()];
+        let mut found = vec![None; self.columns.len()];
         while let Some(column) = map.next_key_seed(Name(self))? {
             match column {
                 Some(column) => found[column] = Some(map.next_value()?),
@@ -117,7 +131,36 @@ impl<'de> Visitor<'de> for Object<'_> {
                 }
             }
         }
-        Ok(found)
+        Ok(Some(found))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Found, A::Error> {
+        while elements.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Found, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Found, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Found, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Found, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Found, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Found, E> {
+        Ok(None)
     }
 }
 

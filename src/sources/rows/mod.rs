@@ -3,6 +3,7 @@
 //! The format is told by the first bytes: a file from a cache has no telling name. Files come from outside: what is
 //! unpacked or kept of them is limited, however much a small one claims to hold.
 
+use std::borrow::Cow;
 use std::cell::{Cell as Counter, RefCell};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
@@ -12,20 +13,23 @@ use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use indexmap::IndexSet;
-use polars::prelude::PolarsError;
 
 use self::cell::Cell;
+use self::classes::ClassColumns;
 use self::meter::Metered;
 use crate::excerpt::listed;
 use crate::files::regular;
 use crate::hint::Hint;
 
 pub use self::cell::{Checked, Nested};
-pub use self::field::Field;
+pub use self::error::RowsError;
+pub use self::field::{Field, GREATEST_WHOLE};
 
 mod arrow;
 mod cell;
+mod classes;
 mod csv;
+mod error;
 mod field;
 mod json;
 mod lines;
@@ -42,106 +46,6 @@ const LEAST_UNPACKED: u64 = 48 << 20;
 const UNPACKED_SHARE: u64 = 8;
 /// What a row, or that there is one, costs beside its text.
 const ROW_BYTES: u64 = 256;
-
-/// Why rows could not be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RowsError {
-    /// The operating system refused; the message carries the path.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// A parquet file is damaged.
-    #[error("{file}: {source}")]
-    Frame {
-        /// The file.
-        file: Arc<str>,
-        /// What polars says.
-        source: PolarsError,
-    },
-    /// A file that is not what it seems.
-    #[error("{file}: damaged: {reason}")]
-    Damaged {
-        /// The file.
-        file: Arc<str>,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A file of another format, or a column of another type.
-    #[error("{file}: {what}")]
-    Unsupported {
-        /// The file.
-        file: Arc<str>,
-        /// What it is.
-        what: String,
-        /// What can be done.
-        #[source]
-        hint: Hint,
-    },
-    /// A column is not there.
-    #[error("{file}: no column `{column}`; found: {found}")]
-    Column {
-        /// The file.
-        file: Arc<str>,
-        /// The column.
-        column: String,
-        /// The columns that are there.
-        found: String,
-    },
-    /// A row is not what it should be.
-    #[error("{file}, row {row}: {reason}")]
-    Row {
-        /// The file.
-        file: Arc<str>,
-        /// Counted from 1; the header is not counted.
-        row: usize,
-        /// What is wrong.
-        reason: String,
-    },
-    /// More text than a file of this size may hold.
-    #[error("{file}: {what} more than {} MiB", limit >> 20)]
-    TooLarge {
-        /// The file.
-        file: Arc<str>,
-        /// What is too large.
-        what: &'static str,
-        /// The limit in bytes.
-        limit: u64,
-        /// What can be done.
-        #[source]
-        hint: Hint,
-    },
-    /// A folder without a file that could be read.
-    #[error(
-        "{folder}: no file ends in .parquet, .arrow, .csv, .json or .jsonl, or one of these and .gz"
-    )]
-    NoFiles {
-        /// The folder.
-        folder: String,
-    },
-    /// A folder of several splits, none of them chosen; or one that is not there.
-    #[error("{folder}: {problem}; it has the splits {found}")]
-    Split {
-        /// The folder.
-        folder: String,
-        /// What is wrong.
-        problem: String,
-        /// The splits that are there.
-        found: String,
-        /// What can be done.
-        #[source]
-        hint: Hint,
-    },
-}
-
-impl RowsError {
-    /// Names the folder that it is about as messages do.
-    fn of_folder(mut self, name: &str) -> Self {
-        if let Self::NoFiles { folder } | Self::Split { folder, .. } = &mut self {
-            name.clone_into(folder);
-        }
-        self
-    }
-}
 
 /// One row, of text or of nested values.
 #[derive(Debug, Clone, PartialEq)]
@@ -219,6 +123,8 @@ pub struct RowFiles {
     passed: Counter<u64>,
     /// Whether they are plain text, a row in each line.
     is_lines: bool,
+    /// What is said beside them of their columns.
+    classes: ClassColumns,
 }
 
 impl RowFiles {
@@ -232,9 +138,35 @@ impl RowFiles {
         split: Option<&str>,
         most_text: Option<u64>,
     ) -> Result<Self, RowsError> {
+        Self::found(path, name, split, most_text, false)
+    }
+
+    /// Finds plain text as [`Self::find`] finds rows, in a folder the files that end in .txt: each line that is not blank
+    /// is a row of one value, whatever its column is called.
+    pub fn find_lines(
+        path: &Path,
+        name: &str,
+        split: Option<&str>,
+        most_text: Option<u64>,
+    ) -> Result<Self, RowsError> {
+        Self::found(path, name, split, most_text, true)
+    }
+
+    fn found(
+        path: &Path,
+        name: &str,
+        split: Option<&str>,
+        most_text: Option<u64>,
+        is_lines: bool,
+    ) -> Result<Self, RowsError> {
         let mut files = Vec::new();
+        let mut classes = ClassColumns::default();
         if fs_err::metadata(path)?.is_dir() {
-            let parts = split::part_files(path, split).map_err(|error| error.of_folder(name))?;
+            let in_folder = |error: RowsError| error.of_folder(name);
+            let parts = split::part_files(path, split, is_lines).map_err(in_folder)?;
+            if let Some(first) = parts.first() {
+                classes = saved::classes_beside(first).map_err(in_folder)?;
+            }
             for part in parts {
                 let bytes = regular(&part)?.len();
                 // Where it lies is nobody's business: a copy of what is called `name`.
@@ -258,7 +190,8 @@ impl RowFiles {
             files,
             most_text,
             passed: Counter::new(0),
-            is_lines: false,
+            is_lines,
+            classes,
         })
     }
 
@@ -270,13 +203,6 @@ impl RowFiles {
     /// Returns how many of these the reading under way has gone through, roughly.
     pub fn bytes_passed(&self) -> u64 {
         self.passed.get()
-    }
-
-    /// Takes the files for plain text: each line that is not blank is a row of one value, whatever its column is called.
-    #[must_use]
-    pub fn as_lines(mut self) -> Self {
-        self.is_lines = true;
-        self
     }
 
     /// Returns how much text of the files may be kept.
@@ -353,6 +279,7 @@ impl RowFiles {
                 names,
                 is_lines: self.is_lines,
                 most_unpacked: self.most_text.unwrap_or_else(|| unpacked(*bytes)),
+                classes: Cow::Borrowed(&self.classes),
                 take: &mut *take,
             };
             if rows.file(path)?.is_break() {
@@ -431,6 +358,8 @@ struct Reading<'a, T> {
     is_lines: bool,
     /// Bytes that what is packed in the file may unpack to at a time.
     most_unpacked: u64,
+    /// Columns whose numbers stand for names.
+    classes: Cow<'a, ClassColumns>,
     take: &'a mut dyn FnMut(Row<Checked<T>>) -> Result<ControlFlow<()>, RowsError>,
 }
 
@@ -477,7 +406,24 @@ impl<T: Cell> Reading<'_, T> {
             .strip_prefix(b"\xef\xbb\xbf")
             .unwrap_or(&start)
             .to_vec();
+        let of_two = [[0xff, 0xfe], [0xfe, 0xff]];
+        let is_marked = of_two.iter().any(|mark| start.starts_with(mark));
+        if is_marked || start.contains(&0) {
+            let what = if is_marked {
+                "it is UTF-16, expected UTF-8"
+            } else {
+                "it holds zero bytes, which no text in UTF-8 does"
+            };
+            return Err(RowsError::Unsupported {
+                file: Arc::clone(self.file),
+                what: what.to_owned(),
+                hint: Hint::new("write it as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`"),
+            });
+        }
         let first = start.trim_ascii_start().first().copied();
+        if start.is_empty() && !self.is_lines {
+            return Err(self.damaged("it is empty, it has not one byte".to_owned()));
+        }
         let reader = Cursor::new(start).chain(reader);
         match first {
             _ if self.is_lines => self.lines(BufReader::new(reader)),
@@ -495,6 +441,24 @@ impl<T: Cell> Reading<'_, T> {
         }
     }
 
+    fn damaged(&self, reason: String) -> RowsError {
+        RowsError::Damaged {
+            file: Arc::clone(self.file),
+            reason,
+        }
+    }
+
+    /// Takes what the file itself says of its columns, rather than what is said beside it.
+    fn take_classes(&mut self, said: &str) -> Result<(), RowsError> {
+        let read = ClassColumns::read(said);
+        let read = read.map_err(|error| {
+            let key = classes::KEY;
+            self.damaged(format!("what it says as `{key}` cannot be read: {error}"))
+        })?;
+        self.classes = Cow::Owned(read);
+        Ok(())
+    }
+
     /// A truncated or damaged gzip file, say.
     fn unreadable(&self, number: usize, error: &std::io::Error) -> RowsError {
         self.fault(number, format!("cannot be read: {error}"))
@@ -506,10 +470,16 @@ impl<T: Cell> Reading<'_, T> {
         number: usize,
         values: impl Iterator<Item = Checked<T>>,
     ) -> Result<ControlFlow<()>, RowsError> {
+        let classes = self.columns.iter().map(|column| self.classes.of(column));
+        let values = values.zip(classes).map(|(value, classes)| match classes {
+            Some(classes) => value?.map_or(Ok(None), |value| value.named(classes)),
+            None => value,
+        });
+        let values = values.collect();
         (self.take)(Row {
             file: Arc::clone(self.file),
             number,
-            values: values.collect(),
+            values,
         })
     }
 

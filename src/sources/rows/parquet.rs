@@ -22,7 +22,7 @@ use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 use polars_parquet_format::{Encoding, PageHeader, PageType};
 
 use super::cell::Cell;
-use super::{Reading, RowsError, note};
+use super::{Reading, RowsError, classes, note};
 use crate::hint::Hint;
 use crate::quiet::catch_quietly;
 
@@ -82,6 +82,12 @@ impl<T: Cell> Reading<'_, T> {
         };
         let mut reader = ParquetReader::new(file.try_clone()?);
         let mut schema = reader.schema().map_err(|e| frame(self.file, e))?;
+        let metadata = reader.get_metadata().map_err(|e| frame(self.file, e))?;
+        let said = metadata.key_value_metadata.iter().flatten();
+        let mut said = said.filter(|pair| pair.key == classes::KEY);
+        if let Some(said) = said.next().and_then(|pair| pair.value.as_deref()) {
+            self.take_classes(said)?;
+        }
         let is_read_in = |schema: &ArrowSchema, column: &str| {
             schema.get(column).is_none_or(|field| is_read(&field.dtype))
         };

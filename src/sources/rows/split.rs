@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{RowsError, saved};
+use crate::excerpt::listed;
 use crate::hint::Hint;
 
 const ENDINGS: [&str; 5] = [".parquet", ".arrow", ".csv", ".json", ".jsonl"];
+/// Files of plain text.
+const TEXT: [&str; 1] = [".txt"];
 
 /// What the names of files say of usual splits, by the words in them.
 const WORDS: [(&str, &[&str]); 3] = [
@@ -15,21 +18,32 @@ const WORDS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// Returns the part files of a folder in the order of their names, those of one split if it is given.
+/// Returns the part files of a folder in the order of their names, those of one split if it is given. If plain text is
+/// wanted, they are the files that end in .txt, if there is one.
 ///
 /// # Errors
 /// A folder without part files, one of several splits where none is given, and one without the split that is.
-pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, RowsError> {
+pub(super) fn part_files(
+    folder: &Path,
+    split: Option<&str>,
+    are_texts: bool,
+) -> Result<Vec<PathBuf>, RowsError> {
     if let Some(files) = saved::part_files(folder, split)? {
         return Ok(files);
     }
-    let mut parts = Vec::new();
+    let (mut parts, mut texts) = (Vec::new(), Vec::new());
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(stem) = stem(&name) {
-            parts.push((entry.path(), split_of(stem)));
+        for (files, endings) in [(&mut parts, &ENDINGS[..]), (&mut texts, &TEXT)] {
+            if let Some(stem) = stem(&name, endings) {
+                files.push((entry.path(), split_of(stem)));
+            }
         }
+    }
+    let has_texts = !texts.is_empty();
+    if are_texts && has_texts {
+        parts = texts;
     }
     // Beside files of other formats, those of JSON say what they hold, as `dataset_infos.json` does.
     let is_json = |path: &Path| path.extension().is_some_and(|ending| ending == "json");
@@ -39,6 +53,9 @@ pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathB
     if parts.is_empty() {
         return Err(RowsError::NoFiles {
             folder: folder.display().to_string(),
+            hint: has_texts.then_some(Hint::new(
+                "files that end in .txt are plain text: `load_texts` reads them with `format: lines`",
+            )),
         });
     }
     parts.sort();
@@ -55,10 +72,21 @@ pub(super) fn part_files(folder: &Path, split: Option<&str>) -> Result<Vec<PathB
         _ => None,
     };
     if let Some((problem, hint)) = problem {
-        let names = splits
-            .into_iter()
-            .map(|split| split.as_deref().unwrap_or("(files of none)"));
-        return Err(no_split(folder, problem, names, hint));
+        let mut error = no_split(
+            folder,
+            problem,
+            splits.iter().copied().flatten().map(String::as_str),
+            hint,
+        );
+        if let RowsError::Split { found, .. } = &mut error
+            && splits.contains(&None)
+        {
+            *found = match splits.len() {
+                1 => "the names of its files tell none".to_owned(),
+                _ => format!("{found}, and files whose names tell none"),
+            };
+        }
+        return Err(error);
     }
     let wanted = split.map(usual);
     let files = parts
@@ -76,15 +104,15 @@ pub(super) fn no_split<'a>(
     RowsError::Split {
         folder: folder.display().to_string(),
         problem,
-        found: found.collect::<Vec<_>>().join(", "),
+        found: format!("it has the splits {}", listed(found)),
         hint: Hint::new(hint),
     }
 }
 
 /// The name of a part file without its ending.
-fn stem(name: &str) -> Option<&str> {
+fn stem<'a>(name: &'a str, endings: &[&str]) -> Option<&'a str> {
     let name = name.strip_suffix(".gz").unwrap_or(name);
-    ENDINGS.iter().find_map(|ending| name.strip_suffix(ending))
+    endings.iter().find_map(|ending| name.strip_suffix(ending))
 }
 
 /// The split of a part file: `train-00000-of-00002` is of `train`, as is `my_train.part1`.

@@ -152,8 +152,34 @@ fn faults_name_file_and_row() {
         ),
         (
             b"[{\"id\": 0, \"text\": \"a\"}, 7]".to_vec(),
-            "DATA, row 2: invalid type: integer `7`, expected an object",
+            "DATA, row 2: `id` is not there: the row is no object",
         ),
+        (
+            b"{\"id\": 0, \"text\": \"a\"}\n[{\"id\": 1}]\n".to_vec(),
+            "DATA, row 2: `id` is not there: the row is no object",
+        ),
+        (
+            b"{\"id\": 0, \"text\": \"a\"}\n{\"id\": 1, \"text\": caf\xe9}\n".to_vec(),
+            "DATA, row 2: not UTF-8 (expected value at column 19)",
+        ),
+        (
+            b"{\"id\": 0, \"text\": \"a \\ud83d b\"}\n".to_vec(),
+            "DATA, row 1: `text` is text with one half of a surrogate pair",
+        ),
+        (
+            b"".to_vec(),
+            "DATA: damaged: it is empty, it has not one byte",
+        ),
+        (gzip(""), "DATA: damaged: it is empty, it has not one byte"),
+        (
+            b"\xff\xfei\0d\0,\0".to_vec(),
+            "DATA: it is UTF-16, expected UTF-8; hint: write it as UTF-8: `iconv",
+        ),
+        (
+            b"\0i\0d\0,".to_vec(),
+            "DATA: it holds zero bytes, which no text in UTF-8 does",
+        ),
+        (gzip("id,te\0xt\n"), "DATA: it holds zero bytes"),
         (
             b"[{\"id\": 0, \"text\": \"a\"}".to_vec(),
             "DATA, row 2: EOF while parsing a list",
@@ -167,6 +193,90 @@ fn faults_name_file_and_row() {
         let error = read(&bytes).unwrap_err();
         assert!(error.starts_with(message), "{error}");
     }
+}
+
+#[test]
+fn halves_of_letters_are_told_from_whole_ones() {
+    let text = |json: &str| {
+        let line = format!("{{\"id\": 0, \"text\": \"{json}\"}}");
+        let (_folder, path) = written("data", line.as_bytes());
+        let files = RowFiles::find(&path, "DATA", None, None).unwrap();
+        let mut found = Vec::new();
+        let read = files.read_fields(&["text"], |row| {
+            found.push(row.map(|row| row.values[0].text().unwrap()));
+            Ok(ControlFlow::Continue(()))
+        });
+        read.unwrap();
+        found.remove(0).map_err(|error| in_one_line(&error))
+    };
+    for (json, expected) in [
+        (r"\ud83d\ude00", "\u{1f600}"),
+        (r"\uD83D\uDE00\u00e9", "\u{1f600}é"),
+        (r"\\ud83d \u005cud83d", r"\ud83d \ud83d"),
+        (r"\\\ud83d\ude00", "\\\u{1f600}"),
+    ] {
+        assert_eq!(text(json).unwrap(), expected);
+    }
+    for json in [
+        r"\ud83d",
+        r"\ude00",
+        r"\ud83d \ude00",
+        r"\ude00\ud83d",
+        r"\ud83d\\ude00",
+        r"\ud83d\n",
+        r"\\\ud83d",
+    ] {
+        let error = text(json).unwrap_err();
+        assert!(
+            error.contains("one half of a surrogate pair"),
+            "{json}: {error}"
+        );
+    }
+}
+
+#[test]
+fn whole_numbers_are_those_that_are_told_apart() {
+    let whole = |text: &str| {
+        let typed = Field::Written(text.to_owned()).whole();
+        let (_folder, path) = written("data", format!("{{\"id\": {text}}}").as_bytes());
+        let files = RowFiles::find(&path, "DATA", None, None).unwrap();
+        let read = files.read_fields(&["id"], |row| {
+            assert_eq!(row?.values[0].whole(), typed);
+            Ok(ControlFlow::Continue(()))
+        });
+        read.unwrap();
+        typed
+    };
+    for (text, expected) in [
+        ("7", Some(7.0)),
+        ("7.0", Some(7.0)),
+        ("1e3", Some(1000.0)),
+        ("9007199254740992", Some(9_007_199_254_740_992.0)),
+        ("9007199254740993", None),
+        ("9007199254740992.5", None),
+        ("18446744073709551616", None),
+        ("-1", None),
+        ("0.5", None),
+    ] {
+        assert_eq!(whole(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn numbers_beyond_63_bits_keep_their_digits() {
+    let columns = vec![Series::new("id".into(), [u64::MAX, 1 << 63, 7]).into()];
+    let mut frame = DataFrame::new(3, columns).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+    let (_folder, path) = written("data", &bytes);
+    let files = RowFiles::find(&path, "DATA", None, None).unwrap();
+    let mut found = Vec::new();
+    let read = files.read_fields(&["id"], |row| {
+        found.push(row?.values[0].to_text().unwrap());
+        Ok(ControlFlow::Continue(()))
+    });
+    read.unwrap();
+    assert_eq!(found, ["18446744073709551615", "9223372036854775808", "7"]);
 }
 
 #[test]
@@ -370,6 +480,21 @@ fn splits_are_told_apart_and_one_is_chosen() {
     assert_eq!(
         texts(folder.path(), Some("validation")).unwrap(),
         ["my_dev.csv"]
+    );
+    write("notes.csv");
+    let error = texts(folder.path(), None).unwrap_err();
+    assert!(
+        error.contains(
+            "it has the splits hard, test, train, validation, and files whose names tell none; "
+        ),
+        "{error}"
+    );
+    let (alone, _) = written("notes.csv", b"text\na\n");
+    let error = texts(alone.path(), Some("train")).unwrap_err();
+    assert!(
+        error
+            .starts_with("DATA: it has no split `train`; the names of its files tell none; hint: "),
+        "{error}"
     );
     let file = folder.path().join("my_dev.csv");
     let error = texts(&file, Some("train")).unwrap_err();

@@ -2,6 +2,42 @@
 
 use crate::engine::stage::StageError;
 
+/// Why a row is not taken.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It is left out.
+    Row(String),
+    /// The stage ends: what is wrong with the row, and what helps.
+    File(String, &'static str),
+    /// The stage ends for a reason that is not the row's.
+    Stage(StageError),
+}
+
+impl Fault {
+    /// What becomes of a row that `place` names: a reason to leave it out, or to end.
+    pub(super) fn of_row(self, place: impl FnOnce() -> String) -> Result<String, StageError> {
+        match self {
+            Self::Row(fault) => Ok(format!("{}: {fault}", place())),
+            Self::File(fault, hint) => {
+                Err(StageError::new(format!("{}: {fault}", place())).hint(hint))
+            }
+            Self::Stage(error) => Err(error),
+        }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(fault: String) -> Self {
+        Self::Row(fault)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(fault: &str) -> Self {
+        Self::Row(fault.to_owned())
+    }
+}
+
 /// What was left out of the rows that were read.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,8 @@ use super::origin::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextLayout {
-    /// `t-davidson/hate-speech-and-offensive-language`: `tweet`, and `class` 0 `hate`, 1 `offensive`, 2 `neither`.
+    /// `t-davidson/hate-speech-and-offensive-language`: `tweet`, and `class` 0 `hate`, 1 `offensive`, 2 `neither`; or on
+    /// the hub, as `tdavidson/hate_speech_offensive`, `hate speech`, `offensive language` and `neither`.
     Davidson,
     /// `paul-rottger/hatecheck-data`: `test_case`, and `label_gold`, `hateful` or `non-hateful`.
     Hatecheck,
@@ -48,7 +49,15 @@ impl TextLayout {
     /// Classes as files spell them, and as we do, where the layout knows them.
     fn classes(self) -> Option<&'static [(&'static str, &'static str)]> {
         match self {
-            Self::Davidson => Some(&[("0", "hate"), ("1", "offensive"), ("2", "neither")]),
+            // On the hub the numbers have names.
+            Self::Davidson => Some(&[
+                ("0", "hate"),
+                ("1", "offensive"),
+                ("2", "neither"),
+                ("hate speech", "hate"),
+                ("offensive language", "offensive"),
+                ("neither", "neither"),
+            ]),
             Self::Hatecheck => Some(&[("hateful", "hateful"), ("non-hateful", "non-hateful")]),
             Self::TextLabel => None,
         }
@@ -71,8 +80,9 @@ impl TextLayout {
 /// What is read is the `source`, or without one what a stage made, on the port `data`; without `layout` the names of the
 /// columns decide.
 ///
-/// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts. Rows with an
-/// empty cell or one that cannot be read are left out; the log says how many, and what is wrong with the first.
+/// A text's part follows from the seed and the text alone, so that copies of a text are never in both parts. Numbers of
+/// classes become their names, where `datasets` of Hugging Face says them. Rows with an empty cell or one that cannot be
+/// read are left out; the log says how many, and what is wrong with the first. What is no JSON at all is an error.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadLabelledTexts {
@@ -131,7 +141,7 @@ struct Found {
 
 impl Kind for LoadLabelledTexts {
     const NAME: &'static str = "load_labelled_texts";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str =
         "{ source: data/davidson.csv, layout: davidson, held_out: 0.1, prompts: 150, seed: 1 }";
 
@@ -314,7 +324,8 @@ impl LoadLabelledTexts {
         let known = self.layout.and_then(TextLayout::classes);
         let there: BTreeSet<&str> = found.iter().map(|found| found.class.as_str()).collect();
         if let Some(known) = known {
-            return Ok(known.iter().map(|(_, name)| (*name).to_owned()).collect());
+            let known: IndexSet<&str> = known.iter().map(|(_, name)| *name).collect();
+            return Ok(known.into_iter().map(str::to_owned).collect());
         }
         let mut named = self.labels.keys();
         if let Some(absent) = named.find(|name| !there.contains(name.as_str())) {
@@ -408,6 +419,33 @@ mod tests {
     }
 
     #[test]
+    fn classes_that_have_names_on_the_hub_are_those_of_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["hate speech", "offensive language", "neither"];
+        let feature = serde_json::json!({ "names": names, "_type": "ClassLabel" });
+        let info = serde_json::json!({ "features": { "class": feature } });
+        let read = |kind: &LoadLabelledTexts| -> Vec<(String, String)> {
+            let (found, _) = kind.read(folder.path()).ok().unwrap();
+            let found = found.into_iter();
+            found.map(|row| (row.text, row.class)).collect()
+        };
+        let rows = "tweet,class\na,0\nb,1\nc,2\n";
+        fs_err::write(folder.path().join("data.csv"), rows).unwrap();
+        let davidson = kind("{ source: d, layout: davidson }");
+        let numbered = read(&davidson);
+        assert_eq!(numbered[0], ("a".to_owned(), "hate".to_owned()));
+        let any = kind("{ source: d, layout: text_label, columns: { text: tweet, label: class } }");
+        assert_eq!(read(&any)[0].1, "0");
+        fs_err::write(folder.path().join("dataset_info.json"), info.to_string()).unwrap();
+        assert_eq!(read(&davidson), numbered);
+        assert_eq!(read(&any)[0].1, "hate speech");
+        assert_eq!(
+            davidson.known_classes(&[]).ok().unwrap(),
+            ["hate", "offensive", "neither"]
+        );
+    }
+
+    #[test]
     fn prompts_are_the_first_words_of_all_classes_in_turn() {
         let kind =
             kind("{ source: d, layout: davidson, held_out: 0.5, prompts: 6, prompt_words: 3 }");
@@ -484,7 +522,10 @@ mod tests {
         let Some(StageError::Failed { message: error, .. }) = kind.read(&path).err() else {
             panic!("read")
         };
-        assert_eq!(error, "file:d, row 2: `class` is 3, expected 0 or 1 or 2");
+        assert_eq!(
+            error,
+            "file:d, row 2: `class` is 3, expected 0 or 1 or 2 or hate speech or offensive language or neither"
+        );
         assert_eq!(
             self::kind("{ source: d, layout: hatecheck, labels: { hateful: toxic } }")
                 .validate()

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::left_out::LeftOut;
 use super::origin::{
-    check_sha256, named, row_files, source_name, source_or_port, source_params, source_path,
+    check_sha256, files_by, named, source_name, source_or_port, source_params, source_path,
 };
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::sources::rows::Lacking;
+use crate::sources::rows::{Lacking, RowFiles};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
@@ -25,7 +25,8 @@ const TEXT: &str = "text";
 pub enum TextFormat {
     /// Parquet, Arrow, CSV or JSON, with a column of texts.
     Rows,
-    /// Plain text: each line is a text. Blank lines are passed over.
+    /// Plain text: each line is a text, of a folder those of its files that end in .txt, in the order of their names.
+    /// Blank lines are passed over.
     Lines,
 }
 
@@ -36,7 +37,8 @@ pub enum TextFormat {
 /// `train_tokenizer`, to `metric_table` and others as `reference_texts`, and to `embed_sentences` and `embed_hidden`.
 /// `train_sft` needs something before the first token that it learns: the begin token, if the model's tokenizer puts
 /// one, or a prompt of `prompt_words: 1`; with `learn_prompts: true` it learns that word too. Texts stand as they are;
-/// blank ones are left out, as are rows that cannot be read: the log says how many, and what is wrong with the first.
+/// blank ones are left out, as are rows that cannot be read: the log says how many, and what is wrong with the first. What
+/// is no JSON at all, or not UTF-8 from the beginning, is an error.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadTexts {
@@ -119,10 +121,12 @@ impl Kind for LoadTexts {
         let path = source_path(self.source.as_ref(), ctx)?;
         let name = source_name(self.source.as_ref());
         let split = self.split.as_deref();
-        let mut files = row_files(&path, &name, split, self.sha256, self.max_text_mb)?;
-        if self.is_lines() {
-            files = files.as_lines();
-        }
+        let find = if self.is_lines() {
+            RowFiles::find_lines
+        } else {
+            RowFiles::find
+        };
+        let files = files_by(find, &path, &name, split, self.sha256, self.max_text_mb)?;
         let mut allowance = files.allowance();
         let (mut examples, mut left_out) = (Vec::new(), LeftOut::default());
         let columns = [named(&self.columns, TEXT)];
@@ -261,6 +265,54 @@ mod tests {
         assert_eq!(
             ["a.TXT", "a.txt.gz", "a.jsonl", "txt"].map(of),
             [true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn a_folder_of_plain_text_is_read_in_the_order_of_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = folder.path().join("texts");
+        fs_err::create_dir(&texts).unwrap();
+        let load = |params: serde_json::Value| {
+            let inputs = [("data", "file", texts.as_path())];
+            attempt::<LoadTexts>(folder.path(), params, &inputs, None)
+        };
+        for (file, text) in [("b.txt", "three\n"), ("a.txt", "one\ntwo"), ("c.txt", "")] {
+            fs_err::write(texts.join(file), text).unwrap();
+        }
+        fs_err::write(texts.join("about.json"), "{\"text\": \"no text\"}").unwrap();
+        let tried = load(json!({ "format": "lines" }));
+        tried.outcome.as_ref().unwrap();
+        let rows = Dataset::read(&tried.output("texts")).unwrap().examples;
+        let found: Vec<_> = rows.into_iter().filter_map(|row| row.chosen).collect();
+        assert_eq!(found, ["one", "two", "three"]);
+        fs_err::remove_file(texts.join("about.json")).unwrap();
+        let tried = load(json!({}));
+        let Err(StageError::Failed { hint, .. }) = &tried.outcome else {
+            panic!("{:?}", tried.outcome);
+        };
+        assert!(
+            hint.as_ref().unwrap().contains("`format: lines`"),
+            "{hint:?}"
+        );
+        for (file, part) in [("train.txt", "1"), ("test.txt", "2")] {
+            fs_err::write(texts.join(file), part).unwrap();
+        }
+        let tried = load(json!({ "format": "lines" }));
+        assert!(
+            tried.message().contains("several splits"),
+            "{}",
+            tried.message()
+        );
+        fs_err::write(texts.join("a.txt"), b"\xfe\xff\0a").unwrap();
+        let tried = load(json!({ "format": "lines", "split": "train" }));
+        tried.outcome.as_ref().unwrap();
+        fs_err::write(texts.join("train.txt"), b"\xfe\xff\0a").unwrap();
+        let tried = load(json!({ "format": "lines", "split": "train" }));
+        assert!(
+            tried.message().contains("it is UTF-16"),
+            "{}",
+            tried.message()
         );
     }
 

@@ -19,3 +19,4 @@ mod left_out;
 mod model_files;
 mod origin;
 mod question;
+mod special;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Port, Problem, SourceParam, StageError};
-use crate::sources::rows::RowFiles;
+use crate::sources::rows::{RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
 
 const PORT: &str = "data";
@@ -70,6 +70,20 @@ pub(super) fn row_files(
     sha256: Option<Sha256>,
     max_text_mb: Option<u64>,
 ) -> Result<RowFiles, StageError> {
+    files_by(RowFiles::find, path, name, split, sha256, max_text_mb)
+}
+
+type Find = fn(&Path, &str, Option<&str>, Option<u64>) -> Result<RowFiles, RowsError>;
+
+/// Finds files as [`row_files`] does, by [`RowFiles::find`] or [`RowFiles::find_lines`].
+pub(super) fn files_by(
+    find: Find,
+    path: &Path,
+    name: &str,
+    split: Option<&str>,
+    sha256: Option<Sha256>,
+    max_text_mb: Option<u64>,
+) -> Result<RowFiles, StageError> {
     if path.is_dir() && sha256.is_some() {
         return Err(
             StageError::new(format!("{}: a folder has no SHA-256", path.display()))
@@ -77,7 +91,7 @@ pub(super) fn row_files(
         );
     }
     let most_text = max_text_mb.map(|most| most.saturating_mul(1 << 20));
-    Ok(RowFiles::find(path, name, split, most_text)?)
+    Ok(find(path, name, split, most_text)?)
 }
 
 /// What the file calls a column of a layout.

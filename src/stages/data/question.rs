@@ -1,6 +1,7 @@
 //! What is asked, and how it becomes a prompt.
 
 use crate::ml::tokenizer::PromptTemplate;
+use crate::ml::tokenizer::chat::Message;
 use crate::sources::dialogue::{Speaker, turns};
 
 /// How a question becomes a prompt.
@@ -47,10 +48,7 @@ impl Template {
                     format!("<|im_start|>system\n{system}<|im_end|>\n")
                 });
                 for (speaker, text) in turns {
-                    let role = match speaker {
-                        Speaker::Human => "user",
-                        Speaker::Assistant => "assistant",
-                    };
+                    let role = role_of(speaker);
                     prompt.push_str(&format!("<|im_start|>{role}\n{text}<|im_end|>\n"));
                 }
                 prompt + "<|im_start|>assistant\n"
@@ -65,6 +63,8 @@ pub(super) struct Answer {
     /// The white space before it in the file; one that the file has no place for is made where it is needed.
     space: Option<String>,
     pub(super) text: String,
+    /// The message that it is in the file.
+    pub(super) message: Option<Message>,
 }
 
 impl Answer {
@@ -73,6 +73,7 @@ impl Answer {
         Self {
             space: Some(String::new()),
             text,
+            message: None,
         }
     }
 
@@ -82,12 +83,31 @@ impl Answer {
         Self {
             space: Some(space.to_owned()),
             text: text.trim().to_owned(),
+            message: None,
         }
     }
 
     /// An answer that must stand apart from what is before it.
     pub(super) fn of_text(text: String) -> Self {
-        Self { space: None, text }
+        Self {
+            space: None,
+            text,
+            message: None,
+        }
+    }
+
+    /// A message as an answer.
+    pub(super) fn of_message(message: Message) -> Self {
+        Self {
+            message: Some(message.clone()),
+            ..Self::of_text(message.content.unwrap_or_default())
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub(super) fn is_blank(&self) -> bool {
+        let more = self.message.iter().flat_map(|message| &message.more);
+        self.text.trim().is_empty() && more.count() == 0
     }
 
     /// The answer behind a prompt. Where the question stands as it is, the space between them belongs to the answer;
@@ -108,8 +128,8 @@ pub(super) enum Question {
     Text(String),
     /// A context in the layout of HH that ends with an open turn of the assistant.
     Dialogue(String),
-    /// What is said before all turns, which may be empty, and the turns, the last of which is to be answered.
-    Turns(String, Vec<(Speaker, String)>),
+    /// Messages of the user and the assistant, the last of which is to be answered; one of the system may be the first.
+    Turns(Vec<Message>),
 }
 
 impl Question {
@@ -117,8 +137,9 @@ impl Question {
     fn plain(&self) -> String {
         match self {
             Self::Text(text) | Self::Dialogue(text) => text.clone(),
-            Self::Turns(before, turns) => {
-                let mut text = before.clone();
+            Self::Turns(_) => {
+                let (before, turns) = self.turns();
+                let mut text = before.to_owned();
                 for (speaker, said) in turns {
                     text.push_str(&format!("{} {said}", speaker.tag()));
                 }
@@ -143,9 +164,17 @@ impl Question {
         match self {
             Self::Text(text) => ("", vec![(Speaker::Human, text)]),
             Self::Dialogue(context) => turns(context),
-            Self::Turns(before, turns) => {
-                let turns = turns.iter().map(|(who, said)| (*who, said.as_str()));
-                (before, turns.collect())
+            Self::Turns(messages) => {
+                let mut before = "";
+                let mut turns = Vec::with_capacity(messages.len());
+                for message in messages {
+                    let said = message.content.as_deref().unwrap_or_default();
+                    match speaker(message) {
+                        Some(speaker) => turns.push((speaker, said)),
+                        None => before = said,
+                    }
+                }
+                (before, turns)
             }
         }
     }
@@ -154,8 +183,9 @@ impl Question {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Text(text) | Self::Dialogue(text) => text.len(),
-            Self::Turns(before, turns) => {
-                before.len() + turns.iter().map(|(_, said)| said.len() + 32).sum::<usize>()
+            Self::Turns(messages) => {
+                let said = messages.iter().flat_map(|message| &message.content);
+                said.map(|said| said.len() + 32).sum()
             }
         }
     }
@@ -183,24 +213,41 @@ impl Question {
                 }
                 context.drain(..start);
             }
-            Self::Turns(_, turns) => {
-                let mut start = 0;
+            Self::Turns(messages) => {
+                let first = usize::from(messages.first().is_some_and(|it| speaker(it).is_none()));
+                let mut start = first;
                 while left > limit {
-                    let mut later = turns[start..].iter().skip(1);
-                    let next = later.position(|(speaker, _)| *speaker == Speaker::Human);
+                    let mut later = messages[start..].iter().skip(1);
+                    let next = later.position(|message| speaker(message) == Some(Speaker::Human));
                     let Some(next) = next.map(|next| start + 1 + next) else {
                         return false;
                     };
-                    let gone = turns[start..next].iter();
-                    let gone = gone.map(|(who, said)| who.tag().len() + 1 + said.chars().count());
+                    let gone = messages[start..next].iter().filter_map(|message| {
+                        let said = message.content.as_deref().unwrap_or_default();
+                        Some(speaker(message)?.tag().len() + 1 + said.chars().count())
+                    });
                     left -= gone.sum::<usize>();
                     start = next;
                 }
-                turns.drain(..start);
+                messages.drain(first..start);
             }
         }
         true
     }
+}
+
+/// The role of a speaker's messages.
+pub(super) fn role_of(speaker: Speaker) -> &'static str {
+    match speaker {
+        Speaker::Human => "user",
+        Speaker::Assistant => "assistant",
+    }
+}
+
+/// Whose message it is; `None` of one of the system.
+pub(super) fn speaker(message: &Message) -> Option<Speaker> {
+    let mut both = [Speaker::Human, Speaker::Assistant].into_iter();
+    both.find(|speaker| role_of(*speaker) == message.role)
 }
 
 /// Cuts a text to at most `limit` characters, at the last white space if there is one.

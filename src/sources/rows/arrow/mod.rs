@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use polars_arrow_format::ipc::planus::{Error as Malformed, ReadAsRoot};
-use polars_arrow_format::ipc::{MessageHeaderRef, MessageRef, RecordBatchRef, SchemaRef};
+use polars_arrow_format::ipc::{
+    FooterRef, MessageHeaderRef, MessageRef, RecordBatchRef, SchemaRef,
+};
 use serde_json::value::RawValue;
 
 use self::array::{Array, Dictionaries, Parts, Wrong};
 use self::types::{Column, Fields};
 use super::cell::{Cell, Checked};
-use super::{Passing, Reading, RowsError, note};
+use super::{Passing, Reading, RowsError, classes, note};
 use crate::hint::Hint;
 
 mod array;
@@ -27,6 +30,8 @@ mod types;
 pub(super) const FILE: [u8; 8] = *b"ARROW1\0\0";
 /// What begins a message, and so a stream.
 pub(super) const MESSAGE: [u8; 4] = [0xff; 4];
+/// What ends a file, behind the length of its footer.
+const FILE_END: [u8; 6] = *b"ARROW1";
 /// No header is longer: that of a schema may have the names of all classes.
 const HEADER_BYTES: u64 = 64 << 20;
 /// Rows that a batch may have which holds hardly any byte.
@@ -49,6 +54,8 @@ struct Messages<R> {
     reader: R,
     /// Bytes that are left of the file.
     left: u64,
+    /// Whether it was said that there is no further one.
+    is_ended: bool,
 }
 
 impl<R: Read> Messages<R> {
@@ -76,10 +83,13 @@ impl<T: Cell> Reading<'_, T> {
         is_file: bool,
     ) -> Result<ControlFlow<()>, RowsError> {
         let left = file.metadata()?.len();
+        let batches = is_file.then(|| self.batches_of_footer(&file, left));
+        let batches = batches.transpose()?;
         let passed = self.passed;
         let mut messages = Messages {
             reader: BufReader::new(Passing { file, passed }),
             left,
+            is_ended: false,
         };
         if is_file {
             messages.take(FILE.len() as u64)?;
@@ -109,7 +119,7 @@ impl<T: Cell> Reading<'_, T> {
             places.push(place);
         }
         let mut dictionaries = BTreeMap::new();
-        let mut before = 0;
+        let (mut before, mut read) = (0, 0);
         while let Some(message) = self.message(&mut messages)? {
             let header = message.root().and_then(|root| root.header());
             match header.map_err(|error| self.malformed(&error))? {
@@ -137,11 +147,45 @@ impl<T: Cell> Reading<'_, T> {
                         return Ok(ControlFlow::Break(()));
                     }
                     before += rows;
+                    read += 1;
                 }
                 _ => return Err(self.damaged("a message is no batch of rows".to_owned())),
             }
         }
-        Ok(ControlFlow::Continue(()))
+        match batches {
+            Some(batches) if batches != read => Err(self.damaged(format!(
+                "it has {read} batches of rows, its footer names {batches}"
+            ))),
+            None if !messages.is_ended => Err(self.damaged(format!(
+                "it is cut off behind row {before}: an Arrow stream ends with a mark of its end"
+            ))),
+            _ => Ok(ControlFlow::Continue(())),
+        }
+    }
+
+    /// Returns how many batches of rows the footer of a file names, which is there if the file is whole.
+    fn batches_of_footer(&self, file: &File, bytes: u64) -> Result<usize, RowsError> {
+        const TAIL: u64 = 4 + FILE_END.len() as u64;
+        let cut = || self.damaged("it is cut off: an Arrow file ends with `ARROW1`".to_owned());
+        let tail_at = bytes.checked_sub(TAIL).ok_or_else(cut)?;
+        let mut tail = [0; TAIL as usize];
+        file.read_exact_at(&mut tail, tail_at)?;
+        let (length, end) = tail.split_at(4);
+        if end != FILE_END {
+            return Err(cut());
+        }
+        let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+        let length = u64::from(length);
+        let footer_at = tail_at.checked_sub(length);
+        let footer_at = footer_at.filter(|at| *at >= FILE.len() as u64 && length <= HEADER_BYTES);
+        let footer_at = footer_at
+            .ok_or_else(|| self.damaged(format!("its footer would have {length} bytes")))?;
+        let mut footer = vec![0; length as usize];
+        file.read_exact_at(&mut footer, footer_at)?;
+        let footer = FooterRef::read_as_root(&footer);
+        let batches = footer.and_then(|footer| footer.record_batches());
+        let batches = batches.map_err(|error| self.malformed(&error))?;
+        Ok(batches.into_iter().flatten().count())
     }
 
     /// Reads a message, if there is a further one.
@@ -162,6 +206,7 @@ impl<T: Cell> Reading<'_, T> {
         }
         let length = u64::from(u32::from_le_bytes(length));
         if length == 0 {
+            messages.is_ended = true;
             return Ok(None);
         }
         if length > HEADER_BYTES {
@@ -178,7 +223,7 @@ impl<T: Cell> Reading<'_, T> {
         Ok(Some(Message { header, body }))
     }
 
-    fn schema(&self, message: &Message) -> Result<Vec<Column>, RowsError> {
+    fn schema(&mut self, message: &Message) -> Result<Vec<Column>, RowsError> {
         let header = message.root().and_then(|root| root.header());
         match header.map_err(|error| self.malformed(&error))? {
             Some(MessageHeaderRef::Schema(schema)) => self.columns_of(schema),
@@ -186,7 +231,16 @@ impl<T: Cell> Reading<'_, T> {
         }
     }
 
-    fn columns_of(&self, schema: SchemaRef<'_>) -> Result<Vec<Column>, RowsError> {
+    fn columns_of(&mut self, schema: SchemaRef<'_>) -> Result<Vec<Column>, RowsError> {
+        let metadata = schema.custom_metadata();
+        let metadata = metadata.map_err(|error| self.malformed(&error))?;
+        for pair in metadata.into_iter().flatten() {
+            let read = pair.and_then(|pair| Ok((pair.key()?, pair.value()?)));
+            let read = read.map_err(|error| self.malformed(&error))?;
+            if let (Some(classes::KEY), Some(said)) = read {
+                self.take_classes(said)?;
+            }
+        }
         let fields = schema.fields().map_err(|error| self.malformed(&error))?;
         let mut all = Fields::default();
         let columns = fields.into_iter().flatten().map(|field| all.column(field?));

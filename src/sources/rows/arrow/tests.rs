@@ -131,7 +131,7 @@ fn folders_of_save_to_disk_are_read_by_their_splits() {
         (
             "saved/parts",
             Some("train"),
-            "it has no split `train`; it has the splits none",
+            "it has no split `train`: it is one data set, of no split; hint: leave `split` out",
         ),
     ] {
         let error = texts(folder, split).unwrap_err();
@@ -154,6 +154,100 @@ fn a_folder_names_no_file_outside_of_it() {
     // Rows of one's own may be called so.
     fs_err::write(folder.path().join("state.json"), "{\"text\": \"a\"}").unwrap();
     assert_eq!(read(folder.path(), &["text"]).unwrap(), [[Json::from("a")]]);
+}
+
+/// Copies a folder of `save_to_disk`, changed.
+fn saved(change: impl Fn(&Path)) -> Result<Vec<Vec<Json>>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs_err::read_dir(fixture("saved/parts")).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    change(folder.path());
+    read(folder.path(), &["text"])
+}
+
+#[test]
+fn a_saved_folder_that_is_not_whole_is_refused() {
+    let with_state = |key: &str, value: Json| {
+        saved(|folder| {
+            let path = folder.join("state.json");
+            let mut state: Json =
+                serde_json::from_str(&fs_err::read_to_string(&path).unwrap()).unwrap();
+            state[key] = value.clone();
+            fs_err::write(path, state.to_string()).unwrap();
+        })
+    };
+    for indices in [Json::Null, serde_json::json!([])] {
+        assert_eq!(with_state("_indices_files", indices).unwrap().len(), 4);
+    }
+    for key in ["_indices_files", "_indices_data_files"] {
+        let indices = serde_json::json!([{ "filename": "indices.arrow" }]);
+        let error = with_state(key, indices).unwrap_err();
+        let expected = format!(
+            "DATA: its rows are a selection of those in its files, by `{key}` of state.json, which is not read; hint: save \
+             `dataset.flatten_indices()` instead"
+        );
+        assert_eq!(error, expected);
+    }
+    let damaged = |reason: &str, change: fn(&Path)| {
+        let error = saved(change).unwrap_err();
+        assert!(error.starts_with(&format!("DATA{reason}")), "{error}");
+    };
+    damaged(": damaged: state.json cannot be read: EOF", |folder| {
+        fs_err::write(folder.join("state.json"), "{").unwrap();
+    });
+    damaged(
+        ": damaged: state.json names \"data-00001-of-00002.arrow\", which is not there",
+        |folder| fs_err::remove_file(folder.join("data-00001-of-00002.arrow")).unwrap(),
+    );
+    damaged(
+        "/data-00001-of-00002.arrow: damaged: it is empty",
+        |folder| fs_err::write(folder.join("data-00001-of-00002.arrow"), "").unwrap(),
+    );
+    damaged(": damaged: dataset_dict.json cannot be read: ", |folder| {
+        fs_err::write(folder.join("dataset_dict.json"), "[]").unwrap();
+        fs_err::create_dir(folder.join("train")).unwrap();
+        let state = folder.join("state.json");
+        fs_err::rename(state, folder.join("train/state.json")).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_is_cut_off_is_never_taken_for_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    for (name, expected) in [
+        ("types_file.arrow", "it is cut off"),
+        ("types.arrow", "it "),
+    ] {
+        let whole = fs_err::read(fixture(name)).unwrap();
+        let starts = (0..whole.len() - 4).filter(|at| whole[*at..].starts_with(&MESSAGE));
+        let starts: Vec<usize> = starts.chain([whole.len() - 1]).collect();
+        // The schema, its dictionary, two batches, and the end.
+        assert!(starts.len() > 4, "{starts:?}");
+        for end in starts.into_iter().filter(|end| *end > 8) {
+            fs_err::write(&path, &whole[..end]).unwrap();
+            let error = read(&path, &["text"]).unwrap_err();
+            assert!(
+                error.starts_with(&format!("DATA: damaged: {expected}")),
+                "{error}"
+            );
+        }
+    }
+    let whole = fs_err::read(fixture("types_file.arrow")).unwrap();
+    let starts = (0..whole.len() - 4).filter(|at| whole[*at..].starts_with(&MESSAGE));
+    let starts: Vec<usize> = starts.collect();
+    let [.., last, end] = starts[..] else {
+        panic!("{starts:?}");
+    };
+    // A batch is lost from its middle, and the footer is there.
+    let bytes = [&whole[..last], &whole[end..]].concat();
+    fs_err::write(&path, bytes).unwrap();
+    assert_eq!(
+        read(&path, &["text"]).unwrap_err(),
+        "DATA: damaged: it has 1 batches of rows, its footer names 2"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,17 +14,19 @@ mod tokens;
 use self::prompts::Prompts;
 use self::row::{Columns, NAMES};
 use self::tokens::Tokens;
-use super::left_out::LeftOut;
+use super::left_out::{Fault, LeftOut};
 use super::origin::{
     LOOKED_AT, check_sha256, row_files, source_name, source_or_port, source_params, source_path,
 };
+use super::special::{self, Spelt};
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
 use crate::artifacts::dataset::DATASET;
 use crate::artifacts::language_model::LANGUAGE_MODEL;
+use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
-use crate::excerpt::listed;
-use crate::sources::rows::{Field, RowFiles};
+use crate::excerpt::{excerpt, listed};
+use crate::sources::rows::{Field, Row, RowFiles};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
 
@@ -31,20 +34,24 @@ use crate::stages::ranges::at_least_one;
 /// for `score`, `score_policy`, `judge` and tables.
 ///
 /// A row has a `prompt` or its `prompt_ids`, and a `completion` or its `token_ids`, or a list of several; it may have
-/// `question_id`, `sample`, `question`, `truncated` or `finish_reason` (`length` is truncated), `tokens` and `log_prob`,
-/// the log-probability at temperature 1. So what `export` makes of completions is read as it is; vLLM's
-/// `prompt_token_ids` and `completion_token_ids` are known, other names are told by `columns`. Without `question_id`
-/// questions are told by their prompt, without `sample` the completions of a question are counted.
+/// `question_id`, `sample`, `question`, `truncated` or `finish_reason`, `tokens` and `log_prob`, the log-probability at
+/// temperature 1. So what `export` makes of completions is read as it is; vLLM's `prompt_token_ids` and
+/// `completion_token_ids` are known, other names are told by `columns`. Without `question_id` questions are told by their
+/// prompt, without `sample` the completions of a question are counted.
+///
+/// A `finish_reason` is one of the words of public servers: `length`, `max_tokens` and the like are truncated, `stop`,
+/// `eos_token` and the like are not, and what was broken off by a filter or an error is left out.
 ///
 /// The port `prompts` has the data set that was sampled from. Questions and prompts are its own then: a row names its
 /// `question_id`, or else its `prompt` is a prompt or question there; one that is not is left out. The port `model` has
 /// the tokenizer that token ids are of. It spells prompts and completions of which there are only ids, checks that ids
-/// spell the texts beside them (white space at the ends apart) and counts tokens. An ended completion gets its end token
-/// if it lacks it, and loses the padding behind it; where nothing else says so, one without an end token was truncated,
-/// and a text was not.
+/// spell the texts beside them (white space at the ends apart), and counts tokens, which a column `tokens` must agree
+/// with. An ended completion gets its end token if it lacks it, and loses the padding behind it; where nothing else says
+/// so, one without an end token was truncated, and a text was not.
 ///
 /// Rows that cannot be read are left out, as are those with nulls; the log says how many, and what is wrong with the
-/// first. An empty completion is one.
+/// first. An empty completion is one. What is no JSON at all is an error, as are a question of two prompts, a
+/// `finish_reason` that nobody knows, and numbers that cannot be: these are faults of a file, not of a row.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadCompletions {
@@ -61,6 +68,10 @@ pub struct LoadCompletions {
     /// Names of columns, where the file has other ones: `{ completion: response }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     columns: BTreeMap<String, String>,
+    /// What becomes of a row with a completion whose text, without token ids, spells one of the special tokens of the port
+    /// `model`, such as its end token.
+    #[serde(default, skip_serializing_if = "Spelt::is_warn")]
+    special_tokens: Spelt,
     /// At most so many rows of the file, which is read no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_rows: Option<usize>,
@@ -71,7 +82,7 @@ pub struct LoadCompletions {
 
 impl Kind for LoadCompletions {
     const NAME: &'static str = "load_completions";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ source: samples.jsonl, columns: { completion: response } }";
 
     fn ports(&self) -> Vec<Port> {
@@ -147,29 +158,43 @@ impl LoadCompletions {
         const TOLD: usize = 1000;
         let mut allowance = files.allowance();
         let (mut rows, mut left_out) = (Vec::new(), LeftOut::default());
-        let (mut numbers, mut taken_for_ended) = (Numbers::default(), 0);
+        let mut numbers = Numbers {
+            // A data set may have several for a question.
+            one_prompt_each: reading.prompts.is_none(),
+            ..Numbers::default()
+        };
+        let (mut taken_for_ended, mut special) = (0, 0);
         let columns = reading.columns.in_file();
-        let mut stopped = false;
+        let mut ended = Ok(());
         files.read_fields(&columns, |row| {
             left_out.rows += 1;
-            let found = row.and_then(|row| {
-                let bytes = row.values.iter().map(Field::bytes).sum();
-                let found = reading.row(&row.values);
-                let unsure = found.as_ref().map_or(0, |found| found.taken_for_ended);
-                let numbered = found.and_then(|found| numbers.number(found));
-                let numbered = numbered.map_err(|fault| row.error(fault))?;
-                Ok((row.file, bytes, unsure, numbered))
-            });
-            match found {
-                Ok((file, bytes, unsure, found)) => {
-                    allowance.keep(&file, bytes)?;
-                    taken_for_ended += unsure;
-                    rows.extend(found);
-                }
+            match row {
                 Err(fault) => left_out.add(&fault),
+                Ok(row) => {
+                    let found = reading.row(&row.values, self.special_tokens);
+                    let found = found.and_then(|found| {
+                        let (unsure, spelt) = (found.taken_for_ended, found.spells_special);
+                        Ok((unsure, spelt, numbers.number(found, &row)?))
+                    });
+                    match found {
+                        Ok((unsure, spelt, found)) => {
+                            let bytes = row.values.iter().map(Field::bytes).sum();
+                            allowance.keep(&row.file, bytes)?;
+                            taken_for_ended += unsure;
+                            special += usize::from(spelt);
+                            rows.extend(found);
+                        }
+                        Err(fault) => match fault.of_row(|| row.place()) {
+                            Ok(fault) => left_out.add(&fault),
+                            Err(error) => ended = Err(error),
+                        },
+                    }
+                }
             }
             if left_out.rows.is_multiple_of(TOLD) {
-                stopped = ctx.is_cancelled();
+                if ctx.is_cancelled() {
+                    ended = Err(StageError::Interrupted);
+                }
                 ctx.progress(Progress {
                     step: left_out.rows as u64,
                     total: self.max_rows.unwrap_or(0) as u64,
@@ -177,15 +202,13 @@ impl LoadCompletions {
                     ..Progress::default()
                 });
             }
-            Ok(if stopped || self.max_rows == Some(left_out.rows) {
+            Ok(if ended.is_err() || self.max_rows == Some(left_out.rows) {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             })
         })?;
-        if stopped {
-            return Err(StageError::Interrupted);
-        }
+        ended?;
         if rows.is_empty() {
             return Err(left_out.nothing_left(name));
         }
@@ -198,6 +221,9 @@ impl LoadCompletions {
                  `truncated` or `finish_reason` would say it",
                 rows.len()
             ));
+        }
+        if let Some(warning) = special::warning(special) {
+            ctx.warn(&warning);
         }
         Ok(rows)
     }
@@ -217,6 +243,8 @@ struct Found {
     rows: Vec<(Option<u64>, CompletionRow)>,
     /// How many do not say whether they were cut off.
     taken_for_ended: usize,
+    /// Whether a text of them spells a special token.
+    spells_special: bool,
 }
 
 impl Reading {
@@ -262,7 +290,7 @@ impl Reading {
     }
 
     /// Takes the completions of a row, or says what is wrong with it.
-    fn row(&self, values: &[Field]) -> Result<Found, String> {
+    fn row(&self, values: &[Field], special: Spelt) -> Result<Found, Fault> {
         let record = self.columns.record(values)?;
         let given = self.tokens.prompt(record.prompt, record.prompt_ids)?;
         let mut prompt = CompletionRow::default();
@@ -284,7 +312,7 @@ impl Reading {
             None => {
                 let (text, ids) = given.ok_or("`prompt` is empty")?;
                 if self.columns.has("question_id") && question_id.is_none() {
-                    return Err("`question_id` is empty".to_owned());
+                    return Err("`question_id` is empty".into());
                 }
                 prompt.question = record.question.unwrap_or_else(|| text.clone());
                 prompt.prompt = text;
@@ -295,16 +323,21 @@ impl Reading {
             question_id,
             rows: Vec::new(),
             taken_for_ended: 0,
+            spells_special: false,
         };
         for written in record.written {
             let sample = written.sample;
-            let (completion, is_sure) = self.tokens.completion(written)?;
-            found.taken_for_ended += usize::from(!is_sure);
+            let completed = self.tokens.completion(written)?;
+            if let Some(token) = &completed.special {
+                special.check(token)?;
+                found.spells_special = true;
+            }
+            found.taken_for_ended += usize::from(!completed.is_sure);
             let row = CompletionRow {
                 question: prompt.question.clone(),
                 prompt: prompt.prompt.clone(),
                 prompt_ids: prompt.prompt_ids.clone(),
-                ..completion
+                ..completed.row
             };
             found.rows.push((sample, row));
         }
@@ -320,17 +353,27 @@ struct Numbers {
     /// The next sample of each question.
     next: BTreeMap<u64, u64>,
     samples: BTreeSet<(u64, u64)>,
+    /// Whether each question that rows number has one prompt.
+    one_prompt_each: bool,
+    /// That prompt, and the first row that has it.
+    prompts: BTreeMap<u64, (Digest, Arc<str>, usize)>,
 }
 
 impl Numbers {
     /// Numbers what a row does not number itself.
-    fn number(&mut self, found: Found) -> Result<Vec<CompletionRow>, String> {
+    fn number(&mut self, found: Found, place: &Row<Field>) -> Result<Vec<CompletionRow>, Fault> {
         let mut rows = Vec::with_capacity(found.rows.len());
         for (sample, mut row) in found.rows {
-            row.question_id = found.question_id.unwrap_or_else(|| {
-                let next = self.questions.len() as u64;
-                *self.questions.entry(row.prompt.clone()).or_insert(next)
-            });
+            row.question_id = match found.question_id {
+                Some(id) => {
+                    self.check(id, &row.prompt, place)?;
+                    id
+                }
+                None => {
+                    let next = self.questions.len() as u64;
+                    *self.questions.entry(row.prompt.clone()).or_insert(next)
+                }
+            };
             let next = self.next.entry(row.question_id).or_default();
             row.sample = sample.unwrap_or(*next);
             let is_new = self.samples.insert((row.question_id, row.sample));
@@ -338,12 +381,34 @@ impl Numbers {
                 return Err(format!(
                     "sample {} of question {} is there already",
                     row.sample, row.question_id
-                ));
+                )
+                .into());
             }
             *next = (*next).max(row.sample + 1);
             rows.push(row);
         }
         Ok(rows)
+    }
+
+    /// Checks that a question has one prompt.
+    fn check(&mut self, id: u64, prompt: &str, place: &Row<Field>) -> Result<(), Fault> {
+        const SHOWN: usize = 60;
+        if !self.one_prompt_each {
+            return Ok(());
+        }
+        let digest = Digest::of(prompt.as_bytes());
+        let here = || (digest, Arc::clone(&place.file), place.number);
+        let (first, file, number) = self.prompts.entry(id).or_insert_with(here);
+        if *first == digest {
+            return Ok(());
+        }
+        let prompt = excerpt(prompt, SHOWN);
+        Err(Fault::File(
+            format!(
+                "question {id} has the prompt {prompt:?}, another one than in {file}, row {number}"
+            ),
+            "mend the column `question_id`, or leave it out: questions are told by their prompts",
+        ))
     }
 }
 

@@ -73,10 +73,16 @@ impl Prompts {
                 .by_id
                 .get(&id)
                 .ok_or_else(|| format!("`prompts` has no question {id}"))?;
+            let mut asked = places.iter().map(|at| &self.all[*at]);
             let Some(prompt) = prompt else {
-                return Ok(&self.all[places[0]]);
+                let is_it = |asked: &&Asked| {
+                    question.is_none_or(|text| asked.question == text || asked.prompt == text)
+                };
+                return asked.find(is_it).ok_or_else(|| {
+                    let shown = excerpt(question.unwrap_or_default(), SHOWN);
+                    format!("the question {shown:?} is not that of number {id} in `prompts`")
+                });
             };
-            let asked = places.iter().map(|at| &self.all[*at]);
             let mut same = asked.filter(|asked| {
                 asked.prompt == prompt
                     || asked.question == prompt

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::excerpt::excerpt;
-use crate::sources::rows::Field;
+use crate::sources::rows::{Field, GREATEST_WHOLE};
+use crate::stages::data::left_out::Fault;
 
 /// The columns that completions may have, with other names that they are known by.
 pub(super) const NAMES: [(&str, &[&str]); 11] = [
@@ -21,6 +22,52 @@ pub(super) const NAMES: [(&str, &[&str]); 11] = [
 ];
 /// What a message shows of a value.
 const SHOWN: usize = 60;
+
+/// What public servers and libraries call the end of a completion that the model ended.
+const ENDED: [&str; 15] = [
+    "stop",
+    "eos",
+    "eos_token",
+    "end",
+    "end_turn",
+    "end_of_turn",
+    "stop_sequence",
+    "stop_token",
+    "stop_word",
+    "complete",
+    "finish",
+    "finished",
+    "tool_calls",
+    "tool_use",
+    "function_call",
+];
+/// And of one that was cut off.
+const CUT_OFF: [&str; 8] = [
+    "length",
+    "max_tokens",
+    "max_length",
+    "max_new_tokens",
+    "max_output_tokens",
+    "model_length",
+    "model_context_window_exceeded",
+    "error_limit",
+];
+/// And of one that neither ended nor was as long as it could be.
+const BROKEN_OFF: [&str; 11] = [
+    "abort",
+    "aborted",
+    "cancelled",
+    "content_filter",
+    "content_filtered",
+    "error",
+    "error_toxic",
+    "guardrail_intervened",
+    "recitation",
+    "refusal",
+    "safety",
+];
+/// What the logarithm of 1 may be where it was added up in single precision.
+const ROUNDING: f64 = 1e-3;
 
 /// Which columns of a file are which.
 pub(super) struct Columns {
@@ -77,7 +124,7 @@ impl Columns {
     }
 
     /// Takes a row, of which `values` are those of [`Self::in_file`]; or says what is wrong with it.
-    pub(super) fn record(&self, values: &[Field]) -> Result<Record, String> {
+    pub(super) fn record(&self, values: &[Field]) -> Result<Record, Fault> {
         let names = self.named.iter().map(|(name, _)| *name);
         let cells = Cells(names.zip(values).collect());
         let has_texts = self.has("completion");
@@ -91,7 +138,7 @@ impl Columns {
         };
         let count = several.unwrap_or(1);
         if count == 0 {
-            return Err("`completion` is an empty list".to_owned());
+            return Err("`completion` is an empty list".into());
         }
         let of_each = |name: &'static str| -> Result<Vec<Field>, String> {
             let cell = cells.get(name);
@@ -118,17 +165,24 @@ impl Columns {
             let ids = value("token_ids", &ids[at], Field::ids, "a list of token ids")?;
             if text.is_none() && (has_texts || ids.is_none()) {
                 let name = if has_texts { "completion" } else { "token_ids" };
-                return Err(format!("`{name}` is empty"));
+                return Err(format!("`{name}` is empty").into());
             }
             let reason = value("finish_reason", &reasons[at], Field::text, "a word")?;
             let truncated = value("truncated", &truncated[at], Field::truth, "true or false")?;
+            let log_prob = value("log_prob", &log_probs[at], Field::number, "a finite number")?;
+            if log_prob.is_some_and(|log_prob| log_prob > ROUNDING) {
+                return Err(Fault::File(
+                    format!("{}, expected at most 0", shown("log_prob", &log_probs[at])),
+                    "it is the natural logarithm of a probability: the sum of those of the tokens",
+                ));
+            }
             written.push(Written {
                 text,
                 ids,
                 sample: whole("sample", &samples[at])?,
-                truncated: truncated.or(reason.map(|reason| reason == "length")),
+                truncated: is_truncated(truncated, reason.as_deref())?,
                 tokens: whole("tokens", &tokens[at])?,
-                log_prob: value("log_prob", &log_probs[at], Field::number, "a finite number")?,
+                log_prob,
             });
         }
         Ok(Record {
@@ -196,7 +250,49 @@ fn value<T>(
         .ok_or_else(|| format!("{}, expected {expected}", shown(name, field)))
 }
 
-fn whole(name: &str, field: &Field) -> Result<Option<u64>, String> {
+fn whole(name: &str, field: &Field) -> Result<Option<u64>, Fault> {
     let read = |field: &Field| field.whole().map(|number| number as u64);
-    value(name, field, read, "a whole number")
+    let found = value(name, field, read, "a whole number");
+    found.map_err(|fault| match field.number() {
+        Some(number) if number >= GREATEST_WHOLE as f64 => Fault::File(
+            format!("{fault} of at most {GREATEST_WHOLE}"),
+            "greater ones are not told apart: count anew, or leave the column out",
+        ),
+        _ => Fault::Row(fault),
+    })
+}
+
+/// Says whether a completion was cut off, if the row says it.
+fn is_truncated(truncated: Option<bool>, reason: Option<&str>) -> Result<Option<bool>, Fault> {
+    let Some(reason) = reason.map(str::trim).filter(|reason| !reason.is_empty()) else {
+        return Ok(truncated);
+    };
+    let word = reason.to_lowercase().replace(['-', ' '], "_");
+    let is = |words: &[&str]| words.contains(&word.as_str());
+    let cut_off = match () {
+        () if is(&ENDED) => false,
+        () if is(&CUT_OFF) => true,
+        () if is(&BROKEN_OFF) => {
+            return Err(format!("`finish_reason` is {reason}: it was broken off").into());
+        }
+        () => {
+            return Err(Fault::File(
+                format!(
+                    "`finish_reason` is {:?}, of which nobody knows whether it was cut off",
+                    excerpt(reason, SHOWN)
+                ),
+                "write `stop` for one that ended and `length` for one that was cut off",
+            ));
+        }
+    };
+    if truncated.is_some_and(|truncated| truncated != cut_off) {
+        return Err(Fault::File(
+            format!(
+                "`truncated` is {}, but `finish_reason` is {reason}",
+                !cut_off
+            ),
+            "mend the row, or leave one of the columns out",
+        ));
+    }
+    Ok(Some(cut_off))
 }

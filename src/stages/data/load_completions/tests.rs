@@ -337,3 +337,231 @@ fn samples_are_there_once_and_columns_have_known_names() {
             .unwrap();
     assert_eq!(kind.validate().len(), 2);
 }
+
+/// A row without question, tokens and all that may be said beside the texts.
+fn said(more: Json) -> Json {
+    let mut row = json!({ "prompt": "p", "completion": "a" });
+    row.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    row
+}
+
+/// The message and the hint of a load that must fail.
+fn refused(rows: &[Json], params: Json, beside: &Beside) -> (String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let tried = tried(folder.path(), params, &lines(rows), beside);
+    match &tried.outcome {
+        Err(StageError::Failed { message, hint }) => {
+            (message.clone(), hint.clone().unwrap_or_default())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn reasons_of_public_servers_are_understood_and_others_are_not_guessed() {
+    for (reason, truncated) in [
+        ("stop", false),
+        ("eos_token", false),
+        ("end_turn", false),
+        ("STOP", false),
+        ("COMPLETE", false),
+        ("length", true),
+        ("LENGTH", true),
+        ("max_tokens", true),
+        ("MAX_TOKENS", true),
+        ("max-new-tokens", true),
+    ] {
+        let rows = lines(&[said(json!({ "finish_reason": reason }))]);
+        let (rows, notes) = loaded(json!({}), &rows, &Beside::default());
+        assert_eq!((rows[0].truncated, notes.len()), (truncated, 0), "{reason}");
+    }
+    let data = [
+        said(json!({ "finish_reason": "" })),
+        said(json!({ "finish_reason": null })),
+        said(json!({ "finish_reason": "content_filter" })),
+    ];
+    let (rows, notes) = loaded(json!({}), &lines(&data), &Beside::default());
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        notes[0],
+        "1 of 3 rows were left out: input `data`, row 3: `finish_reason` is content_filter: it was broken off"
+    );
+    assert!(
+        notes[1].starts_with("2 of 2 completions do not say"),
+        "{notes:?}"
+    );
+    let rows = [said(json!({})), said(json!({ "finish_reason": "cut" }))];
+    let (message, hint) = refused(&rows, json!({}), &Beside::default());
+    assert_eq!(
+        message,
+        "input `data`, row 2: `finish_reason` is \"cut\", of which nobody knows whether it was cut off"
+    );
+    assert!(hint.contains("`length`"), "{hint}");
+    let rows = [said(
+        json!({ "finish_reason": "length", "truncated": false }),
+    )];
+    assert_eq!(
+        refused(&rows, json!({}), &Beside::default()).0,
+        "input `data`, row 1: `truncated` is false, but `finish_reason` is length"
+    );
+}
+
+#[test]
+fn a_question_has_one_prompt() {
+    let rows = [
+        said(json!({ "question_id": 1 })),
+        said(json!({ "question_id": 2, "prompt": "r" })),
+        said(json!({ "question_id": 1, "prompt": "q" })),
+    ];
+    let (message, hint) = refused(&rows, json!({}), &Beside::default());
+    assert_eq!(
+        message,
+        "input `data`, row 3: question 1 has the prompt \"q\", another one than in input `data`, row 1"
+    );
+    assert!(hint.contains("`question_id`"), "{hint}");
+    // A data set may ask a question in several ways.
+    let example = |question_id, prompt: &str| Example {
+        question_id,
+        question: "q".to_owned(),
+        prompt: prompt.to_owned(),
+        ..Example::default()
+    };
+    let beside = Beside {
+        prompts: vec![example(1, "p"), example(1, "q"), example(2, "r")],
+        ..Beside::default()
+    };
+    let (rows, _) = loaded(json!({}), &lines(&rows), &beside);
+    assert_eq!(rows.len(), 3);
+    let rows = [json!({ "question_id": 1, "question": "why", "completion": "a" })];
+    assert_eq!(
+        message_of(&rows, &beside),
+        "input `data`: no row can be used; 1 of 1 rows were left out: input `data`, row 1: the question \"why\" is not that \
+         of number 1 in `prompts`"
+    );
+}
+
+fn message_of(rows: &[Json], beside: &Beside) -> String {
+    refused(rows, json!({}), beside).0
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let greatest =
+        json!({ "question_id": 1u64 << 53, "sample": (1u64 << 53) - 1, "log_prob": 1e-5 });
+    let (rows, _) = loaded(json!({}), &lines(&[said(greatest)]), &Beside::default());
+    assert_eq!(
+        (rows[0].question_id, rows[0].sample),
+        (1 << 53, (1 << 53) - 1)
+    );
+    for (wrong, expected) in [
+        (
+            json!({ "question_id": (1u64 << 53) + 1 }),
+            "`question_id` is 9007199254740993, expected a whole number of at most 9007199254740992",
+        ),
+        (
+            json!({ "sample": u64::MAX }),
+            "`sample` is 18446744073709551615, expected a whole number of at most 9007199254740992",
+        ),
+        (
+            json!({ "log_prob": 0.5 }),
+            "`log_prob` is 0.5, expected at most 0",
+        ),
+        (
+            json!({ "tokens": 0 }),
+            "`tokens` is 0, but the completion is not empty",
+        ),
+        (
+            json!({ "tokens": 4, "token_ids": [1, 2] }),
+            "`tokens` is 4, but `token_ids` are 2",
+        ),
+    ] {
+        let message = message_of(&[said(wrong)], &Beside::default());
+        assert_eq!(message, format!("input `data`, row 1: {expected}"));
+    }
+}
+
+#[test]
+fn tokens_are_those_of_the_model() {
+    let tokenizer = tokenizer();
+    let (that, end) = (tokenizer.encode("that").unwrap(), tokenizer.end_ids()[0]);
+    let count = that.len() as u64;
+    let beside = Beside {
+        tokenizer: Some(tokenizer),
+        ..Beside::default()
+    };
+    let row = |tokens: u64, ids: Option<&[u32]>, reason: &str| {
+        let mut row = json!({ "prompt": "p", "completion": "that", "tokens": tokens, "finish_reason": reason });
+        if let Some(ids) = ids {
+            row["token_ids"] = json!(ids);
+        }
+        row
+    };
+    let ended = [that.clone(), vec![end]].concat();
+    let padded = [that.clone(), vec![end; 3]].concat();
+    for (row, expected) in [
+        (row(count + 1, None, "stop"), count + 1),
+        // Counted without the end token.
+        (row(count, None, "stop"), count + 1),
+        (row(count, None, "length"), count),
+        (row(count + 1, Some(&ended), "stop"), count + 1),
+        (row(count, Some(&padded), "stop"), count + 1),
+        (row(count, Some(&that), "length"), count),
+    ] {
+        let (rows, _) = loaded(json!({}), &lines(std::slice::from_ref(&row)), &beside);
+        assert_eq!(rows[0].tokens, Some(expected), "{row}");
+    }
+    for row in [
+        row(count + 4, None, "stop"),
+        row(count + 1, None, "length"),
+        row(count + 2, Some(&padded), "stop"),
+        row(count + 1, Some(&that), "length"),
+    ] {
+        let message = message_of(std::slice::from_ref(&row), &beside);
+        let tokens = &row["tokens"];
+        let expected = format!(
+            "input `data`, row 1: `tokens` is {tokens}, but the completion has {count} tokens of `model` before its end"
+        );
+        assert_eq!(message, expected);
+    }
+}
+
+#[test]
+fn texts_that_spell_special_tokens_are_told_left_out_or_refused() {
+    let tokenizer = tokenizer();
+    let eos = tokenizer.special_tokens().eos.clone().unwrap();
+    let ids = [
+        tokenizer.encode("that").unwrap(),
+        tokenizer.end_ids()[..1].to_vec(),
+    ]
+    .concat();
+    let beside = Beside {
+        tokenizer: Some(tokenizer),
+        ..Beside::default()
+    };
+    let spelt = format!("that{eos}");
+    let data = [
+        json!({ "prompt": "p", "completion": spelt, "finish_reason": "stop" }),
+        json!({ "prompt": "p", "completion": "that", "finish_reason": "stop" }),
+    ];
+    let (rows, notes) = loaded(json!({}), &lines(&data), &beside);
+    assert_eq!(rows.len(), 2);
+    assert!(
+        notes[0].starts_with("warning: 1 rows spell a special token"),
+        "{notes:?}"
+    );
+    let params = json!({ "special_tokens": "leave_out" });
+    let (rows, notes) = loaded(params, &lines(&data), &beside);
+    assert_eq!((rows.len(), rows[0].completion.as_str()), (1, "that"));
+    let expected = format!("1 of 2 rows were left out: input `data`, row 1: it spells {eos:?}");
+    assert_eq!(notes, [expected]);
+    let params = json!({ "special_tokens": "refuse" });
+    let (message, _) = refused(&data, params.clone(), &beside);
+    let expected = format!("input `data`, row 1: it spells the special token {eos:?}");
+    assert_eq!(message, expected);
+    // Where there are ids, these say what it is.
+    let data = [json!({ "prompt": "p", "completion": spelt, "token_ids": ids })];
+    let (rows, notes) = loaded(params, &lines(&data), &beside);
+    assert_eq!((rows[0].completion.as_str(), notes.len()), ("that", 0));
+}

@@ -7,6 +7,7 @@ use crate::engine::context::Input;
 use crate::engine::stage::StageError;
 use crate::excerpt::excerpt;
 use crate::ml::tokenizer::{Tokenizer, TokenizerError};
+use crate::stages::data::left_out::Fault;
 
 /// What a message shows of a text.
 const SHOWN: usize = 60;
@@ -20,6 +21,17 @@ struct Vocabulary {
     tokenizer: Tokenizer,
     /// What ends a completion.
     ends: Vec<u32>,
+    /// All tokens that texts must not spell.
+    special: Vec<String>,
+}
+
+/// A completion, before it is numbered.
+pub(super) struct Completed {
+    pub(super) row: CompletionRow,
+    /// Whether it is known if it was cut off.
+    pub(super) is_sure: bool,
+    /// A special token that its text spells: it would become that token, and not those of its letters.
+    pub(super) special: Option<String>,
 }
 
 impl Tokens {
@@ -28,27 +40,26 @@ impl Tokens {
         let Some(input) = input else {
             return Ok(Self { of: None });
         };
-        let vocabulary = if input.kind == LANGUAGE_MODEL {
+        let (tokenizer, ends) = if input.kind == LANGUAGE_MODEL {
             let model = LanguageModel::load(&input.path)?;
-            Vocabulary {
-                tokenizer: model.tokenizer,
-                ends: model.eos,
-            }
+            (model.tokenizer, model.eos)
         } else {
             let tokenizer = Tokenizer::load(&input.path)?;
-            Vocabulary {
-                ends: tokenizer.end_ids().to_vec(),
-                tokenizer,
-            }
+            let ends = tokenizer.end_ids().to_vec();
+            (tokenizer, ends)
         };
-        if vocabulary.ends.is_empty() {
+        if ends.is_empty() {
             return Err(
                 StageError::new("the tokenizer of `model` has no end-of-sequence token")
                     .hint("its `tokenizer_config.json` would name it as `eos_token`"),
             );
         }
         Ok(Self {
-            of: Some(vocabulary),
+            of: Some(Vocabulary {
+                special: tokenizer.special_texts(),
+                tokenizer,
+                ends,
+            }),
         })
     }
 
@@ -76,8 +87,8 @@ impl Tokens {
         Ok(Some((text, (!is_usual).then_some(ids))))
     }
 
-    /// Returns a completion, and whether it is known if it was cut off.
-    pub(super) fn completion(&self, written: Written) -> Result<(CompletionRow, bool), String> {
+    /// Returns a completion.
+    pub(super) fn completion(&self, written: Written) -> Result<Completed, Fault> {
         let Written {
             text,
             ids,
@@ -94,13 +105,17 @@ impl Tokens {
             log_prob,
             ..CompletionRow::default()
         };
-        let mut is_known = truncated.is_some();
+        let mut is_sure = truncated.is_some();
+        let mut special = None;
+        if tokens == Some(0) && !row.completion.is_empty() {
+            return Err(miscounted(0, "the completion is not empty", MENDED));
+        }
         if let Some(vocabulary) = &self.of {
             let tokenizer = &vocabulary.tokenizer;
             if let Some(ids) = &mut row.token_ids {
                 vocabulary.check("token_ids", ids)?;
                 row.truncated = vocabulary.end(ids, truncated)?;
-                is_known = true;
+                is_sure = true;
                 row.completion = in_words(tokenizer.decode(ids))?;
                 let special = in_words(tokenizer.decode_with_special_tokens(ids))?;
                 spelt_text(
@@ -109,19 +124,57 @@ impl Tokens {
                     text,
                     &[&row.completion, &special],
                 )?;
-                row.tokens = Some(ids.len() as u64);
-            } else if tokens.is_none() {
-                let count = in_words(tokenizer.encode(&row.completion))?.len();
-                row.tokens = Some(count as u64 + u64::from(!row.truncated));
+                row.tokens = Some(count(tokens, ids.len(), row.truncated)?);
+            } else {
+                let found = vocabulary.special.iter();
+                let mut found = found.filter(|token| row.completion.contains(*token));
+                special = found.next().cloned();
+                let ids = in_words(tokenizer.encode(&row.completion))?.len();
+                let ids = ids + usize::from(!row.truncated);
+                row.tokens = Some(count(tokens, ids, row.truncated)?);
+            }
+        } else if let (Some(tokens), Some(ids)) = (tokens, &row.token_ids) {
+            // The end token may be missing in either.
+            let ids = ids.len() as u64;
+            if tokens.abs_diff(ids) > 1 {
+                let found = format!("`token_ids` are {ids}");
+                let hint =
+                    "the port `model` would tell tokens of a completion from those that fill a row";
+                return Err(miscounted(tokens, &found, hint));
             }
         }
         if row.truncated
             && row.completion.is_empty()
             && row.token_ids.as_ref().is_none_or(Vec::is_empty)
         {
-            return Err("the completion was cut off before its first token".to_owned());
+            return Err("the completion was cut off before its first token".into());
         }
-        Ok((row, is_known))
+        Ok(Completed {
+            row,
+            is_sure,
+            special,
+        })
+    }
+}
+
+const MENDED: &str = "mend the column `tokens`, or leave it out";
+
+fn miscounted(tokens: u64, found: &str, hint: &'static str) -> Fault {
+    Fault::File(format!("`tokens` is {tokens}, but {found}"), hint)
+}
+
+/// Returns how many tokens a completion has, its end token included; the file may have counted them without that.
+fn count(tokens: Option<u64>, ids: usize, truncated: bool) -> Result<u64, Fault> {
+    let ids = ids as u64;
+    let without_end = ids - u64::from(!truncated);
+    match tokens {
+        Some(tokens) if tokens != ids && tokens != without_end => {
+            let found =
+                format!("the completion has {without_end} tokens of `model` before its end");
+            let hint = "whose tokens were counted? `token_ids` would say it; without `model` the file is believed";
+            Err(miscounted(tokens, &found, hint))
+        }
+        _ => Ok(ids),
     }
 }
 

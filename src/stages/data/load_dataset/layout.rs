@@ -5,7 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::sources::dialogue::Speaker;
+use crate::excerpt::{NAME, excerpt};
+use crate::ml::tokenizer::chat::Message;
+use crate::sources::rows::Field;
 use crate::stages::data::question::{Answer, Question};
 
 /// How the rows of a data set are laid out. Prompts and completions are texts, or lists of messages `{ role, content }`
@@ -16,8 +18,8 @@ pub enum Layout {
     /// `prompt`, `chosen` and `rejected`; without `prompt` it is what both others begin with, to the last whole word or
     /// message.
     PromptChosenRejected,
-    /// `prompt`, `completion` and `label`, true for good completions (KTO): the first good one of a prompt is paired with
-    /// its first bad one, and so on.
+    /// `prompt`, `completion` and `label`, true for good completions (KTO), 1, or a word such as `good` or `desirable`: the
+    /// first good one of a prompt is paired with its first bad one, and so on.
     PromptCompletionLabel,
     /// `prompt` and `completion`.
     PromptCompletion,
@@ -63,19 +65,7 @@ enum Content {
     Messages(Vec<Message>),
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-struct Message {
-    role: Role,
-    content: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    System,
-    User,
-    Assistant,
-}
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 impl Layout {
     pub(super) const ALL: [Self; 12] = [
@@ -127,20 +117,25 @@ impl Layout {
     }
 
     /// Takes a row apart; `row` has the values of [`Self::needs`] and [`Self::may_have`] by these names.
-    pub(super) fn found(self, row: &IndexMap<&'static str, Json>) -> Result<Found, Fault> {
-        let value = |name: &str| row.get(name).cloned().unwrap_or(Json::Null);
-        let content = |name: &str| content(name, value(name));
-        let text = |name: &str| match value(name) {
+    pub(super) fn found(self, row: &IndexMap<&'static str, Field>) -> Result<Found, Fault> {
+        let field = |name: &str| row.get(name).unwrap_or(&Field::Empty);
+        let value = |name: &str| json(name, field(name));
+        let content = |name: &str| match field(name) {
+            // As the file has them: other JSON has its keys in another order.
+            Field::Typed(list) if list.as_json().starts_with('[') => messages(name, list.parse()),
+            _ => content(name, value(name)?),
+        };
+        let text = |name: &str| match value(name)? {
             Json::String(text) => Ok(text),
             other => Err(format!("`{name}` is no text but {}", kind_of(&other))),
         };
-        let number = |name: &str| number(name, &value(name));
+        let number = |name: &str| number(name, &value(name)?);
         match self {
             Self::PromptChosenRejected => {
                 let (chosen, rejected) = (content("chosen")?, content("rejected")?);
-                let (prompt, chosen, rejected) = match value("prompt") {
+                let (prompt, chosen, rejected) = match value("prompt")? {
                     Json::Null => shared(chosen, rejected)?,
-                    prompt => (self::content("prompt", prompt)?, chosen, rejected),
+                    _ => (content("prompt")?, chosen, rejected),
                 };
                 let question = question(prompt)?;
                 Ok(Found::Answers(
@@ -152,7 +147,7 @@ impl Layout {
             Self::PromptCompletionLabel => Ok(Found::Labelled(
                 question(content("prompt")?)?,
                 answer(content("completion")?)?,
-                truth(&value("label"))?,
+                truth("label", &value("label")?)?,
             )),
             Self::PromptCompletion => {
                 let question = question(content("prompt")?)?;
@@ -166,8 +161,8 @@ impl Layout {
                 let Content::Messages(mut messages) = content("messages")? else {
                     return Err("`messages` is no list of messages".to_owned());
                 };
-                let last = messages.pop_if(|last| last.role == Role::Assistant);
-                let last = last.map(|last| Answer::of_text(last.content));
+                let last = messages.pop_if(|last| last.role == "assistant");
+                let last = last.map(Answer::of_message);
                 Ok(Found::Answers(
                     question(Content::Messages(messages))?,
                     last,
@@ -175,8 +170,8 @@ impl Layout {
                 ))
             }
             Self::Ranked => {
-                let completions = list("completions", value("completions"))?;
-                let scores = list("scores", value("scores"))?;
+                let completions = list("completions", value("completions")?)?;
+                let scores = list("scores", value("scores")?)?;
                 if completions.len() != scores.len() {
                     return Err(format!(
                         "{} completions have {} scores",
@@ -196,7 +191,7 @@ impl Layout {
                 best_and_worst(content("prompt")?, scored.collect::<Result<_, Fault>>()?)
             }
             Self::Ultrafeedback => {
-                let completions = list("completions", value("completions"))?;
+                let completions = list("completions", value("completions")?)?;
                 let scored = completions.into_iter().map(|completion| {
                     let score = self::number("overall_score", &completion["overall_score"])?;
                     Ok((
@@ -225,12 +220,12 @@ impl Layout {
                 number("better_response_id")? == 0.0,
             ),
             Self::SummarizeFromFeedback => {
-                let info = value("info");
+                let info = value("info")?;
                 let asked = [&info["post"], &info["article"]]
                     .into_iter()
                     .find_map(|text| text.as_str())
                     .ok_or("`info` has no `post` or `article`")?;
-                let summaries = list("summaries", value("summaries"))?;
+                let summaries = list("summaries", value("summaries")?)?;
                 let texts = summaries.iter().map(|summary| summary["text"].as_str());
                 let texts: Option<Vec<&str>> = texts.collect();
                 let Some([first, second]) = texts.as_deref() else {
@@ -277,13 +272,36 @@ fn content(name: &str, value: Json) -> Result<Content, Fault> {
     match value {
         Json::String(text) => Ok(Content::Text(text)),
         Json::Number(number) => Ok(Content::Text(number.to_string())),
-        Json::Array(_) => serde_json::from_value(value)
-            .map(Content::Messages)
-            .map_err(|error| format!("`{name}` is no list of messages: {error}")),
+        Json::Array(_) => messages(name, serde_json::from_value(value)),
         other => Err(format!(
             "`{name}` is neither text nor a list of messages but {}",
             kind_of(&other)
         )),
+    }
+}
+
+fn messages(name: &str, read: Result<Vec<Message>, serde_json::Error>) -> Result<Content, Fault> {
+    let messages = read.map_err(|error| format!("`{name}` is no list of messages: {error}"))?;
+    let known = |message: &&Message| !ROLES.contains(&message.role.as_str());
+    match messages.iter().find(known) {
+        None => Ok(Content::Messages(messages)),
+        Some(message) => Err(format!(
+            "`{name}` has a message of the role {:?}, expected {}",
+            excerpt(&message.role, NAME),
+            ROLES.join(", ")
+        )),
+    }
+}
+
+/// Reads a value; what is empty is null.
+fn json(name: &str, field: &Field) -> Result<Json, Fault> {
+    match field {
+        Field::Empty => Ok(Json::Null),
+        Field::Written(text) if text.is_empty() => Ok(Json::Null),
+        Field::Written(text) => Ok(Json::from(text.as_str())),
+        Field::Typed(value) => value
+            .parse()
+            .map_err(|error| format!("`{name}` cannot be read: {error}")),
     }
 }
 
@@ -303,18 +321,41 @@ fn number(name: &str, value: &Json) -> Result<f64, Fault> {
     number.ok_or_else(|| format!("`{name}` is no finite number but {}", kind_of(value)))
 }
 
-fn truth(value: &Json) -> Result<bool, Fault> {
-    match value {
-        Json::Bool(value) => Ok(*value),
-        Json::Number(number) if number.as_i64() == Some(1) => Ok(true),
-        Json::Number(number) if number.as_i64() == Some(0) => Ok(false),
-        Json::String(text) => match text.as_str() {
-            "true" | "True" | "1" => Ok(true),
-            "false" | "False" | "0" => Ok(false),
-            _ => Err("`label` is neither true nor false".to_owned()),
+/// Words of labels that say true, and that say false: the names of classes, often.
+const WORDS: [[&str; 5]; 2] = [
+    ["true", "yes", "good", "desirable", "chosen"],
+    ["false", "no", "bad", "undesirable", "rejected"],
+];
+
+fn truth(name: &str, value: &Json) -> Result<bool, Fault> {
+    let found = match value {
+        Json::Bool(value) => Some(*value),
+        Json::Number(number) => match number.as_i64() {
+            Some(1) => Some(true),
+            Some(0) => Some(false),
+            _ => None,
         },
-        _ => Err("`label` is neither true nor false".to_owned()),
-    }
+        Json::String(text) => match text.trim() {
+            "1" => Some(true),
+            "0" => Some(false),
+            text => {
+                let word = text.to_lowercase();
+                let found = WORDS
+                    .iter()
+                    .position(|words| words.contains(&word.as_str()));
+                found.map(|place| place == 0)
+            }
+        },
+        _ => None,
+    };
+    found.ok_or_else(|| {
+        let [good, bad] = WORDS.map(|words| words.join(", "));
+        let words = format!(": no word of {good} nor of {bad}");
+        let words = value.as_str().map_or("", |_| words.as_str());
+        let found = value.to_string();
+        let found = excerpt(&found, NAME);
+        format!("`{name}` is {found}, neither true nor false{words}")
+    })
 }
 
 /// Makes a question of a prompt.
@@ -326,24 +367,17 @@ fn question(prompt: Content) -> Result<Question, Fault> {
         Content::Text(text) => return Ok(Question::Text(text)),
         Content::Messages(messages) => messages,
     };
-    let mut before = String::new();
-    let mut turns = Vec::with_capacity(messages.len());
-    for (place, Message { role, content }) in messages.into_iter().enumerate() {
-        let speaker = match role {
-            Role::System if place == 0 => {
-                before = content;
-                continue;
-            }
-            Role::System => return Err("a message of the system is not the first".to_owned()),
-            Role::User => Speaker::Human,
-            Role::Assistant => Speaker::Assistant,
-        };
-        turns.push((speaker, content));
-    }
-    match turns.last() {
-        Some((Speaker::Human, _)) => Ok(Question::Turns(before, turns)),
-        Some(_) => Err("the prompt does not end with a message of the user".to_owned()),
-        None => Err("the prompt has no message of the user".to_owned()),
+    let mut roles = messages.iter().map(|message| message.role.as_str());
+    match (
+        roles.clone().skip(1).any(|role| role == "system"),
+        roles.next_back(),
+    ) {
+        (true, _) => Err("a message of the system is not the first".to_owned()),
+        (false, Some("user")) => Ok(Question::Turns(messages)),
+        (false, Some("assistant")) => {
+            Err("the prompt does not end with a message of the user".to_owned())
+        }
+        (false, _) => Err("the prompt has no message of the user".to_owned()),
     }
 }
 
@@ -352,9 +386,7 @@ fn answer(completion: Content) -> Result<Answer, Fault> {
     match completion {
         Content::Text(text) => Ok(Answer::as_it_is(text)),
         Content::Messages(messages) => match <[Message; 1]>::try_from(messages) {
-            Ok([message]) if message.role == Role::Assistant => {
-                Ok(Answer::of_text(message.content))
-            }
+            Ok([message]) if message.role == "assistant" => Ok(Answer::of_message(message)),
             _ => Err("a completion is not one message of the assistant".to_owned()),
         },
     }

@@ -3,42 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::rendering::Rendering;
-use super::{LoadDataset, Spelt, Taken};
+use super::{LoadDataset, Taken};
 use crate::artifacts::dataset::{DatasetWriter, Example};
 use crate::engine::artifact::Digest;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
-
-/// Why a row does not become an example.
-pub(super) enum Fault {
-    /// It is left out.
-    Row(String),
-    /// It spells a special token, and the stage ends.
-    Special(String),
-    /// The stage ends.
-    Stage(StageError),
-}
-
-impl Fault {
-    /// What becomes of a row that `place` names: a reason to leave it out, or to end.
-    pub(super) fn of_row(self, place: impl FnOnce() -> String) -> Result<String, StageError> {
-        match self {
-            Self::Row(fault) => Ok(format!("{}: {fault}", place())),
-            Self::Special(token) => {
-                let what = format!("{}: it spells the special token {token:?}", place());
-                Err(StageError::new(what)
-                    .hint("mend the file, or go on without such rows: `special_tokens: leave_out`"))
-            }
-            Self::Stage(error) => Err(error),
-        }
-    }
-}
-
-impl From<String> for Fault {
-    fn from(fault: String) -> Self {
-        Self::Row(fault)
-    }
-}
+use crate::excerpt::{NAME, excerpt};
+use crate::stages::data::left_out::Fault;
+use crate::stages::data::special::{self, Spelt};
 
 /// Renders rows and writes them.
 pub(super) struct Making {
@@ -51,6 +23,8 @@ pub(super) struct Making {
     cut: usize,
     /// Rows that spell special tokens.
     special: usize,
+    /// Rows whose messages hold something that the template does not write, by its name.
+    not_written: BTreeMap<String, usize>,
 }
 
 impl Making {
@@ -70,6 +44,7 @@ impl Making {
             ids: BTreeMap::new(),
             cut: 0,
             special: 0,
+            not_written: BTreeMap::new(),
         })
     }
 
@@ -77,14 +52,13 @@ impl Making {
     pub(super) fn make(&mut self, taken: &Taken) -> Result<(), Fault> {
         let question = taken.question.shown();
         if let Some(token) = self.special_in(taken, &question) {
-            match self.spelt {
-                Spelt::Warn => {}
-                Spelt::LeaveOut => return Err(Fault::Row(format!("it spells {token:?}"))),
-                Spelt::Refuse => return Err(Fault::Special(token)),
-            }
+            self.spelt.check(&token)?;
             self.special += 1;
         }
         let rendered = self.rendering.render(taken)?;
+        for name in self.rendering.not_written(taken, &rendered) {
+            *self.not_written.entry(name).or_default() += 1;
+        }
         self.cut += usize::from(rendered.cut_bos);
         let next = self.ids.len() as u64;
         let prompt = Digest::of(rendered.prompt.as_bytes());
@@ -103,7 +77,9 @@ impl Making {
     /// Returns a special token that a text of the row spells.
     fn special_in(&self, taken: &Taken, question: &str) -> Option<String> {
         let answers = taken.chosen.iter().chain(&taken.rejected);
-        let mut texts = answers.map(|answer| answer.text.as_str()).chain([question]);
+        let further = taken.messages().flat_map(|message| &message.more);
+        let texts = answers.map(|answer| answer.text.as_str()).chain([question]);
+        let mut texts = texts.chain(further.map(|(_, json)| json.as_str()));
         let found = texts.find_map(|text| self.rendering.special_in(text));
         found.map(ToOwned::to_owned)
     }
@@ -120,12 +96,14 @@ impl Making {
                 self.cut
             ));
         }
-        if self.special > 0 {
+        for (name, rows) in &self.not_written {
             ctx.warn(&format!(
-                "warning: {} rows spell a special token, which the model takes for that; `special_tokens: leave_out` leaves \
-                 them out",
-                self.special
+                "warning: messages of {rows} rows hold {:?}, which the template does not write: it is lost",
+                excerpt(name, NAME)
             ));
+        }
+        if let Some(warning) = special::warning(self.special) {
+            ctx.warn(&warning);
         }
     }
 }

@@ -6,19 +6,20 @@ use std::ops::ControlFlow;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
-use super::left_out::LeftOut;
+use super::left_out::{Fault, LeftOut};
 use super::origin::{
     LOOKED_AT, check_sha256, named, row_files, source_name, source_or_port, source_params,
     source_path,
 };
 use super::question::{Answer, Question, Template};
+use super::special::Spelt;
 use crate::artifacts::dataset::{COLUMNS, DATASET};
 use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::{NAME, excerpt, listed};
+use crate::ml::tokenizer::chat::Message;
 use crate::sources::rows::{Field, RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
 use crate::stages::ranges::at_least_one;
@@ -29,15 +30,19 @@ mod rendering;
 
 use layout::Found;
 pub use layout::Layout;
-use making::{Fault, Making};
+use making::Making;
 use rendering::OF_MODEL;
 
-/// Loads a data set from parquet, CSV or JSON files (an object a line, or an array), in one of the usual layouts.
+/// Loads a data set from parquet, Arrow, CSV or JSON files (an object a line, or an array), in one of the usual layouts.
 ///
 /// Without `layout` the columns decide: that of which the file has all columns, and the most of them. `columns` says which
 /// column is which where they have other names. Texts stand as they are, a completion right behind its prompt; messages are
-/// put together by `template`. A row that cannot be used is left out; the log says how many, and what is wrong with the
-/// first.
+/// put together by `template`. What they hold beside `role` and `content`, such as `tool_calls` or `reasoning_content`, a
+/// model's own template is given, too; the log warns of what a template does not write. Numbers of classes become their
+/// names, where `datasets` of Hugging Face says them.
+///
+/// A row that cannot be used is left out, such as one with nulls, or one that is no object; the log says how many, and what
+/// is wrong with the first. What is no JSON at all is an error that names its line: the file is damaged.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadDataset {
@@ -79,22 +84,9 @@ fn plain() -> String {
     "plain".to_owned()
 }
 
-/// What becomes of texts that spell special tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum Spelt {
-    /// They stay, and a warning counts them.
-    #[default]
-    Warn,
-    /// Their rows are left out, and counted.
-    LeaveOut,
-    /// The first of them is an error.
-    Refuse,
-}
-
 impl Kind for LoadDataset {
     const NAME: &'static str = "load_dataset";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ source: conversations.jsonl, layout: prompt_chosen_rejected, template: chatml, keep: [answer] }";
 
     fn ports(&self) -> Vec<Port> {
@@ -172,6 +164,7 @@ impl Kind for LoadDataset {
         let files = row_files(&path, &name, split, self.sha256, self.max_text_mb)?;
         let found: BTreeSet<String> = files.columns_of_first(LOOKED_AT)?.into_iter().collect();
         let layout = self.layout_of(&found, &name, ctx)?;
+        self.note_unused(&found, ctx);
         let making = Making::new(self, &name, ctx)?;
         let mut reading = Reading::new(self, layout, &found, making);
         reading.read(&files, ctx)?;
@@ -180,6 +173,17 @@ impl Kind for LoadDataset {
 }
 
 impl LoadDataset {
+    /// Notes columns that `trl` would give to a chat template.
+    fn note_unused(&self, found: &BTreeSet<String>, ctx: &mut RunContext) {
+        for name in ["tools", "documents", "chat_template_kwargs"] {
+            if self.template == OF_MODEL && found.contains(name) {
+                ctx.note(&format!(
+                    "the chat template is not given the column `{name}`"
+                ));
+            }
+        }
+    }
+
     /// The column of the file that is `name` in the layout.
     fn column<'a>(&'a self, name: &'a str) -> &'a str {
         named(&self.columns, name)
@@ -275,6 +279,50 @@ struct Taken {
     kept: BTreeMap<String, String>,
 }
 
+impl Taken {
+    /// The messages that its texts are in the file.
+    fn messages(&self) -> impl Iterator<Item = &Message> {
+        let asked = match &self.question {
+            Question::Turns(messages) => messages.as_slice(),
+            _ => &[],
+        };
+        let answers = self.chosen.iter().chain(&self.rejected);
+        asked
+            .iter()
+            .chain(answers.filter_map(|answer| answer.message.as_ref()))
+    }
+
+    /// What these hold beside `role` and `content`, and is not empty.
+    fn further_names(&self) -> BTreeSet<String> {
+        let held = self.messages().flat_map(|message| &message.more);
+        let held = held.filter(|(_, json)| !["\"\"", "[]", "{}"].contains(&json.as_str()));
+        held.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The same without what its messages hold by a name.
+    fn without(&self, name: &str) -> Self {
+        let strip = |message: &mut Message| message.more.retain(|(held, _)| held != name);
+        let mut question = self.question.clone();
+        if let Question::Turns(messages) = &mut question {
+            messages.iter_mut().for_each(strip);
+        }
+        let strip = |answer: &Option<Answer>| {
+            let mut answer = answer.clone();
+            answer
+                .iter_mut()
+                .flat_map(|answer| &mut answer.message)
+                .for_each(strip);
+            answer
+        };
+        Self {
+            question,
+            chosen: strip(&self.chosen),
+            rejected: strip(&self.rejected),
+            kept: BTreeMap::new(),
+        }
+    }
+}
+
 /// Completions of one prompt that are to be compared with each other.
 #[derive(Default)]
 struct Compared {
@@ -282,6 +330,18 @@ struct Compared {
     good: Vec<Answer>,
     bad: Vec<Answer>,
     kept: BTreeMap<String, String>,
+}
+
+impl Compared {
+    /// Keeps what a further row keeps, and notes the names of what other rows keep otherwise.
+    fn keep(&mut self, kept: BTreeMap<String, String>, mixed: &mut BTreeSet<String>) {
+        for (name, value) in kept {
+            let before = self.kept.insert(name.clone(), value);
+            if before.is_some_and(|before| before != self.kept[&name]) {
+                mixed.insert(name);
+            }
+        }
+    }
 }
 
 /// What is read, row by row.
@@ -292,6 +352,8 @@ struct Reading<'a> {
     names: Vec<&'static str>,
     /// What waits for further rows of its question; all else is written at once.
     compared: IndexMap<Question, Compared>,
+    /// Columns that are kept and differ between rows of a prompt.
+    mixed: BTreeSet<String>,
     making: Making,
     left_out: LeftOut,
 }
@@ -310,6 +372,7 @@ impl<'a> Reading<'a> {
             layout,
             names: layout.needs().iter().copied().chain(may_have).collect(),
             compared: IndexMap::new(),
+            mixed: BTreeSet::new(),
             making,
             left_out: LeftOut::default(),
         }
@@ -380,15 +443,14 @@ impl<'a> Reading<'a> {
     /// Takes a row, or says what is wrong with it.
     fn take(&mut self, values: &[Field]) -> Result<(), Fault> {
         let (values, further) = values.split_at(self.names.len());
-        let row = self.names.iter().copied().zip(values.iter().map(json));
+        let row = self.names.iter().copied().zip(values.iter().cloned());
         let found = self.layout.found(&row.collect())?;
         let further = self.kind.keep.iter().zip(further);
         let kept = further.filter_map(|(name, value)| Some((name.clone(), value.to_text()?)));
         let kept: BTreeMap<String, String> = kept.collect();
-        let is_empty = |answer: &Answer| answer.text.trim().is_empty();
         match found {
             Found::Answers(question, chosen, rejected) => {
-                if chosen.iter().chain(&rejected).any(is_empty) {
+                if chosen.iter().chain(&rejected).any(Answer::is_blank) {
                     return Err(Fault::Row("a completion is empty".to_owned()));
                 }
                 if chosen.is_some() && chosen == rejected {
@@ -401,13 +463,13 @@ impl<'a> Reading<'a> {
                     kept,
                 })?;
             }
-            Found::Scored(_, answer, _) | Found::Labelled(_, answer, _) if is_empty(&answer) => {
+            Found::Scored(_, answer, _) | Found::Labelled(_, answer, _) if answer.is_blank() => {
                 return Err(Fault::Row("the completion is empty".to_owned()));
             }
             Found::Scored(question, answer, score) => {
                 let compared = self.compared.entry(question).or_default();
                 compared.scored.push((score, answer));
-                compared.kept.extend(kept);
+                compared.keep(kept, &mut self.mixed);
             }
             Found::Labelled(question, answer, label) => {
                 let compared = self.compared.entry(question).or_default();
@@ -417,7 +479,7 @@ impl<'a> Reading<'a> {
                     &mut compared.bad
                 };
                 side.push(answer);
-                compared.kept.extend(kept);
+                compared.keep(kept, &mut self.mixed);
             }
         }
         Ok(())
@@ -436,6 +498,12 @@ impl<'a> Reading<'a> {
                     .hint(format!("they were {read_as}")));
             }
             ctx.note(&note);
+        }
+        if !self.mixed.is_empty() {
+            ctx.note(&format!(
+                "rows of a prompt differ in what `keep` names; its pair has that of the last of them: {}",
+                listed(self.mixed.iter().map(String::as_str))
+            ));
         }
         if alone > 0 {
             ctx.note(&format!(
@@ -485,14 +553,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-fn json(field: &Field) -> Json {
-    match field {
-        Field::Empty => Json::Null,
-        Field::Typed(value) => value.parse().unwrap_or(Json::Null),
-        Field::Written(text) if text.is_empty() => Json::Null,
-        Field::Written(text) => Json::from(text.as_str()),
-    }
-}
-
+#[cfg(test)]
+mod template_tests;
 #[cfg(test)]
 mod tests;

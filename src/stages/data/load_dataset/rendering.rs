@@ -6,8 +6,7 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::tokenizer::Tokenizer;
 use crate::ml::tokenizer::chat::{ChatTemplate, Message};
-use crate::sources::dialogue::Speaker;
-use crate::stages::data::question::{Answer, Question, Template};
+use crate::stages::data::question::{Answer, Question, Template, role_of};
 
 /// The value of `template` that asks for a model's own.
 pub(super) const OF_MODEL: &str = "model";
@@ -30,6 +29,7 @@ pub(super) struct OfModel {
 }
 
 /// What a model is given, and what it is to answer.
+#[derive(PartialEq)]
 pub(super) struct Rendered {
     pub(super) prompt: String,
     pub(super) chosen: Option<String>,
@@ -70,6 +70,12 @@ impl Rendering {
         let model = match self {
             Self::OfModel(model) => model,
             Self::Ours(template) => {
+                if taken.messages().any(|message| message.content.is_none()) {
+                    return Err(
+                        "a message has no `content`, which only `template: model` may take"
+                            .to_owned(),
+                    );
+                }
                 let prompt = template.prompt(&taken.question);
                 let behind = |answer: &Option<Answer>| {
                     let answer = answer.clone();
@@ -100,6 +106,18 @@ impl Rendering {
             cut_bos: without.is_some(),
             prompt: without.unwrap_or(&prompt).to_owned(),
         })
+    }
+
+    /// Returns what messages hold beside `role` and `content` that is not in what was rendered of them.
+    pub(super) fn not_written(&self, taken: &Taken, rendered: &Rendered) -> Vec<String> {
+        let mut names = taken.further_names();
+        if let Self::OfModel(_) = self {
+            names.retain(|name| {
+                let without = self.render(&taken.without(name));
+                without.is_ok_and(|without| without == *rendered)
+            });
+        }
+        names.into_iter().collect()
     }
 
     /// Returns a token that means something to the model and is spelt in a text.
@@ -142,10 +160,8 @@ impl OfModel {
         prompt: &str,
         answer: &Answer,
     ) -> Result<String, String> {
-        let last = Message {
-            role: "assistant".to_owned(),
-            content: answer.text.clone(),
-        };
+        let last = answer.message.clone();
+        let last = last.unwrap_or_else(|| Message::new("assistant", &*answer.text));
         let whole = self.rendered(&[messages, &[last]].concat(), false)?;
         let completion = whole.strip_prefix(prompt).ok_or(
             "the chat template does not put an answer right behind what it makes of the prompt",
@@ -160,18 +176,12 @@ impl OfModel {
 }
 
 fn messages(question: &Question) -> Vec<Message> {
+    if let Question::Turns(messages) = question {
+        return messages.clone();
+    }
     let (before, turns) = question.turns();
-    let message = |role: &str, content: &str| Message {
-        role: role.to_owned(),
-        content: content.to_owned(),
-    };
-    let system = (!before.is_empty()).then(|| message("system", before));
-    let turns = turns.into_iter().map(|(speaker, said)| {
-        let role = match speaker {
-            Speaker::Human => "user",
-            Speaker::Assistant => "assistant",
-        };
-        message(role, said)
-    });
+    let system = (!before.is_empty()).then(|| Message::new("system", before));
+    let turns = turns.into_iter();
+    let turns = turns.map(|(speaker, said)| Message::new(role_of(speaker), said));
     system.into_iter().chain(turns).collect()
 }

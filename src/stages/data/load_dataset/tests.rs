@@ -1,14 +1,12 @@
 //! Rows of every layout, right ones and wrong ones.
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::artifacts::dataset::{Dataset, Example};
-use crate::engine::artifact::Digest;
-use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
 use crate::stages::tryout::{Tried, attempt};
 
-fn load(file: &str, text: &str, params: Json) -> (Tried, tempfile::TempDir) {
+pub(super) fn load(file: &str, text: &str, params: Json) -> (Tried, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(file);
     fs_err::write(&path, text).unwrap();
@@ -17,12 +15,12 @@ fn load(file: &str, text: &str, params: Json) -> (Tried, tempfile::TempDir) {
     (tried, folder)
 }
 
-fn lines(rows: &[Json]) -> String {
+pub(super) fn lines(rows: &[Json]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
 /// Prompt, chosen and rejected of each example.
-fn examples(rows: &[Json], params: Json) -> Vec<[String; 3]> {
+pub(super) fn examples(rows: &[Json], params: Json) -> Vec<[String; 3]> {
     let (tried, _folder) = load("data.jsonl", &lines(rows), params);
     tried.outcome.as_ref().unwrap();
     let data = Dataset::read(&tried.output("data")).unwrap();
@@ -32,11 +30,11 @@ fn examples(rows: &[Json], params: Json) -> Vec<[String; 3]> {
         .collect()
 }
 
-fn user(text: &str) -> Json {
+pub(super) fn user(text: &str) -> Json {
     json!({ "role": "user", "content": text })
 }
 
-fn assistant(text: &str) -> Json {
+pub(super) fn assistant(text: &str) -> Json {
     json!({ "role": "assistant", "content": text })
 }
 
@@ -234,7 +232,7 @@ fn rows_that_cannot_be_used_are_counted_and_the_first_is_told() {
         ),
         (
             json!({ "prompt": [{ "role": "tool", "content": "x" }], "chosen": "c", "rejected": "r" }),
-            "unknown variant `tool`",
+            "has a message of the role \"tool\", expected system, user, assistant",
         ),
         (
             json!({ "prompt": { "a": 1 }, "chosen": "c", "rejected": "r" }),
@@ -359,99 +357,6 @@ fn a_file_is_read_no_further_than_wanted() {
     );
 }
 
-const BOS: &str = "<bos>";
-const EOS: &str = "<eos>";
-
-fn with_template(rows: &[Json], template: Option<&str>) -> Tried {
-    with_params(rows, template, json!({ "template": "model" }))
-}
-
-/// Loads rows with a chat template and a tokenizer that begins prompts itself.
-fn with_params(rows: &[Json], template: Option<&str>, params: Json) -> Tried {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, model) = (
-        folder.path().join("data.jsonl"),
-        folder.path().join("model"),
-    );
-    fs_err::write(&path, lines(rows)).unwrap();
-    let tokenizer = train_tokenizer(TokenizerAlgorithm::WordLevel, ["a b"; 2], 16, &[]).unwrap();
-    let tokens = tokenizer.special_tokens();
-    let (bos, eos) = (tokens.bos.clone().unwrap(), tokens.eos.clone().unwrap());
-    assert_eq!([&*bos, &*eos], [BOS, EOS]);
-    let tokenizer = match template {
-        Some(template) => tokenizer.with_chat_template(template),
-        None => tokenizer,
-    };
-    fs_err::create_dir_all(&model).unwrap();
-    tokenizer.save(&model).unwrap();
-    let inputs = [
-        ("data", "file", path.as_path()),
-        ("model", "tokenizer", model.as_path()),
-    ];
-    let kept = tempfile::tempdir().unwrap().keep();
-    attempt::<LoadDataset>(&kept, params, &inputs, None)
-}
-
-#[test]
-fn conversations_are_put_together_by_the_template_of_a_model() {
-    let system = json!({ "role": "system", "content": "S" });
-    let rows =
-        [json!({ "messages": [system, user("a"), assistant("b"), user("c"), assistant("d")] })];
-    let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
-    let tried = with_template(&rows, Some(template));
-    tried.outcome.as_ref().unwrap();
-    let data = Dataset::read(&tried.output("data")).unwrap();
-    let expected = format!("[system]S[user]a[assistant]b{EOS}\n[user]c[assistant]");
-    assert_eq!(data.examples[0].prompt, expected);
-    assert_eq!(data.examples[0].chosen.as_deref(), Some("d"));
-    let notes = &tried.told.notes;
-    assert!(
-        notes
-            .iter()
-            .any(|note| note.contains("begins 1 prompts with the begin token")),
-        "{notes:?}"
-    );
-
-    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}";
-    let good = json!({ "messages": [user("a"), assistant("b")] });
-    let tried = with_template(&[rows[0].clone(), good.clone()], Some(refusing));
-    tried.outcome.as_ref().unwrap();
-    let notes = &tried.told.notes;
-    assert!(
-        notes
-            .iter()
-            .any(|note| note.contains("1 of 2 rows") && note.contains("no system")),
-        "{notes:?}"
-    );
-
-    let apart = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}";
-    let tried = with_template(std::slice::from_ref(&good), Some(apart));
-    assert!(
-        tried.message().contains("right behind"),
-        "{}",
-        tried.message()
-    );
-
-    let spelt = json!({ "messages": [user(&format!("a {EOS}")), assistant("b")] });
-    let tried = with_template(&[spelt], Some(template));
-    let notes = &tried.told.notes;
-    assert!(
-        notes
-            .iter()
-            .any(|note| note.contains("1 rows spell a special token")),
-        "{notes:?}"
-    );
-    let table = tried.output("data").join("table.json");
-    let digest = Digest::of(template.as_bytes()).to_string();
-    assert!(fs_err::read_to_string(table).unwrap().contains(&digest));
-    let tried = with_template(&[good], None);
-    assert!(
-        tried.message().contains("no chat template"),
-        "{}",
-        tried.message()
-    );
-}
-
 #[test]
 fn a_cell_that_cannot_be_read_leaves_its_row_out() {
     let deep = format!("{}1{}", "[".repeat(20), "]".repeat(20));
@@ -475,36 +380,77 @@ fn kept_numbers_keep_their_digits() {
     assert_eq!(kept, ["12345678901234567890123", "[1.50, 2]"]);
 }
 
+/// Loads a fixture with classes.
+fn classes(params: Json) -> Tried {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = path.join("tests/fixtures/rows/classes.parquet");
+    let folder = tempfile::tempdir().unwrap().keep();
+    attempt::<LoadDataset>(&folder, params, &[("data", "file", &path)], None)
+}
+
 #[test]
-fn texts_that_spell_special_tokens_are_left_out_or_refused() {
-    let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
-    // The fill token, which neither begins nor ends a text.
-    let rows = [
-        json!({ "messages": [user("a"), assistant("b")] }),
-        json!({ "messages": [user("a"), assistant("b <pad>")] }),
-    ];
-    let load_with = |special: &str| {
-        let params = json!({ "template": "model", "special_tokens": special });
-        with_params(&rows, Some(template), params)
-    };
-    let tried = load_with("leave_out");
+fn labels_are_what_the_names_of_their_classes_say() {
+    let tried = classes(json!({ "keep": ["topic", "tags"] }));
     tried.outcome.as_ref().unwrap();
     let data = Dataset::read(&tried.output("data")).unwrap();
-    assert_eq!(data.examples.len(), 1);
+    let [example] = &data.examples[..] else {
+        panic!("{data:?}");
+    };
+    // Class 0 is `good`.
+    assert_eq!(example.chosen.as_deref(), Some("c"));
+    assert_eq!(example.rejected.as_deref(), Some("d"));
+    assert_eq!(example.kept["topic"], "helpful");
     let notes = &tried.told.notes;
-    let told = |says: &str| notes.iter().any(|note| note.contains(says));
-    assert!(told("1 of 2 rows") && told("spells \"<pad>\""), "{notes:?}");
-    let tried = load_with("refuse");
+    let told = |note: &String| note.ends_with("its pair has that of the last of them: tags, topic");
+    assert!(notes.iter().any(told), "{notes:?}");
+    let tried = classes(json!({ "columns": { "label": "topic" } }));
     let message = tried.message();
-    let place = "row 2: it spells the special token \"<pad>\"";
-    assert!(message.contains(place), "{message}");
+    assert!(
+        message
+            .contains("`label` is \"harmful\", neither true nor false: no word of true, yes, good"),
+        "{message}"
+    );
+    let tried = classes(json!({ "layout": "text", "columns": { "text": "topic" } }));
+    assert!(
+        tried.message().contains("it is one word or none"),
+        "{}",
+        tried.message()
+    );
+}
 
-    let rows = [
-        json!({ "prompt": "a <|im_end|>", "completion": "b" }),
-        json!({ "prompt": "a", "completion": "b" }),
-    ];
-    for (template, expected) in [("chatml", 1), ("smollm2", 1)] {
-        let params = json!({ "template": template, "special_tokens": "leave_out" });
-        assert_eq!(examples(&rows, params).len(), expected);
-    }
+#[test]
+fn what_is_no_object_is_left_out_and_what_is_no_json_is_an_error() {
+    let good = "{\"text\": \"a b\"}\n";
+    let (tried, _folder) = load(
+        "data.jsonl",
+        &format!("{good}\n7\nnull\n[{{}}]\n"),
+        json!({}),
+    );
+    tried.outcome.as_ref().unwrap();
+    let notes = &tried.told.notes;
+    let told = |note: &String| {
+        note.contains("3 of 4 rows were left out: input `data`, row 3: `text` is not there")
+    };
+    assert!(notes.iter().any(told), "{notes:?}");
+    let (tried, _folder) = load(
+        "data.jsonl",
+        &format!("{good}{{\"text\": \"a\"\n{good}"),
+        json!({}),
+    );
+    assert_eq!(
+        tried.message(),
+        "input `data`, row 2: EOF while parsing an object at column 12"
+    );
+    let (tried, _folder) = load(
+        "data.jsonl",
+        &format!("{good}{{\"text\": 1e999}}\n"),
+        json!({ "layout": "text" }),
+    );
+    let notes = &tried.told.notes;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("`text` cannot be read: number out of range")),
+        "{notes:?}"
+    );
 }

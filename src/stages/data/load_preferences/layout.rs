@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::artifact::Digest;
+use crate::ml::tokenizer::chat::Message;
 use crate::sources::dialogue::{Speaker, holds_a_turn, split_pair};
 use crate::sources::rows::{Checked, Lacking, Nested, Row, RowFiles, RowsError};
-use crate::stages::data::question::{Answer, Question};
+use crate::stages::data::question::{Answer, Question, role_of};
 
 /// How the rows of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -192,9 +193,9 @@ fn turns(row: &mut Row<Checked<Nested>>) -> Taken {
     }
     let turns = turns.into_iter().map(|turn| {
         let turn = turn?;
-        Some((turn.role?.into(), turn.text?))
+        Some(Message::new(role_of(turn.role?.into()), turn.text?))
     });
-    let turns: Option<Vec<(Speaker, String)>> = turns.collect();
+    let turns: Option<Vec<Message>> = turns.collect();
     let chosen: Reply = field("chosen", &chosen)?;
     let rejected: Reply = field("rejected", &rejected)?;
     let roles = [chosen.role, rejected.role];
@@ -207,7 +208,7 @@ fn turns(row: &mut Row<Checked<Nested>>) -> Taken {
     if holds_a_turn(&chosen) || holds_a_turn(&rejected) {
         return Err(Reason::FurtherTurn.into());
     }
-    let question = Question::Turns(String::new(), turns);
+    let question = Question::Turns(turns);
     let key = Digest::of(format!("{question:?}").as_bytes());
     let pair = Pair {
         question,

@@ -45,7 +45,7 @@ pub enum LongQuestions {
 /// Texts are taken as they are, markup and entities included. With `template: plain` the space between `Assistant:` or
 /// `TL;DR:` and an answer belongs to the answer. Pairs with an empty or the same answer on both sides teach nothing and
 /// are left out, as are rows with an empty cell or one that cannot be read, and pairs whose answers hold a further turn; the
-/// log says how many, and what is wrong with the first.
+/// log says how many, and what is wrong with the first. What is no JSON at all is an error.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadPreferences {

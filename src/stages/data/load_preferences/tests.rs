@@ -3,7 +3,7 @@
 use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series};
 
 use super::*;
-use crate::sources::dialogue::Speaker;
+use crate::ml::tokenizer::chat::Message;
 
 fn kind(params: &str) -> LoadPreferences {
     serde_yaml::from_str(params).unwrap()
@@ -147,14 +147,10 @@ fn many_turns_are_cut() {
         turn.repeat(many)
     );
     cut(&mut super::super::question::Question::Dialogue(whole));
-    let turns = [(Speaker::Human, "a"), (Speaker::Assistant, "b")];
-    let turns = turns.repeat(many).into_iter();
-    let last = (Speaker::Human, "last".to_owned());
-    let turns = turns.map(|(who, said)| (who, said.to_owned()));
-    cut(&mut super::super::question::Question::Turns(
-        String::new(),
-        turns.chain([last]).collect(),
-    ));
+    let turns = [Message::new("user", "a"), Message::new("assistant", "b")];
+    let turns = turns.iter().cycle().take(2 * many).cloned();
+    let turns = turns.chain([Message::new("user", "last")]).collect();
+    cut(&mut super::super::question::Question::Turns(turns));
 }
 
 fn dialogues(rows: &[(&str, &str)]) -> String {
