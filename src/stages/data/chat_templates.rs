@@ -22,7 +22,6 @@ pub fn chat_template(name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::ml::tokenizer::chat::{ChatTemplate, Message};
-    use crate::sources::dialogue::Speaker;
     use crate::stages::data::question::Question;
 
     #[test]
@@ -30,23 +29,17 @@ mod tests {
         for name in ["chatml", "smollm2"] {
             let jinja = ChatTemplate::new(&chat_template(name).unwrap(), "<s>", "</s>").unwrap();
             for system in ["", "Be brief."] {
-                let said = [
-                    (Speaker::Human, "user", "a 'b'\n"),
-                    (Speaker::Assistant, "assistant", " c "),
-                    (Speaker::Human, "user", "{{ d }}"),
-                ];
-                let turns = said.map(|(speaker, _, text)| (speaker, text.to_owned()));
-                let question = Question::Turns(system.to_owned(), turns.to_vec());
                 let system = (!system.is_empty()).then_some(("system", system));
-                let turns = said.iter().map(|(_, role, text)| (*role, *text));
-                let messages: Vec<Message> = system
-                    .into_iter()
-                    .chain(turns)
-                    .map(|(role, content)| Message {
-                        role: role.to_owned(),
-                        content: content.to_owned(),
-                    })
+                let said = [
+                    ("user", "a 'b'\n"),
+                    ("assistant", " c "),
+                    ("user", "{{ d }}"),
+                ];
+                let messages = system.into_iter().chain(said);
+                let messages: Vec<Message> = messages
+                    .map(|(role, content)| Message::new(role, content))
                     .collect();
+                let question = Question::Turns(messages.clone());
                 let expected = Template::parse(name).unwrap().prompt(&question);
                 assert_eq!(jinja.render(&messages, true).unwrap(), expected);
             }
