@@ -213,6 +213,7 @@ profiles:
   removed: { stages: { a: null } }
   bad_key: { parms: {} }
   misspelt: { params: { wurd: x } }
+  based: { extends: bad_kind, params: { seeds: [2] } }
 stages:
   a:
     matrix: { seed: "${seeds}" }
@@ -225,8 +226,8 @@ stages:
 fn mistakes_of_profiles_are_shown_in_the_profile() {
     insta::assert_snapshot!(diagnostics(PROFILES), @r"
     10:14 error: unknown key `parms` in profile `bad_key`
-        a profile may hold `params`, `stages` and `description`
-    14:21 error: profile `bad_value`: axis `seed` must be a list of values, found a whole number
+        a profile may hold `extends`, `params`, `stages` and `description`
+    15:21 error: profile `bad_value`: axis `seed` must be a list of values, found a whole number
     6:41 error: profile `bad_patch`: stage `a`: unknown param `rum` of `command`
         did you mean `run`?
     6:53 error: profile `bad_patch`: stage `c` has no `kind`
@@ -235,14 +236,16 @@ fn mistakes_of_profiles_are_shown_in_the_profile() {
         did you mean `command`?
     8:58 error: profile `replaced`: no stage `zzz`
         expected one of: a, b
-    17:36 error: profile `removed`: no stage `a`
+    18:36 error: profile `removed`: no stage `a`
         expected one of: b
+    7:36 error: profile `based`: unknown stage kind `comand`
+        did you mean `command`?
     ");
     insta::assert_snapshot!(diagnostics_with(PROFILES, &["--profile", "gud"]), @r"
     10:14 error: unknown key `parms` in profile `bad_key`
-        a profile may hold `params`, `stages` and `description`
+        a profile may hold `extends`, `params`, `stages` and `description`
     - error: unknown profile `gud`
-        expected one of: good, bad_value, bad_patch, bad_kind, replaced, removed, bad_key, misspelt
+        expected one of: good, bad_value, bad_patch, bad_kind, replaced, removed, bad_key, misspelt, based
     ");
 }
 

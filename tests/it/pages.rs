@@ -31,7 +31,9 @@ fn plans(page: &Path) -> Option<(String, String)> {
         profiles: list("profiles"),
         set: list("set"),
     };
-    let file = page.with_extension("yaml");
+    // `gdpo.strengths.md` is of a profile of `gdpo.yaml`.
+    let name = page.file_name().unwrap().to_str().unwrap();
+    let file = page.with_file_name(name.split('.').next().unwrap().to_owned() + ".yaml");
     let pipeline = Pipeline::load(&file, &overrides, REGISTRY).unwrap();
     let stages = outline::making(&pipeline, "table");
     Some((written, outline::of(&pipeline, &stages).to_string()))
