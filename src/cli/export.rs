@@ -204,6 +204,13 @@ impl ExportArgs {
         store: &Store,
         output: &Output,
     ) -> Result<u8, Failure> {
+        // `--force` must not write over a pipeline or a program.
+        if file.extension().is_none_or(|extension| extension != "md") {
+            return Err(Failure::usage(format!(
+                "a page is Markdown: the name of its file must end in `.md`, found `{}`",
+                file.display()
+            )));
+        }
         self.refuse_existing(file)?;
         let (results, _) = results::find_all(pipeline, store)?;
         let overrides = Overrides {

@@ -29,6 +29,11 @@ pub(super) fn page(
     results: &Results,
 ) -> Result<String, Failure> {
     let stages = outline::making(pipeline, TABLE);
+    if stages.is_empty() {
+        return Err(Failure::usage(
+            "no stage of this pipeline makes a table: there is nothing to write on a page",
+        ));
+    }
     if let Some(missing) = stages
         .iter()
         .find(|at| results.plans[**at].outputs.is_none())

@@ -64,7 +64,7 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
                     ),
                 )
                 .naming_profile()
-                .hint("a profile may hold `params` and `stages`"),
+                .hint("a profile may hold `extends`, `params`, `stages` and `description`"),
             );
         }
         return;

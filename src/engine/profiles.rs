@@ -8,19 +8,21 @@ use super::value::{Map, Value};
 
 const EXTENDS: &str = "extends";
 
-/// Returns the profiles named and those that they extend, each once and after all that it extends.
+/// Returns the profiles named, in their order, each right after those that it extends.
 pub(super) fn in_order(profiles: Option<&Map>, names: &[String]) -> Vec<String> {
-    let mut seen = HashSet::new();
     let mut ordered = Vec::new();
-    let mut ahead: Vec<(&str, bool)> = names.iter().rev().map(|name| (&**name, false)).collect();
-    while let Some((name, is_extended)) = ahead.pop() {
-        if is_extended {
-            ordered.push(name.to_owned());
-        } else if seen.insert(name) {
-            ahead.push((name, true));
-            let patch = profiles.and_then(|profiles| profiles.get(name));
-            let extended = patch.map(extended_by).unwrap_or_default();
-            ahead.extend(extended.into_iter().rev().map(|other| (other, false)));
+    for name in names {
+        let mut seen = HashSet::new();
+        let mut ahead = vec![(name.as_str(), false)];
+        while let Some((name, is_extended)) = ahead.pop() {
+            if is_extended {
+                ordered.push(name.to_owned());
+            } else if seen.insert(name) {
+                ahead.push((name, true));
+                let patch = profiles.and_then(|profiles| profiles.get(name));
+                let extended = patch.map(extended_by).unwrap_or_default();
+                ahead.extend(extended.into_iter().rev().map(|other| (other, false)));
+            }
         }
     }
     ordered
@@ -70,12 +72,12 @@ pub(super) fn check(profiles: &Map, errors: &mut Vec<Diagnostic>) {
 
 /// Says that there is no such profile.
 pub(super) fn unknown(at: Path, name: &str, profiles: &Map) -> Diagnostic {
-    Diagnostic::error(at, format!("unknown profile `{name}`"))
-        .naming_profile()
-        .hint(
-            did_you_mean(name, profiles.keys().map(String::as_str))
-                .unwrap_or_else(|| "this pipeline has no profiles".to_owned()),
-        )
+    let wrong = Diagnostic::error(at, format!("unknown profile `{name}`")).naming_profile();
+    if profiles.is_empty() {
+        wrong.hint("this pipeline has no profiles")
+    } else {
+        wrong.maybe_hint(did_you_mean(name, profiles.keys().map(String::as_str)))
+    }
 }
 
 /// Returns what a profile names under `extends`: one name, or a list of them.
@@ -123,8 +125,13 @@ base: { params: { x: 1, y: 1 } }
         );
         assert_eq!(
             applied(profiles, &["base", "most"]),
-            (Some(params), Vec::new()),
-            "each once"
+            (Some(params), Vec::new())
+        );
+        // What is named last wins.
+        let params: Value = serde_yaml::from_str("{ x: 1, y: 1, z: 3 }").unwrap();
+        assert_eq!(
+            applied(profiles, &["most", "base"]),
+            (Some(params), Vec::new())
         );
     }
 

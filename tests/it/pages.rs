@@ -72,6 +72,9 @@ fn a_page_shows_every_table_and_the_plan_that_made_them() {
     let space = Space::new(MEASURED);
     let write =
         |args: &[&str]| space.flowgraph(&[&["export", "p.yaml", "--page", "p.md"], args].concat());
+    let over = space.flowgraph(&["export", "p.yaml", "--page", "p.yaml", "--force"]);
+    assert_eq!(over.code, 2, "{}", over.stderr);
+    assert!(over.stderr.contains("must end in `.md`"), "{}", over.stderr);
     let early = write(&[]);
     assert_eq!(early.code, 1, "{}", early.stderr);
     assert!(

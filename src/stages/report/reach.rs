@@ -62,6 +62,23 @@ impl Reach {
         Ok(means.collect())
     }
 
+    /// Says for which curves of a row the fallback stands in.
+    pub(super) fn stand_in<'a>(
+        &self,
+        row: &str,
+        curves: impl IntoIterator<Item = &'a Curve>,
+    ) -> Option<String> {
+        let fallback = self.fallback.as_deref()?;
+        let lacks = |curve: &Curve| curve.metric(&self.metric, None).is_none();
+        let some = curves.into_iter().any(lacks);
+        some.then(|| {
+            format!(
+                "the curves of {row} have no `{}`: their `{fallback}` stands in.",
+                self.metric
+            )
+        })
+    }
+
     /// Says that a curve is shorter than a window.
     fn too_short(&self) -> StageError {
         StageError::new(format!(

@@ -175,6 +175,12 @@ impl Scored {
             .collect())
     }
 
+    /// Returns how often each question is answered.
+    pub(super) fn asked(&self) -> Result<BTreeMap<QuestionKey, usize>, StageError> {
+        let counts = self.questions.iter().map(Vec::len);
+        Ok(self.question_keys()?.into_iter().zip(counts).collect())
+    }
+
     /// Returns the completions of each question, by its place among the questions of all runs.
     pub(super) fn placed(
         &self,

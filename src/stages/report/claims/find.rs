@@ -3,7 +3,7 @@
 use super::decide::Rule;
 use super::gates::{self, Passage};
 use super::pairs::trainings;
-use super::runs::{Pairs, once, one_training, paired_trainings};
+use super::runs::{Pairs, once, one_training};
 use super::{Claim, Claims, Direction, Test};
 use crate::artifacts::curve::{Curve, Status};
 use crate::engine::stage::StageError;
@@ -30,8 +30,8 @@ pub(super) struct Finding {
     pub(super) holding: usize,
     /// Over runs and questions.
     pub(super) bootstrap: Option<Interval>,
-    /// Which runs were others again, and count once.
-    pub(super) repeated: Option<String>,
+    /// What must be known of the runs.
+    pub(super) told: Vec<String>,
     pub(super) gates: Vec<Passage>,
 }
 
@@ -100,15 +100,15 @@ impl Claims {
                     runs: compared.effects,
                     bootstrap: Some(compared.bootstrap),
                     gates: gates::pass(&claim.gates, &pairs, &self.aggregate, self.alpha)?,
-                    repeated: pairs.repeated,
+                    told: pairs.told,
                 })
             }
             Test::Diverges { a } => {
                 let trainings = trainings(rows, curves, a)?;
                 let runs = trainings.iter().map(|(label, run)| (label.as_str(), *run));
                 let same = |one: &&Run<Curve>, other: &&Run<Curve>| one_training(one, other);
-                let (runs, repeated) = once(runs.collect(), &self.aggregate, same);
-                let diverged = |run: &&Run<Curve>| {
+                let (runs, told) = once(runs.collect(), &self.aggregate, same);
+                let diverged = |(_, run): &(&str, &Run<Curve>)| {
                     f64::from(u8::from(run.content.summary.status == Status::Diverged))
                 };
                 let runs: Vec<f64> = runs.iter().map(diverged).collect();
@@ -120,7 +120,7 @@ impl Claims {
                     is_bound: vec![false; runs.len()],
                     runs,
                     bootstrap: None,
-                    repeated,
+                    told,
                     gates: Vec::new(),
                 })
             }
@@ -167,7 +167,7 @@ impl Claims {
     ) -> Result<Finding, StageError> {
         let Flops { a, b, at_most, .. } = flops;
         let (cheap, dear) = (trainings(rows, curves, a)?, trainings(rows, curves, b)?);
-        let (pairs, repeated) = paired_trainings(&cheap, &dear, &self.aggregate);
+        let (pairs, mut told) = self.paired_trainings((a, &cheap), (b, &dear));
         let mut shares = Vec::with_capacity(pairs.len());
         let mut is_bound = Vec::with_capacity(pairs.len());
         for (cheap, dear) in pairs {
@@ -198,6 +198,13 @@ impl Claims {
             shares.push(share);
             is_bound.push(!reaches);
         }
+        if let Some(reach) = flops.reach {
+            let sides = [(a, &cheap), (b, &dear)];
+            told.extend(sides.into_iter().filter_map(|(row, trainings)| {
+                let curves = trainings.values().map(|run| &run.content);
+                reach.stand_in(self.name(row), curves)
+            }));
+        }
         let gates = if claim.gates.is_empty() {
             Vec::new()
         } else {
@@ -226,7 +233,7 @@ impl Claims {
             runs: shares.into_iter().map(libm::log).collect(),
             is_bound,
             bootstrap: None,
-            repeated,
+            told,
             gates,
         })
     }

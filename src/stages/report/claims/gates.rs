@@ -142,6 +142,8 @@ pub(super) fn pass(
                 |interval| (interval.low > limit, interval.high <= limit),
             )?);
         }
+        // Runs of `a` that are one and the same say once what they say.
+        let values: Vec<f64> = pairs.distinct.iter().map(|at| values[*at]).collect();
         if let Some(least) = gate.at_least {
             let names = (column.as_str(), "", format!("below {least}"));
             passages.push(passage(&values, alpha, names, |interval| {

@@ -54,8 +54,10 @@ use gates::Gates;
 /// is enough that the claim is not supported; it is contradicted if the interval lies above `at_most` even so. All three
 /// are outside the families, at level `1 - alpha`.
 ///
-/// Runs must be runs: those with the same scores, or the same training behind them, byte by byte, count once. All runs of
-/// both rows of a difference must answer the same questions. What diverged among the trainings in `curves` is told.
+/// Runs must be runs: those with the same scores in both rows count once, and so do those behind which is one training, byte
+/// by byte, however often it is sampled. Where only one row repeats, as one that all runs share does, it is told. All runs of
+/// both rows of a difference must answer the same questions, each as often. What diverged among the trainings in `curves` is
+/// told.
 ///
 /// `gates` name columns of `scores` that must not suffer, such as `exact_reward` where the claim is about a learned
 /// reward, and `kl`, which `score` writes if its port `reference` is connected. Their means have intervals over runs at

@@ -41,6 +41,41 @@ fn runs_that_are_one_and_the_same_are_one_run() {
 }
 
 #[test]
+fn what_only_one_row_repeats_is_told_and_its_gates_count_it_once() {
+    let mut runs = rows(pairs(&[0.3; 5], &[0.9; 5]));
+    repeat(&mut runs[1]);
+    let mut up = difference("up", "b", "a", "greater", json!({}));
+    up["gates"] = json!({ "reward": { "at_least": 0.1 } });
+    let claims = kind(json!([up]));
+    let table = claims.table(&runs, &[]).unwrap();
+    let note = "up: b is one and the same run in seed 1 = 2 = 3 = 4 = 5, and only the other row's runs differ: the interval \
+                knows nothing of how runs of b do.";
+    assert!(
+        table.notes.iter().any(|told| told == note),
+        "{:?}",
+        table.notes
+    );
+    let gates = table.all_texts("Gates").unwrap();
+    assert!(gates[0].ends_with(": open"), "{gates:?}");
+}
+
+#[test]
+fn samples_of_one_training_are_no_runs_of_it() {
+    let items = (1..=5).map(|seed| curve("b", seed, Status::Completed, 1.0));
+    let mut curves = rows(items.collect());
+    repeat(&mut curves[0]);
+    let runs = rows(pairs(&[0.3, 0.2, 0.25, 0.2, 0.3], &[0.9; 5]));
+    let table = up().table(&runs, &curves).unwrap();
+    assert_eq!(verdicts(&table), ["too few runs (1 of 5)"]);
+    // Curves without measurements agree whoever made them.
+    for run in &mut curves[0].runs {
+        run.content.metrics.clear();
+    }
+    let table = up().table(&runs, &curves).unwrap();
+    assert_eq!(verdicts(&table), ["supported"]);
+}
+
+#[test]
 fn what_is_there_again_among_others_counts_once() {
     let mut runs = rows(pairs(&[0.3, 0.3, 0.2, 0.25, 0.35, 0.3], &[0.9; 6]));
     for row in &mut runs {
@@ -107,6 +142,16 @@ fn trainings_that_diverged_are_told_beside_what_compares_them() {
     let diverges = json!([{ "id": "tb", "text": "", "test": { "kind": "diverges", "a": "a" } }]);
     let alone = kind(diverges).table(&runs, &curves).unwrap();
     assert!(!noted(&alone, "ended early"), "{:?}", alone.notes);
+}
+
+#[test]
+fn questions_that_one_row_answers_more_often_are_refused() {
+    let mut items = pairs(&[0.3; 5], &[0.9; 5]);
+    items[1].1.questions[0].push(0);
+    let found = message(up().table(&rows(items), &[]));
+    let expected = "claim `up`: b, seed 1 (stage `scored`) and a, seed 1 (stage `scored`) answer the same questions, but not \
+                    as often: `question` 100, `question 0`, is 2 of 5 completions of the first and 1 of 4 of the second";
+    assert_eq!(found, expected);
 }
 
 #[test]

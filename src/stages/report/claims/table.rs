@@ -309,11 +309,7 @@ impl Claims {
         let mut notes = Vec::new();
         let mut early: IndexMap<&str, Vec<&str>> = IndexMap::new();
         for (Claim { id, test, .. }, Decided { finding, .. }) in self.claims.iter().zip(decided) {
-            if let Some(repeated) = &finding.repeated {
-                notes.push(format!(
-                    "{id}: runs whose scores or trainings are the same, byte by byte, count once: {repeated}."
-                ));
-            }
+            notes.extend(finding.told.iter().map(|told| format!("{id}: {told}")));
             if let Test::FlopsToReach { a, b, window, .. } = test {
                 let short = finding
                     .is_bound
