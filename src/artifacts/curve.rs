@@ -86,7 +86,7 @@ impl Curve {
 
     /// Whether a step is called by how many steps have been made after it: our own trainings call the first one 0, others
     /// 1. The last of ours is one less than were made, unless one that diverged was not made.
-    fn counts_from_one(&self) -> bool {
+    pub fn counts_from_one(&self) -> bool {
         let last = self.steps.last().copied().unwrap_or_default();
         let starts_later = self.steps.first().is_some_and(|first| *first > 0);
         last >= self.summary.steps && (self.summary.status == Status::Completed || starts_later)

@@ -36,6 +36,11 @@ pub(super) fn told(labels: &[&str], firsts: &[usize], aggregate: &str) -> Option
     (!groups.is_empty()).then(|| format!("{aggregate} {}", groups.join(", ")))
 }
 
+/// Says that runs of a row count once, given what [`told`] lists.
+pub(super) fn note(name: &str, told: &str) -> String {
+    format!("{name}: runs that are one and the same, byte by byte, count once: {told}.")
+}
+
 /// Returns the rows with each run once, and a note for each row that has some again.
 pub(super) fn once<'a, T>(rows: &'a [Row<T>], aggregate: &str) -> (Vec<Row<&'a T>>, Vec<String>) {
     let mut notes = Vec::new();
@@ -44,10 +49,7 @@ pub(super) fn once<'a, T>(rows: &'a [Row<T>], aggregate: &str) -> (Vec<Row<&'a T
         let firsts = firsts(runs.len(), |a, b| are_one(&runs[a], &runs[b]));
         let labels: Vec<&str> = runs.iter().map(|run| run.label.as_str()).collect();
         let told = told(&labels, &firsts, aggregate);
-        notes.extend(told.map(|told| {
-            let name = &row.name;
-            format!("{name}: runs that are one and the same, byte by byte, count once: {told}.")
-        }));
+        notes.extend(told.map(|told| note(&row.name, &told)));
         let distinct = runs.iter().enumerate().filter(|(at, _)| firsts[*at] == *at);
         Row {
             label: row.label.clone(),

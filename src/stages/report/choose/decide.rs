@@ -1,12 +1,14 @@
 //! What the tries reached, and which candidate wins.
 
 use super::super::groups::within;
+use super::super::repeats::{firsts, note, told};
 use super::super::scored::Scored;
 use super::super::trainings::ended;
 use super::design::Candidate;
 use super::{Choose, Limit, failure};
 use crate::artifacts::curve::{Curve, Status};
 use crate::artifacts::table::Table;
+use crate::engine::artifact::Digest;
 use crate::engine::context::Labels;
 use crate::engine::stage::StageError;
 use crate::stats::{mean, sample_std};
@@ -15,7 +17,11 @@ use crate::stats::{mean, sample_std};
 #[derive(Debug, Clone)]
 pub(super) struct Decided {
     pub(super) candidate: Candidate,
-    /// Completions of all runs.
+    /// Runs that are not the same, byte by byte, as one before: those that are measured.
+    pub(super) distinct: usize,
+    /// Which of the runs are the same.
+    pub(super) repeats: Option<String>,
+    /// Completions of the distinct runs.
     pub(super) n: usize,
     pub(super) mean: f64,
     /// Sample standard deviation over the runs, if there are several.
@@ -35,6 +41,8 @@ pub(super) struct Decided {
 #[derive(Debug, Clone)]
 pub(super) struct Cost {
     pub(super) steps: f64,
+    /// Whether a curve is not one of our own trainings, as far as it tells.
+    pub(super) is_foreign: bool,
     pub(super) generated_tokens: f64,
     pub(super) flops: f64,
     pub(super) ended: Option<String>,
@@ -57,7 +65,7 @@ impl Choose {
     pub(super) fn decide(
         &self,
         labels: &[&Labels],
-        scored: &[Scored],
+        (scored, digests): (&[Scored], &[Digest]),
         curves: &[(&Labels, Curve)],
     ) -> Result<Vec<Decided>, StageError> {
         let candidates = self.candidates(labels).map_err(failure)?;
@@ -72,7 +80,7 @@ impl Choose {
         let mut decided = Vec::with_capacity(candidates.len());
         for candidate in candidates {
             let place = candidate.describe();
-            let measured = self.measure(candidate, labels, scored, curves);
+            let measured = self.measure(candidate, labels, (scored, digests), curves);
             decided.push(measured.map_err(|error| within(&place, error))?);
         }
         for method in &methods {
@@ -110,11 +118,18 @@ impl Choose {
         &self,
         candidate: Candidate,
         labels: &[&Labels],
-        scored: &[Scored],
+        (scored, digests): (&[Scored], &[Digest]),
         curves: &[(&Labels, Curve)],
     ) -> Result<Decided, StageError> {
+        let all = &candidate.runs;
+        let firsts = firsts(all.len(), |a, b| digests[all[a].1] == digests[all[b].1]);
+        let distinct = all.iter().enumerate();
+        let distinct = distinct.filter(|(at, _)| firsts[*at] == *at);
+        let distinct: Vec<&(String, usize)> = distinct.map(|(_, run)| run).collect();
+        let names: Vec<&str> = all.iter().map(|(label, _)| label.as_str()).collect();
+        let repeats = told(&names, &firsts, &self.run);
         let means_of = |column: &str| {
-            let runs = candidate.runs.iter();
+            let runs = distinct.iter();
             let means = runs.map(|(run, at)| {
                 let mean_of_run = || Ok(mean(&scored[*at].column(column)?)?);
                 mean_of_run()
@@ -159,14 +174,16 @@ impl Choose {
             [] => None,
             _ => Some(Cost {
                 steps: mean_cost(|curve| curve.summary.steps as f64)?,
+                is_foreign: trainings.iter().any(|curve| curve.counts_from_one()),
                 generated_tokens: mean_cost(|curve| curve.summary.generated_tokens as f64)?,
                 flops: mean_cost(|curve| curve.summary.flops)?,
                 ended,
             }),
         };
         Ok(Decided {
-            n: candidate
-                .runs
+            distinct: distinct.len(),
+            repeats: repeats.map(|told| note(&candidate.describe(), &told)),
+            n: distinct
                 .iter()
                 .map(|(_, at)| scored[*at].identities.len())
                 .sum(),

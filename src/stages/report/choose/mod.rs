@@ -13,7 +13,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::frozen::Frozen;
-use self::shown::repeats;
 use super::axes::Axes;
 use super::axis_value::AxisValue;
 use super::ranking::Best;
@@ -31,14 +30,16 @@ use crate::stages::defaults;
 
 /// Chooses the best of several candidates, such as learning rates, by a score of their completions, and shows every try.
 ///
-/// The candidate with the best mean of `column` wins: the mean of its runs, of each the mean over completions. One that
+/// The candidate with the best mean of `column` wins: the mean of its runs, of each the mean over completions; runs of the
+/// same bytes count once. One that
 /// breaks a limit of `within`, or of which a training in `curves` diverged, is shown and cannot win. Of equals the first of
 /// the inputs wins. With `method` every value of that axis has a winner of its own.
 ///
 /// The choice must be fair, or the stage is refused, before anything runs where labels and params tell: every method has
 /// as many candidates, every candidate the same runs and prompts and, where `curves` are connected, as many samples. How
 /// many those are the params of a training stage tell; the curve of a `command` does not, so that such budgets are not
-/// compared: the table has their steps, and says where they differ.
+/// compared: the table has their steps, and says where they differ, within a method and, if a curve calls its first step 1
+/// as no training stage's does, between methods.
 /// `frozen` holds what the trainings use whose results are reported: the stage fails when the tries choose otherwise. With
 /// trainings over `matrix: { policy: [ppo, flowhf], lr: [6e-5, 3e-4], seed: [101, 102] }` that is
 /// `{ candidate: lr, method: policy, within: { kl: { at_most: 6 } }, reported: [1, 2, 3], frozen: { ppo: { lr: 3e-4 }, flowhf: { lr: 6e-5 } } }`.
@@ -245,7 +246,8 @@ impl Kind for Choose {
         for input in ctx.inputs("curves") {
             curves.push((&input.labels, Curve::read(&input.path)?));
         }
-        let decided = self.decide(&labels, &scored, &curves)?;
+        let digests: Vec<Digest> = scores.iter().map(|input| input.digest).collect();
+        let decided = self.decide(&labels, (&scored, &digests), &curves)?;
         if self.hand_on {
             let winner = decided.iter().find(|one| one.is_chosen);
             let first = winner.and_then(|one| one.candidate.runs.first());
@@ -256,10 +258,7 @@ impl Kind for Choose {
             let model = &models[found.map_err(failure)?];
             hand_on(model, &ctx.output(BEST)?)?;
         }
-        let digests: Vec<Digest> = scores.iter().map(|input| input.digest).collect();
-        let mut table = self.table(&decided);
-        table.notes.extend(repeats(&decided, &digests, &self.run));
-        table.write(&ctx.output("table")?)?;
+        self.table(&decided).write(&ctx.output("table")?)?;
         Ok(())
     }
 }

@@ -4,10 +4,8 @@ use super::Choose;
 use super::decide::{Cost, Decided};
 use super::design::Candidate;
 use crate::artifacts::table::Table;
-use crate::engine::artifact::Digest;
 use crate::excerpt::listed;
 use crate::stages::report::ranking::Best;
-use crate::stages::report::repeats::{firsts, told};
 
 impl Choose {
     /// Makes the table of all tries.
@@ -35,7 +33,7 @@ impl Choose {
             }
         }
         table.whole_column("n", decided.iter().map(|one| Some(one.n as f64)));
-        table.whole_column("Runs", candidates().map(|one| Some(one.runs.len() as f64)));
+        table.whole_column("Runs", decided.iter().map(|one| Some(one.distinct as f64)));
         table.number_column(&self.column, 3, decided.iter().map(|one| Some(one.mean)));
         if decided.iter().any(|one| one.std.is_some()) {
             table.spread_of_last("sd", decided.iter().map(|one| one.std));
@@ -140,26 +138,13 @@ impl Choose {
                 .map_or(String::new(), |how| format!(": {how}"));
             notes.push(format!("Budgets need not be equal{how}."));
         }
+        notes.extend(decided.iter().filter_map(|one| one.repeats.clone()));
         notes
     }
 }
 
-/// Says which runs of a candidate have the same scores, given the digests of the inputs: their spread shows nothing.
-pub(super) fn repeats(decided: &[Decided], digests: &[Digest], axis: &str) -> Vec<String> {
-    let told_of = |one: &Decided| {
-        let runs = &one.candidate.runs;
-        let firsts = firsts(runs.len(), |a, b| digests[runs[a].1] == digests[runs[b].1]);
-        let labels: Vec<&str> = runs.iter().map(|(label, _)| label.as_str()).collect();
-        let told = told(&labels, &firsts, axis)?;
-        let name = one.candidate.describe();
-        Some(format!(
-            "{name}: runs that are one and the same, byte by byte: {told}."
-        ))
-    };
-    decided.iter().filter_map(told_of).collect()
-}
-
-/// Says which candidates of a method made more steps than others: of samples that no params tell this is all there is.
+/// Says which candidates made more steps than others: of samples that no params tell this is all there is. Methods of
+/// our own may learn from as many samples in other steps, and those are compared before anything runs.
 fn unequal_steps(decided: &[Decided]) -> Option<String> {
     let steps = |one: &Decided| {
         let completed = one.faults.is_empty();
@@ -168,9 +153,13 @@ fn unequal_steps(decided: &[Decided]) -> Option<String> {
             .filter(|_| completed)
             .map(|cost| cost.steps)
     };
+    let is_foreign = |one: &Decided| one.cost.as_ref().is_some_and(|cost| cost.is_foreign);
     let differ = decided.iter().enumerate().find_map(|(at, one)| {
         let others = decided[..at].iter();
-        let mut others = others.filter(|other| other.candidate.method == one.candidate.method);
+        let mut others = others.filter(|other| {
+            let is_one_method = other.candidate.method == one.candidate.method;
+            is_one_method || is_foreign(one) || is_foreign(other)
+        });
         let other =
             others.find(|other| steps(other).zip(steps(one)).is_some_and(|(a, b)| a != b))?;
         Some((other, one))

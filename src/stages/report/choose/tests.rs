@@ -36,6 +36,13 @@ fn scored(reward: f64, kl: f64, prompts: usize) -> Scored {
     Scored::new(table).unwrap()
 }
 
+/// Digests of inputs that all differ.
+fn digests(count: usize) -> Vec<Digest> {
+    (0..count)
+        .map(|at| Digest::of(at.to_string().as_bytes()))
+        .collect()
+}
+
 fn decide(
     kind: &Choose,
     tries: &[Try],
@@ -51,7 +58,7 @@ fn decide(
         .iter()
         .map(|(labels, curve)| (labels, curve.clone()))
         .collect();
-    kind.decide(&labels, &scored, &curves)
+    kind.decide(&labels, (&scored, &digests(scored.len())), &curves)
 }
 
 /// What is shown of each candidate: its name, its rank, and whether it is chosen.
@@ -275,7 +282,8 @@ fn tries_of_a_run_must_answer_the_same_prompts() {
     let tries = labels_of(&TRIES[..2]);
     let labels: Vec<&Labels> = tries.iter().collect();
     let fewer = [scored(1.0, 0.0, 3), scored(1.0, 0.0, 4)];
-    let (message, _) = failed(kind(json!({ "candidate": "lr" })).decide(&labels, &fewer, &[]));
+    let (message, _) =
+        failed(kind(json!({ "candidate": "lr" })).decide(&labels, (&fewer, &digests(2)), &[]));
     assert_eq!(
         message,
         "lr 0.001, seed 11 and lr 0.003, seed 11 answer different prompts: they have other `question_id`s and `sample`s, or in \
@@ -287,7 +295,8 @@ fn tries_of_a_run_must_answer_the_same_prompts() {
         table.columns.retain(|one| one.name != column);
         let easier = ["question 0", "easy", "question 2"].map(|text| Some(text.to_owned()));
         table.text_column(column, easier);
-        let (message, _) = failed(kind(json!({ "candidate": "lr" })).decide(&labels, &asked, &[]));
+        let (message, _) =
+            failed(kind(json!({ "candidate": "lr" })).decide(&labels, (&asked, &digests(2)), &[]));
         assert!(
             message.contains(&format!("prompts: `{column}` of question_id 10")),
             "{message}"
@@ -296,31 +305,50 @@ fn tries_of_a_run_must_answer_the_same_prompts() {
 }
 
 #[test]
-fn runs_of_a_candidate_that_are_one_and_the_same_are_told() {
-    let decided = decide(&kind(json!({ "candidate": "lr" })), TRIES, &[]).unwrap();
-    let digest = |text: &str| Digest::of(text.as_bytes());
-    // The first and the fourth input are the runs of one candidate.
-    let digests = ["a", "b", "c", "a", "c", "d"].map(digest);
-    assert_eq!(
-        repeats(&decided, &digests, "seed"),
-        ["lr 0.001: runs that are one and the same, byte by byte: seed 11 = 12."]
-    );
+fn runs_of_a_candidate_that_are_one_and_the_same_count_once() {
+    let tries = [
+        ("", "0.001", "1", 1.0, 0.0),
+        ("", "0.001", "2", 1.0, 0.0),
+        ("", "0.001", "3", 0.0, 0.0),
+        ("", "0.002", "1", 0.6, 0.0),
+        ("", "0.002", "2", 0.55, 0.0),
+        ("", "0.002", "3", 0.65, 0.0),
+    ];
+    let labels = labels_of(&tries);
+    let labels: Vec<&Labels> = labels.iter().collect();
+    let scored = tries.map(|(.., reward, kl)| scored(reward, kl, 3));
+    let chooses = kind(json!({ "candidate": "lr" }));
+    let mut digests = digests(6);
+    let first = |digests: &[Digest]| {
+        let decided = chooses.decide(&labels, (&scored, digests), &[]).unwrap();
+        (decided[0].is_chosen, chooses.table(&decided))
+    };
+    let (wins, table) = first(&digests);
+    assert!(wins && table.notes.len() == 2, "{:?}", table.notes);
+    digests[1] = digests[0];
+    let (wins, table) = first(&digests);
+    assert!(!wins);
+    assert_eq!(table.all_numbers("Runs").unwrap(), [2.0, 3.0]);
+    assert_eq!(table.all_numbers("n").unwrap(), [6.0, 9.0]);
+    let note = "lr 0.001: runs that are one and the same, byte by byte, count once: seed 1 = 2.";
+    assert_eq!(table.notes[2], note);
 }
 
 #[test]
-fn steps_that_differ_within_a_method_are_told() {
+fn steps_that_differ_are_told() {
     let tries = [
         ("ppo", "0.001", "11", 1.0, 0.0),
         ("ppo", "0.003", "11", 3.0, 0.0),
         ("tb", "0.001", "11", 2.0, 0.0),
         ("tb", "0.003", "11", 1.0, 0.0),
     ];
-    let table = |more: (&str, &str)| {
+    let table = |more: (&str, &str), first_step: u64| {
         let curves = tries.iter().map(|(method, lr, ..)| {
             let (mut labels, mut curve) = curve(method, 11, Status::Completed, 1e9);
             curve.summary.steps += u64::from((*method, *lr) == more);
             // Another method may learn from as many samples in other steps.
             curve.summary.steps += 10 * u64::from(*method == "tb");
+            curve.steps = (first_step..first_step + curve.summary.steps).collect();
             labels.insert("lr".to_owned(), (*lr).to_owned());
             (labels, curve)
         });
@@ -331,7 +359,7 @@ fn steps_that_differ_within_a_method_are_told() {
         kind.table(&decided).notes
     };
     let told = |notes: &[String]| notes.iter().any(|note| note.contains("numbers of steps"));
-    let equal = table(("none", ""));
+    let equal = table(("none", ""), 0);
     assert!(!told(&equal), "{equal:?}");
     assert!(
         equal
@@ -339,11 +367,19 @@ fn steps_that_differ_within_a_method_are_told() {
             .any(|note| note.starts_with("Frozen for ppo: ")),
         "{equal:?}"
     );
-    let more = table(("ppo", "0.003"));
+    let more = table(("ppo", "0.003"), 0);
     assert!(
         more.iter()
             .any(|note| note.contains("such as ppo, lr 0.001 4 and ppo, lr 0.003 5: ")),
         "{more:?}"
+    );
+    // What no training stage made learns from numbers of samples that nothing tells.
+    let foreign = table(("none", ""), 1);
+    assert!(
+        foreign
+            .iter()
+            .any(|note| note.contains("such as ppo, lr 0.001 4 and tb, lr 0.001 14: ")),
+        "{foreign:?}"
     );
 }
 
