@@ -1,6 +1,6 @@
 //! `efficiency`: what the training of several policies cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::excerpt::listed;
 use crate::stages::defaults;
 use crate::stages::ranges::at_least_one;
 use crate::stats::mean;
@@ -185,8 +186,36 @@ impl Efficiency {
              not those of the models it starts from. A training that diverged stopped early."
                 .to_owned(),
         );
+        if let Some(label) = &self.relative_to {
+            table
+                .notes
+                .extend(self.other_runs(all, row_named(all, label)?));
+        }
         table.notes.extend(repeats);
         Ok(table)
+    }
+
+    /// Says which rows have other runs than the one that they are relative to; a row without the axis has none to compare.
+    fn other_runs(&self, rows: &[Row<Curve>], base: &Row<Curve>) -> Option<String> {
+        let runs = |row: &Row<Curve>| -> BTreeSet<String> {
+            row.runs.iter().map(|run| run.label.clone()).collect()
+        };
+        let of_base = runs(base);
+        let told = rows.iter().filter_map(|row| {
+            let runs = runs(row);
+            let is_other = runs != of_base && !runs.union(&of_base).any(String::is_empty);
+            is_other.then(|| format!("{} {}", row.name, listed(runs)))
+        });
+        let told: Vec<String> = told.collect();
+        (!told.is_empty()).then(|| {
+            format!(
+                "% of {0} compares means over different runs ({1}): {0} {2}; {3}.",
+                base.name,
+                self.aggregate,
+                listed(of_base),
+                told.join("; ")
+            )
+        })
     }
 }
 
@@ -292,6 +321,14 @@ mod tests {
             table.all_texts("Training").unwrap(),
             ["completed", "diverged at step 4"]
         );
+        let note = "% of ppo compares means over different runs (seed): ppo 1, 3; flowhf 1.";
+        let told = |rows: &[Row<Curve>]| {
+            let params = serde_json::json!({ "relative_to": "ppo" });
+            let notes = kind(params).table(rows).unwrap().notes;
+            notes.iter().any(|told| told == note)
+        };
+        assert!(told(&all));
+        assert!(!told(&all[..1]));
     }
 
     #[test]
