@@ -142,6 +142,9 @@ impl Kind for PlotCurves {
         let folder = ctx.output("figures")?;
         for wanted in &self.metrics {
             let (chart, without) = self.chart(&rows, wanted)?;
+            if let Some(note) = check_log_axis(&chart, &wanted.metric)? {
+                ctx.note(&note);
+            }
             figure::write(&folder, &file_name(&wanted.metric), &chart.to_svg()?)?;
             if !without.is_empty() {
                 ctx.note(&format!(
@@ -216,6 +219,38 @@ impl PlotCurves {
         };
         Ok((chart, without))
     }
+}
+
+/// Says what has no place on a logarithmic axis; that nothing has one is an error.
+fn check_log_axis(chart: &LineChart, metric: &str) -> Result<Option<String>, StageError> {
+    if !matches!(chart.y_scale, FigureScale::Log) {
+        return Ok(None);
+    }
+    let has_place = |(_, value): &&(f64, f64)| *value > 0.0;
+    let (mut drawn, mut gaps) = (0, Vec::new());
+    for series in &chart.series {
+        let (all, shown) = (series.points.len(), series.points.iter().filter(has_place));
+        let shown = shown.count();
+        drawn += shown;
+        if shown < all {
+            gaps.push(format!(
+                "{} at {} of {all} steps",
+                series.label,
+                all - shown
+            ));
+        }
+    }
+    if gaps.is_empty() {
+        return Ok(None);
+    }
+    let told = format!(
+        "not above 0 and so without a place on the logarithmic axis of `{metric}`: {}",
+        listed(gaps)
+    );
+    if drawn == 0 {
+        return Err(StageError::new(told).hint("`scale: linear` has a place for them"));
+    }
+    Ok(Some(told))
 }
 
 /// The mean over runs with its range; `None` if no run has the metric.
@@ -345,6 +380,23 @@ mod tests {
         let points = |row: usize| chart.series[row].points.clone();
         assert_eq!(points(0), [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0), (4.0, 0.0)]);
         assert_eq!(points(1)[3], (8.0, 0.0));
+    }
+
+    #[test]
+    fn what_a_logarithmic_axis_cannot_show_is_said() {
+        let wanted = serde_json::json!({ "metrics": [{ "metric": "loss", "scale": "log" }] });
+        let kind = kind(wanted);
+        let checked = |seed| {
+            let rows = rows(vec![curve("ppo", seed, Status::Completed, 1.0)]);
+            check_log_axis(&kind.chart(&rows, &kind.metrics[0]).unwrap().0, "loss")
+        };
+        let told = |label: &str| {
+            format!("not above 0 and so without a place on the logarithmic axis of `loss`: {label}")
+        };
+        assert_eq!(checked(1).unwrap(), Some(told("ppo at 1 of 4 steps")));
+        assert!(
+            matches!(checked(0), Err(StageError::Failed { message, .. }) if message == told("ppo at 4 of 4 steps"))
+        );
     }
 
     #[test]
