@@ -26,6 +26,7 @@ mod bootstrap_params;
 mod fixture;
 mod groups;
 mod measure;
+mod questions;
 mod reach;
 mod repeats;
 mod resample;

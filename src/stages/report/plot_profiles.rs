@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, refuse_ungrouped, rows_named, within};
+use super::questions::compare;
 use super::repeats::once;
 use super::resample::Questions;
 use super::scored::{self, Scored};
@@ -124,8 +125,10 @@ impl Kind for PlotProfiles {
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let rows = scored::load_scores(ctx, self.grouping())?;
-        for note in once(&rows, &self.aggregate).1 {
-            ctx.note(&note);
+        let chosen = rows_named(&rows, &self.rows)?;
+        let asked = compare(chosen, &self.aggregate, Scored::known_questions)?;
+        for note in once(&rows, &self.aggregate).1.iter().chain(&asked.notes) {
+            ctx.note(note);
         }
         let chart = self.chart(&rows)?;
         for series in chart.series.iter().filter(|series| series.band.is_none()) {

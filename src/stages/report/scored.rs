@@ -181,6 +181,15 @@ impl Scored {
         Ok(self.question_keys()?.into_iter().zip(counts).collect())
     }
 
+    /// Returns number and text of each question, by number alone where a table has no texts.
+    pub(super) fn known_questions(&self) -> Result<BTreeSet<QuestionKey>, StageError> {
+        if self.table.has("question") {
+            return Ok(self.question_keys()?.into_iter().collect());
+        }
+        let ids = self.identities.iter();
+        Ok(ids.map(|(id, _)| (*id, String::new())).collect())
+    }
+
     /// Returns the completions of each question, by its place among the questions of all runs.
     pub(super) fn placed(
         &self,

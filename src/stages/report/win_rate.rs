@@ -1,6 +1,6 @@
 //! `win_rate`: how often the completions of several policies are judged better.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, add_axes, read_rows, refuse_ungrouped, within};
+use super::questions::{compare, drawn_questions};
 use super::repeats::once;
 use super::resample::{Measured, Questions, crossed_mean_of};
 use crate::artifacts::judgements::{self, JUDGEMENTS, Judgement, Verdict};
@@ -88,6 +89,8 @@ struct Won {
     unparsable: usize,
     /// Pairs without any verdict.
     unjudged: usize,
+    /// The numbers of all questions, with a verdict or not.
+    asked: BTreeSet<u64>,
     /// The number of each question, with its mean score, from 0 to 1.
     questions: Vec<(u64, f64)>,
 }
@@ -102,6 +105,7 @@ impl Won {
         let mut won = Self::default();
         let mut questions: IndexMap<u64, Vec<f64>> = IndexMap::new();
         for ((question, _), verdicts) in &pairs {
+            won.asked.insert(*question);
             let of = |verdict: Verdict| verdicts.iter().filter(|found| **found == verdict).count();
             let (wins, ties, losses) = (of(Verdict::Win), of(Verdict::Tie), of(Verdict::Loss));
             won.unparsable += of(Verdict::Unparsable);
@@ -255,7 +259,9 @@ impl WinRate {
             let runs = rows.iter().map(|row| Some(row.runs.len() as f64));
             table.whole_column("Runs", runs);
         }
-        table.notes = self.standard_notes(rows, several);
+        let asked = compare(rows, &self.aggregate, |won| Ok(won.asked.clone()))?;
+        table.notes = self.standard_notes(rows, several, asked.shared);
+        table.notes.extend(asked.notes);
         table.notes.extend(repeats);
         Ok(table)
     }
@@ -303,7 +309,7 @@ impl WinRate {
         Ok(table)
     }
 
-    fn standard_notes(&self, rows: &[Row<&Won>], several: bool) -> Vec<String> {
+    fn standard_notes(&self, rows: &[Row<&Won>], several: bool, shared: bool) -> Vec<String> {
         let mut notes = self.notes.clone();
         notes.push(
             "Win rate: mean over questions; ties count half. A pair that is judged differently in its two orders is a \
@@ -316,9 +322,9 @@ impl WinRate {
                 "[low, high]: {percent}% interval of Wilson, of all pairs as if they were independent."
             ),
             IntervalKind::Bootstrap if several => format!(
-                "[low, high]: {percent}% bootstrap interval over runs ({}) and the questions that they share; with \
-                 few runs it is too narrow.",
-                self.aggregate
+                "[low, high]: {percent}% bootstrap interval over runs ({}) and {}; with few runs it is too narrow.",
+                self.aggregate,
+                drawn_questions("questions", shared)
             ),
             IntervalKind::Bootstrap => format!(
                 "[low, high]: {percent}% bootstrap interval over questions alone: one run does not show how runs \
@@ -429,6 +435,7 @@ mod tests {
             consistent: 5,
             unparsable: 3,
             unjudged: 1,
+            asked: (1..=8).collect(),
             questions: vec![
                 (1, 1.0),
                 (2, 0.5),
@@ -532,6 +539,23 @@ mod tests {
             table.notes
         );
         assert_eq!(kind(json!({})).per_seed(&rows).unwrap().height(), 5);
+    }
+
+    #[test]
+    fn questions_that_runs_do_not_share_are_told() {
+        let notes = |last: u64| {
+            let one = run("dpo", "1", &[(1, 0, "W"), (2, 0, "?")]);
+            let other = run("dpo", "2", &[(1, 0, "L"), (last, 0, "L")]);
+            kind(json!({}))
+                .table(&rows(vec![one, other]))
+                .unwrap()
+                .notes
+        };
+        let told = |notes: &[String], what: &str| notes.iter().any(|note| note.contains(what));
+        let (same, other) = (notes(2), notes(3));
+        let note = "dpo, seed 1 (2) and dpo, seed 2 (2) have 1 in common";
+        assert!(told(&same, "the questions that they share;") && !told(&same, note));
+        assert!(told(&other, "(seed) and questions;") && told(&other, note));
     }
 
     #[test]

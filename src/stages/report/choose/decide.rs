@@ -1,8 +1,10 @@
 //! What the tries reached, and which candidate wins.
 
+use std::collections::BTreeSet;
+
 use super::super::groups::within;
 use super::super::repeats::{firsts, note, told};
-use super::super::scored::Scored;
+use super::super::scored::{QuestionKey, Scored};
 use super::super::trainings::ended;
 use super::design::Candidate;
 use super::{Choose, Limit, failure};
@@ -28,6 +30,8 @@ pub(super) struct Decided {
     pub(super) std: Option<f64>,
     /// The means of the columns of `within`.
     pub(super) limited: Vec<f64>,
+    /// The questions of all runs.
+    pub(super) asked: BTreeSet<QuestionKey>,
     /// Why it cannot win; empty if it can.
     pub(super) faults: Vec<String>,
     /// What its trainings cost.
@@ -138,6 +142,10 @@ impl Choose {
             means.collect::<Result<Vec<f64>, StageError>>()
         };
         let values = means_of(&self.column)?;
+        let mut asked = BTreeSet::new();
+        for (_, at) in all {
+            asked.extend(scored[*at].known_questions()?);
+        }
         let mut faults = Vec::new();
         let mut limited = Vec::with_capacity(self.within.len());
         for (column, limit) in &self.within {
@@ -190,6 +198,7 @@ impl Choose {
             mean: mean(&values)?,
             std: sample_std(&values).ok(),
             limited,
+            asked,
             faults,
             cost,
             rank: None,

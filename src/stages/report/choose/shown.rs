@@ -5,6 +5,7 @@ use super::decide::{Cost, Decided};
 use super::design::Candidate;
 use crate::artifacts::table::Table;
 use crate::excerpt::listed;
+use crate::stages::report::questions::differ;
 use crate::stages::report::ranking::Best;
 
 impl Choose {
@@ -138,6 +139,9 @@ impl Choose {
                 .map_or(String::new(), |how| format!(": {how}"));
             notes.push(format!("Budgets need not be equal{how}."));
         }
+        let asked = decided.iter();
+        let asked = asked.map(|one| (one.candidate.describe(), one.asked.clone()));
+        notes.extend(differ("Candidates", &asked.collect::<Vec<_>>()));
         notes.extend(decided.iter().filter_map(|one| one.repeats.clone()));
         notes
     }

@@ -305,6 +305,23 @@ fn tries_of_a_run_must_answer_the_same_prompts() {
 }
 
 #[test]
+fn candidates_of_other_runs_that_answer_other_prompts_are_told() {
+    let tries = [TRIES[0], TRIES[4]];
+    let labels = labels_of(&tries);
+    let labels: Vec<&Labels> = labels.iter().collect();
+    let chooses = kind(json!({ "candidate": "lr", "equal_budget": false }));
+    let told = |prompts| {
+        let scored = [scored(1.0, 0.0, 3), scored(2.0, 0.0, prompts)];
+        let decided = chooses.decide(&labels, (&scored, &digests(2)), &[]);
+        let notes = chooses.table(&decided.unwrap()).notes;
+        let note = "Candidates answer different questions, and may differ by them: lr 0.001 (3) and lr 0.003 (4) have 3 in \
+                    common.";
+        notes.iter().any(|told| told == note)
+    };
+    assert!(told(4) && !told(3));
+}
+
+#[test]
 fn runs_of_a_candidate_that_are_one_and_the_same_count_once() {
     let tries = [
         ("", "0.001", "1", 1.0, 0.0),

@@ -4,10 +4,16 @@ use super::MetricTable;
 use super::shown::Shown;
 use super::tables::RUNS_OF_IQM;
 use crate::stages::report::measure::Metric;
+use crate::stages::report::questions::drawn_questions;
 use crate::stats::MAJORITY_DRAWS;
 
 impl MetricTable {
-    pub(super) fn standard_notes(&self, shown: &[Shown], several: bool) -> Vec<String> {
+    pub(super) fn standard_notes(
+        &self,
+        shown: &[Shown],
+        several: bool,
+        shared: bool,
+    ) -> Vec<String> {
         let mut notes = self.notes.clone();
         let has = |metrics: &[Metric]| {
             shown
@@ -30,8 +36,9 @@ impl MetricTable {
             let (runs, caution) = if several {
                 (
                     format!(
-                        "runs ({}) and the questions that they share",
-                        self.aggregate
+                        "runs ({}) and {}",
+                        self.aggregate,
+                        drawn_questions("questions", shared)
                     ),
                     "; with few runs it is too narrow",
                 )

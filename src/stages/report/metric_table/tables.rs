@@ -9,6 +9,7 @@ use crate::engine::stage::StageError;
 use crate::random::Stream;
 use crate::stages::report::groups::{Row, add_axes, training_of, within};
 use crate::stages::report::measure::Metric;
+use crate::stages::report::questions::compare;
 use crate::stages::report::repeats::once;
 use crate::stages::report::resample::{self, Questions, crossed_mean_of};
 use crate::stages::report::scored::Scored;
@@ -106,7 +107,12 @@ impl MetricTable {
                 }),
             );
         }
-        table.notes.extend(self.standard_notes(shown, several));
+        let asked = compare(rows, &self.aggregate, |run| {
+            Ok(run.keys.iter().cloned().collect())
+        })?;
+        let notes = self.standard_notes(shown, several, asked.shared);
+        table.notes.extend(notes);
+        table.notes.extend(asked.notes);
         table.notes.extend(repeats);
         Ok(table)
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::axes::Axes;
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Fit, Grouping, Row, add_axes, matching, read_rows, refuse_ungrouped, within};
+use super::questions::{compare, drawn_questions};
 use super::repeats::once;
 use super::resample::{self, Questions, crossed_mean_of};
 use super::scored::{QuestionKey, Scored};
@@ -339,7 +340,11 @@ impl SemanticDiversity {
                 table.number_column(heading, 3, rows.iter().map(reported));
             }
         }
-        table.notes = self.standard_notes(several);
+        let asked = compare(rows, &self.aggregate, |run| {
+            Ok(run.keys.iter().cloned().collect())
+        })?;
+        table.notes = self.standard_notes(several, asked.shared);
+        table.notes.extend(asked.notes);
         table.notes.extend(repeats);
         Ok(table)
     }
@@ -389,7 +394,7 @@ impl SemanticDiversity {
         Ok(table)
     }
 
-    fn standard_notes(&self, several: bool) -> Vec<String> {
+    fn standard_notes(&self, several: bool, shared: bool) -> Vec<String> {
         let has = |measure: Measure| self.columns.contains(&measure);
         let mut notes = self.notes.clone();
         notes.push(
@@ -400,8 +405,9 @@ impl SemanticDiversity {
             let percent = self.level * 100.0;
             let over = if several {
                 format!(
-                    "runs ({}) and the prompts that they share; with few runs it is too narrow",
-                    self.aggregate
+                    "runs ({}) and {}; with few runs it is too narrow",
+                    self.aggregate,
+                    drawn_questions("prompts", shared)
                 )
             } else {
                 "prompts alone: one run does not show how runs differ".to_owned()
