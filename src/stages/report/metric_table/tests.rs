@@ -280,6 +280,27 @@ fn questions_that_all_runs_share_are_drawn_once_for_all() {
 }
 
 #[test]
+fn questions_that_rows_or_runs_do_not_share_are_told() {
+    let notes = |counts: [usize; 3]| {
+        let runs = [("ppo", 1), ("ppo", 2), ("tb", 1)].into_iter().zip(counts);
+        let items = runs.map(|((policy, seed), n)| scored(policy, seed, 0.0, n));
+        let kind = kind(json!({ "columns": ["mean"] }));
+        let (table, _) = kind.tables(rows(items.collect()), &[]).unwrap();
+        table.notes.join("\n")
+    };
+    let same = notes([5, 5, 5]);
+    assert!(same.contains("(seed) and the questions that they share;"));
+    assert!(!same.contains("different questions"), "{same}");
+    let of_rows = notes([5, 5, 4]);
+    assert!(of_rows.contains("that they share;"), "{of_rows}");
+    assert!(of_rows.contains("ppo (5) and tb (4) have 4 in common."));
+    let of_runs = notes([5, 4, 5]);
+    assert!(of_runs.contains("(seed) and questions;"), "{of_runs}");
+    assert!(of_runs.contains("ppo, seed 1 (5) and ppo, seed 2 (4) have 4 in common."));
+    assert!(!of_runs.contains("Rows answer"), "{of_runs}");
+}
+
+#[test]
 fn tfidf_measures_every_row_in_one_space() {
     let mut all = rows(vec![scored("ppo", 1, 1.0, 30), scored("tb", 1, 0.0, 30)]);
     let known = vec![

@@ -161,6 +161,30 @@ fn prompts_that_all_runs_share_are_drawn_once_for_all() {
 }
 
 #[test]
+fn prompts_that_runs_do_not_share_are_told() {
+    let kind = kind(json!({ "columns": ["semantic_diversity"] }));
+    let notes = |last: u64| {
+        let runs = [("1", 2), ("2", last)].map(|(seed, last)| {
+            let content = Measured {
+                completions: 4,
+                keys: [1, last].map(|prompt| (prompt, String::new())).into(),
+                prompts: vec![vec![0.5, 0.25]],
+            };
+            run_of("dpo", seed, content)
+        });
+        kind.table(&rows(&kind, runs.into()))
+            .unwrap()
+            .notes
+            .join("\n")
+    };
+    let (same, other) = (notes(2), notes(3));
+    assert!(same.contains("the prompts that they share;"), "{same}");
+    assert!(!same.contains("different questions"), "{same}");
+    assert!(other.contains("(seed) and prompts;"), "{other}");
+    assert!(other.contains("dpo, seed 1 (2) and dpo, seed 2 (2) have 1 in common."));
+}
+
+#[test]
 fn prompts_with_one_completion_are_named() {
     let kind = kind(json!({}));
     let error = kind.measure(&scored(&[
