@@ -328,24 +328,17 @@ const WORDS: [[&str; 5]; 2] = [
 ];
 
 fn truth(name: &str, value: &Json) -> Result<bool, Fault> {
-    let found = match value {
-        Json::Bool(value) => Some(*value),
-        Json::Number(number) => match number.as_i64() {
-            Some(1) => Some(true),
-            Some(0) => Some(false),
-            _ => None,
-        },
-        Json::String(text) => match text.trim() {
-            "1" => Some(true),
-            "0" => Some(false),
-            text => {
-                let word = text.to_lowercase();
-                let found = WORDS
-                    .iter()
-                    .position(|words| words.contains(&word.as_str()));
-                found.map(|place| place == 0)
-            }
-        },
+    let found = match (value, number(name, value)) {
+        (Json::Bool(value), _) => Some(*value),
+        (_, Ok(1.0)) => Some(true),
+        (_, Ok(0.0)) => Some(false),
+        (Json::String(text), _) => {
+            let word = text.trim().to_lowercase();
+            let found = WORDS
+                .iter()
+                .position(|words| words.contains(&word.as_str()));
+            found.map(|place| place == 0)
+        }
         _ => None,
     };
     found.ok_or_else(|| {

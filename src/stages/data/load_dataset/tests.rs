@@ -75,7 +75,7 @@ fn every_layout_is_told_by_its_columns_and_read() {
             vec![
                 json!({ "prompt": "p", "completion": "good", "label": true }),
                 json!({ "prompt": "q", "completion": "lone", "label": true }),
-                json!({ "prompt": "p", "completion": "better", "label": 1 }),
+                json!({ "prompt": "p", "completion": "better", "label": 1.0 }),
                 json!({ "prompt": "p", "completion": "bad", "label": "False" }),
             ],
             "prompt_completion_label",
@@ -85,6 +85,7 @@ fn every_layout_is_told_by_its_columns_and_read() {
             vec![
                 json!({ "messages": [user("a"), assistant("b"), user("c"), assistant("d")] }),
                 json!({ "messages": [user("a")] }),
+                json!({ "prompt": "p", "completion": "worse", "label": "0.0" }),
             ],
             "messages",
             vec![
