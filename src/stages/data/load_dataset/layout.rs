@@ -16,7 +16,8 @@ use crate::stages::data::question::{Answer, Question};
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// `prompt`, `chosen` and `rejected`; without `prompt` it is what both others begin with, to the last whole word or
-    /// message.
+    /// message. If these are whole conversations, a text `prompt` must be the first or last message of the user in what they
+    /// begin with.
     PromptChosenRejected,
     /// `prompt`, `completion` and `label`, true for good completions (KTO), 1, or a word such as `good` or `desirable`: the
     /// first good one of a prompt is paired with its first bad one, and so on.
@@ -63,6 +64,29 @@ pub(super) type Fault = String;
 enum Content {
     Text(String),
     Messages(Vec<Message>),
+}
+
+impl Content {
+    /// Whether it is more than a message.
+    fn is_conversation(&self) -> bool {
+        matches!(self, Self::Messages(messages) if messages.len() > 1)
+    }
+
+    /// Whether the first or the last message of the user is this one.
+    fn asks(&self, text: &str) -> bool {
+        let Self::Messages(messages) = self else {
+            return false;
+        };
+        let mut asked = messages.iter().filter(|message| message.role == "user");
+        let ends = [asked.next(), asked.next_back()];
+        let mut said = ends.into_iter().flatten();
+        said.any(|message| {
+            message
+                .content
+                .as_deref()
+                .is_some_and(|said| said.trim() == text.trim())
+        })
+    }
 }
 
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
@@ -140,6 +164,18 @@ impl Layout {
                 let question = question(prompt)?;
                 Ok(Found::Answers(
                     question,
+                    Json::String(text)
+                        if chosen.is_conversation() && rejected.is_conversation() =>
+                    {
+                        let (prompt, chosen, rejected) = shared(chosen, rejected)?;
+                        if !prompt.asks(&text) {
+                            return Err(
+                                "`prompt` is no message of the user that `chosen` and `rejected` begin with"
+                                    .to_owned(),
+                            );
+                        }
+                        (prompt, chosen, rejected)
+                    }
                     Some(answer(chosen)?),
                     Some(answer(rejected)?),
                 ))

@@ -66,6 +66,14 @@ fn every_layout_is_told_by_its_columns_and_read() {
             "prompt_chosen_rejected",
             vec![["\n\nHuman: u\n\nAssistant:", " c", " r"]],
         ),
+        // `HuggingFaceH4/ultrafeedback_binarized`.
+        (
+            vec![
+                json!({ "prompt": "u", "chosen": [user("u"), assistant("c")], "rejected": [user("u"), assistant("r")] }),
+            ],
+            "prompt_chosen_rejected",
+            vec![["\n\nHuman: u\n\nAssistant:", " c", " r"]],
+        ),
         (
             vec![json!({ "prompt": "p", "completion": " c" })],
             "prompt_completion",
@@ -234,6 +242,10 @@ fn rows_that_cannot_be_used_are_counted_and_the_first_is_told() {
         (
             json!({ "prompt": [{ "role": "tool", "content": "x" }], "chosen": "c", "rejected": "r" }),
             "has a message of the role \"tool\", expected system, user, assistant",
+        ),
+        (
+            json!({ "prompt": "v", "chosen": [user("u"), assistant("c")], "rejected": [user("u"), assistant("r")] }),
+            "no message of the user that",
         ),
         (
             json!({ "prompt": { "a": 1 }, "chosen": "c", "rejected": "r" }),
