@@ -513,3 +513,14 @@ stages:
     }
     assert_eq!(said.matches("error: ").count(), 8, "{said}");
 }
+
+#[test]
+fn special_tokens_that_nothing_names_are_refused() {
+    let found = diagnostics(
+        "name: own\nstages:\n  own: { kind: load_completions, params: { source: own.jsonl, special_tokens: refuse } }\n",
+    );
+    assert!(
+        found.contains("without the port `model` nobody says which tokens are special"),
+        "{found}"
+    );
+}

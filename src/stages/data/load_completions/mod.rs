@@ -25,6 +25,7 @@ use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
+use crate::engine::facts::Known;
 use crate::excerpt::{excerpt, listed};
 use crate::sources::rows::{Field, Row, RowFiles};
 use crate::sources::{Sha256, Source};
@@ -119,6 +120,18 @@ impl Kind for LoadCompletions {
                 let names: Vec<&str> = known().collect();
                 problems.push(
                     Problem::new(
+    fn facts(&self, known: &mut Known<'_>) {
+        if !self.special_tokens.is_warn() && !known.is_connected("model") {
+            known.refuse(
+                Problem::new(
+                    "special_tokens",
+                    "without the port `model` nobody says which tokens are special",
+                )
+                .hint("give the port `model`: the model, or its tokenizer, whose tokens they are"),
+            );
+        }
+    }
+
                         &format!("columns.{name}"),
                         format!("completions have no column `{name}`"),
                     )
