@@ -20,8 +20,8 @@ use crate::stages::ranges::at_least_one;
 
 use super::left_out::LeftOut;
 use super::origin::{
-    LOOKED_AT, check_sha256, named, row_files, source_name, source_or_port, source_params,
-    source_path,
+    LOOKED_AT, check_columns, check_found, check_sha256, named, row_files, source_name,
+    source_or_port, source_params, source_path,
 };
 
 /// How the rows of a file are laid out.
@@ -38,6 +38,8 @@ pub enum TextLayout {
 }
 
 impl TextLayout {
+    const ALL: [Self; 3] = [Self::TextLabel, Self::Davidson, Self::Hatecheck];
+
     fn columns(self) -> [&'static str; 2] {
         match self {
             Self::Davidson => ["tweet", "class"],
@@ -66,10 +68,11 @@ impl TextLayout {
     /// Tells a layout by the columns of a file.
     fn of(found: &[String], columns: &BTreeMap<String, String>) -> Option<Self> {
         let has = |name: &&str| found.iter().any(|found| found == named(columns, name));
-        let layouts = [Self::TextLabel, Self::Davidson, Self::Hatecheck];
-        let mut fits = layouts
-            .into_iter()
-            .filter(|layout| layout.columns().iter().all(&has));
+        let has_named = |known: &[&str]| columns.keys().all(|name| known.contains(&name.as_str()));
+        let mut fits = Self::ALL.into_iter().filter(|layout| {
+            let known = layout.columns();
+            has_named(&known) && known.iter().all(&has)
+        });
         let first = fits.next();
         if fits.next().is_some() { None } else { first }
     }
@@ -169,6 +172,19 @@ impl Kind for LoadLabelledTexts {
         check_sha256(self.source.as_ref(), self.sha256, &mut problems);
         at_least_one("prompt_words", self.prompt_words as u64, &mut problems);
         at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
+        let known: Vec<&str> = match self.layout {
+            Some(layout) => layout.columns().to_vec(),
+            None => TextLayout::ALL
+                .iter()
+                .flat_map(|layout| layout.columns())
+                .collect(),
+        };
+        let owner = if self.layout.is_some() {
+            "the layout has"
+        } else {
+            "layouts have"
+        };
+        check_columns(&self.columns, &known, owner, &mut problems);
         if !(0.0..1.0).contains(&self.held_out) {
             problems.push(Problem::new(
                 "held_out",
@@ -259,10 +275,11 @@ impl LoadLabelledTexts {
         let files = row_files(path, &name, split, self.sha256, self.max_text_mb)?;
         let mut allowance = files.allowance();
         let layout = match self.layout {
-            Some(layout) => layout,
-            None => {
+            Some(layout) if self.columns.is_empty() => layout,
+            stated => {
                 let columns = files.columns_of_first(LOOKED_AT)?;
-                TextLayout::of(&columns, &self.columns).ok_or_else(|| {
+                check_found(&self.columns, &columns, &name)?;
+                stated.or_else(|| TextLayout::of(&columns, &self.columns)).ok_or_else(|| {
                     let found = listed(columns.iter().map(String::as_str));
                     StageError::new(format!(
                         "{name}: the columns {found} are those of no layout, or of several"
@@ -495,6 +512,13 @@ mod tests {
         let expected = (classes, Some(note.to_owned()), "y".to_owned());
         assert_eq!(read(named).unwrap(), expected);
         assert_eq!(read(&named.replace("x: y", "z: y")).unwrap_err(), "classes");
+        assert_eq!(
+            read(&named.replace("text: words", "text: word")).unwrap_err(),
+            "file:d: `columns` names the column `word`, which it has not; found: words, label"
+        );
+        let problems = self::kind("{ source: d, columns: { txt: words } }").validate();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].hint.as_deref(), Some("did you mean `text`?"));
         assert_eq!(
             read("{ source: d }").unwrap_err(),
             "file:d: the columns words, label are those of no layout, or of several"

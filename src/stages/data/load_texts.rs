@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::left_out::LeftOut;
 use super::origin::{
-    check_sha256, files_by, named, source_name, source_or_port, source_params, source_path,
+    check_columns, check_sha256, files_by, named, source_name, source_or_port, source_params,
+    source_path,
 };
 use crate::artifacts::dataset::{DATASET, Dataset, Example};
 use crate::engine::context::RunContext;
@@ -99,15 +100,7 @@ impl Kind for LoadTexts {
         at_least_one("max_rows", self.max_rows.unwrap_or(1) as u64, &mut problems);
         at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
         check_sha256(self.source.as_ref(), self.sha256, &mut problems);
-        for name in self.columns.keys().filter(|name| *name != TEXT) {
-            problems.push(
-                Problem::new(
-                    &format!("columns.{name}"),
-                    format!("texts have no column `{name}`"),
-                )
-                .hint("their only column is `text`"),
-            );
-        }
+        check_columns(&self.columns, &[TEXT], "texts have", &mut problems);
         if self.is_lines() && !self.columns.is_empty() {
             problems.push(
                 Problem::new("columns", "lines of plain text have no columns")

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::engine::context::RunContext;
+use crate::engine::diagnostic::did_you_mean;
 use crate::engine::stage::{Port, Problem, SourceParam, StageError};
+use crate::excerpt::listed;
 use crate::sources::rows::{RowFiles, RowsError};
 use crate::sources::{Sha256, Source};
 
@@ -97,6 +99,51 @@ pub(super) fn files_by(
 /// What the file calls a column of a layout.
 pub(super) fn named<'a>(columns: &'a BTreeMap<String, String>, name: &'a str) -> &'a str {
     columns.get(name).map_or(name, String::as_str)
+}
+
+/// Refuses names of columns that are not among those that are `known`; `owner` is whose these are.
+pub(super) fn check_columns(
+    columns: &BTreeMap<String, String>,
+    known: &[&str],
+    owner: &str,
+    problems: &mut Vec<Problem>,
+) {
+    for name in columns
+        .keys()
+        .filter(|name| !known.contains(&name.as_str()))
+    {
+        let all = || format!("the columns are `{}`", known.join("`, `"));
+        let hint = did_you_mean(name, known.iter().copied()).unwrap_or_else(all);
+        problems.push(
+            Problem::new(
+                &format!("columns.{name}"),
+                format!("{owner} no column `{name}`"),
+            )
+            .hint(hint),
+        );
+    }
+}
+
+/// Checks that the columns which `columns` names are among those that were found.
+pub(super) fn check_found<'a>(
+    columns: &BTreeMap<String, String>,
+    found: impl IntoIterator<Item = &'a String>,
+    name: &str,
+) -> Result<(), StageError> {
+    let found: Vec<&str> = found.into_iter().map(String::as_str).collect();
+    let absent = columns
+        .values()
+        .find(|column| !found.contains(&column.as_str()));
+    absent.map_or(Ok(()), |column| {
+        let all = listed(found.iter().copied());
+        let error = StageError::new(format!(
+            "{name}: `columns` names the column `{column}`, which it has not; found: {all}"
+        ));
+        Err(match did_you_mean(column, found) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
+    })
 }
 
 /// What messages call it.

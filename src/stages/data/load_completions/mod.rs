@@ -16,7 +16,8 @@ use self::row::{Columns, NAMES};
 use self::tokens::Tokens;
 use super::left_out::{Fault, LeftOut};
 use super::origin::{
-    LOOKED_AT, check_sha256, row_files, source_name, source_or_port, source_params, source_path,
+    LOOKED_AT, check_columns, check_sha256, row_files, source_name, source_or_port, source_params,
+    source_path,
 };
 use super::special::{self, Spelt};
 use crate::artifacts::completions::{COMPLETIONS, CompletionRow, to_table};
@@ -24,8 +25,8 @@ use crate::artifacts::dataset::DATASET;
 use crate::artifacts::language_model::LANGUAGE_MODEL;
 use crate::engine::artifact::Digest;
 use crate::engine::context::{Progress, RunContext};
-use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::engine::facts::Known;
+use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::excerpt::{excerpt, listed};
 use crate::sources::rows::{Field, Row, RowFiles};
 use crate::sources::{Sha256, Source};
@@ -114,12 +115,11 @@ impl Kind for LoadCompletions {
         at_least_one("max_rows", self.max_rows.unwrap_or(1) as u64, &mut problems);
         at_least_one("max_text_mb", self.max_text_mb.unwrap_or(1), &mut problems);
         check_sha256(self.source.as_ref(), self.sha256, &mut problems);
-        let known = || NAMES.iter().map(|(name, _)| *name);
-        for name in self.columns.keys() {
-            if !known().any(|known| known == name) {
-                let names: Vec<&str> = known().collect();
-                problems.push(
-                    Problem::new(
+        let known = NAMES.map(|(name, _)| name);
+        check_columns(&self.columns, &known, "completions have", &mut problems);
+        problems
+    }
+
     fn facts(&self, known: &mut Known<'_>) {
         if !self.special_tokens.is_warn() && !known.is_connected("model") {
             known.refuse(
@@ -130,16 +130,6 @@ impl Kind for LoadCompletions {
                 .hint("give the port `model`: the model, or its tokenizer, whose tokens they are"),
             );
         }
-    }
-
-                        &format!("columns.{name}"),
-                        format!("completions have no column `{name}`"),
-                    )
-                    .hint(format!("their columns are `{}`", names.join("`, `"))),
-                );
-            }
-        }
-        problems
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

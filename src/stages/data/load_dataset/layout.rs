@@ -140,6 +140,11 @@ impl Layout {
         }
     }
 
+    /// All columns that it knows.
+    pub(super) fn columns(self) -> impl Iterator<Item = &'static str> {
+        self.needs().iter().chain(self.may_have()).copied()
+    }
+
     /// Takes a row apart; `row` has the values of [`Self::needs`] and [`Self::may_have`] by these names.
     pub(super) fn found(self, row: &IndexMap<&'static str, Field>) -> Result<Found, Fault> {
         let field = |name: &str| row.get(name).unwrap_or(&Field::Empty);
@@ -159,11 +164,6 @@ impl Layout {
                 let (chosen, rejected) = (content("chosen")?, content("rejected")?);
                 let (prompt, chosen, rejected) = match value("prompt")? {
                     Json::Null => shared(chosen, rejected)?,
-                    _ => (content("prompt")?, chosen, rejected),
-                };
-                let question = question(prompt)?;
-                Ok(Found::Answers(
-                    question,
                     Json::String(text)
                         if chosen.is_conversation() && rejected.is_conversation() =>
                     {
@@ -176,6 +176,11 @@ impl Layout {
                         }
                         (prompt, chosen, rejected)
                     }
+                    _ => (content("prompt")?, chosen, rejected),
+                };
+                let question = question(prompt)?;
+                Ok(Found::Answers(
+                    question,
                     Some(answer(chosen)?),
                     Some(answer(rejected)?),
                 ))

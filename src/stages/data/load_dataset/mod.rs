@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::left_out::{Fault, LeftOut};
 use super::origin::{
-    LOOKED_AT, check_sha256, named, row_files, source_name, source_or_port, source_params,
-    source_path,
+    LOOKED_AT, check_columns, check_found, check_sha256, named, row_files, source_name,
+    source_or_port, source_params, source_path,
 };
 use super::question::{Answer, Question, Template};
 use super::special::Spelt;
@@ -129,20 +129,18 @@ impl Kind for LoadDataset {
                 .hint("they are known of `model`, `chatml` and `smollm2`"),
             );
         }
-        if let Some(layout) = self.layout {
-            let known: Vec<&str> = [layout.needs(), layout.may_have()].concat();
-            for name in self.columns.keys() {
-                if !known.contains(&name.as_str()) {
-                    problems.push(
-                        Problem::new(
-                            &format!("columns.{name}"),
-                            format!("`{}` has no column `{name}`", layout.name()),
-                        )
-                        .hint(format!("its columns are `{}`", known.join("`, `"))),
-                    );
-                }
+        let (known, owner) = match self.layout {
+            Some(layout) => (
+                layout.columns().collect(),
+                format!("`{}` has", layout.name()),
+            ),
+            None => {
+                let all: BTreeSet<&str> =
+                    Layout::ALL.into_iter().flat_map(Layout::columns).collect();
+                (Vec::from_iter(all), "layouts have".to_owned())
             }
-        }
+        };
+        check_columns(&self.columns, &known, &owner, &mut problems);
         for name in &self.keep {
             if COLUMNS.contains(&name.as_str()) {
                 problems.push(
@@ -209,6 +207,7 @@ impl LoadDataset {
                 )));
             }
         }
+        check_found(&self.columns, found, name)?;
         if let Some(layout) = self.layout {
             let missing = missing(layout);
             if missing.is_empty() {
@@ -225,8 +224,13 @@ impl LoadDataset {
                 "`columns: { prompt: question }` says that the file's `question` is the prompt",
             ));
         }
+        let has_named = |layout: &Layout| {
+            let mut named = self.columns.keys();
+            named.all(|name| layout.columns().any(|column| column == name))
+        };
+        let possible = Layout::ALL.into_iter().filter(has_named);
         let fits = |layout: &Layout| missing(*layout).is_empty();
-        let layouts = Layout::ALL.into_iter().filter(fits);
+        let layouts = possible.clone().filter(fits);
         let most = layouts.clone().map(|layout| layout.needs().len()).max();
         let best: Vec<Layout> = layouts
             .filter(|layout| Some(layout.needs().len()) == most)
@@ -241,7 +245,7 @@ impl LoadDataset {
             }
             [] => {
                 // The nearest is the one that lacks the least, of those that have something.
-                let nearest = Layout::ALL.into_iter().min_by_key(|layout| {
+                let nearest = possible.min_by_key(|layout| {
                     let lacks = missing(*layout).len();
                     (lacks == layout.needs().len(), lacks)
                 });
@@ -257,7 +261,9 @@ impl LoadDataset {
                     "{name}: its columns are those of no layout; found: {}",
                     has()
                 ))
-                .hint(hint.unwrap_or_default()))
+                .hint(hint.unwrap_or_else(|| {
+                    "no layout has all of the columns that `columns` names".to_owned()
+                })))
             }
             _ => {
                 let names: Vec<String> = best.iter().map(|layout| layout.name()).collect();

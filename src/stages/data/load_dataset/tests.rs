@@ -85,15 +85,15 @@ fn every_layout_is_told_by_its_columns_and_read() {
                 json!({ "prompt": "q", "completion": "lone", "label": true }),
                 json!({ "prompt": "p", "completion": "better", "label": 1.0 }),
                 json!({ "prompt": "p", "completion": "bad", "label": "False" }),
+                json!({ "prompt": "p", "completion": "worse", "label": "0.0" }),
             ],
             "prompt_completion_label",
-            vec![["p", "good", "bad"]],
+            vec![["p", "good", "bad"], ["p", "better", "worse"]],
         ),
         (
             vec![
                 json!({ "messages": [user("a"), assistant("b"), user("c"), assistant("d")] }),
                 json!({ "messages": [user("a")] }),
-                json!({ "prompt": "p", "completion": "worse", "label": "0.0" }),
             ],
             "messages",
             vec![
@@ -316,6 +316,26 @@ fn columns_of_no_layout_are_listed_with_what_the_nearest_lacks() {
         message.contains("those of several layouts: `messages`, `text`"),
         "{message}"
     );
+    let labelled = json!({ "prompt": "p", "completion": "c", "label": true });
+    let (message, hint) = fails(
+        std::slice::from_ref(&labelled),
+        json!({ "columns": { "label": "labl" } }),
+    );
+    assert!(
+        message.ends_with(
+            "`columns` names the column `labl`, which it has not; found: completion, label, prompt"
+        ),
+        "{message}"
+    );
+    assert_eq!(hint, "did you mean `label`?");
+    // What is named is not passed over.
+    let row = json!({ "prompt": "p", "completion": "c", "body": "t" });
+    let (message, _) = fails(&[row], json!({ "columns": { "label": "body" } }));
+    assert!(message.contains("`label` is \"t\""), "{message}");
+    let row = json!({ "messages": [user("u")], "body": "t" });
+    let (message, hint) = fails(&[row], json!({ "columns": { "chosen": "body" } }));
+    assert!(message.contains("those of no layout"), "{message}");
+    assert!(hint.contains("lacks `rejected`"), "{hint}");
     let (message, _) = fails(&[json!({ "text": "a b" })], json!({ "keep": ["key"] }));
     assert!(
         message.contains("`keep` names the column `key`, which it has not"),
@@ -330,6 +350,7 @@ fn params_that_mean_nothing_are_refused() {
             json!({ "layout": "text", "columns": { "prompt": "q" } }),
             "columns.prompt",
         ),
+        (json!({ "columns": { "promt": "prompt" } }), "columns.promt"),
         (json!({ "keep": ["chosen"] }), "keep"),
         (json!({ "sha256": "0".repeat(64) }), "sha256"),
         (json!({ "max_rows": 0 }), "max_rows"),
