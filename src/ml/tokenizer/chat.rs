@@ -3,10 +3,12 @@
 //! A template is Jinja, as `transformers` renders it: blocks take the line break behind them and the white space before
 //! them, loops can be broken off, and there are `raise_exception`, Python's methods of texts and its JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
+use fancy_regex::Regex;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -41,6 +43,8 @@ pub struct Message {
     pub role: String,
     /// What is said; `None` of one that, say, only calls a tool.
     pub content: Option<String>,
+    /// Whether it has no key `content` at all, which a template can tell from a null.
+    pub lacks_content: bool,
     /// What else it holds, such as `tool_calls`, by name and in order, as JSON; none of it is null.
     pub more: Vec<(String, String)>,
 }
@@ -51,16 +55,17 @@ impl Message {
         Self {
             role: role.into(),
             content: Some(content.into()),
+            lacks_content: false,
             more: Vec::new(),
         }
     }
 
     /// Makes what a template is given.
     fn to_value(&self) -> Result<Value, Error> {
-        let mut fields = vec![
-            ("role".to_owned(), Value::from(self.role.as_str())),
-            ("content".to_owned(), Value::from(self.content.clone())),
-        ];
+        let mut fields = vec![("role".to_owned(), Value::from(self.role.as_str()))];
+        if !self.lacks_content {
+            fields.push(("content".to_owned(), Value::from(self.content.clone())));
+        }
         for (name, json) in &self.more {
             let value = serde_json::from_str(json).map_err(|error| {
                 Error::new(ErrorKind::CannotDeserialize, format!("`{name}`: {error}"))
@@ -89,10 +94,14 @@ impl<'de> Visitor<'de> for Fields {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
         let (mut role, mut content, mut more) = (None, None, Vec::new());
+        let mut lacks_content = true;
         while let Some(name) = map.next_key::<String>()? {
             match name.as_str() {
                 "role" => role = Some(map.next_value()?),
-                "content" => content = map.next_value()?,
+                "content" => {
+                    content = map.next_value()?;
+                    lacks_content = false;
+                }
                 _ => {
                     let value: Box<RawValue> = map.next_value()?;
                     // Whatever keeps rows in columns has null where a message has nothing.
@@ -108,6 +117,7 @@ impl<'de> Visitor<'de> for Fields {
         Ok(Message {
             role: role.ok_or_else(|| A::Error::missing_field("role"))?,
             content,
+            lacks_content,
             more,
         })
     }
@@ -117,13 +127,15 @@ impl<'de> Visitor<'de> for Fields {
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
-    bos: String,
-    eos: String,
+    tokens: BTreeMap<String, String>,
 }
 
 impl ChatTemplate {
-    /// Prepares a template; `bos` and `eos` are the tokens that begin and end a text, as texts.
-    pub fn new(template: &str, bos: &str, eos: &str) -> Result<Self, ChatTemplateError> {
+    /// Prepares a template; `tokens` are those that it may name, such as `bos_token`, as texts.
+    pub fn new(
+        template: &str,
+        tokens: BTreeMap<String, String>,
+    ) -> Result<Self, ChatTemplateError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -134,12 +146,11 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
         environment
-            .add_template_owned(NAME, template.to_owned())
+            .add_template_owned(NAME, without_generation(template)?)
             .map_err(|error| ChatTemplateError::Parse(in_words(&error)))?;
         Ok(Self {
             environment: Arc::new(environment),
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
+            tokens,
         })
     }
 
@@ -155,10 +166,9 @@ impl ChatTemplate {
         let variables = minijinja::context! {
             messages,
             add_generation_prompt => is_prompt,
-            bos_token => self.bos,
-            eos_token => self.eos,
             tools => (),
             documents => (),
+            ..Value::from_serialize(&self.tokens)
         };
         let template = self.environment.get_template(NAME);
         let rendered = template.and_then(|template| template.render(variables));
@@ -173,6 +183,17 @@ impl ChatTemplate {
             ChatTemplateError::Render(in_words(&error))
         })
     }
+}
+
+/// Makes of `{% generation %}` and its end, by which `transformers` finds what the assistant said, a block that writes what
+/// is in it and keeps to itself what is set there.
+fn without_generation(template: &str) -> Result<String, ChatTemplateError> {
+    let tags = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}");
+    let replaced = tags.and_then(|tags| {
+        let replaced = tags.try_replacen(template, 0, "{%$1 ${2}with $3%}")?;
+        Ok(replaced.into_owned())
+    });
+    replaced.map_err(|error| ChatTemplateError::Parse(error.to_string()))
 }
 
 /// What a template said when it refused a conversation.
@@ -271,13 +292,16 @@ mod tests {
     fn conversations_read_as_transformers_renders_them() {
         let recorded: Json = serde_json::from_str(RECORDED).unwrap();
         let text = |value: &Json| value.as_str().unwrap().to_owned();
-        let (bos, eos) = (text(&recorded["bos_token"]), text(&recorded["eos_token"]));
+        let tokens =
+            ["bos_token", "eos_token"].map(|name| (name.to_owned(), text(&recorded[name])));
+        let tokens = BTreeMap::from(tokens);
         let conversations: Vec<Vec<Message>> =
             serde_json::from_value(recorded["conversations"].clone()).unwrap();
         let mut refused = 0;
         for template in recorded["templates"].as_array().unwrap() {
             let name = &template["name"];
-            let rendering = ChatTemplate::new(&text(&template["template"]), &bos, &eos).unwrap();
+            let rendering =
+                ChatTemplate::new(&text(&template["template"]), tokens.clone()).unwrap();
             for case in template["cases"].as_array().unwrap() {
                 let messages = &conversations[case["conversation"].as_u64().unwrap() as usize];
                 let is_prompt = case["add_generation_prompt"].as_bool().unwrap();
@@ -306,7 +330,7 @@ mod tests {
         let template = "{% for m in messages %}{{ m.role }}:{% if 'tool_calls' in m %}{{ m.thinking }} \
                         {% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}\
                         {% else %}{{ m.content }}{% endif %};{% endfor %}";
-        let template = ChatTemplate::new(template, "", "").unwrap();
+        let template = ChatTemplate::new(template, BTreeMap::new()).unwrap();
         let expected =
             r#"user:a;assistant:hm {"name": "f", "arguments": {"z": 1, "a": [true, null, "é"]}};"#;
         assert_eq!(template.render(&messages, false).unwrap(), expected);
@@ -315,6 +339,46 @@ mod tests {
             error.to_string().contains("missing field `content`"),
             "{error}"
         );
+    }
+
+    /// Renders two messages, the second of which has no key `content`.
+    fn rendered(template: &str) -> String {
+        let messages = r#"[{"role": "user", "content": null, "name": "n"},
+            {"role": "assistant", "thinking": "hm"}]"#;
+        let messages: Vec<Message> = serde_json::from_str(messages).unwrap();
+        let tokens = BTreeMap::from([("pad_token".to_owned(), "<pad>".to_owned())]);
+        let template = ChatTemplate::new(template, tokens).unwrap();
+        template.render(&messages, false).unwrap()
+    }
+
+    #[test]
+    fn loops_know_the_messages_beside_one() {
+        let template = "{% for m in messages %}{{ loop.previtem.role if loop.previtem }}<{{ m.role }}>\
+                        {{ loop.nextitem.role if loop.nextitem }};{% endfor %}";
+        assert_eq!(rendered(template), "<user>assistant;user<assistant>;");
+    }
+
+    #[test]
+    fn no_content_is_told_from_null() {
+        let template = "{% for m in messages %}{{ 'content' in m }} {{ m.content is none }} \
+                        {{ m.content is defined }};{% endfor %}{{ messages[1].content }}";
+        assert_eq!(
+            rendered(template).to_lowercase(),
+            "true true true;false false false;"
+        );
+    }
+
+    #[test]
+    fn tokens_are_known_by_their_names_and_others_are_undefined() {
+        let template = "{{ pad_token }}{{ bos_token is defined }}{{ unk_token }}";
+        assert_eq!(rendered(template).to_lowercase(), "<pad>false");
+    }
+
+    #[test]
+    fn what_the_assistant_generates_is_rendered() {
+        let template = "{% set a = 1 %}x  \n  {%- generation -%}  \n {{ messages[1].role }}{% set a = 2 %}  \
+                        {%-endgeneration%}\n{{ a }}\n  {% generation %}\ny{% endgeneration %}";
+        assert_eq!(rendered(template), "xassistant1\ny");
     }
 
     #[test]
@@ -331,13 +395,13 @@ mod tests {
             ("{{ messages | unheard_of }}", "unheard_of"),
             ("{% include 'other' %}", "other"),
         ] {
-            let found = ChatTemplate::new(template, "", "");
+            let found = ChatTemplate::new(template, BTreeMap::new());
             let found =
                 found.and_then(|template| template.render(std::slice::from_ref(&message), true));
             let error = found.unwrap_err().to_string();
             assert!(error.contains(says), "{template}: {error}");
         }
-        let error = ChatTemplate::new("{% for %}", "", "").unwrap_err();
+        let error = ChatTemplate::new("{% for %}", BTreeMap::new()).unwrap_err();
         assert!(matches!(error, ChatTemplateError::Parse(_)), "{error}");
     }
 }

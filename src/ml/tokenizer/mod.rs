@@ -551,6 +551,14 @@ impl Tokenizer {
         }
     }
 
+    /// Returns the special tokens that a template of chats may name, by their names in `tokenizer_config.json`.
+    pub fn named_tokens(&self) -> BTreeMap<String, String> {
+        let SpecialTokens { bos, eos, pad } = &self.tokens;
+        let own = [("bos_token", bos), ("eos_token", eos), ("pad_token", pad)];
+        let own = own.map(|(name, token)| Some((name.to_owned(), token.clone()?)));
+        own.into_iter().flatten().collect()
+    }
+
     /// Returns the same tokenizer for texts in lower case.
     pub fn lowered(self) -> Result<Self, TokenizerError> {
         let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());

@@ -20,6 +20,8 @@ pub fn chat_template(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::ml::tokenizer::chat::{ChatTemplate, Message};
     use crate::stages::data::question::Question;
@@ -27,7 +29,7 @@ mod tests {
     #[test]
     fn messages_are_rendered_as_the_loaders_do() {
         for name in ["chatml", "smollm2"] {
-            let jinja = ChatTemplate::new(&chat_template(name).unwrap(), "<s>", "</s>").unwrap();
+            let jinja = ChatTemplate::new(&chat_template(name).unwrap(), BTreeMap::new()).unwrap();
             for system in ["", "Be brief."] {
                 let system = (!system.is_empty()).then_some(("system", system));
                 let said = [

@@ -86,7 +86,7 @@ fn plain() -> String {
 
 impl Kind for LoadDataset {
     const NAME: &'static str = "load_dataset";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ source: conversations.jsonl, layout: prompt_chosen_rejected, template: chatml, keep: [answer] }";
 
     fn ports(&self) -> Vec<Port> {

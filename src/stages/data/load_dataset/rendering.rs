@@ -53,10 +53,8 @@ impl Rendering {
             )
         })?;
         let tokens = tokenizer.special_tokens();
-        let spelt = |token: &Option<String>| token.clone().unwrap_or_default();
-        let (bos, eos) = (spelt(&tokens.bos), spelt(&tokens.eos));
         Ok(Self::OfModel(Box::new(OfModel {
-            template: ChatTemplate::new(template, &bos, &eos)?,
+            template: ChatTemplate::new(template, tokenizer.named_tokens())?,
             digest: Digest::of(template.as_bytes()),
             special: tokenizer.special_texts(),
             bos: tokens.bos.clone(),
