@@ -240,15 +240,25 @@ fn check_log_axis(chart: &LineChart, metric: &str) -> Result<Option<String>, Sta
             ));
         }
     }
-    if gaps.is_empty() {
+    off_log_axis(metric, gaps, drawn, "`scale: linear` has a place for them")
+}
+
+/// Says what has no place on the logarithmic axis of a column; an error with a hint if nothing is drawn then.
+pub(super) fn off_log_axis(
+    column: &str,
+    left_out: Vec<String>,
+    drawn: usize,
+    hint: &str,
+) -> Result<Option<String>, StageError> {
+    if left_out.is_empty() {
         return Ok(None);
     }
     let told = format!(
-        "not above 0 and so without a place on the logarithmic axis of `{metric}`: {}",
-        listed(gaps)
+        "not above 0 and so without a place on the logarithmic axis of `{column}`: {}",
+        listed(left_out)
     );
     if drawn == 0 {
-        return Err(StageError::new(told).hint("`scale: linear` has a place for them"));
+        return Err(StageError::new(told).hint(hint));
     }
     Ok(Some(told))
 }

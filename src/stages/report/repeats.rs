@@ -7,36 +7,53 @@ use std::collections::BTreeMap;
 
 use super::groups::{Row, Run};
 
-/// Returns for each run the first one that it repeats, or itself.
-pub(super) fn firsts(runs: usize, same: impl Fn(usize, usize) -> bool) -> Vec<usize> {
-    let first = |at: usize| (0..at).find(|first| same(*first, at)).unwrap_or(at);
-    (0..runs).map(first).collect()
-}
-
 /// Whether two runs have the same bytes.
 pub(super) fn are_one<T>(a: &Run<T>, b: &Run<T>) -> bool {
     a.digest.is_some() && a.digest == b.digest
 }
 
-/// Returns the places of the runs of a row, each once.
-pub(super) fn distinct<T>(row: &Row<T>) -> Vec<usize> {
-    let runs = &row.runs;
-    let firsts = firsts(runs.len(), |a, b| are_one(&runs[a], &runs[b]));
-    (0..runs.len()).filter(|at| firsts[*at] == *at).collect()
+/// Which of some runs are others again.
+#[derive(Debug)]
+pub(super) struct Repeats {
+    /// For each run the first one that it repeats, or itself.
+    firsts: Vec<usize>,
 }
 
-/// Lists the runs, given by their labels, that are one; nothing if all differ.
-pub(super) fn told(labels: &[&str], firsts: &[usize], aggregate: &str) -> Option<String> {
-    let mut groups: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-    for (label, first) in labels.iter().zip(firsts) {
-        groups.entry(*first).or_default().push(label);
+impl Repeats {
+    /// Compares runs by their places.
+    pub(super) fn among(runs: usize, same: impl Fn(usize, usize) -> bool) -> Self {
+        let first = |at: usize| (0..at).find(|first| same(*first, at)).unwrap_or(at);
+        Self {
+            firsts: (0..runs).map(first).collect(),
+        }
     }
-    groups.retain(|_, group| group.len() > 1);
-    let groups: Vec<String> = groups.values().map(|group| group.join(" = ")).collect();
-    (!groups.is_empty()).then(|| format!("{aggregate} {}", groups.join(", ")))
+
+    /// Compares the runs of a row by their bytes.
+    pub(super) fn of_row<T>(row: &Row<T>) -> Self {
+        let runs = &row.runs;
+        Self::among(runs.len(), |a, b| are_one(&runs[a], &runs[b]))
+    }
+
+    /// Returns the places of the runs, each once.
+    pub(super) fn distinct(&self) -> Vec<usize> {
+        let firsts = self.firsts.iter().enumerate();
+        let distinct = firsts.filter(|(at, first)| at == *first);
+        distinct.map(|(at, _)| at).collect()
+    }
+
+    /// Lists the runs, given by their labels, that are one; nothing if all differ.
+    pub(super) fn told(&self, labels: &[&str], aggregate: &str) -> Option<String> {
+        let mut groups: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        for (label, first) in labels.iter().zip(&self.firsts) {
+            groups.entry(*first).or_default().push(label);
+        }
+        groups.retain(|_, group| group.len() > 1);
+        let groups: Vec<String> = groups.values().map(|group| group.join(" = ")).collect();
+        (!groups.is_empty()).then(|| format!("{aggregate} {}", groups.join(", ")))
+    }
 }
 
-/// Says that runs of a row count once, given what [`told`] lists.
+/// Says that runs of a row count once, given what [`Repeats::told`] lists.
 pub(super) fn note(name: &str, told: &str) -> String {
     format!("{name}: runs that are one and the same, byte by byte, count once: {told}.")
 }
@@ -45,18 +62,17 @@ pub(super) fn note(name: &str, told: &str) -> String {
 pub(super) fn once<'a, T>(rows: &'a [Row<T>], aggregate: &str) -> (Vec<Row<&'a T>>, Vec<String>) {
     let mut notes = Vec::new();
     let without = rows.iter().map(|row| {
-        let runs = &row.runs;
-        let firsts = firsts(runs.len(), |a, b| are_one(&runs[a], &runs[b]));
-        let labels: Vec<&str> = runs.iter().map(|run| run.label.as_str()).collect();
-        let told = told(&labels, &firsts, aggregate);
+        let repeats = Repeats::of_row(row);
+        let labels: Vec<&str> = row.runs.iter().map(|run| run.label.as_str()).collect();
+        let told = repeats.told(&labels, aggregate);
         notes.extend(told.map(|told| note(&row.name, &told)));
-        let distinct = runs.iter().enumerate().filter(|(at, _)| firsts[*at] == *at);
+        let distinct = repeats.distinct().into_iter();
         Row {
             label: row.label.clone(),
             name: row.name.clone(),
             values: row.values.clone(),
             shown: row.shown.clone(),
-            runs: distinct.map(|(_, run)| run.borrowed()).collect(),
+            runs: distinct.map(|at| row.runs[at].borrowed()).collect(),
         }
     });
     (without.collect(), notes)

@@ -146,8 +146,8 @@ impl Layout {
     }
 
     /// Takes a row apart; `row` has the values of [`Self::needs`] and [`Self::may_have`] by these names.
-    pub(super) fn found(self, row: &IndexMap<&'static str, Field>) -> Result<Found, Fault> {
-        let field = |name: &str| row.get(name).unwrap_or(&Field::Empty);
+    pub(super) fn found(self, row: &IndexMap<&'static str, &Field>) -> Result<Found, Fault> {
+        let field = |name: &str| row.get(name).copied().unwrap_or(&Field::Empty);
         let value = |name: &str| json(name, field(name));
         let content = |name: &str| match field(name) {
             // As the file has them: other JSON has its keys in another order.

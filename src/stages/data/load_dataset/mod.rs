@@ -449,7 +449,7 @@ impl<'a> Reading<'a> {
     /// Takes a row, or says what is wrong with it.
     fn take(&mut self, values: &[Field]) -> Result<(), Fault> {
         let (values, further) = values.split_at(self.names.len());
-        let row = self.names.iter().copied().zip(values.iter().cloned());
+        let row = self.names.iter().copied().zip(values);
         let found = self.layout.found(&row.collect())?;
         let further = self.kind.keep.iter().zip(further);
         let kept = further.filter_map(|(name, value)| Some((name.clone(), value.to_text()?)));

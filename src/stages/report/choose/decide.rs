@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::groups::within;
-use super::super::repeats::{firsts, note, told};
+use super::super::repeats::{Repeats, note};
 use super::super::scored::{QuestionKey, Scored};
 use super::super::trainings::ended;
 use super::design::Candidate;
@@ -126,12 +126,11 @@ impl Choose {
         curves: &[(&Labels, Curve)],
     ) -> Result<Decided, StageError> {
         let all = &candidate.runs;
-        let firsts = firsts(all.len(), |a, b| digests[all[a].1] == digests[all[b].1]);
-        let distinct = all.iter().enumerate();
-        let distinct = distinct.filter(|(at, _)| firsts[*at] == *at);
-        let distinct: Vec<&(String, usize)> = distinct.map(|(_, run)| run).collect();
+        let repeats = Repeats::among(all.len(), |a, b| digests[all[a].1] == digests[all[b].1]);
+        let distinct = repeats.distinct().into_iter();
+        let distinct: Vec<&(String, usize)> = distinct.map(|at| &all[at]).collect();
         let names: Vec<&str> = all.iter().map(|(label, _)| label.as_str()).collect();
-        let repeats = told(&names, &firsts, &self.run);
+        let repeats = repeats.told(&names, &self.run);
         let means_of = |column: &str| {
             let runs = distinct.iter();
             let means = runs.map(|(run, at)| {

@@ -106,8 +106,9 @@ impl Claims {
             Test::Diverges { a } => {
                 let trainings = trainings(rows, curves, a)?;
                 let runs = trainings.iter().map(|(label, run)| (label.as_str(), *run));
+                let runs: Vec<(&str, &Run<Curve>)> = runs.collect();
                 let same = |one: &&Run<Curve>, other: &&Run<Curve>| one_training(one, other);
-                let (runs, told) = once(runs.collect(), &self.aggregate, same);
+                let (runs, told) = once(&runs, &self.aggregate, same);
                 let diverged = |(_, run): &(&str, &Run<Curve>)| {
                     f64::from(u8::from(run.content.summary.status == Status::Diverged))
                 };

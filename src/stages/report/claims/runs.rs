@@ -7,7 +7,7 @@ use crate::artifacts::curve::Curve;
 use crate::engine::stage::StageError;
 use crate::excerpt::{NAME, excerpt};
 use crate::stages::report::groups::{Row, Run, STAGE, row_named, training_of};
-use crate::stages::report::repeats::{are_one, firsts, told};
+use crate::stages::report::repeats::{Repeats, are_one};
 use crate::stages::report::scored::{QuestionKey, Scored};
 
 /// The runs of two rows, paired.
@@ -23,41 +23,44 @@ pub(super) struct Pairs<'a> {
 }
 
 /// Keeps each run once: of those that are the same the first. With them comes which were there again.
-pub(super) fn once<'a, T>(
-    runs: Vec<(&'a str, T)>,
+pub(super) fn once<'a, T: Copy>(
+    runs: &[(&'a str, T)],
     aggregate: &str,
     same: impl Fn(&T, &T) -> bool,
 ) -> (Vec<(&'a str, T)>, Vec<String>) {
-    let (firsts, again) = repeats(&runs, aggregate, same);
-    let kept = runs.into_iter().zip(firsts).enumerate();
-    let kept = kept.filter(|(at, (_, first))| at == first);
+    let repeats = Repeats::among(runs.len(), |a, b| same(&runs[a].1, &runs[b].1));
+    let again = repeats.told(&labels(runs), aggregate);
     let told = again.map(|again| {
         format!("runs whose scores or trainings are the same, byte by byte, count once: {again}.")
     });
+    let distinct = repeats.distinct().into_iter();
     (
-        kept.map(|(_, (run, _))| run).collect(),
+        distinct.map(|at| runs[at]).collect(),
         told.into_iter().collect(),
     )
 }
 
-/// Finds for each run the first one that it repeats, or itself, and says which do.
-fn repeats<T>(
+/// Finds the runs of one row that are one and the same while those of the other differ, and says that nothing is known of
+/// their spread.
+fn of_one_side<T>(
+    name: &str,
     runs: &[(&str, T)],
     aggregate: &str,
     same: impl Fn(&T, &T) -> bool,
-) -> (Vec<usize>, Option<String>) {
-    let firsts = firsts(runs.len(), |a, b| same(&runs[a].1, &runs[b].1));
-    let labels: Vec<&str> = runs.iter().map(|(label, _)| *label).collect();
-    let again = told(&labels, &firsts, aggregate);
-    (firsts, again)
+) -> (Repeats, Option<String>) {
+    let repeats = Repeats::among(runs.len(), |a, b| same(&runs[a].1, &runs[b].1));
+    let again = repeats.told(&labels(runs), aggregate);
+    let told = again.map(|again| {
+        format!(
+            "{name} is one and the same run in {again}, and only the other row's runs differ: the interval knows nothing of \
+             how runs of {name} do."
+        )
+    });
+    (repeats, told)
 }
 
-/// Says of a row whose runs are one and the same while those of the other differ that nothing is known of its spread.
-fn of_one_side(name: &str, again: &str) -> String {
-    format!(
-        "{name} is one and the same run in {again}, and only the other row's runs differ: the interval knows nothing of how \
-         runs of {name} do."
-    )
+fn labels<'a, T>(runs: &[(&'a str, T)]) -> Vec<&'a str> {
+    runs.iter().map(|(label, _)| *label).collect()
 }
 
 /// Whether two runs have one training: the same, or one with the same bytes. Curves that hold nothing that was measured
@@ -90,7 +93,8 @@ impl Claims {
         };
         let in_a = |one: &Pair<'a>, other: &Pair<'a>| same(a, one.0, other.0);
         let in_b = |one: &Pair<'a>, other: &Pair<'a>| same(b, one.1, other.1);
-        let (runs, mut told) = once(pairs.collect(), &self.aggregate, |one, other| {
+        let pairs: Vec<(&str, Pair<'_>)> = pairs.collect();
+        let (runs, mut told) = once(&pairs, &self.aggregate, |one, other| {
             let trainings = [
                 of_training(a, one.0, other.0),
                 of_training(b, one.1, other.1),
@@ -99,15 +103,13 @@ impl Claims {
             (known().count() > 0 && known().all(|same| *same))
                 || (in_a(one, other) && in_b(one, other))
         });
-        let (firsts, again) = repeats(&runs, &self.aggregate, in_a);
-        let name = |row: &Row<Scored>| self.name(&row.label).to_owned();
-        told.extend(again.map(|again| of_one_side(&name(a), &again)));
-        let (_, again) = repeats(&runs, &self.aggregate, in_b);
-        told.extend(again.map(|again| of_one_side(&name(b), &again)));
+        let (of_a, alone) = of_one_side(self.name(&a.label), &runs, &self.aggregate, in_a);
+        told.extend(alone);
+        told.extend(of_one_side(self.name(&b.label), &runs, &self.aggregate, in_b).1);
         Ok(Pairs {
             a,
             b,
-            distinct: (0..runs.len()).filter(|at| firsts[*at] == *at).collect(),
+            distinct: of_a.distinct(),
             runs: runs.into_iter().map(|(_, pair)| pair).collect(),
             told,
         })
@@ -124,13 +126,12 @@ impl Claims {
         let pairs = pairs.map(|((label, a), b)| (label.as_str(), (*a, *b)));
         let in_a = |one: &Pair<'a>, other: &Pair<'a>| one_training(one.0, other.0);
         let in_b = |one: &Pair<'a>, other: &Pair<'a>| one_training(one.1, other.1);
-        let (runs, mut told) = once(pairs.collect(), &self.aggregate, |one, other| {
+        let pairs: Vec<(&str, Pair<'_>)> = pairs.collect();
+        let (runs, mut told) = once(&pairs, &self.aggregate, |one, other| {
             in_a(one, other) && in_b(one, other)
         });
-        let (_, again) = repeats(&runs, &self.aggregate, in_a);
-        told.extend(again.map(|again| of_one_side(self.name(a), &again)));
-        let (_, again) = repeats(&runs, &self.aggregate, in_b);
-        told.extend(again.map(|again| of_one_side(self.name(b), &again)));
+        told.extend(of_one_side(self.name(a), &runs, &self.aggregate, in_a).1);
+        told.extend(of_one_side(self.name(b), &runs, &self.aggregate, in_b).1);
         (runs.into_iter().map(|(_, pair)| pair).collect(), told)
     }
 }

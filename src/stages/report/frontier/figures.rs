@@ -1,11 +1,10 @@
 //! Charts of the points.
 
-use super::super::plot_curves::file_name;
+use super::super::plot_curves::{file_name, off_log_axis};
 use super::points::Point as Measured;
 use super::shown::{by_point, values};
 use super::{Frontier, panel_name};
 use crate::engine::stage::StageError;
-use crate::excerpt::listed;
 use crate::stats::figure::{Point, PointChart, PointSeries, Scale};
 use crate::stats::mean;
 
@@ -64,22 +63,12 @@ impl Frontier {
         for runs in by_point(points) {
             match mean(&values(runs, &x.column)) {
                 Ok(value) if value > 0.0 => drawn += 1,
-                Ok(_) => left_out.push(runs[0].name.as_str()),
+                Ok(_) => left_out.push(runs[0].name.clone()),
                 Err(_) => {}
             }
         }
-        if left_out.is_empty() {
-            return Ok(None);
-        }
-        let told = format!(
-            "not above 0 and so without a place on the logarithmic axis of `{}`: {}",
-            x.column,
-            listed(left_out)
-        );
-        if drawn == 0 {
-            return Err(StageError::new(told).hint("`scale: sqrt` has a place for them"));
-        }
-        Ok(Some(told))
+        let hint = "`scale: sqrt` has a place for them";
+        off_log_axis(&x.column, left_out, drawn, hint)
     }
 
     fn chart(&self, over: &str, value: &str, series: Vec<PointSeries>) -> PointChart {

@@ -6,7 +6,7 @@ use super::points::Point;
 use super::{Frontier, Pair};
 use crate::engine::stage::StageError;
 use crate::excerpt::listed;
-use crate::stages::report::repeats::{firsts, told};
+use crate::stages::report::repeats::Repeats;
 
 /// The difference of a pair in one column at equal values of another.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,14 +142,12 @@ impl Frontier {
             let (one, other) = (a_keys[one], a_keys[other]);
             a[one] == a[other] && b[one] == b[other]
         };
-        let firsts = firsts(a_keys.len(), same);
-        let distinct = a.iter().zip(&firsts).enumerate();
-        let distinct = distinct.filter(|(at, (_, first))| at == *first);
-        let distinct: Vec<(&&str, &Line)> = distinct.map(|(_, (of_run, _))| of_run).collect();
+        let repeats = Repeats::among(a_keys.len(), same);
+        let distinct = repeats.distinct();
         let mut differences = Vec::new();
         let mut ranges = Vec::new();
-        for (run, line) in &distinct {
-            if let Some((difference, range)) = line.above(&b[**run]) {
+        for run in distinct.iter().map(|at| a_keys[*at]) {
+            if let Some((difference, range)) = a[run].above(&b[run]) {
                 differences.push(difference);
                 ranges.push(range);
             }
@@ -170,7 +168,7 @@ impl Frontier {
             value: value.to_owned(),
             differences,
             runs: distinct.len(),
-            repeated: told(&a_keys, &firsts, &self.aggregate),
+            repeated: repeats.told(&a_keys, &self.aggregate),
             range,
         })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
 use super::groups::{Grouping, Row, refuse_ungrouped, row_named, within};
-use super::repeats::{are_one, distinct, firsts, once};
+use super::repeats::{Repeats, are_one, once};
 use super::resample::{Measured, Questions, mean_of_drawn};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
@@ -310,7 +310,7 @@ impl TTest {
             let runs = places.iter().map(|at| &runs[*at].1);
             runs.flat_map(|run| run.iter().copied()).collect()
         };
-        let (all, all_b) = (distinct(a), distinct(b));
+        let (all, all_b) = (Repeats::of_row(a).distinct(), Repeats::of_row(b).distinct());
         let name = if several {
             "pooled".to_owned()
         } else {
@@ -322,19 +322,19 @@ impl TTest {
         let mut pooled = self.line(pair, name, &pool_a, &pool_b)?;
         pooled.interval = Some(self.interval(a, &all, b, &all_b)?);
         let mut lines = vec![pooled];
-        let mut common: Vec<(usize, usize)> = runs_a
+        let common: Vec<(usize, usize)> = runs_a
             .iter()
             .enumerate()
             .filter_map(|(at, (label, _))| {
                 Some((at, runs_b.iter().position(|(other, _)| other == label)?))
             })
             .collect();
-        let firsts = firsts(common.len(), |one, other| {
+        let repeats = Repeats::among(common.len(), |one, other| {
             let ((one_a, one_b), (other_a, other_b)) = (common[one], common[other]);
             are_one(&a.runs[one_a], &a.runs[other_a]) && are_one(&b.runs[one_b], &b.runs[other_b])
         });
-        let mut numbered = (0..).zip(firsts);
-        common.retain(|_| numbered.next().is_some_and(|(at, first)| at == first));
+        let distinct = repeats.distinct().into_iter();
+        let common: Vec<(usize, usize)> = distinct.map(|at| common[at]).collect();
         if several && common.len() > 1 {
             lines.push(self.over_runs(pair, &runs_a, &runs_b, &common)?);
         }
