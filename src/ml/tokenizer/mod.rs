@@ -14,12 +14,13 @@ mod parts;
 mod scored;
 mod sentence_piece;
 mod settings;
+mod special;
 mod template;
 #[cfg(test)]
 mod tests;
 mod train;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use byte_level::{ByteLevelBpe, PreTokenizer};
 pub use chat_template::KEY as CHAT_TEMPLATE;
 pub use scored::{ScoredToken, ScoredTokenKind, ScoredVocabulary};
 pub use settings::MODEL_INPUT_NAMES;
+pub use special::SpecialTokens;
 pub use template::{PromptTemplate, TemplateError};
 pub use train::{TokenizerAlgorithm, train_tokenizer};
 
@@ -115,17 +117,6 @@ pub enum TokenizerError {
         /// The reason.
         reason: String,
     },
-}
-
-/// The tokens that begin, end and pad a text.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SpecialTokens {
-    /// Begins a text.
-    pub bos: Option<String>,
-    /// Ends a text.
-    pub eos: Option<String>,
-    /// Fills a batch; masked everywhere.
-    pub pad: Option<String>,
 }
 
 /// A tokenizer and its special ids.
@@ -551,14 +542,6 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the special tokens that a template of chats may name, by their names in `tokenizer_config.json`.
-    pub fn named_tokens(&self) -> BTreeMap<String, String> {
-        let SpecialTokens { bos, eos, pad } = &self.tokens;
-        let own = [("bos_token", bos), ("eos_token", eos), ("pad_token", pad)];
-        let own = own.map(|(name, token)| Some((name.to_owned(), token.clone()?)));
-        own.into_iter().flatten().collect()
-    }
-
     /// Returns the same tokenizer for texts in lower case.
     pub fn lowered(self) -> Result<Self, TokenizerError> {
         let invalid = |error: serde_json::Error| TokenizerError::Invalid(error.to_string());
@@ -574,26 +557,6 @@ impl Tokenizer {
     pub fn max_length(&self) -> Option<usize> {
         let length = self.carried.get("model_max_length")?.as_u64()?;
         usize::try_from(length).ok()
-    }
-
-    /// Returns every token that means something to a model where a text spells it: those marked as special, and those
-    /// that begin, end and fill texts.
-    pub fn special_texts(&self) -> Vec<String> {
-        let marked = self.added.values().filter(|(_, is_special)| *is_special);
-        let marked = marked.map(|(token, _)| token);
-        let tokens = &self.tokens;
-        let named = [&tokens.bos, &tokens.eos, &tokens.pad];
-        let named = named.into_iter().flatten();
-        let all: BTreeSet<&String> = marked
-            .chain(named)
-            .filter(|token| !token.is_empty())
-            .collect();
-        all.into_iter().cloned().collect()
-    }
-
-    /// Returns the special tokens as they are spelt.
-    pub fn special_tokens(&self) -> &SpecialTokens {
-        &self.tokens
     }
 }
 
