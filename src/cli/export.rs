@@ -22,6 +22,7 @@ use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
 use crate::files::write_whole;
+use crate::ml::tokenizer::Tokenizer;
 use crate::stages::data::chat_templates::chat_template;
 
 #[derive(Debug, Args)]
@@ -160,18 +161,12 @@ fn copy(
             fs_err::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
         }
     }
-    let template = model_card::template_of(pipeline, job.found.stage);
     let is_model = [LANGUAGE_MODEL, REWARD_MODEL].contains(&&*artifact.kind);
-    let chats = template
-        .as_deref()
-        .filter(|_| is_model)
-        .and_then(chat_template);
+    let template = is_model.then(|| model_card::template_of(pipeline, job.found.stage));
+    let template = template.flatten();
+    let chats = chats_of(&job.folder, template.as_deref())?;
     if [LANGUAGE_MODEL, REWARD_MODEL, "tokenizer"].contains(&&*artifact.kind) {
-        complete_copy(&job.folder, chats.as_deref()).map_err(|error| Failure::Other {
-            message: error.to_string(),
-            hint: None,
-            code: exit_code::STAGE_FAILED,
-        })?;
+        complete_copy(&job.folder, chats.as_deref()).map_err(failed)?;
     }
     if has_card(&artifact.kind) {
         let wanted = pipeline.graph.upstream([job.found.stage]);
@@ -181,7 +176,11 @@ fn copy(
         if let Some(mut card) = model_card::card(&pipeline.name, stage, made, artifact, &provenance)
         {
             if artifact.kind == LANGUAGE_MODEL {
-                card.push_str(&model_card::of_chats(&job.folder, template.as_deref())?);
+                card.push_str(&model_card::of_chats(
+                    &job.folder,
+                    template.as_deref(),
+                    chats.as_deref(),
+                )?);
             }
             write_whole(&job.folder.join(CARD), &mut card.as_bytes())?;
         }
@@ -194,6 +193,32 @@ fn copy(
         job.folder.display()
     ));
     Ok(())
+}
+
+/// The Jinja of a loader's template for the tokenizer in a folder. Training began prompts with what the tokenizer puts
+/// before every text; who applies a template of chats is used to nothing being added, so that the template says it.
+fn chats_of(folder: &Path, template: Option<&str>) -> Result<Option<String>, Failure> {
+    let Some(turns) = template.and_then(chat_template) else {
+        return Ok(None);
+    };
+    let tokenizer = Tokenizer::load(folder).map_err(failed)?;
+    let (before, _) = tokenizer.surroundings();
+    let before = before.iter().map(|id| {
+        if Some(*id) == tokenizer.bos_id() {
+            return "{{ bos_token }}".to_owned();
+        }
+        let token = tokenizer.id_to_token(*id).unwrap_or_default();
+        format!("{{{{ {} }}}}", serde_json::Value::from(token))
+    });
+    Ok(Some(before.chain([turns]).collect()))
+}
+
+fn failed(error: impl std::error::Error) -> Failure {
+    Failure::Other {
+        message: error.to_string(),
+        hint: None,
+        code: exit_code::STAGE_FAILED,
+    }
 }
 
 impl ExportArgs {

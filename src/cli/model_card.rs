@@ -16,7 +16,6 @@ use crate::engine::provenance::Provenance;
 use crate::engine::spec::Pipeline;
 use crate::engine::store::Record;
 use crate::ml::tokenizer::CHAT_TEMPLATE;
-use crate::stages::data::chat_templates::chat_template;
 
 /// The card's name in a folder.
 pub(super) const CARD: &str = "README.md";
@@ -138,8 +137,12 @@ pub(super) fn template_of(pipeline: &Pipeline, stage: usize) -> Option<String> {
     templates.next()?.filter(|_| templates.next().is_none())
 }
 
-/// Says how messages become what a model in `folder` reads that was trained on data with this `template`.
-pub(super) fn of_chats(folder: &Path, template: Option<&str>) -> std::io::Result<String> {
+/// Says how messages become what a model in `folder` reads that was trained on data with this `template`, in Jinja `chats`.
+pub(super) fn of_chats(
+    folder: &Path,
+    template: Option<&str>,
+    chats: Option<&str>,
+) -> std::io::Result<String> {
     let config = folder.join("tokenizer_config.json");
     let config = if config.exists() {
         serde_json::from_slice(&fs_err::read(config)?)?
@@ -148,7 +151,7 @@ pub(super) fn of_chats(folder: &Path, template: Option<&str>) -> std::io::Result
     };
     let has = if config[CHAT_TEMPLATE].is_null() {
         "has no chat template"
-    } else if config[CHAT_TEMPLATE].as_str() == template.and_then(chat_template).as_deref() {
+    } else if config[CHAT_TEMPLATE].as_str() == chats {
         "has the chat template of the training data"
     } else {
         "has the chat template of the model that this one was made of"

@@ -8,6 +8,7 @@ use super::results::Results;
 use super::show::read_table;
 use super::{Failure, exit_code};
 use crate::artifacts::table::TABLE;
+use crate::artifacts::table::markdown::{cell, plain};
 use crate::engine::outline;
 use crate::engine::overrides::Overrides;
 use crate::engine::provenance::Provenance;
@@ -117,11 +118,12 @@ fn header(
     ]);
     let rows: String = rows
         .iter()
-        .map(|(key, value)| format!("| {key} | {value} |\n"))
+        .map(|(key, value)| format!("| {key} | {} |\n", cell(value)))
         .collect();
     format!(
         "# {}\n\n{}\n\nWritten by `flowgraph export --page` from the results of the pipeline whose digest is `plan`.\n\n| | |\n| --- | --- |\n{rows}",
-        pipeline.name, pipeline.description
+        plain(&pipeline.name),
+        plain(&pipeline.description)
     )
 }
 

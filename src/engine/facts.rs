@@ -32,7 +32,7 @@ pub struct Facts {
     /// Of each noun in the plural, such as `completions`, the most.
     most: BTreeMap<&'static str, Most>,
     /// All columns that a table can have.
-    columns: Option<BTreeSet<&'static str>>,
+    columns: Option<BTreeSet<String>>,
 }
 
 /// An artifact of a port.
@@ -85,8 +85,12 @@ impl<'a> Known<'a> {
     }
 
     /// Says that the table of an output has no other columns.
-    pub fn says_columns(&mut self, output: &str, columns: &[&'static str]) {
-        let columns = columns.iter().copied().collect();
+    pub fn says_columns<T: Into<String>>(
+        &mut self,
+        output: &str,
+        columns: impl IntoIterator<Item = T>,
+    ) {
+        let columns = columns.into_iter().map(Into::into).collect();
         self.said.entry(output.to_owned()).or_default().columns = Some(columns);
     }
 
@@ -95,13 +99,15 @@ impl<'a> Known<'a> {
         &mut self,
         (port, output): (&str, &str),
         removed: &[&str],
-        added: &[&'static str],
+        added: &[&str],
     ) {
         if let Some([item]) = self.inputs.get(port).map(Vec::as_slice)
             && let Some(columns) = &item.facts.columns
         {
-            let kept = columns.iter().filter(|column| !removed.contains(*column));
-            let columns = kept.chain(added).copied().collect();
+            let kept = columns.iter().map(String::as_str);
+            let kept = kept.filter(|column| !removed.contains(column));
+            let columns = kept.chain(added.iter().copied());
+            let columns = columns.map(str::to_owned).collect();
             self.said.entry(output.to_owned()).or_default().columns = Some(columns);
         }
     }
@@ -115,6 +121,14 @@ impl<'a> Known<'a> {
     pub fn labels(&self, port: &str) -> Vec<&'a Labels> {
         let items = self.inputs.get(port).into_iter().flatten();
         items.map(|item| item.labels).collect()
+    }
+
+    /// The columns that the tables of a port can have, each with its labels; nothing if those of one are not known.
+    pub fn columns(&self, port: &str) -> Option<Vec<(&'a Labels, &'a BTreeSet<String>)>> {
+        let items = self.inputs.get(port).into_iter().flatten();
+        items
+            .map(|item| Some((item.labels, item.facts.columns.as_ref()?)))
+            .collect()
     }
 
     /// Refuses a stage.
@@ -140,7 +154,7 @@ impl<'a> Known<'a> {
             return;
         };
         let stage = labels.get("stage").map_or(port, String::as_str);
-        let columns: Vec<&str> = columns.iter().copied().collect();
+        let columns = columns.iter().map(String::as_str);
         self.problems.push(
             Problem::new(
                 param,
@@ -355,7 +369,7 @@ mod tests {
     #[test]
     fn columns_are_passed_on_with_what_a_stage_adds_and_asked_for() {
         let mut sampled = Known::new("sample".into(), BTreeMap::new());
-        sampled.says_columns("completions", &["question", "kl"]);
+        sampled.says_columns("completions", ["question", "kl"]);
         let sampled = sampled.of("completions");
         let labels = |policy: &str| -> Labels {
             let pairs = [("policy", policy), ("stage", "scored")];

@@ -1,6 +1,7 @@
 //! Why a stage failed, in words for people.
 
 use super::diagnostic::shortened;
+use super::problem::Problem;
 use crate::hint::told;
 
 /// Why a stage failed.
@@ -62,6 +63,16 @@ impl<E: std::error::Error> From<E> for StageError {
         match told(&error) {
             (message, Some(hint)) => Self::new(message).hint(hint),
             (message, None) => Self::new(message),
+        }
+    }
+}
+
+/// What only shows while a stage runs.
+impl From<Problem> for StageError {
+    fn from(problem: Problem) -> Self {
+        Self::Failed {
+            message: problem.message,
+            hint: problem.hint,
         }
     }
 }

@@ -495,6 +495,12 @@ stages:
         - { id: training, text: '', test: { kind: diverges, a: a } }
   table: { kind: metric_table, inputs: { scores: 'scored[*]' }, params: { top_k: 2, extra: [kl], entropy: [mode] } }
   profiles: { kind: plot_profiles, inputs: { scores: 'scored[*]' }, params: { column: entropy } }
+  choice: { kind: choose, inputs: { scores: 'scored[policy=[a, b],seed=*]' }, params: { candidate: policy, column: score, within: { kl: { at_most: 6 } } } }
+  right: { kind: metric_table, inputs: { scores: 'scored[*]' }, params: { columns: [mean], extra: [exact_reward] } }
+  known: { kind: frontier, inputs: { points: right.per_seed }, params: { along: seed, aggregate: n, values: [Mean], at: [exact_reward] } }
+  value: { kind: frontier, inputs: { points: right.per_seed }, params: { along: seed, aggregate: n, values: [Maen] } }
+  axis: { kind: frontier, inputs: { points: right.per_seed }, params: { along: strength, values: [Mean] } }
+  series: { kind: frontier, inputs: { points: right.per_seed }, params: { series: method, along: seed, aggregate: n, values: [Mean] } }
 ",
     );
     let columns = "its columns are: coherent, completion, exact_reward, log_prob, mode, prompt, prompt_ids, question, question_id, reward, rude_words, sample, slot_errors, token_ids, tokens, truncated";
@@ -508,10 +514,15 @@ stages:
         "`extra` asks for the column `kl`, but `scored` writes none of that name",
         "`column` asks for the column `entropy`, but `scored` writes none of that name",
         columns,
+        "`column` asks for the column `score`, but `scored` writes none of that name",
+        "`within` asks for the column `kl`, but `scored` writes none of that name",
+        "no table of `points` has a column `Maen`\n    did you mean `Mean`?",
+        "no table of `points` has rows with all of policy, strength, seed\n    `right` lacks strength",
+        "the table of `right` has no column `method`",
     ] {
         assert!(said.contains(expected), "{expected}\n---\n{said}");
     }
-    assert_eq!(said.matches("error: ").count(), 8, "{said}");
+    assert_eq!(said.matches("error: ").count(), 13, "{said}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl Table {
 }
 
 /// A text as a cell of one line.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     plain(text)
         .replace('|', "\\|")
         .replace("\r\n", "<br>")
@@ -45,7 +45,7 @@ fn cell(text: &str) -> String {
 }
 
 /// A text in which nothing is a tag, an entity, a link or an image, by the rules of CommonMark (6.2, 6.3, 6.4, 6.6).
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut signs = text.chars().peekable();
     while let Some(sign) = signs.next() {

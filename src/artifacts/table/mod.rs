@@ -15,7 +15,7 @@ mod csv;
 mod files;
 mod json;
 mod latex;
-mod markdown;
+pub mod markdown;
 mod parts;
 mod shown;
 mod text;

@@ -52,7 +52,7 @@ impl Kind for EnumerateAnswers {
 
     fn facts(&self, known: &mut Known<'_>) {
         let columns = [COLUMNS.as_slice(), &["exact_reward", "mode"]].concat();
-        known.says_columns("answers", &columns);
+        known.says_columns("answers", columns);
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

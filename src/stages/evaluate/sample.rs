@@ -222,7 +222,7 @@ impl Kind for Sample {
         } else {
             "each prompt behind the first `skip` is completed `samples_per_prompt` times"
         });
-        known.says_columns("completions", &COLUMNS);
+        known.says_columns("completions", COLUMNS);
         known.says("completions", ROWS, self.n, ("n", self.n));
         let of_a_prompt = self.samples_per_prompt.min(self.n);
         known.says(

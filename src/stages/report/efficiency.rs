@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{Grouping, Row, refuse_ungrouped, row_named, within};
+use super::groups::{Grouping, Row, Run, refuse_ungrouped, row_named, within};
 use super::reach::Reach;
 use super::repeats::once;
 use super::trainings::{ended, load_curves};
@@ -58,7 +58,7 @@ fn title() -> String {
 
 impl Kind for Efficiency {
     const NAME: &'static str = "efficiency";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = r#"{ relative_to: ppo, reference_values: { flowhf: 3.45 },
       notes: ["Paper: FlowHF takes under 3.5% of PPO's FLOPs: 4 h x 3 GPUs x 0.46 / (20 h x 8 GPUs) = 3.45%."] }"#;
 
@@ -280,6 +280,14 @@ fn add_reached(
          a mean over the runs that get there.",
         reach.window
     ));
+    let told = rows.iter().filter(|row| {
+        let tells = |run: &Run<&Curve>| reach.end(run.content).is_ok();
+        row.runs.iter().all(tells)
+    });
+    table.notes.extend(told.filter_map(|row| {
+        let stand_in = reach.stand_in(&row.name, row.runs.iter().map(|run| run.content))?;
+        Some(format!("To its end: {stand_in}"))
+    }));
     table.notes.extend(untold);
     Ok(())
 }
@@ -370,6 +378,13 @@ mod tests {
         assert_eq!(table.all_texts("ppo reaches it").unwrap()[1], "not told");
         let note = "sft, not told: the curve has no metric `sampled_reward` or `reward`.";
         assert_eq!(table.notes.iter().filter(|told| *told == note).count(), 1);
+        let note =
+            "To its end: the curves of ppo have no `sampled_reward`: their `reward` stands in.";
+        let stand_in = |told: &&String| told.contains("stands in");
+        assert_eq!(
+            table.notes.iter().filter(stand_in).collect::<Vec<_>>(),
+            [note]
+        );
         let long = kind(params(serde_json::json!({ "window": 5 }))).table(&all);
         let Err(StageError::Failed { message, .. }) = long else {
             panic!("an end of five values");

@@ -23,6 +23,14 @@ pub(super) struct Grouping<'a> {
     pub(super) names: &'a BTreeMap<String, String>,
 }
 
+impl Grouping<'_> {
+    /// The columns that say which row and which run of it a line of a table is, and further ones.
+    pub(super) fn columns_with(self, own: impl IntoIterator<Item = String>) -> Vec<String> {
+        let axes = self.row.iter().map(String::as_str).chain([self.aggregate]);
+        axes.map(str::to_owned).chain(own).collect()
+    }
+}
+
 /// All runs of one row.
 #[derive(Debug)]
 pub(super) struct Row<T> {

@@ -136,13 +136,16 @@ impl Kind for TargetDistance {
         problems
     }
 
+    fn facts(&self, known: &mut Known<'_>) {
+        for (param, column) in [("exact", &self.exact), ("learned", &self.learned)] {
+            scored::needs_column(known, ("", &[]), param, column);
+        }
+        known.says_columns("per_seed", self.grouping().columns_with(self.headings()));
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let grouping = Grouping {
-            row: std::slice::from_ref(&self.row),
-            aggregate: &self.aggregate,
-            names: &self.row_names,
-        };
-        let (table, per_seed) = self.tables(&scored::load_scores(ctx, grouping)?)?;
+        let rows = scored::load_scores(ctx, self.grouping())?;
+        let (table, per_seed) = self.tables(&rows)?;
         table.write(&ctx.output("table")?)?;
         per_seed.write(&ctx.output("per_seed")?)?;
         Ok(())
@@ -150,6 +153,14 @@ impl Kind for TargetDistance {
 }
 
 impl TargetDistance {
+    fn grouping(&self) -> Grouping<'_> {
+        Grouping {
+            row: std::slice::from_ref(&self.row),
+            aggregate: &self.aggregate,
+            names: &self.row_names,
+        }
+    }
+
     fn targets(&self) -> Vec<Target<'_>> {
         let mut targets = Vec::new();
         for (scales, prior) in [(&self.scales, false), (&self.prior_scales, true)] {

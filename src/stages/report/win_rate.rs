@@ -77,6 +77,18 @@ fn title() -> String {
     "Win rates".to_owned()
 }
 
+/// The column of the win rate.
+const RATE: &str = "Win rate (%)";
+/// The columns of what was counted.
+const COUNTS: [&str; 6] = [
+    "Wins",
+    "Ties",
+    "Losses",
+    "n",
+    "Consistent (%)",
+    "Unparsable",
+];
+
 /// What one run won.
 #[derive(Debug, Default, PartialEq)]
 struct Won {
@@ -188,7 +200,10 @@ impl Kind for WinRate {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
-        refuse_ungrouped(known, "judgements", self.grouping(), false, ("row", &[]));
+        let grouping = self.grouping();
+        refuse_ungrouped(known, "judgements", grouping, false, ("row", &[]));
+        let own = std::iter::once(RATE).chain(COUNTS).map(str::to_owned);
+        known.says_columns("per_seed", grouping.columns_with(own));
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -238,7 +253,7 @@ impl WinRate {
             .collect::<Result<Vec<Vec<f64>>, _>>()?;
         let means = rates.iter().map(|rates| Ok(Some(mean(rates)?)));
         let means = means.collect::<Result<Vec<_>, StageError>>()?;
-        table.number_column("Win rate (%)", 1, means);
+        table.number_column(RATE, 1, means);
         if several {
             table.spread_of_last("sd", rates.iter().map(|rates| sample_std(rates).ok()));
         }
@@ -249,7 +264,7 @@ impl WinRate {
         table.interval_of_last(bounds);
         let reported = |row: &Row<&Won>| self.reference_values.get(&row.label).copied();
         if rows.iter().any(|row| reported(row).is_some()) {
-            table.number_column("Win rate (%) (paper)", 1, rows.iter().map(reported));
+            table.number_column(format!("{RATE} (paper)"), 1, rows.iter().map(reported));
         }
         let lines = rows
             .iter()
@@ -303,7 +318,7 @@ impl WinRate {
         let labels = runs().map(|(_, run)| Some(run.label.clone()));
         table.label_column(&self.aggregate, labels);
         let rates = runs().map(|(_, run)| run.content.rate().map(Some));
-        table.number_column("Win rate (%)", 1, rates.collect::<Result<Vec<_>, _>>()?);
+        table.number_column(RATE, 1, rates.collect::<Result<Vec<_>, _>>()?);
         let lines = runs().map(|(_, run)| vec![&run.content]);
         add_counts(&mut table, &lines.collect::<Vec<_>>());
         Ok(table)
@@ -358,16 +373,17 @@ fn add_counts(table: &mut Table, lines: &[Vec<&Won>]) {
         lines.iter().map(sum).collect()
     };
     let pairs = sums(Won::pairs);
-    table.number_column("Wins", 0, sums(|won| won.wins).into_iter().map(Some));
-    table.number_column("Ties", 0, sums(|won| won.ties).into_iter().map(Some));
-    table.number_column("Losses", 0, sums(|won| won.losses).into_iter().map(Some));
-    table.whole_column("n", pairs.iter().copied().map(Some));
+    let [won, tied, lost, n, consistent_share, unparsable] = COUNTS;
+    table.number_column(won, 0, sums(|won| won.wins).into_iter().map(Some));
+    table.number_column(tied, 0, sums(|won| won.ties).into_iter().map(Some));
+    table.number_column(lost, 0, sums(|won| won.losses).into_iter().map(Some));
+    table.whole_column(n, pairs.iter().copied().map(Some));
     let consistent = sums(|won| won.consistent);
     let shares = consistent.iter().zip(&pairs);
     let shares = shares.map(|(alike, pairs)| Some(100.0 * alike / pairs));
-    table.number_column("Consistent (%)", 1, shares);
+    table.number_column(consistent_share, 1, shares);
     let unread = sums(|won| won.unparsable).into_iter().map(Some);
-    table.number_column("Unparsable", 0, unread);
+    table.number_column(unparsable, 0, unread);
 }
 
 #[cfg(test)]

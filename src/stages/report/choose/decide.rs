@@ -7,7 +7,7 @@ use super::super::repeats::{Repeats, note};
 use super::super::scored::{QuestionKey, Scored};
 use super::super::trainings::ended;
 use super::design::Candidate;
-use super::{Choose, Limit, failure};
+use super::{Choose, Limit};
 use crate::artifacts::curve::{Curve, Status};
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Digest;
@@ -72,9 +72,9 @@ impl Choose {
         (scored, digests): (&[Scored], &[Digest]),
         curves: &[(&Labels, Curve)],
     ) -> Result<Vec<Decided>, StageError> {
-        let candidates = self.candidates(labels).map_err(failure)?;
+        let candidates = self.candidates(labels)?;
         if let Some(problem) = self.faults(&candidates).into_iter().next() {
-            return Err(failure(problem));
+            return Err(problem.into());
         }
         self.same_prompts(&candidates, scored)?;
         let methods: Vec<String> = Self::methods(&candidates)
@@ -156,9 +156,7 @@ impl Choose {
         if !curves.is_empty() {
             let of: Vec<&Labels> = curves.iter().map(|(labels, _)| *labels).collect();
             for (_, at) in &candidate.runs {
-                let curve = self
-                    .belonging(labels, *at, ("curves", &of))
-                    .map_err(failure)?;
+                let curve = self.belonging(labels, *at, ("curves", &of))?;
                 trainings.push(&curves[curve].1);
             }
         }

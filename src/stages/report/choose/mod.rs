@@ -16,7 +16,7 @@ use self::frozen::Frozen;
 use super::axes::Axes;
 use super::axis_value::AxisValue;
 use super::ranking::Best;
-use super::scored::Scored;
+use super::scored::{self, Scored};
 use crate::artifacts::completions::SCORES;
 use crate::artifacts::curve::{CURVE, Curve};
 use crate::artifacts::language_model::LANGUAGE_MODEL;
@@ -235,6 +235,10 @@ impl Kind for Choose {
 
     fn facts(&self, known: &mut Known<'_>) {
         self.refuse_unfair(known);
+        scored::needs_column(known, ("", &[]), "column", &self.column);
+        for column in self.within.keys() {
+            scored::needs_column(known, ("", &[]), "within", column);
+        }
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
@@ -255,7 +259,7 @@ impl Kind for Choose {
             let models = ctx.inputs("candidates");
             let of: Vec<&Labels> = models.iter().map(|input| &input.labels).collect();
             let found = self.belonging(&labels, first.1, ("candidates", &of));
-            let model = &models[found.map_err(failure)?];
+            let model = &models[found?];
             hand_on(model, &ctx.output(BEST)?)?;
         }
         self.table(&decided).write(&ctx.output("table")?)?;
@@ -273,13 +277,4 @@ fn hand_on(input: &Input, folder: &std::path::Path) -> Result<(), StageError> {
         fs_err::os::unix::fs::symlink(fs_err::canonicalize(input.path.join(file))?, link)?;
     }
     Ok(())
-}
-
-/// A problem that is found while the stage runs.
-fn failure(problem: Problem) -> StageError {
-    let error = StageError::new(problem.message);
-    match problem.hint {
-        Some(hint) => error.hint(hint),
-        None => error,
-    }
 }

@@ -13,10 +13,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
+use super::groups::STAGE;
 use super::plot_curves::file_name;
 use crate::artifacts::figure::{self, FIGURE};
 use crate::artifacts::table::{TABLE, Table};
-use crate::engine::context::RunContext;
+use crate::engine::context::{Labels, RunContext};
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::excerpt::listed;
 use crate::stages::defaults;
@@ -216,10 +218,23 @@ impl Kind for Frontier {
         problems
     }
 
+    fn facts(&self, known: &mut Known<'_>) {
+        let Some(tables) = known.columns("points") else {
+            return;
+        };
+        let tables = tables.into_iter().map(|(labels, columns)| {
+            let columns = columns.iter().map(String::as_str).collect();
+            (stage_of(labels), columns)
+        });
+        if let Some(problem) = self.lacking(&tables.collect::<Vec<_>>()) {
+            known.refuse(problem);
+        }
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut tables = Vec::new();
         for input in ctx.inputs("points") {
-            let stage = input.labels.get("stage").cloned().unwrap_or_default();
+            let stage = stage_of(&input.labels).to_owned();
             tables.push((stage, Table::read(&input.path)?));
         }
         let points = self.points(&tables)?;
@@ -257,6 +272,11 @@ impl Kind for Frontier {
         }
         Ok(())
     }
+}
+
+/// The stage that made a table.
+fn stage_of(labels: &Labels) -> &str {
+    labels.get(STAGE).map_or("", String::as_str)
 }
 
 impl Frontier {

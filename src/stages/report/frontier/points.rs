@@ -1,11 +1,13 @@
 //! The points of all tables, joined by the axes that the tables show.
 
+use std::collections::BTreeSet;
+
 use indexmap::{IndexMap, IndexSet};
 
 use super::Frontier;
 use crate::artifacts::table::Table;
 use crate::engine::diagnostic::did_you_mean;
-use crate::engine::stage::StageError;
+use crate::engine::stage::{Problem, StageError};
 use crate::excerpt::listed;
 
 /// One run of a point.
@@ -48,9 +50,71 @@ impl Frontier {
             .collect()
     }
 
+    /// Says which column all tables lack, or one of them; of each are given the stage and the columns that it can have.
+    pub(super) fn lacking(&self, tables: &[(&str, BTreeSet<&str>)]) -> Option<Problem> {
+        for (stage, columns) in tables {
+            if !columns.contains(self.series.as_str()) {
+                let text = format!("the table of `{stage}` has no column `{}`", self.series);
+                return Some(Problem::new("series", text).hint(format!(
+                    "`series` names the axis that is compared; the columns are: {}",
+                    listed(columns.iter().copied())
+                )));
+            }
+        }
+        let axes = self.axes();
+        let lacks = |columns: &BTreeSet<&str>| -> Vec<&str> {
+            let axes = axes.iter().map(|axis| axis.as_str());
+            axes.filter(|axis| !columns.contains(axis)).collect()
+        };
+        if tables.iter().all(|(_, columns)| !lacks(columns).is_empty()) {
+            let named = axes.iter().map(|axis| axis.as_str());
+            let text = format!(
+                "no table of `points` has rows with all of {}",
+                listed(named)
+            );
+            let lacking = tables
+                .iter()
+                .map(|(stage, columns)| format!("`{stage}` lacks {}", listed(lacks(columns))));
+            let lacking: Vec<String> = lacking.collect();
+            return Some(Problem::new("along", text).hint(lacking.join("; ")));
+        }
+        let mut named = self.values.iter().map(|column| ("values", column)).chain(
+            self.at.iter().map(|column| ("at", column)).chain(
+                self.x
+                    .iter()
+                    .map(|x| ("x", &x.column))
+                    .chain(self.together.iter().map(|column| ("together", column))),
+            ),
+        );
+        let lacked = named.find(|(_, column)| {
+            tables
+                .iter()
+                .all(|(_, columns)| !columns.contains(column.as_str()))
+        });
+        lacked.map(|(param, column)| {
+            let all = tables
+                .iter()
+                .flat_map(|(_, columns)| columns.iter().copied());
+            let all: IndexSet<&str> = all
+                .filter(|name| axes.iter().all(|axis| axis != name))
+                .collect();
+            let listed = || format!("the columns are: {}", listed(all.iter().copied()));
+            let hint = did_you_mean(column, all.iter().copied()).unwrap_or_else(listed);
+            let text = format!("no table of `points` has a column `{column}`");
+            Problem::new(param, text).hint(hint)
+        })
+    }
+
     /// Joins the tables: a value belongs to every point that agrees with its row in all axes that its table shows.
     pub(super) fn points(&self, tables: &[(String, Table)]) -> Result<Vec<Point>, StageError> {
         let axes = self.axes();
+        let columns = tables.iter().map(|(stage, table)| {
+            let columns = table.columns.iter().map(|column| column.name.as_str());
+            (stage.as_str(), columns.collect())
+        });
+        if let Some(problem) = self.lacking(&columns.collect::<Vec<_>>()) {
+            return Err(problem.into());
+        }
         let shown = tables
             .iter()
             .map(|(stage, table)| self.shown(stage, table))
@@ -65,22 +129,22 @@ impl Frontier {
             keys.extend(whole.flatten());
         }
         if keys.is_empty() {
-            let lacking = shown.iter().map(|table| {
-                let lacks = axes.iter().filter(|axis| !table.table.has(axis));
-                let lacks = lacks.map(|axis| axis.as_str());
-                format!("`{}` lacks {}", table.stage, listed(lacks))
-            });
-            let lacking: Vec<String> = lacking.collect();
             let named = axes.iter().map(|axis| axis.as_str());
             return Err(StageError::new(format!(
-                "no table of `points` has rows with all of {}",
+                "no row of any table of `points` has a value of all of {}",
                 listed(named)
-            ))
-            .hint(lacking.join("; ")));
+            )));
         }
         let columns = self.columns();
         for column in &columns {
-            self.is_somewhere(column, &shown)?;
+            if shown
+                .iter()
+                .all(|table| table.table.numbers(column).is_err())
+            {
+                return Err(StageError::new(format!(
+                    "the column `{column}` has no numbers"
+                )));
+            }
         }
         let mut points = Vec::with_capacity(keys.len());
         for key in keys {
@@ -119,17 +183,6 @@ impl Frontier {
     }
 
     fn shown<'a>(&self, stage: &'a str, table: &'a Table) -> Result<Shown<'a>, StageError> {
-        if !table.has(&self.series) {
-            let columns = table.columns.iter().map(|column| column.name.as_str());
-            return Err(StageError::new(format!(
-                "the table of `{stage}` has no column `{}`",
-                self.series
-            ))
-            .hint(format!(
-                "`series` names the axis that is compared; the columns are: {}",
-                listed(columns)
-            )));
-        }
         let mut rows = vec![Vec::new(); table.height()];
         for axis in self.axes() {
             let texts = if table.has(axis) {
@@ -142,28 +195,6 @@ impl Frontier {
                 .for_each(|(row, text)| row.push(text));
         }
         Ok(Shown { stage, table, rows })
-    }
-
-    /// Fails for a column that no table has.
-    fn is_somewhere(&self, column: &str, shown: &[Shown]) -> Result<(), StageError> {
-        if shown
-            .iter()
-            .any(|table| table.table.numbers(column).is_ok())
-        {
-            return Ok(());
-        }
-        let all: IndexSet<&str> = shown
-            .iter()
-            .flat_map(|table| &table.table.columns)
-            .map(|column| column.name.as_str())
-            .filter(|name| self.axes().iter().all(|axis| axis != name))
-            .collect();
-        let listed = || format!("the columns are: {}", listed(all.iter().copied()));
-        let hint = did_you_mean(column, all.iter().copied()).unwrap_or_else(listed);
-        Err(StageError::new(format!(
-            "no table of `points` has a column `{column}` of numbers"
-        ))
-        .hint(hint))
     }
 
     /// Series in their order; along each, numbers ascend and words keep the order of the tables.

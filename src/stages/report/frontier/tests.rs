@@ -218,8 +218,8 @@ fn what_cannot_be_joined_or_paired_is_an_error() {
         kind.points(tables)
     };
     let (error, hint) = message(points(&with("values", json!(["Mode"])), &tables()));
-    assert_eq!(error, "no table of `points` has a column `Mode` of numbers");
-    assert_eq!(hint, "expected one of: kl, Mean, Diversity");
+    assert_eq!(error, "no table of `points` has a column `Mode`");
+    assert_eq!(hint, "expected one of: Diversity, Mean, kl");
     let (error, hint) = message(points(&with("along", json!("size")), &tables()));
     assert_eq!(
         error,

@@ -226,6 +226,13 @@ impl Kind for MetricTable {
             let hint = "lower it, or raise `samples_per_prompt`";
             known.needs("scores", ROWS_PER_PROMPT, k, ("k", k), hint);
         }
+        // Without `columns` the inputs decide.
+        if !self.columns.is_empty() {
+            let shown = self.shown(&[]).into_iter();
+            let own = shown.map(|column| column.heading(self.top_k));
+            let own = own.chain(["n".to_owned(), "Training".to_owned()]);
+            known.says_columns("per_seed", self.grouping().columns_with(own));
+        }
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {

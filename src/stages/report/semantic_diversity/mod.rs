@@ -210,6 +210,10 @@ impl Kind for SemanticDiversity {
         known.needs_always("completions", ROWS_PER_PROMPT, 2, hint);
         let grouping = self.grouping();
         refuse_ungrouped(known, "completions", grouping, false, ("row", &[]));
+        let headings = self.columns.iter().map(|measure| measure.heading());
+        let own = headings.flat_map(|heading| [heading.to_owned(), format!("{heading} se")]);
+        let own = own.chain(["Prompts".to_owned()]);
+        known.says_columns("per_seed", grouping.columns_with(own));
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
