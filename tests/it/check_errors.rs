@@ -495,7 +495,7 @@ stages:
         - { id: training, text: '', test: { kind: diverges, a: a } }
   table: { kind: metric_table, inputs: { scores: 'scored[*]' }, params: { top_k: 2, extra: [kl], entropy: [mode] } }
   profiles: { kind: plot_profiles, inputs: { scores: 'scored[*]' }, params: { column: entropy } }
-  choice: { kind: choose, inputs: { scores: 'scored[policy=[a, b],seed=*]' }, params: { candidate: policy, column: score, within: { kl: { at_most: 6 } } } }
+  choice: { kind: choose, inputs: { scores: 'scored[policy=*,seed=1]' }, params: { candidate: policy, column: score, within: { kl: { at_most: 6 } } } }
   right: { kind: metric_table, inputs: { scores: 'scored[*]' }, params: { columns: [mean], extra: [exact_reward] } }
   known: { kind: frontier, inputs: { points: right.per_seed }, params: { along: seed, aggregate: n, values: [Mean], at: [exact_reward] } }
   value: { kind: frontier, inputs: { points: right.per_seed }, params: { along: seed, aggregate: n, values: [Maen] } }
@@ -517,8 +517,8 @@ stages:
         "`column` asks for the column `score`, but `scored` writes none of that name",
         "`within` asks for the column `kl`, but `scored` writes none of that name",
         "no table of `points` has a column `Maen`\n    did you mean `Mean`?",
-        "no table of `points` has rows with all of policy, strength, seed\n    `right` lacks strength",
-        "the table of `right` has no column `method`",
+        "no table of `points` has rows with all of policy, strength, seed\n    `right.per_seed` lacks strength",
+        "the table of `right.per_seed` has no column `method`",
     ] {
         assert!(said.contains(expected), "{expected}\n---\n{said}");
     }

@@ -219,7 +219,7 @@ fn what_cannot_be_joined_or_paired_is_an_error() {
     };
     let (error, hint) = message(points(&with("values", json!(["Mode"])), &tables()));
     assert_eq!(error, "no table of `points` has a column `Mode`");
-    assert_eq!(hint, "expected one of: Diversity, Mean, kl");
+    assert_eq!(hint, "expected one of: Mean, kl, Diversity");
     let (error, hint) = message(points(&with("along", json!("size")), &tables()));
     assert_eq!(
         error,
