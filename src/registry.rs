@@ -58,6 +58,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::report::plot_histograms::PlotHistograms>(),
     StageKind::of::<stages::report::plot_curves::PlotCurves>(),
     StageKind::of::<stages::report::plot_frontier::PlotFrontier>(),
+    StageKind::of::<stages::report::plot_metric::PlotMetric>(),
     StageKind::of::<stages::report::plot_profiles::PlotProfiles>(),
     // Anything else.
     StageKind::of::<stages::command::Command>(),

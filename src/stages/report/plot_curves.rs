@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::figure_params::FigureParams;
 use super::groups::{Grouping, Row, rows_named};
 use super::trainings::load_curves;
 use crate::artifacts::curve::{CURVE, Curve, Status};
@@ -13,7 +14,7 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::excerpt::listed;
 use crate::stages::defaults;
-use crate::stats::figure::{LineChart, Scale as FigureScale, Series};
+use crate::stats::figure::{LineChart, Look, Scale as FigureScale, Series};
 
 /// Draws metrics of several trainings step by step, or by the operations that they took, one SVG file for each metric.
 ///
@@ -36,6 +37,9 @@ pub struct PlotCurves {
     /// Names shown instead of values of `row`.
     #[serde(default)]
     row_names: BTreeMap<String, String>,
+    /// Colours, size and words.
+    #[serde(default)]
+    figure: FigureParams,
 }
 
 /// One figure.
@@ -93,7 +97,7 @@ pub enum Scale {
 
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const EXAMPLE: &'static str =
         "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 
@@ -129,6 +133,7 @@ impl Kind for PlotCurves {
                 ));
             }
         }
+        self.figure.check(&mut problems);
         problems
     }
 
@@ -179,10 +184,11 @@ impl PlotCurves {
         rows: &[Row<Curve>],
         wanted: &MetricFigure,
     ) -> Result<(LineChart, Vec<String>), StageError> {
+        let looks = self.figure.looks_of(rows);
         let chosen = rows_named(rows, &self.rows)?;
         let (mut series, mut without) = (Vec::new(), Vec::new());
         for row in chosen {
-            match line(row, wanted) {
+            match line(row, wanted, looks[row.label.as_str()]) {
                 Some(line) => series.push(line),
                 None => without.push(row.name.clone()),
             }
@@ -215,6 +221,9 @@ impl PlotCurves {
                 Scale::Log => FigureScale::Log,
             },
             series,
+            legend_title: self.row.clone(),
+            band_label: format!("least to greatest {}", self.aggregate),
+            size: self.figure.size(),
             ..LineChart::default()
         };
         Ok((chart, without))
@@ -264,7 +273,7 @@ pub(super) fn off_log_axis(
 }
 
 /// The mean over runs with its range; `None` if no run has the metric.
-fn line(row: &Row<Curve>, wanted: &MetricFigure) -> Option<Series> {
+fn line(row: &Row<Curve>, wanted: &MetricFigure, look: Look) -> Option<Series> {
     /// Where the runs are at a step, and what they have there.
     #[derive(Default)]
     struct At {
@@ -317,6 +326,7 @@ fn line(row: &Row<Curve>, wanted: &MetricFigure) -> Option<Series> {
     };
     Some(Series {
         label,
+        look,
         points,
         band: several.then_some(band),
     })

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::figure_params::FigureParams;
 use crate::artifacts::figure::{self, FIGURE};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
@@ -48,6 +49,9 @@ pub struct PlotFrontier {
     /// The name of the horizontal axis; that of the column if empty.
     #[serde(default)]
     diversity_label: String,
+    /// Colours, size and words.
+    #[serde(default)]
+    figure: FigureParams,
 }
 
 fn quality() -> String {
@@ -78,7 +82,7 @@ struct Place {
 
 impl Kind for PlotFrontier {
     const NAME: &'static str = "plot_frontier";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str =
         r#"{ quality: "Win rate (%)", diversity: Semantic diversity, along: temperature }"#;
 
@@ -104,6 +108,7 @@ impl Kind for PlotFrontier {
                 "`series`, `along` and `aggregate` must be different axes",
             ));
         }
+        self.figure.check(&mut problems);
         problems
     }
 
@@ -234,12 +239,15 @@ impl PlotFrontier {
             let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             (values.len() > 1).then_some((low, high))
         };
+        let names = places.iter().map(|place| &place.series);
+        let looks = self.figure.looks_by_name(names);
         let mut series: Vec<PointSeries> = Vec::new();
         for place in places {
             if series.last().is_none_or(|last| last.label != place.series) {
                 series.push(PointSeries {
                     label: place.series.clone(),
-                    ..PointSeries::default()
+                    look: looks[place.series.as_str()],
+                    points: Vec::new(),
                 });
             }
             let point = Point {
@@ -257,8 +265,11 @@ impl PlotFrontier {
             title: self.title.clone(),
             x_label: or(&self.diversity_label, &self.diversity),
             y_label: or(&self.quality_label, &self.quality),
+            legend_title: self.series.clone(),
+            bar_label: format!("least to greatest {}", self.aggregate),
             ring_label: "Pareto-optimal".to_owned(),
             series,
+            size: self.figure.size(),
             ..PointChart::default()
         }
     }

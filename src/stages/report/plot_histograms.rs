@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::figure_params::FigureParams;
 use super::groups::{Grouping, Row, refuse_ungrouped, rows_named};
 use super::scored::{self, Scored};
 use crate::artifacts::figure::{self, FIGURE};
@@ -12,7 +13,7 @@ use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
-use crate::stats::figure::HistogramChart;
+use crate::stats::figure::{HistogramChart, Sample};
 
 /// Draws the histograms of the rewards of several policies over each other, as `figure.svg`.
 ///
@@ -44,6 +45,9 @@ pub struct PlotHistograms {
     /// The name of the horizontal axis; that of the column if empty.
     #[serde(default)]
     x_label: String,
+    /// Colours, size and words.
+    #[serde(default)]
+    figure: FigureParams,
 }
 
 fn bins() -> usize {
@@ -56,7 +60,7 @@ fn title() -> String {
 
 impl Kind for PlotHistograms {
     const NAME: &'static str = "plot_histograms";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ rows: [baseline, ppo, flowhf.late], bins: 30 }";
 
     fn ports(&self) -> Vec<Port> {
@@ -68,11 +72,12 @@ impl Kind for PlotHistograms {
     }
 
     fn validate(&self) -> Vec<Problem> {
-        if (1..=1000).contains(&self.bins) {
-            Vec::new()
-        } else {
-            vec![Problem::new("bins", "`bins` must be from 1 to 1000")]
+        let mut problems = Vec::new();
+        if !(1..=1000).contains(&self.bins) {
+            problems.push(Problem::new("bins", "`bins` must be from 1 to 1000"));
         }
+        self.figure.check(&mut problems);
+        problems
     }
 
     fn facts(&self, known: &mut Known<'_>) {
@@ -102,6 +107,7 @@ impl PlotHistograms {
     }
 
     fn chart(&self, rows: &[Row<Scored>]) -> Result<HistogramChart, StageError> {
+        let looks = self.figure.looks_of(rows);
         let chosen = rows_named(rows, &self.rows)?;
         let mut samples = Vec::with_capacity(chosen.len());
         for row in chosen {
@@ -110,7 +116,11 @@ impl PlotHistograms {
                 // The chart says how many values are not finite.
                 values.extend(run.content.table.all_numbers(&self.column)?);
             }
-            samples.push((row.name.clone(), values));
+            samples.push(Sample {
+                label: row.name.clone(),
+                look: looks[row.label.as_str()],
+                values,
+            });
         }
         Ok(HistogramChart {
             title: self.title.clone(),
@@ -120,7 +130,9 @@ impl PlotHistograms {
                 self.x_label.clone()
             },
             samples,
+            legend_title: self.row.clone(),
             bins: self.bins,
+            size: self.figure.size(),
         })
     }
 }
@@ -147,12 +159,12 @@ mod tests {
         let found: Vec<(&str, usize)> = chart
             .samples
             .iter()
-            .map(|(name, values)| (name.as_str(), values.len()))
+            .map(|sample| (sample.label.as_str(), sample.values.len()))
             .collect();
         assert_eq!(found, [("tb", 9), ("ppo", 16)]);
         assert_eq!(chart.x_label, "reward");
         let expected = rows[0].runs[1].content.column("reward").unwrap();
-        assert_eq!(chart.samples[1].1[9..], expected);
+        assert_eq!(chart.samples[1].values[9..], expected);
         chart.to_svg().unwrap();
         assert!(
             kind(serde_json::json!({ "rows": ["tp"] }))

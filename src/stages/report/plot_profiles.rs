@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap_params::check_bootstrap;
+use super::figure_params::FigureParams;
 use super::groups::{Grouping, Row, refuse_ungrouped, rows_named, within};
 use super::questions::compare;
 use super::repeats::once;
@@ -17,7 +18,7 @@ use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::random::Stream;
 use crate::stages::defaults;
-use crate::stats::figure::{LineChart, Series};
+use crate::stats::figure::{LineChart, Look, Series};
 use crate::stats::{Bootstrap, even_edges};
 
 /// The fewest runs whose profile has a band.
@@ -66,6 +67,9 @@ pub struct PlotProfiles {
     /// Seed of the bootstrap.
     #[serde(default)]
     seed: u64,
+    /// Colours, size and words.
+    #[serde(default)]
+    figure: FigureParams,
 }
 
 fn steps() -> usize {
@@ -97,7 +101,7 @@ struct Cells {
 
 impl Kind for PlotProfiles {
     const NAME: &'static str = "plot_profiles";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ rows: [sft, ppo, flowhf.late], column: exact_reward }";
 
     fn ports(&self) -> Vec<Port> {
@@ -114,6 +118,7 @@ impl Kind for PlotProfiles {
             problems.push(Problem::new("steps", "`steps` must be from 2 to 1000"));
         }
         check_bootstrap(self.level, self.replicates, &mut problems);
+        self.figure.check(&mut problems);
         problems
     }
 
@@ -152,6 +157,7 @@ impl PlotProfiles {
     }
 
     fn chart(&self, rows: &[Row<Scored>]) -> Result<LineChart, StageError> {
+        let looks = self.figure.looks_of(rows);
         let (rows, _) = once(rows, &self.aggregate);
         let chosen = rows_named(&rows, &self.rows)?;
         let cells = chosen
@@ -162,7 +168,9 @@ impl PlotProfiles {
         let values: Vec<f64> = values.map(|cell| cell.value).collect();
         // One tau for all rows, so that their lines can be compared.
         let taus = even_edges(&values, self.steps)?;
-        let series = cells.iter().map(|row| self.series(row, &taus));
+        let series = cells
+            .iter()
+            .map(|row| self.series(row, &taus, looks[row.label.as_str()]));
         Ok(LineChart {
             title: self.title.clone(),
             x_label: if self.x_label.is_empty() {
@@ -172,6 +180,9 @@ impl PlotProfiles {
             },
             y_label: "share of runs and questions at tau or above".to_owned(),
             series: series.collect::<Result<_, _>>()?,
+            legend_title: self.row.clone(),
+            band_label: format!("{}% interval over runs and questions", 100.0 * self.level),
+            size: self.figure.size(),
             ..LineChart::default()
         })
     }
@@ -200,7 +211,7 @@ impl PlotProfiles {
         })
     }
 
-    fn series(&self, row: &Cells, taus: &[f64]) -> Result<Series, StageError> {
+    fn series(&self, row: &Cells, taus: &[f64], look: Look) -> Result<Series, StageError> {
         // How many taus each value reaches.
         let reached: Vec<usize> = row
             .values
@@ -242,6 +253,7 @@ impl PlotProfiles {
         };
         let runs = if row.runs == 1 { "run" } else { "runs" };
         Ok(Series {
+            look,
             label: format!("{} ({} {runs})", row.name, row.runs),
             points: taus.iter().copied().zip(measured).collect(),
             band,

@@ -86,8 +86,9 @@ impl Axis {
         }
     }
 
-    pub(super) fn scale(&self) -> Scale {
-        self.scale
+    /// The least value that is shown.
+    pub(super) fn floor(&self) -> f64 {
+        self.scale.value(self.low)
     }
 
     /// Writes a number so that neighbouring ticks differ and no zeros trail.
@@ -96,27 +97,61 @@ impl Axis {
             return "0".to_owned();
         }
         let magnitude = libm::log10(value.abs());
-        // On a linear axis all ticks are written alike.
-        let greatest = match self.scale {
-            Scale::Linear => libm::log10(self.low.abs().max(self.high.abs())),
-            Scale::Log | Scale::Sqrt => magnitude,
+        // The ticks of an axis are written alike; on a square-root axis, which has 0, each by its size.
+        let (least, greatest) = match self.scale {
+            Scale::Linear => {
+                let greatest = libm::log10(self.low.abs().max(self.high.abs()));
+                (greatest, greatest)
+            }
+            Scale::Log => (self.low, self.high),
+            Scale::Sqrt => (magnitude, magnitude),
         };
-        if (-4.0..6.0).contains(&greatest) {
+        let plain = match self.scale {
+            Scale::Log => -3.0..4.0,
+            Scale::Linear | Scale::Sqrt => -4.0..6.0,
+        };
+        if plain.contains(&least) && plain.contains(&greatest) {
             let finest = libm::log10(self.step).min(magnitude);
             let decimals = (-(finest + 1e-9).floor()).max(0.0) as usize;
-            return format!("{value:.decimals$}");
+            return with_minus(&format!("{value:.decimals$}"));
         }
         let digits = (magnitude + 1e-9).floor() - (libm::log10(self.step) + 1e-9).floor();
         let digits = digits.clamp(0.0, 12.0) as usize;
         let text = format!("{value:.digits$e}");
-        match text.split_once('e') {
-            Some((mantissa, exponent)) if mantissa.contains('.') => {
-                let mantissa = mantissa.trim_end_matches('0').trim_end_matches('.');
-                format!("{mantissa}e{exponent}")
-            }
-            _ => text,
-        }
+        let Some((mantissa, exponent)) = text.split_once('e') else {
+            return text;
+        };
+        let mantissa = if mantissa.contains('.') {
+            mantissa.trim_end_matches('0').trim_end_matches('.')
+        } else {
+            mantissa
+        };
+        let times = match mantissa {
+            "1" => String::new(),
+            "-1" => MINUS.to_owned(),
+            _ => format!("{}\u{d7}", with_minus(mantissa)),
+        };
+        format!("{times}10{}", superscript(exponent))
     }
+}
+
+/// The sign of a negative number, which is wider than a hyphen.
+const MINUS: &str = "\u{2212}";
+
+fn with_minus(number: &str) -> String {
+    number.replace('-', MINUS)
+}
+
+/// Writes a whole number above the line.
+fn superscript(number: &str) -> String {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    number
+        .chars()
+        .map(|sign| match sign.to_digit(10) {
+            Some(digit) => DIGITS[digit as usize],
+            None => '⁻',
+        })
+        .collect()
 }
 
 /// Multiples of 1, 2 or 5 times a power of ten.
@@ -238,11 +273,19 @@ mod tests {
         );
         assert_eq!(
             labels(Scale::Linear, &[1e-9, 4e-9]),
-            ["1e-9", "1.5e-9", "2e-9", "2.5e-9", "3e-9", "3.5e-9", "4e-9"]
+            [
+                "10⁻⁹",
+                "1.5×10⁻⁹",
+                "2×10⁻⁹",
+                "2.5×10⁻⁹",
+                "3×10⁻⁹",
+                "3.5×10⁻⁹",
+                "4×10⁻⁹"
+            ]
         );
         assert_eq!(
             labels(Scale::Linear, &[0.0, 3e6]),
-            ["0", "5e5", "1e6", "1.5e6", "2e6", "2.5e6", "3e6"]
+            ["0", "5×10⁵", "10⁶", "1.5×10⁶", "2×10⁶", "2.5×10⁶", "3×10⁶"]
         );
     }
 
@@ -250,7 +293,11 @@ mod tests {
     fn log_ticks_suit_the_number_of_decades() {
         assert_eq!(
             labels(Scale::Log, &[0.01, 1e4]),
-            ["0.01", "0.1", "1", "10", "100", "1000", "10000"]
+            ["10⁻²", "10⁻¹", "10⁰", "10¹", "10²", "10³", "10⁴"]
+        );
+        assert_eq!(
+            labels(Scale::Log, &[0.01, 1e3]),
+            ["0.01", "0.1", "1", "10", "100", "1000"]
         );
         assert_eq!(
             labels(Scale::Log, &[1.0, 30.0]),
@@ -271,7 +318,7 @@ mod tests {
         );
         assert_eq!(
             labels(Scale::Sqrt, &[-0.1, 4.0]),
-            ["-0.1", "0", "0.05", "0.2", "0.5", "1", "2"]
+            ["\u{2212}0.1", "0", "0.05", "0.2", "0.5", "1", "2"]
         );
         assert_eq!(
             labels(Scale::Sqrt, &[4.0, 6.1]),

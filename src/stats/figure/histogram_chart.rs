@@ -1,11 +1,11 @@
 //! Histograms of several samples over each other.
 
-use plotters::{element::Polygon, style::Color};
-
 use super::{
     FigureError,
     axis::{Axis, Scale},
-    canvas::{self, Labels},
+    canvas::{self, Labels, Legend},
+    look::Look,
+    size::Size,
 };
 use crate::stats::{Histogram, even_edges};
 
@@ -17,10 +17,25 @@ pub struct HistogramChart {
     pub title: String,
     /// Name (and unit) of the values.
     pub x_label: String,
-    /// The samples with their names. Values that are not finite are counted in the legend instead.
-    pub samples: Vec<(String, Vec<f64>)>,
+    /// The samples.
+    pub samples: Vec<Sample>,
+    /// What the samples are, such as `policy`; may be empty.
+    pub legend_title: String,
     /// Number of bins over the range of all samples.
     pub bins: usize,
+    /// How large it is.
+    pub size: Size,
+}
+
+/// The values of one histogram.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sample {
+    /// Its name in the legend.
+    pub label: String,
+    /// Its colour and dashes.
+    pub look: Look,
+    /// The values. Those that are not finite are counted in the legend instead.
+    pub values: Vec<f64>,
 }
 
 impl HistogramChart {
@@ -29,8 +44,9 @@ impl HistogramChart {
         let finite: Vec<Vec<f64>> = self
             .samples
             .iter()
-            .map(|(_, values)| {
-                let shown = values
+            .map(|sample| {
+                let shown = sample
+                    .values
                     .iter()
                     .copied()
                     .filter(|value| Scale::Linear.shows(*value));
@@ -47,7 +63,7 @@ impl HistogramChart {
         for values in &finite {
             let histogram = Histogram::count(values, &edges)?;
             // Of the whole sample, with the values that are not shown.
-            let total = self.samples[shares.len()].1.len().max(1) as f64;
+            let total = self.samples[shares.len()].values.len().max(1) as f64;
             shares.push(
                 histogram
                     .counts
@@ -63,28 +79,34 @@ impl HistogramChart {
             title: &self.title,
             x: &self.x_label,
             y: "share of values",
-            series: self
-                .samples
-                .iter()
-                .zip(&finite)
-                .map(
-                    |((label, values), finite)| match values.len() - finite.len() {
-                        0 => label.clone(),
-                        hidden => format!("{label} ({hidden} not finite)"),
-                    },
-                )
-                .enumerate()
-                .collect(),
-            ring: "",
+            legend: Legend {
+                title: self.legend_title.clone(),
+                series: self
+                    .samples
+                    .iter()
+                    .zip(&finite)
+                    .map(|(sample, finite)| {
+                        let label = &sample.label;
+                        let named = match sample.values.len() - finite.len() {
+                            0 => label.clone(),
+                            hidden => format!("{label} ({hidden} not finite)"),
+                        };
+                        (sample.look, named)
+                    })
+                    .collect(),
+                ..Legend::default()
+            },
         };
-        canvas::draw(&labels, x_axis, y_axis, |chart| {
-            for (number, shares) in shares.iter().enumerate() {
-                let shade = canvas::color(number).mix(0.25).filled();
-                let bars = std::iter::once(Polygon::new(outline(&edges, shares), shade));
-                chart.draw_series(bars).map_err(canvas::drawing)?;
+        canvas::draw(self.size, &labels, x_axis, y_axis, |plot| {
+            let outlines = shares
+                .iter()
+                .map(|shares| plot.all(outline(&edges, shares)));
+            let outlines: Vec<_> = outlines.collect();
+            for (sample, outline) in self.samples.iter().zip(&outlines) {
+                plot.pen.shade(sample.look, outline.clone(), 0.25)?;
             }
-            for (number, shares) in shares.iter().enumerate() {
-                canvas::draw_line(chart, number, outline(&edges, shares))?;
+            for (sample, outline) in self.samples.iter().zip(&outlines) {
+                plot.pen.line(sample.look, outline)?;
             }
             Ok(())
         })
@@ -107,22 +129,28 @@ mod tests {
     use crate::random::Stream;
 
     fn chart() -> HistogramChart {
-        let sample = |label: &str, center: f64, spread: f64| {
+        let sample = |label: &str, look: usize, center: f64, spread: f64| {
             let stream = Stream::new(1, label);
             let values = (0..200)
                 .map(|n| center + spread * stream.at(n).normal())
                 .collect();
-            (label.to_owned(), values)
+            Sample {
+                label: label.to_owned(),
+                look: Look(look),
+                values,
+            }
         };
         HistogramChart {
             title: "Reward of 200 completions".to_owned(),
             x_label: "reward".to_owned(),
             samples: vec![
-                sample("baseline", 0.7, 0.8),
-                sample("flowhf", 0.9, 0.5),
-                sample("ppo", 1.3, 0.4),
+                sample("baseline", 0, 0.7, 0.8),
+                sample("flowhf", 5, 0.9, 0.5),
+                sample("ppo", 10, 1.3, 0.4),
             ],
+            legend_title: "policy".to_owned(),
             bins: 30,
+            size: Size::default(),
         }
     }
 
@@ -137,8 +165,8 @@ mod tests {
     #[test]
     fn values_that_are_not_finite_are_named() {
         let mut chart = chart();
-        chart.samples[0].1[3] = f64::NAN;
-        chart.samples[0].1[4] = f64::NEG_INFINITY;
+        chart.samples[0].values[3] = f64::NAN;
+        chart.samples[0].values[4] = f64::NEG_INFINITY;
         let svg = chart.to_svg().unwrap();
         assert!(svg.contains("baseline (2 not finite)") && !svg.contains("NaN"));
     }
@@ -146,7 +174,7 @@ mod tests {
     #[test]
     fn empty_samples_are_drawn_and_no_bins_are_an_error() {
         let mut chart = chart();
-        chart.samples[1].1.clear();
+        chart.samples[1].values.clear();
         chart.to_svg().unwrap();
         chart.samples.clear();
         chart.to_svg().unwrap();

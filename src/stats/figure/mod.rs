@@ -4,14 +4,19 @@ mod axis;
 mod canvas;
 mod histogram_chart;
 mod line_chart;
+mod look;
+mod pen;
 mod point_chart;
+mod size;
 
 use thiserror::Error;
 
 pub use axis::Scale;
-pub use histogram_chart::HistogramChart;
+pub use histogram_chart::{HistogramChart, Sample};
 pub use line_chart::{LineChart, Series};
+pub use look::Look;
 pub use point_chart::{Point, PointChart, PointSeries};
+pub use size::Size;
 
 use super::StatsError;
 

@@ -1,14 +1,12 @@
 //! Points with error bars.
 
-use plotters::{
-    element::{Circle, EmptyElement, PathElement, Text},
-    style::Color,
-};
-
 use super::{
     FigureError,
     axis::{Axis, Scale},
-    canvas::{self, Labels},
+    canvas::{self, Labels, Legend},
+    look::Look,
+    pen::Plot,
+    size::Size,
 };
 
 /// A point with its error bars.
@@ -31,10 +29,10 @@ pub struct Point {
 pub struct PointSeries {
     /// Its name in the legend.
     pub label: String,
+    /// Its colour, dashes and markers.
+    pub look: Look,
     /// The points; those that are not finite are left out.
     pub points: Vec<Point>,
-    /// Whether its line is dashed, whatever its colour.
-    pub dashed: bool,
 }
 
 /// Points over one pair of axes, the vertical one linear.
@@ -48,25 +46,19 @@ pub struct PointChart {
     pub x_scale: Scale,
     /// Name (and unit) of the vertical axis.
     pub y_label: String,
-    /// What a ring means, for the legend.
+    /// What the series are, such as `policy`; may be empty.
+    pub legend_title: String,
+    /// What an error bar is.
+    pub bar_label: String,
+    /// What a ring means.
     pub ring_label: String,
     /// The points.
     pub series: Vec<PointSeries>,
+    /// How large it is.
+    pub size: Size,
 }
 
 impl PointChart {
-    /// Returns the series, each with the number that gives its look.
-    fn numbered(&self) -> impl Iterator<Item = (usize, &PointSeries)> {
-        self.series.iter().enumerate().map(|(number, series)| {
-            let number = if series.dashed {
-                canvas::dashed(number)
-            } else {
-                number
-            };
-            (number, series)
-        })
-    }
-
     /// Draws the chart.
     pub fn to_svg(&self) -> Result<String, FigureError> {
         let is_shown =
@@ -83,68 +75,65 @@ impl PointChart {
         let y_values = points().flat_map(|point| reach(point.at.1, point.y_range));
         let x_axis = Axis::covering(self.x_scale, x_values, 0.08);
         let y_axis = Axis::covering(Scale::Linear, y_values, 0.08);
-        let has_rings = points().any(|point| point.ringed);
+        let if_any = |label: &String, has: &dyn Fn(&Point) -> bool| {
+            let label = points().any(has).then(|| label.clone());
+            label.unwrap_or_default()
+        };
+        let series = self.series.iter();
         let labels = Labels {
             title: &self.title,
             x: &self.x_label,
             y: &self.y_label,
-            series: self
-                .numbered()
-                .map(|(number, series)| (number, series.label.clone()))
-                .collect(),
-            ring: if has_rings { &self.ring_label } else { "" },
+            legend: Legend {
+                title: self.legend_title.clone(),
+                series: series
+                    .map(|series| (series.look, series.label.clone()))
+                    .collect(),
+                markers: true,
+                bar: if_any(&self.bar_label, &|point| {
+                    point.x_range.or(point.y_range).is_some()
+                }),
+                ring: if_any(&self.ring_label, &|point| point.ringed),
+                ..Legend::default()
+            },
         };
-        canvas::draw(&labels, x_axis, y_axis, |chart| {
-            for (number, series) in self.numbered() {
-                let line: Vec<(f64, f64)> = series
-                    .points
-                    .iter()
-                    .filter(is_shown)
-                    .map(|point| point.at)
-                    .collect();
-                if line.len() > 1 {
-                    canvas::draw_line(chart, number, line)?;
-                }
-                let thin = canvas::color(number).stroke_width(4);
-                for point in series.points.iter().filter(is_shown) {
-                    let (x, y) = point.at;
-                    let bars = [
-                        point.x_range.map(|(low, high)| [(low, y), (high, y)]),
-                        point.y_range.map(|(low, high)| [(x, low), (x, high)]),
-                    ];
-                    let bars = bars.into_iter().flatten();
-                    let bars = bars.map(|ends| PathElement::new(ends.to_vec(), thin));
-                    chart.draw_series(bars).map_err(canvas::drawing)?;
+        canvas::draw(self.size, &labels, x_axis, y_axis, |plot| {
+            for series in &self.series {
+                let shown: Vec<&Point> = series.points.iter().filter(is_shown).collect();
+                let line = plot.all(shown.iter().map(|point| point.at));
+                plot.pen.line(series.look, &line)?;
+                for point in shown {
+                    draw_bars(plot, series.look, point)?;
                 }
             }
             // Points above all lines.
-            for (number, series) in self.numbered() {
+            for series in &self.series {
                 for point in series.points.iter().filter(is_shown) {
-                    let dot = canvas::color(number).filled();
-                    let dot = Circle::new(point.at, canvas::pixels(4), dot);
-                    chart
-                        .draw_series(std::iter::once(dot))
-                        .map_err(canvas::drawing)?;
+                    let at = plot.at(point.at);
+                    plot.pen.marker(series.look, at)?;
                     if point.ringed {
-                        let ring = Circle::new(point.at, canvas::pixels(7), canvas::ring_style());
-                        chart
-                            .draw_series(std::iter::once(ring))
-                            .map_err(canvas::drawing)?;
+                        plot.pen.ring(at)?;
                     }
-                    let label = canvas::printable(&point.label);
-                    if !label.is_empty() {
-                        let place = (canvas::pixels(8), -canvas::pixels(16));
-                        let text =
-                            EmptyElement::at(point.at) + Text::new(label, place, canvas::font(11));
-                        chart
-                            .draw_series(std::iter::once(text))
-                            .map_err(canvas::drawing)?;
-                    }
+                    let beside = self.size.pixels(8);
+                    plot.pen
+                        .text(&point.label, (at.0 + beside, at.1 - 2 * beside), 11)?;
                 }
             }
             Ok(())
         })
     }
+}
+
+fn draw_bars(plot: &Plot, look: Look, point: &Point) -> Result<(), FigureError> {
+    let (x, y) = point.at;
+    let bars = [
+        point.x_range.map(|(low, high)| [(low, y), (high, y)]),
+        point.y_range.map(|(low, high)| [(x, low), (x, high)]),
+    ];
+    for ends in bars.into_iter().flatten() {
+        plot.pen.thin_line(look, ends.map(|end| plot.at(end)))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -163,28 +152,31 @@ mod tests {
             title: "Quality and diversity".to_owned(),
             x_label: "semantic diversity".to_owned(),
             y_label: "win rate (%)".to_owned(),
+            legend_title: "policy".to_owned(),
+            bar_label: "least to greatest seed".to_owned(),
             ring_label: "Pareto-optimal".to_owned(),
             x_scale: Scale::Linear,
             series: vec![
                 PointSeries {
                     label: "DPO".to_owned(),
+                    look: Look(0),
                     points: vec![point(0.2, 60.0, "0.7", true), point(0.35, 55.0, "1", false)],
-                    ..PointSeries::default()
                 },
                 PointSeries {
                     label: "GDPO & <tb>".to_owned(),
+                    look: Look(1),
                     points: vec![point(0.5, 58.0, "0.7", false), point(0.69, 59.0, "1", true)],
-                    ..PointSeries::default()
                 },
                 PointSeries {
                     label: "sft".to_owned(),
+                    look: Look(2),
                     points: vec![Point {
                         at: (0.6, 40.0),
                         ..Point::default()
                     }],
-                    ..PointSeries::default()
                 },
             ],
+            size: Size::default(),
         }
     }
 
@@ -193,6 +185,7 @@ mod tests {
         let svg = chart().to_svg().unwrap();
         assert_eq!(svg, chart().to_svg().unwrap());
         for text in [
+            "policy",
             "Pareto-optimal",
             "GDPO &amp; &lt;tb&gt;",
             "win rate (%)",
@@ -200,18 +193,22 @@ mod tests {
         ] {
             assert!(svg.contains(text), "{text}");
         }
-        // Five points, two rings and the ring of the legend.
-        assert_eq!(svg.matches("<circle").count(), 8);
+        // Two points and two rings, each with one in the legend; the other points have other markers.
+        assert_eq!(svg.matches("<circle").count(), 6);
     }
 
     #[test]
-    fn a_dashed_line_is_of_several_strokes_and_named_so() {
+    fn what_bars_are_is_said_where_there_are_any() {
         let mut chart = chart();
-        let strokes = |chart: &PointChart| chart.to_svg().unwrap().matches("<polyline").count();
-        let whole = strokes(&chart);
-        chart.series[1].dashed = true;
-        // In the legend and between two points.
-        assert!(strokes(&chart) > whole + 4);
+        assert!(chart.to_svg().unwrap().contains("least to greatest seed"));
+        for point in chart
+            .series
+            .iter_mut()
+            .flat_map(|series| &mut series.points)
+        {
+            (point.x_range, point.y_range) = (None, None);
+        }
+        assert!(!chart.to_svg().unwrap().contains("least to greatest"));
     }
 
     #[test]
@@ -219,7 +216,7 @@ mod tests {
         let mut chart = chart();
         let circles = |chart: &PointChart| chart.to_svg().unwrap().matches("<circle").count();
         chart.series[0].points[0].at.1 = f64::NAN;
-        assert_eq!(circles(&chart), 6);
+        assert_eq!(circles(&chart), 4);
         assert!(!chart.to_svg().unwrap().contains("NaN"));
         chart.series.clear();
         assert_eq!(circles(&chart), 0);

@@ -1,23 +1,25 @@
 //! Charts of the points.
 
+use super::super::joined::{Point as Measured, by_point, values};
 use super::super::plot_curves::{file_name, off_log_axis};
-use super::points::Point as Measured;
-use super::shown::{by_point, values};
-use super::{Frontier, panel_name};
+use super::{Frontier, Scale, panel_name};
 use crate::engine::stage::StageError;
-use crate::stats::figure::{Point, PointChart, PointSeries, Scale};
+use crate::stats::figure::{Look, Point, PointChart, PointSeries};
 use crate::stats::mean;
 
 impl Frontier {
     /// Makes all charts, each with the name of its file.
     pub(super) fn charts(&self, points: &[Measured]) -> Vec<(String, PointChart)> {
         let by_series = || points.chunk_by(|a, b| a.series == b.series);
+        let looks = self
+            .figure
+            .looks_by_name(points.iter().map(|point| &point.series));
         let mut charts = Vec::new();
         for (over, value) in self.panels() {
             let series = by_series().map(|of_series| PointSeries {
                 label: of_series[0].series.clone(),
+                look: looks[of_series[0].series.as_str()],
                 points: drawn(of_series, over, value, true, self.scale_of(over)),
-                dashed: false,
             });
             charts.push((
                 panel_name(value, over),
@@ -35,11 +37,12 @@ impl Frontier {
                 .enumerate()
                 .map(|(at, column)| PointSeries {
                     label: column.clone(),
-                    points: drawn(of_series, &x.column, column, at == 0, x.scale.into()),
-                    dashed: at > 0,
+                    look: Look(at),
+                    points: drawn(of_series, &x.column, column, at == 0, x.scale),
                 });
             let mut chart = self.chart(&x.column, "", series.collect());
             chart.title = format!("{}: {name}", self.title);
+            chart.legend_title.clear();
             // Numbered: two names may make one file name.
             let file = format!("together-{}-{}", number + 1, file_name(name));
             charts.push((file, chart));
@@ -50,12 +53,12 @@ impl Frontier {
     /// The scale of the horizontal axis of a column.
     fn scale_of(&self, column: &str) -> Scale {
         let x = self.x.as_ref().filter(|x| x.column == column);
-        x.map_or(Scale::Linear, |x| x.scale.into())
+        x.map(|x| x.scale).unwrap_or_default()
     }
 
     /// Says what has no place on a logarithmic axis; that nothing has one is an error.
     pub(super) fn check_log_axis(&self, points: &[Measured]) -> Result<Option<String>, StageError> {
-        let Some(x) = self.x.as_ref().filter(|x| x.scale == super::Scale::Log) else {
+        let Some(x) = self.x.as_ref().filter(|x| x.scale == Scale::Log) else {
             return Ok(None);
         };
         let mut drawn = 0;
@@ -72,18 +75,16 @@ impl Frontier {
     }
 
     fn chart(&self, over: &str, value: &str, series: Vec<PointSeries>) -> PointChart {
-        let x_scale = self.scale_of(over);
-        let x_label = match x_scale {
-            Scale::Linear => over.to_owned(),
-            Scale::Sqrt => format!("{over} (square-root scale)"),
-            Scale::Log => format!("{over} (logarithmic scale)"),
-        };
+        let scale = self.scale_of(over);
         PointChart {
             title: self.title.clone(),
-            x_label,
-            x_scale,
+            x_label: scale.label(over),
+            x_scale: scale.into(),
             y_label: value.to_owned(),
+            legend_title: self.series.clone(),
+            bar_label: format!("least to greatest {}", self.aggregate),
             series,
+            size: self.figure.size(),
             ..PointChart::default()
         }
     }

@@ -2,10 +2,10 @@
 
 use indexmap::IndexMap;
 
-use super::points::Point;
 use super::{Frontier, Pair};
 use crate::engine::stage::StageError;
 use crate::excerpt::listed;
+use crate::stages::report::joined::Point;
 use crate::stages::report::repeats::Repeats;
 
 /// The difference of a pair in one column at equal values of another.

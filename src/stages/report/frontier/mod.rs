@@ -2,7 +2,6 @@
 
 mod figures;
 mod matched;
-mod points;
 mod shown;
 #[cfg(test)]
 mod tests;
@@ -13,14 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
-use super::groups::STAGE;
+use super::figure_params::FigureParams;
+use super::joined::{Join, tell_incomplete};
 use super::plot_curves::file_name;
 use crate::artifacts::figure::{self, FIGURE};
-use crate::artifacts::table::{TABLE, Table};
-use crate::engine::context::{Labels, RunContext};
+use crate::artifacts::table::TABLE;
+use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
-use crate::excerpt::listed;
 use crate::stages::defaults;
 use crate::stats::figure::Scale as FigureScale;
 
@@ -72,6 +71,9 @@ pub struct Frontier {
     /// What else must be known to read the tables.
     #[serde(default)]
     notes: Vec<String>,
+    /// Colours, size and words.
+    #[serde(default)]
+    figure: FigureParams,
 }
 
 /// Two series; differences are `a - b`.
@@ -98,7 +100,7 @@ struct Horizontal {
 /// How values are laid out along an axis.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Scale {
+pub(super) enum Scale {
     /// Evenly.
     #[default]
     Linear,
@@ -118,13 +120,24 @@ impl From<Scale> for FigureScale {
     }
 }
 
+impl Scale {
+    /// Names an axis with this scale.
+    pub(super) fn label(self, name: &str) -> String {
+        match self {
+            Self::Linear => name.to_owned(),
+            Self::Sqrt => format!("{name} (square-root scale)"),
+            Self::Log => format!("{name} (logarithmic scale)"),
+        }
+    }
+}
+
 fn title() -> String {
     "Trade-offs".to_owned()
 }
 
 impl Kind for Frontier {
     const NAME: &'static str = "frontier";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const EXAMPLE: &'static str = "{ along: strength, values: [Mean, exact_reward, Semantic diversity], at: [Mean, kl], \
         pairs: [{ a: GDPO, b: DPO }], x: { column: kl, scale: sqrt }, together: [Mean, exact_reward] }";
 
@@ -205,6 +218,7 @@ impl Kind for Frontier {
         if !(self.level > 0.0 && self.level < 1.0) {
             problems.push(Problem::new("level", "`level` must be between 0 and 1"));
         }
+        self.figure.check(&mut problems);
         let mut names = BTreeSet::new();
         for (over, value) in self.panels() {
             let name = panel_name(value, over);
@@ -219,40 +233,16 @@ impl Kind for Frontier {
     }
 
     fn facts(&self, known: &mut Known<'_>) {
-        let Some(tables) = known.columns("points") else {
-            return;
-        };
-        let tables = tables.into_iter().map(|(labels, columns)| {
-            let columns = columns.iter().map(String::as_str).collect();
-            (stage_of(labels), columns)
-        });
-        if let Some(problem) = self.lacking(&tables.collect::<Vec<_>>()) {
-            known.refuse(problem);
-        }
+        self.join().check(known, &self.wanted());
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let mut tables = Vec::new();
-        for input in ctx.inputs("points") {
-            let stage = stage_of(&input.labels).to_owned();
-            tables.push((stage, Table::read(&input.path)?));
-        }
-        let points = self.points(&tables)?;
-        let incomplete: BTreeSet<&str> = points
-            .iter()
-            .filter(|point| !point.is_complete())
-            .map(|point| point.name.as_str())
-            .collect();
-        if !incomplete.is_empty() {
-            ctx.note(&format!(
-                "some columns have no value for {}",
-                listed(incomplete)
-            ));
-        }
+        let points = self.join().points(&Join::read(ctx)?, &self.wanted())?;
+        tell_incomplete(ctx, &points);
         if let Some(note) = self.check_log_axis(&points)? {
             ctx.note(&note);
         }
-        self.table(&points)?.write(&ctx.output("table")?)?;
+        self.table(&points).write(&ctx.output("table")?)?;
         if !self.pairs.is_empty() {
             let matched = self.matched(&points)?;
             let apart = matched.iter().filter(|one| one.range.is_err());
@@ -263,7 +253,7 @@ impl Kind for Frontier {
                     one.range_text()
                 ));
             }
-            self.matched_table(&matched)?
+            self.matched_table(&matched)
                 .write(&ctx.output("matched")?)?;
         }
         let folder = ctx.output("figure")?;
@@ -274,28 +264,29 @@ impl Kind for Frontier {
     }
 }
 
-/// The stage that made a table.
-fn stage_of(labels: &Labels) -> &str {
-    labels.get(STAGE).map_or("", String::as_str)
-}
-
 impl Frontier {
-    /// The columns that are read, in the order in which they are shown.
-    fn columns(&self) -> Vec<&str> {
-        let x = self.x.iter().map(|x| &x.column);
-        let all = self
-            .values
-            .iter()
-            .chain(&self.at)
-            .chain(x)
-            .chain(&self.together);
-        let mut columns: Vec<&str> = Vec::new();
-        for column in all {
-            if !columns.contains(&column.as_str()) {
-                columns.push(column);
+    fn join(&self) -> Join<'_> {
+        Join {
+            series: &self.series,
+            along: self.along.names(),
+            param: "along",
+            aggregate: &self.aggregate,
+        }
+    }
+
+    /// The columns that are read, in the order in which they are shown, each with the param that names it first.
+    fn wanted(&self) -> Vec<(&'static str, &str)> {
+        let values = self.values.iter().map(|column| ("values", column));
+        let at = self.at.iter().map(|column| ("at", column));
+        let x = self.x.iter().map(|x| ("x", &x.column));
+        let together = self.together.iter().map(|column| ("together", column));
+        let mut wanted: Vec<(&str, &str)> = Vec::new();
+        for (param, column) in values.chain(at).chain(x).chain(together) {
+            if wanted.iter().all(|(_, other)| other != column) {
+                wanted.push((param, column));
             }
         }
-        columns
+        wanted
     }
 
     /// What is held equal, and what is compared then.

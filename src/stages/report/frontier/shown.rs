@@ -2,24 +2,14 @@
 
 use super::Frontier;
 use super::matched::Matched;
-use super::points::Point;
+use crate::stages::report::joined::{Point, by_point, values};
+
 use crate::artifacts::table::Table;
-use crate::engine::stage::StageError;
-use crate::stats::{Alternative, StatsError, mean, one_sample_t_test, sample_std};
-
-/// The runs of each point, in order.
-pub(super) fn by_point(points: &[Point]) -> impl Iterator<Item = &[Point]> + Clone {
-    points.chunk_by(|a, b| a.series == b.series && a.along == b.along)
-}
-
-/// The values of a column in all runs that have one.
-pub(super) fn values(runs: &[Point], column: &str) -> Vec<f64> {
-    runs.iter().filter_map(|run| run.value(column)).collect()
-}
+use crate::stats::{SampleMean, mean, sample_std};
 
 impl Frontier {
     /// Makes the table of points.
-    pub(super) fn table(&self, points: &[Point]) -> Result<Table, StageError> {
+    pub(super) fn table(&self, points: &[Point]) -> Table {
         let mut table = Table::new(&self.title);
         let rows = by_point(points);
         table.label_column(
@@ -34,7 +24,7 @@ impl Frontier {
         }
         table.whole_column("Runs", rows.clone().map(|runs| Some(runs.len() as f64)));
         let several = rows.clone().any(|runs| runs.len() > 1);
-        for column in self.columns() {
+        for (_, column) in self.wanted() {
             table.number_column(
                 column,
                 3,
@@ -55,11 +45,11 @@ impl Frontier {
                 self.aggregate
             ));
         }
-        Ok(table)
+        table
     }
 
     /// Makes the table of differences.
-    pub(super) fn matched_table(&self, matched: &[Matched]) -> Result<Table, StageError> {
+    pub(super) fn matched_table(&self, matched: &[Matched]) -> Table {
         let mut table = Table::new(format!("{}: differences at equal measure", self.title));
         let texts =
             |of: fn(&Matched) -> &String| matched.iter().map(move |one| Some(of(one).clone()));
@@ -69,9 +59,7 @@ impl Frontier {
         table.text_column("Compared", texts(|one| &one.value));
         let means = matched.iter().map(|one| mean(&one.differences).ok());
         table.number_column("a - b", 3, means);
-        let intervals = matched.iter().map(|one| self.interval(&one.differences));
-        let intervals = intervals.collect::<Result<Vec<_>, _>>()?;
-        table.interval_of_last(intervals);
+        table.interval_of_last(matched.iter().map(|one| self.interval(&one.differences)));
         let runs = matched.iter().map(|one| {
             let with_range = one.differences.len();
             Some(if with_range == one.runs {
@@ -110,22 +98,15 @@ impl Frontier {
             repeats.extend(told.filter(|told| !repeats.contains(told)));
         }
         table.notes.extend(repeats);
-        Ok(table)
+        table
     }
 
     /// The t interval of the mean; none for one run.
-    fn interval(&self, differences: &[f64]) -> Result<(Option<f64>, Option<f64>), StageError> {
-        if differences.len() < 2 {
-            return Ok((None, None));
-        }
-        match one_sample_t_test(differences, 0.0, Alternative::TwoSided) {
-            Ok(test) => {
-                let interval = test.interval(self.level)?;
-                Ok((Some(interval.low), Some(interval.high)))
-            }
-            // All runs differ by the same.
-            Err(StatsError::NoVariance { .. }) => Ok((Some(differences[0]), Some(differences[0]))),
-            Err(error) => Err(error.into()),
-        }
+    fn interval(&self, differences: &[f64]) -> (Option<f64>, Option<f64>) {
+        let known = SampleMean::of(differences).ok();
+        let interval = known.map(|known| known.interval(1.0 - self.level));
+        interval
+            .map(|interval| (interval.low, interval.high))
+            .unzip()
     }
 }

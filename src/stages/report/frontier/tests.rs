@@ -1,8 +1,10 @@
 use serde_json::json;
 
 use super::matched::Line;
-use super::points::Point;
 use super::*;
+use crate::artifacts::table::Table;
+use crate::stages::report::joined::Point;
+use crate::stats::figure::Look;
 
 fn kind(params: serde_json::Value) -> Frontier {
     let kind: Frontier = serde_json::from_value(params).unwrap();
@@ -70,7 +72,7 @@ fn message<T: std::fmt::Debug>(result: Result<T, StageError>) -> (String, String
 #[test]
 fn tables_are_joined_by_the_axes_that_they_show() {
     let kind = kind(params());
-    let points = kind.points(&tables()).unwrap();
+    let points = kind.join().points(&tables(), &kind.wanted()).unwrap();
     let found: Vec<(&str, &str, Option<f64>)> = points
         .iter()
         .map(|point| {
@@ -91,7 +93,7 @@ fn tables_are_joined_by_the_axes_that_they_show() {
             ("gdpo, 10", "2", Some(0.7)),
         ]
     );
-    let table = kind.table(&points).unwrap();
+    let table = kind.table(&points);
     assert_eq!(
         table.all_texts("policy").unwrap(),
         ["gdpo", "gdpo", "dpo", "dpo"]
@@ -123,13 +125,13 @@ fn lines_are_compared_over_the_range_that_both_have() {
 #[test]
 fn differences_are_taken_run_by_run() {
     let kind = kind(params());
-    let points = kind.points(&tables()).unwrap();
+    let points = kind.join().points(&tables(), &kind.wanted()).unwrap();
     let matched = kind.matched(&points).unwrap();
     assert_eq!(matched.len(), 2);
     // Seed 1: x / 2 - 1/2 from 2 to 4; seed 2: x - (x - 2) from 2 to 3.
     assert_eq!(matched[0].differences, [1.0, 2.0]);
     assert_eq!(matched[0].range, Ok((2.0, 3.5)));
-    let table = kind.matched_table(&matched).unwrap();
+    let table = kind.matched_table(&matched);
     assert_eq!(table.all_numbers("a - b").unwrap()[0], 1.5);
     // One degree of freedom: 1.5 - 12.7062 / 2.
     let low = table.numbers("a - b low").unwrap()[0].unwrap();
@@ -164,13 +166,12 @@ fn ranges_that_do_not_meet_are_told() {
     with["values"] = json!(["Mean"]);
     with["pairs"] = json!([{ "a": "gdpo", "b": "tb" }]);
     let some = kind(with.clone());
-    let matched = some.matched(&some.points(&tables).unwrap()).unwrap();
+    let matched = some
+        .matched(&some.join().points(&tables, &some.wanted()).unwrap())
+        .unwrap();
     assert_eq!((matched[0].runs, matched[0].differences.len()), (2, 1));
     assert_eq!(
-        some.matched_table(&matched)
-            .unwrap()
-            .all_texts("Runs")
-            .unwrap(),
+        some.matched_table(&matched).all_texts("Runs").unwrap(),
         ["1 of 2"]
     );
 
@@ -182,8 +183,10 @@ fn ranges_that_do_not_meet_are_told() {
         }
     }
     // One pair alone that does not meet is told in its cell, too.
-    let matched = some.matched(&some.points(&tables).unwrap()).unwrap();
-    let table = some.matched_table(&matched).unwrap();
+    let matched = some
+        .matched(&some.join().points(&tables, &some.wanted()).unwrap())
+        .unwrap();
+    let table = some.matched_table(&matched);
     assert_eq!(table.numbers("a - b").unwrap(), [None]);
     assert_eq!(
         table.all_texts("Common range").unwrap(),
@@ -200,8 +203,10 @@ fn ranges_that_do_not_meet_are_told() {
     // And beside a pair that meets.
     with["pairs"] = json!([{ "a": "gdpo", "b": "tb" }, { "a": "gdpo", "b": "dpo" }]);
     let both = kind(with);
-    let matched = both.matched(&both.points(&tables).unwrap()).unwrap();
-    let table = both.matched_table(&matched).unwrap();
+    let matched = both
+        .matched(&both.join().points(&tables, &both.wanted()).unwrap())
+        .unwrap();
+    let table = both.matched_table(&matched);
     assert_eq!(table.numbers("a - b").unwrap()[0], None);
     assert!(table.all_texts("Common range").unwrap()[0].starts_with("no common range: gdpo"));
     assert_eq!(table.all_texts("Runs").unwrap(), ["0 of 2", "2"]);
@@ -215,7 +220,7 @@ fn what_cannot_be_joined_or_paired_is_an_error() {
         kind(params)
     };
     let points = |kind: &Frontier, tables: &[(String, Table)]| -> Result<Vec<Point>, StageError> {
-        kind.points(tables)
+        kind.join().points(&tables, &kind.wanted())
     };
     let (error, hint) = message(points(&with("values", json!(["Mode"])), &tables()));
     assert_eq!(error, "no table of `points` has a column `Mode`");
@@ -273,7 +278,7 @@ fn there_is_a_chart_for_each_column_and_for_each_series() {
     with["x"] = json!({ "column": "kl", "scale": "sqrt" });
     with["together"] = json!(["Mean", "Diversity"]);
     let kind = kind(with);
-    let charts = kind.charts(&kind.points(&tables()).unwrap());
+    let charts = kind.charts(&kind.join().points(&tables(), &kind.wanted()).unwrap());
     let names: Vec<&str> = charts.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
         names,
@@ -289,13 +294,13 @@ fn there_is_a_chart_for_each_column_and_for_each_series() {
     assert_eq!(chart.series[0].points[0].at, (0.5, 0.5));
     assert_eq!(chart.series[0].points[0].y_range, Some((0.0, 1.0)));
     assert_eq!(chart.series[0].points[1].label, "10");
-    let dashed: Vec<bool> = charts[2]
+    let looks: Vec<Look> = charts[2]
         .1
         .series
         .iter()
-        .map(|series| series.dashed)
+        .map(|series| series.look)
         .collect();
-    assert_eq!(dashed, [false, true]);
+    assert_eq!(looks, [Look(0), Look(1)]);
     for (name, chart) in &charts {
         assert!(
             chart.to_svg().unwrap().contains("square-root scale"),
@@ -307,7 +312,7 @@ fn there_is_a_chart_for_each_column_and_for_each_series() {
 #[test]
 fn runs_with_the_same_points_count_once() {
     let kind = kind(params());
-    let mut points = kind.points(&tables()).unwrap();
+    let mut points = kind.join().points(&tables(), &kind.wanted()).unwrap();
     let first = points.clone();
     for point in points.iter_mut().filter(|point| point.run == "2") {
         let same = |other: &&Point| other.name == point.name && other.run == "1";
@@ -315,7 +320,7 @@ fn runs_with_the_same_points_count_once() {
     }
     let matched = kind.matched(&points).unwrap();
     assert_eq!((matched[0].runs, matched[0].differences.len()), (1, 1));
-    let table = kind.matched_table(&matched).unwrap();
+    let table = kind.matched_table(&matched);
     assert_eq!(table.numbers("a - b low").unwrap()[0], None);
     let note = "gdpo and dpo: runs with the same points throughout count once: seed 1 = 2.";
     let notes = table.notes.iter().filter(|told| *told == note);
@@ -327,7 +332,7 @@ fn what_a_logarithmic_axis_cannot_show_is_said() {
     let mut with = params();
     with["x"] = json!({ "column": "kl", "scale": "log" });
     let kind = kind(with);
-    let mut points = kind.points(&tables()).unwrap();
+    let mut points = kind.join().points(&tables(), &kind.wanted()).unwrap();
     assert_eq!(kind.check_log_axis(&points).unwrap(), None);
     let mut zero = |name: &str| {
         for point in points

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use indexmap::{IndexMap, IndexSet};
 
-use super::Frontier;
+use super::groups::STAGE;
 use crate::artifacts::table::Table;
+use crate::engine::context::{Input, Labels, RunContext};
 use crate::engine::diagnostic::did_you_mean;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Problem, StageError};
 use crate::excerpt::listed;
 
@@ -33,6 +35,33 @@ impl Point {
     }
 }
 
+/// The runs of each point, in order.
+pub(super) fn by_point(points: &[Point]) -> impl Iterator<Item = &[Point]> + Clone {
+    points.chunk_by(|a, b| a.series == b.series && a.along == b.along)
+}
+
+/// The values of a column in all runs that have one.
+pub(super) fn values(runs: &[Point], column: &str) -> Vec<f64> {
+    runs.iter().filter_map(|run| run.value(column)).collect()
+}
+
+/// Names the points that lack a value of a column.
+pub(super) fn tell_incomplete(ctx: &mut RunContext, points: &[Point]) {
+    let incomplete = points.iter().filter(|point| !point.is_complete());
+    let incomplete: BTreeSet<&str> = incomplete.map(|point| point.name.as_str()).collect();
+    if !incomplete.is_empty() {
+        ctx.note(&format!(
+            "some columns have no value for {}",
+            listed(incomplete)
+        ));
+    }
+}
+
+/// The stage that made a table.
+fn stage_of(labels: &Labels) -> &str {
+    labels.get(STAGE).map_or("", String::as_str)
+}
+
 /// A table with what it shows of the axes in each row: nothing for an axis that it lacks.
 struct Shown<'a> {
     stage: &'a str,
@@ -40,18 +69,61 @@ struct Shown<'a> {
     rows: Vec<Vec<Option<String>>>,
 }
 
-impl Frontier {
+/// Tables with a row for each run, and which of their columns say what a row is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Join<'a> {
+    /// The axis whose values are compared.
+    pub(super) series: &'a String,
+    /// The axes whose values are the points of a series, and the param that names them.
+    pub(super) along: &'a [String],
+    pub(super) param: &'static str,
+    /// The axis whose values are the runs of a point.
+    pub(super) aggregate: &'a String,
+}
+
+impl Join<'_> {
     /// `series`, `along` and `aggregate`.
     fn axes(&self) -> Vec<&String> {
-        let along = self.along.names().iter();
-        std::iter::once(&self.series)
+        let along = self.along.iter();
+        std::iter::once(self.series)
             .chain(along)
-            .chain([&self.aggregate])
+            .chain([self.aggregate])
             .collect()
     }
 
+    /// Refuses what no table of the port `points` can have, where their columns are known; `wanted` are columns, each with
+    /// the param that names it.
+    pub(super) fn check(&self, known: &mut Known<'_>, wanted: &[(&str, &str)]) {
+        let Some(tables) = known.columns("points") else {
+            return;
+        };
+        let tables = tables.into_iter().map(|(labels, columns)| {
+            let columns = columns.iter().map(String::as_str).collect();
+            (stage_of(labels), columns)
+        });
+        if let Some(problem) = self.lacking(&tables.collect::<Vec<_>>(), wanted) {
+            known.refuse(problem);
+        }
+    }
+
+    /// Reads the tables of the port `points`, each with the stage that made it.
+    pub(super) fn read(ctx: &RunContext) -> Result<Vec<(String, Table)>, StageError> {
+        let tables = ctx.inputs("points").iter();
+        let read = |input: &Input| {
+            Ok((
+                stage_of(&input.labels).to_owned(),
+                Table::read(&input.path)?,
+            ))
+        };
+        tables.map(read).collect()
+    }
+
     /// Says which column all tables lack, or one of them; of each are given the stage and the columns that it can have.
-    pub(super) fn lacking(&self, tables: &[(&str, BTreeSet<&str>)]) -> Option<Problem> {
+    fn lacking(
+        &self,
+        tables: &[(&str, BTreeSet<&str>)],
+        wanted: &[(&str, &str)],
+    ) -> Option<Problem> {
         for (stage, columns) in tables {
             if !columns.contains(self.series.as_str()) {
                 let text = format!("the table of `{stage}` has no column `{}`", self.series);
@@ -76,21 +148,11 @@ impl Frontier {
                 .iter()
                 .map(|(stage, columns)| format!("`{stage}` lacks {}", listed(lacks(columns))));
             let lacking: Vec<String> = lacking.collect();
-            return Some(Problem::new("along", text).hint(lacking.join("; ")));
+            return Some(Problem::new(self.param, text).hint(lacking.join("; ")));
         }
-        let mut named = self.values.iter().map(|column| ("values", column)).chain(
-            self.at.iter().map(|column| ("at", column)).chain(
-                self.x
-                    .iter()
-                    .map(|x| ("x", &x.column))
-                    .chain(self.together.iter().map(|column| ("together", column))),
-            ),
-        );
-        let lacked = named.find(|(_, column)| {
-            tables
-                .iter()
-                .all(|(_, columns)| !columns.contains(column.as_str()))
-        });
+        let lacked = wanted
+            .iter()
+            .find(|(_, column)| tables.iter().all(|(_, columns)| !columns.contains(column)));
         lacked.map(|(param, column)| {
             let all = tables
                 .iter()
@@ -106,13 +168,17 @@ impl Frontier {
     }
 
     /// Joins the tables: a value belongs to every point that agrees with its row in all axes that its table shows.
-    pub(super) fn points(&self, tables: &[(String, Table)]) -> Result<Vec<Point>, StageError> {
+    pub(super) fn points(
+        &self,
+        tables: &[(String, Table)],
+        wanted: &[(&str, &str)],
+    ) -> Result<Vec<Point>, StageError> {
         let axes = self.axes();
         let columns = tables.iter().map(|(stage, table)| {
             let columns = table.columns.iter().map(|column| column.name.as_str());
             (stage.as_str(), columns.collect())
         });
-        if let Some(problem) = self.lacking(&columns.collect::<Vec<_>>()) {
+        if let Some(problem) = self.lacking(&columns.collect::<Vec<_>>(), wanted) {
             return Err(problem.into());
         }
         let shown = tables
@@ -135,7 +201,7 @@ impl Frontier {
                 listed(named)
             )));
         }
-        let columns = self.columns();
+        let columns: IndexSet<&str> = wanted.iter().map(|(_, column)| *column).collect();
         for column in &columns {
             if shown
                 .iter()
@@ -161,7 +227,7 @@ impl Frontier {
                         second.1,
                         second.0
                     ))
-                    .hint("name the further axis in `along`, or connect tables that have one value of it")
+                    .hint(format!("name the further axis in `{}`, or connect tables that have one value of it", self.param))
                 })?;
                 values.insert((*column).to_owned(), found.map(|(_, value)| value));
             }
@@ -213,7 +279,7 @@ impl Frontier {
             }
         };
         let series: IndexSet<String> = points.iter().map(|point| point.series.clone()).collect();
-        let along: Vec<Vec<String>> = (0..self.along.names().len())
+        let along: Vec<Vec<String>> = (0..self.along.len())
             .map(|axis| {
                 ordered(
                     points
