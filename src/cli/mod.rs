@@ -105,6 +105,9 @@ struct GlobalOptions {
     /// Say more
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Show all columns of tables, also those that the terminal has no room for
+    #[arg(long, global = true)]
+    wide: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -306,6 +309,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         json: cli.global.json,
         quiet: cli.global.quiet,
         verbose: cli.global.verbose,
+        wide: cli.global.wide,
     };
     let mut store = Store::new(&cli.global.store).stopped_by(interrupts::stop_flag());
     if !output.quiet && !output.json {

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use owo_colors::Style;
 use serde::Serialize;
+use terminal_size::terminal_size_of;
 
 use super::text::{Text, styled, visible, visible_json};
 use crate::artifacts::table::Table;
@@ -20,6 +21,8 @@ pub(super) struct Output {
     pub(super) quiet: bool,
     /// Reasons and notes.
     pub(super) verbose: bool,
+    /// All columns of tables, however wide.
+    pub(super) wide: bool,
 }
 
 impl Output {
@@ -52,10 +55,14 @@ impl Output {
         }
     }
 
-    /// Draws a table. On a terminal its cells are made readable first: the width of an escape sequence is nobody's.
+    /// Draws a table. On a terminal its cells are made readable first: the width of an escape sequence is nobody's. What
+    /// is wider than the terminal is left out there.
     pub(super) fn drawn(&self, table: &Table) -> String {
-        if std::io::stdout().is_terminal() {
-            table.map_texts(|text| visible(text).into_owned()).text()
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            let size = terminal_size_of(&stdout).filter(|_| !self.wide);
+            let table = table.map_texts(|text| visible(text).into_owned());
+            table.text_within(size.map(|(width, _)| usize::from(width.0)))
         } else {
             table.text()
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use indexmap::IndexSet;
 
 use super::results::Results;
+use super::run::CLAIMS;
 use super::show::read_table;
 use super::{Failure, exit_code};
 use crate::artifacts::table::TABLE;
@@ -15,8 +16,6 @@ use crate::engine::provenance::Provenance;
 use crate::engine::spec::Pipeline;
 use crate::engine::store::Store;
 
-/// The kind whose tables come first.
-const CLAIMS: &str = "claims";
 /// The output of tables that show every run, which a page leaves out.
 const RUN_BY_RUN: &str = "per_seed";
 /// The axis whose values are told.

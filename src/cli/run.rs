@@ -16,6 +16,7 @@ use super::{
     Failure, PipelineOptions, costs, diagnostics, exit_code, interrupts, progress, show,
     stages_named,
 };
+use crate::artifacts::table::TABLE;
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
 use crate::engine::machine::{DeviceChoice, visible_gpus};
@@ -24,6 +25,9 @@ use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
 use crate::excerpt::excerpt;
+
+/// The kind whose tables are printed first.
+pub(super) const CLAIMS: &str = "claims";
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -72,6 +76,7 @@ pub(super) fn run(
     if !output.quiet && !output.json {
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
     }
+    let wanted = wanted(args, &pipeline)?;
     let options = RunOptions {
         plan: PlanOptions {
             paranoid: args.paranoid,
@@ -80,7 +85,7 @@ pub(super) fn run(
             exact_numerics: args.numerics == "exact",
             refresh: args.refresh,
         },
-        wanted: wanted(args, &pipeline)?,
+        wanted: wanted.clone(),
         capacity: Capacity {
             tokens: tokens(&args.tokens)?,
             ..capacity(args.jobs, &args.device)?
@@ -96,7 +101,8 @@ pub(super) fn run(
     if output.json {
         output.json(&json!({ "event": "report", "run": report.run, "stages": stages_json(&pipeline, &report) }));
     } else {
-        print_tables(&pipeline, store, &report, output)?;
+        let asked = (!args.only.is_empty()).then_some(wanted.as_slice());
+        print_tables(&pipeline, store, &report, asked, output)?;
         summarise_failures(&report, output);
     }
     if let Some(StageError::Failed { message, .. }) = &report.unrecorded {
@@ -263,13 +269,24 @@ fn stages_json(pipeline: &Pipeline, report: &RunReport) -> Vec<Json> {
         .collect()
 }
 
-/// Prints every table that was made, in file order.
+/// Prints the tables that people want first, in file order, and names the others.
 fn print_tables(
     pipeline: &Pipeline,
     store: &Store,
     report: &RunReport,
+    asked: Option<&[bool]>,
     output: &Output,
 ) -> Result<(), Failure> {
+    let has_claims = pipeline
+        .stages
+        .iter()
+        .any(|stage| stage.kind.name == CLAIMS);
+    let is_first = |at: usize| match asked {
+        Some(asked) => asked[at],
+        None if !pipeline.show.is_empty() => pipeline.show.contains(&pipeline.stages[at].template),
+        None => !has_claims || pipeline.stages[at].kind.name == CLAIMS,
+    };
+    let mut others: Vec<&str> = Vec::new();
     for (at, stage) in pipeline.stages.iter().enumerate() {
         if !matches!(report.outcomes[at], Some(Outcome::Cached | Outcome::Done)) {
             continue;
@@ -278,7 +295,13 @@ fn print_tables(
         let default = stage.stage.outputs().into_iter().next();
         let outputs = report.known[at].as_ref();
         let artifact = default.and_then(|output| outputs?.get(&output.name));
-        if let Some(artifact) = artifact.filter(|artifact| artifact.kind == "table") {
+        if let Some(artifact) = artifact.filter(|artifact| artifact.kind == TABLE) {
+            if !is_first(at) {
+                if !others.contains(&stage.template.as_str()) {
+                    others.push(&stage.template);
+                }
+                continue;
+            }
             let table = output.drawn(&show::read_table(store, artifact)?);
             let mut text = Text::default().and("\n");
             text.push_styled(&stage.name, Style::new().bold());
@@ -288,6 +311,13 @@ fn print_tables(
                 output.data(&format!("\n{}", output.drawn(&costs)));
             }
         }
+    }
+    if !others.is_empty() && asked.is_none() {
+        output.line(&format!(
+            "further tables, for `flowgraph show {} STAGE`: {}",
+            pipeline.document.file.display(),
+            others.join(", ")
+        ));
     }
     Ok(())
 }

@@ -101,6 +101,11 @@ fn schema(registry: &Registry) -> Json {
                     },
                 },
             },
+            "show": {
+                "type": "array",
+                "items": { "type": "string" },
+                "description": "Stages whose tables `run` prints: else those that decide claims, or all.",
+            },
             "stages": { "type": "object", "additionalProperties": stage },
         },
         "$defs": definitions,

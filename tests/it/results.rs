@@ -220,3 +220,50 @@ fn everything_comes_out_into_a_folder_for_each_stage() {
     );
     assert_eq!(space.flowgraph(&["export", "p.yaml", "curve"]).code, 2);
 }
+
+#[test]
+fn a_run_prints_the_tables_that_its_file_names() {
+    let named = |show: &str| {
+        let table = |name: &str| {
+            format!(
+                "  {name}: {{ kind: command, params: {{ run: 'printf \"{name} heading\\n1\\n\" > t', outputs: {{ out: {{ path: t, kind: table }} }} }} }}\n"
+            )
+        };
+        let names = ["one", "two", "three"].map(table).concat();
+        Space::new(&format!("name: shown\n{show}stages:\n{names}"))
+    };
+    let printed = |space: &Space, args: &[&str]| {
+        let outcome = space.flowgraph(&[&["run", "p.yaml"], args].concat());
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        let of = |name: &&str| outcome.stdout.contains(&format!("{name} heading"));
+        let shown: Vec<&str> = ["one", "two", "three"].into_iter().filter(of).collect();
+        (shown.join(" "), outcome.stderr)
+    };
+    let all = named("");
+    assert_eq!(printed(&all, &[]).0, "one two three");
+    let some = named("show: [three, one]\n");
+    let (shown, told) = printed(&some, &[]);
+    assert_eq!(shown, "one three");
+    assert!(
+        told.contains("further tables, for `flowgraph show p.yaml STAGE`: two"),
+        "{told}"
+    );
+    // Who asks for a stage sees it.
+    assert_eq!(printed(&some, &["--only", "two"]).0, "two");
+    for (wrong, message) in [
+        ("show: [on]\n", "`show` has `on`, which is no stage"),
+        ("show: one\n", "`show` must be a list, found text"),
+        ("show: [1]\n", "`show` names stages, found a number"),
+    ] {
+        let outcome = named(wrong).flowgraph(&["check", "p.yaml"]);
+        assert_eq!(outcome.code, 3);
+        assert!(
+            outcome.stdout.contains(message) || outcome.stderr.contains(message),
+            "{}{}",
+            outcome.stdout,
+            outcome.stderr
+        );
+    }
+    let taken = named("show: [two]\nprofiles: { less: { stages: { two: null } } }\n");
+    assert_eq!(printed(&taken, &["--profile", "less"]).0, "one three");
+}

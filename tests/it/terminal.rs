@@ -11,17 +11,31 @@ use crate::space::Space;
 
 /// Runs the program with standard output and error on a terminal, and returns what reaches that.
 fn on_terminal(space: &Space, args: &[&str]) -> String {
+    on_terminal_of(space, args, None)
+}
+
+/// The same on a terminal that is so many characters wide; else it does not say.
+fn on_terminal_of(space: &Space, args: &[&str], columns: Option<u16>) -> String {
     let (mut master, mut slave) = (0, 0);
     let none = std::ptr::null_mut();
+    let size = columns.map(|columns| libc::winsize {
+        ws_row: 40,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    });
+    let size = size
+        .as_ref()
+        .map_or(none.cast_const(), |size| std::ptr::from_ref(size).cast());
     #[expect(unsafe_code, reason = "there is no safe way to open a terminal")]
     let (master, slave) = unsafe {
         assert_eq!(
             libc::openpty(
                 &raw mut master,
                 &raw mut slave,
-                none,
                 none.cast(),
-                none.cast()
+                none.cast(),
+                size.cast_mut().cast()
             ),
             0
         );
@@ -172,4 +186,42 @@ fn json_is_the_same_value_everywhere_and_does_not_act_on_a_terminal() {
     assert!(shown.contains("echo \\u007f\\u009b\\u202e >"), "{shown}");
     let value = |text: &str| serde_json::from_str::<Json>(text).unwrap();
     assert_eq!(value(&shown), value(&piped));
+}
+
+#[test]
+fn columns_that_a_terminal_has_no_room_for_are_named_below() {
+    let space = Space::new(
+        r"name: wide
+stages:
+  scores:
+    kind: command
+    params:
+      run: 'cp scores.csv t'
+      code: [scores.csv]
+      outputs: { out: { path: t, kind: table } }
+",
+    );
+    space.write(
+        "scores.csv",
+        "policy,Mean,Remarks,Rank\nppo,0.5,a remark that is long,1\n",
+    );
+    assert_eq!(space.run(&[]).code, 0);
+    let shown = |args: &[&str], columns: Option<u16>| {
+        without_colours(&on_terminal_of(
+            &space,
+            &[&["show", "p.yaml", "scores"], args].concat(),
+            columns,
+        ))
+    };
+    let narrow = shown(&[], Some(30));
+    assert!(narrow.contains("shown by `--wide`: Remarks"), "{narrow}");
+    assert!(narrow.contains("ppo") && narrow.contains("Rank") && !narrow.contains("a remark"));
+    for whole in [
+        shown(&["--wide"], Some(30)),
+        shown(&[], Some(200)),
+        shown(&[], None),
+    ] {
+        assert!(whole.contains("a remark that is long"), "{whole}");
+        assert!(!whole.contains("--wide"), "{whole}");
+    }
 }

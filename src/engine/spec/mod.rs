@@ -4,6 +4,7 @@
 
 mod draft;
 mod execution;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path as FilePath;
@@ -43,6 +44,8 @@ pub struct Pipeline {
     pub graph: Graph,
     /// Positions of `stages`, each after what it needs.
     pub order: Vec<usize>,
+    /// The stages whose tables a run prints, as the file names them.
+    pub show: Vec<String>,
     /// What has no effect.
     pub warnings: Vec<Located>,
 }
@@ -58,12 +61,13 @@ pub enum LoadError {
     Invalid(#[from] Box<Invalid>),
 }
 
-const ROOT_KEYS: [&str; 6] = [
+const ROOT_KEYS: [&str; 7] = [
     "name",
     "description",
     "import",
     "params",
     "profiles",
+    "show",
     "stages",
 ];
 const STAGE_KEYS: [&str; 8] = [
@@ -101,12 +105,15 @@ impl Pipeline {
         let mut imports =
             Reader::new(registry, Self::problems).read(&mut root, &document, &mut errors)?;
         imports.adopt_changed(&mut root, overrides, &[]);
+        let written = root.get("stages").and_then(Value::as_map);
+        let written = written.map(|stages| stages.keys().cloned().collect::<BTreeSet<_>>());
         overrides::apply(&mut root, overrides, &mut errors);
         let imported = imports.adopt_needed(&mut root);
         let imported = imported.map_err(|wrong| Box::new(document.invalid(vec![wrong])))?;
         let mut builder = Builder {
             registry,
             imported: &imported,
+            written: written.unwrap_or_default(),
             errors,
             warnings: Vec::new(),
         };
@@ -138,6 +145,7 @@ impl Pipeline {
         let mut builder = Builder {
             registry,
             imported,
+            written: BTreeSet::new(),
             errors: Vec::new(),
             warnings: Vec::new(),
         };
@@ -220,6 +228,8 @@ struct Builder<'a> {
     registry: &'a Registry,
     /// The namespaces that other files' stages are in.
     imported: &'a Imported,
+    /// The stages of the file before profiles changed it.
+    written: BTreeSet<String>,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
@@ -324,6 +334,7 @@ impl Builder<'_> {
             }
         };
         self.facts(&stages, &order);
+        let show = shown::read(root.get("show"), &self.written, &stages, &mut self.errors);
         Some(Pipeline {
             name,
             description,
@@ -333,6 +344,7 @@ impl Builder<'_> {
             stages,
             graph,
             order,
+            show,
             warnings: Vec::new(),
         })
     }

@@ -219,7 +219,7 @@ fn mean_metric() -> Metric {
 
 impl Kind for Claims {
     const NAME: &'static str = "claims";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const EXAMPLE: &'static str = r"{ claims: [
       { id: diversity, text: FlowHF is more diverse than PPO,
         test: { kind: difference, metric: diversity, a: flowhf.late, b: ppo, direction: greater, margin: 0.02 },

@@ -175,16 +175,13 @@ impl Claims {
     fn columns(&self, decided: &[Decided]) -> Result<Table, StageError> {
         let mut table = Table::new(&self.title);
         let claims = || self.claims.iter();
+        // What is read first comes first: a narrow terminal leaves out what comes last.
         table.text_column("Claim", claims().map(|claim| Some(claim.id.clone())));
-        table.text_column("Statement", claims().map(|claim| Some(claim.text.clone())));
+        table.text_column(
+            "Verdict",
+            decided.iter().map(|decided| Some(decided.text())),
+        );
         let findings = || decided.iter().map(|decided| &decided.finding);
-        table.text_column("Test", findings().map(|finding| Some(finding.test.clone())));
-        let families = claims().map(|claim| claim.family().map(str::to_owned));
-        table.text_column("Family", families);
-        let values =
-            |side: fn((f64, f64)) -> f64| findings().map(move |found| found.values.map(side));
-        table.number_column("a", 3, values(|(a, _)| a));
-        table.number_column("b", 3, values(|(_, b)| b));
         let effects = decided.iter().map(|decided| {
             let effect = mean(&decided.finding.runs)?;
             Ok(Some(decided.shown(effect)))
@@ -199,13 +196,40 @@ impl Claims {
                 |interval: Interval| (decided.shown(interval.low), decided.shown(interval.high));
             decided.interval.map(shown).unzip()
         }));
+        let values =
+            |side: fn((f64, f64)) -> f64| findings().map(move |found| found.values.map(side));
+        table.number_column("a", 3, values(|(a, _)| a));
+        table.number_column("b", 3, values(|(_, b)| b));
+        table.number_column("Holm p", 4, decided.iter().map(|decided| decided.p?.1));
+        table.text_column(
+            "Runs needed",
+            decided.iter().map(|decided| decided.needed.clone()),
+        );
+        table.text_column("Statement", claims().map(|claim| Some(claim.text.clone())));
+        table.text_column("Test", findings().map(|finding| Some(finding.test.clone())));
+        if claims().any(|claim| !claim.gates.is_empty()) {
+            let gates = findings().map(|finding| {
+                let gates: Vec<String> = finding.gates.iter().map(Passage::text).collect();
+                (!gates.is_empty()).then(|| gates.join("; "))
+            });
+            table.text_column("Gates", gates);
+        }
+        let holding = findings()
+            .map(|finding| Some(format!("{} of {}", finding.holding, finding.runs.len())));
+        table.text_column("Holds in", holding);
+        table.number_column(
+            "Stability",
+            2,
+            decided.iter().map(|decided| decided.stability),
+        );
+        let families = claims().map(|claim| claim.family().map(str::to_owned));
+        table.text_column("Family", families);
         let levels = decided.iter().map(|decided| {
             decided.interval?;
             Some(100.0 * (1.0 - decided.alpha))
         });
         table.number_column("Level (%)", 2, levels);
         table.number_column("p", 4, decided.iter().map(|decided| Some(decided.p?.0)));
-        table.number_column("Holm p", 4, decided.iter().map(|decided| decided.p?.1));
         let bootstraps = || findings().map(|finding| finding.bootstrap);
         table.number_column(
             "Bootstrap",
@@ -214,29 +238,6 @@ impl Claims {
         );
         table.interval_of_last(
             bootstraps().map(|found| found.map(|found| (found.low, found.high)).unzip()),
-        );
-        let holding = findings()
-            .map(|finding| Some(format!("{} of {}", finding.holding, finding.runs.len())));
-        table.text_column("Holds in", holding);
-        if claims().any(|claim| !claim.gates.is_empty()) {
-            let gates = findings().map(|finding| {
-                let gates: Vec<String> = finding.gates.iter().map(Passage::text).collect();
-                (!gates.is_empty()).then(|| gates.join("; "))
-            });
-            table.text_column("Gates", gates);
-        }
-        table.text_column(
-            "Verdict",
-            decided.iter().map(|decided| Some(decided.text())),
-        );
-        table.number_column(
-            "Stability",
-            2,
-            decided.iter().map(|decided| decided.stability),
-        );
-        table.text_column(
-            "Runs needed",
-            decided.iter().map(|decided| decided.needed.clone()),
         );
         Ok(table)
     }
