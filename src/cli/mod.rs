@@ -24,6 +24,7 @@ mod runs;
 mod schema;
 mod show;
 mod text;
+mod tracking;
 mod verify;
 mod why;
 

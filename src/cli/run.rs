@@ -1,8 +1,10 @@
 //! `flowgraph run`: execute what is not cached, then print the tables.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::rc::Rc;
 
 use clap::Args;
 use globset::Glob;
@@ -12,6 +14,7 @@ use serde_json::{Value as Json, json};
 pub(super) use super::interrupts::count_interrupts;
 use super::output::{Output, counted};
 use super::text::Text;
+use super::tracking::{Track, Tracked, Tracker};
 use super::{
     Failure, PipelineOptions, costs, diagnostics, exit_code, interrupts, progress, show,
     stages_named,
@@ -64,6 +67,9 @@ pub(super) struct RunArgs {
     /// Treat results of another kind of processor as missing; what is computed in their place stands beside them
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
+    /// Write curves, step by step, and tables for another program, such as `tensorboard --logdir DIR`
+    #[arg(long, value_name = "tensorboard:DIR", env = "FLOWGRAPH_TRACK")]
+    track: Option<Track>,
 }
 
 pub(super) fn run(
@@ -94,10 +100,28 @@ pub(super) fn run(
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,
     };
-    let mut observer = progress::observer(output, &pipeline);
+    let shown = progress::observer(output, &pipeline);
+    let tracker = args
+        .track
+        .as_ref()
+        .map(Tracker::new)
+        .map(RefCell::new)
+        .map(Rc::new);
+    let mut observer = match &tracker {
+        Some(tracker) => Box::new(Tracked {
+            shown,
+            tracker: Rc::clone(tracker),
+        }),
+        None => shown,
+    };
     let report = executor::run(&pipeline, store, options, observer.as_mut())?;
     drop(observer);
     interrupts::all_is_stored();
+    if let Some(tracker) = tracker {
+        tracker
+            .borrow_mut()
+            .finish(&pipeline, store, &report, output);
+    }
     if output.json {
         output.json(&json!({ "event": "report", "run": report.run, "stages": stages_json(&pipeline, &report) }));
     } else {

@@ -55,6 +55,10 @@ pub struct Progress {
     pub unit: String,
     /// What is shown beside the bar: loss, reward, tokens/s.
     pub metrics: IndexMap<String, f64>,
+    /// The metrics of the units before, each with its number, that came too soon after the last report to be passed on
+    /// by themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<(u64, IndexMap<String, f64>)>,
 }
 
 /// How much a note matters.
@@ -140,6 +144,8 @@ pub struct RunContext {
     pub(super) reporter: Box<dyn Reporter>,
     /// Unit and time of the progress that was last passed on.
     pub(super) told: Option<(String, Instant)>,
+    /// Metrics that came too soon after it.
+    pub(super) untold: Vec<(u64, IndexMap<String, f64>)>,
 }
 
 impl RunContext {
@@ -262,16 +268,24 @@ impl RunContext {
     }
 
     /// Reports how far the stage is. It may be called as often as one likes: what comes too soon after the last report
-    /// goes no further, unless it is of another unit or the end.
-    pub fn progress(&mut self, progress: Progress) {
+    /// waits for the next one, unless it is of another unit or the end; of it the metrics alone are passed on.
+    pub fn progress(&mut self, mut progress: Progress) {
         let is_end = progress.total > 0 && progress.step >= progress.total;
         let is_due = self
             .told
             .as_ref()
             .is_none_or(|(unit, at)| *unit != progress.unit || at.elapsed() >= PROGRESS_EVERY);
         if is_due || is_end {
+            let of_same_unit = self
+                .told
+                .as_ref()
+                .is_some_and(|(unit, _)| *unit == progress.unit);
+            self.untold.retain(|_| of_same_unit);
             self.told = Some((progress.unit.clone(), Instant::now()));
+            progress.earlier = std::mem::take(&mut self.untold);
             self.reporter.progress(progress);
+        } else if !progress.metrics.is_empty() {
+            self.untold.push((progress.step, progress.metrics));
         }
     }
 
@@ -393,6 +407,7 @@ pub(crate) mod tests {
                 cancelled,
             }),
             told: None,
+            untold: Vec::new(),
         };
         (ctx, told)
     }
@@ -416,6 +431,24 @@ pub(crate) mod tests {
         assert_eq!(steps(&told.lock().unwrap()), [(4, 10), (10, 10)]);
         ctx.pass("other rows", &items, 10, doubled).unwrap();
         assert_eq!(told.lock().unwrap().progress[2].unit, "other rows");
+
+        // No metric is lost that came too soon.
+        for step in 1..=4 {
+            ctx.progress(Progress {
+                step,
+                total: 4,
+                unit: "steps".to_owned(),
+                metrics: IndexMap::from([("loss".to_owned(), step as f64)]),
+                ..Progress::default()
+            });
+        }
+        let last = told.lock().unwrap().progress.last().unwrap().clone();
+        let earlier: Vec<(u64, f64)> = last
+            .earlier
+            .iter()
+            .map(|(step, metrics)| (*step, metrics["loss"]))
+            .collect();
+        assert_eq!((last.step, earlier), (4, vec![(2, 2.0), (3, 3.0)]));
 
         let (mut ctx, told) = context(folder.path(), BTreeMap::new(), Some("rows"));
         let mut seen = 0;

@@ -51,5 +51,6 @@ mod store_damage;
 mod terminal;
 mod texts;
 mod tiny;
+mod tracking;
 mod training;
 mod typed_outputs;

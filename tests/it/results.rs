@@ -252,8 +252,8 @@ fn a_run_prints_the_tables_that_its_file_names() {
     assert_eq!(printed(&some, &["--only", "two"]).0, "two");
     for (wrong, message) in [
         ("show: [on]\n", "`show` has `on`, which is no stage"),
-        ("show: one\n", "`show` must be a list, found text"),
-        ("show: [1]\n", "`show` names stages, found a number"),
+        ("show: one\n", "`show` must be a list, found a string"),
+        ("show: [1]\n", "`show` names stages, found a whole number"),
     ] {
         let outcome = named(wrong).flowgraph(&["check", "p.yaml"]);
         assert_eq!(outcome.code, 3);

@@ -17,7 +17,7 @@ fn on_terminal(space: &Space, args: &[&str]) -> String {
 /// The same on a terminal that is so many characters wide; else it does not say.
 fn on_terminal_of(space: &Space, args: &[&str], columns: Option<u16>) -> String {
     let (mut master, mut slave) = (0, 0);
-    let none = std::ptr::null_mut();
+    let none = std::ptr::null_mut::<libc::c_char>();
     let size = columns.map(|columns| libc::winsize {
         ws_row: 40,
         ws_col: columns,
@@ -26,16 +26,16 @@ fn on_terminal_of(space: &Space, args: &[&str], columns: Option<u16>) -> String 
     });
     let size = size
         .as_ref()
-        .map_or(none.cast_const(), |size| std::ptr::from_ref(size).cast());
+        .map_or(std::ptr::null(), std::ptr::from_ref::<libc::winsize>);
     #[expect(unsafe_code, reason = "there is no safe way to open a terminal")]
     let (master, slave) = unsafe {
         assert_eq!(
             libc::openpty(
                 &raw mut master,
                 &raw mut slave,
-                none.cast(),
-                none.cast(),
-                size.cast_mut().cast()
+                none,
+                std::ptr::null(),
+                size
             ),
             0
         );

@@ -254,6 +254,7 @@ impl Worker<'_> {
             heeds: Arc::default(),
             reporter: Box::new(self.events.clone()),
             told: None,
+            untold: Vec::new(),
             try_folder: try_folder.path().to_owned(),
             received,
         };

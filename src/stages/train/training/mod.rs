@@ -327,6 +327,7 @@ impl Course<'_> {
                 total: self.steps,
                 unit: "steps".to_owned(),
                 metrics,
+                ..Progress::default()
             });
             if ctx.is_cancelled() && !done {
                 checkpoint::write(&folder, &progress, &trainer::state(trainer)?)?;

@@ -1,0 +1,188 @@
+//! `--track`: curves and tables of a run for a program that shows them, while it goes on.
+
+mod event_file;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use event_file::EventFile;
+
+use super::output::Output;
+use crate::artifacts::curve::{CURVE, Curve};
+use crate::artifacts::table::{TABLE, Table};
+use crate::engine::event::{Observer, Outcome, RunEvent};
+use crate::engine::executor::RunReport;
+use crate::engine::machine::host_name;
+use crate::engine::provenance::folder_name;
+use crate::engine::spec::Pipeline;
+use crate::engine::store::Store;
+
+/// The unit of the progress of trainings.
+const STEPS: &str = "steps";
+
+/// Where a run is tracked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Track {
+    /// Files of events for TensorBoard, below this folder.
+    TensorBoard(PathBuf),
+}
+
+impl FromStr for Track {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("tensorboard", folder)) if !folder.is_empty() => {
+                Ok(Self::TensorBoard(folder.into()))
+            }
+            _ => Err("expected tensorboard:DIR, such as `tensorboard:events`".to_owned()),
+        }
+    }
+}
+
+/// Writes what happens in a run.
+///
+/// Below the folder of the run every stage has its own, so that one training is one curve:
+/// `DIR/RUN/ppo_seed=1_-1a2b3c4d/events.out.tfevents...`. Numbers of steps are written as they come, those of trainings
+/// whose result was there already, and tables, when the run ends.
+pub(super) struct Tracker {
+    root: PathBuf,
+    run: String,
+    files: BTreeMap<String, EventFile>,
+    /// The first thing that went wrong, after which nothing more is written.
+    failed: Option<std::io::Error>,
+}
+
+impl Tracker {
+    pub(super) fn new(track: &Track) -> Self {
+        let Track::TensorBoard(root) = track;
+        Self {
+            root: root.clone(),
+            run: String::new(),
+            files: BTreeMap::new(),
+            failed: None,
+        }
+    }
+
+    fn file(&mut self, stage: &str) -> std::io::Result<&mut EventFile> {
+        if !self.files.contains_key(stage) {
+            let folder = self.root.join(&self.run).join(folder_name(stage));
+            let file = EventFile::create(&folder, now(), &host_name())?;
+            self.files.insert(stage.to_owned(), file);
+        }
+        self.files
+            .get_mut(stage)
+            .ok_or_else(|| std::io::Error::other("BUG: the file was just made"))
+    }
+
+    /// Does something unless something failed before.
+    fn attempt(&mut self, write: impl FnOnce(&mut Self) -> std::io::Result<()>) {
+        if self.failed.is_none()
+            && let Err(error) = write(self)
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    fn event(&mut self, event: &RunEvent) {
+        match event {
+            RunEvent::RunStarted { run, .. } => self.run.clone_from(run),
+            RunEvent::StageProgress { stage, progress }
+                if progress.unit == STEPS && !progress.metrics.is_empty() =>
+            {
+                self.attempt(|tracker| {
+                    let file = tracker.file(stage)?;
+                    let earlier = progress.earlier.iter();
+                    let earlier = earlier.map(|(step, metrics)| (*step, metrics));
+                    for (done, metrics) in earlier.chain([(progress.step, &progress.metrics)]) {
+                        // Curves call the first step 0.
+                        file.scalars(now(), done.saturating_sub(1), metrics)?;
+                    }
+                    Ok(())
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes what is known when a run has ended: curves of which no step was seen, and tables.
+    pub(super) fn finish(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        report: &RunReport,
+        output: &Output,
+    ) {
+        for (at, stage) in pipeline.stages.iter().enumerate() {
+            if !matches!(report.outcomes[at], Some(Outcome::Cached | Outcome::Done)) {
+                continue;
+            }
+            for (name, artifact) in report.known[at].iter().flatten() {
+                match artifact.kind.as_str() {
+                    CURVE if !self.files.contains_key(&stage.name) => self.attempt(|tracker| {
+                        let folder = tempfile::tempdir()?;
+                        store.lay_out(artifact, folder.path())?;
+                        let curve = Curve::read(folder.path()).map_err(std::io::Error::other)?;
+                        tracker.curve(&stage.name, &curve)
+                    }),
+                    TABLE => self.attempt(|tracker| {
+                        let table = Table::of_artifact(store, artifact);
+                        let table = table.map_err(std::io::Error::other)?;
+                        let tag = format!("{}.{name}", stage.name);
+                        tracker.file(TABLES)?.text(now(), &tag, &table.markdown())
+                    }),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(error) = &self.failed {
+            output.warning(
+                &format!("this run is not tracked to its end: {error}"),
+                "its results are in the store: the same command tracks them again",
+            );
+        }
+    }
+
+    /// Writes a whole curve.
+    fn curve(&mut self, stage: &str, curve: &Curve) -> std::io::Result<()> {
+        let file = self.file(stage)?;
+        for (at, step) in curve.steps.iter().enumerate() {
+            let metrics = curve.metrics.iter();
+            let values = metrics.filter_map(|(name, values)| Some((name, values[at]?)));
+            let values: Vec<(&String, f64)> = values.collect();
+            let values = values.iter().map(|(name, value)| (*name, value));
+            file.scalars(now(), *step, values)?;
+        }
+        Ok(())
+    }
+}
+
+/// The folder of all tables of a run.
+const TABLES: &str = "tables";
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Tracks what another observer shows.
+pub(super) struct Tracked {
+    pub(super) shown: Box<dyn Observer>,
+    pub(super) tracker: Rc<RefCell<Tracker>>,
+}
+
+impl Observer for Tracked {
+    fn event(&mut self, event: &RunEvent) {
+        self.tracker.borrow_mut().event(event);
+        self.shown.event(event);
+    }
+
+    fn pause(&mut self) {
+        self.shown.pause();
+    }
+}
