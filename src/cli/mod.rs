@@ -26,6 +26,7 @@ mod show;
 mod text;
 mod tracking;
 mod verify;
+mod watch;
 mod why;
 
 use std::mem::ManuallyDrop;
@@ -172,6 +173,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// List the runs of the store
     Runs(runs::RunsArgs),
+    /// Show a run of another process while it goes on
+    Watch(watch::WatchArgs),
     /// Compare two runs: params, stages, tables
     Diff(diff::DiffArgs),
     /// Draw the graph
@@ -346,7 +349,11 @@ pub fn main(registry: &Registry) -> ExitCode {
     // The others say which results are missing, and how to make them.
     let is_about_store = matches!(
         cli.command,
-        Command::Verify(_) | Command::Runs(_) | Command::Diff(_) | Command::Gc(_)
+        Command::Verify(_)
+            | Command::Runs(_)
+            | Command::Watch(_)
+            | Command::Diff(_)
+            | Command::Gc(_)
     );
     if is_about_store && !store.root().is_dir() {
         let message = format!("no store at {}", store.root().display());
@@ -365,6 +372,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Export(args) => export::run(&args, registry, &store, &output),
         Command::Audit(args) => audit::run(&args, registry, &store, &output),
         Command::Runs(args) => runs::run(&args, &store, &output),
+        Command::Watch(args) => watch::run(&args, &store, &output),
         Command::Diff(args) => diff::run(&args, &store, &output),
         Command::Graph(args) => graph::run(&args, registry, &output),
         Command::Kinds(args) => kinds::run(&args, registry, &output),

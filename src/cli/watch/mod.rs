@@ -1,0 +1,111 @@
+//! `flowgraph watch`: a run of another process, live.
+
+mod keys;
+mod screen;
+
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::time::Duration;
+
+use clap::Args;
+use terminal_size::terminal_size_of;
+
+use self::keys::Keys;
+use self::screen::Screen;
+use super::output::Output;
+use super::text::visible;
+use super::{Failure, exit_code};
+use crate::engine::event::RunEvent;
+use crate::engine::runs::Run;
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// The run: `last`, `last-1`, an id or its beginning
+    #[arg(default_value = "last")]
+    run: String,
+}
+
+/// How often the screen is drawn.
+const EVERY: Duration = Duration::from_millis(500);
+/// The width where the terminal does not tell.
+const WIDTH: usize = 80;
+
+/// Draws the run until it ends or somebody presses q; where there is no terminal, once.
+pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let run = Run::find(store, &args.run).map_err(Failure::usage)?;
+    let log = fs_err::File::open(run.folder().join("events.jsonl"))?;
+    let mut log = BufReader::new(log);
+    let mut screen = Screen::new(&run.description);
+    let mut stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        read_on(&mut log, &mut String::new(), &mut screen)?;
+        output.data(&screen.lines(WIDTH, usize::MAX).join("\n"));
+        return Ok(exit_code::OK);
+    }
+    let keys = Keys::of_terminal();
+    let mut unfinished = String::new();
+    let mut drawn = 0;
+    loop {
+        read_on(&mut log, &mut unfinished, &mut screen)?;
+        let size = terminal_size_of(&stdout);
+        let (width, height) = size.map_or((WIDTH, 24), |(width, height)| {
+            (usize::from(width.0), usize::from(height.0))
+        });
+        let lines = screen.lines(width, height.saturating_sub(1));
+        let mut text = if drawn > 0 {
+            // Up to the first line, and nothing from there on.
+            format!("\x1b[{drawn}A\x1b[J")
+        } else {
+            String::new()
+        };
+        for line in &lines {
+            text.push_str(&visible(line));
+            text.push('\n');
+        }
+        drawn = lines.len();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        if screen.has_ended() || keys.is_quit(EVERY) {
+            return Ok(exit_code::OK);
+        }
+    }
+}
+
+/// Takes what was written since the last time; the writer may be in the middle of a line.
+fn read_on(
+    log: &mut impl BufRead,
+    unfinished: &mut String,
+    screen: &mut Screen,
+) -> std::io::Result<()> {
+    while log.read_line(unfinished)? > 0 {
+        if !unfinished.ends_with('\n') {
+            break;
+        }
+        // A line of another version of the program may say what this one does not know.
+        if let Ok(event) = serde_json::from_str::<RunEvent>(unfinished) {
+            screen.event(&event);
+        }
+        unfinished.clear();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::screen::tests::screen;
+    use super::*;
+
+    #[test]
+    fn half_a_line_waits_for_its_other_half() {
+        let mut screen = screen(&[]);
+        let mut unfinished = String::new();
+        let line = r#"{"event":"stage_interrupted","stage":"a","time":"2026-01-01T00:00:01Z"}"#;
+        let (first, second) = line.split_at(30);
+        read_on(&mut first.as_bytes(), &mut unfinished, &mut screen).unwrap();
+        assert_eq!(unfinished, first);
+        let rest = format!("{second}\n{{\"event\": \"of tomorrow\"}}\n");
+        read_on(&mut rest.as_bytes(), &mut unfinished, &mut screen).unwrap();
+        assert_eq!(unfinished, "");
+        assert!(screen.lines(80, 9).join("\n").contains("1 interrupted"));
+    }
+}
