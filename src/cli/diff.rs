@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
+use indexmap::{IndexMap, IndexSet};
 use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
 use super::output::{Output, counted};
 use super::plan::value;
 use super::text::{Text, styled};
-use super::{Failure, exit_code, show};
-use crate::artifacts::table::{Table, Values};
+use super::{Failure, exit_code, show, table_rows};
+use crate::artifacts::table::Table;
 use crate::engine::artifact::Artifact;
 use crate::engine::fingerprint::{Difference, flatten};
 use crate::engine::runs::{Run, RunStage};
@@ -30,6 +31,13 @@ pub(super) struct DiffArgs {
 struct Changed {
     stage: String,
     differences: Vec<Difference>,
+    tables: Vec<ChangedTable>,
+}
+
+/// What differs in a table of both runs.
+struct ChangedTable {
+    output: String,
+    title: String,
     cells: Vec<Cell>,
 }
 
@@ -64,11 +72,12 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         let changed: Vec<Json> = changed
             .iter()
             .map(|changed| {
-                let cells: Vec<Json> = changed
-                    .cells
-                    .iter()
-                    .map(|cell| json!({ "row": cell.row, "column": cell.column, "a": cell.a, "b": cell.b }))
-                    .collect();
+                let cells = changed.tables.iter().flat_map(|table| {
+                    table.cells.iter().map(|cell| {
+                        json!({ "output": table.output, "row": cell.row, "column": cell.column, "a": cell.a, "b": cell.b })
+                    })
+                });
+                let cells: Vec<Json> = cells.collect();
                 json!({ "stage": changed.stage, "differences": changed.differences, "cells": cells })
             })
             .collect();
@@ -101,8 +110,8 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
         for difference in &changed.differences {
             push_line(&mut text, "  ", difference);
         }
-        if !changed.cells.is_empty() {
-            text.push_str(&cells_table(&changed.cells, &a.0, &b.0, output));
+        for table in &changed.tables {
+            text.push_str(&cells_table(table, &a.0, &b.0, output));
         }
     }
     text.push_str(&format!(
@@ -114,7 +123,8 @@ pub(super) fn run(args: &DiffArgs, store: &Store, output: &Output) -> Result<u8,
     Ok(exit_code::OK)
 }
 
-fn load(store: &Store, name: &str) -> Result<(Run, Vec<RunStage>), Failure> {
+/// Finds a run that ended.
+pub(super) fn load(store: &Store, name: &str) -> Result<(Run, Vec<RunStage>), Failure> {
     let run = Run::find(store, name).map_err(Failure::usage)?;
     let stages = run.stages().ok_or_else(|| Failure::Other {
         message: format!(
@@ -172,7 +182,7 @@ fn compare(store: &Store, a: &RunStage, b: &RunStage) -> Result<Changed, Failure
     let mut changed = Changed {
         stage: b.stage.clone(),
         differences: Vec::new(),
-        cells: Vec::new(),
+        tables: Vec::new(),
     };
     let (Some(first), Some(second)) = (record(a), record(b)) else {
         let state = |stage: &RunStage| {
@@ -196,20 +206,24 @@ fn compare(store: &Store, a: &RunStage, b: &RunStage) -> Result<Changed, Failure
             && artifact.kind == "table"
             && other.kind == "table"
         {
-            changed.cells.extend(table_cells(store, other, artifact)?);
+            changed
+                .tables
+                .push(table_cells(store, name, other, artifact)?);
         }
     }
     Ok(changed)
 }
 
-/// Returns the cells that differ between two tables; rows are told apart by their first column, and by their number
-/// among rows that begin alike.
-fn table_cells(store: &Store, a: &Artifact, b: &Artifact) -> Result<Vec<Cell>, Failure> {
-    let read = |artifact: &Artifact| -> Result<_, Failure> {
-        let table = show::read_table(store, artifact)?;
-        Ok((keys(&table), table))
-    };
-    let ((keys_a, a), (keys_b, b)) = (read(a)?, read(b)?);
+/// Returns the cells that differ between two tables.
+fn table_cells(
+    store: &Store,
+    output: &str,
+    a: &Artifact,
+    b: &Artifact,
+) -> Result<ChangedTable, Failure> {
+    let (a, b) = (show::read_table(store, a)?, show::read_table(store, b)?);
+    let axes = table_rows::axes(&a).max(table_rows::axes(&b));
+    let (keys_a, keys_b) = (table_rows::named(&a, axes), table_rows::named(&b, axes));
     let mut cells = Vec::new();
     let columns: BTreeSet<&str> = a
         .columns
@@ -217,10 +231,10 @@ fn table_cells(store: &Store, a: &Artifact, b: &Artifact) -> Result<Vec<Cell>, F
         .chain(&b.columns)
         .map(|c| &*c.name)
         .collect();
-    let rows: BTreeSet<&String> = keys_a.keys().chain(keys_b.keys()).collect();
+    let rows: IndexSet<&String> = keys_a.keys().chain(keys_b.keys()).collect();
     for row in rows {
         for column in &columns {
-            let cell = |table: &Table, keys: &BTreeMap<String, usize>| {
+            let cell = |table: &Table, keys: &IndexMap<String, usize>| {
                 let at = *keys.get(row)?;
                 let column = table.columns.iter().find(|other| other.name == **column)?;
                 column.cell(at)
@@ -236,31 +250,16 @@ fn table_cells(store: &Store, a: &Artifact, b: &Artifact) -> Result<Vec<Cell>, F
             }
         }
     }
-    Ok(cells)
+    Ok(ChangedTable {
+        output: output.to_owned(),
+        title: b.title,
+        cells,
+    })
 }
 
-fn keys(table: &Table) -> BTreeMap<String, usize> {
-    let mut keys = BTreeMap::new();
-    for row in 0..table.height() {
-        let texts = table
-            .columns
-            .iter()
-            .filter(|column| matches!(column.values, Values::Text(_)) || column.decimals.is_none())
-            .filter_map(|column| column.cell(row));
-        let first = texts.take(1).collect::<Vec<_>>().join(", ");
-        let mut key = first.clone();
-        let mut number = 1;
-        while keys.contains_key(&key) {
-            number += 1;
-            key = format!("{first} ({number})");
-        }
-        keys.insert(key, row);
-    }
-    keys
-}
-
-fn cells_table(cells: &[Cell], a: &Run, b: &Run, output: &Output) -> String {
-    let mut table = Table::new("");
+fn cells_table(changed: &ChangedTable, a: &Run, b: &Run, output: &Output) -> String {
+    let cells = &changed.cells;
+    let mut table = Table::new(format!("{}: {}", changed.output, changed.title));
     let mut column = |heading: &str, value: &dyn Fn(&Cell) -> &String| {
         table.text_column(heading, cells.iter().map(|cell| Some(value(cell).clone())));
     };
@@ -268,5 +267,5 @@ fn cells_table(cells: &[Cell], a: &Run, b: &Run, output: &Output) -> String {
     column("Column", &|cell| &cell.column);
     column(&a.description.run, &|cell| &cell.a);
     column(&b.description.run, &|cell| &cell.b);
-    output.drawn(&table).trim_start().to_owned()
+    output.drawn(&table)
 }

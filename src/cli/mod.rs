@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod compare;
 mod completions;
 mod costs;
 mod detached;
@@ -23,6 +24,7 @@ mod run;
 mod runs;
 mod schema;
 mod show;
+mod table_rows;
 mod text;
 mod tracking;
 mod verify;
@@ -173,6 +175,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// List the runs of the store
     Runs(runs::RunsArgs),
+    /// Compare several runs: a row each, with the params that differ and chosen cells
+    Compare(compare::CompareArgs),
     /// Show a run of another process while it goes on
     Watch(watch::WatchArgs),
     /// Compare two runs: params, stages, tables
@@ -343,6 +347,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Export(_)
             | Command::Audit(_)
             | Command::Diff(_)
+            | Command::Compare(_)
             | Command::Verify(_)
             | Command::ExportProvenance(_)
     );
@@ -352,6 +357,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Verify(_)
             | Command::Runs(_)
             | Command::Watch(_)
+            | Command::Compare(_)
             | Command::Diff(_)
             | Command::Gc(_)
     );
@@ -372,6 +378,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Export(args) => export::run(&args, registry, &store, &output),
         Command::Audit(args) => audit::run(&args, registry, &store, &output),
         Command::Runs(args) => runs::run(&args, &store, &output),
+        Command::Compare(args) => compare::run(&args, &store, &output),
         Command::Watch(args) => watch::run(&args, &store, &output),
         Command::Diff(args) => diff::run(&args, &store, &output),
         Command::Graph(args) => graph::run(&args, registry, &output),

@@ -100,6 +100,64 @@ fn runs_are_listed_and_compared() {
     );
 }
 
+const TABLE: &str = r#"
+name: table
+params: { mean: 0.5, n: 3 }
+stages:
+  scores:
+    kind: command
+    params:
+      run: "printf 'policy,seed,Mean,n\nppo,1,${mean},${n}\nppo,2,0.25,${n}\n' > t"
+      outputs: { out: { path: t, kind: table } }
+"#;
+
+#[test]
+fn tables_of_runs_are_compared_by_rows_that_name_their_axes() {
+    let space = Space::new(TABLE);
+    space.run(&[]);
+    space.run(&["--set", "mean=0.75"]);
+    space.run(&["--set", "mean=1", "--set", "n=4"]);
+    let diff = space.flowgraph(&["diff", "last-2", "last-1"]);
+    assert_eq!(diff.code, 0, "{}", diff.stderr);
+    assert!(diff.stdout.contains("out: "), "{}", diff.stdout);
+    let rows: Vec<&str> = diff
+        .stdout
+        .lines()
+        .filter(|line| line.contains("policy ppo"))
+        .collect();
+    assert_eq!(rows.len(), 1, "{}", diff.stdout);
+    assert!(
+        rows[0].contains("policy ppo, seed 1") && rows[0].contains("0.75"),
+        "{}",
+        rows[0]
+    );
+
+    let metric = "scores:policy ppo, seed 1:Mean";
+    let compared = json(&space, &["compare", "--metric", metric]);
+    let cell = |run: usize, column: &str| compared["runs"][run][column].clone();
+    let means: Vec<Json> = (0..3)
+        .map(|run| cell(run, "policy ppo, seed 1 Mean"))
+        .collect();
+    assert_eq!(means, ["0.5", "0.75", "1"]);
+    assert_eq!((cell(1, "mean"), cell(2, "n")), ("0.75".into(), "4".into()));
+    let two = space.flowgraph(&["compare", "last-1", "last-2"]);
+    assert_eq!(two.code, 0, "{}", two.stderr);
+    // Of these two no other param differs.
+    assert!(
+        two.stdout.contains("mean") && !two.stdout.contains(" n "),
+        "{}",
+        two.stdout
+    );
+    let wrong = space.flowgraph(&["compare", "--metric", "scores:ppo:Mean"]);
+    assert_eq!(wrong.code, 2);
+    assert!(
+        wrong.stderr.contains("rows: policy ppo, seed 1"),
+        "{}",
+        wrong.stderr
+    );
+    assert_eq!(space.flowgraph(&["compare", "--metric", "scores"]).code, 2);
+}
+
 #[test]
 fn what_no_run_and_no_pipeline_needs_goes_and_comes_back() {
     let space = Space::new(PIPELINE);

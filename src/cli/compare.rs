@@ -1,0 +1,231 @@
+//! `flowgraph compare`: several runs, a row each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Args;
+use indexmap::IndexMap;
+use serde_json::{Value as Json, json};
+
+use super::output::Output;
+use super::plan::value;
+use super::run::CLAIMS;
+use super::{Failure, diff, exit_code, show, table_rows};
+use crate::artifacts::table::{TABLE, Table};
+use crate::engine::fingerprint::flatten;
+use crate::engine::runs::{Run, RunStage};
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// Runs: ids or their beginnings, `last`, `last-1`; all that ended if none is named
+    runs: Vec<String>,
+    /// A cell of a table, as in `--metric table1:PPO:Mean`; without any the verdicts on claims
+    #[arg(long, short, value_name = "STAGE:ROW:COLUMN")]
+    metric: Vec<String>,
+}
+
+/// A cell that is compared.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Metric {
+    stage: String,
+    row: String,
+    column: String,
+}
+
+/// The column of the verdicts on claims.
+const VERDICT: &str = "Verdict";
+
+pub(super) fn run(args: &CompareArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let runs = runs(args, store)?;
+    let asked = args.metric.iter().map(|text| Metric::parse(text));
+    let asked = asked.collect::<Result<Vec<_>, _>>()?;
+    let mut tables = Vec::with_capacity(runs.len());
+    for (_, stages) in &runs {
+        tables.push(read_tables(store, stages, &asked)?);
+    }
+    let metrics = if asked.is_empty() {
+        verdicts(&tables)
+    } else {
+        check(&asked, &tables)?;
+        asked
+    };
+    let mut table = Table::new(format!("Runs of {}", store.root().display()));
+    let column = |of: &dyn Fn(&Run) -> String| -> Vec<Option<String>> {
+        runs.iter().map(|(run, _)| Some(of(run))).collect()
+    };
+    table.text_column("Run", column(&|run| run.description.run.clone()));
+    table.text_column("Pipeline", column(&|run| run.description.pipeline.clone()));
+    for (key, values) in changed_params(&runs) {
+        table.text_column(key, values);
+    }
+    for metric in &metrics {
+        let cells = tables.iter().map(|tables| metric.cell(tables));
+        table.text_column(metric.heading(), cells);
+    }
+    if output.json {
+        output.json(&json!({ "runs": table.rows_json() }));
+    } else {
+        output.data(&output.drawn(&table));
+    }
+    Ok(exit_code::OK)
+}
+
+/// The tables of a run, by stage, each with the names of its rows.
+type Tables = BTreeMap<String, (Table, IndexMap<String, usize>)>;
+
+impl Metric {
+    fn parse(text: &str) -> Result<Self, Failure> {
+        let parts: Vec<&str> = text.splitn(3, ':').collect();
+        match parts.as_slice() {
+            [stage, row, column] => Ok(Self {
+                stage: (*stage).to_owned(),
+                row: (*row).to_owned(),
+                column: (*column).to_owned(),
+            }),
+            _ => Err(Failure::usage(format!(
+                "`--metric {text}`: expected STAGE:ROW:COLUMN, such as `table1:PPO:Mean`"
+            ))),
+        }
+    }
+
+    fn cell(&self, tables: &Tables) -> Option<String> {
+        let (table, rows) = tables.get(&self.stage)?;
+        let row = *rows.get(&self.row)?;
+        let column = table
+            .columns
+            .iter()
+            .find(|column| column.name == self.column)?;
+        column.cell(row)
+    }
+
+    fn heading(&self) -> String {
+        if self.column == VERDICT {
+            self.row.clone()
+        } else {
+            format!("{} {}", self.row, self.column)
+        }
+    }
+}
+
+/// Finds the runs, with how their stages ended.
+fn runs(args: &CompareArgs, store: &Store) -> Result<Vec<(Run, Vec<RunStage>)>, Failure> {
+    let mut found = Vec::new();
+    if args.runs.is_empty() {
+        let all = Run::all(store).into_iter();
+        found.extend(all.filter_map(|run| {
+            let stages = run.stages()?;
+            Some((run, stages))
+        }));
+    }
+    for name in &args.runs {
+        found.push(diff::load(store, name)?);
+    }
+    if found.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} has no run that ended",
+            store.root().display()
+        )));
+    }
+    Ok(found)
+}
+
+/// Reads the first tables of the stages that are asked for, or of those that decide claims.
+fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<Tables, Failure> {
+    let is_asked = |stage: &RunStage| {
+        if asked.is_empty() {
+            stage.kind == CLAIMS
+        } else {
+            asked.iter().any(|metric| metric.stage == stage.stage)
+        }
+    };
+    let mut tables = Tables::new();
+    for stage in stages.iter().filter(|stage| is_asked(stage)) {
+        let Some(record) = stage.fingerprint.and_then(|fingerprint| {
+            store
+                .read_record(&fingerprint, stage.beside.as_deref())
+                .ok()
+                .flatten()
+        }) else {
+            continue;
+        };
+        let outputs = record.outputs.iter();
+        let mut outputs: Vec<_> = outputs
+            .filter(|(_, artifact)| artifact.kind == TABLE)
+            .collect();
+        // `table` is the first output of kinds that have several.
+        outputs.sort_by_key(|(name, _)| name.as_str() != TABLE);
+        if let Some((_, artifact)) = outputs.first() {
+            let table = show::read_table(store, artifact)?;
+            let rows = table_rows::named(&table, table_rows::axes(&table));
+            tables.insert(stage.stage.clone(), (table, rows));
+        }
+    }
+    Ok(tables)
+}
+
+/// The verdicts of all claims, in the order of the tables.
+fn verdicts(tables: &[Tables]) -> Vec<Metric> {
+    let mut metrics: Vec<Metric> = Vec::new();
+    for (stage, (_, rows)) in tables.iter().flatten() {
+        for row in rows.keys() {
+            let metric = Metric {
+                stage: stage.clone(),
+                row: row.clone(),
+                column: VERDICT.to_owned(),
+            };
+            if !metrics.contains(&metric) {
+                metrics.push(metric);
+            }
+        }
+    }
+    metrics
+}
+
+/// Refuses a cell that no run has.
+fn check(asked: &[Metric], tables: &[Tables]) -> Result<(), Failure> {
+    for metric in asked {
+        if tables.iter().any(|tables| metric.cell(tables).is_some()) {
+            continue;
+        }
+        let known = tables.iter().find_map(|tables| tables.get(&metric.stage));
+        let Metric { stage, row, column } = metric;
+        let hint = known.map(|(table, rows)| {
+            let rows: Vec<&str> = rows.keys().map(String::as_str).collect();
+            let columns: Vec<&str> = table.columns.iter().map(|column| &*column.name).collect();
+            format!("rows: {}; columns: {}", rows.join(", "), columns.join(", "))
+        });
+        return Err(Failure::Other {
+            message: format!(
+                "no run has a table of `{stage}` with a row `{row}` and a column `{column}`"
+            ),
+            hint,
+            code: exit_code::USAGE,
+        });
+    }
+    Ok(())
+}
+
+/// The params in which the runs differ, with the value in each.
+fn changed_params(runs: &[(Run, Vec<RunStage>)]) -> BTreeMap<String, Vec<Option<String>>> {
+    let flat = |run: &Run| -> BTreeMap<String, Json> {
+        let mut components = BTreeMap::new();
+        flatten("params", &run.description.params, &mut components);
+        components
+    };
+    let all: Vec<BTreeMap<String, Json>> = runs.iter().map(|(run, _)| flat(run)).collect();
+    let keys: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
+    let differs = |key: &&&String| {
+        all.iter()
+            .any(|params| params.get(**key) != all[0].get(**key))
+    };
+    keys.iter()
+        .filter(differs)
+        .map(|key| {
+            let values = all
+                .iter()
+                .map(|params| params.get(*key).map(|found| value(Some(found))));
+            let name = key.strip_prefix("params.").unwrap_or(key);
+            (name.to_owned(), values.collect())
+        })
+        .collect()
+}
