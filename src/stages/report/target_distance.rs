@@ -9,6 +9,7 @@ use super::groups::{Grouping, Row, row_named, within};
 use super::scored::{self, Scored};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::RunContext;
+use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
 use crate::stats::{mean, sample_std, softmax, total_variation};
