@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
 
 use super::super::Failure;
@@ -20,8 +20,6 @@ use crate::engine::stage::StageError;
 use crate::engine::store::Store;
 use crate::excerpt::excerpt;
 
-/// Bytes of all prompts and completions together.
-const MOST_BYTES: usize = 1_800_000;
 /// Bytes of one text.
 const LONGEST: usize = 1_200;
 
@@ -38,7 +36,7 @@ struct Samples {
 }
 
 /// One completion on the page.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Answer {
     /// Position of the stage that sampled it.
     stage: usize,
@@ -46,6 +44,13 @@ struct Answer {
     truncated: bool,
     /// By column of the page; `None` where it has no such column.
     scores: Vec<Option<f64>>,
+}
+
+/// As a list: there are tens of thousands, and names of fields would be half of the file.
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.stage, &self.text, self.truncated, &self.scores).serialize(serializer)
+    }
 }
 
 /// A prompt with what was answered.
@@ -56,11 +61,16 @@ struct Prompt {
     answers: Vec<Answer>,
 }
 
-/// Reads the completions of the results, as JSON: as many prompts as there is room for.
+/// Reads the completions of the results, as JSON: as many prompts as there is room for, in bytes.
 ///
-/// Prompts come in the order of their number within what was sampled, so that those that are left out are left out of
-/// every stage alike.
-pub(super) fn read(pipeline: &Pipeline, store: &Store, results: &Results) -> Result<Json, Failure> {
+/// Prompts that several stages answered come first, in the order of their number within what was sampled, so that those
+/// that are left out are left out of every stage alike.
+pub(super) fn read(
+    pipeline: &Pipeline,
+    store: &Store,
+    results: &Results,
+    mut room: usize,
+) -> Result<Json, Failure> {
     let samples = sampled(pipeline, store, results)?;
     let mut columns: Vec<&str> = Vec::new();
     for column in samples.iter().flat_map(|samples| &samples.scores) {
@@ -74,19 +84,19 @@ pub(super) fn read(pipeline: &Pipeline, store: &Store, results: &Results) -> Res
     }
     let mut prompts: Vec<(usize, Prompt)> = prompts.into_values().collect();
     // Stable: those of one number stay in the order of the stages.
-    prompts.sort_by_key(|(number, _)| *number);
+    prompts.sort_by_key(|(number, prompt)| (prompt.answers.len() == 1, *number));
     let all = prompts.len();
     let mut shown = Vec::new();
-    let mut left = MOST_BYTES;
     let mut cut = 0;
     for (_, mut prompt) in prompts {
-        cut += prompt.shorten();
+        let long = prompt.shorten();
         let told = readable(&prompt).map_err(StageError::from)?;
-        let length = in_script(&told).len();
-        if length > left {
+        let length = in_script(&told).len() + 1;
+        if length > room {
             break;
         }
-        left -= length;
+        room -= length;
+        cut += long;
         shown.push(told);
     }
     let told = json!({ "columns": columns, "prompts": shown, "all": all, "cut": cut });

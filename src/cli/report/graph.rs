@@ -16,13 +16,13 @@ const MOST_NODES: usize = 400;
 /// How often the layers are put in order.
 const SWEEPS: usize = 8;
 /// The size of a node, and the room between nodes, in pixels.
-const WIDTH: f64 = 176.0;
+const WIDTH: f64 = 184.0;
 const HEIGHT: f64 = 42.0;
 const BETWEEN_LAYERS: f64 = 52.0;
 const BETWEEN_NODES: f64 = 12.0;
 const MARGIN: f64 = 8.0;
 /// Characters of a node's name that have room in it.
-const WIDEST: usize = 25;
+const WIDEST: usize = 22;
 
 /// What is drawn.
 #[derive(Debug, Serialize)]

@@ -27,6 +27,9 @@ const TEMPLATE: &str = include_str!("template.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
+/// Bytes of the file: what everything else leaves of them is for completions.
+const MOST_BYTES: usize = 4_500_000;
+
 /// What the template shows.
 #[derive(Debug, Serialize)]
 struct Page<'a> {
@@ -78,11 +81,14 @@ pub(super) fn report(pipeline: &Pipeline, store: &Store, results: &Results) -> R
     };
     let shown = page.claims.iter().chain(&page.tables);
     let names: BTreeMap<&str, _> = shown.map(|table| (table.name.as_str(), &table.names)).collect();
-    let data = json!({
+    let mut data = json!({
         "names": readable(&names).map_err(StageError::from)?,
         "stages": stages::read(pipeline, store, plans, &provenance)?,
-        "completions": completions::read(pipeline, store, results)?,
+        "order": pipeline.order,
+        "completions": {},
     });
+    let without = fill(&page, &in_script(&data))?.len();
+    data["completions"] = completions::read(pipeline, store, results, MOST_BYTES.saturating_sub(without))?;
     fill(&page, &in_script(&data))
 }
 
@@ -124,6 +130,8 @@ fn fill(page: &Page<'_>, data: &str) -> Result<String, Failure> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+    // Browsers encode whatever else a link cannot hold.
+    environment.add_filter("fragment", |name: String| name.replace('%', "%25"));
     environment.add_template("report", TEMPLATE).map_err(broken)?;
     let page = readable(page).map_err(StageError::from)?;
     let values = minijinja::context! {

@@ -2,7 +2,7 @@
 // What a report does beyond being read: sorting, the panel of a stage or a cell, completions, links into all of them.
 // Texts become text nodes and attributes only, never markup.
 (() => {
-  const { stages, completions, names } = JSON.parse(document.getElementById("data").textContent);
+  const { stages, order, completions, names } = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const collator = new Intl.Collator("en", { numeric: true });
   const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
@@ -13,7 +13,7 @@
       if (typeof value === "function") element.addEventListener(name, value);
       else if (value !== null) element.setAttribute(name, value);
     }
-    element.append(...children.flat().filter((child) => child !== null));
+    element.append(...children.flat(Infinity).filter((child) => child !== null));
     return element;
   };
   const row = (heading, ...cells) => make("tr", null, make("th", { scope: "row" }, heading), cells.map((cell) => make("td", null, cell)));
@@ -102,11 +102,11 @@
       ? [...entry(members[0]), ` ${stages[members[0]].kind}`]
       : make("details", null, make("summary", null, `${template}: ${count(members.length, "stage")}, ${stages[members[0]].kind}`), list(members.map(entry)))));
   };
-  /** The stages that some stages are made of, nearest first, themselves included. */
+  /** The stages that some stages are made of, themselves included, each before what it is made of. */
   const upstream = (starts) => {
     const reached = new Set(starts);
     for (const at of reached) stages[at].inputs.forEach(([, producer]) => reached.add(producer));
-    return [...reached];
+    return order.filter((at) => reached.has(at)).reverse();
   };
 
   // ---- Panel
@@ -115,7 +115,7 @@
   let opener = null;
   const open = (title, ...content) => {
     if (panel.hidden) opener = document.activeElement;
-    panel.replaceChildren(make("button", { type: "button", class: "close", click: close }, "Close"), make("h3", { id: "panel-title" }, title), ...content.flat());
+    panel.replaceChildren(make("button", { type: "button", class: "close", click: close }, "Close"), make("h3", { id: "panel-title" }, title), ...content.flat(Infinity));
     panel.hidden = false;
     panel.scrollTop = 0;
     panel.focus();
@@ -176,7 +176,13 @@
     const isNamed = (axis, label) => cells.get(axis) === label || cells.get(axis) === shown[label];
     const labelled = inputs.filter(([, at]) => stages[at].axes.some(([axis]) => cells.has(axis)));
     const own = labelled.filter(([, at]) => stages[at].axes.every(([axis, label]) => !cells.has(axis) || isNamed(axis, label)));
-    const others = inputs.filter((input) => !labelled.includes(input));
+    // An axis may name stages: what one of these made belongs to the rows with its name, as a training's curve does.
+    const named = labelled.flatMap(([, at]) => stages[at].axes.filter(([axis]) => cells.has(axis)));
+    const isOthers = ([, at]) => {
+      const meant = named.filter(([, label]) => label === stages[at].template || label.startsWith(`${stages[at].template}.`));
+      return meant.length > 0 && !meant.some(([axis, label]) => isNamed(axis, label));
+    };
+    const others = inputs.filter((input) => !labelled.includes(input) && !isOthers(input));
     return { isOwn: own.length > 0, from: [...new Set((own.length > 0 ? [...own, ...others] : inputs).map(([, at]) => at))] };
   };
   const showCell = (cell) => {
@@ -245,13 +251,13 @@
   const ON_A_PAGE = 10;
   const { columns, prompts } = completions;
   const asked = { text: "", template: "", page: 0, chosen: -1 };
-  const isAsked = ({ stage }) => asked.template === "" || stages[stage].template === asked.template;
+  const isAsked = ([stage]) => asked.template === "" || stages[stage].template === asked.template;
   const matching = () => {
     const text = asked.text.toLowerCase();
     const has = (words) => words.toLowerCase().includes(text);
     return [...prompts.keys()].filter((at) => {
       const answers = prompts[at].answers.filter(isAsked);
-      return answers.length > 0 && (text === "" || has(prompts[at].text) || answers.some((answer) => has(answer.text)));
+      return answers.length > 0 && (text === "" || has(prompts[at].text) || answers.some(([, words]) => has(words)));
     });
   };
   const marked = (words) => {
@@ -271,11 +277,11 @@
   const showPrompt = (at) => {
     const { text, sample, answers } = prompts[at];
     const shown = answers.filter(isAsked);
-    const used = columns.map((_, column) => column).filter((column) => shown.some((answer) => answer.scores[column] !== null));
+    const used = columns.map((_, column) => column).filter((column) => shown.some(([, , , scores]) => scores[column] !== null));
     const heading = (words, isNumber) => make("th", { scope: "col", class: isNumber ? "number" : null }, words);
-    const line = (answer) => make("tr", null, make("td", null, linkTo(answer.stage)),
-      make("td", { class: "answer" }, ...marked(answer.text), answer.truncated ? make("em", { class: "note" }, " (the horizon ended it)") : ""),
-      used.map((column) => answer.scores[column] === null ? make("td") : make("td", { "data-number": answer.scores[column] }, String(answer.scores[column]))));
+    const line = ([stage, words, isTruncated, scores]) => make("tr", null, make("td", null, linkTo(stage)),
+      make("td", { class: "answer" }, marked(words), isTruncated ? make("em", { class: "note" }, " (the horizon ended it)") : ""),
+      used.map((column) => scores[column] === null ? make("td") : make("td", { "data-number": scores[column], "data-name": columns[column] }, String(scores[column]))));
     return make("article", { class: at === asked.chosen ? "prompt chosen" : "prompt", id: `prompt=${at}` },
       link("prompt", at, `Prompt ${at}${sample > 0 ? `, sample ${sample}` : ""}`), make("p", { class: "question" }, ...marked(text)),
       make("div", { class: "scroll" }, make("table", null,
@@ -308,7 +314,7 @@
   if (prompts.length > 0) {
     byId("completions").hidden = false;
     byId("to-completions").hidden = false;
-    const sampled = new Set(prompts.flatMap(({ answers }) => answers.map(({ stage }) => stages[stage].template)));
+    const sampled = new Set(prompts.flatMap(({ answers }) => answers.map(([stage]) => stages[stage].template)));
     const option = (value, text) => make("option", { value }, text);
     byId("sampled").append(option("", "all"), ...[...sampled].map((template) => option(template, template)));
     const notes = ["The same prompt answered by each stage that sampled it."];
