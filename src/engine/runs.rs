@@ -223,7 +223,9 @@ fn new_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
 
 /// Returns where the run of a folder writes what a stage says.
 pub(super) fn log_path(folder: &Path, stage: &str) -> PathBuf {
-    folder.join("logs").join(format!("{}.log", file_name(stage)))
+    folder
+        .join("logs")
+        .join(format!("{}.log", file_name(stage)))
 }
 
 /// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so

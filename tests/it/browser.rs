@@ -26,7 +26,10 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts Chromium; `None` if there is none and nobody asked for one.
     pub(crate) fn start() -> Option<Self> {
-        let found = Command::new("sh").args(["-c", "command -v chromium"]).output().unwrap();
+        let found = Command::new("sh")
+            .args(["-c", "command -v chromium"])
+            .output()
+            .unwrap();
         if !found.status.success() {
             assert!(
                 std::env::var_os(REQUIRED).is_none(),
@@ -39,7 +42,15 @@ impl Browser {
         // The protocol is spoken over the files 3 and 4.
         let pipes = "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null";
         let mut child = Command::new("sh")
-            .args(["-c", pipes, "sh", "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"])
+            .args([
+                "-c",
+                pipes,
+                "sh",
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--remote-debugging-pipe",
+            ])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -96,7 +107,9 @@ impl Browser {
     /// Opens a file in a new document, and waits until it is there.
     pub(crate) fn open(&mut self, file: &Path, fragment: &str) {
         self.call("Page.navigate", json!({ "url": "about:blank" }));
-        wait_until("the page is left", || (self.eval("location.href") == "about:blank").then_some(()));
+        wait_until("the page is left", || {
+            (self.eval("location.href") == "about:blank").then_some(())
+        });
         self.events.clear();
         let url = format!("file://{}{fragment}", file.display());
         self.call("Page.navigate", json!({ "url": url }));
@@ -108,17 +121,25 @@ impl Browser {
 
     /// Evaluates an expression in the page, waiting for what it promises.
     pub(crate) fn eval(&mut self, expression: &str) -> Json {
-        let asked = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let asked =
+            json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut answer = self.call("Runtime.evaluate", asked);
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
+        assert!(
+            answer["exceptionDetails"].is_null(),
+            "{expression}: {answer}"
+        );
         answer["result"]["value"].take()
     }
 
     /// Presses a key where the focus is.
     pub(crate) fn press(&mut self, key: &str) {
-        let text = if key == "Enter" { "\r" } else { "" };
+        let is_enter = key == "Enter";
         for kind in ["keyDown", "keyUp"] {
-            let event = json!({ "type": kind, "key": key, "code": key, "text": if kind == "keyDown" { text } else { "" } });
+            let mut event = json!({ "type": kind, "key": key, "code": key });
+            if is_enter {
+                event["windowsVirtualKeyCode"] = json!(13);
+                event["text"] = json!("\r");
+            }
             self.call("Input.dispatchKeyEvent", event);
         }
     }
@@ -127,15 +148,26 @@ impl Browser {
     pub(crate) fn console(&mut self) -> Vec<Json> {
         // Whatever was said before the answer has then come.
         self.eval("new Promise((done) => setTimeout(done, 50))");
-        let said = ["Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"];
+        let said = [
+            "Runtime.exceptionThrown",
+            "Runtime.consoleAPICalled",
+            "Log.entryAdded",
+        ];
         let events = self.events.iter();
-        events.filter(|event| said.iter().any(|said| event["method"] == *said)).cloned().collect()
+        events
+            .filter(|event| said.iter().any(|said| event["method"] == *said))
+            .cloned()
+            .collect()
     }
 
     /// What the page asked for, by URL.
     pub(crate) fn requests(&self) -> Vec<&str> {
-        let sent = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
-        sent.filter_map(|event| event["params"]["request"]["url"].as_str()).collect()
+        let sent = self
+            .events
+            .iter()
+            .filter(|event| event["method"] == "Network.requestWillBeSent");
+        sent.filter_map(|event| event["params"]["request"]["url"].as_str())
+            .collect()
     }
 }
 

@@ -71,8 +71,7 @@ stages:
 fn a_page_shows_every_table_and_the_plan_that_made_them() {
     const REPORT: [&str; 4] = ["report", "p.yaml", "--format", "markdown"];
     let space = Space::new(MEASURED);
-    let write =
-        |args: &[&str]| space.flowgraph(&[&REPORT[..], &["--out", "p.md"], args].concat());
+    let write = |args: &[&str]| space.flowgraph(&[&REPORT[..], &["--out", "p.md"], args].concat());
     let over = space.flowgraph(&[&REPORT[..], &["--out", "p.yaml", "--force"]].concat());
     assert_eq!(over.code, 2, "{}", over.stderr);
     assert!(over.stderr.contains("must end in `.md`"), "{}", over.stderr);

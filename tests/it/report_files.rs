@@ -66,7 +66,9 @@ fn the_same_store_gives_the_same_bytes_but_for_the_line_that_says_when() {
     let space = scored("");
     assert_eq!(space.flowgraph(&["run", "p.yaml", "-q"]).code, 0);
     let stable = |text: &str| -> Vec<String> {
-        let lines = text.lines().filter(|line| !line.starts_with("<p id=\"written\">"));
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with("<p id=\"written\">"));
         lines.map(str::to_owned).collect()
     };
     let first = written(&space).0;
@@ -101,7 +103,11 @@ fn tables_and_verdicts_are_read_without_a_script() {
     assert_eq!(report.matches("<script").count(), 2, "data and our own");
     assert_eq!(report.matches("</script").count(), 2);
     let visible = |c: &char| !c.is_control() || "\n\t".contains(*c);
-    assert!(report.chars().all(|c| visible(&c) && !('\u{2028}'..='\u{202e}').contains(&c)));
+    assert!(
+        report
+            .chars()
+            .all(|c| visible(&c) && !('\u{2028}'..='\u{202e}').contains(&c))
+    );
 }
 
 #[test]
@@ -112,7 +118,11 @@ fn a_report_of_a_run_that_failed_says_what_is_missing() {
     );
     let nothing = space.flowgraph(&["report", "p.yaml"]);
     assert_eq!(nothing.code, 1, "{}", nothing.stderr);
-    assert!(nothing.stderr.contains("no stage has a result"), "{}", nothing.stderr);
+    assert!(
+        nothing.stderr.contains("no stage has a result"),
+        "{}",
+        nothing.stderr
+    );
     assert!(!space.path("report.html").exists());
     assert_eq!(space.flowgraph(&["run", "p.yaml", "-q"]).code, 1);
     let (report, said) = written(&space);
@@ -131,12 +141,74 @@ fn a_report_of_a_run_that_failed_says_what_is_missing() {
 }
 
 #[test]
+fn verdicts_of_an_audit_stand_on_the_results_that_they_are_on() {
+    let space = scored("");
+    assert_eq!(space.flowgraph(&["run", "p.yaml", "-q"]).code, 0);
+    let audit = space
+        .program(&["audit", "p.yaml", "table1", "figure", "--json"])
+        .output()
+        .unwrap();
+    let audit = String::from_utf8(audit.stdout).unwrap();
+    space.write("audit.json", &audit);
+    let write =
+        |space: &Space| space.flowgraph(&["report", "p.yaml", "--force", "--audit", "audit.json"]);
+    let outcome = write(&space);
+    assert_eq!(
+        (outcome.code, &*outcome.stderr),
+        (0, "scored -> report.html\n")
+    );
+    let table = "Audit: reproduced; 1 of 19 stages behind it compared";
+    let report = space.read("report.html");
+    assert!(report.contains(table), "{audit}");
+    let of_figure =
+        "\"audit\":[{\"condition\":\"cpu, 1 thread\",\"reason\":null,\"words\":\"reproduced\"}]";
+    assert_eq!(report.matches(of_figure).count(), 2, "figure and table1");
+    assert!(!written(&space).0.contains(table), "nobody gave it");
+    // Another title makes another result, which nobody audited.
+    space.write(
+        "p.yaml",
+        &space.read("p.yaml").replace("Table <b>1</b>", "Table 1"),
+    );
+    assert_eq!(space.flowgraph(&["run", "p.yaml", "-q"]).code, 0);
+    let outcome = write(&space);
+    assert!(
+        outcome
+            .stderr
+            .starts_with("warning: 1 verdict of audit.json not on these results: left out"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!space.read("report.html").contains("Audit: reproduced"));
+    space.write("audit.json", "{}");
+    let outcome = write(&space);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .contains("audit.json is no audit: missing field `findings`"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
 fn a_report_goes_where_it_may() {
     let space = scored("");
-    assert_eq!(space.flowgraph(&["run", "p.yaml", "--only", "figure", "-q"]).code, 0);
+    assert_eq!(
+        space
+            .flowgraph(&["run", "p.yaml", "--only", "figure", "-q"])
+            .code,
+        0
+    );
     for (args, part) in [
-        (&["--out", "p.yaml"][..], "the name of a report in HTML must end in `.html`, found `p.yaml`"),
-        (&["--format", "markdown", "--out", "p.html"], "in Markdown must end in `.md`"),
+        (
+            &["--out", "p.yaml"][..],
+            "the name of a report in HTML must end in `.html`, found `p.yaml`",
+        ),
+        (
+            &["--format", "markdown", "--out", "p.html"],
+            "in Markdown must end in `.md`",
+        ),
     ] {
         let outcome = space.flowgraph(&[&["report", "p.yaml", "--force"], args].concat());
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
@@ -150,7 +222,12 @@ fn a_report_goes_where_it_may() {
         "error: report.html exists\nhint: choose another file, or give `--force`\n"
     );
     assert_eq!(space.read("report.html"), "mine");
-    assert_eq!(space.flowgraph(&["report", "p.yaml", "--out", "sub/r.html"]).code, 0);
+    assert_eq!(
+        space
+            .flowgraph(&["report", "p.yaml", "--out", "sub/r.html"])
+            .code,
+        0
+    );
     assert!(space.read("sub/r.html").contains("<h1>scored</h1>"));
     let object = space.object("figure");
     let mut permissions = std::fs::metadata(&object).unwrap().permissions();

@@ -80,7 +80,8 @@ pub(super) fn read(
     }
     let mut prompts: IndexMap<Key, (usize, Prompt)> = IndexMap::new();
     for one in &samples {
-        one.add_to(&mut prompts, &columns).map_err(StageError::from)?;
+        one.add_to(&mut prompts, &columns)
+            .map_err(StageError::from)?;
     }
     let mut prompts: Vec<(usize, Prompt)> = prompts.into_values().collect();
     // Stable: those of one number stay in the order of the stages.
@@ -114,7 +115,10 @@ fn sampled(pipeline: &Pipeline, store: &Store, results: &Results) -> Result<Vec<
         .collect();
     // What each was made of: other completions, if it scores those and no others.
     let scored = |found: &Found| {
-        let items = pipeline.stages[found.stage].inputs.iter().flat_map(|input| &input.items);
+        let items = pipeline.stages[found.stage]
+            .inputs
+            .iter()
+            .flat_map(|input| &input.items);
         let mut scored = items.filter_map(|item| at.get(&(item.producer, item.output.as_str())));
         scored.next().copied().filter(|_| scored.next().is_none())
     };
@@ -173,8 +177,15 @@ impl Samples {
     }
 
     /// Puts each completion to its prompt, with the scores by `columns`.
-    fn add_to(&self, prompts: &mut IndexMap<Key, (usize, Prompt)>, columns: &[&str]) -> Result<(), TableError> {
-        let (ids, samples) = (self.table.numbers("question_id")?, self.table.numbers("sample")?);
+    fn add_to(
+        &self,
+        prompts: &mut IndexMap<Key, (usize, Prompt)>,
+        columns: &[&str],
+    ) -> Result<(), TableError> {
+        let (ids, samples) = (
+            self.table.numbers("question_id")?,
+            self.table.numbers("sample")?,
+        );
         let questions = self.table.texts("question")?;
         let texts = self.table.texts("completion")?;
         let truncated = self.table.numbers("truncated")?;
@@ -190,13 +201,25 @@ impl Samples {
                 stage: self.stage,
                 text: texts[row].clone().unwrap_or_default(),
                 truncated: truncated[row] == Some(1.0),
-                scores: scores.iter().map(|column| rounded((*column)?, row)).collect(),
+                scores: scores
+                    .iter()
+                    .map(|column| rounded((*column)?, row))
+                    .collect(),
             };
             let empty = || {
                 let text = text.clone();
-                (row, Prompt { text, sample, answers: Vec::new() })
+                (
+                    row,
+                    Prompt {
+                        text,
+                        sample,
+                        answers: Vec::new(),
+                    },
+                )
             };
-            let prompt = prompts.entry((number(ids), sample, text.clone())).or_insert_with(empty);
+            let prompt = prompts
+                .entry((number(ids), sample, text.clone()))
+                .or_insert_with(empty);
             prompt.1.answers.push(answer);
         }
         Ok(())
@@ -209,7 +232,8 @@ impl Prompt {
         let answers = self.answers.iter_mut().map(|answer| &mut answer.text);
         let texts = answers.chain([&mut self.text]);
         let long = texts.filter(|text| text.len() > LONGEST);
-        long.map(|text| *text = excerpt(text, LONGEST).into_owned()).count()
+        long.map(|text| *text = excerpt(text, LONGEST).into_owned())
+            .count()
     }
 }
 

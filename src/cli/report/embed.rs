@@ -65,7 +65,10 @@ mod tests {
         assert!(!text.contains('<'), "{text}");
         assert!(text.is_ascii(), "{text}");
         assert_eq!(serde_json::from_str::<Json>(&text).unwrap(), readable);
-        assert_eq!(readable["a</script>"][1], "\\u{2028}\\u{1b}[31m\\u{202e}txt");
+        assert_eq!(
+            readable["a</script>"][1],
+            "\\u{2028}\\u{1b}[31m\\u{202e}txt"
+        );
         assert_eq!(readable["line"], "one\n\ttwo");
         // Where nobody made it readable first, it still ends no line of a script.
         assert_eq!(in_script(&json!("\u{2028}")), "\"\\u2028\"");

@@ -41,7 +41,10 @@ impl Fact {
 
 /// Tells of the results in `provenance`; `tables` are the positions of the stages that make the pipeline's tables.
 pub(super) fn of(pipeline: &Pipeline, provenance: &Provenance<'_>, tables: &[usize]) -> Vec<Fact> {
-    let axes = pipeline.stages.iter().filter_map(|stage| stage.axes.get(SEED));
+    let axes = pipeline
+        .stages
+        .iter()
+        .filter_map(|stage| stage.axes.get(SEED));
     let seeds: IndexSet<String> = axes.cloned().collect();
     let seconds: f64 = made(provenance).map(|made| made.seconds).sum();
     let plan = (!tables.is_empty()).then(|| outline::of(pipeline, tables).to_string());
@@ -56,7 +59,10 @@ pub(super) fn of(pipeline: &Pipeline, provenance: &Provenance<'_>, tables: &[usi
         all("device", provenance, |made| &made.device),
         all("numerics", provenance, |made| &made.numerics),
     ];
-    facts.into_iter().filter(|fact| !fact.values.is_empty()).collect()
+    facts
+        .into_iter()
+        .filter(|fact| !fact.values.is_empty())
+        .collect()
 }
 
 /// Returns how the results were made.

@@ -55,7 +55,10 @@ pub(super) fn read(
             };
             left = left.saturating_sub(url.as_ref().map_or(0, String::len));
             figures.push(FigureView {
-                name: format!("{}.{}/{}", pipeline.stages[found.stage].name, found.output, file.path),
+                name: format!(
+                    "{}.{}/{}",
+                    pipeline.stages[found.stage].name, found.output, file.path
+                ),
                 stage: found.stage,
                 url,
             });

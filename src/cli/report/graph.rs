@@ -65,7 +65,11 @@ pub(super) fn draw(pipeline: &Pipeline, plans: &[StagePlan]) -> Option<Drawing> 
     if names.len() > MOST_NODES {
         return None;
     }
-    let at: BTreeMap<&str, usize> = names.iter().enumerate().map(|(at, (name, _))| (&**name, at)).collect();
+    let at: BTreeMap<&str, usize> = names
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| (&**name, at))
+        .collect();
     let mut nodes: Vec<Node> = names.iter().map(node).collect();
     for (stage, plan) in pipeline.stages.iter().zip(plans) {
         let node = &mut nodes[at[folded_name(stage).as_str()]];
@@ -135,12 +139,16 @@ fn layers(pipeline: &Pipeline, at: &BTreeMap<&str, usize>, edges: &[Edge]) -> Ve
     let mut depth = vec![0; at.len()];
     for stage in &pipeline.order {
         let needs = pipeline.graph.needs(*stage).into_iter();
-        let own = needs.map(|need| depth_of_stage[need] + 1).max().unwrap_or(0);
+        let own = needs
+            .map(|need| depth_of_stage[need] + 1)
+            .max()
+            .unwrap_or(0);
         depth_of_stage[*stage] = own;
         let node = &mut depth[at[folded_name(&pipeline.stages[*stage]).as_str()]];
         *node = own.max(*node);
     }
-    let mut layers: Vec<Vec<usize>> = vec![Vec::new(); depth.iter().max().map_or(0, |most| most + 1)];
+    let mut layers: Vec<Vec<usize>> =
+        vec![Vec::new(); depth.iter().max().map_or(0, |most| most + 1)];
     for (node, depth) in depth.iter().enumerate() {
         layers[*depth].push(node);
     }
@@ -161,7 +169,8 @@ fn layers(pipeline: &Pipeline, at: &BTreeMap<&str, usize>, edges: &[Edge]) -> Ve
                 }
                 connected.iter().sum::<f64>() / connected.len() as f64
             };
-            let mut placed: Vec<(f64, usize)> = layer.iter().map(|node| (mean(*node), *node)).collect();
+            let mut placed: Vec<(f64, usize)> =
+                layer.iter().map(|node| (mean(*node), *node)).collect();
             placed.sort_by(|a, b| a.0.total_cmp(&b.0));
             *layer = placed.into_iter().map(|(_, node)| node).collect();
         }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::super::results::Results;
 use super::super::{Failure, exit_code};
+use super::audit::Audit;
 use super::embed::{in_script, policy_hash, readable};
 use super::facts::{self, Fact};
 use super::figures::{self, FigureView};
@@ -57,11 +58,16 @@ struct Missing<'a> {
 }
 
 /// Writes the report of a pipeline, of which something may be missing.
-pub(super) fn report(pipeline: &Pipeline, store: &Store, results: &Results) -> Result<String, Failure> {
+pub(super) fn report(
+    pipeline: &Pipeline,
+    store: &Store,
+    results: &Results,
+    audit: &Audit,
+) -> Result<String, Failure> {
     let plans = &results.plans;
     let everything = vec![true; plans.len()];
     let provenance = Provenance::of(pipeline, store, plans, &everything);
-    let (claims, tables) = tables::read(pipeline, store, results)?;
+    let (claims, tables) = tables::read(pipeline, store, results, audit)?;
     let page = Page {
         name: &pipeline.name,
         description: &pipeline.description,
@@ -80,15 +86,18 @@ pub(super) fn report(pipeline: &Pipeline, store: &Store, results: &Results) -> R
         ),
     };
     let shown = page.claims.iter().chain(&page.tables);
-    let names: BTreeMap<&str, _> = shown.map(|table| (table.name.as_str(), &table.names)).collect();
+    let names: BTreeMap<&str, _> = shown
+        .map(|table| (table.name.as_str(), &table.names))
+        .collect();
     let mut data = json!({
         "names": readable(&names).map_err(StageError::from)?,
-        "stages": stages::read(pipeline, store, plans, &provenance)?,
+        "stages": stages::read(pipeline, store, plans, &provenance, audit)?,
         "order": pipeline.order,
         "completions": {},
     });
     let without = fill(&page, &in_script(&data))?.len();
-    data["completions"] = completions::read(pipeline, store, results, MOST_BYTES.saturating_sub(without))?;
+    data["completions"] =
+        completions::read(pipeline, store, results, MOST_BYTES.saturating_sub(without))?;
     fill(&page, &in_script(&data))
 }
 
@@ -112,12 +121,19 @@ fn missing<'a>(pipeline: &'a Pipeline, plans: &[StagePlan]) -> Vec<Missing<'a>> 
             template: &stage.template,
             missing: 0,
             all: 0,
-            is_table: stage.stage.outputs().iter().any(|output| output.kind == TABLE),
+            is_table: stage
+                .stage
+                .outputs()
+                .iter()
+                .any(|output| output.kind == TABLE),
         });
         one.all += 1;
         one.missing += usize::from(plan.decision != Decision::Cached);
     }
-    templates.into_values().filter(|one| one.missing > 0).collect()
+    templates
+        .into_values()
+        .filter(|one| one.missing > 0)
+        .collect()
 }
 
 /// Fills the template. Every text in it is escaped; style, script and data are the only ones that are put in as they are.
@@ -132,7 +148,9 @@ fn fill(page: &Page<'_>, data: &str) -> Result<String, Failure> {
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     // Browsers encode whatever else a link cannot hold.
     environment.add_filter("fragment", |name: String| name.replace('%', "%25"));
-    environment.add_template("report", TEMPLATE).map_err(broken)?;
+    environment
+        .add_template("report", TEMPLATE)
+        .map_err(broken)?;
     let page = readable(page).map_err(StageError::from)?;
     let values = minijinja::context! {
         page => Value::from_serialize(page),

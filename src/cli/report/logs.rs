@@ -77,7 +77,11 @@ impl Logs {
         if start.bytes == 0 && start.failure.is_none() {
             return None;
         }
-        let most = if start.failure.is_some() { MOST_BYTES } else { self.share };
+        let most = if start.failure.is_some() {
+            MOST_BYTES
+        } else {
+            self.share
+        };
         let (text, left_out) = end_of(&start.log, most).unwrap_or_default();
         Some(LogView {
             run: start.run.clone(),
@@ -117,7 +121,10 @@ mod tests {
             fs_err::write(&path, text).unwrap();
             end_of(&path, most).unwrap()
         };
-        assert_eq!(end("one\ntwo\nthree\n", 100), ("one\ntwo\nthree\n".to_owned(), 0));
+        assert_eq!(
+            end("one\ntwo\nthree\n", 100),
+            ("one\ntwo\nthree\n".to_owned(), 0)
+        );
         assert_eq!(end("one\ntwo\nthree\n", 8), ("three\n".to_owned(), 8));
         assert_eq!(end("oneline", 4), ("line".to_owned(), 3));
         assert_eq!(end("", 4), (String::new(), 0));

@@ -9,10 +9,12 @@
 //!   graph        the stages drawn, matrices folded
 //!   stages       what is known of each stage
 //!   logs         what stages wrote
+//!   audit        verdicts of an audit
 //!   completions  what policies answered to the same prompts
 //!   embed        texts from outside made harmless in HTML
 //! ```
 
+mod audit;
 mod completions;
 mod embed;
 mod facts;
@@ -28,8 +30,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use audit::Audit;
+
 use super::output::{Output, counted};
 use super::{Failure, PipelineOptions, exit_code, results};
+use crate::engine::plan::StagePlan;
+use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 use crate::engine::store::Store;
 use crate::files::write_whole;
@@ -49,6 +55,9 @@ pub(super) struct ReportArgs {
     /// File to write (default: `report.html` or `report.md`)
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Show the verdicts that `flowgraph audit --json` printed into this file, as far as they are on these results
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
     /// Replace a file that is there already
     #[arg(long)]
     force: bool,
@@ -95,19 +104,48 @@ pub(super) fn run(
             if results.found.is_empty() {
                 results::tell_missing(true, missing, output)?;
             }
-            html::report(&pipeline, store, &results)?
+            let audit = args.audit(&pipeline, &results.plans, output)?;
+            html::report(&pipeline, store, &results, &audit)?
         }
     };
     write_whole(&file, &mut text.as_bytes())?;
     output.line(&format!("{} -> {}", pipeline.name, file.display()));
     if missing > 0 && args.format == Format::Html {
-        let message = format!("{} without a result: the report says which", counted(missing, "stage"));
+        let message = format!(
+            "{} without a result: the report says which",
+            counted(missing, "stage")
+        );
         output.warning(&message, "`flowgraph run` makes them");
     }
     Ok(exit_code::OK)
 }
 
 impl ReportArgs {
+    /// Reads the verdicts that were asked for.
+    fn audit(
+        &self,
+        pipeline: &Pipeline,
+        plans: &[StagePlan],
+        output: &Output,
+    ) -> Result<Audit, Failure> {
+        let Some(path) = &self.audit else {
+            return Ok(Audit::default());
+        };
+        let audit = Audit::read(path, pipeline, plans)?;
+        if audit.others > 0 {
+            let verdicts = counted(audit.others, "verdict");
+            let message = format!(
+                "{verdicts} of {} not on these results: left out",
+                path.display()
+            );
+            output.warning(
+                &message,
+                "`flowgraph audit --json` audits those that are there now",
+            );
+        }
+        Ok(audit)
+    }
+
     /// Checks that the report may be written where it goes.
     fn check(&self, file: &Path) -> Result<(), Failure> {
         // `--force` must not write over a pipeline or a program.
@@ -119,7 +157,9 @@ impl ReportArgs {
                     self.format.name(),
                     file.display()
                 ),
-                hint: Some("`--format html` and `--format markdown` say what is written".to_owned()),
+                hint: Some(
+                    "`--format html` and `--format markdown` say what is written".to_owned(),
+                ),
                 code: exit_code::USAGE,
             });
         }

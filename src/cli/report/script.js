@@ -59,6 +59,8 @@
   const outputsOf = ({ details: { outputs } }) => outputs.length === 0 ? [] : part("Outputs", ...outputs.map((output) => make("div", null,
     make("p", null, make("strong", null, output.name), ` ${output.kind}, ${bytes(output.bytes)} `, digest(output.digest)),
     list(output.files.map(([path, size, value]) => [path, ` ${bytes(size)} `, digest(value)])))));
+  const auditOf = ({ details: { audit } }) => audit.length === 0 ? [] : part("Audit", list(audit.map(({ words, condition, reason }) =>
+    `${words} (${condition})${reason ? `: ${reason}` : ""}`)));
   const logOf = ({ details: { log } }) => !log?.text ? [] : part(`End of its log, run ${log.run}`,
     log.left_out > 0 ? make("p", { class: "note" }, `${bytes(log.left_out)} before it are left out.`) : "", make("pre", null, log.text));
 
@@ -72,7 +74,7 @@
     }
     const needed = stages.flatMap((other, position) => (other.inputs.some(([, producer]) => producer === at) ? [position] : []));
     open(stage.name, whole, stage.details.description ? make("p", null, stage.details.description) : "",
-      reasonsOf(stage), madeOf(stage), manifestOf(stage), outputsOf(stage),
+      reasonsOf(stage), madeOf(stage), auditOf(stage), manifestOf(stage), outputsOf(stage),
       needed.length === 0 ? [] : part("Needed by", fold(needed)), logOf(stage));
   };
   const showMatrix = (template) => {

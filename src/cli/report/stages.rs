@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use super::super::Failure;
 use super::super::plan::{causes, value};
+use super::audit::{Audit, Audited};
 use super::embed::{in_script, readable};
 use super::logs::{LogView, Logs};
 use crate::engine::artifact::{Artifact, Digest};
@@ -49,6 +50,7 @@ struct Details<'a> {
     notes: &'a [String],
     made: Option<&'a Made>,
     outputs: Vec<OutputView<'a>>,
+    audit: &'a [Audited],
     log: Option<LogView>,
 }
 
@@ -68,12 +70,13 @@ pub(super) fn read(
     store: &Store,
     plans: &[StagePlan],
     provenance: &Provenance<'_>,
+    audit: &Audit,
 ) -> Result<Json, Failure> {
     let records: BTreeMap<&str, &Record> = provenance.records().collect();
     let logs = Logs::find(store);
     let mut left = MOST_BYTES;
     let mut views = Vec::with_capacity(plans.len());
-    for (instance, plan) in pipeline.stages.iter().zip(plans) {
+    for (at, (instance, plan)) in pipeline.stages.iter().zip(plans).enumerate() {
         let record = records.get(instance.name.as_str()).copied();
         let inputs = instance.inputs.iter().flat_map(|port| {
             let items = port.items.iter();
@@ -92,7 +95,9 @@ pub(super) fn read(
         };
         let mut told = readable(&view).map_err(StageError::from)?;
         if left > 0 {
-            let manifest = record.map(|record| &record.manifest).or(plan.manifest.as_ref());
+            let manifest = record
+                .map(|record| &record.manifest)
+                .or(plan.manifest.as_ref());
             view.details = Some(Details {
                 description: &instance.description,
                 version: manifest.map_or(instance.kind.version, |manifest| manifest.version),
@@ -100,7 +105,10 @@ pub(super) fn read(
                 notes: &plan.notes,
                 made: record.map(|record| &record.provenance),
                 outputs: plan.outputs.iter().flatten().map(output).collect(),
-                log: plan.fingerprint.and_then(|fingerprint| logs.of(&fingerprint)),
+                audit: audit.of(at),
+                log: plan
+                    .fingerprint
+                    .and_then(|fingerprint| logs.of(&fingerprint)),
                 ..manifest.map(of_manifest).unwrap_or_default()
             });
             told = readable(&view).map_err(StageError::from)?;
@@ -117,11 +125,15 @@ fn of_manifest(manifest: &Manifest) -> Details<'static> {
     for (key, param) in manifest.params.as_object().into_iter().flatten() {
         flatten(key, param, &mut params);
     }
-    let params = params.into_iter().map(|(key, param)| (key, value(Some(&param))));
+    let params = params
+        .into_iter()
+        .map(|(key, param)| (key, value(Some(&param))));
     let sources = manifest.sources.iter();
     Details {
         params: params.collect(),
-        sources: sources.map(|(key, digest)| (key.clone(), digest.clone())).collect(),
+        sources: sources
+            .map(|(key, digest)| (key.clone(), digest.clone()))
+            .collect(),
         environment: manifest.environment.clone(),
         ..Details::default()
     }
@@ -134,6 +146,8 @@ fn output<'a>((name, artifact): (&'a String, &'a Artifact)) -> OutputView<'a> {
         kind: &artifact.kind,
         digest: artifact.digest,
         bytes: artifact.size(),
-        files: files.map(|file| (file.path.as_str(), file.size, file.digest)).collect(),
+        files: files
+            .map(|file| (file.path.as_str(), file.size, file.digest))
+            .collect(),
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::super::results::{Found, Results};
 use super::super::show::{check_objects, read_table};
 use super::super::{Failure, costs};
+use super::audit::Audit;
 use super::{CLAIMS, RUN_BY_RUN};
 use crate::artifacts::table::{Column, TABLE, Table, Values};
 use crate::engine::spec::Pipeline;
@@ -17,7 +18,14 @@ const MOST_ROWS: usize = 400;
 /// What headings of numbers that a paper reports end with.
 const REPORTED: &str = "(paper)";
 /// The columns of claims that are shown first, if they are there; the verdict is one of them.
-const SUMMARY: [&str; 6] = [VERDICT, "Statement", "Effect", "Holds in", "Gates", "Runs needed"];
+const SUMMARY: [&str; 6] = [
+    VERDICT,
+    "Statement",
+    "Effect",
+    "Holds in",
+    "Gates",
+    "Runs needed",
+];
 const VERDICT: &str = "Verdict";
 
 /// A table with what belongs to it.
@@ -41,6 +49,8 @@ pub(super) struct TableView {
     pub(super) names: IndexMap<String, String>,
     /// Time and memory of what it shows.
     costs: Option<Grid>,
+    /// What an audit says of its making.
+    audit: Option<String>,
 }
 
 /// Cells under headings.
@@ -71,13 +81,7 @@ struct Cell {
 
 impl Grid {
     fn of(table: &Table) -> Self {
-        Self::with(table, |_| true)
-    }
-
-    /// Takes the columns whose headings are `wanted`.
-    fn with(table: &Table, wanted: impl Fn(&str) -> bool) -> Self {
-        let mut shown = table.shown();
-        shown.retain(|columns| wanted(&columns[0].name));
+        let shown = table.shown();
         let heading = |columns: &&[Column]| Heading {
             name: columns[0].name.clone(),
             is_number: columns[0].is_number(),
@@ -110,7 +114,9 @@ impl Grid {
         let parts = table.shown();
         for name in SUMMARY {
             let found = parts.iter().find(|columns| columns[0].name == name);
-            ordered.columns.extend(found.into_iter().flat_map(|columns| columns.to_vec()));
+            ordered
+                .columns
+                .extend(found.into_iter().flat_map(|columns| columns.to_vec()));
         }
         Some(Self::of(&ordered))
     }
@@ -118,7 +124,9 @@ impl Grid {
     /// How many of the first columns this table and the same one run by run share: they name a row.
     fn shared_with(&self, runs: &Self) -> usize {
         let pairs = self.columns.iter().zip(&runs.columns);
-        pairs.take_while(|(own, other)| own.name == other.name).count()
+        pairs
+            .take_while(|(own, other)| own.name == other.name)
+            .count()
     }
 }
 
@@ -127,6 +135,7 @@ pub(super) fn read(
     pipeline: &Pipeline,
     store: &Store,
     results: &Results,
+    audit: &Audit,
 ) -> Result<(Vec<TableView>, Vec<TableView>), Failure> {
     let (mut claims, mut others) = (Vec::new(), Vec::new());
     let is_table = |found: &&Found| found.artifact.kind == TABLE;
@@ -136,7 +145,11 @@ pub(super) fn read(
             tables.find(|other| other.stage == found.stage && other.output == output)
         };
         let stage = &pipeline.stages[found.stage];
-        let first = stage.stage.outputs().into_iter().find(|output| output.kind == TABLE);
+        let first = stage
+            .stage
+            .outputs()
+            .into_iter()
+            .find(|output| output.kind == TABLE);
         let first = first.map(|output| output.name).unwrap_or_default();
         // It stands behind the cells of the other one.
         if found.output == RUN_BY_RUN && found.output != first && sibling(&first).is_some() {
@@ -153,7 +166,11 @@ pub(super) fn read(
             _ => None,
         };
         let costs = (found.output == first)
-            .then(|| costs::table(pipeline, store, found.stage, |at| results.plans[at].fingerprint))
+            .then(|| {
+                costs::table(pipeline, store, found.stage, |at| {
+                    results.plans[at].fingerprint
+                })
+            })
             .flatten();
         let is_claims = stage.kind.name == CLAIMS;
         let view = TableView {
@@ -165,6 +182,7 @@ pub(super) fn read(
             runs,
             names: names(&stage.stage.params()),
             costs: costs.map(|costs| Grid::of(&costs)),
+            audit: audit.of_making(pipeline, found.stage),
             title: table.title,
             notes: table.notes,
         };
