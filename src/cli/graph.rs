@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use clap::{Args, ValueEnum};
+use indexmap::IndexMap;
 use serde_json::json;
 
 use super::output::Output;
@@ -101,15 +102,13 @@ pub(super) fn drawn(pipeline: &Pipeline, expand: bool) -> (Nodes, Edges) {
             folded_name(stage)
         }
     };
-    let mut nodes: Nodes = Vec::new();
+    let mut nodes: IndexMap<String, &'static str> = IndexMap::new();
     let mut edges = Edges::new();
     for (at, stage) in pipeline.stages.iter().enumerate() {
-        if nodes.iter().all(|(other, _)| *other != name(at)) {
-            nodes.push((name(at), stage.kind.name));
-        }
+        nodes.entry(name(at)).or_insert(stage.kind.name);
         for need in pipeline.graph.needs(at) {
             edges.insert((name(need), name(at)));
         }
     }
-    (nodes, edges)
+    (nodes.into_iter().collect(), edges)
 }

@@ -106,9 +106,14 @@ fn facts(pipeline: &Pipeline, provenance: &Provenance<'_>) -> Vec<Fact> {
     let mut facts = facts::of(pipeline, provenance, &outline::making(pipeline, TABLE));
     facts.push(facts::all("host", provenance, |made| &made.host));
     let started = || facts::made(provenance).map(|made| made.started.as_str());
+    // To the second.
+    let short = |time: &str| {
+        time.split_once('.')
+            .map_or_else(|| time.to_owned(), |(time, _)| format!("{time}Z"))
+    };
     if let (Some(first), Some(last)) = (started().min(), started().max()) {
-        facts.push(Fact::new("first stage started", [first.to_owned()]));
-        facts.push(Fact::new("last stage started", [last.to_owned()]));
+        facts.push(Fact::new("first stage started", [short(first)]));
+        facts.push(Fact::new("last stage started", [short(last)]));
     }
     facts
 }

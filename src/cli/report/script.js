@@ -276,12 +276,24 @@
     }
     return [...pieces, words.slice(from)];
   };
+  /** What tells the stages that answered a prompt from each other: their templates and axes, as far as these differ. */
+  const labelsOf = (shown) => {
+    const differs = (value) => new Set(shown.map(([at]) => value(stages[at]))).size > 1;
+    const valueOf = (axis) => ({ axes }) => axes.find(([name]) => name === axis)?.[1];
+    const axes = [...new Set(shown.flatMap(([at]) => stages[at].axes.map(([axis]) => axis)))].filter((axis) => differs(valueOf(axis)));
+    const isOne = !differs(({ template }) => template);
+    return (at) => {
+      const own = stages[at].axes.filter(([axis]) => axes.includes(axis)).map(([axis, value]) => `${axis}=${value}`).join(", ");
+      return isOne && own !== "" ? own : `${stages[at].template}${own === "" ? "" : `, ${own}`}`;
+    };
+  };
   const showPrompt = (at) => {
     const { text, sample, answers } = prompts[at];
     const shown = answers.filter(isAsked);
+    const label = labelsOf(shown);
     const used = columns.map((_, column) => column).filter((column) => shown.some(([, , , scores]) => scores[column] !== null));
     const heading = (words, isNumber) => make("th", { scope: "col", class: isNumber ? "number" : null }, words);
-    const line = ([stage, words, isTruncated, scores]) => make("tr", null, make("td", null, linkTo(stage)),
+    const line = ([stage, words, isTruncated, scores]) => make("tr", null, make("td", null, link("stage", stages[stage].name, label(stage))),
       make("td", { class: "answer" }, marked(words), isTruncated ? make("em", { class: "note" }, " (the horizon ended it)") : ""),
       used.map((column) => scores[column] === null ? make("td") : make("td", { "data-number": scores[column], "data-name": columns[column] }, String(scores[column]))));
     return make("article", { class: at === asked.chosen ? "prompt chosen" : "prompt", id: `prompt=${at}` },

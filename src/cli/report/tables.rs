@@ -12,9 +12,13 @@ use super::{CLAIMS, RUN_BY_RUN};
 use crate::artifacts::table::{Column, TABLE, Table, Values};
 use crate::engine::spec::Pipeline;
 use crate::engine::store::Store;
+use crate::excerpt::excerpt;
 
-/// Rows of a table that are shown.
+/// Rows of a table that are shown, and bytes of its cells: rows end where either does.
 const MOST_ROWS: usize = 400;
+const MOST_BYTES: usize = 200_000;
+/// Bytes of one cell.
+const LONGEST: usize = 2_000;
 /// What headings of numbers that a paper reports end with.
 const REPORTED: &str = "(paper)";
 /// The columns of claims that are shown first, if they are there; the verdict is one of them.
@@ -88,19 +92,25 @@ impl Grid {
             is_reported: columns[0].name.ends_with(REPORTED),
             is_verdict: columns[0].name == VERDICT,
         };
-        let row = |row: usize| {
-            let cell = |columns: &&[Column]| Cell {
-                text: Table::cell(columns, row),
-                number: match &columns[0].values {
-                    Values::Numbers(values) => values[row].map(|value| value.to_string()),
-                    _ => None,
-                },
-            };
-            shown.iter().map(cell).collect()
+        let cell = |columns: &[Column], row: usize| Cell {
+            text: excerpt(&Table::cell(columns, row), LONGEST).into_owned(),
+            number: match &columns[0].values {
+                Values::Numbers(values) => values[row].map(|value| value.to_string()),
+                _ => None,
+            },
         };
+        let mut bytes = 0;
+        let rows = (0..table.height().min(MOST_ROWS)).map(|row| -> Vec<Cell> {
+            let cells = shown.iter().map(|columns| cell(columns, row));
+            cells.collect()
+        });
+        let rows = rows.take_while(|cells| {
+            bytes += cells.iter().map(|cell| cell.text.len()).sum::<usize>();
+            bytes <= MOST_BYTES
+        });
         Self {
+            rows: rows.collect(),
             columns: shown.iter().map(heading).collect(),
-            rows: (0..table.height().min(MOST_ROWS)).map(row).collect(),
             all: table.height(),
         }
     }
