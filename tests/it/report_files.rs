@@ -214,6 +214,8 @@ fn a_report_goes_where_it_may() {
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
     }
+    let audit = space.flowgraph(&["report", "p.yaml", "--format", "markdown", "--audit", "a.json"]);
+    assert_eq!(audit.code, 2, "{}", audit.stderr);
     space.write("report.html", "mine");
     let there = space.flowgraph(&["report", "p.yaml"]);
     assert_eq!(there.code, 2, "{}", there.stderr);

@@ -96,6 +96,9 @@ pub(super) fn run(
     let default = || PathBuf::from(format!("report.{}", args.format.extension()));
     let file = args.out.clone().unwrap_or_else(default);
     args.check(&file)?;
+    if args.audit.is_some() && args.format != Format::Html {
+        return Err(Failure::usage("`--audit` is for `--format html` alone"));
+    }
     let pipeline = args.options.load(registry)?;
     let (results, missing) = results::find_all(&pipeline, store)?;
     let text = match args.format {
