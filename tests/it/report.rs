@@ -242,6 +242,13 @@ fn links_go_to_a_stage_and_to_a_prompt() {
     ] {
         assert!(panel.contains(&part), "{part}: {panel}");
     }
+    // Nodes stand to the right of what they need, none on another.
+    let drawn = browser.eval(
+        "(() => { const nodes = [...document.querySelectorAll('a.node rect')].map((rect) => [rect.x.baseVal.value, rect.y.baseVal.value]);
+         const edges = [...document.querySelectorAll('.edge')].map((edge) => nodes[edge.dataset.from][0] < nodes[edge.dataset.to][0]);
+         return [new Set(nodes.map(String)).size, edges]; })()",
+    );
+    assert_eq!(drawn, json!([5, [true, true]]));
     // A node of the graph stands for all of its matrix, and leads to each.
     browser.eval("document.querySelector('#panel .close').click()");
     browser.eval("document.querySelector('a.node[href=\"#stage=scores\"]').focus()");

@@ -131,7 +131,8 @@ fn a_report_of_a_run_that_failed_says_what_is_missing() {
         "{said}"
     );
     for part in [
-        "<li><a href=\"#stage=broken\">broken</a></li>",
+        "2 of the 23 stages have no result as the pipeline stands now",
+        "<li><a href=\"#stage=broken\">broken</a> <span class=\"state failed\">failed</span> ",
         "<li><a href=\"#stage=after\">after</a> (makes a table)</li>",
         "why it broke",
         "<span class=\"verdict supported\">",
@@ -214,7 +215,9 @@ fn a_report_goes_where_it_may() {
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
     }
-    let audit = space.flowgraph(&["report", "p.yaml", "--format", "markdown", "--audit", "a.json"]);
+    let audit = space.flowgraph(&[
+        "report", "p.yaml", "--format", "markdown", "--audit", "a.json",
+    ]);
     assert_eq!(audit.code, 2, "{}", audit.stderr);
     space.write("report.html", "mine");
     let there = space.flowgraph(&["report", "p.yaml"]);

@@ -22,8 +22,6 @@ const MEDIA_TYPES: [(&str, &str); 2] = [(".svg", "image/svg+xml"), (".png", "ima
 pub(super) struct FigureView {
     /// `stage.output/file`.
     name: String,
-    /// Position of its stage.
-    stage: usize,
     /// The figure; `None` if it is too large.
     url: Option<String>,
 }
@@ -59,7 +57,6 @@ pub(super) fn read(
                     "{}.{}/{}",
                     pipeline.stages[found.stage].name, found.output, file.path
                 ),
-                stage: found.stage,
                 url,
             });
         }

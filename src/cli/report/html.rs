@@ -14,6 +14,7 @@ use super::embed::{in_script, policy_hash, readable};
 use super::facts::{self, Fact};
 use super::figures::{self, FigureView};
 use super::graph::{self, Drawing};
+use super::logs::Logs;
 use super::tables::{self, TableView};
 use super::{completions, stages};
 use crate::artifacts::table::TABLE;
@@ -23,6 +24,7 @@ use crate::engine::provenance::Provenance;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
+use crate::excerpt::excerpt;
 
 const TEMPLATE: &str = include_str!("template.html");
 const STYLE: &str = include_str!("style.css");
@@ -30,6 +32,9 @@ const SCRIPT: &str = include_str!("script.js");
 
 /// Bytes of the file: what everything else leaves of them is for completions.
 const MOST_BYTES: usize = 4_500_000;
+
+/// Bytes of why a stage failed, where that is told in passing.
+const REASON: usize = 300;
 
 /// What the template shows.
 #[derive(Debug, Serialize)]
@@ -55,6 +60,8 @@ struct Missing<'a> {
     all: usize,
     /// Whether tables are missing with it.
     is_table: bool,
+    /// Why the first of them that failed did.
+    failure: Option<String>,
 }
 
 /// Writes the report of a pipeline, of which something may be missing.
@@ -68,11 +75,12 @@ pub(super) fn report(
     let everything = vec![true; plans.len()];
     let provenance = Provenance::of(pipeline, store, plans, &everything);
     let (claims, tables) = tables::read(pipeline, store, results, audit)?;
+    let logs = Logs::find(store);
     let page = Page {
         name: &pipeline.name,
         description: &pipeline.description,
         facts: facts(pipeline, &provenance),
-        missing: missing(pipeline, plans),
+        missing: missing(pipeline, plans, &logs),
         stages: plans.len(),
         claims,
         tables,
@@ -91,7 +99,7 @@ pub(super) fn report(
         .collect();
     let mut data = json!({
         "names": readable(&names).map_err(StageError::from)?,
-        "stages": stages::read(pipeline, store, plans, &provenance, audit)?,
+        "stages": stages::read(pipeline, plans, &provenance, &logs, audit)?,
         "order": pipeline.order,
         "completions": {},
     });
@@ -119,13 +127,14 @@ fn facts(pipeline: &Pipeline, provenance: &Provenance<'_>) -> Vec<Fact> {
 }
 
 /// Lists the stages without a result, those of a matrix together.
-fn missing<'a>(pipeline: &'a Pipeline, plans: &[StagePlan]) -> Vec<Missing<'a>> {
+fn missing<'a>(pipeline: &'a Pipeline, plans: &[StagePlan], logs: &Logs) -> Vec<Missing<'a>> {
     let mut templates: IndexMap<&str, Missing<'a>> = IndexMap::new();
     for (stage, plan) in pipeline.stages.iter().zip(plans) {
         let one = templates.entry(&stage.template).or_insert_with(|| Missing {
             template: &stage.template,
             missing: 0,
             all: 0,
+            failure: None,
             is_table: stage
                 .stage
                 .outputs()
@@ -133,7 +142,12 @@ fn missing<'a>(pipeline: &'a Pipeline, plans: &[StagePlan]) -> Vec<Missing<'a>> 
                 .any(|output| output.kind == TABLE),
         });
         one.all += 1;
-        one.missing += usize::from(plan.decision != Decision::Cached);
+        if plan.decision != Decision::Cached {
+            one.missing += 1;
+            let failure = plan.fingerprint.as_ref().and_then(|own| logs.failure(own));
+            let failure = failure.map(|reason| excerpt(reason, REASON).into_owned());
+            one.failure = one.failure.take().or(failure);
+        }
     }
     templates
         .into_values()

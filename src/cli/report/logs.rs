@@ -71,6 +71,11 @@ impl Logs {
         }
     }
 
+    /// Returns why a stage failed when it was last started, if it did.
+    pub(super) fn failure(&self, fingerprint: &Digest) -> Option<&str> {
+        self.starts.get(fingerprint)?.failure.as_deref()
+    }
+
     /// Returns the end of what a stage wrote, if it wrote anything or failed.
     pub(super) fn of(&self, fingerprint: &Digest) -> Option<LogView> {
         let start = self.starts.get(fingerprint)?;

@@ -16,7 +16,7 @@ use crate::engine::plan::{Decision, StagePlan};
 use crate::engine::provenance::Provenance;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::StageError;
-use crate::engine::store::{Provenance as Made, Record, Store};
+use crate::engine::store::{Provenance as Made, Record};
 
 /// Bytes of what is told of stages; those that come after are told of in short.
 const MOST_BYTES: usize = 2_000_000;
@@ -67,13 +67,12 @@ struct OutputView<'a> {
 /// Tells of every stage, as JSON.
 pub(super) fn read(
     pipeline: &Pipeline,
-    store: &Store,
     plans: &[StagePlan],
     provenance: &Provenance<'_>,
+    logs: &Logs,
     audit: &Audit,
 ) -> Result<Json, Failure> {
     let records: BTreeMap<&str, &Record> = provenance.records().collect();
-    let logs = Logs::find(store);
     let mut left = MOST_BYTES;
     let mut views = Vec::with_capacity(plans.len());
     for (at, (instance, plan)) in pipeline.stages.iter().zip(plans).enumerate() {
