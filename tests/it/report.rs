@@ -281,7 +281,15 @@ fn links_go_to_a_stage_and_to_a_prompt() {
 
 #[test]
 fn completions_are_found_and_long_ones_are_cut() {
-    let space = scored("");
+    let space = scored(
+        "  picked: { kind: command, inputs: { x: 'scores[policy=ppo,seed=1]' }, params: { run: \"cp picked.jsonl s.jsonl\", code: [picked.jsonl], \
+         outputs: { scores: { path: s.jsonl, kind: scores, same_rows: false } } } }\n",
+    );
+    let picked = json!({
+        "question_id": 7, "sample": 0, "question": "what is 7 ?", "prompt": "what is 7 ?", "completion": "the pick of them",
+        "truncated": false, "reward": 1.5,
+    });
+    space.write("picked.jsonl", &picked.to_string());
     let Some(mut browser) = opened(&space) else {
         return;
     };
@@ -295,6 +303,13 @@ fn completions_are_found_and_long_ones_are_cut() {
     assert_eq!(text_of(&mut browser, "#place"), "1 to 10 of 12 prompts");
     assert_eq!(search(&mut browser, "YES 7"), "1 to 1 of 1 prompt");
     assert_eq!(text_of(&mut browser, "#prompts mark"), "yes 7");
+    // What was chosen among samples stands beside them.
+    assert_eq!(search(&mut browser, "PICK OF"), "1 to 1 of 1 prompt");
+    assert_eq!(text_of(&mut browser, ".question"), "what is 7 ?");
+    assert_eq!(
+        browser.eval("document.querySelectorAll('.prompt tbody tr').length"),
+        19
+    );
     assert_eq!(search(&mut browser, "what is 1"), "1 to 3 of 3 prompts");
     assert_eq!(search(&mut browser, "nobody said this"), "no prompt");
     assert_eq!(search(&mut browser, "long long"), "1 to 1 of 1 prompt");

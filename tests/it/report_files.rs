@@ -193,6 +193,38 @@ fn verdicts_of_an_audit_stand_on_the_results_that_they_are_on() {
 }
 
 #[test]
+fn a_report_tells_of_variables_and_not_of_their_values() {
+    let space = Space::new(
+        "name: p\nstages:\n  a: { kind: command, params: { run: 'echo $STYLE | wc -c > t; echo $TOKEN >&2', outputs: { t: t }, env: [STYLE], secret_env: [TOKEN] } }\n",
+    );
+    let with = |args: &[&str]| {
+        let mut program = space.program(args);
+        program
+            .env("STYLE", "bold style")
+            .env("TOKEN", "battery horse");
+        let output = program.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    with(&["run", "p.yaml", "-q"]);
+    with(&["report", "p.yaml"]);
+    let report = space.read("report.html");
+    assert!(report.contains("\"environment\":[\"STYLE\""), "{report}");
+    assert!(report.contains("\"text\":\"***\\n\""), "the log is masked");
+    let entries = space.record("a").manifest.environment;
+    let digests = entries.iter().filter_map(|entry| entry.split_once('='));
+    for secret in digests
+        .map(|(_, digest)| digest)
+        .chain(["bold style", "battery horse"])
+    {
+        assert!(!report.contains(secret), "{secret}");
+    }
+}
+
+#[test]
 fn a_report_goes_where_it_may() {
     let space = scored("");
     assert_eq!(

@@ -33,6 +33,8 @@ struct Samples {
     table: Table,
     /// Numbers beside the completions.
     scores: Vec<Column>,
+    /// Names that stand for other numbers in another table of them.
+    unclear: Vec<String>,
 }
 
 /// One completion on the page.
@@ -123,53 +125,67 @@ fn sampled(pipeline: &Pipeline, store: &Store, results: &Results) -> Result<Vec<
         scored.next().copied().filter(|_| scored.next().is_none())
     };
     let made_of: Vec<Option<usize>> = found.iter().map(|found| scored(found)).collect();
-    let mut is_scored_further = vec![false; found.len()];
-    for before in made_of.iter().flatten() {
-        is_scored_further[*before] = true;
-    }
-    // By what was sampled: those that have the scores of all before them.
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for last in (0..found.len()).filter(|at| !is_scored_further[*at]) {
-        let mut first = last;
+    for at in 0..found.len() {
+        let mut first = at;
         while let Some(before) = made_of[first] {
             first = before;
         }
-        groups.entry(first).or_default().push(last);
+        groups.entry(first).or_default().push(at);
     }
-    let mut samples = Vec::new();
+    let mut all = Vec::new();
     for (first, members) in groups {
-        let read = |at: usize| -> Result<Table, Failure> {
+        let mut own: Vec<Samples> = Vec::new();
+        for at in std::iter::once(first).chain(members) {
             check_objects(store, &found[at].artifact)?;
-            read_table(store, &found[at].artifact)
-        };
-        let mut one = Samples {
-            stage: found[first].stage,
-            scores: Vec::new(),
-            table: read(first)?,
-        };
-        let mut unclear: Vec<String> = Vec::new();
-        for member in members {
-            one.add_scores(&read(member)?, &mut unclear);
+            let table = read_table(store, &found[at].artifact)?;
+            if let Some(same) = own.iter_mut().find(|own| own.has_rows_of(&table)) {
+                same.add_scores(&table);
+            } else {
+                // What was sampled; or some of it was chosen, or changed: that is another answer.
+                own.push(Samples::of(found[at].stage, table));
+            }
         }
-        one.scores.retain(|column| !unclear.contains(&column.name));
-        samples.push(one);
+        all.append(&mut own);
     }
-    Ok(samples)
+    for samples in &mut all {
+        let unclear = &samples.unclear;
+        samples
+            .scores
+            .retain(|column| !unclear.contains(&column.name));
+    }
+    Ok(all)
 }
 
 impl Samples {
-    /// Adds the scores of the same rows. A name that stands for other numbers elsewhere is `unclear`.
-    fn add_scores(&mut self, scored: &Table, unclear: &mut Vec<String>) {
-        let is_same = |column: &str| self.table.numbers(column).ok() == scored.numbers(column).ok();
-        if !["question_id", "sample"].into_iter().all(is_same) {
-            return;
-        }
+    fn of(stage: usize, table: Table) -> Self {
+        let mut samples = Self {
+            stage,
+            scores: Vec::new(),
+            unclear: Vec::new(),
+            table: table.clone(),
+        };
+        samples.add_scores(&table);
+        samples
+    }
+
+    /// Whether a table is about the same completions.
+    fn has_rows_of(&self, other: &Table) -> bool {
+        let is_same = |column: &str| self.table.numbers(column).ok() == other.numbers(column).ok();
+        ["question_id", "sample"].into_iter().all(is_same)
+            && self.table.texts("completion").ok() == other.texts("completion").ok()
+    }
+
+    /// Adds the scores of the same rows.
+    fn add_scores(&mut self, scored: &Table) {
         for column in &scored.columns {
             if !column.is_number() || COLUMNS.contains(&column.name.as_str()) {
                 continue;
             }
             match self.scores.iter().find(|other| other.name == column.name) {
-                Some(other) if other.values != column.values => unclear.push(column.name.clone()),
+                Some(other) if other.values != column.values => {
+                    self.unclear.push(column.name.clone());
+                }
                 Some(_) => {}
                 None => self.scores.push(column.clone()),
             }

@@ -55,7 +55,7 @@
     stage.details.params.map(([key, value]) => row(key, value)),
     stage.inputs.map(([port, at, output]) => row(`input ${port}`, [linkTo(at), `.${output} `, digest(outputOf(at, output)?.digest)])),
     stage.details.sources.map(([key, value]) => row(`source ${key}`, digest(value))),
-    stage.details.environment.map((entry) => row("environment", digest(entry)))));
+    stage.details.environment.map((name) => row("environment", `${name}, by the digest of its value`))));
   const outputsOf = ({ details: { outputs } }) => outputs.length === 0 ? [] : part("Outputs", ...outputs.map((output) => make("div", null,
     make("p", null, make("strong", null, output.name), ` ${output.kind}, ${bytes(output.bytes)} `, digest(output.digest)),
     list(output.files.map(([path, size, value]) => [path, ` ${bytes(size)} `, digest(value)])))));

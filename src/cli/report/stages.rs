@@ -44,7 +44,8 @@ struct Details<'a> {
     version: u32,
     params: Vec<(String, String)>,
     sources: Vec<(String, Option<String>)>,
-    environment: Vec<String>,
+    /// Names of the variables whose values count; a digest could tell a short value.
+    environment: Vec<&'a str>,
     /// Why it would run.
     why: String,
     notes: &'a [String],
@@ -119,7 +120,7 @@ pub(super) fn read(
 }
 
 /// What a manifest says but for inputs, which are told as links.
-fn of_manifest(manifest: &Manifest) -> Details<'static> {
+fn of_manifest(manifest: &Manifest) -> Details<'_> {
     let mut params = BTreeMap::new();
     for (key, param) in manifest.params.as_object().into_iter().flatten() {
         flatten(key, param, &mut params);
@@ -133,7 +134,15 @@ fn of_manifest(manifest: &Manifest) -> Details<'static> {
         sources: sources
             .map(|(key, digest)| (key.clone(), digest.clone()))
             .collect(),
-        environment: manifest.environment.clone(),
+        environment: manifest
+            .environment
+            .iter()
+            .map(|entry| {
+                entry
+                    .split_once('=')
+                    .map_or(entry.as_str(), |(name, _)| name)
+            })
+            .collect(),
         ..Details::default()
     }
 }
