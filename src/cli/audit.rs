@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use owo_colors::Style;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::output::{Output, counted};
@@ -13,7 +13,7 @@ use super::run::{capacity, count_interrupts};
 use super::text::Text;
 use super::{Failure, PipelineOptions, exit_code, progress, stages_named};
 use crate::artifacts::compare::{self, Difference};
-use crate::engine::artifact::Artifact;
+use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::audit::{AuditStore, Recomputed, changed_source};
 use crate::engine::executor::RunOptions;
 use crate::engine::plan::{Decision, Known, PlanOptions, Planner, StagePlan};
@@ -49,9 +49,9 @@ pub(super) struct AuditArgs {
 }
 
 /// What an audit says of a stage, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Verdict {
+pub(super) enum Verdict {
     /// The same bytes.
     Reproduced,
     /// Other bytes, apart by no more than rounding.
@@ -63,7 +63,7 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn words(self) -> &'static str {
+    pub(super) fn words(self) -> &'static str {
         match self {
             Self::Reproduced => "reproduced",
             Self::WithinTolerance => "within tolerance",
@@ -79,6 +79,8 @@ struct Finding {
     stage: String,
     #[serde(skip)]
     position: usize,
+    /// That of the result audited, if there is one.
+    fingerprint: Option<Digest>,
     condition: String,
     verdict: Verdict,
     /// Why it is not auditable.
@@ -195,6 +197,7 @@ pub(super) fn run(
         let Some(record) = recorded.get(&finding.position) else {
             continue;
         };
+        finding.fingerprint = Some(record.fingerprint);
         let changed = changed_source(&pipeline, store, finding.position, record);
         if let Some(reason) = changed.filter(|_| finding.verdict != Verdict::NotAuditable) {
             finding.verdict = Verdict::NotAuditable;
@@ -287,6 +290,7 @@ impl Finding {
         Self {
             stage: name.to_owned(),
             position: stage,
+            fingerprint: None,
             condition: condition.words(),
             verdict: Verdict::NotAuditable,
             reason: Some(reason.to_owned()),

@@ -9,13 +9,12 @@ use clap::{Args, ValueEnum};
 use super::model_card::{self, CARD, has_card};
 use super::output::{Output, bytes, counted};
 use super::results::{self, Found, Results};
-use super::{Failure, PipelineOptions, exit_code, page, show};
+use super::{Failure, PipelineOptions, exit_code, show};
 use crate::artifacts::embeddings::EMBEDDINGS;
 use crate::artifacts::language_model::{COPIED_FILES, LANGUAGE_MODEL, complete_copy};
 use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::artifacts::table::Table;
 use crate::engine::artifact::is_inside;
-use crate::engine::overrides::Overrides;
 use crate::engine::plan::StagePlan;
 use crate::engine::provenance::{Provenance, folder_name};
 use crate::engine::spec::Pipeline;
@@ -30,17 +29,14 @@ pub(super) struct ExportArgs {
     #[command(flatten)]
     options: PipelineOptions,
     /// Stage, or `stage.output`, or `stage[axis=value].output`; of several instances each gets a folder of its own
-    #[arg(required_unless_present_any = ["all", "page"])]
+    #[arg(required_unless_present = "all")]
     result: Option<String>,
     /// Folder to copy into; made if it is not there
-    #[arg(required_unless_present_any = ["all", "page"])]
+    #[arg(required_unless_present = "all")]
     folder: Option<PathBuf>,
     /// Instead: every result that the pipeline has, into a folder for each stage, instance and output
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["result", "folder"])]
     all: Option<PathBuf>,
-    /// Instead: a page of Markdown with every table of the finished pipeline and what made them
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["result", "folder", "all", "format", "spreadsheet"])]
-    page: Option<PathBuf>,
     /// Replace files that are there already
     #[arg(long)]
     force: bool,
@@ -96,9 +92,6 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let pipeline = args.options.load(registry)?;
-    if let Some(file) = &args.page {
-        return args.write_page(file, &pipeline, store, output);
-    }
     let results = match (&args.all, &args.result) {
         (None, Some(result)) => results::find(&pipeline, store, result, &[], |_| true)?,
         _ => all_results(&pipeline, store, output)?,
@@ -222,32 +215,6 @@ fn failed(error: impl std::error::Error) -> Failure {
 }
 
 impl ExportArgs {
-    fn write_page(
-        &self,
-        file: &Path,
-        pipeline: &Pipeline,
-        store: &Store,
-        output: &Output,
-    ) -> Result<u8, Failure> {
-        // `--force` must not write over a pipeline or a program.
-        if file.extension().is_none_or(|extension| extension != "md") {
-            return Err(Failure::usage(format!(
-                "a page is Markdown: the name of its file must end in `.md`, found `{}`",
-                file.display()
-            )));
-        }
-        self.refuse_existing(file)?;
-        let (results, _) = results::find_all(pipeline, store)?;
-        let overrides = Overrides {
-            profiles: self.options.profiles.clone(),
-            set: self.options.set.clone(),
-        };
-        let page = page::page(pipeline, &overrides, store, &results)?;
-        write_whole(file, &mut page.as_bytes())?;
-        output.line(&format!("{} -> {}", pipeline.name, file.display()));
-        Ok(exit_code::OK)
-    }
-
     /// Says where each result goes.
     fn jobs<'a>(&self, pipeline: &Pipeline, results: &'a Results) -> Vec<Job<'a>> {
         let is_one = results.found.len() == 1;
@@ -323,14 +290,9 @@ impl ExportArgs {
 
     fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
         if target.exists() && !self.force {
-            let place = if self.page.is_some() {
-                "file"
-            } else {
-                "folder"
-            };
             return Err(Failure::Other {
                 message: format!("{} exists", target.display()),
-                hint: Some(format!("choose another {place}, or give `--force`")),
+                hint: Some("choose another folder, or give `--force`".to_owned()),
                 code: exit_code::USAGE,
             });
         }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use clap::{Args, ValueEnum};
+use indexmap::IndexMap;
 use serde_json::json;
 
 use super::output::Output;
 use super::{Failure, PipelineOptions, exit_code};
+use crate::engine::instance::Instance;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::Registry;
 
@@ -78,31 +80,35 @@ pub(super) fn run(args: &GraphArgs, registry: &Registry, output: &Output) -> Res
 }
 
 type Nodes = Vec<(String, &'static str)>;
-type Edges = BTreeSet<(String, String)>;
+pub(super) type Edges = BTreeSet<(String, String)>;
+
+/// Names the node of a stage and all others of its matrix.
+pub(super) fn folded_name(stage: &Instance) -> String {
+    let axes: Vec<&str> = stage.axes.keys().map(String::as_str).collect();
+    if axes.is_empty() {
+        stage.template.clone()
+    } else {
+        format!("{} × {}", stage.template, axes.join(", "))
+    }
+}
 
 /// Returns the nodes with their kinds, in file order, and the edges between them.
-fn drawn(pipeline: &Pipeline, expand: bool) -> (Nodes, Edges) {
+pub(super) fn drawn(pipeline: &Pipeline, expand: bool) -> (Nodes, Edges) {
     let name = |stage: usize| {
         let stage = &pipeline.stages[stage];
         if expand {
-            return stage.name.clone();
-        }
-        let axes: Vec<&str> = stage.axes.keys().map(String::as_str).collect();
-        if axes.is_empty() {
-            stage.template.clone()
+            stage.name.clone()
         } else {
-            format!("{} × {}", stage.template, axes.join(", "))
+            folded_name(stage)
         }
     };
-    let mut nodes: Nodes = Vec::new();
+    let mut nodes: IndexMap<String, &'static str> = IndexMap::new();
     let mut edges = Edges::new();
     for (at, stage) in pipeline.stages.iter().enumerate() {
-        if nodes.iter().all(|(other, _)| *other != name(at)) {
-            nodes.push((name(at), stage.kind.name));
-        }
+        nodes.entry(name(at)).or_insert(stage.kind.name);
         for need in pipeline.graph.needs(at) {
             edges.insert((name(need), name(at)));
         }
     }
-    (nodes, edges)
+    (nodes.into_iter().collect(), edges)
 }

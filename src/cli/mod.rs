@@ -16,9 +16,9 @@ mod interrupts;
 mod kinds;
 mod model_card;
 mod output;
-mod page;
 mod plan;
 mod progress;
+mod report;
 mod results;
 mod run;
 mod runs;
@@ -171,6 +171,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Copy a result out of the store
     Export(export::ExportArgs),
+    /// Write the results as one file to read, for a browser or as Markdown
+    Report(report::ReportArgs),
     /// Compute stored results again from their recorded inputs, and compare
     Audit(audit::AuditArgs),
     /// List the runs of the store
@@ -345,6 +347,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Why(_)
             | Command::Show(_)
             | Command::Export(_)
+            | Command::Report(_)
             | Command::Audit(_)
             | Command::Diff(_)
             | Command::Compare(_)
@@ -376,6 +379,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Check(args) => check::run(&args, registry, &output),
         Command::Show(args) => show::run(&args, registry, &store, &output),
         Command::Export(args) => export::run(&args, registry, &store, &output),
+        Command::Report(args) => report::run(&args, registry, &store, &output),
         Command::Audit(args) => audit::run(&args, registry, &store, &output),
         Command::Runs(args) => runs::run(&args, &store, &output),
         Command::Compare(args) => compare::run(&args, &store, &output),

@@ -221,6 +221,36 @@ fn new_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
     unreachable!("there is a free suffix")
 }
 
+/// Returns where the run of a folder writes what a stage says.
+pub(super) fn log_path(folder: &Path, stage: &str) -> PathBuf {
+    folder
+        .join("logs")
+        .join(format!("{}.log", file_name(stage)))
+}
+
+/// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so
+/// that no two stages share a file.
+fn file_name(stage: &str) -> String {
+    const LONGEST: usize = 150;
+    let safe: String = stage
+        .chars()
+        .map(|c| match c {
+            '/' | '\\' | ':' => '_',
+            c if c.is_control() => '_',
+            c => c,
+        })
+        .collect();
+    if safe == stage && safe.len() <= LONGEST {
+        return safe;
+    }
+    let mut end = safe.len().min(LONGEST);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let digest = Digest::of(stage.as_bytes());
+    format!("{}-{}", &safe[..end], digest.short())
+}
+
 /// A run of the past.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -331,6 +361,22 @@ impl Run {
                 Some((fingerprint, event["stage"].as_str()?.to_owned()))
             })
             .collect()
+    }
+
+    /// Returns the log of a stage of the run, which is there if the stage was started.
+    pub fn log_path(&self, stage: &str) -> PathBuf {
+        log_path(&self.folder, stage)
+    }
+
+    /// Returns why stages of the run failed, by name; of one that failed several times the last reason.
+    pub fn failures(&self) -> BTreeMap<String, String> {
+        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).unwrap_or_default();
+        let failed = text.lines().filter(|line| line.contains("stage_failed"));
+        let failed = failed.filter_map(|line| match serde_json::from_str(line).ok()? {
+            RunEvent::StageFailed { stage, message, .. } => Some((stage, message)),
+            _ => None,
+        });
+        failed.collect()
     }
 
     /// Returns how the run ended; `None` if it was killed, or is under way.

@@ -5,6 +5,7 @@
 
 mod arithmetic;
 mod audit;
+mod browser;
 mod cache;
 mod check_errors;
 mod choices;
@@ -41,6 +42,8 @@ mod plan;
 mod power_loss;
 mod random_kills;
 mod readme;
+mod report;
+mod report_files;
 mod results;
 mod reward_programs;
 mod secrets;

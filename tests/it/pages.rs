@@ -69,10 +69,10 @@ stages:
 
 #[test]
 fn a_page_shows_every_table_and_the_plan_that_made_them() {
+    const REPORT: [&str; 4] = ["report", "p.yaml", "--format", "markdown"];
     let space = Space::new(MEASURED);
-    let write =
-        |args: &[&str]| space.flowgraph(&[&["export", "p.yaml", "--page", "p.md"], args].concat());
-    let over = space.flowgraph(&["export", "p.yaml", "--page", "p.yaml", "--force"]);
+    let write = |args: &[&str]| space.flowgraph(&[&REPORT[..], &["--out", "p.md"], args].concat());
+    let over = space.flowgraph(&[&REPORT[..], &["--out", "p.yaml", "--force"]].concat());
     assert_eq!(over.code, 2, "{}", over.stderr);
     assert!(over.stderr.contains("must end in `.md`"), "{}", over.stderr);
     let early = write(&[]);
@@ -87,7 +87,7 @@ fn a_page_shows_every_table_and_the_plan_that_made_them() {
     assert_eq!(written.code, 0, "{}", written.stderr);
     let page = std::fs::read_to_string(space.path("p.md")).unwrap();
     for part in [
-        "# p\n\nTwo runs.\n\nWritten by `flowgraph export --page` from the results of the pipeline whose digest is `plan`.",
+        "# p\n\nTwo runs.\n\nWritten by `flowgraph report --format markdown` from the results of the pipeline whose digest is `plan`.",
         "| seeds | 1, 2 |",
         "| stages | 3 |",
         "## runs[seed=2]",

@@ -57,7 +57,8 @@ pub struct Column {
 }
 
 impl Column {
-    pub(super) fn is_number(&self) -> bool {
+    /// Whether it holds numbers.
+    pub fn is_number(&self) -> bool {
         matches!(self.values, Values::Numbers(_))
     }
 

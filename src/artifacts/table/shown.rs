@@ -4,15 +4,15 @@ use super::Table;
 use super::column::{Column, Place};
 
 impl Table {
-    /// The columns as people see them: each with those that stand in its cells.
-    pub(super) fn shown(&self) -> Vec<&[Column]> {
+    /// Returns the columns as people see them: each with those that stand in its cells.
+    pub fn shown(&self) -> Vec<&[Column]> {
         self.columns
             .chunk_by(|_, next| next.place != Place::Own)
             .collect()
     }
 
     /// Returns what people see in the cell of a row.
-    pub(super) fn cell(shown: &[Column], row: usize) -> String {
+    pub fn cell(shown: &[Column], row: usize) -> String {
         let mut text = String::new();
         for column in shown {
             let Some(cell) = column.cell(row) else {

@@ -8,8 +8,8 @@ use super::Execution;
 use super::process;
 use super::resources::Grant;
 use super::state::Step;
-use crate::engine::artifact::Digest;
 use crate::engine::event::RunEvent;
+use crate::engine::runs::log_path;
 use crate::engine::worker::{Job, JobInput, Task};
 
 impl Execution<'_> {
@@ -118,31 +118,6 @@ impl Execution<'_> {
     }
 
     pub(super) fn log_path(&self, stage: usize) -> PathBuf {
-        let name = &self.pipeline.stages[stage].name;
-        let logs = self.folder.path.join("logs");
-        logs.join(format!("{}.log", file_name(name)))
+        log_path(&self.folder.path, &self.pipeline.stages[stage].name)
     }
-}
-
-/// Makes a file name of a stage's name, whose axis values may hold anything; a changed name gets a digest, so
-/// that no two stages share a file.
-fn file_name(stage: &str) -> String {
-    const LONGEST: usize = 150;
-    let safe: String = stage
-        .chars()
-        .map(|c| match c {
-            '/' | '\\' | ':' => '_',
-            c if c.is_control() => '_',
-            c => c,
-        })
-        .collect();
-    if safe == stage && safe.len() <= LONGEST {
-        return safe;
-    }
-    let mut end = safe.len().min(LONGEST);
-    while !safe.is_char_boundary(end) {
-        end -= 1;
-    }
-    let digest = Digest::of(stage.as_bytes());
-    format!("{}-{}", &safe[..end], digest.short())
 }
