@@ -131,12 +131,13 @@ fn sampled(pipeline: &Pipeline, store: &Store, results: &Results) -> Result<Vec<
         while let Some(before) = made_of[first] {
             first = before;
         }
-        groups.entry(first).or_default().push(at);
+        let members = groups.entry(first).or_insert_with(|| vec![first]);
+        members.extend((at != first).then_some(at));
     }
     let mut all = Vec::new();
-    for (first, members) in groups {
+    for members in groups.into_values() {
         let mut own: Vec<Samples> = Vec::new();
-        for at in std::iter::once(first).chain(members) {
+        for at in members {
             check_objects(store, &found[at].artifact)?;
             let table = read_table(store, &found[at].artifact)?;
             if let Some(same) = own.iter_mut().find(|own| own.has_rows_of(&table)) {
