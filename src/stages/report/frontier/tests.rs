@@ -220,7 +220,7 @@ fn what_cannot_be_joined_or_paired_is_an_error() {
         kind(params)
     };
     let points = |kind: &Frontier, tables: &[(String, Table)]| -> Result<Vec<Point>, StageError> {
-        kind.join().points(&tables, &kind.wanted())
+        kind.join().points(tables, &kind.wanted())
     };
     let (error, hint) = message(points(&with("values", json!(["Mode"])), &tables()));
     assert_eq!(error, "no table of `points` has a column `Mode`");
