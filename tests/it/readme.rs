@@ -1,4 +1,4 @@
-//! What README says of one's own data and reward works as it stands there.
+//! What README shows works as it stands there.
 
 use std::process::Command;
 
@@ -8,15 +8,35 @@ use crate::space::Space;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 
-/// The blocks of a language in the part on one's own data and reward.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let start = README.find("## Your own data, your own reward").unwrap();
-    let end = start + README[start..].find("\n## Commands").unwrap();
+/// The blocks of a language in the part under a heading.
+fn blocks_of(heading: &str, language: &str) -> Vec<&'static str> {
+    let start = README.find(&format!("## {heading}\n")).unwrap();
+    let end = start + README[start..].find("\n## ").unwrap();
     let fence = format!("```{language}\n");
     let parts = README[start..end].split(fence.as_str()).skip(1);
     parts
         .map(|part| part.split("```").next().unwrap())
         .collect()
+}
+
+/// Those on one's own data and reward.
+fn blocks(language: &str) -> Vec<&'static str> {
+    blocks_of("Your own data, your own reward", language)
+}
+
+#[test]
+fn the_first_pipeline_runs_as_it_stands() {
+    let space = Space::new(blocks_of("Writing a pipeline", "yaml")[0]);
+    for (args, expected) in [(&[][..], "20"), (&["--profile", "big"][..], "2000")] {
+        assert_eq!(space.run(args).code, 0);
+        let shown = space.flowgraph(&[&["show", "p.yaml", "total"], args].concat());
+        assert_eq!(shown.stdout.trim(), expected, "{}", shown.stderr);
+    }
+}
+
+#[test]
+fn it_is_short() {
+    assert!(README.lines().count() <= 200);
 }
 
 #[test]

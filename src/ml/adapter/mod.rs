@@ -1,5 +1,6 @@
 //! Low-rank adapters (LoRA, Hu et al. 2021), as the PEFT library has them: with ranks and scales of some projections,
-//! trained lengths of rows (DoRA, Liu et al. 2024), and tensors of the model that are trained whole.
+//! trained lengths of rows (DoRA, Liu et al. 2024), and tensors of the model that are trained whole. Starts that change
+//! the base (PiSSA, OLoRA, CorDA, LoftQ) are refused.
 
 use std::collections::BTreeMap;
 

@@ -2,6 +2,11 @@
 //!
 //! Whatever a tokenizer comes from (a `tokenizer.json`, a GGUF or llama2.c file, training), it is built from
 //! one JSON document in Hugging Face's format, checked first: the crate panics on some damaged documents.
+//!
+//! SentencePiece's `tokenizer.model` (`spiece.model`, `sentencepiece.bpe.model`) becomes what the fast tokenizers of
+//! transformers 4.57.6 are, for the classes of LLaMA, Gemma, T5 and XLM-R: the same ids and texts, also where SentencePiece
+//! itself has others, around several spaces, special tokens and letters that T5 has no piece for. `tokenizer_config.json`,
+//! `special_tokens_map.json` and `added_tokens.json` are applied as there.
 
 mod added;
 mod byte_level;

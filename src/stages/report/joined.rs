@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use indexmap::{IndexMap, IndexSet};
 
 use super::groups::STAGE;
-use crate::artifacts::table::Table;
+use crate::artifacts::table::{TABLE, Table};
 use crate::engine::context::{Input, Labels, RunContext};
 use crate::engine::diagnostic::did_you_mean;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Problem, StageError};
+use crate::engine::stage::{Port, Problem, StageError};
 use crate::excerpt::listed;
 
 /// One run of a point.
@@ -82,6 +82,16 @@ pub(super) struct Join<'a> {
 }
 
 impl Join<'_> {
+    /// The port of the tables.
+    pub(super) fn port() -> Port {
+        Port::many(
+            "points",
+            &[TABLE],
+            "tables with a row for each run, such as `per_seed`; one that lacks an axis holds for all its values",
+        )
+        .labelled()
+    }
+
     /// `series`, `along` and `aggregate`.
     fn axes(&self) -> Vec<&String> {
         let along = self.along.iter();

@@ -10,7 +10,6 @@ use super::frontier::Scale;
 use super::joined::{Join, Point as Measured, by_point, tell_incomplete, values};
 use super::plot_curves::{file_name, off_log_axis};
 use crate::artifacts::figure::{self, FIGURE};
-use crate::artifacts::table::TABLE;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
@@ -57,14 +56,7 @@ impl Kind for PlotMetric {
     const EXAMPLE: &'static str = "{ x: lr, scale: log, values: [Mean, exact_reward] }";
 
     fn ports(&self) -> Vec<Port> {
-        vec![
-            Port::many(
-                "points",
-                &[TABLE],
-                "tables with a row for each run, such as `per_seed`; one that lacks an axis holds for all its values",
-            )
-            .labelled(),
-        ]
+        vec![Join::port()]
     }
 
     fn outputs(&self) -> Vec<Output> {

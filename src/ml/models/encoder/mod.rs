@@ -5,6 +5,10 @@
 //! other rather than padded, so that an embedding is the same to the last bit whatever it is batched with. There is no
 //! dropout.
 //!
+//! Families are BERT, RoBERTa, XLM-RoBERTa, MPNet and DistilBERT, with their classification heads. Folders of
+//! sentence-transformers are read in full: all six poolings and lists of them, Dense, Normalize or none, `max_seq_length`,
+//! `do_lower_case`, `truncate_dim` and prompts; whatever else such a folder asks for is refused by name.
+//!
 //! [`EncoderConfig`] describes an encoder, [`Family`] says what its tensors and the keys of its `config.json` are
 //! called. Weights have the names of the class of `transformers` without a head, without prefix:
 //! `encoder.layer.0.attention.self.query.weight`.

@@ -142,14 +142,7 @@ impl Kind for Frontier {
         pairs: [{ a: GDPO, b: DPO }], x: { column: kl, scale: sqrt }, together: [Mean, exact_reward] }";
 
     fn ports(&self) -> Vec<Port> {
-        vec![
-            Port::many(
-                "points",
-                &[TABLE],
-                "tables with a row for each run, such as `per_seed`; one that lacks an axis holds for all its values",
-            )
-            .labelled(),
-        ]
+        vec![Join::port()]
     }
 
     fn outputs(&self) -> Vec<Output> {
