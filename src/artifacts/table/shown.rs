@@ -1,7 +1,7 @@
 //! What people see of a table: several columns may stand in the cells of one.
 
 use super::Table;
-use super::column::{Column, Place};
+use super::column::{Column, Place, Values};
 
 impl Table {
     /// Returns the columns as people see them: each with those that stand in its cells.
@@ -20,6 +20,10 @@ impl Table {
             };
             match column.place {
                 Place::Own => text.push_str(&cell),
+                Place::Spread if is_noise(column, &shown[0], row) => {
+                    let decimals = column.decimals.unwrap_or(0);
+                    text.push_str(&format!(" ± {:.decimals$}", 0.0));
+                }
                 Place::Spread => text.push_str(&format!(" ± {cell}")),
                 Place::Low => text.push_str(&format!(" [{cell}")),
                 Place::High => text.push_str(&format!(", {cell}]")),
@@ -29,9 +33,29 @@ impl Table {
     }
 }
 
+/// Whether a spread is what rounding leaves of equal values.
+fn is_noise(spread: &Column, of: &Column, row: usize) -> bool {
+    let number = |column: &Column| match &column.values {
+        Values::Numbers(values) => values[row],
+        _ => None,
+    };
+    let (spread, value) = (number(spread), number(of));
+    matches!((spread, value), (Some(spread), Some(value)) if spread.abs() <= 1e-12 * value.abs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_rounding_leaves_of_equal_values_is_no_spread() {
+        let mut table = Table::new("means");
+        table.number_column("Mean", 3, [Some(0.083), Some(0.083), Some(0.0)]);
+        table.spread_of_last("sd", [Some(2.0e-17), Some(2.0e-9), Some(0.0)]);
+        let shown = table.shown();
+        let cells: Vec<String> = (0..3).map(|row| Table::cell(shown[0], row)).collect();
+        assert_eq!(cells, ["0.083 ± 0.000", "0.083 ± 2.0e-9", "0.000 ± 0.000"]);
+    }
 
     #[test]
     fn people_see_spread_and_bounds_in_the_cell_of_their_value() {
