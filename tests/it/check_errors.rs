@@ -526,6 +526,28 @@ stages:
 }
 
 #[test]
+fn names_of_other_programs_lead_to_params() {
+    let said = diagnostics(
+        r"name: other
+stages:
+  world: { kind: generate_world, params: { seed: 1, finetune_pairs: 10, reward_pairs: 10, rl_questions: 10 } }
+  tokenizer: { kind: train_tokenizer, inputs: { data: [world.finetune] }, params: { algorithm: bpe, vocab_size: 300 } }
+  model: { kind: init_model, inputs: { tokenizer: tokenizer }, params: { hidden_size: 8, num_layers: 1, num_heads: 1, intermediate_size: 8, max_position_embeddings: 64, seed: 1 } }
+  sft: { kind: train_sft, inputs: { model: model, data: world.finetune }, params: { epochs: 3, learning_rate: 1e-4, lora_r: 8, warmup_steps: 2, steps: 1, batch_size: 1, optimizer: { lr: 1, adam_beta2: 2 }, seed: 1 } }
+",
+    );
+    for expected in [
+        "unknown param `epochs` of `train_sft`\n    it is called `steps` here",
+        "unknown param `learning_rate` of `train_sft`\n    it is called `optimizer.lr` here",
+        "unknown param `lora_r` of `train_sft`\n    it is called `adapter.rank` here",
+        "unknown param `warmup_steps` of `train_sft`\n    it is called `optimizer.warmup_steps` here",
+        "unknown key `adam_beta2`\n    it is called `beta2` here",
+    ] {
+        assert!(said.contains(expected), "{expected}\n---\n{said}");
+    }
+}
+
+#[test]
 fn special_tokens_that_nothing_names_are_refused() {
     let found = diagnostics(
         "name: own\nstages:\n  own: { kind: load_completions, params: { source: own.jsonl, special_tokens: refuse } }\n",

@@ -42,7 +42,9 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             path: Path::of([key.as_str()]),
             at_key: true,
             message: format!("unknown param `{key}` of `{}`", K::NAME),
-            hint: did_you_mean(&key, known.iter().copied())
+            hint: called(&schema, properties, &key)
+                .map(|path| format!("it is called `{path}` here"))
+                .or_else(|| did_you_mean(&key, known.iter().copied()))
                 .or_else(|| Some(format!("`flowgraph kinds {}` lists its params", K::NAME))),
         });
     }
@@ -85,8 +87,17 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
             break;
         };
         let (message, hint) = in_words(&error.into_inner().to_string());
+        let unknown = message.strip_prefix("unknown key `");
+        let unknown = unknown.and_then(|rest| rest.strip_suffix('`'));
+        let called = unknown.and_then(|name| {
+            let within = schema.get("properties")?.get(&*top)?;
+            let (inner, _) = members(&schema, within)?
+                .iter()
+                .find(|(_, param)| is_called(param, name))?;
+            Some(format!("it is called `{inner}` here"))
+        });
         problems.push(Problem {
-            hint: hint.or_else(|| about(&schema, &top)),
+            hint: called.or(hint).or_else(|| about(&schema, &top)),
             ..Problem::at(path.clone(), format!("`{path}`: {message}"))
         });
         if trial.remove(&*top).is_none() {
@@ -94,6 +105,42 @@ pub(super) fn explain<K: Kind>(params: &Json) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Finds the param that a name means: another program's name of it, which its schema has under `also`, or the name of one
+/// within a param.
+fn called(
+    schema: &schemars::Schema,
+    properties: &serde_json::Map<String, Json>,
+    name: &str,
+) -> Option<String> {
+    let own = properties.iter().find(|(_, param)| is_called(param, name));
+    own.map(|(key, _)| key.clone()).or_else(|| {
+        properties.iter().find_map(|(key, param)| {
+            let mut within = members(schema, param)?.iter();
+            let found = within.find(|(inner, param)| *inner == name || is_called(param, name));
+            found.map(|(inner, _)| format!("{key}.{inner}"))
+        })
+    })
+}
+
+/// Whether other programs have a name for a param.
+fn is_called(param: &Json, name: &str) -> bool {
+    let also = param.get("also").and_then(Json::as_array);
+    also.is_some_and(|also| also.iter().any(|other| other == name))
+}
+
+/// The params within a param that is a map.
+fn members<'a>(
+    schema: &'a schemars::Schema,
+    param: &Json,
+) -> Option<&'a serde_json::Map<String, Json>> {
+    let within = defined(schema, param).or_else(|| {
+        // Of a param that may be absent.
+        let forms = param.get("anyOf")?.as_array()?;
+        forms.iter().find_map(|form| defined(schema, form))
+    });
+    within?.get("properties")?.as_object()
 }
 
 /// Returns the definition that a part of a schema refers to, if it is a reference.

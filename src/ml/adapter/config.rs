@@ -16,11 +16,14 @@ use crate::ml::parameters::Weights;
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Inner dimension of the update.
+    #[schemars(extend("also" = ["r", "lora_r", "lora_rank"]))]
     pub rank: usize,
     /// The update is multiplied by `alpha / rank`.
+    #[schemars(extend("also" = ["lora_alpha"]))]
     pub alpha: f64,
     /// Share of a projection's inputs that are dropped on the way into the update, in training.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora_dropout"]))]
     pub dropout: f64,
     /// Names of the projections that are adapted, or last parts of them, as `q_proj`; or `all-linear`.
     #[serde(deserialize_with = "targets")]

@@ -46,6 +46,7 @@ pub struct Sample {
     strategy: StrategyName,
     /// Divides the logits; 1 for sampling and none for contrastive search if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["temp"]))]
     temperature: Option<f64>,
     /// Only the k most probable tokens: 0 or absent keeps all in sampling; candidates of contrastive search (4).
     #[serde(default)]
@@ -60,9 +61,11 @@ pub struct Sample {
     #[serde(default = "one")]
     repetition_penalty: f64,
     /// Completions in all.
+    #[schemars(extend("also" = ["num_samples"]))]
     n: usize,
     /// Completions of each prompt.
     #[serde(default = "one_sample")]
+    #[schemars(extend("also" = ["num_return_sequences"]))]
     samples_per_prompt: usize,
     /// Distinct prompts of the dataset to skip first.
     #[serde(default)]
@@ -72,6 +75,7 @@ pub struct Sample {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_prompt_tokens: Option<usize>,
     /// The horizon.
+    #[schemars(extend("also" = ["max_length", "max_tokens"]))]
     max_new_tokens: usize,
     /// Seed of the draws.
     #[serde(default)]

@@ -31,8 +31,10 @@ use crate::stages::ranges::at_least_one;
 #[serde(deny_unknown_fields)]
 pub struct TrainClassifier {
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Texts in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Texts in a forward pass; all texts of a step if absent.
     #[serde(default)]
@@ -47,6 +49,7 @@ pub struct TrainClassifier {
     balanced: bool,
     /// Longer texts are cut.
     #[serde(default)]
+    #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
     max_tokens: Option<usize>,
     /// Seed of the head and of the order of texts.
     seed: u64,

@@ -55,8 +55,10 @@ pub struct TrainGflownetDpo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weighting: Option<Weighting>,
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Pairs in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Pairs in a forward pass; all pairs of a step if absent.
     #[serde(default)]
@@ -65,9 +67,11 @@ pub struct TrainGflownetDpo {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
     max_tokens: Option<usize>,
     /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -55,6 +55,7 @@ pub struct TrainPolicyGradient {
     /// `{ grpo: { clip_high: 0.28 } }`.
     objective: Named<PolicyGradientSettings>,
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Steps that learn from the same completions before others are sampled.
     #[serde(default = "one")]
@@ -62,6 +63,7 @@ pub struct TrainPolicyGradient {
     /// Prompts in a step.
     prompts_per_step: usize,
     /// Completions of each prompt in a step.
+    #[schemars(extend("also" = ["num_generations", "group_size"]))]
     completions_per_prompt: usize,
     /// Prompts in a forward pass; all of a step if absent.
     #[serde(default)]
@@ -70,6 +72,7 @@ pub struct TrainPolicyGradient {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// What a completion's reward is compared with, if not with what the method has.
     #[serde(default)]
@@ -114,6 +117,7 @@ pub struct TrainPolicyGradient {
     #[serde(default)]
     max_prompt_tokens: Option<usize>,
     /// The horizon: a completion has at most so many tokens, the end-of-sequence token included.
+    #[schemars(extend("also" = ["max_completion_length", "response_length"]))]
     max_new_tokens: usize,
     /// Temperature of sampling; log-probabilities are those at temperature 1 whatever it is.
     #[serde(default)]

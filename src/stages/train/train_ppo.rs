@@ -35,16 +35,20 @@ use crate::stages::tokenized::needs_room;
 #[serde(deny_unknown_fields)]
 pub struct TrainPpo {
     /// Iterations: each samples a batch and makes updates on it.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Completions sampled in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Completions of an optimizer step; divides `batch_size`.
+    #[schemars(extend("also" = ["mini_batch_size"]))]
     minibatch_size: usize,
     /// Completions in a forward pass; a whole mini-batch if absent.
     #[serde(default)]
     micro_batch: Option<usize>,
     /// Passes over the completions of a step.
     #[serde(default = "ppo_epochs")]
+    #[schemars(extend("also" = ["num_ppo_epochs"]))]
     ppo_epochs: u64,
     /// Over which tokens advantages are whitened: those of a mini-batch or, as in TRL, of a micro-batch.
     #[serde(default)]
@@ -53,11 +57,13 @@ pub struct TrainPpo {
     optimizer: OptimizerParams,
     /// Adapter to train; all weights if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Prompts of more tokens are left out; if absent, those that do not fit the models are.
     #[serde(default)]
     max_prompt_tokens: Option<usize>,
     /// The horizon: a completion has at most so many tokens, the end-of-sequence token included.
+    #[schemars(extend("also" = ["max_completion_length", "response_length"]))]
     max_new_tokens: usize,
     /// If given, each completion has a horizon of its own, drawn from here to `max_new_tokens`.
     #[serde(default)]
@@ -70,6 +76,7 @@ pub struct TrainPpo {
     temperature: f64,
     /// Coefficient of the KL penalty at the start.
     #[serde(default = "init_kl")]
+    #[schemars(extend("also" = ["kl_coef"]))]
     init_kl: f64,
     /// What moves the coefficient.
     #[serde(default)]

@@ -24,8 +24,10 @@ pub struct TrainPreference {
     /// The loss, with its own numbers, such as `{ loss: dpo, beta: 0.1 }`.
     objective: PreferenceLoss,
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Pairs in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Pairs in a forward pass; all pairs of a step if absent.
     #[serde(default)]
@@ -34,9 +36,11 @@ pub struct TrainPreference {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
     max_tokens: Option<usize>,
     /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,8 +31,10 @@ use crate::world::Examiner;
 #[serde(deny_unknown_fields)]
 pub struct TrainReward {
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Pairs in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Pairs in a forward pass; all pairs of a step if absent.
     #[serde(default)]
@@ -41,12 +43,14 @@ pub struct TrainReward {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Weight of the loss at a random prefix, the same fraction of both completions; 0 leaves it out.
     #[serde(default)]
     prefix_weight: f64,
     /// Longer examples are left out; the model's context if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
     max_tokens: Option<usize>,
     /// How prompts and completions become tokens.
     #[serde(default, skip_serializing_if = "Boundary::is_apart")]

@@ -25,8 +25,10 @@ use crate::stages::tokenized::{Boundary, Limits, LongCompletions, tokenize_chose
 #[serde(deny_unknown_fields)]
 pub struct TrainSft {
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Rows in a step.
+    #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
     /// Rows in a forward pass; all rows of a step if absent.
     #[serde(default)]
@@ -35,6 +37,7 @@ pub struct TrainSft {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Whether prompts are learnt as well as completions.
     #[serde(default)]
@@ -44,6 +47,7 @@ pub struct TrainSft {
     packing: Option<usize>,
     /// Longer examples are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
+    #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
     max_tokens: Option<usize>,
     /// Prompts keep so many of their last tokens, behind the begin token if there is one; all of them if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -74,6 +74,7 @@ pub struct TrainGflownet {
     /// `{ flowrl: { log_z: network } }`.
     objective: Named<GflownetSettings>,
     /// Optimizer steps.
+    #[schemars(extend("also" = ["epochs", "num_epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"]))]
     steps: u64,
     /// Steps that learn from the same completions before others are taken; `flowrl` weighs them by how likely they
     /// have become.
@@ -82,6 +83,7 @@ pub struct TrainGflownet {
     /// Prompts in a step.
     prompts_per_step: usize,
     /// Completions of each prompt in a step.
+    #[schemars(extend("also" = ["num_generations", "group_size"]))]
     completions_per_prompt: usize,
     /// Prompts in a forward pass; all of a step if absent.
     #[serde(default)]
@@ -90,6 +92,7 @@ pub struct TrainGflownet {
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
     #[serde(default)]
+    #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
     /// Factor from reward to log R; `flowrl_released` has one of its own.
     #[serde(default)]
@@ -156,6 +159,7 @@ pub struct TrainGflownet {
     #[serde(default)]
     offline: Offline,
     /// The horizon, at which sampled completions are stopped.
+    #[schemars(extend("also" = ["max_completion_length", "response_length"]))]
     max_new_tokens: usize,
     /// What becomes of completions of the data set beyond the horizon.
     #[serde(default)]

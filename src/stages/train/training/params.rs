@@ -14,12 +14,15 @@ use crate::stages::ranges;
 #[serde(deny_unknown_fields)]
 pub(in crate::stages::train) struct OptimizerParams {
     /// Peak learning rate.
+    #[schemars(extend("also" = ["learning_rate"]))]
     pub lr: f64,
     /// How the learning rate falls after the warm-up.
     #[serde(default)]
+    #[schemars(extend("also" = ["scheduler", "lr_scheduler", "lr_scheduler_type"]))]
     pub schedule: Decay,
     /// Steps over which the learning rate rises.
     #[serde(default)]
+    #[schemars(extend("also" = ["warmup"]))]
     pub warmup_steps: u64,
     /// What a decaying learning rate falls to, as a share of its peak.
     #[serde(default)]
@@ -32,12 +35,15 @@ pub(in crate::stages::train) struct OptimizerParams {
     pub decay_norms_and_biases: bool,
     /// Decay of the mean of gradients.
     #[serde(default = "beta1")]
+    #[schemars(extend("also" = ["adam_beta1"]))]
     pub beta1: f64,
     /// Decay of the mean of squared gradients.
     #[serde(default = "beta2")]
+    #[schemars(extend("also" = ["adam_beta2"]))]
     pub beta2: f64,
     /// Norm above which gradients are scaled down; null leaves them.
     #[serde(default = "max_grad_norm")]
+    #[schemars(extend("also" = ["grad_clip", "gradient_clipping"]))]
     pub max_grad_norm: Option<f64>,
 }
 
