@@ -100,13 +100,9 @@ pub(super) fn run(
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,
     };
+    let tracker = args.track.as_ref().map(Tracker::new).transpose()?;
+    let tracker = tracker.map(RefCell::new).map(Rc::new);
     let shown = progress::observer(output, &pipeline);
-    let tracker = args
-        .track
-        .as_ref()
-        .map(Tracker::new)
-        .map(RefCell::new)
-        .map(Rc::new);
     let mut observer = match &tracker {
         Some(tracker) => Box::new(Tracked {
             shown,

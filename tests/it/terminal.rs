@@ -214,8 +214,11 @@ stages:
         ))
     };
     let narrow = shown(&[], Some(30));
-    assert!(narrow.contains("shown by `--wide`: Remarks"), "{narrow}");
-    assert!(narrow.contains("ppo") && narrow.contains("Rank") && !narrow.contains("a remark"));
+    assert!(
+        narrow.contains("shown by `--wide`: Remarks, Rank"),
+        "{narrow}"
+    );
+    assert!(narrow.contains("ppo") && narrow.contains("Mean") && !narrow.contains("a remark"));
     for whole in [
         shown(&["--wide"], Some(30)),
         shown(&[], Some(200)),

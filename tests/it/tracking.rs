@@ -69,25 +69,19 @@ fn every_step_is_tracked_once_whether_it_is_made_now_or_was_before() {
 }
 
 #[test]
-fn a_run_goes_on_where_it_cannot_be_tracked() {
+fn what_cannot_be_tracked_is_told_before_anything_runs() {
     let space = Space::new(&tiny::pipeline("", TABLE));
     space.write("events", "a file where a folder would be");
-    let outcome = space.flowgraph(&["run", "p.yaml", "--track", "tensorboard:events"]);
-    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
-    assert!(
-        outcome
-            .stderr
-            .contains("this run is not tracked to its end"),
-        "{}",
-        outcome.stderr
-    );
-    let wrong = space.flowgraph(&["run", "p.yaml", "--track", "wandb"]);
-    assert_eq!(wrong.code, 2);
-    assert!(
-        wrong.stderr.contains("expected tensorboard:DIR"),
-        "{}",
-        wrong.stderr
-    );
+    for (track, message) in [
+        ("tensorboard:events", "`--track tensorboard:events`: "),
+        ("wandb", "expected tensorboard:DIR"),
+        ("tensorboard:", "expected tensorboard:DIR"),
+    ] {
+        let outcome = space.flowgraph(&["run", "p.yaml", "--track", track]);
+        assert_eq!(outcome.code, 2, "{track}");
+        assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
+    }
+    assert!(!space.path(".flowgraph/records").exists());
 }
 
 /// Prints for every folder its tags with steps and values, and its texts.

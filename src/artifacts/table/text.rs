@@ -22,8 +22,9 @@ impl Table {
 
     /// Returns the table for a terminal that is so many characters wide.
     ///
-    /// Columns that do not fit are left out and named below, and so are notes that speak of them. Those that say what a
-    /// row is stay, and of the others those that come first.
+    /// Columns from the first on that does not fit are left out and named below, and so are notes that speak of them: what
+    /// comes later says less, or is what another one is compared with. Those that say what a row is stay, and the first
+    /// after them.
     pub fn text_within(&self, width: Option<usize>) -> String {
         let shown = self.shown();
         let (kept, folded) = match width {
@@ -88,7 +89,8 @@ impl Table {
         let (mut kept, mut folded) = (Vec::new(), Vec::new());
         for (at, columns) in shown.iter().enumerate() {
             let wanted = taken(columns);
-            if at < labels || wanted <= left {
+            let fits = folded.is_empty() && wanted <= left;
+            if at <= labels || fits {
                 left = left.saturating_sub(wanted);
                 kept.push(*columns);
             } else {
@@ -124,19 +126,20 @@ mod tests {
         let whole = table().text();
         assert_eq!(table().text_within(Some(80)), whole);
         assert!(whole.contains("a long remark") && !whole.contains("--wide"));
-        let narrow = table().text_within(Some(24));
+        let narrow = table().text_within(Some(20));
         assert!(
             narrow
                 .lines()
                 .skip(1)
                 .take(5)
-                .all(|line| line.chars().count() <= 24),
+                .all(|line| line.chars().count() <= 20),
             "{narrow}"
         );
-        assert!(narrow.contains("policy") && narrow.contains("Mean") && narrow.contains(" 7"));
+        // The last one would have room.
+        assert!(narrow.contains("policy") && narrow.contains("Mean") && !narrow.contains(" 7"));
         assert!(!narrow.contains("a long remark") && !narrow.contains("of nobody"));
         assert!(narrow.ends_with(
-            "\n  All: of all.\n  too wide for this terminal, shown by `--wide`: Remarks\n"
+            "\n  All: of all.\n  too wide for this terminal, shown by `--wide`: Remarks, n\n"
         ));
     }
 
@@ -146,17 +149,18 @@ mod tests {
         let long = "one two three four five six seven";
         table.text_column("question", [Some(long.to_owned())]);
         table.text_column("answer", [Some(long.to_owned())]);
+        table.text_column("remark", [Some(long.to_owned())]);
         let narrow = table.text_within(Some(20));
         assert!(
             narrow
                 .lines()
                 .skip(1)
-                .take(6)
+                .take_while(|line| !line.contains("too wide"))
                 .all(|line| line.chars().count() <= 20),
             "{narrow}"
         );
         assert!(
-            narrow.contains("seven") && narrow.contains("`--wide`: answer"),
+            narrow.contains("answer") && narrow.contains("`--wide`: remark"),
             "{narrow}"
         );
     }

@@ -170,6 +170,7 @@
     const label = headings(runs)[keys];
     return [...runs.tBodies[0].rows].filter(same).map(({ cells }) => row(`${label} ${cells[keys].textContent}`, cells[column].textContent));
   };
+  const runNotes = (block) => [...block.querySelectorAll("p.run")].map((note) => make("p", { class: "note" }, note.textContent));
   /** What a row was made of: the inputs whose labels are in it, or all of them. */
   const inputsOf = (block, table, line) => {
     const { inputs } = stages[Number(block.dataset.stage)];
@@ -200,7 +201,7 @@
     const chain = upstream(from);
     const sources = chain.concat(stage).flatMap((at) => stages[at].details?.sources ?? []);
     open(`${line.cells[0].textContent}: ${heading}`, make("p", null, make("strong", null, cell.textContent || "empty"), reported ? `, the paper has ${reported}` : ""),
-      runs.length > 0 ? part("Runs behind it", make("table", null, runs)) : [],
+      runs.length > 0 ? part("Runs behind it", make("table", null, runs), ...runNotes(block)) : [],
       part("Computed by", list([[linkTo(stage), " ", digest(stages[stage].fingerprint)]])),
       from.length > 0 ? part(isOwn ? "From the inputs of this row" : "From all inputs of the table", fold(from)) : [],
       chain.length > from.length ? part("These were made of", fold(chain.filter((at) => !from.includes(at)))) : [],

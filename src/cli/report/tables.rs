@@ -46,6 +46,8 @@ pub(super) struct TableView {
     summary: Option<Grid>,
     /// The same, run by run.
     runs: Option<Grid>,
+    /// What must be known to read these.
+    run_notes: Vec<String>,
     /// How many columns of both name a row.
     keys: usize,
     /// What is shown instead of labels of the inputs.
@@ -171,10 +173,12 @@ pub(super) fn read(
         let runs = match sibling(RUN_BY_RUN) {
             Some(runs) if found.output == first && runs.output != first => {
                 check_objects(store, &runs.artifact)?;
-                Some(Grid::of(&read_table(store, &runs.artifact)?))
+                Some(read_table(store, &runs.artifact)?)
             }
             _ => None,
         };
+        let run_notes = runs.as_ref().map(|runs| runs.notes.clone());
+        let runs = runs.as_ref().map(Grid::of);
         let costs = (found.output == first)
             .then(|| {
                 costs::table(pipeline, store, found.stage, |at| {
@@ -190,6 +194,7 @@ pub(super) fn read(
             summary: is_claims.then(|| Grid::summary(&table)).flatten(),
             grid,
             runs,
+            run_notes: run_notes.unwrap_or_default(),
             names: names(&stage.stage.params()),
             costs: costs.map(|costs| Grid::of(&costs)),
             audit: audit.of_making(pipeline, found.stage),

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_file::EventFile;
 
+use super::Failure;
 use super::output::Output;
 use crate::artifacts::curve::{CURVE, Curve};
 use crate::artifacts::table::{TABLE, Table};
@@ -58,14 +59,19 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new(track: &Track) -> Self {
+    /// Makes the folder; one that cannot be written is told before anything runs.
+    pub(super) fn new(track: &Track) -> Result<Self, Failure> {
         let Track::TensorBoard(root) = track;
-        Self {
+        let tried = fs_err::create_dir_all(root).and_then(|()| tempfile::tempfile_in(root));
+        tried.map_err(|error| {
+            Failure::usage(format!("`--track tensorboard:{}`: {error}", root.display()))
+        })?;
+        Ok(Self {
             root: root.clone(),
             run: String::new(),
             files: BTreeMap::new(),
             failed: None,
-        }
+        })
     }
 
     fn file(&mut self, stage: &str) -> std::io::Result<&mut EventFile> {

@@ -91,7 +91,7 @@ pub enum Scale {
     /// Equal differences are equally long.
     #[default]
     Linear,
-    /// Equal ratios are equally long; what is not positive is a gap.
+    /// Equal ratios are equally long; what is not positive is left out, counted in the legend, and the line goes on.
     Log,
 }
 
