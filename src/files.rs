@@ -3,7 +3,7 @@
 //! Opening a pipe waits for a writer, a device may never end, and neither has bytes that a digest could stand for.
 
 use std::fs::{FileType, Metadata, Permissions};
-use std::io::{Error, ErrorKind, Read, Result};
+use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
@@ -97,6 +97,16 @@ pub fn write_whole(path: &Path, from: &mut dyn Read) -> Result<()> {
         let message = format!("cannot write {}: {error}", path.display());
         Error::new(error.kind(), message)
     })
+}
+
+/// Reads the last bytes of a file, at most so many, and says how many stand before them.
+pub fn last_bytes(path: &Path, most: u64) -> Result<(Vec<u8>, u64)> {
+    let mut file = fs_err::File::open(path)?;
+    let before = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(before))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok((bytes, before))
 }
 
 #[cfg(test)]

@@ -214,6 +214,18 @@ fn failed(error: impl std::error::Error) -> Failure {
     }
 }
 
+/// Refuses to write over what is there without `--force`; `what` else may be chosen.
+pub(super) fn refuse_existing(target: &Path, force: bool, what: &str) -> Result<(), Failure> {
+    if target.exists() && !force {
+        return Err(Failure::Other {
+            message: format!("{} exists", target.display()),
+            hint: Some(format!("choose another {what}, or give `--force`")),
+            code: exit_code::USAGE,
+        });
+    }
+    Ok(())
+}
+
 impl ExportArgs {
     /// Says where each result goes.
     fn jobs<'a>(&self, pipeline: &Pipeline, results: &'a Results) -> Vec<Job<'a>> {
@@ -289,14 +301,7 @@ impl ExportArgs {
     }
 
     fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
-        if target.exists() && !self.force {
-            return Err(Failure::Other {
-                message: format!("{} exists", target.display()),
-                hint: Some("choose another folder, or give `--force`".to_owned()),
-                code: exit_code::USAGE,
-            });
-        }
-        Ok(())
+        refuse_existing(target, self.force, "folder")
     }
 
     /// Writes rows in the formats asked for.

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -28,6 +27,7 @@ use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
 use crate::excerpt::excerpt;
+use crate::files::last_bytes;
 
 /// The kind whose tables are printed first.
 pub(super) const CLAIMS: &str = "claims";
@@ -371,7 +371,8 @@ fn summarise_failures(report: &RunReport, output: &Output) {
 
 /// Returns the last lines of a log; of a line that a program wrote again and again, what stood there last.
 fn last_lines(path: &Path, count: usize) -> Vec<String> {
-    let text = end_of(path).unwrap_or_default();
+    let (bytes, _) = last_bytes(path, END_OF_LOG).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
     let mut lines: Vec<String> = text
         .rsplit('\n')
         .filter_map(|line| line.rsplit('\r').find(|line| !line.trim().is_empty()))
@@ -382,16 +383,7 @@ fn last_lines(path: &Path, count: usize) -> Vec<String> {
     lines
 }
 
+/// Bytes of a log that its last lines are looked for in: it can be larger than the memory.
+const END_OF_LOG: u64 = 64 * 1024;
 /// Bytes of a line of a log that are shown.
 const LONGEST_LOG_LINE: usize = 1000;
-
-/// Reads the end of a log, which can be larger than the memory.
-fn end_of(path: &Path) -> std::io::Result<String> {
-    const SHOWN: u64 = 64 * 1024;
-    let mut log = fs_err::File::open(path)?;
-    let length = log.metadata()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
-    let mut bytes = Vec::new();
-    log.take(SHOWN).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}

@@ -276,13 +276,13 @@ impl RunContext {
             .as_ref()
             .is_none_or(|(unit, at)| *unit != progress.unit || at.elapsed() >= PROGRESS_EVERY);
         if is_due || is_end {
-            let of_same_unit = self
-                .told
-                .as_ref()
-                .is_some_and(|(unit, _)| *unit == progress.unit);
-            self.untold.retain(|_| of_same_unit);
+            let earlier = std::mem::take(&mut self.untold);
+            if let Some((unit, _)) = &self.told
+                && *unit == progress.unit
+            {
+                progress.earlier = earlier;
+            }
             self.told = Some((progress.unit.clone(), Instant::now()));
-            progress.earlier = std::mem::take(&mut self.untold);
             self.reporter.progress(progress);
         } else if !progress.metrics.is_empty() {
             self.untold.push((progress.step, progress.metrics));

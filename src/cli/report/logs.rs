@@ -1,7 +1,6 @@
 //! What stages wrote when they were last started, and why those failed that did.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,6 +8,7 @@ use serde::Serialize;
 use crate::engine::artifact::Digest;
 use crate::engine::runs::Run;
 use crate::engine::store::Store;
+use crate::files::last_bytes;
 
 /// Bytes of one log that are shown: its end.
 const MOST_BYTES: u64 = 4_000;
@@ -97,14 +97,9 @@ impl Logs {
     }
 }
 
-/// Reads the last bytes of a file, from the beginning of a line on where there is one, and says how many stand before.
+/// Reads the end of a log, from the beginning of a line on where there is one, and says how many bytes stand before.
 fn end_of(path: &Path, most: u64) -> std::io::Result<(String, u64)> {
-    let mut file = fs_err::File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut from = length.saturating_sub(most);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
+    let (mut bytes, mut from) = last_bytes(path, most)?;
     if from > 0
         && let Some(line) = bytes.iter().position(|byte| *byte == b'\n')
     {

@@ -32,6 +32,7 @@ use clap::{Args, ValueEnum};
 
 use audit::Audit;
 
+use super::export::refuse_existing;
 use super::output::{Output, counted};
 use super::run::CLAIMS;
 use super::{Failure, PipelineOptions, exit_code, results};
@@ -165,13 +166,6 @@ impl ReportArgs {
                 code: exit_code::USAGE,
             });
         }
-        if file.exists() && !self.force {
-            return Err(Failure::Other {
-                message: format!("{} exists", file.display()),
-                hint: Some("choose another file, or give `--force`".to_owned()),
-                code: exit_code::USAGE,
-            });
-        }
-        Ok(())
+        refuse_existing(file, self.force, "file")
     }
 }

@@ -4,6 +4,7 @@ mod event_file;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -75,14 +76,13 @@ impl Tracker {
     }
 
     fn file(&mut self, stage: &str) -> std::io::Result<&mut EventFile> {
-        if !self.files.contains_key(stage) {
-            let folder = self.root.join(&self.run).join(folder_name(stage));
-            let file = EventFile::create(&folder, now(), &host_name())?;
-            self.files.insert(stage.to_owned(), file);
+        match self.files.entry(stage.to_owned()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => {
+                let folder = self.root.join(&self.run).join(folder_name(stage));
+                Ok(new.insert(EventFile::create(&folder, now(), &host_name())?))
+            }
         }
-        self.files
-            .get_mut(stage)
-            .ok_or_else(|| std::io::Error::other("BUG: the file was just made"))
     }
 
     /// Does something unless something failed before.

@@ -105,15 +105,14 @@ impl Pipeline {
         let mut imports =
             Reader::new(registry, Self::problems).read(&mut root, &document, &mut errors)?;
         imports.adopt_changed(&mut root, overrides, &[]);
-        let written = root.get("stages").and_then(Value::as_map);
-        let written = written.map(|stages| stages.keys().cloned().collect::<BTreeSet<_>>());
+        let written = shown::written(&root);
         overrides::apply(&mut root, overrides, &mut errors);
         let imported = imports.adopt_needed(&mut root);
         let imported = imported.map_err(|wrong| Box::new(document.invalid(vec![wrong])))?;
         let mut builder = Builder {
             registry,
             imported: &imported,
-            written: written.unwrap_or_default(),
+            written,
             errors,
             warnings: Vec::new(),
         };
@@ -228,7 +227,7 @@ struct Builder<'a> {
     registry: &'a Registry,
     /// The namespaces that other files' stages are in.
     imported: &'a Imported,
-    /// The stages of the file before profiles changed it.
+    /// The stages of the file before profiles changed it, if it names any to show.
     written: BTreeSet<String>,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,

@@ -4,7 +4,14 @@ use std::collections::BTreeSet;
 
 use super::Instance;
 use crate::engine::diagnostic::{Diagnostic, Path, did_you_mean};
-use crate::engine::value::Value;
+use crate::engine::value::{Map, Value};
+
+/// The stages of a file that has `show`, before profiles take some away.
+pub(super) fn written(root: &Map) -> BTreeSet<String> {
+    let stages = root.get("stages").and_then(Value::as_map);
+    let stages = stages.filter(|_| root.contains_key("show"));
+    stages.map_or_else(BTreeSet::new, |stages| stages.keys().cloned().collect())
+}
 
 /// Reads `show`; `written` are the stages of the file, of which a profile may have taken some away.
 pub(super) fn read(
