@@ -1,14 +1,14 @@
 //! The stage kinds: one line each.
 //!
-//! Help, JSON schema, completions and did-you-mean derive from this table.
+//! Help, JSON schema, completions and did-you-mean derive from this table; `first_of` names the group that begins with a
+//! line.
 
 use crate::engine::stage::{Registry, StageKind};
 use crate::stages;
 
 /// Every stage kind that ships with flowgraph.
 pub const REGISTRY: &Registry = &[
-    // Data and models.
-    StageKind::of::<stages::data::generate_world::GenerateWorld>(),
+    StageKind::of::<stages::data::generate_world::GenerateWorld>().first_of("Data and models"),
     StageKind::of::<stages::data::generate_tree::GenerateTree>(),
     StageKind::of::<stages::data::load_preferences::LoadPreferences>(),
     StageKind::of::<stages::data::load_labelled_texts::LoadLabelledTexts>(),
@@ -22,8 +22,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::data::load_encoder::LoadEncoder>(),
     StageKind::of::<stages::train::train_tokenizer::TrainTokenizer>(),
     StageKind::of::<stages::data::init_model::InitModel>(),
-    // Training.
-    StageKind::of::<stages::train::train_sft::TrainSft>(),
+    StageKind::of::<stages::train::train_sft::TrainSft>().first_of("Training"),
     StageKind::of::<stages::train::train_reward::TrainReward>(),
     StageKind::of::<stages::train::train_ppo::TrainPpo>(),
     StageKind::of::<stages::train::train_classifier::TrainClassifier>(),
@@ -31,8 +30,8 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::train::train_policy_gradient::TrainPolicyGradient>(),
     StageKind::of::<stages::train::train_preference::TrainPreference>(),
     StageKind::of::<stages::train::train_gflownet_dpo::TrainGflownetDpo>(),
-    // Completions and what is said of them.
-    StageKind::of::<stages::evaluate::sample::Sample>(),
+    StageKind::of::<stages::evaluate::sample::Sample>()
+        .first_of("Completions and what is said of them"),
     StageKind::of::<stages::evaluate::enumerate_answers::EnumerateAnswers>(),
     StageKind::of::<stages::evaluate::score::Score>(),
     StageKind::of::<stages::evaluate::score_policy::ScorePolicy>(),
@@ -41,8 +40,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::evaluate::embed_hidden::EmbedHidden>(),
     StageKind::of::<stages::evaluate::embed_sentences::EmbedSentences>(),
     StageKind::of::<stages::evaluate::judge::Judge>(),
-    // Results.
-    StageKind::of::<stages::report::metric_table::MetricTable>(),
+    StageKind::of::<stages::report::metric_table::MetricTable>().first_of("Results"),
     StageKind::of::<stages::report::semantic_diversity::SemanticDiversity>(),
     StageKind::of::<stages::report::win_rate::WinRate>(),
     StageKind::of::<stages::report::target_distance::TargetDistance>(),
@@ -60,8 +58,7 @@ pub const REGISTRY: &Registry = &[
     StageKind::of::<stages::report::plot_frontier::PlotFrontier>(),
     StageKind::of::<stages::report::plot_metric::PlotMetric>(),
     StageKind::of::<stages::report::plot_profiles::PlotProfiles>(),
-    // Anything else.
-    StageKind::of::<stages::command::Command>(),
+    StageKind::of::<stages::command::Command>().first_of("Anything else"),
 ];
 
 #[cfg(test)]

@@ -128,8 +128,9 @@ pub(super) fn load(store: &Store, name: &str) -> Result<(Run, Vec<RunStage>), Fa
     let run = Run::find(store, name).map_err(Failure::usage)?;
     let stages = run.stages().ok_or_else(|| Failure::Other {
         message: format!(
-            "run {} has no end: it was killed, or goes on",
-            run.description.run
+            "run {} has no end: {}",
+            run.description.run,
+            run.why_no_end()
         ),
         hint: Some("`flowgraph runs` lists those that ended".to_owned()),
         code: exit_code::USAGE,

@@ -43,6 +43,12 @@ pub(super) struct ExportArgs {
     /// Write rows in this format instead of copying their files; repeatable
     #[arg(long, value_enum)]
     format: Vec<Format>,
+    /// With `--format`: write these columns alone, in this order; repeatable
+    #[arg(long, value_name = "NAME", requires = "format")]
+    column: Vec<String>,
+    /// With `--format latex` or `markdown`: what stands above the table in place of its title
+    #[arg(long, value_name = "TEXT", requires = "format")]
+    caption: Option<String>,
     /// With `--format csv`: put an apostrophe before texts that a spreadsheet would run as formulas
     #[arg(long)]
     spreadsheet: bool,
@@ -75,6 +81,9 @@ impl Format {
     }
 }
 
+/// Columns of a table for which a page has room, about.
+const OF_A_PAGE: usize = 9;
+
 /// One artifact on its way out.
 struct Job<'a> {
     /// What the user calls it.
@@ -101,10 +110,18 @@ pub(super) fn run(
     for job in &jobs {
         show::check_objects(store, &job.found.artifact)?;
         args.check(job)?;
+        if !args.column.is_empty()
+            && let Some(mut rows) = show::rows(store, &job.found.artifact)?
+        {
+            args.choose(&mut rows)?;
+        }
     }
     for mut job in jobs {
         if !args.format.is_empty() {
             job.rows = show::rows(store, &job.found.artifact)?;
+        }
+        if let Some(rows) = &mut job.rows {
+            args.choose(rows)?;
         }
         match &job.rows {
             Some(rows) => args.write_rows(&job, rows, store, output)?,
@@ -206,6 +223,15 @@ fn chats_of(folder: &Path, template: Option<&str>) -> Result<Option<String>, Fai
     Ok(Some(before.chain([turns]).collect()))
 }
 
+/// Makes of a result's name one that LaTeX takes as a label.
+fn label(name: &str) -> String {
+    let name = name.replace(
+        |sign: char| !sign.is_ascii_alphanumeric() && sign != '_',
+        "-",
+    );
+    name.trim_matches('-').to_owned()
+}
+
 fn failed(error: impl std::error::Error) -> Failure {
     Failure::Other {
         message: error.to_string(),
@@ -278,6 +304,11 @@ impl ExportArgs {
                     code: exit_code::USAGE,
                 });
             }
+            if !self.column.is_empty() && formats().any(|format| *format == Format::Parquet) {
+                return Err(Failure::usage(
+                    "`--format parquet` copies the whole table: `--column` cannot choose of it",
+                ));
+            }
             return formats()
                 .try_for_each(|format| self.refuse_existing(&job.folder.join(format.file_name())));
         }
@@ -300,6 +331,18 @@ impl ExportArgs {
         left_of_models(job).try_for_each(|path| self.refuse_existing(&path))
     }
 
+    /// Leaves of a table what was asked for.
+    fn choose(&self, table: &mut Table) -> Result<(), Failure> {
+        if !self.column.is_empty() {
+            let kept = table.keep_columns(&self.column);
+            kept.map_err(|error| Failure::usage(error.to_string()))?;
+        }
+        if let Some(caption) = &self.caption {
+            table.title.clone_from(caption);
+        }
+        Ok(())
+    }
+
     fn refuse_existing(&self, target: &Path) -> Result<(), Failure> {
         refuse_existing(target, self.force, "folder")
     }
@@ -318,7 +361,7 @@ impl ExportArgs {
             let target = job.folder.join(format.file_name());
             let text = match format {
                 Format::Markdown => table.markdown(),
-                Format::Latex => table.latex(),
+                Format::Latex => table.latex(&format!("tab:{}", label(&job.name))),
                 Format::Csv => table.csv(self.spreadsheet),
                 Format::Jsonl if is_embeddings => {
                     let rows = table.texts("embedding").unwrap_or_default().into_iter();
@@ -340,6 +383,10 @@ impl ExportArgs {
             };
             write_whole(&target, &mut text.as_bytes())?;
             output.line(&format!("{} -> {}", job.name, target.display()));
+            let shown = table.shown().len();
+            if format == Format::Latex && shown > OF_A_PAGE {
+                output.line(&format!("note: {shown} columns are wider than most pages; `--column NAME` chooses of them"));
+            }
             let formulas = table.formulas();
             if format == Format::Csv && !self.spreadsheet && formulas > 0 {
                 output.line(&format!(

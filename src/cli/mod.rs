@@ -12,9 +12,12 @@ mod export;
 mod export_provenance;
 mod gc;
 mod graph;
+mod init;
 mod interrupts;
 mod kinds;
+mod meant;
 mod model_card;
+mod nearest_store;
 mod output;
 mod plan;
 mod progress;
@@ -36,7 +39,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
@@ -88,15 +91,10 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct GlobalOptions {
-    /// Folder that holds results
-    #[arg(
-        long,
-        global = true,
-        env = "FLOWGRAPH_STORE",
-        default_value = ".flowgraph",
-        value_name = "DIR"
-    )]
-    store: PathBuf,
+    /// Folder that holds results (default: the nearest .flowgraph above the pipeline or the current folder, else a new one
+    /// here)
+    #[arg(long, global = true, env = "FLOWGRAPH_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
     /// Print JSON for programs
     #[arg(long, global = true)]
     json: bool,
@@ -159,6 +157,8 @@ fn stages_named(pipeline: &Pipeline, name: &str) -> Result<Vec<usize>, Failure> 
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a pipeline to begin with
+    Init(init::InitArgs),
     /// Execute what is not cached, and print the tables
     Run(run::RunArgs),
     /// Say what `run` would do, and why
@@ -290,8 +290,12 @@ fn show_panics_without_control_characters() {
 ///
 /// A program with kinds of its own calls this with its own table and has the whole command line.
 pub fn main(registry: &Registry) -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((cli, nearest_store::pipelines(&matches)))
+    });
+    let (cli, pipelines) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // What is wrong is told with the argument in it: as people can read it.
             let readable = std::env::args_os().map(|given| {
@@ -301,6 +305,9 @@ pub fn main(registry: &Registry) -> ExitCode {
             let said = Cli::try_parse_from(readable).err();
             let written = said.as_ref().unwrap_or(&error).print();
             if error.use_stderr() {
+                if let Some(hint) = meant::hint(&error) {
+                    Output::default().hint(hint);
+                }
                 return ExitCode::from(exit_code::USAGE);
             }
             output::note_lost(written);
@@ -321,7 +328,26 @@ pub fn main(registry: &Registry) -> ExitCode {
         verbose: cli.global.verbose,
         wide: cli.global.wide,
     };
-    let mut store = Store::new(&cli.global.store).stopped_by(interrupts::stop_flag());
+    let uses_no_store = matches!(
+        cli.command,
+        Command::Init(_)
+            | Command::Check(_)
+            | Command::Graph(_)
+            | Command::Kinds(_)
+            | Command::Schema
+            | Command::Completions(_)
+            | Command::Worker
+    );
+    let folder = match cli.global.store {
+        Some(named) => Ok(named),
+        None if uses_no_store => Ok(nearest_store::HERE.into()),
+        None => nearest_store::nearest(&pipelines, &output),
+    };
+    let folder = match folder {
+        Ok(folder) => folder,
+        Err(failure) => return ExitCode::from(told(failure, &output)),
+    };
+    let mut store = Store::new(folder).stopped_by(interrupts::stop_flag());
     if !output.quiet && !output.json {
         store = store.tells_of_large_files(move |path, bytes| output.reading(path, bytes));
     }
@@ -373,6 +399,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     }
     let _in_use = reads.then(|| wait_for_collection(&store, &output));
     let result = match cli.command {
+        Command::Init(args) => init::run(&args, &output),
         Command::Run(args) => run::run(&args, registry, &store, &output),
         Command::Plan(args) => plan::run(&args, registry, &store, &output),
         Command::Why(args) => why::run(&args, registry, &store, &output),
@@ -397,26 +424,30 @@ pub fn main(registry: &Registry) -> ExitCode {
             Ok(worker::main(registry))
         }
     };
-    let code = match result {
-        Ok(code) => code,
-        Err(Failure::Load(LoadError::Invalid(invalid))) => {
-            diagnostics::report(&invalid.document, &invalid.diagnostics, &output);
+    let code = result.unwrap_or_else(|failure| told(failure, &output));
+    ended(code, &output)
+}
+
+/// Says why a command could not do its work; returns the exit code.
+fn told(failure: Failure, output: &Output) -> u8 {
+    match failure {
+        Failure::Load(LoadError::Invalid(invalid)) => {
+            diagnostics::report(&invalid.document, &invalid.diagnostics, output);
             exit_code::INVALID_PIPELINE
         }
-        Err(Failure::Load(error @ LoadError::Read(_))) => {
+        Failure::Load(error @ LoadError::Read(_)) => {
             output.error(&error.to_string(), None);
             exit_code::USAGE
         }
-        Err(Failure::Other {
+        Failure::Other {
             message,
             hint,
             code,
-        }) => {
+        } => {
             output.error(&message, hint.as_deref());
             code
         }
-    };
-    ended(code, &output)
+    }
 }
 
 /// Ends a command that otherwise ends with `code`: whoever asked for data may not have it.

@@ -118,7 +118,8 @@ impl Output {
         }
     }
 
-    fn hint(&self, hint: &str) {
+    /// Writes a hint below what it belongs to.
+    pub(super) fn hint(&self, hint: &str) {
         self.told("hint:", Style::new().cyan(), hint);
     }
 

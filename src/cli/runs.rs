@@ -27,6 +27,7 @@ pub(super) fn run(args: &RunsArgs, store: &Store, output: &Output) -> Result<u8,
             .map(|(run, end)| {
                 json!({
                     "description": run.description,
+                    "under_way": end.is_none() && run.is_under_way(),
                     "seconds": end.as_ref().map(|end| end.seconds),
                     "outcomes": end.as_ref().map(|end| &end.outcomes),
                 })
@@ -42,9 +43,9 @@ pub(super) fn run(args: &RunsArgs, store: &Store, output: &Output) -> Result<u8,
     table.text_column("Run", text(&|run| run.description.run.clone()));
     table.text_column("Pipeline", text(&|run| run.description.pipeline.clone()));
     table.text_column("Changes", text(&changes));
-    let took = ends.iter().map(|end| {
+    let took = runs.iter().zip(&ends).map(|(run, end)| {
         let text = end.as_ref().map(|end| duration(end.seconds));
-        Some(text.unwrap_or_else(|| "no end: it was killed, or goes on".to_owned()))
+        Some(text.unwrap_or_else(|| format!("no end: {}", run.why_no_end())))
     });
     table.text_column("Time", took);
     for outcome in ["cached", "done", "failed", "skipped", "interrupted"] {

@@ -2,9 +2,10 @@
 
 use serde_json::{Value as Json, json};
 
+use super::kinds::wires;
 use super::output::Output;
 use super::{Failure, exit_code};
-use crate::engine::stage::Registry;
+use crate::engine::stage::{Registry, StageKind};
 
 pub(super) fn run(registry: &Registry, output: &Output) -> Result<u8, Failure> {
     let text = serde_json::to_string_pretty(&schema(registry))
@@ -22,36 +23,42 @@ fn schema(registry: &Registry) -> Json {
         hoist_definitions(&mut params, kind.name, &mut definitions);
         allow_references(&mut params);
         definitions.insert(kind.name.to_owned(), params);
+        let mut of_kind = json!({ "properties": {
+            "params": { "$ref": format!("#/$defs/{}", kind.name) },
+            "inputs": inputs(kind),
+        } });
+        allow_references(&mut of_kind);
         conditions.push(json!({
             "if": { "properties": { "kind": { "const": kind.name } } },
-            "then": { "properties": { "params": { "$ref": format!("#/$defs/{}", kind.name) } } },
+            "then": of_kind,
         }));
     }
-    let stage = json!({
+    let mut stage = json!({
         "type": "object",
         "required": ["kind"],
         "additionalProperties": false,
         "properties": {
             "kind": { "enum": kinds, "description": "What the stage does." },
             "description": { "type": "string" },
-            "inputs": { "type": "object", "description": "For each port a reference, or a list of references." },
+            "inputs": { "type": "object", "description": "For each port a reference, `stage[axis=value].output`, or a list of references." },
             "params": { "type": "object" },
             "matrix": { "type": "object", "description": "Axes with their values; one instance for each combination." },
             "resources": {
                 "type": "object",
                 "additionalProperties": false,
                 "properties": {
-                    "cpus": { "type": ["integer", "string"] },
+                    "cpus": { "type": "integer" },
                     "memory": { "type": ["integer", "string"], "description": "Bytes, or text such as 4GB." },
-                    "gpus": { "type": ["integer", "string"] },
+                    "gpus": { "type": "integer" },
                     "tokens": { "type": "object", "description": "Of each token, how many; `run --tokens NAME=N` says how many there are." },
                 },
             },
-            "retries": { "type": ["integer", "string"], "description": "How often a failed run is tried again." },
-            "timeout": { "type": ["number", "string"], "description": "Seconds after which a run is ended." },
+            "retries": { "type": "integer", "description": "How often a failed run is tried again." },
+            "timeout": { "type": "number", "description": "Seconds after which a run is ended." },
         },
-        "allOf": conditions,
     });
+    allow_references(&mut stage);
+    stage["allOf"] = Json::Array(conditions);
     // A profile patches stages in part, so its stages are checked only once merged.
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -146,24 +153,74 @@ fn rename_references(value: &mut Json, kind: &str) {
     }
 }
 
-/// Lets a `${}` stand wherever a value is expected.
+/// The ports of a kind, each with what it takes.
+fn inputs(kind: &StageKind) -> Json {
+    let wires = wires(kind);
+    let ports = wires.ports.iter().map(|(port, _)| {
+        let accepts = if port.accepts.is_empty() {
+            "any".to_owned()
+        } else {
+            port.accepts.join(" or ")
+        };
+        let list = if port.arity.is_list() { ", a list" } else { "" };
+        let optional = if port.arity.is_optional() {
+            ", optional"
+        } else {
+            ""
+        };
+        let about = format!("{accepts}{list}{optional}: {}", port.about);
+        (port.name.to_string(), reference(&about))
+    });
+    let ports: serde_json::Map<String, Json> = ports.collect();
+    let further = if wires.has_free_ports {
+        reference("A port of its own.")
+    } else {
+        json!(false)
+    };
+    json!({ "properties": ports, "additionalProperties": further })
+}
+
+fn reference(about: &str) -> Json {
+    json!({
+        "description": about,
+        "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+    })
+}
+
+/// Lets a `${}` stand wherever a value is expected, however deep.
 fn allow_references(schema: &mut Json) {
-    let Some(properties) = schema.get_mut("properties").and_then(Json::as_object_mut) else {
+    let Some(map) = schema.as_object_mut() else {
         return;
     };
-    for property in properties.values_mut() {
-        let (description, default) = (
-            property.get("description").cloned(),
-            property.get("default").cloned(),
-        );
-        let mut wrapped =
-            json!({ "anyOf": [property.take(), { "type": "string", "pattern": "\\$\\{" }] });
-        if let Some(description) = description {
-            wrapped["description"] = description;
-        }
-        if let Some(default) = default {
-            wrapped["default"] = default;
-        }
-        *property = wrapped;
+    // A reference may stand in for more than one of the forms.
+    if let Some(forms) = map.remove("oneOf") {
+        map.insert("anyOf".to_owned(), forms);
     }
+    for key in ["anyOf", "allOf"] {
+        let forms = map.get_mut(key).and_then(Json::as_array_mut);
+        forms.into_iter().flatten().for_each(allow_references);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = map.get_mut(key).filter(|inner| inner.is_object()) {
+            allow_reference(inner);
+        }
+    }
+    let properties = map.get_mut("properties").and_then(Json::as_object_mut);
+    properties
+        .into_iter()
+        .flat_map(|properties| properties.values_mut())
+        .for_each(allow_reference);
+}
+
+/// Lets a `${}` stand in place of a value, and of what is inside of it.
+fn allow_reference(value: &mut Json) {
+    allow_references(value);
+    let mut wrapped = json!({});
+    for key in ["description", "default"] {
+        if let Some(said) = value.get(key) {
+            wrapped[key] = said.clone();
+        }
+    }
+    wrapped["anyOf"] = json!([value.take(), { "type": "string", "pattern": "\\$\\{" }]);
+    *value = wrapped;
 }

@@ -327,7 +327,7 @@ fn find_in_run(
     let id = &run.description.run;
     let stages = run
         .stages()
-        .ok_or_else(|| Failure::usage(format!("run {id} has no end: it was killed, or goes on")))?;
+        .ok_or_else(|| Failure::usage(format!("run {id} has no end: {}", run.why_no_end())))?;
     let mut reference = Reference::parse(text).map_err(Failure::usage)?;
     let output = reference.output.take();
     let stage = reference.to_string();

@@ -24,6 +24,9 @@ use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::{Lock, Store, publish};
 
+/// The log of what happened.
+const EVENTS: &str = "events.jsonl";
+
 /// What was asked of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunDescription {
@@ -109,7 +112,11 @@ impl RunFolder {
         let begin = || -> Result<_, StageError> {
             fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
             fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
-            Ok(fs_err::File::create(path.join("events.jsonl"))?)
+            let events = fs_err::File::create(path.join(EVENTS))?;
+            // Held until the process ends, however it ends: others see by it that the run goes on. Where there are no locks
+            // they cannot.
+            let _ = events.file().try_lock();
+            Ok(events)
         };
         let events = begin().inspect_err(|_| {
             // A run that never began is no run.
@@ -352,7 +359,7 @@ impl Run {
 
     /// Returns the stages that were started, by fingerprint.
     pub fn started(&self) -> BTreeMap<Digest, String> {
-        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.folder.join(EVENTS)).unwrap_or_default();
         let started = text.lines().filter(|line| line.contains("stage_started"));
         started
             .filter_map(|line| {
@@ -370,7 +377,7 @@ impl Run {
 
     /// Returns why stages of the run failed, by name; of one that failed several times the last reason.
     pub fn failures(&self) -> BTreeMap<String, String> {
-        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.folder.join(EVENTS)).unwrap_or_default();
         let failed = text.lines().filter(|line| line.contains("stage_failed"));
         let failed = failed.filter_map(|line| match serde_json::from_str(line).ok()? {
             RunEvent::StageFailed { stage, message, .. } => Some((stage, message)),
@@ -379,9 +386,29 @@ impl Run {
         failed.collect()
     }
 
+    /// Opens the log of what happened.
+    pub fn events(&self) -> std::io::Result<fs_err::File> {
+        fs_err::File::open(self.folder.join(EVENTS))
+    }
+
+    /// Whether the process of the run is there, or nobody can tell.
+    pub fn is_under_way(&self) -> bool {
+        self.events()
+            .is_ok_and(|events| events.file().try_lock_shared().is_err())
+    }
+
+    /// Says why a run has no end.
+    pub fn why_no_end(&self) -> &'static str {
+        if self.is_under_way() {
+            "it goes on"
+        } else {
+            "it was killed"
+        }
+    }
+
     /// Returns how the run ended; `None` if it was killed, or is under way.
     pub fn end(&self) -> Option<RunEnd> {
-        let text = std::fs::read_to_string(self.folder.join("events.jsonl")).ok()?;
+        let text = std::fs::read_to_string(self.folder.join(EVENTS)).ok()?;
         let last: RunEvent = serde_json::from_str(text.lines().next_back()?).ok()?;
         match last {
             RunEvent::RunFinished { seconds, outcomes } => Some(RunEnd { seconds, outcomes }),

@@ -261,9 +261,30 @@ fn kinds_schema_and_completions_know_the_registry() {
     let space = Space::new(PIPELINE);
     let kinds = space.flowgraph(&["kinds"]).stdout;
     assert!(
-        kinds.lines().any(|line| line.starts_with("command ")
+        kinds.lines().any(|line| line.starts_with("  command ")
             && line.ends_with("what it writes becomes artifacts.")),
         "{kinds}"
+    );
+    assert!(
+        kinds.starts_with("Data and models:\n  generate_world "),
+        "{kinds}"
+    );
+    assert!(kinds.contains("\n\nTraining:\n  train_sft "), "{kinds}");
+    // A word is looked for in names, descriptions and params.
+    let found = space.flowgraph(&["kinds", "entropy"]);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let line = |start: &str| found.stdout.lines().any(|line| line.starts_with(start));
+    assert!(
+        line("metric_table ") && !line("train_tokenizer "),
+        "{}",
+        found.stdout
+    );
+    assert!(
+        found
+            .stdout
+            .contains("    entropy Text columns of `scores`"),
+        "{}",
+        found.stdout
     );
     let methods = space.flowgraph(&["kinds", "train_policy_gradient"]).stdout;
     assert!(
@@ -300,7 +321,7 @@ fn kinds_schema_and_completions_know_the_registry() {
     let unknown = space.flowgraph(&["kinds", "comand"]);
     assert_eq!(
         unknown.stderr,
-        "error: unknown stage kind `comand`\nhint: did you mean `command`?\n"
+        "error: unknown stage kind `comand`, and no kind says this word\nhint: did you mean `command`?\n"
     );
     let loader = space.flowgraph(&["kinds", "load_dataset", "--json"]).stdout;
     let loader: serde_json::Value = serde_json::from_str(&loader).unwrap();

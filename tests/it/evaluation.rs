@@ -148,6 +148,31 @@ fn tables_are_exported_in_the_formats_asked_for() {
     let csv = space.read("out/table.csv");
     assert!(csv.starts_with("policy,temperature,Win rate (%),"), "{csv}");
     assert_eq!(csv.lines().count(), 5);
+    assert!(space.read("out/table.tex").contains("\\label{tab:wins}"));
+    let chosen = [
+        "--column",
+        "Wins",
+        "--column",
+        "policy",
+        "--caption",
+        "Who wins",
+        "--force",
+    ];
+    let chosen = |format: &str| export("wins", &[&["--format", format], &chosen[..]].concat());
+    assert_eq!((chosen("csv").code, chosen("latex").code), (0, 0));
+    assert!(space.read("out/table.csv").starts_with("Wins,policy\n"));
+    assert!(space.read("out/table.tex").contains("\\caption{Who wins}"));
+    let unknown = export(
+        "wins",
+        &["--format", "csv", "--column", "Losers", "--force"],
+    );
+    assert_eq!(unknown.code, 2);
+    assert!(
+        unknown.stderr.contains("no column `Losers`"),
+        "{}",
+        unknown.stderr
+    );
+    assert_eq!(chosen("parquet").code, 2);
     // Nothing is overwritten unasked, and what is no table has no such form.
     assert_eq!(export("wins", &["--format", "csv"]).code, 2);
     assert_eq!(export("wins", &["--format", "csv", "--force"]).code, 0);

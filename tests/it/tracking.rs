@@ -1,10 +1,8 @@
 //! Runs that another program watches: what TensorBoard reads of them.
 
-use std::path::Path;
-use std::process::Command;
-
 use serde_json::Value as Json;
 
+use super::python::Python;
 use super::space::Space;
 use super::tiny;
 
@@ -102,33 +100,8 @@ print(json.dumps(found))
 
 /// What PyPI's `tensorboard` reads.
 fn read_by_tensorboard(space: &Space, root: &str) -> Json {
-    let python = |program: &Path, args: &[&str]| {
-        let output = Command::new(program)
-            .args(args)
-            .current_dir(space.path(""))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        output.stdout
-    };
-    python(Path::new("python3"), &["-m", "venv", "venv"]);
-    let program = space.path("venv/bin/python");
-    python(
-        &program,
-        &[
-            "-m",
-            "pip",
-            "--quiet",
-            "install",
-            "tensorboard==2.20.0",
-            "setuptools<81",
-        ],
-    );
-    serde_json::from_slice(&python(&program, &["-c", READ, root])).unwrap()
+    let python = Python::with(space, &["tensorboard==2.20.0", "setuptools<81"]);
+    serde_json::from_slice(&python.run(&["-c", READ, root], &[])).unwrap()
 }
 
 #[test]
@@ -152,4 +125,69 @@ fn tensorboard_reads_the_numbers_of_the_curves() {
         .as_str()
         .unwrap();
     assert!(table.contains("| ppo | 0.5"), "{table}");
+}
+
+/// Prints the values of every metric of every run.
+const READ_MLFLOW: &str = r#"
+import json, mlflow
+client = mlflow.MlflowClient()
+found = {}
+for experiment in client.search_experiments():
+    for run in client.search_runs([experiment.experiment_id]):
+        names = run.data.metrics
+        found[run.info.run_name] = {name: [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, name)] for name in names}
+print(json.dumps(found))
+"#;
+
+#[test]
+#[ignore = "installs PyPI's tensorboard, mlflow and wandb"]
+fn mlflow_and_wandb_take_the_curves_by_the_scripts_of_the_examples() {
+    let space = Space::new(&tiny::pipeline("", TABLE));
+    assert_eq!(space.run(&["--track", "tensorboard:live"]).code, 0);
+    let python = Python::with(
+        &space,
+        &[
+            "tensorboard==2.20.0",
+            "setuptools<81",
+            "mlflow==3.17.2",
+            "wandb==0.31.0",
+        ],
+    );
+    let script = |name: &str| {
+        Python::example("tracking")
+            .join(name)
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let database = [("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")];
+    python.run(&[&script("to_mlflow.py"), "live"], &database);
+    let found = python.run(&["-c", READ_MLFLOW], &database);
+    let found: Json = serde_json::from_slice(&found).unwrap();
+    let curve = space.flowgraph(&["show", "p.yaml", "base.curve", "--json"]);
+    let curve: Json = serde_json::from_str(&curve.stdout).unwrap();
+    for at in 0..4 {
+        let own = curve["rows"][at]["loss"].as_f64().unwrap();
+        assert_eq!(found["base"]["loss"][at][0], at as u64);
+        assert_eq!(
+            found["base"]["loss"][at][1].as_f64().unwrap() as f32,
+            own as f32
+        );
+    }
+    let said = python.run(
+        &[&script("to_wandb.py"), "live"],
+        &[
+            ("WANDB_MODE", "offline"),
+            ("WANDB_PROJECT", "flowgraph"),
+            ("WANDB_SILENT", "true"),
+        ],
+    );
+    assert!(String::from_utf8_lossy(&said).contains("base: "));
+    // Each training is a run that `wandb sync` uploads.
+    let kept = space.files("wandb");
+    let runs = kept.iter().filter(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "wandb")
+    });
+    assert_eq!(runs.count(), 2, "{kept:?}");
 }

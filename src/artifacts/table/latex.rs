@@ -1,10 +1,14 @@
 //! Tables as LaTeX, with the rules of the package booktabs.
 
+use std::ops::Range;
+
+use super::shown::is_noise;
 use super::{Column, Place, Table};
 
 impl Table {
-    /// Returns a `table` environment: the title is the caption, notes stand below.
-    pub fn latex(&self) -> String {
+    /// Returns a `table` environment: the title is the caption, notes stand below. Columns whose names begin alike stand
+    /// below a heading of their own.
+    pub fn latex(&self, label: &str) -> String {
         let shown = self.shown();
         let alignments: String = shown
             .iter()
@@ -18,13 +22,32 @@ impl Table {
             }
             format!("    {line} \\\\\n")
         };
-        let headings = shown.iter().map(|columns| escaped(&columns[0].name));
         let mut text = format!(
-            "% \\usepackage{{booktabs}}\n\\begin{{table}}\n  \\centering\n  \\caption{{{}}}\n  \
-             \\begin{{tabular}}{{{alignments}}}\n    \\toprule\n{}    \\midrule\n",
+            "% \\usepackage{{booktabs}}\n\\begin{{table}}\n  \\centering\n  \\caption{{{}}}\n  \\label{{{label}}}\n  \
+             \\begin{{tabular}}{{{alignments}}}\n    \\toprule\n",
             escaped(&self.title),
-            line(headings.collect())
         );
+        let names: Vec<&str> = shown.iter().map(|columns| &*columns[0].name).collect();
+        let groups = groups(&names);
+        if groups.iter().any(|group| group.columns.len() > 1) {
+            let mut rules = Vec::new();
+            let cells = groups.iter().map(|group| match group.columns.len() {
+                1 => String::new(),
+                width => {
+                    let Range { start, end } = group.columns;
+                    rules.push(format!("\\cmidrule(lr){{{}-{end}}}", start + 1));
+                    format!(
+                        "\\multicolumn{{{width}}}{{c}}{{{}}}",
+                        escaped(group.heading)
+                    )
+                }
+            });
+            text.push_str(&line(cells.collect()));
+            text.push_str(&format!("    {}\n", rules.join(" ")));
+        }
+        let headings = groups.iter().flat_map(|group| &group.names);
+        text.push_str(&line(headings.map(|name| escaped(name)).collect()));
+        text.push_str("    \\midrule\n");
         for row in 0..self.height() {
             let cells = shown.iter().map(|columns| latex_cell(columns, row));
             text.push_str(&line(cells.collect()));
@@ -44,6 +67,52 @@ impl Table {
     }
 }
 
+/// Columns below one heading; a column of its own has none.
+struct Group<'a> {
+    heading: &'a str,
+    columns: Range<usize>,
+    /// What the columns are called below the heading.
+    names: Vec<&'a str>,
+}
+
+/// What a column is called whose name is the heading itself, beside that of the paper.
+const HERE: &str = "here";
+
+/// Puts neighbours together whose names begin with the same words: `Mean` and `Mean (paper)`, or `TV x1` and `TV x10`.
+fn groups<'a>(names: &[&'a str]) -> Vec<Group<'a>> {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    while start < names.len() {
+        let first = names[start];
+        let named = |heading: &'a str| {
+            let rest = |name: &&'a str| match name.strip_prefix(heading) {
+                Some("") => Some(HERE),
+                Some(rest) => rest.strip_prefix(' '),
+                None => None,
+            };
+            names[start..].iter().map_while(rest).collect::<Vec<_>>()
+        };
+        // The whole name, then ever fewer of its words: the longest that the next one begins with, too.
+        let ends = first.match_indices(' ').map(|(at, _)| at).rev();
+        let mut headings = std::iter::once(first.len())
+            .chain(ends)
+            .map(|end| &first[..end]);
+        let found = headings.find_map(|heading| {
+            let names = named(heading);
+            (names.len() > 1).then_some((heading, names))
+        });
+        let (heading, names) = found.unwrap_or(("", vec![first]));
+        let columns = start..start + names.len();
+        start = columns.end;
+        groups.push(Group {
+            heading,
+            columns,
+            names,
+        });
+    }
+    groups
+}
+
 /// What people see in the cell of a row.
 fn latex_cell(shown: &[Column], row: usize) -> String {
     let mut text = String::new();
@@ -58,6 +127,10 @@ fn latex_cell(shown: &[Column], row: usize) -> String {
         };
         match column.place {
             Place::Own => text.push_str(&cell),
+            Place::Spread if is_noise(column, &shown[0], row) => {
+                let decimals = column.decimals.unwrap_or(0);
+                text.push_str(&format!(" $\\pm$ {:.decimals$}", 0.0));
+            }
             Place::Spread => text.push_str(&format!(" $\\pm$ {cell}")),
             Place::Low => text.push_str(&format!(" [{cell}")),
             Place::High => text.push_str(&format!(", {cell}]")),
@@ -118,6 +191,7 @@ mod tests {
 \begin{table}
   \centering
   \caption{Win rates (\%)}
+  \label{tab:rates}
   \begin{tabular}{lrr}
     \toprule
     policy & D & p \\
@@ -133,7 +207,42 @@ mod tests {
   \end{minipage}
 \end{table}
 ";
-        assert_eq!(table.latex(), expected);
+        assert_eq!(table.latex("tab:rates"), expected);
+    }
+
+    #[test]
+    fn columns_whose_names_begin_alike_stand_below_one_heading() {
+        let names = [
+            "policy",
+            "Runs",
+            "Mean",
+            "Mean (paper)",
+            "Top-20 Std",
+            "TV x1",
+            "TV x10",
+            "TV x100",
+            "p",
+            "Plain",
+        ];
+        let mut table = Table::new("t");
+        for name in names {
+            table.number_column(name, 0, [Some(1.0)]);
+        }
+        let text = table.latex("tab:t");
+        let lines: Vec<&str> = text.lines().collect();
+        let head = lines
+            .iter()
+            .position(|line| line.ends_with("\\toprule"))
+            .unwrap();
+        assert_eq!(
+            lines[head + 1..head + 5],
+            [
+                r"     &  & \multicolumn{2}{c}{Mean} &  & \multicolumn{3}{c}{TV} &  &  \\",
+                r"    \cmidrule(lr){3-4} \cmidrule(lr){6-8}",
+                r"    policy & Runs & here & (paper) & Top-20 Std & x1 & x10 & x100 & p & Plain \\",
+                r"    \midrule"
+            ]
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What people see of a table: several columns may stand in the cells of one.
 
-use super::Table;
 use super::column::{Column, Place, Values};
+use super::{Table, TableError};
 
 impl Table {
     /// Returns the columns as people see them: each with those that stand in its cells.
@@ -9,6 +9,24 @@ impl Table {
         self.columns
             .chunk_by(|_, next| next.place != Place::Own)
             .collect()
+    }
+
+    /// Keeps the columns of these names, in this order, each with those that stand in its cells.
+    ///
+    /// # Errors
+    /// If there is no such column.
+    pub fn keep_columns(&mut self, names: &[String]) -> Result<(), TableError> {
+        let shown = self.shown();
+        let kept = names.iter().map(|name| {
+            let mut found = shown.iter().filter(|columns| columns[0].name == *name);
+            found.next().ok_or_else(|| self.missing(name, "that name"))
+        });
+        let kept = kept.collect::<Result<Vec<_>, _>>()?;
+        self.columns = kept
+            .into_iter()
+            .flat_map(|columns| columns.to_vec())
+            .collect();
+        Ok(())
     }
 
     /// Returns what people see in the cell of a row.
@@ -34,7 +52,7 @@ impl Table {
 }
 
 /// Whether a spread is what rounding leaves of equal values.
-fn is_noise(spread: &Column, of: &Column, row: usize) -> bool {
+pub(super) fn is_noise(spread: &Column, of: &Column, row: usize) -> bool {
     let number = |column: &Column| match &column.values {
         Values::Numbers(values) => values[row],
         _ => None,

@@ -8,7 +8,10 @@ use serde_json::{Value as Json, json};
 use super::output::Output;
 use super::{Failure, exit_code};
 use crate::engine::stage::{Arity, Port, Registry, StageKind, find_kind, kind_meant};
-use wires::{Wires, wires};
+use crate::excerpt::{NAME, excerpt};
+use forms::description;
+use wires::Wires;
+pub(super) use wires::wires;
 
 mod artifacts;
 mod example;
@@ -18,7 +21,8 @@ mod wires;
 
 #[derive(Debug, Args)]
 pub(super) struct KindsArgs {
-    /// Describe this kind: params, ports, outputs, an example
+    /// Describe this kind: params, ports, outputs, an example. Another word is searched for in all of that
+    #[arg(value_name = "KIND|WORD")]
     kind: Option<String>,
     /// Artifact kinds instead: their files, columns with types and meaning, an example row
     #[arg(long)]
@@ -37,25 +41,12 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
                 .collect();
             output.json(&rows);
         } else {
-            let width = registry
-                .iter()
-                .map(|kind| kind.name.len())
-                .max()
-                .unwrap_or(0);
-            let lines: Vec<String> = registry
-                .iter()
-                .map(|kind| format!("{:width$}  {}", kind.name, kind.about()))
-                .collect();
-            output.data(&lines.join("\n"));
+            output.data(&list(registry));
         }
         return Ok(exit_code::OK);
     };
     let Some(kind) = find_kind(registry, name) else {
-        return Err(Failure::Other {
-            message: format!("unknown stage kind `{name}`"),
-            hint: kind_meant(registry, name),
-            code: exit_code::USAGE,
-        });
+        return search(registry, name, output);
     };
     if output.json {
         let Wires { ports, outputs, .. } = wires(kind);
@@ -75,6 +66,74 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
     } else {
         output.data(&describe(registry, kind));
     }
+    Ok(exit_code::OK)
+}
+
+/// Lists all kinds, by groups.
+fn list(registry: &Registry) -> String {
+    let width = widest(registry.iter());
+    let mut text = String::new();
+    for kind in registry {
+        if let Some(group) = kind.group {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}{group}:");
+        }
+        let _ = writeln!(text, "  {:width$}  {}", kind.name, kind.about());
+    }
+    text.push_str("\n`flowgraph kinds KIND` describes one, `flowgraph kinds WORD` finds those that have to do with a word");
+    text
+}
+
+fn widest<'a>(kinds: impl Iterator<Item = &'a StageKind>) -> usize {
+    kinds.map(|kind| kind.name.len()).max().unwrap_or(0)
+}
+
+/// Lines of the description of a kind that a search shows, at most.
+const FOUND: usize = 4;
+
+/// Lists the kinds that have a word in their names or descriptions, with the lines where it stands.
+fn search(registry: &Registry, word: &str, output: &Output) -> Result<u8, Failure> {
+    let wanted = word.to_lowercase();
+    let holds = |text: &str| text.to_lowercase().contains(&wanted);
+    let found = registry.iter().filter_map(|kind| {
+        let schema = (kind.schema)();
+        let params = params::describe(schema.as_value());
+        let lines = params.lines().filter(|line| holds(line));
+        let lines: Vec<String> = lines
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let is_found =
+            !lines.is_empty() || holds(kind.name) || holds(description(schema.as_value()));
+        is_found.then_some((kind, lines))
+    });
+    let found: Vec<(&StageKind, Vec<String>)> = found.collect();
+    if wanted.trim().is_empty() || found.is_empty() {
+        return Err(Failure::Other {
+            message: format!("unknown stage kind `{word}`, and no kind says this word"),
+            hint: kind_meant(registry, word)
+                .or_else(|| Some("`flowgraph kinds` lists all".to_owned())),
+            code: exit_code::USAGE,
+        });
+    }
+    if output.json {
+        let rows = found.iter().map(
+            |(kind, lines)| json!({ "kind": kind.name, "about": kind.about(), "params": lines }),
+        );
+        output.json(&rows.collect::<Json>());
+        return Ok(exit_code::OK);
+    }
+    let width = widest(found.iter().map(|(kind, _)| *kind));
+    let mut text = String::new();
+    for (kind, lines) in &found {
+        let _ = writeln!(text, "{:width$}  {}", kind.name, kind.about());
+        for line in lines.iter().take(FOUND) {
+            let _ = writeln!(text, "{:width$}    {}", "", excerpt(line, 2 * NAME));
+        }
+        if lines.len() > FOUND {
+            let _ = writeln!(text, "{:width$}    and {} more", "", lines.len() - FOUND);
+        }
+    }
+    output.data(text.trim_end());
     Ok(exit_code::OK)
 }
 

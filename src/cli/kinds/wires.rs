@@ -15,13 +15,13 @@ const ANY: &str = "x";
 const DEEPEST: usize = 4;
 
 /// What a kind takes and makes, each with what brings it where the example does not.
-pub(super) struct Wires {
-    pub(super) ports: Vec<(Port, String)>,
-    pub(super) has_free_ports: bool,
-    pub(super) outputs: Vec<(Output, String)>,
+pub(in crate::cli) struct Wires {
+    pub(in crate::cli) ports: Vec<(Port, String)>,
+    pub(in crate::cli) has_free_ports: bool,
+    pub(in crate::cli) outputs: Vec<(Output, String)>,
 }
 
-pub(super) fn wires(kind: &StageKind) -> Wires {
+pub(in crate::cli) fn wires(kind: &StageKind) -> Wires {
     let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
     let stage = (kind.parse)(&example);
     Wires {

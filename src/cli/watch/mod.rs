@@ -33,36 +33,49 @@ const WIDTH: usize = 80;
 /// Draws the run until it ends or somebody presses q; where there is no terminal, once.
 pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
     let run = Run::find(store, &args.run).map_err(Failure::usage)?;
-    let log = fs_err::File::open(run.folder().join("events.jsonl"))?;
-    let mut log = BufReader::new(log);
+    let mut log = Log {
+        lines: BufReader::new(run.events()?),
+        unfinished: String::new(),
+    };
     let mut screen = Screen::new(&run.description);
+    let mut read_on = |screen: &mut Screen| -> std::io::Result<()> {
+        // What was written before it was seen to be gone is all that there will be.
+        let is_gone = !run.is_under_way();
+        log.read_on(screen)?;
+        if is_gone && !screen.has_ended() {
+            screen.is_killed();
+        }
+        Ok(())
+    };
     let mut stdout = std::io::stdout();
     if !stdout.is_terminal() {
-        read_on(&mut log, &mut String::new(), &mut screen)?;
-        output.data(&screen.lines(WIDTH, usize::MAX).join("\n"));
+        read_on(&mut screen)?;
+        output.data(&screen.lines(usize::MAX, usize::MAX).join("\n"));
         return Ok(exit_code::OK);
     }
     let keys = Keys::of_terminal();
-    let mut unfinished = String::new();
-    let mut drawn = 0;
+    let (mut drawn, mut last_size) = (0, None);
     loop {
-        read_on(&mut log, &mut unfinished, &mut screen)?;
+        read_on(&mut screen)?;
         let size = terminal_size_of(&stdout);
         let (width, height) = size.map_or((WIDTH, 24), |(width, height)| {
             (usize::from(width.0), usize::from(height.0))
         });
         let lines = screen.lines(width, height.saturating_sub(1));
-        let mut text = if drawn > 0 {
+        let mut text = if drawn == 0 {
+            String::new()
+        } else if size == last_size {
             // Up to the first line, and nothing from there on.
             format!("\x1b[{drawn}A\x1b[J")
         } else {
-            String::new()
+            // Nobody knows where the terminal put the lines that were there.
+            "\x1b[H\x1b[J".to_owned()
         };
         for line in &lines {
             text.push_str(&visible(line));
             text.push('\n');
         }
-        drawn = lines.len();
+        (drawn, last_size) = (lines.len(), size);
         stdout.write_all(text.as_bytes())?;
         stdout.flush()?;
         if screen.has_ended() || keys.is_quit(EVERY) {
@@ -71,23 +84,28 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
     }
 }
 
-/// Takes what was written since the last time; the writer may be in the middle of a line.
-fn read_on(
-    log: &mut impl BufRead,
-    unfinished: &mut String,
-    screen: &mut Screen,
-) -> std::io::Result<()> {
-    while log.read_line(unfinished)? > 0 {
-        if !unfinished.ends_with('\n') {
-            break;
+/// What happens in a run, as it is written.
+struct Log<R> {
+    lines: R,
+    /// What is there of a line in whose middle the writer is.
+    unfinished: String,
+}
+
+impl<R: BufRead> Log<R> {
+    /// Tells the screen what was written since the last time.
+    fn read_on(&mut self, screen: &mut Screen) -> std::io::Result<()> {
+        while self.lines.read_line(&mut self.unfinished)? > 0 {
+            if !self.unfinished.ends_with('\n') {
+                break;
+            }
+            // A line of another version of the program may say what this one does not know.
+            if let Ok(event) = serde_json::from_str::<RunEvent>(&self.unfinished) {
+                screen.event(&event);
+            }
+            self.unfinished.clear();
         }
-        // A line of another version of the program may say what this one does not know.
-        if let Ok(event) = serde_json::from_str::<RunEvent>(unfinished) {
-            screen.event(&event);
-        }
-        unfinished.clear();
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -98,14 +116,21 @@ mod tests {
     #[test]
     fn half_a_line_waits_for_its_other_half() {
         let mut screen = screen(&[]);
-        let mut unfinished = String::new();
         let line = r#"{"event":"stage_interrupted","stage":"a","time":"2026-01-01T00:00:01Z"}"#;
         let (first, second) = line.split_at(30);
-        read_on(&mut first.as_bytes(), &mut unfinished, &mut screen).unwrap();
-        assert_eq!(unfinished, first);
+        let mut log = Log {
+            lines: first.as_bytes(),
+            unfinished: String::new(),
+        };
+        log.read_on(&mut screen).unwrap();
+        assert_eq!(log.unfinished, first);
         let rest = format!("{second}\n{{\"event\": \"of tomorrow\"}}\n");
-        read_on(&mut rest.as_bytes(), &mut unfinished, &mut screen).unwrap();
-        assert_eq!(unfinished, "");
+        let mut log = Log {
+            lines: rest.as_bytes(),
+            unfinished: log.unfinished,
+        };
+        log.read_on(&mut screen).unwrap();
+        assert_eq!(log.unfinished, "");
         assert!(screen.lines(80, 9).join("\n").contains("1 interrupted"));
     }
 }

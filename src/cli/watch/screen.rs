@@ -61,6 +61,12 @@ impl Screen {
         self.end.is_some()
     }
 
+    /// Says that nothing more will come.
+    pub(super) fn is_killed(&mut self) {
+        self.end = Some("killed: `flowgraph run` goes on from here".to_owned());
+        self.working.clear();
+    }
+
     pub(super) fn event(&mut self, event: &RunEvent) {
         match event {
             RunEvent::RunStarted { stages, .. } => self.stages = *stages,

@@ -271,6 +271,8 @@ impl<K: Kind> Stage for K {
 pub struct StageKind {
     /// See [`Kind::NAME`].
     pub name: &'static str,
+    /// What it and the kinds after it are about, where that is not what those before it are.
+    pub group: Option<&'static str>,
     /// See [`Kind::VERSION`].
     pub version: u32,
     /// See [`Kind::EXAMPLE`].
@@ -288,12 +290,19 @@ impl StageKind {
     pub const fn of<K: Kind>() -> Self {
         Self {
             name: K::NAME,
+            group: None,
             version: K::VERSION,
             example: K::EXAMPLE,
             parse: parse::<K>,
             schema: schema::<K>,
             defaults: defaults::of::<K>,
         }
+    }
+
+    /// Says that a group of kinds begins with this one.
+    pub const fn first_of(mut self, group: &'static str) -> Self {
+        self.group = Some(group);
+        self
     }
 
     /// Returns the first paragraph of the kind's documentation.
