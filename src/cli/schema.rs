@@ -2,10 +2,9 @@
 
 use serde_json::{Value as Json, json};
 
-use super::kinds::wires;
 use super::output::Output;
 use super::{Failure, exit_code};
-use crate::engine::stage::{Registry, StageKind};
+use crate::engine::stage::{Registry, StageKind, wires};
 
 pub(super) fn run(registry: &Registry, output: &Output) -> Result<u8, Failure> {
     let text = serde_json::to_string_pretty(&schema(registry))

@@ -208,6 +208,9 @@ impl Document {
             "the line begins with a tab: indent with spaces"
         } else if said.contains("while scanning a quoted scalar") {
             "a quote is not closed"
+        } else if said.contains("while parsing a flow") && line.is_some_and(has_unquoted_reference)
+        {
+            "within brackets a reference needs quotes: `{ n: \"${n}\" }`"
         } else if said.contains("while parsing a flow") {
             "a bracket is not closed, or a text with `: `, `, ` or brackets is not quoted"
         } else if said.contains("did not find expected key") {
@@ -268,6 +271,16 @@ impl Document {
         walk.node(&Path::default(), &event, span)?;
         Some(walk.places)
     }
+}
+
+/// Whether a `${` stands in a line outside of quotes.
+fn has_unquoted_reference(line: &str) -> bool {
+    line.match_indices("${").any(|(at, _)| {
+        let before = &line[..at];
+        ['"', '\'']
+            .iter()
+            .all(|quote| before.matches(*quote).count() % 2 == 0)
+    })
 }
 
 #[derive(Debug, Default)]

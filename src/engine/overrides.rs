@@ -120,6 +120,77 @@ fn apply_patch(root: &mut Map, patch: &Map) {
     }
 }
 
+/// Returns where a key of `--set` is in the file: `lr` is `params.lr`, and `ppo.lr` of a stage whose settings are no params
+/// of the pipeline is `stages.ppo.params.lr`.
+fn target_of<'a>(root: &Map, key: &'a str) -> Option<Vec<&'a str>> {
+    let mut keys: Vec<&str> = key.trim().split('.').collect();
+    let has = |section: &str, name: &str| {
+        let section = root.get(section).and_then(Value::as_map);
+        section.is_some_and(|section| section.contains_key(name))
+    };
+    if matches!(keys[0], "params" | "stages") {
+        return Some(keys);
+    }
+    if has("params", keys[0]) {
+        keys.insert(0, "params");
+    } else if keys.len() > 1 && has("stages", keys[0]) {
+        keys.splice(0..1, ["stages", keys[0], "params"]);
+    } else {
+        return None;
+    }
+    Some(keys)
+}
+
+/// Says of errors about values which of them `--set` gave: what stands in the file at their place is something else.
+pub(super) fn name_settings(document: &Document, overrides: &Overrides, errors: &mut [Diagnostic]) {
+    if overrides.set.is_empty() || errors.is_empty() {
+        return;
+    }
+    let Ok(Value::Map(root)) = document.parse() else {
+        return;
+    };
+    let settings = overrides.set.iter().rev().filter_map(|setting| {
+        let keys = target_of(&root, setting.split_once('=')?.0)?;
+        Some((setting, keys))
+    });
+    let settings: Vec<(&String, Vec<&str>)> = settings.collect();
+    for error in errors {
+        let in_file = value_at(&root, &error.path).and_then(Value::as_str);
+        let gives = |(_, keys): &&(&String, Vec<&str>)| {
+            let refers = || {
+                let reference = format!("${{{}", keys[1..].join("."));
+                in_file.is_some_and(|text| {
+                    let ends = text
+                        .match_indices(&reference)
+                        .map(|(at, _)| at + reference.len());
+                    ends.into_iter()
+                        .any(|end| text[end..].starts_with(['}', '.']))
+                })
+            };
+            let path = Path::of(keys.iter().copied());
+            error.path.0.starts_with(&path.0) || (keys[0] == "params" && refers())
+        };
+        if let Some((setting, _)) = settings.iter().find(gives) {
+            error
+                .message
+                .push_str(&format!(" (given by `--set {setting}`)"));
+        }
+    }
+}
+
+/// Returns what is at a place of the file.
+fn value_at<'a>(root: &'a Map, path: &Path) -> Option<&'a Value> {
+    let (Segment::Key(first), rest) = path.0.split_first()? else {
+        return None;
+    };
+    let step = |value: &'a Value, segment: &Segment| match (value, segment) {
+        (Value::Map(map), Segment::Key(key)) => map.get(&**key),
+        (Value::List(list), Segment::Index(index)) => list.get(*index),
+        _ => None,
+    };
+    rest.iter().try_fold(root.get(&**first)?, step)
+}
+
 fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
     let fail = |message: String| Diagnostic::error(Path::default(), message);
     let Some((key, text)) = setting.split_once('=') else {
@@ -131,31 +202,23 @@ fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
             let error = without_positions(&error);
             fail(format!("`--set {setting}`: the value is not YAML: {error}"))
         })?;
-    let mut keys: Vec<&str> = key.trim().split('.').collect();
-    let in_params = |name: &str| root.get("params").and_then(|p| p.get([name])).is_some();
     let stage_names: Vec<String> = root
         .get("stages")
         .and_then(Value::as_map)
         .map(|stages| stages.keys().cloned().collect())
         .unwrap_or_default();
-    let explicit = matches!(keys[0], "params" | "stages");
-    if !explicit && in_params(keys[0]) {
-        keys.insert(0, "params");
-    } else if !explicit && keys.len() > 1 && stage_names.iter().any(|name| name == keys[0]) {
-        // `ppo.lr` of a stage `ppo` whose settings are not params of the pipeline.
-        keys.splice(0..1, ["stages", keys[0], "params"]);
-    } else if !explicit {
+    let Some(keys) = target_of(root, key) else {
+        let first = key.trim().split('.').next().unwrap_or_default();
         let params = root.get("params").and_then(Value::as_map);
         let known = params
             .into_iter()
             .flat_map(|p| p.keys())
             .chain(&stage_names);
-        return Err(fail(format!(
-            "`--set {setting}`: no param or stage `{}`",
-            keys[0]
-        ))
-        .maybe_hint(did_you_mean(keys[0], known.map(String::as_str))));
-    }
+        return Err(
+            fail(format!("`--set {setting}`: no param or stage `{first}`"))
+                .maybe_hint(did_you_mean(first, known.map(String::as_str))),
+        );
+    };
     if keys[0] == "params" && keys.len() > 1 {
         // New params would have no effect: a typing error must not pass silently.
         let present = root

@@ -8,7 +8,7 @@ use super::context::Labels;
 use super::diagnostic::{Diagnostic, Path, SHOWN, did_you_mean};
 use super::instance::{Draft, InputItem, Instance, PortInput, Template};
 use super::reference::{Reference, Selection, is_name, is_same_value, namespace};
-use super::stage::{Output, Port};
+use super::stage::{Output, Port, StageKind, wires};
 use super::value::{Map, Value};
 
 /// The stages that a reference can name.
@@ -93,20 +93,14 @@ impl Wiring<'_> {
         for name in draft.inputs.keys() {
             let known = ports.iter().any(|port| port.name == name.as_str());
             if !known {
-                errors.push(
-                    Diagnostic::error(
-                        inputs_path.key(name),
-                        format!(
-                            "stage `{}`: `{}` has no port `{name}`",
-                            instance.template, instance.kind.name
-                        ),
-                    )
-                    .at_key()
-                    .hint(
-                        did_you_mean(name, ports.iter().map(|port| port.name.as_ref()))
-                            .unwrap_or_else(|| format!("`{}` takes no inputs", instance.kind.name)),
-                    ),
-                );
+                let template = &instance.template;
+                errors.push(no_port(
+                    template,
+                    &instance.kind,
+                    &ports,
+                    &inputs_path,
+                    name,
+                ));
             } else if !is_name(name) {
                 errors.push(
                     Diagnostic::error(
@@ -354,6 +348,39 @@ impl Wiring<'_> {
             return None;
         }
         Some(output.name.clone())
+    }
+}
+
+fn no_port(stage: &str, kind: &StageKind, ports: &[Port], inputs: &Path, name: &str) -> Diagnostic {
+    let message = format!("stage `{stage}`: `{}` has no port `{name}`", kind.name);
+    let near = did_you_mean(name, ports.iter().map(|port| port.name.as_ref()));
+    let none = || format!("`{}` takes no inputs", kind.name);
+    Diagnostic::error(inputs.key(name), message)
+        .at_key()
+        .hint(near.unwrap_or_else(none))
+}
+
+/// Checks the ports of a stage whose params are broken against those that its kind can have.
+pub(super) fn check_ports(
+    stage: &str,
+    kind: &StageKind,
+    inputs: &Value,
+    path: &Path,
+    errors: &mut Vec<Diagnostic>,
+) {
+    // What is not shown need not be looked for: it takes its time.
+    if errors.len() > SHOWN {
+        return;
+    }
+    let wires = wires(kind);
+    if wires.has_free_ports {
+        return;
+    }
+    let ports: Vec<Port> = wires.ports.into_iter().map(|(port, _)| port).collect();
+    for name in inputs.as_map().into_iter().flat_map(Map::keys) {
+        if ports.iter().all(|port| port.name != name.as_str()) {
+            errors.push(no_port(stage, kind, &ports, path, name));
+        }
     }
 }
 

@@ -275,12 +275,12 @@ stages:
         expected one of: a
     ");
     insta::assert_snapshot!(set("stages.a.params.rum=x"), @r"
-    4:23 error: stage `a`: unknown param `rum` of `command`
+    4:23 error: stage `a`: unknown param `rum` of `command` (given by `--set stages.a.params.rum=x`)
         did you mean `run`?
     ");
     insta::assert_snapshot!(set("word={"), @r"- error: `--set word={`: the value is not YAML: did not find expected node content, while parsing a flow node");
     insta::assert_snapshot!(set("a.run=[1]"), @r"
-    4:38 error: stage `a`: `run`: expected a string, found a list
+    4:38 error: stage `a`: `run`: expected a string, found a list (given by `--set a.run=[1]`)
         `run`: Shell text, run by `sh -e`.
     ");
 }
@@ -556,4 +556,39 @@ fn special_tokens_that_nothing_names_are_refused() {
         found.contains("without the port `model` nobody says which tokens are special"),
         "{found}"
     );
+}
+
+#[test]
+fn params_and_ports_of_a_stage_are_found_together() {
+    insta::assert_snapshot!(diagnostics(
+        "name: n\nstages:\n  s: { kind: sample, inputs: { polcy: s }, params: { n: many, strategy: greedy, max_new_tokens: 4 } }\n"
+    ), @r#"
+    3:32 error: stage `s`: `sample` has no port `polcy`
+        did you mean `policy`?
+    3:57 error: stage `s`: `n`: expected a whole number of at least 0, found the text "many"
+        `n`: Completions in all.
+    "#);
+}
+
+#[test]
+fn what_a_setting_gave_is_named_as_that() {
+    insta::assert_snapshot!(diagnostics_with(
+        "name: n\nparams: { n: 1 }\nstages:\n  s: { kind: sample, inputs: { policy: s, prompts: s }, params: { n: \"${n}\", strategy: greedy, max_new_tokens: 4 } }\n",
+        &["--set", "n=many", "--set", "s.max_new_tokens=-1"],
+    ), @r#"
+    4:70 error: stage `s`: `n`: expected a whole number of at least 0, found the text "many" (given by `--set n=many`)
+        `n`: Completions in all.
+    4:112 error: stage `s`: `max_new_tokens`: expected a whole number of at least 0, found `-1` (given by `--set s.max_new_tokens=-1`)
+        `max_new_tokens`: The horizon.
+    "#);
+}
+
+#[test]
+fn a_reference_within_brackets_is_told_to_need_quotes() {
+    insta::assert_snapshot!(diagnostics(
+        "name: n\nparams: { n: 1 }\nstages:\n  s: { kind: sample, params: { n: ${n} } }\n"
+    ), @r#"
+    4:36 error: did not find expected ',' or '}', while parsing a flow mapping that begins in line 4
+        within brackets a reference needs quotes: `{ n: "${n}" }`
+    "#);
 }

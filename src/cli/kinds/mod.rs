@@ -7,17 +7,13 @@ use serde_json::{Value as Json, json};
 
 use super::output::Output;
 use super::{Failure, exit_code};
-use crate::engine::stage::{Arity, Port, Registry, StageKind, find_kind, kind_meant};
+use crate::engine::stage::forms::description;
+use crate::engine::stage::{Arity, Port, Registry, StageKind, Wires, find_kind, kind_meant, wires};
 use crate::excerpt::{NAME, excerpt};
-use forms::description;
-use wires::Wires;
-pub(super) use wires::wires;
 
 mod artifacts;
 mod example;
-mod forms;
 mod params;
-mod wires;
 
 #[derive(Debug, Args)]
 pub(super) struct KindsArgs {

@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use serde_json::Value as Json;
 
-use super::forms::{Form, description, form_of, forms_of, inside, properties, required};
+use crate::engine::stage::forms::{
+    Form, description, form_of, forms_of, inside, properties, required,
+};
 
 /// The indent of the params themselves, whose names make a column.
 const OUTERMOST: usize = 2;

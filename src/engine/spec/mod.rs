@@ -22,7 +22,7 @@ use super::instance::Instance;
 use super::interpolate::{Account, Scope};
 use super::overrides::{self, Overrides};
 use super::reference::{Reference, Selection, is_same_value, namespace};
-use super::stage::Registry;
+use super::stage::{Registry, find_kind};
 use super::value::{Map, Value, json_of};
 use super::wiring::{self, Known};
 
@@ -117,6 +117,7 @@ impl Pipeline {
             warnings: Vec::new(),
         };
         let pipeline = builder.build(&document, *root);
+        overrides::name_settings(&document, overrides, &mut builder.errors);
         let located =
             overrides::relocate_to_profiles(&document, &overrides.profiles, builder.errors);
         match pipeline {
@@ -295,14 +296,19 @@ impl Builder<'_> {
                 // What `${}` gives here is reported by the stage itself, if it came so far.
                 let path = path.key("inputs");
                 let inputs = scope.resolve(inputs, &path, &mut Vec::new());
-                broken.push((name.clone(), inputs, path));
+                let kind = body.get(["kind"]).and_then(Value::as_str);
+                let kind = kind.and_then(|kind| find_kind(self.registry, kind));
+                broken.push((name.clone(), kind, inputs, path));
             }
         }
         let known = Known {
             names: &*stages,
             near: &self.imported.near,
         };
-        for (name, inputs, path) in broken {
+        for (name, kind, inputs, path) in broken {
+            if let Some(kind) = kind {
+                wiring::check_ports(&name, kind, &inputs, &path, &mut self.errors);
+            }
             wiring::check_names(&name, &inputs, &path, known, &mut self.errors);
         }
         self.unused_params(params, &scope, &account.used());

@@ -5,8 +5,10 @@
 
 mod defaults;
 mod explain;
+pub mod forms;
 mod meant;
 mod port;
+mod wires;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,7 @@ use serde_json::Value as Json;
 pub use defaults::{resolved, variants};
 pub use meant::kind_meant;
 pub use port::{Arity, Output, Port};
+pub use wires::{Wires, wires};
 
 pub use super::problem::Problem;
 pub use super::stage_error::StageError;

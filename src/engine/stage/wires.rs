@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value as Json, json};
 
 use super::forms::{Form, description, form_of, forms_of, properties, required};
+use super::{Output, Port, Stage, StageKind, resolved};
 use crate::engine::reference::is_name;
-use crate::engine::stage::{Output, Port, Stage, StageKind, resolved};
 
 /// A text where any will do.
 const ANY: &str = "x";
@@ -15,13 +15,14 @@ const ANY: &str = "x";
 const DEEPEST: usize = 4;
 
 /// What a kind takes and makes, each with what brings it where the example does not.
-pub(in crate::cli) struct Wires {
-    pub(in crate::cli) ports: Vec<(Port, String)>,
-    pub(in crate::cli) has_free_ports: bool,
-    pub(in crate::cli) outputs: Vec<(Output, String)>,
+pub struct Wires {
+    pub ports: Vec<(Port, String)>,
+    pub has_free_ports: bool,
+    pub outputs: Vec<(Output, String)>,
 }
 
-pub(in crate::cli) fn wires(kind: &StageKind) -> Wires {
+/// Returns what a kind takes and makes.
+pub fn wires(kind: &StageKind) -> Wires {
     let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
     let stage = (kind.parse)(&example);
     Wires {

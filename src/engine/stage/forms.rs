@@ -2,13 +2,13 @@
 
 use serde_json::Value as Json;
 
-use crate::engine::stage::{resolved, variants};
+use super::{resolved, variants};
 
 /// Lists and options within each other, at most.
 const DEEPEST: usize = 8;
 
 /// A form of a value that has several.
-pub(super) enum Form<'a> {
+pub enum Form<'a> {
     /// One of these texts.
     Names(Vec<&'a str>),
     /// A map of which this key has this text, with its other keys.
@@ -20,7 +20,7 @@ pub(super) enum Form<'a> {
 }
 
 /// Follows references, options, lists and maps to what they hold.
-pub(super) fn inside<'a>(value: &'a Json, root: &'a Json) -> &'a Json {
+pub fn inside<'a>(value: &'a Json, root: &'a Json) -> &'a Json {
     let mut value = resolved(value, root);
     for _ in 0..DEEPEST {
         let option = value.get("anyOf").and_then(|_| match forms_of(value)[..] {
@@ -40,13 +40,13 @@ pub(super) fn inside<'a>(value: &'a Json, root: &'a Json) -> &'a Json {
 }
 
 /// Returns the forms of a value; that it may be null is none.
-pub(super) fn forms_of(value: &Json) -> Vec<&Json> {
+pub fn forms_of(value: &Json) -> Vec<&Json> {
     let is_null = |form: &&Json| form.get("type").is_some_and(|of| of == "null");
     variants(value).filter(|form| !is_null(form)).collect()
 }
 
 /// Says what a form is.
-pub(super) fn form_of<'a>(form: &'a Json, root: &'a Json) -> Form<'a> {
+pub fn form_of<'a>(form: &'a Json, root: &'a Json) -> Form<'a> {
     let form = resolved(form, root);
     if let Some(name) = form.get("const").and_then(Json::as_str) {
         return Form::Names(vec![name]);
@@ -66,21 +66,21 @@ pub(super) fn form_of<'a>(form: &'a Json, root: &'a Json) -> Form<'a> {
 }
 
 /// Returns the keys of a map with what belongs there.
-pub(super) fn properties(of: &Json) -> impl Iterator<Item = (&str, &Json)> {
+pub fn properties(of: &Json) -> impl Iterator<Item = (&str, &Json)> {
     let properties = of.get("properties").and_then(Json::as_object);
     let properties = properties.into_iter().flatten();
     properties.map(|(key, of)| (key.as_str(), of))
 }
 
 /// Returns the keys that a map must have.
-pub(super) fn required(of: &Json) -> Vec<&str> {
+pub fn required(of: &Json) -> Vec<&str> {
     let required = of.get("required").and_then(Json::as_array);
     let required = required.into_iter().flatten();
     required.filter_map(Json::as_str).collect()
 }
 
 /// Returns what a part of a schema says of itself.
-pub(super) fn description(of: &Json) -> &str {
+pub fn description(of: &Json) -> &str {
     of.get("description")
         .and_then(Json::as_str)
         .unwrap_or_default()
