@@ -12,6 +12,7 @@ use super::run::CLAIMS;
 use super::{Failure, diff, exit_code, show, table_rows};
 use crate::artifacts::table::{TABLE, Table};
 use crate::engine::fingerprint::flatten;
+use crate::engine::reference::Reference;
 use crate::engine::runs::{Run, RunStage};
 use crate::engine::store::Store;
 
@@ -19,8 +20,9 @@ use crate::engine::store::Store;
 pub(super) struct CompareArgs {
     /// Runs: ids or their beginnings, `last`, `last-1`; all that ended if none is named
     runs: Vec<String>,
-    /// A cell of a table, as in `--metric table1:PPO:Mean`; without any the verdicts on claims
-    #[arg(long, short, value_name = "STAGE:ROW:COLUMN")]
+    /// A cell of a table, as in `--metric table1:PPO:Mean`, or of another output than the first, as in
+    /// `--metric "table1.per_seed:policy PPO, seed 1:Mean"`; without any the verdicts on claims
+    #[arg(long, short, value_name = "STAGE[.OUTPUT]:ROW:COLUMN")]
     metric: Vec<String>,
 }
 
@@ -28,6 +30,8 @@ pub(super) struct CompareArgs {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Metric {
     stage: String,
+    /// The table of the stage; the first if it is not said.
+    output: Option<String>,
     row: String,
     column: String,
 }
@@ -70,26 +74,36 @@ pub(super) fn run(args: &CompareArgs, store: &Store, output: &Output) -> Result<
     Ok(exit_code::OK)
 }
 
-/// The tables of a run, by stage, each with the names of its rows.
-type Tables = BTreeMap<String, (Table, IndexMap<String, usize>)>;
+/// The tables of a run, by stage and output, each with the names of its rows.
+type Tables = BTreeMap<(String, Option<String>), (Table, IndexMap<String, usize>)>;
 
 impl Metric {
     fn parse(text: &str) -> Result<Self, Failure> {
-        let parts: Vec<&str> = text.splitn(3, ':').collect();
-        match parts.as_slice() {
-            [stage, row, column] => Ok(Self {
-                stage: (*stage).to_owned(),
-                row: (*row).to_owned(),
-                column: (*column).to_owned(),
-            }),
-            _ => Err(Failure::usage(format!(
+        // Names of rows may hold colons, as may the values of axes; those of columns seldom do.
+        let parts = text.rsplit_once(':').and_then(|(rest, column)| {
+            let colon = rest.match_indices(':').map(|(at, _)| at).find(|at| {
+                let before = &rest[..*at];
+                before.matches('[').count() == before.matches(']').count()
+            })?;
+            Some((&rest[..colon], &rest[colon + 1..], column))
+        });
+        let Some((stage, row, column)) = parts else {
+            return Err(Failure::usage(format!(
                 "`--metric {text}`: expected STAGE:ROW:COLUMN, such as `table1:PPO:Mean`"
-            ))),
-        }
+            )));
+        };
+        let mut stage = Reference::parse(stage).map_err(Failure::usage)?;
+        let output = stage.output.take();
+        Ok(Self {
+            stage: stage.to_string(),
+            output,
+            row: row.to_owned(),
+            column: column.to_owned(),
+        })
     }
 
     fn cell(&self, tables: &Tables) -> Option<String> {
-        let (table, rows) = tables.get(&self.stage)?;
+        let (table, rows) = tables.get(&(self.stage.clone(), self.output.clone()))?;
         let row = *rows.get(&self.row)?;
         let column = table
             .columns
@@ -129,17 +143,19 @@ fn runs(args: &CompareArgs, store: &Store) -> Result<Vec<(Run, Vec<RunStage>)>, 
     Ok(found)
 }
 
-/// Reads the first tables of the stages that are asked for, or of those that decide claims.
+/// Reads the tables that are asked for, or the first of the stages that decide claims.
 fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<Tables, Failure> {
-    let is_asked = |stage: &RunStage| {
-        if asked.is_empty() {
-            stage.kind == CLAIMS
-        } else {
-            asked.iter().any(|metric| metric.stage == stage.stage)
-        }
-    };
     let mut tables = Tables::new();
-    for stage in stages.iter().filter(|stage| is_asked(stage)) {
+    for stage in stages {
+        let of_stage = asked.iter().filter(|metric| metric.stage == stage.stage);
+        let mut wanted: BTreeSet<Option<String>> =
+            of_stage.map(|metric| metric.output.clone()).collect();
+        if asked.is_empty() && stage.kind == CLAIMS {
+            wanted.insert(None);
+        }
+        if wanted.is_empty() {
+            continue;
+        }
         let Some(record) = stage.fingerprint.and_then(|fingerprint| {
             store
                 .read_record(&fingerprint, stage.beside.as_deref())
@@ -154,10 +170,13 @@ fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<T
             .collect();
         // `table` is the first output of kinds that have several.
         outputs.sort_by_key(|(name, _)| name.as_str() != TABLE);
-        if let Some((_, artifact)) = outputs.first() {
-            let table = show::read_table(store, artifact)?;
-            let rows = table_rows::named(&table, table_rows::axes(&table));
-            tables.insert(stage.stage.clone(), (table, rows));
+        for output in wanted {
+            let is_it = |name: &String| output.as_ref().is_none_or(|output| output == name);
+            if let Some((_, artifact)) = outputs.iter().find(|(name, _)| is_it(name)) {
+                let table = show::read_table(store, artifact)?;
+                let rows = table_rows::named(&table, table_rows::axes(&table));
+                tables.insert((stage.stage.clone(), output), (table, rows));
+            }
         }
     }
     Ok(tables)
@@ -166,10 +185,11 @@ fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<T
 /// The verdicts of all claims, in the order of the tables.
 fn verdicts(tables: &[Tables]) -> Vec<Metric> {
     let mut metrics: Vec<Metric> = Vec::new();
-    for (stage, (_, rows)) in tables.iter().flatten() {
+    for ((stage, output), (_, rows)) in tables.iter().flatten() {
         for row in rows.keys() {
             let metric = Metric {
                 stage: stage.clone(),
+                output: output.clone(),
                 row: row.clone(),
                 column: VERDICT.to_owned(),
             };
@@ -187,8 +207,11 @@ fn check(asked: &[Metric], tables: &[Tables]) -> Result<(), Failure> {
         if tables.iter().any(|tables| metric.cell(tables).is_some()) {
             continue;
         }
-        let known = tables.iter().find_map(|tables| tables.get(&metric.stage));
-        let Metric { stage, row, column } = metric;
+        let of = (metric.stage.clone(), metric.output.clone());
+        let known = tables.iter().find_map(|tables| tables.get(&of));
+        let Metric {
+            stage, row, column, ..
+        } = metric;
         let hint = known.map(|(table, rows)| {
             let rows: Vec<&str> = rows.keys().map(String::as_str).collect();
             let columns: Vec<&str> = table.columns.iter().map(|column| &*column.name).collect();

@@ -60,9 +60,12 @@ impl Output {
     pub(super) fn drawn(&self, table: &Table) -> String {
         let stdout = std::io::stdout();
         if stdout.is_terminal() {
-            let size = terminal_size_of(&stdout).filter(|_| !self.wide);
+            let size = terminal_size_of(&stdout).map(|(width, _)| usize::from(width.0));
+            // Terminals that do not tell, such as some of editors, set this.
+            let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+            let width = size.or_else(columns).filter(|_| !self.wide);
             let table = table.map_texts(|text| visible(text).into_owned());
-            table.text_within(size.map(|(width, _)| usize::from(width.0)))
+            table.text_within(width)
         } else {
             table.text()
         }

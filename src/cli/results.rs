@@ -174,7 +174,7 @@ pub(super) fn tell_missing(
     }
     if missing > 0 {
         let stages = counted(missing, "stage");
-        output.warning(&format!("{stages} without a result are left out"), HINT);
+        output.warning(&format!("without a result, and left out: {stages}"), HINT);
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(super) struct RunArgs {
     /// Run this stage again, whatever the store holds; if that is interrupted, the same command goes on from there
     #[arg(long, value_name = "STAGE")]
     rerun: Vec<String>,
-    /// Stages at once (default: one for each core)
+    /// Stages at once (default: one for each core); however many, their threads take no more cores than there are
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     /// Where to compute: auto, cpu, cuda or cuda:N (only a `command` can use a GPU so far; others refuse `cuda`)

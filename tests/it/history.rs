@@ -139,6 +139,12 @@ fn tables_of_runs_are_compared_by_rows_that_name_their_axes() {
         .map(|run| cell(run, "policy ppo, seed 1 Mean"))
         .collect();
     assert_eq!(means, ["0.500", "0.750", "1.000"]);
+    // The same table by the name of its output.
+    let named = json(
+        &space,
+        &["compare", "--metric", &metric.replacen(':', ".out:", 1)],
+    );
+    assert_eq!(named["runs"][1]["policy ppo, seed 1 Mean"], "0.750");
     assert_eq!((cell(1, "mean"), cell(2, "n")), ("0.75".into(), "4".into()));
     let two = space.flowgraph(&["compare", "last-1", "last-2"]);
     assert_eq!(two.code, 0, "{}", two.stderr);

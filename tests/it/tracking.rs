@@ -127,6 +127,23 @@ fn tensorboard_reads_the_numbers_of_the_curves() {
     assert!(table.contains("| ppo | 0.5"), "{table}");
 }
 
+#[test]
+fn a_folder_that_is_taken_away_meanwhile_is_told() {
+    let pipeline = tiny::pipeline(
+        "",
+        "  gone: { kind: command, inputs: { x: scorer }, params: { run: 'rm -r {here}/live; echo > o', outputs: { o: o } } }\n",
+    );
+    let space = Space::new("");
+    space.write("p.yaml", &pipeline);
+    let run = space.flowgraph(&["run", "p.yaml", "--track", "tensorboard:live"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("this run is not tracked to its end: "),
+        "{}",
+        run.stderr
+    );
+}
+
 /// Prints the values of every metric of every run.
 const READ_MLFLOW: &str = r#"
 import json, mlflow

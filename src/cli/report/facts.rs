@@ -54,7 +54,10 @@ pub(super) fn of(pipeline: &Pipeline, provenance: &Provenance<'_>, tables: &[usi
         Fact::new("set", pipeline.overrides.set.clone()).code(),
         Fact::new("seeds", seeds),
         Fact::new("stages", [provenance.len().to_string()]),
-        Fact::new("seconds of all stages", [format!("{seconds:.0}")]),
+        Fact::new(
+            "seconds of all stages, each when it ran",
+            [format!("{seconds:.0}")],
+        ),
         all("flowgraph", provenance, |made| &made.flowgraph),
         all("device", provenance, |made| &made.device),
         all("numerics", provenance, |made| &made.numerics),

@@ -29,6 +29,7 @@ mod tables;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use audit::Audit;
 
@@ -112,7 +113,12 @@ pub(super) fn run(
         }
     };
     write_whole(&file, &mut text.as_bytes())?;
-    output.line(&format!("{} -> {}", pipeline.name, file.display()));
+    if output.json {
+        output
+            .json(&json!({ "file": file, "bytes": text.len(), "stages_without_result": missing }));
+    } else {
+        output.line(&format!("{} -> {}", pipeline.name, file.display()));
+    }
     if missing > 0 && args.format == Format::Html {
         let message = format!(
             "{} without a result: the report says which",

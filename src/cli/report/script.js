@@ -47,7 +47,7 @@
       log?.failure ? make("pre", null, log.failure) : "");
   };
   const madeOf = ({ details: { made } }) => made === null ? [] : part("How it was made", make("table", null,
-    row("Seconds", duration(made.seconds)), row("CPU seconds", duration(made.cpu_seconds)), row("Peak memory", bytes(made.peak_memory_bytes)),
+    row("Seconds, when it ran", duration(made.seconds)), row("CPU seconds", duration(made.cpu_seconds)), row("Peak memory", bytes(made.peak_memory_bytes)),
     row("Device", made.device), row("Numerics", made.numerics), row("Threads", String(made.threads)), row("Host", made.host),
     row("Started", made.started), row("flowgraph", made.flowgraph), row("As", `${made.stage} of ${made.pipeline}`)));
   const manifestOf = (stage) => part("Manifest", make("table", null,
@@ -80,7 +80,7 @@
   const showMatrix = (template) => {
     const members = templates.get(template);
     open(template, make("p", null, `${count(members.length, "stage")} of kind ${stages[members[0]].kind}`),
-      list(members.map((at) => [linkTo(at), " ", state(stages[at]), stages[at].seconds === null ? "" : ` ${duration(stages[at].seconds)}`])));
+      list(members.map((at) => [linkTo(at), " ", state(stages[at]), stages[at].seconds === null ? "" : `, took ${duration(stages[at].seconds)}`])));
   };
   const showStage = (name) => {
     const members = templates.get(name);

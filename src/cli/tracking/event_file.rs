@@ -28,6 +28,22 @@ impl EventFile {
         Ok(events)
     }
 
+    /// Says that the steps begin anew: readers forget those that they had.
+    pub(super) fn restart(&mut self, seconds: f64) -> std::io::Result<()> {
+        const START: u64 = 1;
+        self.write(seconds, Some(0), &bytes_field(7, &varint_field(1, START)))
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Whether nobody took it away.
+    pub(super) fn is_there(&self) -> bool {
+        self.path().exists()
+    }
+
     /// Writes numbers of a step.
     pub(super) fn scalars<'a>(
         &mut self,

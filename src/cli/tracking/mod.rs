@@ -3,8 +3,8 @@
 mod event_file;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -54,9 +54,45 @@ impl FromStr for Track {
 pub(super) struct Tracker {
     root: PathBuf,
     run: String,
-    files: BTreeMap<String, EventFile>,
+    files: BTreeMap<String, StageFile>,
     /// The first thing that went wrong, after which nothing more is written.
     failed: Option<std::io::Error>,
+}
+
+/// The file of a stage.
+struct StageFile {
+    events: EventFile,
+    /// The steps that it has.
+    steps: BTreeSet<u64>,
+}
+
+impl StageFile {
+    fn scalars<'a>(
+        &mut self,
+        step: u64,
+        values: impl IntoIterator<Item = (&'a String, &'a f64)>,
+    ) -> std::io::Result<()> {
+        self.steps.insert(step);
+        self.events.scalars(now(), step, values)
+    }
+
+    /// Writes a whole curve, unless all of its steps are there.
+    fn curve(&mut self, curve: &Curve) -> std::io::Result<()> {
+        if curve.steps.iter().all(|step| self.steps.contains(step)) {
+            return Ok(());
+        }
+        if !self.steps.is_empty() {
+            // A training that went on where another run had left it: its first steps were that run's.
+            self.events.restart(now())?;
+        }
+        for (at, step) in curve.steps.iter().enumerate() {
+            let metrics = curve.metrics.iter();
+            let values = metrics.filter_map(|(name, values)| Some((name, values[at]?)));
+            let values: Vec<(&String, f64)> = values.collect();
+            self.scalars(*step, values.iter().map(|(name, value)| (*name, value)))?;
+        }
+        Ok(())
+    }
 }
 
 impl Tracker {
@@ -75,12 +111,15 @@ impl Tracker {
         })
     }
 
-    fn file(&mut self, stage: &str) -> std::io::Result<&mut EventFile> {
+    fn file(&mut self, stage: &str) -> std::io::Result<&mut StageFile> {
         match self.files.entry(stage.to_owned()) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(new) => {
                 let folder = self.root.join(&self.run).join(folder_name(stage));
-                Ok(new.insert(EventFile::create(&folder, now(), &host_name())?))
+                Ok(new.insert(StageFile {
+                    events: EventFile::create(&folder, now(), &host_name())?,
+                    steps: BTreeSet::new(),
+                }))
             }
         }
     }
@@ -106,7 +145,7 @@ impl Tracker {
                     let earlier = earlier.map(|(step, metrics)| (*step, metrics));
                     for (done, metrics) in earlier.chain([(progress.step, &progress.metrics)]) {
                         // Curves call the first step 0.
-                        file.scalars(now(), done.saturating_sub(1), metrics)?;
+                        file.scalars(done.saturating_sub(1), metrics)?;
                     }
                     Ok(())
                 });
@@ -115,7 +154,7 @@ impl Tracker {
         }
     }
 
-    /// Writes what is known when a run has ended: curves of which no step was seen, and tables.
+    /// Writes what is known when a run has ended: curves of which not every step was seen, and tables.
     pub(super) fn finish(
         &mut self,
         pipeline: &Pipeline,
@@ -129,21 +168,30 @@ impl Tracker {
             }
             for (name, artifact) in report.known[at].iter().flatten() {
                 match artifact.kind.as_str() {
-                    CURVE if !self.files.contains_key(&stage.name) => self.attempt(|tracker| {
+                    CURVE => self.attempt(|tracker| {
                         let folder = tempfile::tempdir()?;
                         store.lay_out(artifact, folder.path())?;
                         let curve = Curve::read(folder.path()).map_err(std::io::Error::other)?;
-                        tracker.curve(&stage.name, &curve)
+                        tracker.file(&stage.name)?.curve(&curve)
                     }),
                     TABLE => self.attempt(|tracker| {
                         let table = Table::of_artifact(store, artifact);
                         let table = table.map_err(std::io::Error::other)?;
                         let tag = format!("{}.{name}", stage.name);
-                        tracker.file(TABLES)?.text(now(), &tag, &table.markdown())
+                        tracker
+                            .file(TABLES)?
+                            .events
+                            .text(now(), &tag, &table.markdown())
                     }),
                     _ => {}
                 }
             }
+        }
+        // What somebody took away meanwhile took everything written without a word.
+        let gone = self.files.values().find(|file| !file.events.is_there());
+        if let Some(gone) = gone.filter(|_| self.failed.is_none()) {
+            let path = gone.events.path().display();
+            self.failed = Some(std::io::Error::other(format!("{path} is gone")));
         }
         if let Some(error) = &self.failed {
             output.warning(
@@ -151,19 +199,6 @@ impl Tracker {
                 "its results are in the store: the same command tracks them again",
             );
         }
-    }
-
-    /// Writes a whole curve.
-    fn curve(&mut self, stage: &str, curve: &Curve) -> std::io::Result<()> {
-        let file = self.file(stage)?;
-        for (at, step) in curve.steps.iter().enumerate() {
-            let metrics = curve.metrics.iter();
-            let values = metrics.filter_map(|(name, values)| Some((name, values[at]?)));
-            let values: Vec<(&String, f64)> = values.collect();
-            let values = values.iter().map(|(name, value)| (*name, value));
-            file.scalars(now(), *step, values)?;
-        }
-        Ok(())
     }
 }
 
@@ -190,5 +225,48 @@ impl Observer for Tracked {
 
     fn pause(&mut self) {
         self.shown.pause();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::curve::{Status, TrainingSummary};
+
+    #[test]
+    fn a_training_that_went_on_from_another_run_is_written_whole_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = StageFile {
+            events: EventFile::create(folder.path(), 0.0, "host").unwrap(),
+            steps: BTreeSet::new(),
+        };
+        let size = |file: &StageFile| fs_err::metadata(file.events.path()).unwrap().len();
+        let loss = "loss".to_owned();
+        let summary = TrainingSummary {
+            status: Status::Completed,
+            reason: None,
+            steps: 4,
+            trained_tokens: 0,
+            generated_tokens: 0,
+            flops: 0.0,
+            trained_parameters: 0,
+        };
+        let curve = |steps: std::ops::Range<u64>| Curve {
+            title: String::new(),
+            metrics: [(loss.clone(), steps.clone().map(|_| Some(0.5)).collect())].into(),
+            steps: steps.collect(),
+            summary: summary.clone(),
+        };
+        let empty = size(&file);
+        file.scalars(2, [(&loss, &0.5)]).unwrap();
+        let record = size(&file) - empty;
+        file.scalars(3, [(&loss, &0.5)]).unwrap();
+        // Nothing is missing of the steps that were seen.
+        file.curve(&curve(2..4)).unwrap();
+        assert_eq!(size(&file), empty + 2 * record);
+        // Of all four steps two are: it begins anew.
+        file.curve(&curve(0..4)).unwrap();
+        let restart = 16 + 9 + 2 + 4;
+        assert_eq!(size(&file), empty + 6 * record + restart);
     }
 }

@@ -11,7 +11,7 @@ use terminal_size::terminal_size_of;
 
 use self::keys::Keys;
 use self::screen::Screen;
-use super::output::Output;
+use super::output::{self, Output};
 use super::text::visible;
 use super::{Failure, exit_code};
 use crate::engine::event::RunEvent;
@@ -37,6 +37,9 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
         lines: BufReader::new(run.events()?),
         unfinished: String::new(),
     };
+    if output.json {
+        return print_events(&run, &mut log, output);
+    }
     let mut screen = Screen::new(&run.description);
     let mut read_on = |screen: &mut Screen| -> std::io::Result<()> {
         // What was written before it was seen to be gone is all that there will be.
@@ -84,6 +87,22 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
     }
 }
 
+/// Prints what happens as it is recorded, a line each, until nothing more will.
+fn print_events<R: BufRead>(run: &Run, log: &mut Log<R>, output: &Output) -> Result<u8, Failure> {
+    loop {
+        let is_gone = !run.is_under_way();
+        while let Some(line) = log.line()? {
+            if let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) {
+                output.json(&event);
+            }
+        }
+        if is_gone || output::lost().is_some() {
+            return Ok(exit_code::OK);
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
 /// What happens in a run, as it is written.
 struct Log<R> {
     lines: R,
@@ -94,17 +113,20 @@ struct Log<R> {
 impl<R: BufRead> Log<R> {
     /// Tells the screen what was written since the last time.
     fn read_on(&mut self, screen: &mut Screen) -> std::io::Result<()> {
-        while self.lines.read_line(&mut self.unfinished)? > 0 {
-            if !self.unfinished.ends_with('\n') {
-                break;
-            }
+        while let Some(line) = self.line()? {
             // A line of another version of the program may say what this one does not know.
-            if let Ok(event) = serde_json::from_str::<RunEvent>(&self.unfinished) {
+            if let Ok(event) = serde_json::from_str::<RunEvent>(&line) {
                 screen.event(&event);
             }
-            self.unfinished.clear();
         }
         Ok(())
+    }
+
+    /// Returns the next line that is there whole.
+    fn line(&mut self) -> std::io::Result<Option<String>> {
+        self.lines.read_line(&mut self.unfinished)?;
+        let is_whole = self.unfinished.ends_with('\n');
+        Ok(is_whole.then(|| std::mem::take(&mut self.unfinished)))
     }
 }
 
