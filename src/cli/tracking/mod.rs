@@ -1,4 +1,9 @@
 //! `--track`: curves and tables of a run for a program that shows them, while it goes on.
+//!
+//! The one format is that of TensorBoard, which other programs read. MLflow and Weights & Biases import no such files by
+//! themselves: MLflow's own file store is in maintenance since 3.13 and its other stores are databases and a server, and
+//! `wandb sync` takes the folders that `wandb` wrote. The scripts of `examples/tracking/` hand the curves to either by its
+//! own client; a test runs both without a network.
 
 mod event_file;
 
