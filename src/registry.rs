@@ -69,6 +69,15 @@ mod tests {
     use crate::engine::reference::is_name;
 
     #[test]
+    fn results_are_classed_by_the_variable_that_chooses_the_form_of_operations() {
+        // The engine knows no operations, these no engine.
+        assert_eq!(
+            crate::engine::machine::KERNELS,
+            crate::ml::kernels::form::VARIABLE
+        );
+    }
+
+    #[test]
     fn every_kind_has_a_name_of_its_own_a_description_and_an_example_that_parses() {
         let mut names = BTreeSet::new();
         for kind in REGISTRY {

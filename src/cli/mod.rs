@@ -46,6 +46,7 @@ use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::{Lock, LockState, Store};
 use crate::engine::worker;
+use crate::ml::kernels::form::Form;
 use crate::ml::kernels::process::prepare;
 use crate::ml::kernels::simd::Path;
 use output::Output;
@@ -354,6 +355,10 @@ pub fn main(registry: &Registry) -> ExitCode {
     if !matches!(cli.command, Command::Worker) {
         if let Err(wrong) = Path::of_environment() {
             output.error(&wrong.message, Some(&wrong.hint));
+            return ExitCode::from(exit_code::USAGE);
+        }
+        if let Err(wrong) = Form::of_environment() {
+            output.error(&wrong, Some("without it the operations are fused"));
             return ExitCode::from(exit_code::USAGE);
         }
         if Path::best() == Path::Scalar

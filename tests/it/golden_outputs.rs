@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use flowgraph::ml::kernels::form;
 use flowgraph::ml::kernels::simd::{Path, VARIABLE};
 use flowgraph::registry::REGISTRY;
 
@@ -104,11 +105,19 @@ fn write_reward(space: &Space, folder: &str) {
 
 /// Runs both pipelines in an environment; returns what the stages made.
 fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
+    run_as("cpu/2", environment)
+}
+
+/// Runs both pipelines in an environment, where results have a numerics class; returns what the stages made.
+fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     let space = Space::new(KINDS);
-    let run = || {
-        let mut program = space.program(&["run", "p.yaml", "--json"]);
+    let program = |args: &[&str]| {
+        let mut program = space.program(args);
         program.envs(environment.iter().copied());
-        let report = space.report(&program.output().unwrap());
+        program.output().unwrap()
+    };
+    let run = || {
+        let report = space.report(&program(&["run", "p.yaml", "--json"]));
         assert_eq!(report.code, 0, "{environment:?}: {}", report.stderr);
     };
     write_encoder(&space);
@@ -126,7 +135,7 @@ fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     );
     run();
     for (stage, folder) in [("sft", "model"), ("reward_model", "reward_model")] {
-        let export = space.flowgraph(&["export", "p.yaml", stage, folder]);
+        let export = space.outcome(program(&["export", "p.yaml", stage, folder]));
         assert_eq!(export.code, 0, "{}", export.stderr);
     }
     write_reward(&space, "reward_model");
@@ -144,7 +153,7 @@ fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
                 .map(|(name, artifact)| (name, artifact.digest.to_string()))
                 .collect(),
         };
-        assert_eq!(record.provenance.numerics, "cpu/2");
+        assert_eq!(record.provenance.numerics, class);
         (record.provenance.stage, made)
     });
     made.collect()
@@ -205,6 +214,16 @@ fn outputs_are_the_same_with_lower_instructions() {
     for path in Path::ALL.into_iter().filter(|path| *path < Path::best()) {
         assert_golden(path.name(), &[(VARIABLE, path.name())]);
     }
+}
+
+/// No loop of ours runs then: each refuses to.
+#[test]
+fn every_kind_finishes_with_operations_that_other_devices_have() {
+    let found = run_as("composed/1", &[(form::VARIABLE, "composed")]);
+    let golden = golden();
+    assert!(golden.keys().eq(found.keys()), "{:?}", found.keys());
+    // It was no other form under another name.
+    assert_ne!(golden["sft"].outputs, found["sft"].outputs);
 }
 
 #[test]

@@ -99,3 +99,50 @@ fn a_damaged_result_of_another_class_is_replaced() {
         .collect();
     assert_eq!(of_s, [false]);
 }
+
+#[test]
+fn results_of_the_composed_form_stand_in_for_nothing() {
+    let space = Space::new(PIPELINE);
+    let run = |form: &str| {
+        let mut program = space.program(&["run", "p.yaml", "--json"]);
+        let output = program.env("FLOWGRAPH_KERNELS", form).output().unwrap();
+        space.report(&output).outcomes()
+    };
+    let (made, found) = ("s done, t done", "s cached, t cached");
+    for (form, expected) in [
+        ("composed", made),
+        ("", made),
+        ("fused", found),
+        ("composed", found),
+    ] {
+        assert_eq!(run(form), expected, "{form}");
+    }
+    let classes: Vec<String> = space
+        .store()
+        .read_records()
+        .0
+        .into_iter()
+        .map(|record| record.provenance.numerics)
+        .collect();
+    for class in ["composed/1", "cpu/2"] {
+        assert_eq!(
+            classes.iter().filter(|found| *found == class).count(),
+            2,
+            "{classes:?}"
+        );
+    }
+    let wrong = space
+        .program(&["plan", "p.yaml"])
+        .env("FLOWGRAPH_KERNELS", "blended")
+        .output()
+        .unwrap();
+    let wrong = space.outcome(wrong);
+    assert_eq!(wrong.code, 2);
+    assert!(
+        wrong
+            .stderr
+            .contains("FLOWGRAPH_KERNELS is `blended`, expected fused or composed"),
+        "{}",
+        wrong.stderr
+    );
+}

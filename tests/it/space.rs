@@ -62,6 +62,7 @@ impl Space {
             .args(words)
             .current_dir(self.folder.path())
             .env_remove("FLOWGRAPH_STORE")
+            .env_remove("FLOWGRAPH_KERNELS")
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null());
         command

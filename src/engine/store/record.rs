@@ -11,6 +11,7 @@ use super::object::{Damage, ObjectStats};
 use super::publish::publish;
 use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
+use crate::engine::machine::may_stand_in;
 
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -203,7 +204,10 @@ impl Store {
         }
         match self.read(fingerprint, Some(class)) {
             Ok(Some(own)) => Ok(Some(own)),
-            _ => first,
+            _ => {
+                Ok(first?
+                    .filter(|first| may_stand_in(Computed::numerics(&first.provenance), class)))
+            }
         }
     }
 

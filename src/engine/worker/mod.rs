@@ -26,7 +26,7 @@ use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
-use super::machine::{DeviceChoice, host_name, numerics_class, usage};
+use super::machine::{DeviceChoice, host_name, may_stand_in, numerics_class, usage};
 use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::adopt_orphans;
@@ -202,6 +202,9 @@ impl Worker<'_> {
         let _lock = self.lock(fingerprint)?;
         // Records count only after the lock: another process may have finished while we waited.
         let (own, others) = self.whole_records(fingerprint, &class);
+        let exact = exact
+            || (others.as_ref())
+                .is_some_and(|other| !may_stand_in(&other.provenance.numerics, &class));
         // A result of another class stays, and that of this class will stand beside it.
         let beside = exact && others.is_some();
         let mut earlier = if exact { own } else { own.or(others) };

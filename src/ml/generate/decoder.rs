@@ -29,8 +29,8 @@ pub(super) trait Decoder: Sync {
     /// Returns the hidden state of the token at `index` of a step.
     fn hidden(&self, step: &Self::Step, index: usize) -> Vec<f32>;
 
-    /// Adds the token at `index` of a step to the memory it was tried on.
-    fn take(&self, memory: &mut Self::Memory, step: &Self::Step, index: usize);
+    /// Adds tokens, by their indices in a step, to the memories that they were tried on.
+    fn take(&self, taken: Vec<(&mut Self::Memory, usize)>, step: &Self::Step) -> Result<()>;
 
     /// Returns the logits (rows x vocabulary) of hidden states (rows x hidden size).
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>>;
@@ -221,12 +221,15 @@ impl Decoder for HostDecoder<'_> {
         step.hidden[index * width..(index + 1) * width].to_vec()
     }
 
-    fn take(&self, memory: &mut Memory, step: &Step, index: usize) {
-        let place = index * self.kv_width()..(index + 1) * self.kv_width();
-        for (layer, new) in memory.layers.iter_mut().zip(&step.layers) {
-            layer.push(&new.keys[place.clone()], &new.values[place.clone()]);
+    fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
+        for (memory, index) in taken {
+            let place = index * self.kv_width()..(index + 1) * self.kv_width();
+            for (layer, new) in memory.layers.iter_mut().zip(&step.layers) {
+                layer.push(&new.keys[place.clone()], &new.values[place.clone()]);
+            }
+            memory.positions += 1;
         }
-        memory.positions += 1;
+        Ok(())
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {

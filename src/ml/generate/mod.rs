@@ -5,9 +5,9 @@
 
 mod contrastive;
 mod decoder;
+mod device_decoder;
 mod distribution;
 mod options;
-mod recompute;
 mod run;
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use rayon::prelude::*;
 
 use super::contrastive::{self, Candidate};
 use super::decoder::{Decoder, HostDecoder};
+use super::device_decoder::DeviceDecoder;
 use super::distribution::{Choice, draw, largest, log_sum_exp, penalise};
 use super::options::{
     Completion, Contrastive, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
 };
-use super::recompute::Recompute;
 use crate::ml::models::causal::CausalLm;
 use crate::random::{Draws, Stream};
 
@@ -51,7 +51,7 @@ pub fn generate(
     if model.is_host_f32() {
         job.run(&HostDecoder::new(&model), progress)
     } else {
-        job.run(&Recompute::new(&model), progress)
+        job.run(&DeviceDecoder::new(&model), progress)
     }
 }
 
@@ -236,10 +236,12 @@ impl Job<'_> {
             .collect();
         if !tokens.is_empty() {
             let step = decoder.step(&tokens)?;
+            let mut taken = Vec::with_capacity(rows.len());
             for (index, row) in rows.iter_mut().enumerate() {
                 row.hidden = decoder.hidden(&step, index);
-                decoder.take(&mut row.memory, &step, index);
+                taken.push((&mut row.memory, index));
             }
+            decoder.take(taken, &step)?;
         }
         Ok(finished)
     }
@@ -270,6 +272,7 @@ impl Job<'_> {
             .collect();
         let step = decoder.step(&tried)?;
         let mut first = 0;
+        let mut taken = Vec::with_capacity(rows.len());
         for (row, candidates) in rows.iter_mut().zip(&candidates) {
             let states: Vec<Vec<f32>> = (first..first + candidates.len())
                 .map(|index| decoder.hidden(&step, index))
@@ -284,9 +287,10 @@ impl Job<'_> {
             let state = contrastive::unit_length(&states[best], width);
             row.context.extend(state);
             row.hidden.clone_from(&states[best]);
-            decoder.take(&mut row.memory, &step, first + best);
+            taken.push((&mut row.memory, first + best));
             first += candidates.len();
         }
+        decoder.take(taken, &step)?;
         Ok(self.remove_finished(rows))
     }
 

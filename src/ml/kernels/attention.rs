@@ -43,7 +43,7 @@ impl Attention {
     pub fn apply(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         self.check(q.shape(), k.shape(), v.shape())?;
         if !fused(&[q, k, v]) {
-            return self.naive(q, k, v);
+            return self.composed(q, k, v);
         }
         q.contiguous()?
             .apply_op3(&k.contiguous()?, &v.contiguous()?, self.clone())
@@ -84,7 +84,7 @@ impl Attention {
 
     /// The plain candle form of [`Attention::apply`].
     #[expect(clippy::disallowed_methods, reason = "the plain form")]
-    pub fn naive(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    pub fn composed(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (batch, time, width) = q.dims3()?;
         let split = |x: &Tensor, heads: usize| {
             x.reshape((batch, time, heads, self.head_size))?
@@ -116,7 +116,7 @@ impl Attention {
                 .reshape((batch, self.heads, time, self.head_size))
         };
         let turned = |x: Tensor| match &self.rope {
-            Some(rope) => rope.naive(&x, &positions),
+            Some(rope) => rope.composed(&x, &positions),
             None => Ok(x),
         };
         let q = turned(split(q, self.heads)?)?;

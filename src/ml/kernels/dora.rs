@@ -16,21 +16,21 @@ pub fn adapted_weight(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Re
 /// Returns the Euclidean length of each row of `x` (rows, width): (rows). It has no gradient.
 pub fn row_lengths(x: &Tensor) -> Result<Tensor> {
     if !fused(&[x]) {
-        return naive_row_lengths(&x.detach());
+        return composed_row_lengths(&x.detach());
     }
     x.detach().contiguous()?.apply_op1_no_bwd(&RowLengths)
 }
 
 /// The plain candle form of [`row_lengths`].
 #[expect(clippy::disallowed_methods, reason = "the plain form")]
-pub fn naive_row_lengths(x: &Tensor) -> Result<Tensor> {
+pub fn composed_row_lengths(x: &Tensor) -> Result<Tensor> {
     x.sqr()?.sum(1)?.sqrt()
 }
 
 /// Multiplies each row of `x` (.., n) by `factors` (n), element by element.
 pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     if !fused(&[x, factors]) {
-        return naive_scale_columns(x, factors);
+        return composed_scale_columns(x, factors);
     }
     x.contiguous()?
         .apply_op2(&factors.contiguous()?, ScaleColumns)
@@ -38,7 +38,7 @@ pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
 
 /// The plain candle form of [`scale_columns`].
 #[expect(clippy::disallowed_methods, reason = "the plain form")]
-pub fn naive_scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
+pub fn composed_scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(&factors.to_dtype(x.dtype())?)
 }
 

@@ -3,20 +3,22 @@
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
+use super::form::{is_composed, must_be_fused};
 use super::simd::vectorised;
 
 /// Below this many elements a loop runs on the calling thread.
 const PARALLEL_ELEMENTS: usize = 1 << 14;
 
-/// Tells whether the fused path applies: all tensors are `f32` on the CPU.
+/// Tells whether the fused form applies: all tensors are `f32` on the CPU, and nothing else was asked for.
 pub(super) fn fused(tensors: &[&Tensor]) -> bool {
     tensors
         .iter()
-        .all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+        .all(|tensor| !is_composed(tensor) && tensor.dtype() == DType::F32)
 }
 
 /// Returns the elements of an operand; it must be contiguous.
 pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    must_be_fused("an operation")?;
     let elements: &[f32] = storage.as_slice()?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&elements[start..end]),

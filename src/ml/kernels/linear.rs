@@ -5,21 +5,38 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use super::given::with_gradient;
 use super::host::{elements, fused, slice};
 use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
 /// Multiplies `x` (.., inputs) by the transpose of `weight` (outputs, inputs).
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !fused(&[x, weight]) {
-        return naive_linear(x, weight);
+        return composed_linear(x, weight);
     }
     x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
 }
 
-/// The plain candle form of [`linear`].
+/// The plain candle form of [`linear`], without gradients for what is frozen.
 #[expect(clippy::disallowed_methods, reason = "the plain form")]
-pub fn naive_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.broadcast_matmul(&weight.t()?)
+pub fn composed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
+    let flat = x.detach().contiguous()?.reshape((rows, inputs))?;
+    let out = flat.matmul(&weight.detach().t()?)?;
+    let out = out.reshape(output_shape(x.shape(), outputs))?;
+    with_gradient("linear", &out, (x, weight), |x, weight, gradient| {
+        let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
+        let gradient = gradient.contiguous()?.reshape((rows, outputs))?;
+        let to_x = || gradient.matmul(weight)?.reshape(x.shape());
+        let to_weight = || {
+            let x = x.contiguous()?.reshape((rows, inputs))?;
+            gradient.t()?.matmul(&x)
+        };
+        Ok((
+            x.track_op().then(to_x).transpose()?,
+            weight.track_op().then(to_weight).transpose()?,
+        ))
+    })
 }
 
 struct Linear;
@@ -170,7 +187,7 @@ pub fn lora_linear(
         mask.check(x)?;
     }
     if !fused(&[x, weight, a, b]) {
-        return naive_lora_linear(x, weight, a, b, scale, dropout.as_ref());
+        return composed_lora_linear(x, weight, a, b, scale, dropout.as_ref());
     }
     let operation = LoraLinear {
         weight: weight.contiguous()?,
@@ -182,7 +199,7 @@ pub fn lora_linear(
 }
 
 /// The plain candle form of [`lora_linear`].
-pub fn naive_lora_linear(
+pub fn composed_lora_linear(
     x: &Tensor,
     weight: &Tensor,
     a: &Tensor,
@@ -190,13 +207,13 @@ pub fn naive_lora_linear(
     scale: f64,
     dropout: Option<&DropoutMask>,
 ) -> Result<Tensor> {
-    let base = naive_linear(x, weight)?;
+    let base = composed_linear(x, weight)?;
     let input = match dropout {
         Some(mask) => x.mul(&mask.to_tensor(x)?)?,
         None => x.clone(),
     }
     .to_dtype(a.dtype())?;
-    let update = naive_linear(&naive_linear(&input, a)?, b)?.affine(scale, 0.0)?;
+    let update = composed_linear(&composed_linear(&input, a)?, b)?.affine(scale, 0.0)?;
     base + update.to_dtype(x.dtype())?
 }
 

@@ -1,7 +1,8 @@
 //! Fused operations with their gradients for `f32` on the CPU.
 //!
-//! Each operation also has a *naive* path of plain candle operations. It runs on other devices and
-//! dtypes, and the tests hold the fused path against it.
+//! Each operation also has a *composed* form of plain candle operations. It runs on other devices and dtypes, and on the
+//! CPU where [`form`] says so: results are then of a numerics class of their own. The tests hold the fused form against
+//! it.
 //!
 //! # Arithmetic
 //!
@@ -24,6 +25,7 @@
 pub(super) mod attend;
 pub mod attention;
 pub mod dora;
+pub mod form;
 pub mod layer_norm;
 pub mod linear;
 pub mod pointwise;
@@ -36,6 +38,7 @@ pub mod swiglu;
 pub mod token_log_probs;
 
 pub(super) mod exponential;
+mod given;
 pub(super) mod host;
 mod matmul;
 mod one_row;

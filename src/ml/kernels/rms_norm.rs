@@ -12,7 +12,7 @@ const ROWS_PER_SUM: usize = 32;
 /// Normalises the last dimension of `x` (.., width) and multiplies by `weight` (width).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if !fused(&[x, weight]) {
-        return naive_rms_norm(x, weight, eps);
+        return composed_rms_norm(x, weight, eps);
     }
     x.contiguous()?
         .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
@@ -20,7 +20,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// The plain candle form of [`rms_norm`]; computes in `f32` whatever the dtype of `x`.
 #[expect(clippy::disallowed_methods, reason = "the plain form")]
-pub fn naive_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let wide = if dtype == DType::F64 {
         dtype

@@ -130,7 +130,7 @@ impl Rope {
     ///
     /// `positions` holds one position for each (row, time).
     #[expect(clippy::disallowed_methods, reason = "the plain form")]
-    pub(super) fn naive(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+    pub(in crate::ml) fn composed(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
         let (batch, heads, time, size) = x.dims4()?;
         let (whole, half) = (x, self.half());
         let x = &whole.narrow(3, 0, 2 * half)?;

@@ -1,13 +1,25 @@
 //! Sums along dimensions, and their opposite.
 //!
 //! candle sums in vectors of whatever width the processor has. Here every sum runs in `f64`, in order, and is
-//! rounded once.
+//! rounded once. The composed form is candle's.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Error, Layout, Result, Shape, Tensor, bail};
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the composed form is made of candle's operations"
+)]
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, D, Error, Layout, Result, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
+
+use super::form::{is_composed, must_be_fused};
 
 /// Returns the sum of all elements, a scalar.
 pub fn total(x: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.sum_all();
+    }
     let count = x.elem_count();
     x.contiguous()?
         .reshape((1, count))?
@@ -17,11 +29,17 @@ pub fn total(x: &Tensor) -> Result<Tensor> {
 
 /// Sums along the last dimension: (.., n) to (..).
 pub fn row_sums(x: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.sum(D::Minus1);
+    }
     x.contiguous()?.apply_op1(Rows)
 }
 
 /// Takes means over the first of two dimensions: (rows, width) to (width).
 pub fn column_means(x: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.mean(0);
+    }
     let rows = x.dims2()?.0;
     let sums = x.contiguous()?.apply_op1(Columns)?;
     sums.affine(1.0 / rows as f64, 0.0)
@@ -29,6 +47,9 @@ pub fn column_means(x: &Tensor) -> Result<Tensor> {
 
 /// Sums up to each place of the last dimension: `out[.., t] = sum_{i <= t} x[.., i]`.
 pub fn cumulative(x: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.cumsum(D::Minus1);
+    }
     x.contiguous()?.apply_op1(Cumulative { reversed: false })
 }
 
@@ -38,19 +59,30 @@ pub fn spread(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     // Dimensions that it lacks come first.
     let mut dims = vec![1; shape.rank().saturating_sub(x.rank())];
     dims.extend(x.dims());
-    x.contiguous()?.reshape(dims)?.apply_op1(Spread(shape))
+    let x = x.contiguous()?.reshape(dims)?;
+    if is_composed(&x) {
+        return x.broadcast_as(shape)?.contiguous();
+    }
+    x.apply_op1(Spread(shape))
 }
 
 /// Adds `bias` (n) to each row of `x` (.., n).
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.broadcast_add(bias);
+    }
     x.contiguous()?.apply_op2(&bias.contiguous()?, AddBias)
 }
 
 /// Sums products of two tensors (.., n) over all but their last dimension: (n). It has no gradient.
 pub(super) fn column_sums_of_products(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let products = x.detach().mul(&y.detach())?;
-    let width = products.dim(candle_core::D::Minus1)?;
-    products.reshape(((), width))?.apply_op1_no_bwd(&Columns)
+    let width = products.dim(D::Minus1)?;
+    let products = products.reshape(((), width))?;
+    if is_composed(&products) {
+        return products.sum(0);
+    }
+    products.apply_op1_no_bwd(&Columns)
 }
 
 /// Elements of a contiguous operand, in the two dtypes that sums are taken in.
@@ -60,6 +92,7 @@ enum Elements<'a> {
 }
 
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Elements<'a>> {
+    must_be_fused("a sum")?;
     let Some((start, end)) = layout.contiguous_offsets() else {
         return Err(Error::RequiresContiguous { op: "a sum" }.bt());
     };
@@ -359,6 +392,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::ml::kernels::form::bits_are_promised;
 
     /// Compares values and gradients with those of candle's own operation, under a loss that weighs all elements.
     fn assert_same(
@@ -420,6 +454,7 @@ mod tests {
         let x = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert!(spread(&x, (2, 4)).is_err());
         assert!(add_bias(&x, &x.get(0).unwrap().narrow(0, 0, 2).unwrap()).is_err());
-        assert!(total(&x.to_dtype(candle_core::DType::U32).unwrap()).is_err());
+        let whole = x.to_dtype(candle_core::DType::U32).unwrap();
+        assert!(total(&whole).is_err() || !bits_are_promised());
     }
 }

@@ -12,14 +12,14 @@ const BLOCK: usize = 1024;
 /// Returns `silu(gate) * up` of two tensors of the same shape.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !fused(&[gate, up]) {
-        return naive_swiglu(gate, up);
+        return composed_swiglu(gate, up);
     }
     gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)
 }
 
 /// The plain candle form of [`swiglu`].
 #[expect(clippy::disallowed_methods, reason = "the plain form")]
-pub fn naive_swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub fn composed_swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()?.mul(up)
 }
 

@@ -43,7 +43,7 @@ pub fn token_log_probs(
     let per_row = operation.per_row;
     operation.keeps_expected = hidden.track_op() && !weight.track_op();
     if !fused(&[hidden, weight]) {
-        return operation.naive(hidden, weight);
+        return operation.composed(hidden, weight);
     }
     let both = hidden
         .contiguous()?
@@ -55,13 +55,13 @@ pub fn token_log_probs(
 }
 
 /// The plain candle form of [`token_log_probs`].
-pub fn naive_token_log_probs(
+pub fn composed_token_log_probs(
     hidden: &Tensor,
     weight: &Tensor,
     targets: &[u32],
     temperature: f64,
 ) -> Result<TokenLogProbs> {
-    Head::new(hidden.shape(), weight.shape(), targets, temperature)?.naive(hidden, weight)
+    Head::new(hidden.shape(), weight.shape(), targets, temperature)?.composed(hidden, weight)
 }
 
 struct Head {
@@ -112,7 +112,7 @@ impl Head {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the plain form")]
-    fn naive(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
+    fn composed(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
         let (rows, _) = hidden.dims2()?;
         let device = hidden.device();
         let logits = hidden

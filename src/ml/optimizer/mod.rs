@@ -7,6 +7,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor, Var};
 use rayon::prelude::*;
 
+use super::kernels;
+use super::kernels::form::is_composed;
 use super::parameters::{ParameterError, Weights, same_dtype, same_shape};
 
 /// Elements handled at once by one thread; also the length of a partial sum of squares.
@@ -147,7 +149,7 @@ struct Slot {
 /// Running means of the gradient and its square.
 #[derive(Debug)]
 enum Moments {
-    /// For `f32` parameters on the CPU, updated in place in one loop.
+    /// For `f32` parameters in the fused form, updated in place in one loop.
     Host { mean: Vec<f32>, square: Vec<f32> },
     /// For others, with the `f32` weights whose rounding the parameter is.
     Tensors {
@@ -159,7 +161,7 @@ enum Moments {
 
 impl Moments {
     fn zero(var: &Var) -> candle_core::Result<Self> {
-        if var.device().is_cpu() && var.dtype() == DType::F32 {
+        if !is_composed(var) && var.dtype() == DType::F32 {
             return Ok(Self::Host {
                 mean: vec![0.0; var.elem_count()],
                 square: vec![0.0; var.elem_count()],
@@ -216,12 +218,13 @@ impl AdamW {
     ///
     /// Every parameter must have a gradient.
     pub fn step(&mut self, gradients: &Gradients, lr: f64) -> Result<Step> {
-        let mut squares = 0.0;
+        let mut all = Vec::with_capacity(self.slots.len());
         for name in self.slots.keys() {
-            let gradient = gradients
-                .get(name)
-                .ok_or_else(|| OptimizerError::NoGradient { name: name.clone() })?;
-            let square = sum_of_squares(gradient)?;
+            let gradient = gradients.get(name);
+            all.push(gradient.ok_or_else(|| OptimizerError::NoGradient { name: name.clone() })?);
+        }
+        let mut squares = 0.0;
+        for (name, square) in self.slots.keys().zip(sums_of_squares(&all)?) {
             if !square.is_finite() {
                 return Ok(Step::NonFinite {
                     parameter: name.clone(),
@@ -333,6 +336,26 @@ const STEPS: &str = "steps";
 const MEAN: &str = "mean.";
 const SQUARE: &str = "square.";
 const MASTER: &str = "master.";
+
+/// Sums the squares of each tensor; not finite where an element is not. On a device they are read back together.
+fn sums_of_squares(tensors: &[&Tensor]) -> candle_core::Result<Vec<f64>> {
+    if !tensors.iter().any(|tensor| is_composed(tensor)) {
+        return tensors
+            .iter()
+            .map(|tensor| sum_of_squares(tensor))
+            .collect();
+    }
+    let sums = tensors.iter().map(|tensor| {
+        let squares = tensor.to_dtype(DType::F32)?.sqr()?;
+        kernels::sums::total(&squares)
+    });
+    let sums = sums.collect::<candle_core::Result<Vec<_>>>()?;
+    if sums.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sums: Vec<f32> = Tensor::stack(&sums, 0)?.to_vec1()?;
+    Ok(sums.into_iter().map(f64::from).collect())
+}
 
 /// Sums squares in `f64`, in fixed chunks; not finite where an element is not.
 fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {

@@ -261,6 +261,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::ml::kernels::form::bits_are_promised;
     use crate::ml::kernels::rope::RopeLayout;
     use crate::ml::models::causal::LlamaConfig;
     use crate::ml::models::causal::{Training, init};
@@ -308,7 +309,9 @@ mod tests {
         };
         let together = entropies(&rows.iter().collect::<Vec<_>>());
         for (row, found) in rows.iter().zip(&together) {
-            assert_eq!(entropies(&[row]), [*found]);
+            let alone = entropies(&[row]);
+            assert!((alone[0] - found).abs() < 1e-6);
+            assert!(!bits_are_promised() || alone[0] == *found);
             // By the definition, token by token over the whole vocabulary.
             let batch = TokenBatch::right_padded(std::slice::from_ref(&row.tokens));
             let logits = model.logits(&model.forward(&batch).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 mod bits;
 mod draws;
 mod ends;
+mod recompute;
 mod recorded;
 
 use std::ops::ControlFlow;

@@ -33,7 +33,7 @@ impl SpanAttention {
             );
         }
         if !fused(&[q, k, v, table]) {
-            return self.naive(q, k, v, Some((table, buckets)));
+            return self.composed(q, k, v, Some((table, buckets)));
         }
         // An operation has three operands: keys and values are one.
         let keys_and_values = Tensor::cat(&[k, v], 1)?;

@@ -36,7 +36,7 @@ impl SpanAttention {
     pub fn apply(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         self.check(q, k, v)?;
         if !fused(&[q, k, v]) {
-            return self.naive(q, k, v, None);
+            return self.composed(q, k, v, None);
         }
         q.contiguous()?
             .apply_op3(&k.contiguous()?, &v.contiguous()?, self.clone())

@@ -8,7 +8,7 @@ use super::distance_buckets::DistanceBuckets;
 impl SpanAttention {
     /// The plain candle form of [`SpanAttention::apply`] and [`SpanAttention::apply_biased`].
     #[expect(clippy::disallowed_methods, reason = "the plain form")]
-    pub fn naive(
+    pub fn composed(
         &self,
         q: &Tensor,
         k: &Tensor,

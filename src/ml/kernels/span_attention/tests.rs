@@ -21,9 +21,9 @@ fn values_and_gradients_are_those_of_the_plain_form() {
     let attention = attention(&[7, 1, 70]);
     let inputs = [1, 2, 3].map(|counter| random(counter, &[78, 15]));
     let fused = gradients(&inputs, |[q, k, v]| attention.apply(q, k, v));
-    let naive = gradients(&inputs, |[q, k, v]| attention.naive(q, k, v, None));
-    for (fused, naive) in fused.iter().zip(&naive) {
-        assert_close(fused, naive, 1e-5);
+    let composed = gradients(&inputs, |[q, k, v]| attention.composed(q, k, v, None));
+    for (fused, composed) in fused.iter().zip(&composed) {
+        assert_close(fused, composed, 1e-5);
     }
 }
 
@@ -48,13 +48,13 @@ fn biased_values_and_gradients_are_those_of_the_plain_form() {
             if fused {
                 attention.apply_biased(q, k, &v, table, &buckets)
             } else {
-                attention.naive(q, k, &v, Some((table, &buckets)))
+                attention.composed(q, k, &v, Some((table, &buckets)))
             }
         })
     };
     let inputs = [q, k, table];
-    for (fused, naive) in run(true, &inputs).iter().zip(&run(false, &inputs)) {
-        assert_close(fused, naive, 1e-5);
+    for (fused, composed) in run(true, &inputs).iter().zip(&run(false, &inputs)) {
+        assert_close(fused, composed, 1e-5);
     }
     let [q, k, table] = inputs;
     let of_values = |fused: bool| {
@@ -62,12 +62,12 @@ fn biased_values_and_gradients_are_those_of_the_plain_form() {
             if fused {
                 attention.apply_biased(q, &k, v, table, &buckets)
             } else {
-                attention.naive(q, &k, v, Some((table, &buckets)))
+                attention.composed(q, &k, v, Some((table, &buckets)))
             }
         })
     };
-    for (fused, naive) in of_values(true).iter().zip(&of_values(false)) {
-        assert_close(fused, naive, 1e-5);
+    for (fused, composed) in of_values(true).iter().zip(&of_values(false)) {
+        assert_close(fused, composed, 1e-5);
     }
     // The bucket that no distance has gets nothing.
     let last = of_values(true)[3].get(7).unwrap().to_vec1::<f32>().unwrap();

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::ml::adapter::{Adapter, AdapterError};
 use crate::ml::kernels::attention::Attention;
+use crate::ml::kernels::form::is_composed;
 use crate::ml::kernels::linear::linear;
 use crate::ml::kernels::rope::Rope;
 use crate::ml::kernels::token_log_probs::{TokenLogProbs, token_log_probs};
@@ -240,7 +241,7 @@ impl CausalLm {
             rope,
             is_host_f32: own
                 .values()
-                .all(|weight| weight.device().is_cpu() && weight.dtype() == DType::F32),
+                .all(|weight| !is_composed(weight) && weight.dtype() == DType::F32),
             trainable: adapter.map_or_else(
                 || parameters.trainable(),
                 |adapter| adapter.parameters().trainable(),

@@ -1,10 +1,9 @@
-//! Decoding that keeps nothing but tokens and computes each sequence anew: for devices and dtypes without a decoder
-//! of their own.
+//! Decoding that keeps nothing but tokens and computes each sequence anew: what the decoders are held against.
 
 use candle_core::{DType, Tensor};
 
-use super::decoder::Decoder;
-use super::options::Result;
+use super::super::decoder::Decoder;
+use super::super::options::Result;
 use crate::ml::models::causal::{CausalLm, TokenBatch};
 
 pub(super) struct Recompute<'a> {
@@ -63,8 +62,11 @@ impl Decoder for Recompute<'_> {
         step.hidden[index].clone()
     }
 
-    fn take(&self, memory: &mut Vec<u32>, step: &Step, index: usize) {
-        memory.push(step.tokens[index]);
+    fn take(&self, taken: Vec<(&mut Vec<u32>, usize)>, step: &Step) -> Result<()> {
+        for (memory, index) in taken {
+            memory.push(step.tokens[index]);
+        }
+        Ok(())
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {

@@ -1,0 +1,342 @@
+//! Decoding over keys and values that stay where the model is, in whatever dtype it has.
+//!
+//! All sequences share one tensor of keys and one of values a layer, in which each has a slot. A copied memory shares its
+//! slot until one of the two is written to.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{D, DType, Tensor};
+
+use super::decoder::Decoder;
+use super::options::Result;
+use crate::ml::kernels::attention::first_seen;
+use crate::ml::models::causal::architecture::LayerOptions;
+use crate::ml::models::causal::{CausalLm, TokenBatch};
+
+type TensorResult = candle_core::Result<Tensor>;
+
+/// Decodes models of any device and dtype.
+pub(super) struct DeviceDecoder<'a> {
+    model: &'a CausalLm,
+    slab: Mutex<Slab>,
+    free: Arc<Mutex<Vec<usize>>>,
+}
+
+/// Rotated keys and values of all slots.
+struct Slab {
+    /// (slots x capacity, kv heads x head size), keys and values of each layer.
+    layers: Vec<[Tensor; 2]>,
+    slots: usize,
+    /// Positions that a slot has room for.
+    capacity: usize,
+}
+
+/// What is remembered of a sequence.
+#[derive(Clone)]
+pub(super) struct Memory {
+    slot: Arc<Slot>,
+    positions: usize,
+}
+
+/// A slot, free again when nobody remembers it.
+struct Slot {
+    index: usize,
+    free: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.free).push(self.index);
+    }
+}
+
+/// What a step computed.
+pub(super) struct Step {
+    /// tokens x hidden size
+    hidden: Vec<f32>,
+    /// New keys (rotated) and values of each layer: (tokens, kv heads x head size).
+    layers: Vec<[Tensor; 2]>,
+}
+
+/// What the tokens of a step look back at, the same for all layers.
+struct View {
+    /// The slot of each token.
+    slots: Tensor,
+    positions: Vec<u32>,
+    longest: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> DeviceDecoder<'a> {
+    pub(super) fn new(model: &'a CausalLm) -> Self {
+        Self {
+            model,
+            slab: Mutex::new(Slab {
+                layers: Vec::new(),
+                slots: 0,
+                capacity: 0,
+            }),
+            free: Arc::default(),
+        }
+    }
+
+    fn layer_count(&self) -> usize {
+        self.model.config().layers.len()
+    }
+
+    /// Gives out a slot; there may be no room for it yet.
+    fn slot(&self, slab: &Slab, given: &mut usize) -> Arc<Slot> {
+        let index = lock(&self.free).pop().unwrap_or_else(|| {
+            *given += 1;
+            slab.slots + *given - 1
+        });
+        Arc::new(Slot {
+            index,
+            free: Arc::clone(&self.free),
+        })
+    }
+
+    /// Makes room for `slots` of `capacity` positions.
+    fn grow(&self, slab: &mut Slab, slots: usize, capacity: usize) -> candle_core::Result<()> {
+        if slots <= slab.slots && capacity <= slab.capacity {
+            return Ok(());
+        }
+        let slots = slots.max(slab.slots);
+        // Half as much again: every growth copies all.
+        let capacity = match capacity <= slab.capacity {
+            true => slab.capacity,
+            false => capacity.max(slab.capacity * 3 / 2),
+        };
+        let width = self.model.config().kv_width();
+        let (device, dtype) = (self.model.device(), self.model.dtype());
+        if slab.layers.is_empty() {
+            for _ in 0..self.layer_count() {
+                let zeros = || Tensor::zeros((slots * capacity, width), dtype, device);
+                slab.layers.push([zeros()?, zeros()?]);
+            }
+        } else {
+            for tensor in slab.layers.iter_mut().flatten() {
+                *tensor = tensor
+                    .reshape((slab.slots, slab.capacity, width))?
+                    .pad_with_zeros(1, 0, capacity - slab.capacity)?
+                    .pad_with_zeros(0, 0, slots - slab.slots)?
+                    .contiguous()?
+                    .reshape((slots * capacity, width))?;
+            }
+        }
+        (slab.slots, slab.capacity) = (slots, capacity);
+        Ok(())
+    }
+
+    /// Splits (rows, heads x head size) into heads and rotates them: (rows, heads, 1, head size).
+    fn rotated(&self, layer: usize, x: &Tensor, positions: &[u32]) -> TensorResult {
+        let size = self.model.config().head_size;
+        let heads = x.reshape((positions.len(), (), 1, size))?;
+        match self.model.rope(layer) {
+            Some(rope) => rope.composed(&heads, positions),
+            None => Ok(heads),
+        }
+    }
+
+    /// Attends from each token to its memory and to itself. Returns (1, tokens, heads x head size), and the tokens' own
+    /// rotated keys and values.
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
+    fn attend(
+        &self,
+        slab: &Slab,
+        view: &View,
+        layer: usize,
+        [queries, keys, values]: [&Tensor; 3],
+    ) -> candle_core::Result<(Tensor, [Tensor; 2])> {
+        let config = self.model.config();
+        let (kv_heads, size) = (config.num_kv_heads, config.head_size);
+        let (tokens, group) = (view.positions.len(), config.num_heads / kv_heads);
+        let LayerOptions { window, scale, .. } = self.model.options(layer);
+        let rows = |x: &Tensor| x.contiguous()?.reshape((tokens, ()));
+        let q = self.rotated(layer, &rows(queries)?, &view.positions)?;
+        let own_key = self.rotated(layer, &rows(keys)?, &view.positions)?;
+        let own_value = rows(values)?.reshape((tokens, kv_heads, 1, size))?;
+        // Heads that share keys lie beside each other.
+        let q = q.contiguous()?.reshape((tokens, kv_heads, group, size))?;
+        let remembered = |x: &Tensor| {
+            x.reshape((slab.slots, slab.capacity * kv_heads * size))?
+                .index_select(&view.slots, 0)?
+                .reshape((tokens, slab.capacity, kv_heads, size))?
+                .narrow(1, 0, view.longest)?
+                .transpose(1, 2)?
+                .contiguous()
+        };
+        let [k, v] = &slab.layers[layer];
+        let (k, v) = (remembered(k)?, remembered(v)?);
+        let mut hidden = vec![0f32; tokens * view.longest];
+        for (row, position) in hidden.chunks_exact_mut(view.longest).zip(&view.positions) {
+            let position = *position as usize;
+            row[..first_seen(position, window)].fill(f32::NEG_INFINITY);
+            row[position..].fill(f32::NEG_INFINITY);
+        }
+        let hidden = Tensor::from_vec(hidden, (tokens, 1, 1, view.longest), q.device())?;
+        let scores = |keys: &Tensor| {
+            q.matmul(&keys.t()?.contiguous()?)?
+                .to_dtype(DType::F32)?
+                .affine(f64::from(scale), 0.0)
+        };
+        let scores = [scores(&k)?.broadcast_add(&hidden)?, scores(&own_key)?];
+        let weights = candle_nn::ops::softmax(&Tensor::cat(&scores, D::Minus1)?, D::Minus1)?;
+        let weights = weights.to_dtype(v.dtype())?;
+        let of = |start, length| weights.narrow(D::Minus1, start, length)?.contiguous();
+        let out = (of(0, view.longest)?.matmul(&v)?
+            + of(view.longest, 1)?.matmul(&own_value.contiguous()?)?)?;
+        let flat = |x: &Tensor| x.contiguous()?.reshape((tokens, kv_heads * size));
+        Ok((
+            out.reshape((1, tokens, ()))?,
+            [flat(&own_key)?, flat(&own_value)?],
+        ))
+    }
+
+    /// Gives each memory a slot that nobody else remembers.
+    fn own_slots(&self, slab: &mut Slab, memories: &mut [&mut Memory]) -> candle_core::Result<()> {
+        let (mut from, mut to, mut given) = (Vec::new(), Vec::new(), 0);
+        for memory in memories {
+            if Arc::strong_count(&memory.slot) > 1 {
+                let slot = self.slot(slab, &mut given);
+                from.push(memory.slot.index as u32);
+                to.push(slot.index);
+                memory.slot = slot;
+            }
+        }
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.grow(slab, slab.slots + given, slab.capacity)?;
+        let from = Tensor::new(from, self.model.device())?;
+        for tensor in slab.layers.iter().flatten() {
+            let slots = tensor.reshape((slab.slots, ()))?;
+            let copied = slots.index_select(&from, 0)?;
+            for (row, slot) in to.iter().enumerate() {
+                slots.slice_set(&copied.narrow(0, row, 1)?.contiguous()?, 0, *slot)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the elements on the host.
+fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+impl Decoder for DeviceDecoder<'_> {
+    type Memory = Memory;
+    type Step = Step;
+
+    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Memory, Vec<f32>)>> {
+        let batch = TokenBatch::right_padded(prompts);
+        let time = batch.time();
+        let mut slab = lock(&self.slab);
+        let mut given = 0;
+        let memories: Vec<Memory> = prompts
+            .iter()
+            .map(|prompt| Memory {
+                slot: self.slot(&slab, &mut given),
+                positions: prompt.len(),
+            })
+            .collect();
+        let slots = slab.slots + given;
+        self.grow(&mut slab, slots, time + 1)?;
+        let positions: Vec<u32> = (0..prompts.len()).flat_map(|_| 0..time as u32).collect();
+        let states = self.model.prefill(&batch, |layer, keys, values| {
+            let rows = (prompts.len() * time, ());
+            let keys = self.rotated(layer, &keys.contiguous()?.reshape(rows)?, &positions)?;
+            let new = [keys, values.clone()];
+            for (new, all) in new.iter().zip(&slab.layers[layer]) {
+                let new = new.contiguous()?.reshape(rows)?;
+                for (row, memory) in memories.iter().enumerate() {
+                    let new = new.narrow(0, row * time, memory.positions)?;
+                    all.slice_set(&new.contiguous()?, 0, memory.slot.index * slab.capacity)?;
+                }
+            }
+            Ok(())
+        })?;
+        let width = self.model.config().embedding_size;
+        let states = numbers(&states)?;
+        let rows = memories.into_iter().zip(states.chunks_exact(time * width));
+        Ok(rows
+            .map(|(memory, states)| {
+                let states = states[..memory.positions * width].to_vec();
+                (memory, states)
+            })
+            .collect())
+    }
+
+    fn step(&self, tokens: &[(&Memory, u32)]) -> Result<Step> {
+        let slab = lock(&self.slab);
+        let memories = || tokens.iter().map(|(memory, _)| memory);
+        let slots: Vec<u32> = memories().map(|memory| memory.slot.index as u32).collect();
+        let view = View {
+            slots: Tensor::new(slots, self.model.device())?,
+            positions: memories().map(|memory| memory.positions as u32).collect(),
+            longest: memories().map(|memory| memory.positions).max().unwrap_or(1),
+        };
+        let ids: Vec<u32> = tokens.iter().map(|(_, token)| *token).collect();
+        let mut layers = Vec::new();
+        let hidden = self.model.step(&ids, &view.positions, |layer, qkv| {
+            let (attended, new) = self.attend(&slab, &view, layer, qkv)?;
+            layers.push(new);
+            Ok(attended)
+        })?;
+        Ok(Step {
+            hidden: numbers(&hidden)?,
+            layers,
+        })
+    }
+
+    fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
+        let width = self.model.config().embedding_size;
+        step.hidden[index * width..(index + 1) * width].to_vec()
+    }
+
+    fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
+        let (mut memories, indices): (Vec<&mut Memory>, Vec<usize>) = taken.into_iter().unzip();
+        let mut slab = lock(&self.slab);
+        let longest = memories.iter().map(|memory| memory.positions + 1).max();
+        let slots = slab.slots;
+        self.grow(&mut slab, slots, longest.unwrap_or(0))?;
+        self.own_slots(&mut slab, &mut memories)?;
+        let width = self.model.config().kv_width();
+        let places: Vec<u32> = memories
+            .iter()
+            .flat_map(|memory| {
+                let place = memory.slot.index * slab.capacity + memory.positions;
+                std::iter::repeat_n(place as u32, width)
+            })
+            .collect();
+        let device = self.model.device();
+        let places = Tensor::from_vec(places, (memories.len(), width), device)?;
+        let indices: Vec<u32> = indices.into_iter().map(|index| index as u32).collect();
+        let indices = Tensor::new(indices, device)?;
+        for (new, all) in step
+            .layers
+            .iter()
+            .flatten()
+            .zip(slab.layers.iter().flatten())
+        {
+            all.scatter_set(&places, &new.index_select(&indices, 0)?, 0)?;
+        }
+        for memory in memories {
+            memory.positions += 1;
+        }
+        Ok(())
+    }
+
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let width = self.model.config().embedding_size;
+        let rows = hidden.len() / width;
+        let hidden = Tensor::from_slice(hidden, (rows, width), self.model.device())?;
+        Ok(numbers(
+            &self.model.logits(&hidden.to_dtype(self.model.dtype())?)?,
+        )?)
+    }
+}
