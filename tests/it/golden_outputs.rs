@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use flowgraph::artifacts::curve::Curve;
 use flowgraph::ml::kernels::form;
 use flowgraph::ml::kernels::simd::{Path, VARIABLE};
 use flowgraph::registry::REGISTRY;
@@ -111,6 +112,26 @@ fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
 /// Runs both pipelines in an environment, where results have a numerics class; returns what the stages made.
 fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     let space = Space::new(KINDS);
+    run_in(&space, environment);
+    let (records, errors) = space.store().read_records();
+    assert!(errors.is_empty(), "{errors:?}");
+    let made = records.into_iter().map(|record| {
+        let outputs = record.outputs.into_iter();
+        let made = Made {
+            kind: record.manifest.kind,
+            fingerprint: record.fingerprint.to_string(),
+            outputs: outputs
+                .map(|(name, artifact)| (name, artifact.digest.to_string()))
+                .collect(),
+        };
+        assert_eq!(record.provenance.numerics, class);
+        (record.provenance.stage, made)
+    });
+    made.collect()
+}
+
+/// Runs both pipelines in a space.
+fn run_in(space: &Space, environment: &[(&str, &str)]) {
     let program = |args: &[&str]| {
         let mut program = space.program(args);
         program.envs(environment.iter().copied());
@@ -120,7 +141,7 @@ fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
         let report = space.report(&program(&["run", "p.yaml", "--json"]));
         assert_eq!(report.code, 0, "{environment:?}: {}", report.stderr);
     };
-    write_encoder(&space);
+    write_encoder(space);
     let letters = ["abc", "xyz hij", "mno"];
     let rows: String = (0..24u8)
         .map(|at| {
@@ -138,25 +159,9 @@ fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
         let export = space.outcome(program(&["export", "p.yaml", stage, folder]));
         assert_eq!(export.code, 0, "{}", export.stderr);
     }
-    write_reward(&space, "reward_model");
+    write_reward(space, "reward_model");
     space.write("p.yaml", LOADED);
     run();
-
-    let (records, errors) = space.store().read_records();
-    assert!(errors.is_empty(), "{errors:?}");
-    let made = records.into_iter().map(|record| {
-        let outputs = record.outputs.into_iter();
-        let made = Made {
-            kind: record.manifest.kind,
-            fingerprint: record.fingerprint.to_string(),
-            outputs: outputs
-                .map(|(name, artifact)| (name, artifact.digest.to_string()))
-                .collect(),
-        };
-        assert_eq!(record.provenance.numerics, class);
-        (record.provenance.stage, made)
-    });
-    made.collect()
 }
 
 fn golden() -> BTreeMap<String, Made> {
@@ -224,6 +229,49 @@ fn every_kind_finishes_with_operations_that_other_devices_have() {
     assert!(golden.keys().eq(found.keys()), "{:?}", found.keys());
     // It was no other form under another name.
     assert_ne!(golden["sft"].outputs, found["sft"].outputs);
+}
+
+/// The losses of every training, by stage.
+fn losses(environment: &[(&str, &str)]) -> BTreeMap<String, Vec<f64>> {
+    let space = Space::new(KINDS);
+    run_in(&space, environment);
+    let curves = space
+        .store()
+        .read_records()
+        .0
+        .into_iter()
+        .filter_map(|record| {
+            let (_, curve) = record
+                .outputs
+                .iter()
+                .find(|(_, artifact)| artifact.kind == "curve")?;
+            let folder = tempfile::tempdir().unwrap();
+            space.store().lay_out(curve, folder.path()).unwrap();
+            let curve = Curve::read(folder.path()).unwrap();
+            let losses = curve.metrics.get("loss")?;
+            Some((
+                record.provenance.stage,
+                losses.iter().flatten().copied().collect(),
+            ))
+        });
+    curves.collect()
+}
+
+#[test]
+fn trainings_go_the_same_way_with_operations_that_other_devices_have() {
+    let (fused, composed) = (losses(&[]), losses(&[(form::VARIABLE, "composed")]));
+    assert!(fused.len() >= 12, "{:?}", fused.keys());
+    for (stage, fused) in &fused {
+        let composed = &composed[stage];
+        assert_eq!(fused.len(), composed.len(), "{stage}");
+        for (step, (fused, composed)) in fused.iter().zip(composed).enumerate() {
+            let error = (fused - composed).abs() / fused.abs().max(1e-3);
+            assert!(
+                error < 1e-4,
+                "{stage}, step {step}: {composed}, not {fused}"
+            );
+        }
+    }
 }
 
 #[test]
