@@ -1,6 +1,7 @@
 //! `flowgraph compare`: several runs, a row each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use clap::Args;
 use indexmap::IndexMap;
@@ -10,7 +11,7 @@ use super::output::Output;
 use super::plan::value;
 use super::run::CLAIMS;
 use super::{Failure, diff, exit_code, show, table_rows};
-use crate::artifacts::table::{TABLE, Table};
+use crate::artifacts::table::{Column, TABLE, Table, Values};
 use crate::engine::fingerprint::flatten;
 use crate::engine::reference::Reference;
 use crate::engine::runs::{Run, RunStage};
@@ -62,12 +63,30 @@ pub(super) fn run(args: &CompareArgs, store: &Store, output: &Output) -> Result<
     for (key, values) in changed_params(&runs) {
         table.text_column(key, values);
     }
-    for metric in &metrics {
+    let headings: Vec<String> = metrics.iter().map(Metric::heading).collect();
+    for (metric, heading) in metrics.iter().zip(&headings) {
         let cells = tables.iter().map(|tables| metric.cell(tables));
-        table.text_column(metric.heading(), cells);
+        let is_one = headings.iter().filter(|other| *other == heading).count() == 1;
+        let heading = if is_one {
+            heading.clone()
+        } else {
+            metric.to_string()
+        };
+        table.text_column(heading, cells);
     }
     if output.json {
-        output.json(&json!({ "runs": table.rows_json() }));
+        let rows = runs.iter().zip(&tables).map(|((run, _), tables)| {
+            let values = metrics
+                .iter()
+                .map(|metric| (metric.to_string(), metric.value(tables)));
+            json!({
+                "run": run.description.run,
+                "pipeline": run.description.pipeline,
+                "params": run.description.params,
+                "metrics": values.collect::<serde_json::Map<String, Json>>(),
+            })
+        });
+        output.json(&json!({ "runs": rows.collect::<Json>() }));
     } else {
         output.data(&output.drawn(&table));
     }
@@ -76,6 +95,22 @@ pub(super) fn run(args: &CompareArgs, store: &Store, output: &Output) -> Result<
 
 /// The tables of a run, by stage and output, each with the names of its rows.
 type Tables = BTreeMap<(String, Option<String>), (Table, IndexMap<String, usize>)>;
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.stage)?;
+        if let Some(output) = &self.output {
+            write!(f, ".{output}")?;
+        }
+        write!(f, ":{}:{}", self.row, self.column)
+    }
+}
+
+/// The name of an instance with its axes in alphabetical order, however somebody gave them.
+fn in_order(mut stage: Reference) -> String {
+    stage.axes.sort_keys();
+    stage.to_string()
+}
 
 impl Metric {
     fn parse(text: &str) -> Result<Self, Failure> {
@@ -95,21 +130,39 @@ impl Metric {
         let mut stage = Reference::parse(stage).map_err(Failure::usage)?;
         let output = stage.output.take();
         Ok(Self {
-            stage: stage.to_string(),
+            stage: in_order(stage),
             output,
             row: row.to_owned(),
             column: column.to_owned(),
         })
     }
 
-    fn cell(&self, tables: &Tables) -> Option<String> {
+    fn column<'a>(&self, tables: &'a Tables) -> Option<(&'a Column, usize)> {
         let (table, rows) = tables.get(&(self.stage.clone(), self.output.clone()))?;
         let row = *rows.get(&self.row)?;
-        let column = table
-            .columns
-            .iter()
-            .find(|column| column.name == self.column)?;
+        let mut columns = table.columns.iter();
+        Some((columns.find(|column| column.name == self.column)?, row))
+    }
+
+    /// The cell as people see it.
+    fn cell(&self, tables: &Tables) -> Option<String> {
+        let (column, row) = self.column(tables)?;
         column.cell(row)
+    }
+
+    /// The cell in full.
+    fn value(&self, tables: &Tables) -> Json {
+        match self.column(tables) {
+            Some((
+                Column {
+                    values: Values::Numbers(values),
+                    ..
+                },
+                row,
+            )) => values[row].into(),
+            Some((column, row)) => column.cell(row).into(),
+            None => Json::Null,
+        }
     }
 
     fn heading(&self) -> String {
@@ -125,7 +178,7 @@ impl Metric {
 fn runs(args: &CompareArgs, store: &Store) -> Result<Vec<(Run, Vec<RunStage>)>, Failure> {
     let mut found = Vec::new();
     if args.runs.is_empty() {
-        let all = Run::all(store).into_iter();
+        let all = Run::all(store)?.into_iter();
         found.extend(all.filter_map(|run| {
             let stages = run.stages()?;
             Some((run, stages))
@@ -147,7 +200,8 @@ fn runs(args: &CompareArgs, store: &Store) -> Result<Vec<(Run, Vec<RunStage>)>, 
 fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<Tables, Failure> {
     let mut tables = Tables::new();
     for stage in stages {
-        let of_stage = asked.iter().filter(|metric| metric.stage == stage.stage);
+        let name = Reference::parse(&stage.stage).map_or_else(|_| stage.stage.clone(), in_order);
+        let of_stage = asked.iter().filter(|metric| metric.stage == name);
         let mut wanted: BTreeSet<Option<String>> =
             of_stage.map(|metric| metric.output.clone()).collect();
         if asked.is_empty() && stage.kind == CLAIMS {
@@ -175,7 +229,7 @@ fn read_tables(store: &Store, stages: &[RunStage], asked: &[Metric]) -> Result<T
             if let Some((_, artifact)) = outputs.iter().find(|(name, _)| is_it(name)) {
                 let table = show::read_table(store, artifact)?;
                 let rows = table_rows::named(&table, table_rows::axes(&table));
-                tables.insert((stage.stage.clone(), output), (table, rows));
+                tables.insert((name.clone(), output), (table, rows));
             }
         }
     }

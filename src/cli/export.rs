@@ -14,7 +14,7 @@ use crate::artifacts::embeddings::EMBEDDINGS;
 use crate::artifacts::language_model::{COPIED_FILES, LANGUAGE_MODEL, complete_copy};
 use crate::artifacts::reward_model::REWARD_MODEL;
 use crate::artifacts::table::Table;
-use crate::engine::artifact::is_inside;
+use crate::engine::artifact::{Digest, is_inside};
 use crate::engine::plan::StagePlan;
 use crate::engine::provenance::{Provenance, folder_name};
 use crate::engine::spec::Pipeline;
@@ -223,13 +223,18 @@ fn chats_of(folder: &Path, template: Option<&str>) -> Result<Option<String>, Fai
     Ok(Some(before.chain([turns]).collect()))
 }
 
-/// Makes of a result's name one that LaTeX takes as a label.
+/// Makes of a result's name one that LaTeX takes as a label; a changed name gets a digest, so that no two are one.
 fn label(name: &str) -> String {
-    let name = name.replace(
-        |sign: char| !sign.is_ascii_alphanumeric() && sign != '_',
+    const DIGITS: usize = 6;
+    let plain = name.replace(
+        |sign: char| !sign.is_ascii_alphanumeric() && !"_.".contains(sign),
         "-",
     );
-    name.trim_matches('-').to_owned()
+    if plain == name {
+        return plain;
+    }
+    let digest = Digest::of(name.as_bytes()).to_string();
+    format!("{}-{}", plain.trim_matches('-'), &digest[..DIGITS])
 }
 
 fn failed(error: impl std::error::Error) -> Failure {

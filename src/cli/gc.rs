@@ -13,7 +13,7 @@ use crate::engine::document::Document;
 use crate::engine::overrides::Overrides;
 use crate::engine::plan::{PlanOptions, Planner};
 use crate::engine::runs::Run;
-use crate::engine::spec::Pipeline;
+use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::Registry;
 use crate::engine::store::{Garbage, LockState, Store};
 
@@ -45,14 +45,13 @@ pub(super) fn run(
             });
         }
     };
-    let runs = Run::all(store);
+    let runs = Run::all(store)?;
     // One that was killed before it knew what it needs does not count as a run.
-    let recent: Vec<BTreeSet<Digest>> = runs
-        .iter()
-        .rev()
-        .filter_map(Run::needs)
+    let needs = runs.iter().rev().map(Run::needs);
+    let recent: Vec<BTreeSet<Digest>> = needs
+        .filter_map(std::io::Result::transpose)
         .take(args.keep)
-        .collect();
+        .collect::<std::io::Result<_>>()?;
     if args.pipelines.is_empty() && recent.is_empty() {
         // Without this a slip would empty the store.
         return Err(Failure::Other {
@@ -63,7 +62,8 @@ pub(super) fn run(
     }
     let mut kept: BTreeSet<Digest> = recent.iter().flatten().copied().collect();
     for file in &args.pipelines {
-        let profiles = Document::read(file).map(|document| Pipeline::profiles(&document))?;
+        let document = Document::read(file).map_err(LoadError::from)?;
+        let profiles = Pipeline::profiles(&document);
         for profile in std::iter::once(None).chain(profiles.into_iter().map(Some)) {
             let overrides = Overrides {
                 profiles: profile.into_iter().collect(),

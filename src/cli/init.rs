@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use super::output::Output;
 use super::{Failure, exit_code};
@@ -73,7 +74,10 @@ pub(super) fn run(args: &InitArgs, output: &Output) -> Result<u8, Failure> {
     let files: Vec<(PathBuf, &str)> = files
         .map(|(name, text)| (args.folder.join(name), *text))
         .collect();
-    if let Some((path, _)) = files.iter().find(|(path, _)| path.exists()) {
+    if let Some((path, _)) = files
+        .iter()
+        .find(|(path, _)| path.symlink_metadata().is_ok())
+    {
         return Err(Failure::Other {
             message: format!("{} exists", path.display()),
             hint: Some("`flowgraph init FOLDER` writes into another folder".to_owned()),
@@ -83,13 +87,33 @@ pub(super) fn run(args: &InitArgs, output: &Output) -> Result<u8, Failure> {
     fs_err::create_dir_all(&args.folder)?;
     for (path, text) in &files {
         write_whole(path, &mut text.as_bytes())?;
-        output.line(&format!("wrote {}", path.display()));
+        if !output.quiet && !output.json {
+            output.line(&format!("wrote {}", path.display()));
+        }
     }
-    if let Some((pipeline, _)) = files.first() {
-        let pipeline = pipeline.display();
+    if output.json {
+        let paths: Vec<&PathBuf> = files.iter().map(|(path, _)| path).collect();
+        output.json(&json!({ "files": paths }));
+    } else if let Some((pipeline, _)) = files.first().filter(|_| !output.quiet) {
+        let pipeline = quoted(&pipeline.display().to_string());
         output.line(&format!(
             "next: `flowgraph plan {pipeline}` says what would run, `flowgraph run {pipeline}` runs it"
         ));
     }
     Ok(exit_code::OK)
+}
+
+/// Writes a path as a shell takes it.
+fn quoted(path: &str) -> String {
+    let plain = |sign: char| sign.is_ascii_alphanumeric() || "/._-+=,".contains(sign);
+    let path = if path.starts_with('-') {
+        format!("./{path}")
+    } else {
+        path.to_owned()
+    };
+    if path.chars().all(plain) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
 }

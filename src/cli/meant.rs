@@ -3,13 +3,13 @@
 use clap::error::{ContextKind, ContextValue};
 
 /// Options of other tools, without their dashes, and what does the same here.
-const OPTIONS: [(&[&str], &str); 7] = [
+const OPTIONS: [(&[&str], &str); 9] = [
     (
         &["dry-run", "dryrun", "dry", "n"],
         "`flowgraph plan PIPELINE` says what a run would do, and why",
     ),
     (
-        &["force", "f", "forceall", "F", "no-cache", "rerun-triggers"],
+        &["force", "f", "forceall", "F", "no-cache", "forcerun"],
         "`run --rerun STAGE` makes a stage again, `--from STAGE` also all that comes after it",
     ),
     (
@@ -42,6 +42,14 @@ const OPTIONS: [(&[&str], &str); 7] = [
     (
         &["gpu", "gpus", "cuda"],
         "`run --device cuda` or `cuda:N`; `resources: { gpus: N }` of a stage says how many it needs",
+    ),
+    (
+        &["keep-going", "k"],
+        "`run` goes on with all that does not need a failed stage; `--fail-fast` stops",
+    ),
+    (
+        &["resume", "continue"],
+        "the same command goes on where a run was stopped",
     ),
     (
         &["until", "target", "targets", "stage", "stages", "step"],
@@ -82,8 +90,8 @@ const COMMANDS: [(&[&str], &str); 8] = [
     ),
 ];
 
-/// Returns what may be meant by the word that a command line failed on.
-pub(super) fn hint(error: &clap::Error) -> Option<&'static str> {
+/// Returns what may be meant by the word that a command line failed on; `command` is the one that was given.
+pub(super) fn hint(error: &clap::Error, command: Option<&str>) -> Option<&'static str> {
     let said = |kind| match error.get(kind) {
         Some(ContextValue::String(said)) => Some(said.as_str()),
         _ => None,
@@ -92,11 +100,14 @@ pub(super) fn hint(error: &clap::Error) -> Option<&'static str> {
         let found = table.iter().find(|(words, _)| words.contains(&word));
         found.map(|(_, hint)| *hint)
     };
+    // The words are those for running; other commands have options of the same names.
+    let runs = command.is_none_or(|command| ["run", "plan"].contains(&command));
     let option = said(ContextKind::InvalidArg)
+        .filter(|_| runs)
         .filter(|said| said.starts_with('-'))
         .and_then(|said| find(&OPTIONS, said.trim_start_matches('-').split('=').next()?));
-    let command = said(ContextKind::InvalidSubcommand).and_then(|said| find(&COMMANDS, said));
-    option.or(command)
+    let meant = said(ContextKind::InvalidSubcommand).and_then(|said| find(&COMMANDS, said));
+    option.or(meant)
 }
 
 #[cfg(test)]
@@ -107,8 +118,10 @@ mod tests {
     use crate::cli::Cli;
 
     fn hint_of(words: &[&str]) -> Option<&'static str> {
+        let command = words.first().copied();
         let words = [&["flowgraph"], words].concat();
-        hint(&Cli::command().try_get_matches_from(words).unwrap_err())
+        let error = Cli::command().try_get_matches_from(words).unwrap_err();
+        hint(&error, command)
     }
 
     #[test]
@@ -128,6 +141,7 @@ mod tests {
                 "{words:?}: {hint:?}"
             );
         }
+        assert_eq!(hint_of(&["gc", "-n"]), None);
         assert_eq!(hint_of(&["run", "p.yaml", "--unheard-of"]), None);
         assert_eq!(hint_of(&["unheard-of"]), None);
     }

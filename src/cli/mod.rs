@@ -34,11 +34,13 @@ mod verify;
 mod watch;
 mod why;
 
+use std::ffi::OsString;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::OsStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::engine::overrides::Overrides;
@@ -94,8 +96,8 @@ struct Cli {
 struct GlobalOptions {
     /// Folder that holds results (default: the nearest .flowgraph above the pipeline or the current folder, else a new one
     /// here)
-    #[arg(long, global = true, env = "FLOWGRAPH_STORE", value_name = "DIR")]
-    store: Option<PathBuf>,
+    #[arg(long, global = true, env = "FLOWGRAPH_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
+    store: Option<OsString>,
     /// Print JSON for programs
     #[arg(long, global = true)]
     json: bool,
@@ -306,7 +308,9 @@ pub fn main(registry: &Registry) -> ExitCode {
             let said = Cli::try_parse_from(readable).err();
             let written = said.as_ref().unwrap_or(&error).print();
             if error.use_stderr() {
-                if let Some(hint) = meant::hint(&error) {
+                let mut words = std::env::args().skip(1);
+                let command = words.find(|word| !word.starts_with('-'));
+                if let Some(hint) = meant::hint(&error, command.as_deref()) {
                     Output::default().hint(hint);
                 }
                 return ExitCode::from(exit_code::USAGE);
@@ -339,8 +343,9 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Completions(_)
             | Command::Worker
     );
-    let folder = match cli.global.store {
-        Some(named) => Ok(named),
+    // An empty variable is none.
+    let folder = match cli.global.store.filter(|named| !named.is_empty()) {
+        Some(named) => Ok(PathBuf::from(named)),
         None if uses_no_store => Ok(nearest_store::HERE.into()),
         None => nearest_store::nearest(&pipelines, &output),
     };
@@ -395,7 +400,8 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Diff(_)
             | Command::Gc(_)
     );
-    if is_about_store && !store.root().is_dir() {
+    let is_something_else = !uses_no_store && store.root().exists();
+    if (is_about_store || is_something_else) && !store.root().is_dir() {
         let message = format!("no store at {}", store.root().display());
         let hint =
             "`--store DIR` or FLOWGRAPH_STORE names the folder, and `flowgraph run` makes it";

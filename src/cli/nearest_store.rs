@@ -27,12 +27,13 @@ pub(super) fn pipelines(matches: &ArgMatches) -> Vec<PathBuf> {
 /// If they have different ones: results would be looked for in one and stand in the other.
 pub(super) fn nearest(pipelines: &[PathBuf], output: &Output) -> Result<PathBuf, Failure> {
     let here = std::env::current_dir().unwrap_or_default();
+    // Above the name that was given, wherever a link of that name leads.
     let of_pipelines = pipelines.iter().filter_map(|pipeline| {
-        let folder = pipeline.canonicalize().ok()?;
-        above(folder.parent()?)
+        let folder = pipeline.parent()?;
+        above(&here.join(folder).canonicalize().ok()?)
     });
     let mut found: Vec<PathBuf> = of_pipelines.chain(above(&here)).collect();
-    found.dedup();
+    found.dedup_by_key(|store| store.canonicalize().ok());
     match found.as_slice() {
         [one, .., other] => Err(Failure::Other {
             message: format!(

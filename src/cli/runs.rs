@@ -17,7 +17,7 @@ pub(super) struct RunsArgs {
 }
 
 pub(super) fn run(args: &RunsArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
-    let all = Run::all(store);
+    let all = Run::all(store)?;
     let runs = &all[all.len().saturating_sub(args.limit)..];
     let ends: Vec<_> = runs.iter().map(Run::end).collect();
     if output.json {

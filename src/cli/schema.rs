@@ -56,7 +56,10 @@ fn schema(registry: &Registry) -> Json {
             "timeout": { "type": "number", "description": "Seconds after which a run is ended." },
         },
     });
+    // Which kind it is decides what else is right: it cannot be a reference.
+    let kind = stage["properties"]["kind"].clone();
     allow_references(&mut stage);
+    stage["properties"]["kind"] = kind;
     stage["allOf"] = Json::Array(conditions);
     // A profile patches stages in part, so its stages are checked only once merged.
     json!({
@@ -69,7 +72,7 @@ fn schema(registry: &Registry) -> Json {
             "name": { "type": "string" },
             "description": { "type": "string" },
             "import": {
-                "type": "object",
+                "type": ["object", "null"],
                 "description": "Pipeline files whose stages come in under a namespace, as in `base/sft`.",
                 "additionalProperties": {
                     "anyOf": [
@@ -87,7 +90,7 @@ fn schema(registry: &Registry) -> Json {
                     ],
                 },
             },
-            "params": { "type": "object", "description": "Values for `${}`." },
+            "params": { "type": ["object", "null"], "description": "Values for `${}`." },
             "profiles": {
                 "type": "object",
                 "additionalProperties": {
@@ -171,12 +174,13 @@ fn inputs(kind: &StageKind) -> Json {
         (port.name.to_string(), reference(&about))
     });
     let ports: serde_json::Map<String, Json> = ports.collect();
+    let needed: Vec<&str> = wires.needed.iter().map(|port| port.name.as_ref()).collect();
     let further = if wires.has_free_ports {
         reference("A port of its own.")
     } else {
         json!(false)
     };
-    json!({ "properties": ports, "additionalProperties": further })
+    json!({ "properties": ports, "required": needed, "additionalProperties": further })
 }
 
 fn reference(about: &str) -> Json {
@@ -204,11 +208,19 @@ fn allow_references(schema: &mut Json) {
             allow_reference(inner);
         }
     }
+    let required = map.get("required").and_then(Json::as_array).cloned();
+    let required = required.unwrap_or_default();
     let properties = map.get_mut("properties").and_then(Json::as_object_mut);
-    properties
-        .into_iter()
-        .flat_map(|properties| properties.values_mut())
-        .for_each(allow_reference);
+    for (key, value) in properties.into_iter().flatten() {
+        // What may be left out may be null, as may a map that may be empty.
+        let is_needed = required.iter().any(|name| name == key);
+        let is_map = value.get("type").is_some_and(|name| name == "object");
+        let may_be_null = !is_needed || (is_map && value.get("required").is_none());
+        allow_reference(value);
+        if may_be_null && let Some(forms) = value["anyOf"].as_array_mut() {
+            forms.push(json!({ "type": "null" }));
+        }
+    }
 }
 
 /// Lets a `${}` stand in place of a value, and of what is inside of it.

@@ -268,11 +268,15 @@ pub struct Run {
 
 impl Run {
     /// Lists the runs of a store, oldest first; a folder that is no run is passed over.
-    pub fn all(store: &Store) -> Vec<Self> {
-        let Ok(entries) = std::fs::read_dir(store.runs_path()) else {
-            return Vec::new();
+    ///
+    /// # Errors
+    /// If there may be runs that this user may not read.
+    pub fn all(store: &Store) -> std::io::Result<Vec<Self>> {
+        let entries = match fs_err::read_dir(store.runs_path()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?.collect::<std::io::Result<Vec<_>>>()?,
         };
-        let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let mut folders: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
         // `-2` comes before `-10`: the id is a time, and a number for runs of the same second.
         folders.sort_by_cached_key(|folder| {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -281,17 +285,22 @@ impl Run {
             let suffix: u64 = parts.next().and_then(|text| text.parse().ok()).unwrap_or(0);
             (day, time, suffix)
         });
-        folders
-            .into_iter()
-            .filter_map(|folder| {
-                let text = std::fs::read_to_string(folder.join("run.json")).ok()?;
-                let description = serde_json::from_str(&text).ok()?;
-                Some(Self {
+        let mut runs = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let text = match fs_err::read_to_string(folder.join("run.json")) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    return Err(error);
+                }
+                text => text.unwrap_or_default(),
+            };
+            if let Ok(description) = serde_json::from_str(&text) {
+                runs.push(Self {
                     description,
                     folder,
-                })
-            })
-            .collect()
+                });
+            }
+        }
+        Ok(runs)
     }
 
     /// Finds a run: `last`, `last-1` (the one before), an id, or the beginning of one.
@@ -299,7 +308,7 @@ impl Run {
     /// # Errors
     /// A message, if there is no such run or more than one.
     pub fn find(store: &Store, name: &str) -> Result<Self, String> {
-        let mut runs = Self::all(store);
+        let mut runs = Self::all(store).map_err(|error| error.to_string())?;
         if runs.is_empty() {
             return Err(format!("{} has no runs", store.root().display()));
         }
@@ -343,18 +352,28 @@ impl Run {
 
     /// Returns the fingerprints of all results that the run had, used or began to make, however it ended; `None` if it
     /// was killed before it could say so.
-    pub fn needs(&self) -> Option<BTreeSet<Digest>> {
+    ///
+    /// # Errors
+    /// If it said so, and this user may not read it.
+    pub fn needs(&self) -> std::io::Result<Option<BTreeSet<Digest>>> {
+        for name in ["stages.jsonl", "needs", EVENTS] {
+            if let Err(error) = fs_err::File::open(self.folder.join(name))
+                && error.kind() == std::io::ErrorKind::PermissionDenied
+            {
+                return Err(error);
+            }
+        }
         let stages = self.stages();
         let used = std::fs::read_to_string(self.folder.join("needs")).unwrap_or_default();
         let started = self.started();
         if stages.is_none() && used.is_empty() && started.is_empty() {
-            return None;
+            return Ok(None);
         }
         let stages = stages.into_iter().flatten();
         let mut needs: BTreeSet<Digest> = stages.filter_map(|stage| stage.fingerprint).collect();
         needs.extend(used.lines().filter_map(|line| line.parse::<Digest>().ok()));
         needs.extend(started.into_keys());
-        Some(needs)
+        Ok(Some(needs))
     }
 
     /// Returns the stages that were started, by fingerprint.

@@ -118,19 +118,12 @@ impl Wiring<'_> {
             let given = given.filter(|value| **value != Value::Null);
             let Some(value) = given else {
                 if !port.arity.is_optional() {
-                    errors.push(
-                        Diagnostic::error(
-                            inputs_path.clone(),
-                            format!(
-                                "stage `{}`: port `{}` of `{}` has no input",
-                                instance.template, port.name, instance.kind.name
-                            ),
-                        )
-                        .hint(format!(
-                            "add `{}: STAGE` to its `inputs`: {}",
-                            port.name, port.about
-                        )),
-                    );
+                    errors.push(no_input(
+                        &instance.template,
+                        &instance.kind,
+                        port,
+                        &inputs_path,
+                    ));
                 }
                 continue;
             };
@@ -360,6 +353,16 @@ fn no_port(stage: &str, kind: &StageKind, ports: &[Port], inputs: &Path, name: &
         .hint(near.unwrap_or_else(none))
 }
 
+fn no_input(stage: &str, kind: &StageKind, port: &Port, inputs: &Path) -> Diagnostic {
+    let Port { name, about, .. } = port;
+    let message = format!(
+        "stage `{stage}`: port `{name}` of `{}` has no input",
+        kind.name
+    );
+    let hint = format!("add `{name}: STAGE` to its `inputs`: {about}");
+    Diagnostic::error(inputs.clone(), message).hint(hint)
+}
+
 /// Checks the ports of a stage whose params are broken against those that its kind can have.
 pub(super) fn check_ports(
     stage: &str,
@@ -375,6 +378,14 @@ pub(super) fn check_ports(
     let wires = wires(kind);
     if wires.has_free_ports {
         return;
+    }
+    let has = |name: &str| {
+        inputs
+            .get([name])
+            .is_some_and(|value| *value != Value::Null)
+    };
+    for port in wires.needed.iter().filter(|port| !has(&port.name)) {
+        errors.push(no_input(stage, kind, port, path));
     }
     let ports: Vec<Port> = wires.ports.into_iter().map(|(port, _)| port).collect();
     for name in inputs.as_map().into_iter().flat_map(Map::keys) {

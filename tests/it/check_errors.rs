@@ -563,6 +563,10 @@ fn params_and_ports_of_a_stage_are_found_together() {
     insta::assert_snapshot!(diagnostics(
         "name: n\nstages:\n  s: { kind: sample, inputs: { polcy: s }, params: { n: many, strategy: greedy, max_new_tokens: 4 } }\n"
     ), @r#"
+    3:30 error: stage `s`: port `policy` of `sample` has no input
+        add `policy: STAGE` to its `inputs`: the model that completes
+    3:30 error: stage `s`: port `prompts` of `sample` has no input
+        add `prompts: STAGE` to its `inputs`: its distinct prompts are completed, in order
     3:32 error: stage `s`: `sample` has no port `polcy`
         did you mean `policy`?
     3:57 error: stage `s`: `n`: expected a whole number of at least 0, found the text "many"

@@ -134,18 +134,19 @@ fn tables_of_runs_are_compared_by_rows_that_name_their_axes() {
 
     let metric = "scores:policy ppo, seed 1:Mean";
     let compared = json(&space, &["compare", "--metric", metric]);
-    let cell = |run: usize, column: &str| compared["runs"][run][column].clone();
     let means: Vec<Json> = (0..3)
-        .map(|run| cell(run, "policy ppo, seed 1 Mean"))
+        .map(|run| compared["runs"][run]["metrics"][metric].clone())
         .collect();
-    assert_eq!(means, ["0.500", "0.750", "1.000"]);
+    assert_eq!(means, [0.5, 0.75, 1.0]);
     // The same table by the name of its output.
     let named = json(
         &space,
         &["compare", "--metric", &metric.replacen(':', ".out:", 1)],
     );
-    assert_eq!(named["runs"][1]["policy ppo, seed 1 Mean"], "0.750");
-    assert_eq!((cell(1, "mean"), cell(2, "n")), ("0.75".into(), "4".into()));
+    let name = metric.replacen(':', ".out:", 1);
+    assert_eq!(named["runs"][1]["metrics"][name], 0.75);
+    let params = |run: usize, key: &str| compared["runs"][run]["params"][key].clone();
+    assert_eq!((params(1, "mean"), params(2, "n")), (0.75.into(), 4.into()));
     let two = space.flowgraph(&["compare", "last-1", "last-2"]);
     assert_eq!(two.code, 0, "{}", two.stderr);
     // Of these two no other param differs.

@@ -432,3 +432,53 @@ params: { bytes: 600000 }
         0
     );
 }
+
+#[test]
+fn nothing_is_taken_away_by_who_cannot_see_what_is_needed() {
+    let space = Space::new(PIPELINE);
+    space.run(&[]);
+    // Somebody may write the store, and yet not read this.
+    let everybody = |path: &Path| {
+        let mode = if path.is_dir() { 0o777 } else { 0o666 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    everybody(&space.path(".flowgraph"));
+    for entry in fs::read_dir(space.path(".flowgraph")).unwrap() {
+        everybody(&entry.unwrap().path());
+    }
+    let objects = space.files(".flowgraph/objects");
+    if as_nobody(&space, &["runs"]).is_none() {
+        eprintln!("skipped: this needs root and `setpriv`");
+        return;
+    }
+    let run = fs::read_dir(space.path(".flowgraph/runs"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let hidden = [
+        space.path(".flowgraph/records"),
+        space.path(".flowgraph/runs"),
+        run.join("run.json"),
+        run.join("stages.jsonl"),
+    ];
+    for path in hidden {
+        let before = fs::metadata(&path).unwrap().permissions();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        for args in [&["gc"][..], &["gc", "--keep", "1"]] {
+            let gc = as_nobody(&space, args).unwrap();
+            assert_ne!(gc.code, 0, "{}", path.display());
+            assert!(gc.stderr.contains("Permission denied"), "{}", gc.stderr);
+        }
+        fs::set_permissions(&path, before).unwrap();
+    }
+    assert_eq!(space.files(".flowgraph/objects"), objects);
+    fs::set_permissions(
+        space.path(".flowgraph/records"),
+        fs::Permissions::from_mode(0),
+    )
+    .unwrap();
+    let verify = as_nobody(&space, &["verify"]).unwrap();
+    assert_eq!(verify.code, 4, "{}", verify.stderr);
+}

@@ -77,6 +77,7 @@ struct Group<'a> {
 
 /// What a column is called whose name is the heading itself, beside that of the paper.
 const HERE: &str = "here";
+const PAPER: &str = " (paper)";
 
 /// Puts neighbours together whose names begin with the same words: `Mean` and `Mean (paper)`, or `TV x1` and `TV x10`.
 fn groups<'a>(names: &[&'a str]) -> Vec<Group<'a>> {
@@ -85,10 +86,15 @@ fn groups<'a>(names: &[&'a str]) -> Vec<Group<'a>> {
     while start < names.len() {
         let first = names[start];
         let named = |heading: &'a str| {
-            let rest = |name: &&'a str| match name.strip_prefix(heading) {
-                Some("") => Some(HERE),
-                Some(rest) => rest.strip_prefix(' '),
-                None => None,
+            let rest = |name: &&'a str| match name.strip_prefix(heading)? {
+                // A column and that of the paper; with other words it is another column.
+                "" => Some(HERE),
+                PAPER => Some(PAPER.trim_start()),
+                rest if heading != first => {
+                    let rest = rest.strip_prefix(' ')?;
+                    (!rest.trim().is_empty()).then_some(rest)
+                }
+                _ => None,
             };
             names[start..].iter().map_while(rest).collect::<Vec<_>>()
         };
@@ -96,7 +102,8 @@ fn groups<'a>(names: &[&'a str]) -> Vec<Group<'a>> {
         let ends = first.match_indices(' ').map(|(at, _)| at).rev();
         let mut headings = std::iter::once(first.len())
             .chain(ends)
-            .map(|end| &first[..end]);
+            .map(|end| &first[..end])
+            .filter(|heading| !heading.is_empty());
         let found = headings.find_map(|heading| {
             let names = named(heading);
             (names.len() > 1).then_some((heading, names))
@@ -222,7 +229,7 @@ mod tests {
             "TV x10",
             "TV x100",
             "p",
-            "Plain",
+            "p (adjusted)",
         ];
         let mut table = Table::new("t");
         for name in names {
@@ -239,7 +246,7 @@ mod tests {
             [
                 r"     &  & \multicolumn{2}{c}{Mean} &  & \multicolumn{3}{c}{TV} &  &  \\",
                 r"    \cmidrule(lr){3-4} \cmidrule(lr){6-8}",
-                r"    policy & Runs & here & (paper) & Top-20 Std & x1 & x10 & x100 & p & Plain \\",
+                r"    policy & Runs & here & (paper) & Top-20 Std & x1 & x10 & x100 & p & p (adjusted) \\",
                 r"    \midrule"
             ]
         );

@@ -41,7 +41,7 @@ pub(super) fn run(args: &KindsArgs, registry: &Registry, output: &Output) -> Res
         }
         return Ok(exit_code::OK);
     };
-    let Some(kind) = find_kind(registry, name) else {
+    let Some(kind) = find_kind(registry, &name.to_lowercase()) else {
         return search(registry, name, output);
     };
     if output.json {
@@ -90,7 +90,12 @@ const FOUND: usize = 4;
 /// Lists the kinds that have a word in their names or descriptions, with the lines where it stands.
 fn search(registry: &Registry, word: &str, output: &Output) -> Result<u8, Failure> {
     let wanted = word.to_lowercase();
-    let holds = |text: &str| text.to_lowercase().contains(&wanted);
+    // At the beginning of a word: `kl` is not in StackLLaMA.
+    let holds = |text: &str| {
+        let text = text.to_lowercase();
+        let mut found = text.match_indices(&wanted);
+        found.any(|(at, _)| !text[..at].ends_with(char::is_alphanumeric))
+    };
     let found = registry.iter().filter_map(|kind| {
         let schema = (kind.schema)();
         let params = params::describe(schema.as_value());

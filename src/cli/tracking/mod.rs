@@ -8,8 +8,8 @@
 mod event_file;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -67,8 +67,8 @@ pub(super) struct Tracker {
 /// The file of a stage.
 struct StageFile {
     events: EventFile,
-    /// The steps that it has.
-    steps: BTreeSet<u64>,
+    /// What it has of each step: of the speed of a step, a curve that is kept knows nothing.
+    steps: BTreeMap<u64, Vec<(String, f64)>>,
 }
 
 impl StageFile {
@@ -77,13 +77,19 @@ impl StageFile {
         step: u64,
         values: impl IntoIterator<Item = (&'a String, &'a f64)>,
     ) -> std::io::Result<()> {
-        self.steps.insert(step);
-        self.events.scalars(now(), step, values)
+        let values = values
+            .into_iter()
+            .map(|(name, value)| (name.clone(), *value));
+        let values: Vec<(String, f64)> = values.collect();
+        let written = values.iter().map(|(name, value)| (name, value));
+        self.events.scalars(now(), step, written)?;
+        self.steps.insert(step, values);
+        Ok(())
     }
 
     /// Writes a whole curve, unless all of its steps are there.
     fn curve(&mut self, curve: &Curve) -> std::io::Result<()> {
-        if curve.steps.iter().all(|step| self.steps.contains(step)) {
+        if curve.steps.iter().all(|step| self.steps.contains_key(step)) {
             return Ok(());
         }
         if !self.steps.is_empty() {
@@ -93,8 +99,11 @@ impl StageFile {
         for (at, step) in curve.steps.iter().enumerate() {
             let metrics = curve.metrics.iter();
             let values = metrics.filter_map(|(name, values)| Some((name, values[at]?)));
-            let values: Vec<(&String, f64)> = values.collect();
-            self.scalars(*step, values.iter().map(|(name, value)| (*name, value)))?;
+            let mut values: Vec<(String, f64)> =
+                values.map(|(name, value)| (name.clone(), value)).collect();
+            let seen = self.steps.remove(step).unwrap_or_default().into_iter();
+            values.extend(seen.filter(|(name, _)| !curve.metrics.contains_key(name)));
+            self.scalars(*step, values.iter().map(|(name, value)| (name, value)))?;
         }
         Ok(())
     }
@@ -123,7 +132,7 @@ impl Tracker {
                 let folder = self.root.join(&self.run).join(folder_name(stage));
                 Ok(new.insert(StageFile {
                     events: EventFile::create(&folder, now(), &host_name())?,
-                    steps: BTreeSet::new(),
+                    steps: BTreeMap::new(),
                 }))
             }
         }
@@ -243,7 +252,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut file = StageFile {
             events: EventFile::create(folder.path(), 0.0, "host").unwrap(),
-            steps: BTreeSet::new(),
+            steps: BTreeMap::new(),
         };
         let size = |file: &StageFile| fs_err::metadata(file.events.path()).unwrap().len();
         let loss = "loss".to_owned();

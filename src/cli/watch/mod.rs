@@ -11,6 +11,7 @@ use terminal_size::terminal_size_of;
 
 use self::keys::Keys;
 use self::screen::Screen;
+use super::interrupts::{count_interrupts, is_interrupted};
 use super::output::{self, Output};
 use super::text::visible;
 use super::{Failure, exit_code};
@@ -56,6 +57,8 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
         output.data(&screen.lines(usize::MAX, usize::MAX).join("\n"));
         return Ok(exit_code::OK);
     }
+    // A signal that ended the program at once would leave the terminal without echo.
+    count_interrupts()?;
     let keys = Keys::of_terminal();
     let (mut drawn, mut last_size) = (0, None);
     loop {
@@ -83,6 +86,9 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
         stdout.flush()?;
         if screen.has_ended() || keys.is_quit(EVERY) {
             return Ok(exit_code::OK);
+        }
+        if is_interrupted() {
+            return Ok(exit_code::INTERRUPTED);
         }
     }
 }

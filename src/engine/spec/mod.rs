@@ -290,9 +290,9 @@ impl Builder<'_> {
             let drafted = drafts.len();
             if let Some(template) = self.template(name, &body, path.clone(), &scope, &mut drafts) {
                 templates.insert(name.clone(), template);
-            } else if drafts.len() == drafted
-                && let Some(inputs) = body.get(["inputs"])
-            {
+            } else if drafts.len() == drafted {
+                let none = Value::Map(Box::default());
+                let inputs = body.get(["inputs"]).unwrap_or(&none);
                 // What `${}` gives here is reported by the stage itself, if it came so far.
                 let path = path.key("inputs");
                 let inputs = scope.resolve(inputs, &path, &mut Vec::new());

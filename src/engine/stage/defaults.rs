@@ -13,7 +13,7 @@ use super::Kind;
 /// Schemas of kinds by name: making one takes longer than all else.
 static SCHEMAS: RwLock<Option<HashMap<&'static str, Arc<Json>>>> = RwLock::new(None);
 
-fn schema_of<K: Kind>() -> Arc<Json> {
+pub(super) fn schema_of<K: Kind>() -> Arc<Json> {
     let known = SCHEMAS.read().unwrap_or_else(PoisonError::into_inner);
     let found = known.as_ref().and_then(|schemas| schemas.get(K::NAME));
     if let Some(schema) = found {

@@ -6,6 +6,7 @@
 mod defaults;
 mod explain;
 pub mod forms;
+mod lists;
 mod meant;
 mod port;
 mod wires;
@@ -363,7 +364,11 @@ fn parse<K: Kind>(params: &Json) -> Result<Box<dyn Stage>, Vec<Problem>> {
     };
     let problems = match serde_json::from_value::<K>(params.clone()) {
         Ok(kind) => {
-            let problems = kind.validate();
+            let mut problems = Vec::new();
+            if lists::holds_list(&params) {
+                problems = lists::find(&params, &defaults::schema_of::<K>());
+            }
+            problems.extend(kind.validate());
             if problems.is_empty() {
                 return Ok(Box::new(kind));
             }

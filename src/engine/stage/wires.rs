@@ -17,6 +17,8 @@ const DEEPEST: usize = 4;
 /// What a kind takes and makes, each with what brings it where the example does not.
 pub struct Wires {
     pub ports: Vec<(Port, String)>,
+    /// Ports that need an input with any params, as far as the example and the least params tell.
+    pub needed: Vec<Port>,
     pub has_free_ports: bool,
     pub outputs: Vec<(Output, String)>,
 }
@@ -26,10 +28,31 @@ pub fn wires(kind: &StageKind) -> Wires {
     let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
     let stage = (kind.parse)(&example);
     Wires {
+        needed: needed(kind, &example),
         has_free_ports: stage.is_ok_and(|stage| stage.has_free_ports()),
         ports: listed(kind, |stage| stage.ports(), |port| &port.name),
         outputs: listed(kind, |stage| stage.outputs(), |output| &output.name),
     }
+}
+
+fn needed(kind: &StageKind, example: &Json) -> Vec<Port> {
+    let schema = (kind.schema)().to_value();
+    let required = required(&schema);
+    let mut least = example.clone();
+    if let Json::Object(map) = &mut least {
+        map.retain(|key, _| required.contains(&key.as_str()));
+    }
+    let (Ok(example), Ok(least)) = ((kind.parse)(example), (kind.parse)(&least)) else {
+        return Vec::new();
+    };
+    let of_least = least.ports();
+    let is_needed = |port: &&Port| !port.arity.is_optional();
+    let mut ports = example.ports();
+    ports.retain(|port| {
+        let mut same = of_least.iter().filter(is_needed);
+        is_needed(&port) && same.any(|other| other.name == port.name)
+    });
+    ports
 }
 
 /// Returns what `list` says of the example of a kind, with nothing, then what it says of stages whose params differ in one

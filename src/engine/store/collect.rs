@@ -39,6 +39,13 @@ impl Store {
     pub fn garbage(&self, kept: &BTreeSet<Digest>) -> std::io::Result<Garbage> {
         let mut garbage = Garbage::default();
         let (records, damaged) = self.read_records();
+        if let Some(denied) = damaged.iter().find(|error| error.is_denied()) {
+            let message = format!("{denied}; nothing is taken away, for it may need anything");
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::PermissionDenied,
+                message,
+            ));
+        }
         let (live, dead): (Vec<Record>, Vec<Record>) = records
             .into_iter()
             .partition(|record| kept.contains(&record.fingerprint));

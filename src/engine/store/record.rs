@@ -254,12 +254,20 @@ impl Store {
     /// Reads every record, and says which could not be read.
     pub fn read_records(&self) -> (Vec<Record>, Vec<RecordError>) {
         let (mut records, mut errors) = (Vec::new(), Vec::new());
-        let Ok(folder) = std::fs::read_dir(self.root().join("records")) else {
-            return (records, errors);
-        };
-        let mut names: Vec<(Digest, Option<String>)> = folder
+        let path = self.root().join("records");
+        let listed =
+            std::fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let entries = listed.unwrap_or_else(|source| {
+            // Records that cannot be listed are there all the same.
+            if source.kind() != std::io::ErrorKind::NotFound {
+                errors.push(RecordError::Read { path, source });
+            }
+            Vec::new()
+        });
+        let mut names: Vec<(Digest, Option<String>)> = entries
+            .into_iter()
             .filter_map(|entry| {
-                let name = entry.ok()?.file_name().into_string().ok()?;
+                let name = entry.file_name().into_string().ok()?;
                 let name = name.strip_suffix(".json")?;
                 let (fingerprint, class) = match name.split_once('.') {
                     Some((fingerprint, class)) => (fingerprint, Some(class.to_owned())),
