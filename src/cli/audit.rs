@@ -16,6 +16,7 @@ use crate::artifacts::compare::{self, Difference};
 use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::audit::{AuditStore, Recomputed, changed_source};
 use crate::engine::executor::RunOptions;
+use crate::engine::machine::KERNELS;
 use crate::engine::plan::{Decision, Known, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
@@ -37,7 +38,8 @@ pub(super) struct AuditArgs {
     /// Compute with so many threads, one after the other, as in `--threads 1,2` (default: what the stage declares)
     #[arg(long, value_delimiter = ',', value_name = "N")]
     threads: Vec<usize>,
-    /// Compute on these devices, one after the other: cpu, cuda or cuda:N (default: auto)
+    /// Compute on these devices, one after the other: cpu, cuda, cuda:N, or composed, which is the processor with the
+    /// operations that other devices have (default: auto)
     #[arg(long, value_delimiter = ',', value_name = "DEVICE")]
     device: Vec<String>,
     /// Stages at once (default: one for each core)
@@ -98,6 +100,9 @@ struct TableVerdict {
     stages: usize,
 }
 
+/// The processor with the operations of other devices, by the name of that form.
+const COMPOSED: &str = "composed";
+
 /// What the stages are computed with.
 struct Condition {
     threads: Option<usize>,
@@ -148,7 +153,13 @@ pub(super) fn run(
         if recorded.is_empty() {
             continue;
         }
-        let mut capacity = capacity(args.jobs, &condition.device)?;
+        let is_composed = condition.device == COMPOSED;
+        let device = if is_composed {
+            "cpu"
+        } else {
+            &condition.device
+        };
+        let mut capacity = capacity(args.jobs, device)?;
         for stage in &mut pipeline.stages {
             stage.resources.cpus = condition.threads.unwrap_or(stage.resources.cpus);
             // A second try would go on where the first one stopped.
@@ -163,6 +174,7 @@ pub(super) fn run(
             fail_fast: false,
             interrupts: interrupts.clone(),
             program: std::env::current_exe()?,
+            environment: Vec::from_iter(is_composed.then_some((KERNELS, COMPOSED))),
         };
         let quiet = Output {
             json: false,
@@ -310,7 +322,11 @@ impl Finding {
             // Where it was computed, which is not always where that was asked for.
             condition: Condition {
                 threads: Some(made.provenance.threads),
-                device: made.provenance.device.clone(),
+                device: if condition.device == COMPOSED {
+                    format!("{}, {COMPOSED}", made.provenance.device)
+                } else {
+                    made.provenance.device.clone()
+                },
             }
             .words(),
             ..Self::not_auditable(stage, name, condition, "")

@@ -99,6 +99,7 @@ pub(super) fn run(
         fail_fast: args.fail_fast,
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,
+        environment: Vec::new(),
     };
     let tracker = args.track.as_ref().map(Tracker::new).transpose()?;
     let tracker = tracker.map(RefCell::new).map(Rc::new);

@@ -91,7 +91,7 @@ pub(crate) fn record() -> Reader {
 pub(crate) fn run() -> Reader {
     let space = Space::new(PIPELINE);
     assert_eq!(space.run(&[]).code, 0);
-    let folder = Run::all(&space.store())[0].folder().to_owned();
+    let folder = Run::all(&space.store()).unwrap()[0].folder().to_owned();
     let names = ["run.json", "events.jsonl", "stages.jsonl"];
     let good = names.map(|name| std::fs::read(folder.join(name)).unwrap());
     // The first byte says which file it is.
@@ -109,7 +109,7 @@ pub(crate) fn run() -> Reader {
                 let bytes = if index == damaged { rest } else { &good[index] };
                 std::fs::write(folder.join(name), bytes).unwrap();
             }
-            let runs = Run::all(&store);
+            let runs = Run::all(&store).unwrap();
             for run in &runs {
                 let _ = (run.stages(), run.end());
             }

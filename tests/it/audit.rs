@@ -232,3 +232,25 @@ stages:
         Vec::<std::path::PathBuf>::new()
     );
 }
+
+#[test]
+fn trainings_are_audited_with_the_operations_of_other_devices() {
+    let space = Space::new(&crate::tiny::pipeline("", ""));
+    assert_eq!(space.run(&[]).code, 0);
+    let audit = space.flowgraph(&[
+        "audit",
+        "p.yaml",
+        "base",
+        "scorer",
+        "--device",
+        "cpu,composed",
+    ]);
+    assert_eq!(audit.code, 0, "{}", audit.stdout);
+    for (words, condition) in [
+        ("reproduced base", "cpu, 1 thread"),
+        ("within tolerance base", "cpu, composed, 1 thread"),
+    ] {
+        let is_it = |line: &str| line.contains(words) && line.ends_with(condition);
+        assert!(audit.stdout.lines().any(is_it), "{words}: {}", audit.stdout);
+    }
+}

@@ -465,7 +465,7 @@ fn nothing_is_taken_away_by_who_cannot_see_what_is_needed() {
     ];
     for path in hidden {
         let before = fs::metadata(&path).unwrap().permissions();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
         for args in [&["gc"][..], &["gc", "--keep", "1"]] {
             let gc = as_nobody(&space, args).unwrap();
             assert_ne!(gc.code, 0, "{}", path.display());
@@ -476,7 +476,7 @@ fn nothing_is_taken_away_by_who_cannot_see_what_is_needed() {
     assert_eq!(space.files(".flowgraph/objects"), objects);
     fs::set_permissions(
         space.path(".flowgraph/records"),
-        fs::Permissions::from_mode(0),
+        fs::Permissions::from_mode(0o0),
     )
     .unwrap();
     let verify = as_nobody(&space, &["verify"]).unwrap();

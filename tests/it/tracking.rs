@@ -145,7 +145,7 @@ fn a_folder_that_is_taken_away_meanwhile_is_told() {
 }
 
 /// Prints the values of every metric of every run.
-const READ_MLFLOW: &str = r#"
+const READ_MLFLOW: &str = r"
 import json, mlflow
 client = mlflow.MlflowClient()
 found = {}
@@ -154,7 +154,7 @@ for experiment in client.search_experiments():
         names = run.data.metrics
         found[run.info.run_name] = {name: [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, name)] for name in names}
 print(json.dumps(found))
-"#;
+";
 
 #[test]
 #[ignore = "installs PyPI's tensorboard, mlflow and wandb"]

@@ -49,6 +49,8 @@ pub struct RunOptions {
     pub interrupts: Arc<AtomicUsize>,
     /// The program that is started as `PROGRAM worker`.
     pub program: PathBuf,
+    /// What it finds in its environment besides what this process has.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 /// How a run went.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Message;
 use super::resources::Grant;
+use super::{Message, RunOptions};
 use crate::engine::context::Importance;
 use crate::engine::event::WorkerEvent;
 use crate::engine::limits;
@@ -55,7 +55,7 @@ pub(super) fn start(
     stage: usize,
     job: &Job,
     grant: &Grant,
-    program: &Path,
+    options: &RunOptions,
     log: PathBuf,
     secrets: &[String],
     sender: &Sender<(usize, Message)>,
@@ -72,8 +72,9 @@ pub(super) fn start(
         .into_parts()
         .0;
     let mask = Mask::of(secrets);
-    let mut command = Command::new(program);
+    let mut command = Command::new(&options.program);
     command
+        .envs(options.environment.iter().copied())
         .arg("worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -34,7 +34,7 @@ impl Execution<'_> {
                 stage,
                 &job,
                 &grant,
-                &self.options.program,
+                &self.options,
                 self.log_path(stage),
                 &self.secrets(stage),
                 &self.sender,

@@ -105,10 +105,11 @@ impl<'a> DeviceDecoder<'a> {
             return Ok(());
         }
         let slots = slots.max(slab.slots);
-        // Half as much again: every growth copies all.
-        let capacity = match capacity <= slab.capacity {
-            true => slab.capacity,
-            false => capacity.max(slab.capacity * 3 / 2),
+        let capacity = if capacity <= slab.capacity {
+            slab.capacity
+        } else {
+            // Half as much again: every growth copies all.
+            capacity.max(slab.capacity * 3 / 2)
         };
         let width = self.model.config().kv_width();
         let (device, dtype) = (self.model.device(), self.model.dtype());
