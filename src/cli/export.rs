@@ -13,7 +13,7 @@ use super::{Failure, PipelineOptions, exit_code, show};
 use crate::artifacts::embeddings::EMBEDDINGS;
 use crate::artifacts::language_model::{COPIED_FILES, LANGUAGE_MODEL, complete_copy};
 use crate::artifacts::reward_model::REWARD_MODEL;
-use crate::artifacts::table::Table;
+use crate::artifacts::table::{Table, TableError};
 use crate::engine::artifact::{Digest, is_inside};
 use crate::engine::plan::StagePlan;
 use crate::engine::provenance::{Provenance, folder_name};
@@ -113,7 +113,8 @@ pub(super) fn run(
         if !args.column.is_empty()
             && let Some(mut rows) = show::rows(store, &job.found.artifact)?
         {
-            args.choose(&mut rows)?;
+            args.choose(&mut rows)
+                .map_err(|error| Failure::usage(format!("`{}`: {error}", job.name)))?;
         }
     }
     for mut job in jobs {
@@ -121,7 +122,8 @@ pub(super) fn run(
             job.rows = show::rows(store, &job.found.artifact)?;
         }
         if let Some(rows) = &mut job.rows {
-            args.choose(rows)?;
+            args.choose(rows)
+                .map_err(|error| Failure::usage(error.to_string()))?;
         }
         match &job.rows {
             Some(rows) => args.write_rows(&job, rows, store, output)?,
@@ -309,7 +311,16 @@ impl ExportArgs {
                     code: exit_code::USAGE,
                 });
             }
-            if !self.column.is_empty() && formats().any(|format| *format == Format::Parquet) {
+            let has = |wanted: Format| formats().any(|format| *format == wanted);
+            if self.caption.is_some() && !has(Format::Latex) && !has(Format::Markdown) {
+                return Err(Failure::usage(
+                    "`--caption` is for `--format latex` and `markdown`: the others have no title",
+                ));
+            }
+            if self.spreadsheet && !has(Format::Csv) {
+                return Err(Failure::usage("`--spreadsheet` is for `--format csv`"));
+            }
+            if !self.column.is_empty() && has(Format::Parquet) {
                 return Err(Failure::usage(
                     "`--format parquet` copies the whole table: `--column` cannot choose of it",
                 ));
@@ -337,10 +348,9 @@ impl ExportArgs {
     }
 
     /// Leaves of a table what was asked for.
-    fn choose(&self, table: &mut Table) -> Result<(), Failure> {
+    fn choose(&self, table: &mut Table) -> Result<(), TableError> {
         if !self.column.is_empty() {
-            let kept = table.keep_columns(&self.column);
-            kept.map_err(|error| Failure::usage(error.to_string()))?;
+            table.keep_columns(&self.column)?;
         }
         if let Some(caption) = &self.caption {
             table.title.clone_from(caption);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use clap::Args;
+use clap::builder::StringValueParser;
 use globset::Glob;
 use owo_colors::Style;
 use serde_json::{Value as Json, json};
@@ -68,8 +69,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
     /// Write curves, step by step, and tables for another program, such as `tensorboard --logdir DIR`
-    #[arg(long, value_name = "tensorboard:DIR", env = "FLOWGRAPH_TRACK")]
-    track: Option<Track>,
+    #[arg(long, value_name = "tensorboard:DIR", env = "FLOWGRAPH_TRACK", value_parser = StringValueParser::new())]
+    track: Option<String>,
 }
 
 pub(super) fn run(
@@ -101,7 +102,11 @@ pub(super) fn run(
         program: std::env::current_exe()?,
         environment: Vec::new(),
     };
-    let tracker = args.track.as_ref().map(Tracker::new).transpose()?;
+    // An empty variable asks for nothing.
+    let track = args.track.as_ref().filter(|track| !track.is_empty());
+    let track = track.map(|track| track.parse::<Track>());
+    let track = track.transpose().map_err(Failure::usage)?;
+    let tracker = track.as_ref().map(Tracker::new).transpose()?;
     let tracker = tracker.map(RefCell::new).map(Rc::new);
     let shown = progress::observer(output, &pipeline);
     let mut observer = match &tracker {

@@ -149,17 +149,14 @@ fn tables_are_exported_in_the_formats_asked_for() {
     assert!(csv.starts_with("policy,temperature,Win rate (%),"), "{csv}");
     assert_eq!(csv.lines().count(), 5);
     assert!(space.read("out/table.tex").contains("\\label{tab:wins}"));
-    let chosen = [
-        "--column",
-        "Wins",
-        "--column",
-        "policy",
-        "--caption",
-        "Who wins",
-        "--force",
-    ];
-    let chosen = |format: &str| export("wins", &[&["--format", format], &chosen[..]].concat());
-    assert_eq!((chosen("csv").code, chosen("latex").code), (0, 0));
+    let columns = ["--column", "Wins", "--column", "policy", "--force"];
+    let chosen = |args: &[&str]| export("wins", &[args, &columns].concat()).code;
+    let caption = ["--caption", "Who wins"];
+    assert_eq!(chosen(&["--format", "csv"]), 0);
+    assert_eq!(chosen(&[&["--format", "latex"], &caption[..]].concat()), 0);
+    // What a format has no room for is refused.
+    assert_eq!(chosen(&[&["--format", "csv"], &caption[..]].concat()), 2);
+    assert_eq!(chosen(&["--format", "latex", "--spreadsheet"]), 2);
     assert!(space.read("out/table.csv").starts_with("Wins,policy\n"));
     assert!(space.read("out/table.tex").contains("\\caption{Who wins}"));
     let unknown = export(
@@ -172,7 +169,7 @@ fn tables_are_exported_in_the_formats_asked_for() {
         "{}",
         unknown.stderr
     );
-    assert_eq!(chosen("parquet").code, 2);
+    assert_eq!(chosen(&["--format", "parquet"]), 2);
     // Nothing is overwritten unasked, and what is no table has no such form.
     assert_eq!(export("wins", &["--format", "csv"]).code, 2);
     assert_eq!(export("wins", &["--format", "csv", "--force"]).code, 0);

@@ -46,7 +46,9 @@ impl FromStr for Track {
             Some(("tensorboard", folder)) if !folder.is_empty() => {
                 Ok(Self::TensorBoard(folder.into()))
             }
-            _ => Err("expected tensorboard:DIR, such as `tensorboard:events`".to_owned()),
+            _ => Err(format!(
+                "`--track {text}`: expected tensorboard:DIR, such as `tensorboard:events`"
+            )),
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
     let mut stdout = std::io::stdout();
     if !stdout.is_terminal() {
         read_on(&mut screen)?;
-        output.data(&screen.lines(usize::MAX, usize::MAX).join("\n"));
+        output.data(&screen.lines(usize::MAX, usize::MAX, "").join("\n"));
         return Ok(exit_code::OK);
     }
     // A signal that ended the program at once would leave the terminal without echo.
@@ -67,7 +67,7 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
         let (width, height) = size.map_or((WIDTH, 24), |(width, height)| {
             (usize::from(width.0), usize::from(height.0))
         });
-        let lines = screen.lines(width, height.saturating_sub(1));
+        let lines = screen.lines(width, height.saturating_sub(1), "; q leaves");
         let mut text = if drawn == 0 {
             String::new()
         } else if size == last_size {
@@ -159,6 +159,6 @@ mod tests {
         };
         log.read_on(&mut screen).unwrap();
         assert_eq!(log.unfinished, "");
-        assert!(screen.lines(80, 9).join("\n").contains("1 interrupted"));
+        assert!(screen.lines(80, 9, "").join("\n").contains("1 interrupted"));
     }
 }

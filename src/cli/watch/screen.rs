@@ -108,8 +108,8 @@ impl Screen {
         *self.ended.entry(how).or_default() += 1;
     }
 
-    /// Returns at most `height` lines of at most `width` characters.
-    pub(super) fn lines(&self, width: usize, height: usize) -> Vec<String> {
+    /// Returns at most `height` lines of at most `width` characters; while the run goes on they say how to leave.
+    pub(super) fn lines(&self, width: usize, height: usize, leave: &str) -> Vec<String> {
         let mut lines = vec![self.title.clone()];
         if let Some(end) = &self.end {
             lines.push(end.clone());
@@ -126,7 +126,7 @@ impl Screen {
                     .map(|(how, count)| format!("{count} {how}")),
             );
             lines.push(format!(
-                "{}: {} of {} stages (those that were there before are not counted); q leaves",
+                "{}: {} of {} stages (those that were there before are not counted){leave}",
                 duration(elapsed),
                 counts.join(", "),
                 self.stages
@@ -273,12 +273,17 @@ pub(super) mod tests {
             progress(1, 8.0, &[]),
             progress(4, 1.0, &[(2, 4.0), (3, 4.0)]),
         ]);
-        let lines = screen.lines(100, 20);
+        let lines = screen.lines(100, 20, "; q leaves");
         assert!(lines[1].contains("1 at work of 3 stages"), "{lines:?}");
         assert_eq!(lines[2], "  ppo  4/8 steps");
         assert_eq!(lines[3], format!("    loss █▄▄▁{} 1.0000", " ".repeat(20)));
-        assert!(screen.lines(20, 20).iter().all(|line| line.width() <= 20));
-        assert_eq!(screen.lines(100, 3)[2], "  ... 2 more lines");
+        assert!(
+            screen
+                .lines(20, 20, "; q leaves")
+                .iter()
+                .all(|line| line.width() <= 20)
+        );
+        assert_eq!(screen.lines(100, 3, "")[2], "  ... 2 more lines");
     }
 
     #[test]
@@ -287,7 +292,7 @@ pub(super) mod tests {
         let end = json!({ "event": "run_finished", "seconds": 61.0, "outcomes": { "cached": 2, "failed": 1, "done": 0 } });
         let screen = screen(&[failed, end]);
         assert!(screen.has_ended());
-        let lines = screen.lines(100, 20);
+        let lines = screen.lines(100, 20, "; q leaves");
         assert!(lines[1].ends_with(": 2 cached, 1 failed"), "{lines:?}");
         assert_eq!(lines[2], "  tb: no memory");
     }
