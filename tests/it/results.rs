@@ -183,7 +183,9 @@ fn everything_comes_out_into_a_folder_for_each_stage() {
     let outcome = export(&["--format", "jsonl"]);
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     assert!(
-        outcome.stderr.contains("without a result, and left out: 1 stage"),
+        outcome
+            .stderr
+            .contains("without a result, and left out: 1 stage"),
         "{}",
         outcome.stderr
     );

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::host::{elements, fused, maximum, slice};
+use super::linear::composed_linear;
 use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
@@ -115,9 +116,7 @@ impl Head {
     fn composed(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
         let (rows, _) = hidden.dims2()?;
         let device = hidden.device();
-        let logits = hidden
-            .matmul(&weight.t()?)?
-            .affine(self.inverse_temperature, 0.0)?;
+        let logits = composed_linear(hidden, weight)?.affine(self.inverse_temperature, 0.0)?;
         let log_sum_exp = logits.log_sum_exp(D::Minus1)?;
         let ids: Vec<u32> = self
             .targets
