@@ -174,7 +174,12 @@ pub(super) fn run(
             fail_fast: false,
             interrupts: interrupts.clone(),
             program: std::env::current_exe()?,
-            environment: Vec::from_iter(is_composed.then_some((KERNELS, COMPOSED))),
+            environment: match condition.device.as_str() {
+                COMPOSED => vec![(KERNELS, COMPOSED)],
+                // Whatever this process has been told.
+                "cpu" => vec![(KERNELS, "fused")],
+                _ => Vec::new(),
+            },
         };
         let quiet = Output {
             json: false,

@@ -45,7 +45,7 @@ pub(super) fn run(
             });
         }
     };
-    let runs = Run::all(store)?;
+    let runs = Run::every_one(store)?;
     // One that was killed before it knew what it needs does not count as a run.
     let needs = runs.iter().rev().map(Run::needs);
     let recent: Vec<BTreeSet<Digest>> = needs

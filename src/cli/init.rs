@@ -92,7 +92,8 @@ pub(super) fn run(args: &InitArgs, output: &Output) -> Result<u8, Failure> {
         }
     }
     if output.json {
-        let paths: Vec<&PathBuf> = files.iter().map(|(path, _)| path).collect();
+        let paths = files.iter().map(|(path, _)| path.display().to_string());
+        let paths: Vec<String> = paths.collect();
         output.json(&json!({ "files": paths }));
     } else if let Some((pipeline, _)) = files.first().filter(|_| !output.quiet) {
         let pipeline = quoted(&pipeline.display().to_string());

@@ -1,6 +1,9 @@
 //! What people mean who know another tool's words for commands and options.
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
+
+use super::Cli;
 
 /// Options of other tools, without their dashes, and what does the same here.
 const OPTIONS: [(&[&str], &str); 9] = [
@@ -90,8 +93,8 @@ const COMMANDS: [(&[&str], &str); 8] = [
     ),
 ];
 
-/// Returns what may be meant by the word that a command line failed on; `command` is the one that was given.
-pub(super) fn hint(error: &clap::Error, command: Option<&str>) -> Option<&'static str> {
+/// Returns what may be meant by the word that a command line failed on, of all its `words`.
+pub(super) fn hint(error: &clap::Error, words: &[String]) -> Option<&'static str> {
     let said = |kind| match error.get(kind) {
         Some(ContextValue::String(said)) => Some(said.as_str()),
         _ => None,
@@ -101,7 +104,11 @@ pub(super) fn hint(error: &clap::Error, command: Option<&str>) -> Option<&'stati
         found.map(|(_, hint)| *hint)
     };
     // The words are those for running; other commands have options of the same names.
-    let runs = command.is_none_or(|command| ["run", "plan"].contains(&command));
+    let commands = Cli::command();
+    let mut names = commands.get_subcommands().map(clap::Command::get_name);
+    let other =
+        |name: &str| !["run", "plan"].contains(&name) && words.iter().any(|word| word == name);
+    let runs = !names.any(other);
     let option = said(ContextKind::InvalidArg)
         .filter(|_| runs)
         .filter(|said| said.starts_with('-'))
@@ -112,16 +119,13 @@ pub(super) fn hint(error: &clap::Error, command: Option<&str>) -> Option<&'stati
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::cli::Cli;
 
     fn hint_of(words: &[&str]) -> Option<&'static str> {
-        let command = words.first().copied();
+        let given: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let words = [&["flowgraph"], words].concat();
         let error = Cli::command().try_get_matches_from(words).unwrap_err();
-        hint(&error, command)
+        hint(&error, &given)
     }
 
     #[test]
@@ -129,6 +133,7 @@ mod tests {
         for (words, expected) in [
             (&["run", "p.yaml", "--dry-run"][..], "plan"),
             (&["run", "-n", "p.yaml"], "plan"),
+            (&["--store", "x", "run", "p.yaml", "--dry-run"], "plan"),
             (&["run", "p.yaml", "--cores=2"], "--jobs"),
             (&["run", "p.yaml", "--force"], "--rerun"),
             (&["plan", "p.yaml", "--until", "a"], "--only"),
@@ -155,6 +160,16 @@ mod tests {
             .collect();
         for word in COMMANDS.iter().flat_map(|(words, _)| *words) {
             assert!(!commands.contains(word), "{word}");
+        }
+        for command in ["run", "plan"] {
+            let command = ours.find_subcommand(command).unwrap();
+            for word in OPTIONS.iter().flat_map(|(words, _)| *words) {
+                let takes = |option: &clap::Arg| {
+                    let short = option.get_short().map(String::from);
+                    option.get_long() == Some(word) || short.as_deref() == Some(word)
+                };
+                assert!(!command.get_arguments().any(takes), "{word}");
+            }
         }
     }
 }

@@ -308,9 +308,11 @@ pub fn main(registry: &Registry) -> ExitCode {
             let said = Cli::try_parse_from(readable).err();
             let written = said.as_ref().unwrap_or(&error).print();
             if error.use_stderr() {
-                let mut words = std::env::args().skip(1);
-                let command = words.find(|word| !word.starts_with('-'));
-                if let Some(hint) = meant::hint(&error, command.as_deref()) {
+                let words = std::env::args_os().skip(1);
+                let words: Vec<String> = words
+                    .map(|word| word.to_string_lossy().into_owned())
+                    .collect();
+                if let Some(hint) = meant::hint(&error, &words) {
                     Output::default().hint(hint);
                 }
                 return ExitCode::from(exit_code::USAGE);

@@ -1,5 +1,6 @@
 //! Where results are when nobody says: in the nearest store above the pipeline, or above the current folder.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
@@ -32,8 +33,11 @@ pub(super) fn nearest(pipelines: &[PathBuf], output: &Output) -> Result<PathBuf,
         let folder = pipeline.parent()?;
         above(&here.join(folder).canonicalize().ok()?)
     });
-    let mut found: Vec<PathBuf> = of_pipelines.chain(above(&here)).collect();
-    found.dedup_by_key(|store| store.canonicalize().ok());
+    let mut known = BTreeSet::new();
+    let found = of_pipelines.chain(above(&here));
+    let found: Vec<PathBuf> = found
+        .filter(|store| known.insert(store.canonicalize().ok()))
+        .collect();
     match found.as_slice() {
         [one, .., other] => Err(Failure::Other {
             message: format!(

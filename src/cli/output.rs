@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use owo_colors::Style;
 use serde::Serialize;
@@ -146,6 +147,14 @@ pub(super) fn lost() -> Option<&'static std::io::Error> {
     LOST.get()
 }
 
+/// Whether somebody still reads standard output.
+pub(super) fn is_read() -> bool {
+    !IS_UNREAD.load(Ordering::Relaxed)
+}
+
+/// Set when a reader has gone, or the disk is full.
+static IS_UNREAD: AtomicBool = AtomicBool::new(false);
+
 fn write_out(bytes: &[u8], ends_a_line: bool) {
     let mut stdout = std::io::stdout().lock();
     let line_end: &[u8] = if ends_a_line && !bytes.ends_with(b"\n") {
@@ -162,10 +171,11 @@ fn write_out(bytes: &[u8], ends_a_line: bool) {
 
 /// Keeps an error of standard output for the end of the command; a reader that has gone (`| head`) is none.
 pub(super) fn note_lost(written: std::io::Result<()>) {
-    if let Err(error) = written
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        let _ = LOST.set(error);
+    if let Err(error) = written {
+        IS_UNREAD.store(true, Ordering::Relaxed);
+        if error.kind() != ErrorKind::BrokenPipe {
+            let _ = LOST.set(error);
+        }
     }
 }
 

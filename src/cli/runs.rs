@@ -27,7 +27,7 @@ pub(super) fn run(args: &RunsArgs, store: &Store, output: &Output) -> Result<u8,
             .map(|(run, end)| {
                 json!({
                     "description": run.description,
-                    "under_way": end.is_none() && run.is_under_way(),
+                    "under_way": if end.is_some() { Some(false) } else { run.is_under_way() },
                     "seconds": end.as_ref().map(|end| end.seconds),
                     "outcomes": end.as_ref().map(|end| &end.outcomes),
                 })

@@ -27,6 +27,9 @@ fn schema(registry: &Registry) -> Json {
             "inputs": inputs(kind),
         } });
         allow_references(&mut of_kind);
+        if !wires(kind).needed.is_empty() {
+            of_kind["required"] = json!(["inputs"]);
+        }
         conditions.push(json!({
             "if": { "properties": { "kind": { "const": kind.name } } },
             "then": of_kind,

@@ -36,9 +36,10 @@ pub const KERNELS: &str = "FLOWGRAPH_KERNELS";
 /// The class of results that a processor computed in the form of other devices, for checking.
 const COMPOSED: &str = "composed/1";
 
-/// Names the arithmetic of a device: within one class, equal fingerprints give equal bytes.
+/// Names the arithmetic of a device: within that of processors, equal fingerprints give equal bytes.
 ///
-/// All processors are one class; its number rises when their arithmetic changes.
+/// All processors are one class; its number rises when their arithmetic changes. Results of the other classes are alike but
+/// for rounding.
 pub fn numerics_class(device: &str) -> String {
     let is_composed = || std::env::var_os(KERNELS).is_some_and(|form| form == "composed");
     let class = if device.starts_with("cuda") {

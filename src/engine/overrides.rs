@@ -1,6 +1,6 @@
 //! Profiles and `--set`: what changes a pipeline file before it is read.
 
-use super::diagnostic::{Diagnostic, Path, Segment, did_you_mean};
+use super::diagnostic::{Diagnostic, Path, Segment, Target, did_you_mean};
 use super::document::{Document, without_positions};
 use super::profiles;
 use super::value::{Map, Value};
@@ -159,13 +159,15 @@ pub(super) fn name_settings(document: &Document, overrides: &Overrides, errors: 
         let gives = |(_, keys): &&(&String, Vec<&str>)| {
             let refers = || {
                 let reference = format!("${{{}", keys[1..].join("."));
-                in_file.is_some_and(|text| {
-                    let ends = text
-                        .match_indices(&reference)
-                        .map(|(at, _)| at + reference.len());
-                    ends.into_iter()
-                        .any(|end| text[end..].starts_with(['}', '.']))
-                })
+                // That a key is wrong has nothing to do with its value.
+                error.target == Target::Value
+                    && in_file.is_some_and(|text| {
+                        let ends = text
+                            .match_indices(&reference)
+                            .map(|(at, _)| at + reference.len());
+                        ends.into_iter()
+                            .any(|end| text[end..].starts_with(['}', '.']))
+                    })
             };
             let path = Path::of(keys.iter().copied());
             error.path.0.starts_with(&path.0) || (keys[0] == "params" && refers())

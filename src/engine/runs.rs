@@ -11,8 +11,10 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::TryLockError;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
@@ -111,11 +113,10 @@ impl RunFolder {
         };
         let begin = || -> Result<_, StageError> {
             fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
-            fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
             let events = fs_err::File::create(path.join(EVENTS))?;
-            // Held until the process ends, however it ends: others see by it that the run goes on. Where there are no locks
-            // they cannot.
-            let _ = events.file().try_lock();
+            hold(events.file());
+            // From here on others know of the run.
+            fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
             Ok(events)
         };
         let events = begin().inspect_err(|_| {
@@ -203,6 +204,27 @@ impl RunFolder {
     }
 }
 
+/// Locks the log of a run until the process ends, however it ends: others see by it that the run goes on. Where there are
+/// no locks they cannot.
+fn hold(events: &std::fs::File) {
+    /// Others look for a moment.
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        match events.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            _ => return,
+        }
+    }
+}
+
+/// Reads a file that need not be there.
+fn read_if_there(path: &Path) -> std::io::Result<Option<String>> {
+    match fs_err::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        text => text.map(Some),
+    }
+}
+
 fn new_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
     let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
     fs_err::create_dir_all(store.runs_path())?;
@@ -267,11 +289,40 @@ pub struct Run {
 }
 
 impl Run {
-    /// Lists the runs of a store, oldest first; a folder that is no run is passed over.
+    /// Lists the runs of a store, oldest first; a folder that is no run, or that this user may not read, is passed over.
     ///
     /// # Errors
-    /// If there may be runs that this user may not read.
+    /// If the runs cannot be listed.
     pub fn all(store: &Store) -> std::io::Result<Vec<Self>> {
+        let runs = Self::folders(store)?.into_iter().map(Self::read);
+        Ok(runs.filter_map(|run| run.ok().flatten()).collect())
+    }
+
+    /// Lists the runs of a store, oldest first, all of them.
+    ///
+    /// # Errors
+    /// If there may be runs that cannot be read.
+    pub fn every_one(store: &Store) -> std::io::Result<Vec<Self>> {
+        let runs = Self::folders(store)?.into_iter().map(Self::read);
+        runs.filter_map(std::io::Result::transpose).collect()
+    }
+
+    /// Reads the run of a folder, if one began there.
+    fn read(folder: PathBuf) -> std::io::Result<Option<Self>> {
+        let path = folder.join("run.json");
+        let Some(text) = read_if_there(&path)? else {
+            return Ok(None);
+        };
+        let description = serde_json::from_str(&text).map_err(|error| {
+            std::io::Error::other(format!("{} is damaged: {error}", path.display()))
+        })?;
+        Ok(Some(Self {
+            description,
+            folder,
+        }))
+    }
+
+    fn folders(store: &Store) -> std::io::Result<Vec<PathBuf>> {
         let entries = match fs_err::read_dir(store.runs_path()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?.collect::<std::io::Result<Vec<_>>>()?,
@@ -285,22 +336,8 @@ impl Run {
             let suffix: u64 = parts.next().and_then(|text| text.parse().ok()).unwrap_or(0);
             (day, time, suffix)
         });
-        let mut runs = Vec::with_capacity(folders.len());
-        for folder in folders {
-            let text = match fs_err::read_to_string(folder.join("run.json")) {
-                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                    return Err(error);
-                }
-                text => text.unwrap_or_default(),
-            };
-            if let Ok(description) = serde_json::from_str(&text) {
-                runs.push(Self {
-                    description,
-                    folder,
-                });
-            }
-        }
-        Ok(runs)
+        folders.retain(|folder| folder.is_dir());
+        Ok(folders)
     }
 
     /// Finds a run: `last`, `last-1` (the one before), an id, or the beginning of one.
@@ -356,15 +393,11 @@ impl Run {
     /// # Errors
     /// If it said so, and this user may not read it.
     pub fn needs(&self) -> std::io::Result<Option<BTreeSet<Digest>>> {
-        for name in ["stages.jsonl", "needs", EVENTS] {
-            if let Err(error) = fs_err::File::open(self.folder.join(name))
-                && error.kind() == std::io::ErrorKind::PermissionDenied
-            {
-                return Err(error);
-            }
+        for name in ["stages.jsonl", EVENTS] {
+            read_if_there(&self.folder.join(name))?;
         }
         let stages = self.stages();
-        let used = std::fs::read_to_string(self.folder.join("needs")).unwrap_or_default();
+        let used = read_if_there(&self.folder.join("needs"))?.unwrap_or_default();
         let started = self.started();
         if stages.is_none() && used.is_empty() && started.is_empty() {
             return Ok(None);
@@ -410,18 +443,21 @@ impl Run {
         fs_err::File::open(self.folder.join(EVENTS))
     }
 
-    /// Whether the process of the run is there, or nobody can tell.
-    pub fn is_under_way(&self) -> bool {
-        self.events()
-            .is_ok_and(|events| events.file().try_lock_shared().is_err())
+    /// Whether the process of the run is there; `None` if nobody can tell.
+    pub fn is_under_way(&self) -> Option<bool> {
+        match self.events().ok()?.file().try_lock_shared() {
+            Ok(()) => Some(false),
+            Err(TryLockError::WouldBlock) => Some(true),
+            Err(TryLockError::Error(_)) => None,
+        }
     }
 
     /// Says why a run has no end.
     pub fn why_no_end(&self) -> &'static str {
-        if self.is_under_way() {
-            "it goes on"
-        } else {
-            "it was killed"
+        match self.is_under_way() {
+            Some(true) => "it goes on",
+            Some(false) => "it was killed",
+            None => "it was killed, or goes on",
         }
     }
 

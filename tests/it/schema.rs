@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value as Json, json};
+
 use crate::python::Python;
 use crate::space::Space;
 
@@ -29,6 +31,35 @@ fn shipped() -> Vec<PathBuf> {
                 .is_some_and(|extension| extension == "yaml")
         })
         .collect()
+}
+
+#[test]
+fn ports_references_and_nulls_are_in_it() {
+    let schema = Space::new("").flowgraph(&["schema"]).stdout;
+    let schema: Json = serde_json::from_str(&schema).unwrap();
+    let conditions = schema["properties"]["stages"]["additionalProperties"]["allOf"]
+        .as_array()
+        .unwrap();
+    let of = |kind: &str| {
+        let is_it = |condition: &&Json| condition["if"]["properties"]["kind"]["const"] == kind;
+        &conditions.iter().find(is_it).unwrap()["then"]
+    };
+    let sample = of("sample");
+    assert_eq!(sample["required"], json!(["inputs"]));
+    let forms = sample["properties"]["inputs"]["anyOf"].as_array().unwrap();
+    let reference = json!({ "type": "string", "pattern": "\\$\\{" });
+    assert!(forms.contains(&reference), "{forms:?}");
+    assert_eq!(forms[0]["required"], json!(["policy", "prompts"]));
+    assert_eq!(forms[0]["additionalProperties"], false);
+    assert!(of("command").get("required").is_none());
+    // What may be left out may be null.
+    let temperature = &schema["$defs"]["sample"]["properties"]["temperature"]["anyOf"];
+    for form in [json!({ "type": "null" }), reference] {
+        assert!(
+            temperature.as_array().unwrap().contains(&form),
+            "{temperature}"
+        );
+    }
 }
 
 #[test]
@@ -70,12 +101,16 @@ fn a_validator_takes_what_ships_and_refuses_what_is_wrong() {
             "'m'",
         ),
         ("{ kind: smaple }", "smaple"),
+        (
+            "{ kind: sample, params: { n: 1, strategy: greedy, max_new_tokens: 8 } }",
+            "inputs",
+        ),
     ] {
         space.write("wrong.yaml", &wrong(stage));
         let (is_valid, found) = validates(&space.path("wrong.yaml"));
         assert!(!is_valid && found.contains(said), "{stage}: {found}");
     }
-    let right = "{ kind: sample, inputs: { policy: b, prompts: \"${x}\" }, params: { n: \"${n}\", max_new_tokens: 8, strategy: \"${s}\" } }";
+    let right = "{ kind: sample, inputs: { policy: b, prompts: \"${x}\" }, params: { n: \"${n}\", max_new_tokens: 8, strategy: \"${s}\", temperature: null } }";
     space.write("right.yaml", &wrong(right));
     let (is_valid, found) = validates(&space.path("right.yaml"));
     assert!(is_valid, "{found}");

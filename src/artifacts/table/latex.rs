@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::shown::is_noise;
+use super::shown::spread;
 use super::{Column, Place, Table};
 
 impl Table {
@@ -134,11 +134,10 @@ fn latex_cell(shown: &[Column], row: usize) -> String {
         };
         match column.place {
             Place::Own => text.push_str(&cell),
-            Place::Spread if is_noise(column, &shown[0], row) => {
-                let decimals = column.decimals.unwrap_or(0);
-                text.push_str(&format!(" $\\pm$ {:.decimals$}", 0.0));
+            Place::Spread => {
+                let cell = spread(column, &shown[0], row, cell);
+                text.push_str(&format!(" $\\pm$ {cell}"));
             }
-            Place::Spread => text.push_str(&format!(" $\\pm$ {cell}")),
             Place::Low => text.push_str(&format!(" [{cell}")),
             Place::High => text.push_str(&format!(", {cell}]")),
         }

@@ -38,11 +38,9 @@ impl Table {
             };
             match column.place {
                 Place::Own => text.push_str(&cell),
-                Place::Spread if is_noise(column, &shown[0], row) => {
-                    let decimals = column.decimals.unwrap_or(0);
-                    text.push_str(&format!(" ± {:.decimals$}", 0.0));
+                Place::Spread => {
+                    text.push_str(&format!(" ± {}", spread(column, &shown[0], row, cell)));
                 }
-                Place::Spread => text.push_str(&format!(" ± {cell}")),
                 Place::Low => text.push_str(&format!(" [{cell}")),
                 Place::High => text.push_str(&format!(", {cell}]")),
             }
@@ -51,8 +49,17 @@ impl Table {
     }
 }
 
-/// Whether a spread is what rounding leaves of equal values.
-pub(super) fn is_noise(spread: &Column, of: &Column, row: usize) -> bool {
+/// Returns what people see of a spread that is written `cell`: what rounding leaves of equal values is 0.
+pub(super) fn spread(spread: &Column, of: &Column, row: usize, cell: String) -> String {
+    if is_noise(spread, of, row) {
+        let decimals = spread.decimals.unwrap_or(0);
+        format!("{:.decimals$}", 0.0)
+    } else {
+        cell
+    }
+}
+
+fn is_noise(spread: &Column, of: &Column, row: usize) -> bool {
     let number = |column: &Column| match &column.values {
         Values::Numbers(values) => values[row],
         _ => None,

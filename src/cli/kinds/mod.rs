@@ -17,7 +17,8 @@ mod params;
 
 #[derive(Debug, Args)]
 pub(super) struct KindsArgs {
-    /// Describe this kind: params, ports, outputs, an example. Another word is searched for in all of that
+    /// Describe this kind: params, ports, outputs, an example. Another word is searched for in names, descriptions, ports
+    /// and params
     #[arg(value_name = "KIND|WORD")]
     kind: Option<String>,
     /// Artifact kinds instead: their files, columns with types and meaning, an example row
@@ -99,7 +100,13 @@ fn search(registry: &Registry, word: &str, output: &Output) -> Result<u8, Failur
     let found = registry.iter().filter_map(|kind| {
         let schema = (kind.schema)();
         let params = params::describe(schema.as_value());
-        let lines = params.lines().filter(|line| holds(line));
+        let ports = wires(kind).ports;
+        let ports: Vec<String> = ports
+            .iter()
+            .map(|(port, with)| port_line(port, with))
+            .collect();
+        let lines = ports.iter().map(String::as_str).chain(params.lines());
+        let lines = lines.filter(|line| holds(line));
         let lines: Vec<String> = lines
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect();

@@ -115,7 +115,7 @@ pub(super) fn run(
     write_whole(&file, &mut text.as_bytes())?;
     if output.json {
         output
-            .json(&json!({ "file": file, "bytes": text.len(), "stages_without_result": missing }));
+            .json(&json!({ "file": file.display().to_string(), "bytes": text.len(), "stages_without_result": missing }));
     } else {
         output.line(&format!("{} -> {}", pipeline.name, file.display()));
     }

@@ -44,10 +44,10 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
     let mut screen = Screen::new(&run.description);
     let mut read_on = |screen: &mut Screen| -> std::io::Result<()> {
         // What was written before it was seen to be gone is all that there will be.
-        let is_gone = !run.is_under_way();
+        let is_gone = run.is_under_way() == Some(false);
         log.read_on(screen)?;
         if is_gone && !screen.has_ended() {
-            screen.is_killed();
+            screen.mark_killed();
         }
         Ok(())
     };
@@ -96,13 +96,17 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
 /// Prints what happens as it is recorded, a line each, until nothing more will.
 fn print_events<R: BufRead>(run: &Run, log: &mut Log<R>, output: &Output) -> Result<u8, Failure> {
     loop {
-        let is_gone = !run.is_under_way();
+        let is_gone = run.is_under_way() == Some(false);
+        let mut has_ended = false;
         while let Some(line) = log.line()? {
-            if let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) {
-                output.json(&event);
-            }
+            let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else {
+                continue;
+            };
+            has_ended = event["event"] == "run_finished";
+            output.json(&event);
         }
-        if is_gone || output::lost().is_some() {
+        // Where nobody can tell whether a run goes on, its last event does.
+        if is_gone || has_ended || !output::is_read() {
             return Ok(exit_code::OK);
         }
         std::thread::sleep(EVERY);

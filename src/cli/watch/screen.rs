@@ -62,7 +62,7 @@ impl Screen {
     }
 
     /// Says that nothing more will come.
-    pub(super) fn is_killed(&mut self) {
+    pub(super) fn mark_killed(&mut self) {
         self.end = Some("killed: `flowgraph run` goes on from here".to_owned());
         self.working.clear();
     }

@@ -17,7 +17,7 @@ const DEEPEST: usize = 4;
 /// What a kind takes and makes, each with what brings it where the example does not.
 pub struct Wires {
     pub ports: Vec<(Port, String)>,
-    /// Ports that need an input with any params, as far as the example and the least params tell.
+    /// Ports that need an input whatever the params, as far as those that were tried tell.
     pub needed: Vec<Port>,
     pub has_free_ports: bool,
     pub outputs: Vec<(Output, String)>,
@@ -25,77 +25,78 @@ pub struct Wires {
 
 /// Returns what a kind takes and makes.
 pub fn wires(kind: &StageKind) -> Wires {
-    let example: Json = serde_yaml::from_str(kind.example).unwrap_or_default();
-    let stage = (kind.parse)(&example);
-    Wires {
-        needed: needed(kind, &example),
-        has_free_ports: stage.is_ok_and(|stage| stage.has_free_ports()),
-        ports: listed(kind, |stage| stage.ports(), |port| &port.name),
-        outputs: listed(kind, |stage| stage.outputs(), |output| &output.name),
-    }
-}
-
-fn needed(kind: &StageKind, example: &Json) -> Vec<Port> {
-    let schema = (kind.schema)().to_value();
-    let required = required(&schema);
-    let mut least = example.clone();
-    if let Json::Object(map) = &mut least {
-        map.retain(|key, _| required.contains(&key.as_str()));
-    }
-    let (Ok(example), Ok(least)) = ((kind.parse)(example), (kind.parse)(&least)) else {
-        return Vec::new();
+    let stages = tried(kind);
+    let needs = |stage: &dyn Stage| -> Vec<Port> {
+        let ports = stage.ports().into_iter();
+        ports.filter(|port| !port.arity.is_optional()).collect()
     };
-    let of_least = least.ports();
-    let is_needed = |port: &&Port| !port.arity.is_optional();
-    let mut ports = example.ports();
-    ports.retain(|port| {
-        let mut same = of_least.iter().filter(is_needed);
-        is_needed(&port) && same.any(|other| other.name == port.name)
-    });
-    ports
+    let mut needed = stages
+        .first()
+        .map_or_else(Vec::new, |(stage, _)| needs(stage.as_ref()));
+    for (stage, _) in &stages {
+        let of_this = needs(stage.as_ref());
+        needed.retain(|port| of_this.iter().any(|other| other.name == port.name));
+    }
+    Wires {
+        ports: listed(&stages, |stage| stage.ports(), |port| &port.name),
+        needed,
+        has_free_ports: stages
+            .first()
+            .is_some_and(|(stage, _)| stage.has_free_ports()),
+        outputs: listed(&stages, |stage| stage.outputs(), |output| &output.name),
+    }
 }
 
-/// Returns what `list` says of the example of a kind, with nothing, then what it says of stages whose params differ in one
-/// from the example or from the least that the kind takes, each with what brings it.
+/// Returns what `list` says of stages, each with what brings it.
 fn listed<T>(
-    kind: &StageKind,
+    stages: &[(Box<dyn Stage>, String)],
     list: impl Fn(&dyn Stage) -> Vec<T>,
     name: impl Fn(&T) -> &str,
 ) -> Vec<(T, String)> {
+    let mut known = BTreeSet::from([ANY.to_owned()]);
+    let mut found = Vec::new();
+    for (stage, with) in stages {
+        for item in list(stage.as_ref()) {
+            if known.insert(name(&item).to_owned()) {
+                found.push((item, with.clone()));
+            }
+        }
+    }
+    found
+}
+
+/// Returns the example of a kind, with nothing, then stages whose params differ in one from the example or from the least
+/// that the kind takes, each with what the difference is.
+fn tried(kind: &StageKind) -> Vec<(Box<dyn Stage>, String)> {
     let schema = (kind.schema)().to_value();
     let required = required(&schema);
     let example: Map<String, Json> = serde_yaml::from_str(kind.example).unwrap_or_default();
     let mut least = example.clone();
     least.retain(|key, _| required.contains(&key.as_str()));
-    let mut known = BTreeSet::from([ANY.to_owned()]);
-    let mut found = Vec::new();
-    let mut look = |params: &Map<String, Json>, with: &str| {
+    let mut stages = Vec::new();
+    let mut add = |params: &Map<String, Json>, with: &str| {
         let stage = (kind.parse)(&Json::Object(params.clone())).ok();
-        for item in stage.map_or_else(Vec::new, |stage| list(stage.as_ref())) {
-            if known.insert(name(&item).to_owned()) {
-                found.push((item, with.to_owned()));
-            }
-        }
+        stages.extend(stage.map(|stage| (stage, with.to_owned())));
     };
     for (base, with) in [
         (&example, ""),
         (&least, "with no more params than are required"),
     ] {
-        look(base, with);
+        add(base, with);
         for (key, property) in properties(&schema) {
             if base.contains_key(key) && !required.contains(&key) {
                 let mut params = base.clone();
                 params.remove(key);
-                look(&params, &format!("without `{key}`"));
+                add(&params, &format!("without `{key}`"));
             }
             for (form, value) in values(property, &schema, 0) {
                 let mut params = base.clone();
                 params.insert(key.to_owned(), value);
-                look(&params, &format!("with `{key}{form}`"));
+                add(&params, &format!("with `{key}{form}`"));
             }
         }
     }
-    found
+    stages
 }
 
 /// Returns values that a param can have, at least one of each form, with how that is written behind the param's name.
@@ -181,7 +182,7 @@ mod tests {
             ("sample", ""),
         ] {
             let kind = find_kind(REGISTRY, kind).unwrap();
-            let found = listed(kind, |stage| stage.ports(), |port| &port.name);
+            let found = wires(kind).ports;
             let found: Vec<String> = found
                 .iter()
                 .filter(|(_, with)| !with.is_empty())
@@ -190,7 +191,7 @@ mod tests {
             assert_eq!(found.join(", "), expected, "{}", kind.name);
         }
         let choose = find_kind(REGISTRY, "choose").unwrap();
-        let found = listed(choose, |stage| stage.outputs(), |output| &output.name);
+        let found = wires(choose).outputs;
         let found: Vec<&str> = found.iter().map(|(_, with)| with.as_str()).collect();
         assert_eq!(found, ["", "with `hand_on: true`"]);
     }

@@ -173,7 +173,7 @@ impl Store {
     }
 
     /// Finds what counts as the record of `fingerprint` where `class` is computed in: one of that class, or else the
-    /// first that there is.
+    /// first that there is, if it [may stand in](may_stand_in).
     pub fn find_record(
         &self,
         fingerprint: &Digest,

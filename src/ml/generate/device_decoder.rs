@@ -3,6 +3,7 @@
 //! All sequences share one tensor of keys and one of values a layer, in which each has a slot. A copied memory shares its
 //! slot until one of the two is written to.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{D, DType, Tensor};
@@ -83,20 +84,50 @@ impl<'a> DeviceDecoder<'a> {
         }
     }
 
+    /// Slots that there are, free ones and others.
+    #[cfg(test)]
+    pub(super) fn slots_in_all(&self) -> usize {
+        lock(&self.slab).slots
+    }
+
     fn layer_count(&self) -> usize {
         self.model.config().layers.len()
     }
 
-    /// Gives out a slot; there may be no room for it yet.
-    fn slot(&self, slab: &Slab, given: &mut usize) -> Arc<Slot> {
-        let index = lock(&self.free).pop().unwrap_or_else(|| {
-            *given += 1;
-            slab.slots + *given - 1
-        });
-        Arc::new(Slot {
-            index,
-            free: Arc::clone(&self.free),
-        })
+    /// Gives out slots, and makes room for as many positions in all.
+    ///
+    /// They hold nothing: what another sequence left, an infinity perhaps, would be multiplied by a weight of 0 where it is
+    /// not seen, which is NaN.
+    fn slots(
+        &self,
+        slab: &mut Slab,
+        count: usize,
+        capacity: usize,
+    ) -> candle_core::Result<Vec<Arc<Slot>>> {
+        let used: Vec<usize> = {
+            let mut free = lock(&self.free);
+            let kept = free.len().saturating_sub(count);
+            free.split_off(kept)
+        };
+        let new = slab.slots..slab.slots + count - used.len();
+        self.grow(slab, new.end, capacity)?;
+        if !used.is_empty() {
+            let width = self.model.config().kv_width();
+            let (device, dtype) = (self.model.device(), self.model.dtype());
+            let nothing = Tensor::zeros((slab.capacity, width), dtype, device)?;
+            for tensor in slab.layers.iter().flatten() {
+                for index in &used {
+                    tensor.slice_set(&nothing, 0, index * slab.capacity)?;
+                }
+            }
+        }
+        let slot = |index| {
+            Arc::new(Slot {
+                index,
+                free: Arc::clone(&self.free),
+            })
+        };
+        Ok(used.into_iter().chain(new).map(slot).collect())
     }
 
     /// Makes room for `slots` of `capacity` positions.
@@ -198,20 +229,34 @@ impl<'a> DeviceDecoder<'a> {
     }
 
     /// Gives each memory a slot that nobody else remembers.
-    fn own_slots(&self, slab: &mut Slab, memories: &mut [&mut Memory]) -> candle_core::Result<()> {
-        let (mut from, mut to, mut given) = (Vec::new(), Vec::new(), 0);
-        for memory in memories {
-            if Arc::strong_count(&memory.slot) > 1 {
-                let slot = self.slot(slab, &mut given);
-                from.push(memory.slot.index as u32);
-                to.push(slot.index);
-                memory.slot = slot;
-            }
-        }
-        if from.is_empty() {
+    fn own_slots<'m>(
+        &self,
+        slab: &mut Slab,
+        memories: impl Iterator<Item = &'m mut Memory>,
+    ) -> candle_core::Result<()> {
+        // The last one that remembers a slot keeps it.
+        let mut others: BTreeMap<usize, usize> = BTreeMap::new();
+        let shared: Vec<&mut Memory> = memories
+            .filter(|memory| {
+                let others = others
+                    .entry(memory.slot.index)
+                    .or_insert(Arc::strong_count(&memory.slot) - 1);
+                let is_shared = *others > 0;
+                *others = others.saturating_sub(1);
+                is_shared
+            })
+            .collect();
+        if shared.is_empty() {
             return Ok(());
         }
-        self.grow(slab, slab.slots + given, slab.capacity)?;
+        let capacity = slab.capacity;
+        let own = self.slots(slab, shared.len(), capacity)?;
+        let (mut from, mut to) = (Vec::new(), Vec::new());
+        for (memory, slot) in shared.into_iter().zip(own) {
+            from.push(memory.slot.index as u32);
+            to.push(slot.index);
+            memory.slot = slot;
+        }
         let from = Tensor::new(from, self.model.device())?;
         for tensor in slab.layers.iter().flatten() {
             let slots = tensor.reshape((slab.slots, ()))?;
@@ -237,16 +282,15 @@ impl Decoder for DeviceDecoder<'_> {
         let batch = TokenBatch::right_padded(prompts);
         let time = batch.time();
         let mut slab = lock(&self.slab);
-        let mut given = 0;
+        let slots = self.slots(&mut slab, prompts.len(), time + 1)?;
         let memories: Vec<Memory> = prompts
             .iter()
-            .map(|prompt| Memory {
-                slot: self.slot(&slab, &mut given),
+            .zip(slots)
+            .map(|(prompt, slot)| Memory {
+                slot,
                 positions: prompt.len(),
             })
             .collect();
-        let slots = slab.slots + given;
-        self.grow(&mut slab, slots, time + 1)?;
         let positions: Vec<u32> = (0..prompts.len()).flat_map(|_| 0..time as u32).collect();
         let states = self.model.prefill(&batch, |layer, keys, values| {
             let rows = (prompts.len() * time, ());
@@ -305,7 +349,7 @@ impl Decoder for DeviceDecoder<'_> {
         let longest = memories.iter().map(|memory| memory.positions + 1).max();
         let slots = slab.slots;
         self.grow(&mut slab, slots, longest.unwrap_or(0))?;
-        self.own_slots(&mut slab, &mut memories)?;
+        self.own_slots(&mut slab, memories.iter_mut().map(|memory| &mut **memory))?;
         let width = self.model.config().kv_width();
         let places: Vec<u32> = memories
             .iter()

@@ -18,8 +18,9 @@ use crate::random::{Draws, Stream};
 /// Continues each prompt.
 ///
 /// `row_keys` holds one number a prompt: a completion depends on its prompt, its key, the stream and the options,
-/// and on nothing else, not on the other prompts or `batch_size`. `progress` is called after each step and may stop the
-/// generation. The model's adapter acts, its dropout does not.
+/// and on nothing else, not on the other prompts or `batch_size`: to the last bit in the fused form, but for rounding in the
+/// composed one. `progress` is called after each step and may stop the generation. The model's adapter acts, its dropout
+/// does not.
 pub fn generate(
     model: &CausalLm,
     prompts: &[Vec<u32>],
@@ -48,7 +49,7 @@ pub fn generate(
         stream,
         row_keys,
     };
-    if model.is_host_f32() {
+    if model.uses_fused_form() {
         job.run(&HostDecoder::new(&model), progress)
     } else {
         job.run(&DeviceDecoder::new(&model), progress)

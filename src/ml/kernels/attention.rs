@@ -82,8 +82,8 @@ impl Attention {
         Ok(())
     }
 
-    /// The plain candle form of [`Attention::apply`].
-    #[expect(clippy::disallowed_methods, reason = "the plain form")]
+    /// The composed form of [`Attention::apply`].
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
     pub fn composed(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (batch, time, width) = q.dims3()?;
         let split = |x: &Tensor, heads: usize| {

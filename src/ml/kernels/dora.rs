@@ -21,8 +21,8 @@ pub fn row_lengths(x: &Tensor) -> Result<Tensor> {
     x.detach().contiguous()?.apply_op1_no_bwd(&RowLengths)
 }
 
-/// The plain candle form of [`row_lengths`].
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`row_lengths`].
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_row_lengths(x: &Tensor) -> Result<Tensor> {
     x.sqr()?.sum(1)?.sqrt()
 }
@@ -36,8 +36,8 @@ pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
         .apply_op2(&factors.contiguous()?, ScaleColumns)
 }
 
-/// The plain candle form of [`scale_columns`].
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`scale_columns`].
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(&factors.to_dtype(x.dtype())?)
 }

@@ -1,7 +1,9 @@
 //! What candle's operations give, with a gradient of our own.
 //!
-//! candle gives every operand of an operation a gradient, frozen or not, and some operations none at all. Here the result
-//! is computed without gradients, and an operation that only hands it on has the gradient that is right.
+//! candle gives every operand of an operation a gradient, frozen or not. Here the result is computed without gradients, and
+//! an operation that only hands it on has those that are wanted.
+
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -14,19 +16,23 @@ type Backward = fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<
 /// Returns `out`, which was computed from `a` and `b`, with a gradient.
 pub(super) fn with_gradient(
     name: &'static str,
-    out: &Tensor,
+    out: Tensor,
     (a, b): (&Tensor, &Tensor),
     backward: Backward,
 ) -> Result<Tensor> {
     if !a.track_op() && !b.track_op() {
-        return Ok(out.clone());
+        return Ok(out);
     }
-    let out = out.detach().contiguous()?;
+    let out = match out.layout().contiguous_offsets() {
+        Some((0, _)) => out,
+        // The whole storage is handed on.
+        _ => out.force_contiguous()?,
+    };
     a.apply_op2(
         b,
         Given {
             name,
-            out,
+            out: Mutex::new(Some(out)),
             backward,
         },
     )
@@ -34,8 +40,19 @@ pub(super) fn with_gradient(
 
 struct Given {
     name: &'static str,
-    out: Tensor,
+    /// Taken when it is handed on: the graph would keep it until the backward pass.
+    out: Mutex<Option<Tensor>>,
     backward: Backward,
+}
+
+impl Given {
+    fn take(&self) -> Result<Tensor> {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        match out.take() {
+            Some(out) => Ok(out),
+            None => bail!("BUG: {} has handed on its result before", self.name),
+        }
+    }
 }
 
 impl CustomOp2 for Given {
@@ -50,9 +67,10 @@ impl CustomOp2 for Given {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.out.storage_and_layout();
+        let out = self.take()?;
+        let (storage, layout) = out.storage_and_layout();
         match &*storage {
-            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, self.out.shape().clone())),
+            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, out.shape().clone())),
             _ => bail!("{}: operands on the CPU, their result elsewhere", self.name),
         }
     }
@@ -64,9 +82,10 @@ impl CustomOp2 for Given {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.out.storage_and_layout();
+        let out = self.take()?;
+        let (storage, layout) = out.storage_and_layout();
         match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.out.shape().clone())),
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, out.shape().clone())),
             _ => bail!("{}: operands on a GPU, their result elsewhere", self.name),
         }
     }

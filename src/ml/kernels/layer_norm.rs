@@ -21,8 +21,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     )
 }
 
-/// The plain candle form of [`layer_norm`].
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`layer_norm`].
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;

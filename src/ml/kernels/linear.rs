@@ -17,14 +17,14 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
 }
 
-/// The plain candle form of [`linear`], without gradients for what is frozen.
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`linear`], without gradients for what is frozen.
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
     let flat = x.detach().contiguous()?.reshape((rows, inputs))?;
     let out = flat.matmul(&weight.detach().t()?)?;
     let out = out.reshape(output_shape(x.shape(), outputs))?;
-    with_gradient("linear", &out, (x, weight), |x, weight, gradient| {
+    with_gradient("linear", out, (x, weight), |x, weight, gradient| {
         let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
         let gradient = gradient.contiguous()?.reshape((rows, outputs))?;
         let to_x = || gradient.matmul(weight)?.reshape(x.shape());
@@ -198,7 +198,7 @@ pub fn lora_linear(
         .apply_op3(&a.contiguous()?, &b.contiguous()?, operation)
 }
 
-/// The plain candle form of [`lora_linear`].
+/// The composed form of [`lora_linear`].
 pub fn composed_lora_linear(
     x: &Tensor,
     weight: &Tensor,

@@ -18,8 +18,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         .apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
 }
 
-/// The plain candle form of [`rms_norm`]; computes in `f32` whatever the dtype of `x`.
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`rms_norm`]; computes in `f32` whatever the dtype of `x`.
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let wide = if dtype == DType::F64 {

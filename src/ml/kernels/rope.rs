@@ -129,7 +129,7 @@ impl Rope {
     /// Rotates `x` (batch, heads, time, head size) with plain candle operations.
     ///
     /// `positions` holds one position for each (row, time).
-    #[expect(clippy::disallowed_methods, reason = "the plain form")]
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
     pub(in crate::ml) fn composed(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
         let (batch, heads, time, size) = x.dims4()?;
         let (whole, half) = (x, self.half());

@@ -17,8 +17,8 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)
 }
 
-/// The plain candle form of [`swiglu`].
-#[expect(clippy::disallowed_methods, reason = "the plain form")]
+/// The composed form of [`swiglu`].
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()?.mul(up)
 }

@@ -55,7 +55,7 @@ pub fn token_log_probs(
     })
 }
 
-/// The plain candle form of [`token_log_probs`].
+/// The composed form of [`token_log_probs`].
 pub fn composed_token_log_probs(
     hidden: &Tensor,
     weight: &Tensor,
@@ -112,7 +112,7 @@ impl Head {
         })
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the plain form")]
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
     fn composed(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
         let (rows, _) = hidden.dims2()?;
         let device = hidden.device();

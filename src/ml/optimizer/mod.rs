@@ -346,15 +346,14 @@ fn sums_of_squares(tensors: &[&Tensor]) -> candle_core::Result<Vec<f64>> {
             .collect();
     }
     let sums = tensors.iter().map(|tensor| {
-        let squares = tensor.to_dtype(DType::F32)?.sqr()?;
+        let squares = tensor.to_dtype(DType::F64)?.sqr()?;
         kernels::sums::total(&squares)
     });
     let sums = sums.collect::<candle_core::Result<Vec<_>>>()?;
     if sums.is_empty() {
         return Ok(Vec::new());
     }
-    let sums: Vec<f32> = Tensor::stack(&sums, 0)?.to_vec1()?;
-    Ok(sums.into_iter().map(f64::from).collect())
+    Tensor::stack(&sums, 0)?.to_vec1()
 }
 
 /// Sums squares in `f64`, in fixed chunks; not finite where an element is not.

@@ -118,6 +118,7 @@ fn decoding_with_memory_is_decoding_anew() {
         assert!(are_same(&found, &expected));
     }
     let found = three_steps(&DeviceDecoder::new(&model), &prompts).concat();
+    assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
         assert!(
             (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
@@ -169,4 +170,25 @@ fn a_copied_memory_goes_its_own_way() {
             );
         }
     }
+}
+
+#[test]
+fn a_slot_that_another_sequence_had_is_like_a_new_one() {
+    let model = wide_model().detached();
+    let decoder = DeviceDecoder::new(&model);
+    let prompt: &[u32] = &[5, 9, 299, 2, 7, 1];
+    let first = decoder.read(&[prompt, prompt]).unwrap();
+    drop(first);
+    // Shorter ones, in the slots of those.
+    let prompts: [&[u32]; 3] = [&[7, 7], &[8], &[9, 2, 3]];
+    let found = three_steps(&decoder, &prompts).concat();
+    let expected = three_steps(&Recompute::new(&model), &prompts).concat();
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(
+            (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
+            "{found} is not {expected}"
+        );
+    }
+    assert_eq!(decoder.slots_in_all(), 3);
 }

@@ -6,8 +6,8 @@ use super::SpanAttention;
 use super::distance_buckets::DistanceBuckets;
 
 impl SpanAttention {
-    /// The plain candle form of [`SpanAttention::apply`] and [`SpanAttention::apply_biased`].
-    #[expect(clippy::disallowed_methods, reason = "the plain form")]
+    /// The composed form of [`SpanAttention::apply`] and [`SpanAttention::apply_biased`].
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
     pub fn composed(
         &self,
         q: &Tensor,

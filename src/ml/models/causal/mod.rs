@@ -88,8 +88,8 @@ pub struct CausalLm {
     head: Tensor,
     rope: Option<Arc<Rope>>,
     trainable: Vec<(String, Var)>,
-    /// Whether all weights are `f32` on the CPU.
-    is_host_f32: bool,
+    /// Whether our own loops run on all weights.
+    uses_fused_form: bool,
 }
 
 /// Takes a model's tensors by their names and shapes.
@@ -239,7 +239,7 @@ impl CausalLm {
             blocks,
             norm: names.norm.map(|norm| builder.norm(norm)).transpose()?,
             rope,
-            is_host_f32: own
+            uses_fused_form: own
                 .values()
                 .all(|weight| !is_composed(weight) && weight.dtype() == DType::F32),
             trainable: adapter.map_or_else(
@@ -265,9 +265,9 @@ impl CausalLm {
         self.embedding.dtype()
     }
 
-    /// Tells whether all weights are `f32` on the CPU.
-    pub(in crate::ml) fn is_host_f32(&self) -> bool {
-        self.is_host_f32
+    /// Tells whether our own loops run on all weights: `f32` ones on the CPU, unless another form was asked for.
+    pub(in crate::ml) fn uses_fused_form(&self) -> bool {
+        self.uses_fused_form
     }
 
     /// Returns what is trained, in name order: the model's weights, or an adapter's.
