@@ -91,6 +91,10 @@ fn check_patch(name: &str, patch: &Value, errors: &mut Vec<Diagnostic>) {
 }
 
 fn apply_patch(root: &mut Map, patch: &Map) {
+    // What the pipeline says of itself need not be true of the profile.
+    if let Some(description) = patch.get("description") {
+        root.insert("description".to_owned(), description.clone());
+    }
     if let Some(params) = patch.get("params") {
         root.entry("params".to_owned())
             .or_insert_with(|| Value::Map(Box::default()))
