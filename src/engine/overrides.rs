@@ -330,9 +330,11 @@ mod tests {
     use super::*;
 
     const PIPELINE: &str = "
+description: small
 params: { lr: 1, data: { source: a, n: 2 } }
 profiles:
   big:
+    description: large
     params: { data: { n: 9 } }
     stages:
       a: { kind: other, params: { z: 1 } }
@@ -367,6 +369,10 @@ stages:
         .unwrap();
         assert_eq!(root.get(["stages"]), Some(&stages));
         assert_eq!(root.get(["params", "data", "n"]), Some(&Value::Integer(9)));
+        assert_eq!(
+            root.get(["description"]).and_then(Value::as_str),
+            Some("large")
+        );
         assert_eq!(
             root.get(["params", "data", "source"]),
             Some(&Value::String("a".into()))
