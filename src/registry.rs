@@ -71,10 +71,9 @@ mod tests {
     #[test]
     fn results_are_classed_by_the_variable_that_chooses_the_form_of_operations() {
         // The engine knows no operations, these no engine.
-        assert_eq!(
-            crate::engine::machine::KERNELS,
-            crate::ml::kernels::form::VARIABLE
-        );
+        use crate::engine::machine::{COMPOSED, KERNELS};
+        use crate::ml::kernels::form;
+        assert_eq!((KERNELS, COMPOSED), (form::VARIABLE, form::COMPOSED));
     }
 
     #[test]

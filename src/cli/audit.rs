@@ -16,7 +16,7 @@ use crate::artifacts::compare::{self, Difference};
 use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::audit::{AuditStore, Recomputed, changed_source};
 use crate::engine::executor::RunOptions;
-use crate::engine::machine::KERNELS;
+use crate::engine::machine::{COMPOSED, KERNELS};
 use crate::engine::plan::{Decision, Known, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
@@ -99,9 +99,6 @@ struct TableVerdict {
     compared: usize,
     stages: usize,
 }
-
-/// The processor with the operations of other devices, by the name of that form.
-const COMPOSED: &str = "composed";
 
 /// What the stages are computed with.
 struct Condition {

@@ -79,8 +79,8 @@ pub(super) fn table(
     places("Threads", &|run| run.threads.to_string());
     places("Host", &|run| run.host.clone());
     table.notes.push(
-        "Means over the runs, each as it was recorded, that of a cached stage by an earlier run: other work on the machine and an interruption count in, or \
-         leave out what a killed try had done."
+        "Means over the runs, each as it was recorded, that of a cached stage by an earlier run: other work on the \
+         machine and an interruption count in, or leave out what a killed try had done."
             .to_owned(),
     );
     Some(table)

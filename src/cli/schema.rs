@@ -2,9 +2,10 @@
 
 use serde_json::{Value as Json, json};
 
+use super::kinds::takes;
 use super::output::Output;
 use super::{Failure, exit_code};
-use crate::engine::stage::{Registry, StageKind, wires};
+use crate::engine::stage::{Registry, Wires, wires};
 
 pub(super) fn run(registry: &Registry, output: &Output) -> Result<u8, Failure> {
     let text = serde_json::to_string_pretty(&schema(registry))
@@ -22,12 +23,13 @@ fn schema(registry: &Registry) -> Json {
         hoist_definitions(&mut params, kind.name, &mut definitions);
         allow_references(&mut params);
         definitions.insert(kind.name.to_owned(), params);
+        let wires = wires(kind);
         let mut of_kind = json!({ "properties": {
             "params": { "$ref": format!("#/$defs/{}", kind.name) },
-            "inputs": inputs(kind),
+            "inputs": inputs(&wires),
         } });
         allow_references(&mut of_kind);
-        if !wires(kind).needed.is_empty() {
+        if !wires.needed.is_empty() {
             of_kind["required"] = json!(["inputs"]);
         }
         conditions.push(json!({
@@ -159,21 +161,9 @@ fn rename_references(value: &mut Json, kind: &str) {
 }
 
 /// The ports of a kind, each with what it takes.
-fn inputs(kind: &StageKind) -> Json {
-    let wires = wires(kind);
+fn inputs(wires: &Wires) -> Json {
     let ports = wires.ports.iter().map(|(port, _)| {
-        let accepts = if port.accepts.is_empty() {
-            "any".to_owned()
-        } else {
-            port.accepts.join(" or ")
-        };
-        let list = if port.arity.is_list() { ", a list" } else { "" };
-        let optional = if port.arity.is_optional() {
-            ", optional"
-        } else {
-            ""
-        };
-        let about = format!("{accepts}{list}{optional}: {}", port.about);
+        let about = format!("{}: {}", takes(port), port.about);
         (port.name.to_string(), reference(&about))
     });
     let ports: serde_json::Map<String, Json> = ports.collect();

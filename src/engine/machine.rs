@@ -33,19 +33,22 @@ pub fn visible_gpus() -> Vec<String> {
 /// The variable that chooses another form of the operations: `composed` ones are those of other devices, on a processor.
 pub const KERNELS: &str = "FLOWGRAPH_KERNELS";
 
-/// The class of results that a processor computed in the form of other devices, for checking.
-const COMPOSED: &str = "composed/1";
+/// Its value for the form of other devices.
+pub const COMPOSED: &str = "composed";
+
+/// The class of results that a processor computed in that form, for checking.
+const COMPOSED_CLASS: &str = "composed/1";
 
 /// Names the arithmetic of a device: within that of processors, equal fingerprints give equal bytes.
 ///
 /// All processors are one class; its number rises when their arithmetic changes. Results of the other classes are alike but
 /// for rounding.
 pub fn numerics_class(device: &str) -> String {
-    let is_composed = || std::env::var_os(KERNELS).is_some_and(|form| form == "composed");
+    let is_composed = || std::env::var_os(KERNELS).is_some_and(|form| form == COMPOSED);
     let class = if device.starts_with("cuda") {
         "cuda"
     } else if is_composed() {
-        COMPOSED
+        COMPOSED_CLASS
     } else {
         "cpu/2"
     };
@@ -54,7 +57,7 @@ pub fn numerics_class(device: &str) -> String {
 
 /// Whether results of one class may stand in for those of another: those that were made for checking never do.
 pub fn may_stand_in(class: &str, other: &str) -> bool {
-    class == other || ![class, other].contains(&COMPOSED)
+    class == other || ![class, other].contains(&COMPOSED_CLASS)
 }
 
 /// Returns the machine's name.

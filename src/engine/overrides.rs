@@ -189,12 +189,16 @@ fn value_at<'a>(root: &'a Map, path: &Path) -> Option<&'a Value> {
     let (Segment::Key(first), rest) = path.0.split_first()? else {
         return None;
     };
-    let step = |value: &'a Value, segment: &Segment| match (value, segment) {
+    rest.iter().try_fold(root.get(&**first)?, step)
+}
+
+/// Returns what is one segment further.
+fn step<'a>(value: &'a Value, segment: &Segment) -> Option<&'a Value> {
+    match (value, segment) {
         (Value::Map(map), Segment::Key(key)) => map.get(&**key),
         (Value::List(list), Segment::Index(index)) => list.get(*index),
         _ => None,
-    };
-    rest.iter().try_fold(root.get(&**first)?, step)
+    }
 }
 
 fn apply_setting(root: &mut Map, setting: &str) -> Result<(), Diagnostic> {
@@ -314,12 +318,9 @@ fn is_replaced(root: &Value, profile: &str, path: &Path) -> bool {
 fn depth(root: &Value, path: &Path) -> usize {
     let mut value = root;
     for (depth, segment) in path.0.iter().enumerate() {
-        let next = match (value, segment) {
-            (Value::Map(map), Segment::Key(key)) => map.get(&**key),
-            (Value::List(list), Segment::Index(index)) => list.get(*index),
-            _ => None,
+        let Some(next) = step(value, segment) else {
+            return depth;
         };
-        let Some(next) = next else { return depth };
         value = next;
     }
     path.0.len()

@@ -28,6 +28,8 @@ use super::store::{Lock, Store, publish};
 
 /// The log of what happened.
 const EVENTS: &str = "events.jsonl";
+/// How the stages ended.
+const STAGES: &str = "stages.jsonl";
 
 /// What was asked of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -200,7 +202,7 @@ impl RunFolder {
                 text.push('\n');
             }
         }
-        let _ = publish(&self.path.join("stages.jsonl"), text.as_bytes());
+        let _ = publish(&self.path.join(STAGES), text.as_bytes());
     }
 }
 
@@ -223,6 +225,22 @@ fn read_if_there(path: &Path) -> std::io::Result<Option<String>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         text => text.map(Some),
     }
+}
+
+fn stages_in(text: &str) -> Option<Vec<RunStage>> {
+    let lines = text.lines();
+    lines.map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn started_in(text: &str) -> BTreeMap<Digest, String> {
+    let started = text.lines().filter(|line| line.contains("stage_started"));
+    started
+        .filter_map(|line| {
+            let event: Json = serde_json::from_str(line).ok()?;
+            let fingerprint = event["fingerprint"].as_str()?.parse().ok()?;
+            Some((fingerprint, event["stage"].as_str()?.to_owned()))
+        })
+        .collect()
 }
 
 fn new_folder(store: &Store) -> Result<(String, PathBuf), StageError> {
@@ -381,10 +399,8 @@ impl Run {
 
     /// Returns how the stages ended, in file order; `None` if the run was killed.
     pub fn stages(&self) -> Option<Vec<RunStage>> {
-        let text = std::fs::read_to_string(self.folder.join("stages.jsonl")).ok()?;
-        text.lines()
-            .map(|line| serde_json::from_str(line).ok())
-            .collect()
+        let text = std::fs::read_to_string(self.folder.join(STAGES)).ok()?;
+        stages_in(&text)
     }
 
     /// Returns the fingerprints of all results that the run had, used or began to make, however it ended; `None` if it
@@ -393,12 +409,10 @@ impl Run {
     /// # Errors
     /// If it said so, and this user may not read it.
     pub fn needs(&self) -> std::io::Result<Option<BTreeSet<Digest>>> {
-        for name in ["stages.jsonl", EVENTS] {
-            read_if_there(&self.folder.join(name))?;
-        }
-        let stages = self.stages();
-        let used = read_if_there(&self.folder.join("needs"))?.unwrap_or_default();
-        let started = self.started();
+        let read = |name| read_if_there(&self.folder.join(name));
+        let stages = read(STAGES)?.and_then(|text| stages_in(&text));
+        let used = read("needs")?.unwrap_or_default();
+        let started = started_in(&read(EVENTS)?.unwrap_or_default());
         if stages.is_none() && used.is_empty() && started.is_empty() {
             return Ok(None);
         }
@@ -412,14 +426,7 @@ impl Run {
     /// Returns the stages that were started, by fingerprint.
     pub fn started(&self) -> BTreeMap<Digest, String> {
         let text = std::fs::read_to_string(self.folder.join(EVENTS)).unwrap_or_default();
-        let started = text.lines().filter(|line| line.contains("stage_started"));
-        started
-            .filter_map(|line| {
-                let event: Json = serde_json::from_str(line).ok()?;
-                let fingerprint = event["fingerprint"].as_str()?.parse().ok()?;
-                Some((fingerprint, event["stage"].as_str()?.to_owned()))
-            })
-            .collect()
+        started_in(&text)
     }
 
     /// Returns the log of a stage of the run, which is there if the stage was started.

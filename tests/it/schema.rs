@@ -66,7 +66,7 @@ fn ports_references_and_nulls_are_in_it() {
 #[ignore = "installs PyPI's check-jsonschema"]
 fn a_validator_takes_what_ships_and_refuses_what_is_wrong() {
     let space = Space::new("");
-    let python = Python::with(&space, &["check-jsonschema==0.39.0"]);
+    Python::with(&space, &["check-jsonschema==0.39.0"]);
     space.write("schema.json", &space.flowgraph(&["schema"]).stdout);
     let program = space.path("venv/bin/check-jsonschema");
     let validates = |path: &Path| {
@@ -114,5 +114,4 @@ fn a_validator_takes_what_ships_and_refuses_what_is_wrong() {
     space.write("right.yaml", &wrong(right));
     let (is_valid, found) = validates(&space.path("right.yaml"));
     assert!(is_valid, "{found}");
-    drop(python);
 }

@@ -183,6 +183,12 @@ fn bracketed(with: &str) -> String {
 }
 
 fn port_line(port: &Port, with: &str) -> String {
+    let (name, about, with) = (&port.name, port.about, bracketed(with));
+    format!("  {name:<14} {}: {about}{with}", takes(port))
+}
+
+/// Says what a port takes.
+pub(super) fn takes(port: &Port) -> String {
     let arity = match port.arity {
         Arity::One => "",
         Arity::Optional => ", optional",
@@ -194,6 +200,5 @@ fn port_line(port: &Port, with: &str) -> String {
     } else {
         port.accepts.join(" or ")
     };
-    let (name, about, with) = (&port.name, port.about, bracketed(with));
-    format!("  {name:<14} {accepts}{arity}: {about}{with}")
+    format!("{accepts}{arity}")
 }

@@ -1,6 +1,6 @@
 //! Forward passes one token at a time over stored keys and values.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::options::Result;
@@ -32,8 +32,17 @@ pub(super) trait Decoder: Sync {
     /// Adds tokens, by their indices in a step, to the memories that they were tried on.
     fn take(&self, taken: Vec<(&mut Self::Memory, usize)>, step: &Self::Step) -> Result<()>;
 
+    /// Returns the model.
+    fn model(&self) -> &CausalLm;
+
     /// Returns the logits (rows x vocabulary) of hidden states (rows x hidden size).
-    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>>;
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let model = self.model();
+        let width = model.config().embedding_size;
+        let rows = hidden.len() / width;
+        let hidden = Tensor::from_slice(hidden, (rows, width), model.device())?;
+        Ok(numbers(&model.logits(&hidden.to_dtype(model.dtype())?)?)?)
+    }
 }
 
 /// Decodes `f32` models on the CPU. A sequence's numbers depend on no other sequence.
@@ -126,9 +135,15 @@ impl<'a> HostDecoder<'a> {
     }
 }
 
-/// Returns a tensor's elements.
-fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
-    x.flatten_all()?.to_vec1()
+/// Returns a tensor's elements, whatever its device and dtype.
+pub(super) fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Returns one of several hidden states (tokens x hidden size).
+pub(super) fn state_of(model: &CausalLm, states: &[f32], index: usize) -> Vec<f32> {
+    let width = model.config().embedding_size;
+    states[index * width..(index + 1) * width].to_vec()
 }
 
 impl Decoder for HostDecoder<'_> {
@@ -217,8 +232,7 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        let width = self.model.config().embedding_size;
-        step.hidden[index * width..(index + 1) * width].to_vec()
+        state_of(self.model, &step.hidden, index)
     }
 
     fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
@@ -232,10 +246,7 @@ impl Decoder for HostDecoder<'_> {
         Ok(())
     }
 
-    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().embedding_size;
-        let hidden =
-            Tensor::from_slice(hidden, (hidden.len() / width, width), self.model.device())?;
-        Ok(numbers(&self.model.logits(&hidden)?)?)
+    fn model(&self) -> &CausalLm {
+        self.model
     }
 }

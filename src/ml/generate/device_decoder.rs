@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{D, DType, Tensor};
 
-use super::decoder::Decoder;
+use super::decoder::{Decoder, numbers, state_of};
 use super::options::Result;
 use crate::ml::kernels::attention::first_seen;
 use crate::ml::models::causal::architecture::LayerOptions;
@@ -269,11 +269,6 @@ impl<'a> DeviceDecoder<'a> {
     }
 }
 
-/// Returns the elements on the host.
-fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
-    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
-}
-
 impl Decoder for DeviceDecoder<'_> {
     type Memory = Memory;
     type Step = Step;
@@ -339,8 +334,7 @@ impl Decoder for DeviceDecoder<'_> {
     }
 
     fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        let width = self.model.config().embedding_size;
-        step.hidden[index * width..(index + 1) * width].to_vec()
+        state_of(self.model, &step.hidden, index)
     }
 
     fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
@@ -376,12 +370,7 @@ impl Decoder for DeviceDecoder<'_> {
         Ok(())
     }
 
-    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().embedding_size;
-        let rows = hidden.len() / width;
-        let hidden = Tensor::from_slice(hidden, (rows, width), self.model.device())?;
-        Ok(numbers(
-            &self.model.logits(&hidden.to_dtype(self.model.dtype())?)?,
-        )?)
+    fn model(&self) -> &CausalLm {
+        self.model
     }
 }

@@ -15,6 +15,8 @@ pub enum Form {
 
 /// The variable that chooses a form.
 pub const VARIABLE: &str = "FLOWGRAPH_KERNELS";
+/// Its value for [`Form::Composed`].
+pub const COMPOSED: &str = "composed";
 
 impl Form {
     /// Returns the form that the environment asks for.
@@ -26,7 +28,7 @@ impl Form {
             None => Ok(Self::Fused),
             Some(name) => match &*name.to_string_lossy() {
                 "" | "fused" => Ok(Self::Fused),
-                "composed" => Ok(Self::Composed),
+                COMPOSED => Ok(Self::Composed),
                 other => Err(format!(
                     "{VARIABLE} is `{other}`, expected fused or composed"
                 )),
@@ -51,7 +53,7 @@ pub(in crate::ml) fn is_composed(x: &Tensor) -> bool {
 /// Refuses to run a loop of our own where the composed form was asked for: it would not run on another device.
 pub(in crate::ml) fn must_be_fused(operation: &str) -> Result<()> {
     if Form::in_use() == Form::Composed {
-        bail!("{operation} has run in its fused form, although {VARIABLE} is `composed`");
+        bail!("{operation} has run in its fused form, although {VARIABLE} is `{COMPOSED}`");
     }
     Ok(())
 }

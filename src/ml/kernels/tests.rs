@@ -129,6 +129,16 @@ fn frozen_operands_get_no_gradient() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "candle's own gradient")]
+fn the_composed_product_has_the_gradients_of_candles() {
+    assert_same(
+        &[normal("x", &[3, 5, 24]), normal("w", &[40, 24])],
+        |t| composed_linear(t[0], t[1]),
+        |t| t[0].broadcast_matmul(&t[1].t()?),
+    );
+}
+
+#[test]
 fn lora_refuses_a_trained_weight_and_a_short_mask() {
     let (x, a, b) = (
         normal("x", &[6, 24]),

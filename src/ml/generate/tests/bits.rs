@@ -106,6 +106,18 @@ fn three_steps<D: Decoder>(decoder: &D, prompts: &[&[u32]]) -> Vec<Vec<f32>> {
     out
 }
 
+/// Compares numbers but for rounding.
+#[track_caller]
+fn assert_near(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
+            "{found} is not {expected}"
+        );
+    }
+}
+
 #[test]
 fn decoding_with_memory_is_decoding_anew() {
     let model = wide_model().detached();
@@ -118,13 +130,7 @@ fn decoding_with_memory_is_decoding_anew() {
         assert!(are_same(&found, &expected));
     }
     let found = three_steps(&DeviceDecoder::new(&model), &prompts).concat();
-    assert_eq!(found.len(), expected.len());
-    for (found, expected) in found.iter().zip(&expected) {
-        assert!(
-            (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
-            "{found} is not {expected}"
-        );
-    }
+    assert_near(&found, &expected);
 }
 
 #[test]
@@ -162,13 +168,7 @@ fn a_copied_memory_goes_its_own_way() {
     let batch = TokenBatch::right_padded(&rows);
     let expected: Vec<Vec<Vec<f32>>> = model.forward(&batch).unwrap().to_vec3().unwrap();
     for (row, found) in found.iter().enumerate() {
-        let expected = &expected[row][rows[row].len() - 1];
-        for (found, expected) in found.iter().zip(expected) {
-            assert!(
-                (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
-                "row {row}: {found} is not {expected}"
-            );
-        }
+        assert_near(found, &expected[row][rows[row].len() - 1]);
     }
 }
 
@@ -183,12 +183,6 @@ fn a_slot_that_another_sequence_had_is_like_a_new_one() {
     let prompts: [&[u32]; 3] = [&[7, 7], &[8], &[9, 2, 3]];
     let found = three_steps(&decoder, &prompts).concat();
     let expected = three_steps(&Recompute::new(&model), &prompts).concat();
-    assert_eq!(found.len(), expected.len());
-    for (found, expected) in found.iter().zip(&expected) {
-        assert!(
-            (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
-            "{found} is not {expected}"
-        );
-    }
+    assert_near(&found, &expected);
     assert_eq!(decoder.slots_in_all(), 3);
 }

@@ -1,6 +1,6 @@
 //! Decoding that keeps nothing but tokens and computes each sequence anew: what the decoders are held against.
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 use super::super::decoder::Decoder;
 use super::super::options::Result;
@@ -69,11 +69,7 @@ impl Decoder for Recompute<'_> {
         Ok(())
     }
 
-    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().embedding_size;
-        let rows = hidden.len() / width;
-        let hidden = Tensor::from_slice(hidden, (rows, width), self.model.device())?;
-        let logits = self.model.logits(&hidden.to_dtype(self.model.dtype())?)?;
-        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    fn model(&self) -> &CausalLm {
+        self.model
     }
 }
