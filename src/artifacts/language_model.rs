@@ -13,14 +13,15 @@ use super::reward_program::RewardProgramError;
 use super::reward_rule::RuleError;
 use crate::ml::documents::read_configuration;
 use crate::ml::formats::hugging_face::{
-    PeftAdapter, SequenceClassifier, load_hugging_face_without, load_peft_adapter,
+    PeftAdapter, SequenceClassifier, load_hugging_face_at, load_peft_adapter,
     load_sequence_classifier, save_classifier_config, save_hugging_face, save_peft_adapter,
     save_sequence_classifier,
 };
 use crate::ml::formats::safetensors::{load_safetensors, save_safetensors, tensor_names};
 use crate::ml::formats::{Checkpoint, FormatError};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, Training};
-use crate::ml::parameters::Weights;
+use crate::ml::parameters::{Weights, device_of};
+use crate::ml::placement::Placement;
 use crate::ml::tokenizer::{CHAT_TEMPLATE, MODEL_INPUT_NAMES, Tokenizer, TokenizerError};
 
 /// The artifact kind.
@@ -133,7 +134,12 @@ pub struct LanguageModel {
 impl LanguageModel {
     /// Reads a model from a folder, with the adapter that lies beside it.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (model, score) = Self::load_adapted(folder, &[])?;
+        Self::load_at(folder, &Placement::HOST)
+    }
+
+    /// The same, with the tensors where they are wanted.
+    pub fn load_at(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let (model, score) = Self::load_adapted(folder, &[], placement)?;
         match score {
             None => Ok(model),
             Some(_) => Err(ModelError::Head {
@@ -146,8 +152,9 @@ impl LanguageModel {
     fn load_adapted(
         folder: &Path,
         ignored: &[String],
+        placement: &Placement,
     ) -> Result<(Self, Option<Tensor>), ModelError> {
-        let checkpoint = load_hugging_face_without(folder, ignored)?;
+        let checkpoint = load_hugging_face_at(folder, ignored, placement)?;
         let mut model = Self::from_checkpoint(folder, checkpoint)?;
         if !folder.join("adapter_config.json").exists() {
             return Ok((model, None));
@@ -163,15 +170,16 @@ impl LanguageModel {
     pub fn load_classifier(
         folder: &Path,
         ignored: &[String],
+        placement: &Placement,
     ) -> Result<(Self, Tensor), ModelError> {
         if folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
-            let (model, score) = Self::load_adapted(folder, ignored)?;
+            let (model, score) = Self::load_adapted(folder, ignored, placement)?;
             let score = score.ok_or_else(|| ModelError::NoHead {
                 folder: folder.to_owned(),
             })?;
             return Ok((model, score));
         }
-        let classifier = load_sequence_classifier(folder, ignored)?;
+        let classifier = load_sequence_classifier(folder, ignored, placement)?;
         let model = Self::from_checkpoint(folder, classifier.trunk)?;
         Ok((model, classifier.score))
     }
@@ -204,7 +212,7 @@ impl LanguageModel {
         if stored.score.is_none() {
             stored.config.untie(&mut self.config, &mut self.base);
         }
-        let device = candle_core::Device::Cpu;
+        let device = device_of(&self.base);
         Adapter::from_weights(&stored.config, &self.base, &stored.weights, &device)
     }
 

@@ -5,6 +5,7 @@ use super::reward_model::{REWARD_MODEL, RewardModel};
 use super::reward_program::{REWARD_PROGRAM, RewardProgram};
 use super::reward_rule::{REWARD_RULE, RewardRule};
 use crate::engine::context::Input;
+use crate::ml::placement::Placement;
 use crate::ml::trainer::ModelSize;
 
 /// The artifact kinds that give rewards.
@@ -21,8 +22,8 @@ pub enum Reward {
 }
 
 impl Reward {
-    /// Reads an artifact of one of the kinds of [`REWARDS`].
-    pub fn load(input: &Input) -> Result<Self, ModelError> {
+    /// Reads an artifact of one of the kinds of [`REWARDS`]; the tensors of a model lie where they are wanted.
+    pub fn load(input: &Input, placement: &Placement) -> Result<Self, ModelError> {
         let folder = &input.path;
         Ok(match input.kind.as_str() {
             REWARD_RULE => Self::Rule(Box::new(RewardRule::load(folder)?)),
@@ -32,7 +33,7 @@ impl Reward {
                 program.running = running.unwrap_or_default();
                 Self::Program(Box::new(program))
             }
-            _ => Self::Model(Box::new(RewardModel::load(folder)?)),
+            _ => Self::Model(Box::new(RewardModel::load_at(folder, placement)?)),
         })
     }
 

@@ -16,6 +16,7 @@ use crate::ml::formats::FormatError;
 use crate::ml::head::{HeadGradient, ScalarHead};
 use crate::ml::models::causal::{CausalLm, CausalLmError, TokenBatch};
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 
 /// The artifact kind.
 pub const REWARD_MODEL: &str = "reward_model";
@@ -77,7 +78,12 @@ pub struct RewardModel {
 impl RewardModel {
     /// Reads a reward model from a folder; the head's weights must really be there.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (model, score) = LanguageModel::load_classifier(folder, &[])?;
+        Self::load_at(folder, &Placement::HOST)
+    }
+
+    /// The same, with the tensors where they are wanted.
+    pub fn load_at(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let (model, score) = LanguageModel::load_classifier(folder, &[], placement)?;
         let weights = Weights::from([(SCORE.to_owned(), score)]);
         let head = ScalarHead::from_weights(model.config.embedding_size, &weights, false)
             .map_err(|error| FormatError::malformed(folder, error.to_string()))?;
@@ -345,7 +351,8 @@ mod tests {
             "{error}"
         );
         let again = tempfile::tempdir().unwrap();
-        let (model, score) = LanguageModel::load_classifier(adapted.path(), &[]).unwrap();
+        let (model, score) =
+            LanguageModel::load_classifier(adapted.path(), &[], &Placement::HOST).unwrap();
         model.save_copy(again.path(), Some(&score)).unwrap();
         for file in [
             "config.json",

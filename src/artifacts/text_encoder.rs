@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::excerpt::listed;
@@ -82,7 +83,14 @@ impl TextEncoder {
 
     /// Reads an encoder from a folder.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
-        let checkpoint = load_encoder(folder, &EncoderOptions::default())?;
+        Self::load_at(folder, &Device::Cpu)
+    }
+
+    /// The same, with the tensors on a device.
+    pub fn load_at(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        let mut checkpoint = load_encoder(folder, &EncoderOptions::default())?;
+        let moved = checkpoint.move_to(device);
+        moved.map_err(FormatError::tensor(folder))?;
         Ok(Self {
             tokenizer: tokenizer(&checkpoint, folder)?,
             encoder: Encoder::new(&checkpoint.config, &checkpoint.weights, |_| false)?,
@@ -119,7 +127,14 @@ pub struct TextClassifier {
 impl TextClassifier {
     /// Reads a classifier from a folder; the head's weights must really be there.
     pub fn load(folder: &Path) -> Result<Self, EncoderError> {
-        let checkpoint = load_encoder_classifier(folder, &[])?;
+        Self::load_at(folder, &Device::Cpu)
+    }
+
+    /// The same, with the tensors on a device.
+    pub fn load_at(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        let mut checkpoint = load_encoder_classifier(folder, &[])?;
+        let moved = checkpoint.move_to(device);
+        moved.map_err(FormatError::tensor(folder))?;
         let head = checkpoint.head.as_ref().ok_or_else(|| {
             FormatError::malformed(folder, "it has no classification head".to_owned())
         })?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Digest;
+use crate::engine::machine::DeviceChoice;
 use crate::engine::plan::class_here;
 use crate::engine::spec::Pipeline;
 use crate::engine::store::{Provenance, Store};
@@ -35,7 +36,10 @@ pub(super) fn table(
     let mut rows: Vec<(&str, Vec<Provenance>)> = Vec::new();
     for producer in producers {
         let instance = &pipeline.stages[producer];
-        let found = store.find_record(&fingerprint(producer)?, &class_here(instance));
+        let found = store.find_record(
+            &fingerprint(producer)?,
+            &class_here(instance, DeviceChoice::Auto),
+        );
         let record = found.ok()??;
         let name = instance.template.as_str();
         match rows.iter_mut().find(|(other, _)| *other == name) {

@@ -202,7 +202,14 @@ enum Command {
     Gc(gc::GcArgs),
     /// Run one stage; started by `run`
     #[command(hide = true)]
-    Worker,
+    Worker {
+        /// Number of an open file with the job, which is on standard input otherwise
+        #[arg(long)]
+        job: Option<i32>,
+    },
+    /// Say what this program was built for, as JSON; asked of the program for GPUs
+    #[command(hide = true)]
+    AboutCuda,
 }
 
 /// Why a command could not do its work.
@@ -326,7 +333,7 @@ pub fn main(registry: &Registry) -> ExitCode {
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
-    if !matches!(cli.command, Command::Worker) {
+    if !matches!(cli.command, Command::Worker { .. }) {
         show_panics_without_control_characters();
     }
     let output = Output {
@@ -343,7 +350,8 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Kinds(_)
             | Command::Schema
             | Command::Completions(_)
-            | Command::Worker
+            | Command::Worker { .. }
+            | Command::AboutCuda
     );
     // An empty variable is none.
     let folder = match cli.global.store.filter(|named| !named.is_empty()) {
@@ -359,7 +367,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     if !output.quiet && !output.json {
         store = store.tells_of_large_files(move |path, bytes| output.reading(path, bytes));
     }
-    if !matches!(cli.command, Command::Worker) {
+    if !matches!(cli.command, Command::Worker { .. }) {
         if let Err(wrong) = Path::of_environment() {
             output.error(&wrong.message, Some(&wrong.hint));
             return ExitCode::from(exit_code::USAGE);
@@ -432,9 +440,13 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Verify(args) => verify::run(&args, &store, &output),
         Command::ExportProvenance(args) => export_provenance::run(&args, registry, &store, &output),
         Command::Gc(args) => gc::run(&args, registry, &store, &output),
-        Command::Worker => {
+        Command::Worker { job } => {
             prepare();
-            Ok(worker::main(registry))
+            Ok(worker::main(registry, job))
+        }
+        Command::AboutCuda => {
+            output.json(&worker::About::this());
+            Ok(exit_code::OK)
         }
     };
     let code = result.unwrap_or_else(|failure| told(failure, &output));

@@ -84,6 +84,10 @@ pub(super) fn run(
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
     }
     let wanted = wanted(args, &pipeline)?;
+    let capacity = Capacity {
+        tokens: tokens(&args.tokens)?,
+        ..capacity(args.jobs, &args.device)?
+    };
     let options = RunOptions {
         plan: PlanOptions {
             paranoid: args.paranoid,
@@ -91,12 +95,10 @@ pub(super) fn run(
             rerun: forced(args, &pipeline)?,
             exact_numerics: args.numerics == "exact",
             refresh: args.refresh,
+            device: capacity.device,
         },
         wanted: wanted.clone(),
-        capacity: Capacity {
-            tokens: tokens(&args.tokens)?,
-            ..capacity(args.jobs, &args.device)?
-        },
+        capacity,
         fail_fast: args.fail_fast,
         interrupts: count_interrupts()?,
         program: std::env::current_exe()?,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::artifact::Digest;
+use super::machine::Gpu;
 use super::stage_error::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
@@ -138,6 +139,10 @@ pub struct RunContext {
     pub(super) source_cache: PathBuf,
     pub(super) base_folder: PathBuf,
     pub(super) threads: usize,
+    /// The GPU that the stage was given for its tensors.
+    pub(super) gpu: Option<Gpu>,
+    /// Whether they lie there.
+    pub(super) computes_on_gpu: bool,
     pub(super) cancelled: Arc<AtomicBool>,
     /// Whether the stage ever looked at it.
     pub(super) heeds: Arc<AtomicBool>,
@@ -149,6 +154,12 @@ pub struct RunContext {
 }
 
 impl RunContext {
+    /// Returns whether the stage was given a GPU for its tensors, which its record then says that they lie on.
+    pub fn takes_gpu(&mut self) -> bool {
+        self.computes_on_gpu = self.gpu.is_some();
+        self.computes_on_gpu
+    }
+
     /// Returns the artifact of a port that takes exactly one.
     pub fn input(&self, port: &str) -> Result<&Input, StageError> {
         self.optional_input(port)
@@ -399,6 +410,8 @@ pub(crate) mod tests {
             source_cache: folder.join("sources"),
             base_folder: folder.to_owned(),
             threads: 1,
+            gpu: None,
+            computes_on_gpu: false,
             cancelled: Arc::clone(&cancelled),
             heeds: Arc::default(),
             reporter: Box::new(Listener {

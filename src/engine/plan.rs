@@ -15,9 +15,9 @@ use super::code;
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
 use super::instance::Instance;
-use super::machine::{numerics_class, visible_gpus};
+use super::machine::{DeviceChoice, Place, first_gpu, numerics_class, visible_gpus};
 use super::spec::Pipeline;
-use super::stage::{Estimate, SourceParam, StageError};
+use super::stage::{Estimate, GpuUse, SourceParam, StageError};
 use super::store::{Record, Store};
 use crate::sources::Source;
 
@@ -99,6 +99,8 @@ pub struct PlanOptions {
     pub exact_numerics: bool,
     /// Whether unpinned sources are looked at again.
     pub refresh: bool,
+    /// Where stages are asked to compute.
+    pub device: DeviceChoice,
 }
 
 /// Outputs that are known so far, by position of their stage.
@@ -239,7 +241,7 @@ impl<'a> Planner<'a> {
         // One that is asked to run again begins at the beginning.
         if !self.is_forced(stage)
             && let Some(training) = instance.stage.continuation()
-            && let Some(key) = manifest.continuation_key(&class_here(instance))
+            && let Some(key) = manifest.continuation_key(&class_here(instance, self.options.device))
             && let Some((steps, _)) = self.store.find_state(&key, &training)
         {
             plan.notes.push(format!("continues from step {steps}"));
@@ -293,7 +295,7 @@ impl<'a> Planner<'a> {
                 "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
             )
         };
-        let here = class_here(instance);
+        let here = class_here(instance, self.options.device);
         let mut record = match self.store.find_record_head(fingerprint, &here) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Found::Nothing),
@@ -413,13 +415,14 @@ pub struct PlanError {
 }
 
 /// The numerics class that the stage would compute in on this machine.
-pub fn class_here(instance: &Instance) -> String {
-    let wants = instance.resources.gpus > 0 && instance.stage.uses_gpus();
-    numerics_class(if wants && !visible_gpus().is_empty() {
-        "cuda:0"
-    } else {
-        "cpu"
-    })
+pub fn class_here(instance: &Instance, device: DeviceChoice) -> String {
+    let wants = device.gpus(instance.stage.gpu_use(), instance.resources.gpus) > 0;
+    let place = match instance.stage.gpu_use() {
+        GpuUse::Program if wants && !visible_gpus().is_empty() => Place::Program,
+        GpuUse::Tensors if wants => first_gpu().cloned().map_or(Place::Processor, Place::Gpu),
+        _ => Place::Processor,
+    };
+    numerics_class(&place)
 }
 
 /// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed

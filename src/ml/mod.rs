@@ -12,6 +12,7 @@ pub mod models;
 pub mod objectives;
 pub mod optimizer;
 pub mod parameters;
+pub mod placement;
 pub mod replay_buffer;
 pub mod schedule;
 pub mod tokenizer;

@@ -72,6 +72,12 @@ enum Entry {
     Trainable(Var),
 }
 
+/// Returns where weights lie.
+pub fn device_of(weights: &Weights) -> Device {
+    let first = weights.values().next();
+    first.map_or(Device::Cpu, |tensor| tensor.device().clone())
+}
+
 impl Parameters {
     /// Takes `weights`; those whose name `trainable` accepts are copied into variables, the others share
     /// their memory with `weights`.

@@ -11,6 +11,7 @@ pub mod train;
 mod defaults;
 mod expected_size;
 mod passes;
+mod placement;
 mod ranges;
 mod rewards;
 mod tokenized;

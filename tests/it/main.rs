@@ -25,6 +25,7 @@ mod faults;
 mod golden;
 mod golden_flowhf;
 mod golden_outputs;
+mod gpus;
 mod history;
 mod import;
 mod init;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::engine::machine::DeviceChoice;
-use crate::engine::stage::Resources;
+use crate::engine::stage::{GpuUse, Resources};
 
 /// What a run may use of the machine.
 #[derive(Debug, Clone)]
@@ -46,12 +46,12 @@ impl Pool {
 
     /// Gives a stage what it asks for, or nothing if that is not free now.
     ///
-    /// A stage that asks for more than the machine has runs alone, with all there is; GPUs are for kinds that use
-    /// them.
-    pub(super) fn take(&mut self, request: &Resources, uses_gpus: bool) -> Option<Grant> {
+    /// A stage that asks for more than the machine has runs alone, with all there is.
+    pub(super) fn take(&mut self, request: &Resources, gpu_use: GpuUse) -> Option<Grant> {
         let cpus = request.cpus.min(self.total.cpus);
         let memory = request.memory.min(self.total.memory);
-        let gpus = if uses_gpus { request.gpus } else { 0 }.min(self.total.gpus.len());
+        let gpus = self.total.device.gpus(gpu_use, request.gpus);
+        let gpus = gpus.min(self.total.gpus.len());
         let free = &mut self.free;
         let of = |tokens: &BTreeMap<String, usize>, name: &String| {
             tokens.get(name).copied().unwrap_or(1)
@@ -119,23 +119,60 @@ mod tests {
             gpus: vec!["0".to_owned(), "3".to_owned()],
             tokens: BTreeMap::new(),
         });
-        let first = pool.take(&resources(2, 60, 1), true).unwrap();
+        let first = pool.take(&resources(2, 60, 1), GpuUse::Program).unwrap();
         assert_eq!(first.gpus, ["0"]);
         assert!(
-            pool.take(&resources(1, 60, 0), true).is_none(),
+            pool.take(&resources(1, 60, 0), GpuUse::Program).is_none(),
             "memory is taken"
         );
         assert!(
-            pool.take(&resources(3, 0, 0), true).is_none(),
+            pool.take(&resources(3, 0, 0), GpuUse::Program).is_none(),
             "cores are taken"
         );
-        assert_eq!(pool.take(&resources(1, 10, 1), true).unwrap().gpus, ["3"]);
+        assert_eq!(
+            pool.take(&resources(1, 10, 1), GpuUse::Program)
+                .unwrap()
+                .gpus,
+            ["3"]
+        );
         assert!(
-            pool.take(&resources(1, 0, 1), true).is_none(),
+            pool.take(&resources(1, 0, 1), GpuUse::Program).is_none(),
             "GPUs are taken"
         );
         pool.give_back(&first);
-        assert_eq!(pool.take(&resources(1, 60, 1), true).unwrap().gpus, ["0"]);
+        assert_eq!(
+            pool.take(&resources(1, 60, 1), GpuUse::Program)
+                .unwrap()
+                .gpus,
+            ["0"]
+        );
+    }
+
+    #[test]
+    fn tensors_lie_on_one_gpu_and_nothing_else_gets_any() {
+        let pool = |device| {
+            Pool::new(&Capacity {
+                jobs: 8,
+                cpus: 8,
+                memory: 0,
+                device,
+                gpus: vec!["0".to_owned(), "1".to_owned()],
+                tokens: BTreeMap::new(),
+            })
+        };
+        let given = |device, gpu_use, asked| {
+            let grant = pool(device).take(&resources(1, 0, asked), gpu_use);
+            grant.unwrap().gpus.len()
+        };
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for (device, of_tensors, of_two_for_tensors, of_two_for_a_program) in
+            [(Auto, 0, 1, 2), (Cuda, 1, 1, 2), (Cpu, 0, 0, 0)]
+        {
+            assert_eq!(given(device, GpuUse::Tensors, 0), of_tensors);
+            assert_eq!(given(device, GpuUse::Tensors, 2), of_two_for_tensors);
+            assert_eq!(given(device, GpuUse::Program, 2), of_two_for_a_program);
+            assert_eq!(given(device, GpuUse::None, 2), 0);
+        }
     }
 
     #[test]
@@ -159,21 +196,25 @@ mod tests {
             ..Resources::default()
         };
         let first = pool
-            .take(&with(&[("judge", 1), ("license", 1)]), true)
+            .take(&with(&[("judge", 1), ("license", 1)]), GpuUse::Program)
             .unwrap();
         assert!(
-            pool.take(&with(&[("license", 1)]), true).is_none(),
+            pool.take(&with(&[("license", 1)]), GpuUse::Program)
+                .is_none(),
             "of an unnamed one there is one"
         );
         assert!(
-            pool.take(&with(&[("judge", 2)]), true).is_none(),
+            pool.take(&with(&[("judge", 2)]), GpuUse::Program).is_none(),
             "one of two is taken"
         );
-        assert!(pool.take(&with(&[("judge", 1)]), true).is_some());
-        assert!(pool.take(&with(&[]), true).is_some());
+        assert!(pool.take(&with(&[("judge", 1)]), GpuUse::Program).is_some());
+        assert!(pool.take(&with(&[]), GpuUse::Program).is_some());
         pool.give_back(&first);
         // More than there is: all there is.
-        assert!(pool.take(&with(&[("license", 5)]), true).is_some());
+        assert!(
+            pool.take(&with(&[("license", 5)]), GpuUse::Program)
+                .is_some()
+        );
     }
 
     #[test]
@@ -186,7 +227,9 @@ mod tests {
             gpus: Vec::new(),
             tokens: BTreeMap::new(),
         });
-        let all = pool.take(&resources(64, 1 << 40, 8), true).unwrap();
+        let all = pool
+            .take(&resources(64, 1 << 40, 8), GpuUse::Program)
+            .unwrap();
         assert_eq!((all.cpus, all.gpus.len()), (2, 0));
     }
 }

@@ -22,8 +22,8 @@ impl Execution<'_> {
             let grant = if waits {
                 None
             } else {
-                let uses_gpus = instance.stage.uses_gpus();
-                self.pool.take(&instance.resources, uses_gpus)
+                let gpu_use = instance.stage.gpu_use();
+                self.pool.take(&instance.resources, gpu_use)
             };
             let Some(grant) = grant else {
                 kept.push_back(stage);

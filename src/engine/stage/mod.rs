@@ -50,7 +50,7 @@ pub struct Resources {
     pub cpus: usize,
     /// Bytes of memory; 0 if unstated.
     pub memory: u64,
-    /// GPUs; given to kinds that can use them ([`Kind::uses_gpus`]), as far as the machine has any.
+    /// GPUs; given to kinds that can use them ([`Kind::gpu_use`]), as far as the machine has any.
     pub gpus: usize,
     /// Of each token by name, how many: of a licence, or of a service that bears so many clients.
     pub tokens: BTreeMap<String, usize>,
@@ -65,6 +65,17 @@ impl Default for Resources {
             tokens: BTreeMap::new(),
         }
     }
+}
+
+/// What a stage does with GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuUse {
+    /// Nothing: it has no tensors, or too few of them to be worth the way.
+    None,
+    /// A program that it starts may compute on those that it was given.
+    Program,
+    /// Its tensors lie on one.
+    Tensors,
 }
 
 /// What a stage will cost, as far as its params tell.
@@ -150,10 +161,9 @@ pub trait Kind: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     fn resources(&self) -> Resources {
         Resources::default()
     }
-    /// Whether the stage can compute on the GPUs that `resources` asks for. Where it cannot, it gets none, and
-    /// `--device cuda` is refused.
-    fn uses_gpus(&self) -> bool {
-        false
+    /// Says what the stage does with the GPUs that `resources` or `--device cuda` asks for.
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::None
     }
     /// Estimates the cost from the params alone.
     fn estimate(&self) -> Estimate {
@@ -193,8 +203,8 @@ pub trait Stage: Send + Sync {
     fn handed_on(&self) -> Json;
     /// See [`Kind::resources`].
     fn resources(&self) -> Resources;
-    /// See [`Kind::uses_gpus`].
-    fn uses_gpus(&self) -> bool;
+    /// See [`Kind::gpu_use`].
+    fn gpu_use(&self) -> GpuUse;
     /// See [`Kind::estimate`].
     fn estimate(&self) -> Estimate;
     /// See [`Kind::continuation`].
@@ -253,8 +263,8 @@ impl<K: Kind> Stage for K {
         Kind::resources(self)
     }
 
-    fn uses_gpus(&self) -> bool {
-        Kind::uses_gpus(self)
+    fn gpu_use(&self) -> GpuUse {
+        Kind::gpu_use(self)
     }
 
     fn estimate(&self) -> Estimate {

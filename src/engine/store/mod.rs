@@ -36,7 +36,7 @@ pub use lock::{Lock, LockState};
 pub(super) use object::digest_file;
 pub use object::{Damage, ObjectStat, ObjectStats};
 pub use publish::publish;
-pub use record::{Computed, Provenance, Record, RecordError, RecordHead};
+pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead};
 
 use super::artifact::Digest;
 

@@ -11,7 +11,7 @@ use super::object::{Damage, ObjectStats};
 use super::publish::publish;
 use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
-use crate::engine::machine::may_stand_in;
+use crate::engine::machine::{Gpu, may_stand_in};
 
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,8 +77,11 @@ pub struct Provenance {
     pub flowgraph: String,
     /// The machine's name.
     pub host: String,
-    /// `cpu`, or `cuda:N` for a command that was given GPUs (as it sees them).
+    /// `cpu`, or `cuda:0`, as the process saw it: for a command that it was given GPUs, else that tensors lay there.
     pub device: String,
+    /// The GPU that tensors lay on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuUsed>,
     /// Which kernels computed it: records of one class with one fingerprint have equal bytes.
     pub numerics: String,
     /// Threads used.
@@ -91,6 +94,17 @@ pub struct Provenance {
     pub cpu_seconds: f64,
     /// Peak resident memory of the worker or its largest command.
     pub peak_memory_bytes: u64,
+}
+
+/// A GPU that a stage computed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuUsed {
+    /// What it is.
+    #[serde(flatten)]
+    pub gpu: Gpu,
+    /// The most bytes that the tensors of the stage took at once, if the driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// Why a record could not be read.

@@ -4,6 +4,7 @@
 //! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
 
 mod events;
+mod hand_over;
 mod held;
 mod inputs;
 mod job;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use hand_over::{ABOUT, About, IS_FOR_GPUS, JOB_OPTION, PROGRAM};
 pub use job::{Job, JobInput, Task};
 
 use super::artifact::Digest;
@@ -26,27 +28,31 @@ use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
-use super::machine::{DeviceChoice, host_name, may_stand_in, numerics_class, usage};
+use super::machine::{DeviceChoice, Driver, Place, host_name, may_stand_in, numerics_class, usage};
 use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::adopt_orphans;
-use super::stage::{Continuation, Registry, Stage, StageError, find_kind};
-use super::store::{Lock, LockState, Provenance, Record, Store};
+use super::stage::{Continuation, GpuUse, Registry, Stage, StageError, find_kind};
+use super::store::{GpuUsed, Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
 use inputs::{HeldSources, input_names, paths_of, source_names};
 use try_folder::{TryFolder, sweep_dead_tries};
 use unheeding::Watch;
 use words::in_words;
 
-/// Runs the job on standard input; returns the process's exit code.
-pub fn main(registry: &Registry) -> u8 {
+/// Runs the job on standard input, or that in an open file of this number; returns the process's exit code.
+pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
     let command_group = Arc::new(AtomicI32::new(0));
-    let mut line = String::new();
-    let job = std::io::stdin()
-        .lock()
-        .read_line(&mut line)
+    let line = match told {
+        Some(number) => hand_over::read_told(number),
+        None => {
+            let mut line = String::new();
+            std::io::stdin().lock().read_line(&mut line).map(|_| line)
+        }
+    };
+    let job = line
         .map_err(|error| error.to_string())
-        .and_then(|_| serde_json::from_str::<Job>(&line).map_err(|error| error.to_string()));
+        .and_then(|line| serde_json::from_str::<Job>(&line).map_err(|error| error.to_string()));
     let events = Events(
         Arc::new(Mutex::new(std::io::stdout())),
         Arc::clone(&command_group),
@@ -60,6 +66,14 @@ pub fn main(registry: &Registry) -> u8 {
             });
             return 2;
         }
+    };
+    let (job, place) = match placed(registry, job, &events) {
+        Ok(placed) => placed,
+        Err(StageError::Failed { message, hint }) => {
+            events.send(&WorkerEvent::Failed { message, hint });
+            return 1;
+        }
+        Err(StageError::Interrupted) => return 130,
     };
     if let Err(error) = end_with_parent(Arc::clone(&command_group)) {
         let StageError::Failed { message, hint } = limits::explain("cannot start a thread", &error)
@@ -85,6 +99,7 @@ pub fn main(registry: &Registry) -> u8 {
             inputs_from: Store::new(job.inputs_from.as_ref().unwrap_or(&job.store))
                 .stopped_by(Arc::clone(&cancelled)),
             job: &job,
+            place: &place,
             events: &events,
             cancelled: Arc::clone(&cancelled),
         }
@@ -128,6 +143,40 @@ pub fn main(registry: &Registry) -> u8 {
     code
 }
 
+/// Says where a job computes, and hands it over to the program for GPUs if that is another.
+///
+/// Where GPUs were asked for and cannot be had, it computes on the processor if it may, and says why.
+fn placed(registry: &Registry, mut job: Job, events: &Events) -> Result<(Job, Place), StageError> {
+    let kind = find_kind(registry, &job.kind);
+    let stage = kind.and_then(|kind| params::read(kind, &job.params).ok());
+    // What is wrong with a kind or its params is told where they are read for good.
+    let gpu_use = stage.map_or(GpuUse::None, |stage| stage.gpu_use());
+    if job.gpus.is_empty() || matches!(job.task, Task::Fetch) {
+        return Ok((job, Place::Processor));
+    }
+    let refused = match gpu_use {
+        GpuUse::None => return Ok((job, Place::Processor)),
+        GpuUse::Program => return Ok((job, Place::Program)),
+        GpuUse::Tensors if IS_FOR_GPUS => match hand_over::usable_gpu(&About::this()) {
+            Ok(gpu) => return Ok((job, Place::Gpu(gpu))),
+            Err(error) => error,
+        },
+        GpuUse::Tensors => hand_over::hand_over(&job),
+    };
+    match refused {
+        StageError::Failed { message, .. } if job.device == DeviceChoice::Auto => {
+            events.send(&WorkerEvent::Note {
+                importance: Importance::Warning,
+                text: format!("computes on the processor: {message}"),
+            });
+            job.gpus.clear();
+            job.gpus_asked_for = 0;
+            Ok((job, Place::Processor))
+        }
+        refused => Err(refused),
+    }
+}
+
 /// The signals that ask a stage to stop. A hangup that was ignored when the program was started (`nohup`) stays so.
 pub fn stop_signals() -> Vec<i32> {
     let mut signals = vec![signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
@@ -147,6 +196,16 @@ fn ignores(signal: i32) -> bool {
     ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
+/// Describes the GPU of a place, and what the tensors of this process took of it.
+fn gpu_used(place: &Place) -> Option<GpuUsed> {
+    let Place::Gpu(gpu) = place else { return None };
+    let peak = Driver::start().and_then(|driver| driver.peak_memory(0));
+    Some(GpuUsed {
+        gpu: gpu.clone(),
+        peak_memory_bytes: peak.ok(),
+    })
+}
+
 enum Failure {
     Stage(StageError),
     Damaged { artifact: Digest, message: String },
@@ -162,6 +221,7 @@ struct Worker<'a> {
     store: Store,
     inputs_from: Store,
     job: &'a Job,
+    place: &'a Place,
     events: &'a Events,
     cancelled: Arc<AtomicBool>,
 }
@@ -197,7 +257,7 @@ impl Worker<'_> {
         exact: bool,
     ) -> Result<WorkerEvent, Failure> {
         let begun = Instant::now();
-        let class = numerics_class(self.device_given());
+        let class = numerics_class(self.place);
         let _in_use = self.wait_for(|| self.store.try_share())?;
         let _lock = self.lock(fingerprint)?;
         // Records count only after the lock: another process may have finished while we waited.
@@ -218,7 +278,7 @@ impl Worker<'_> {
             });
         }
         self.events.send(&WorkerEvent::Started);
-        let device = self.device(stage)?;
+        self.tell_of_missing_gpus(stage);
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let scratch = self.store.scratch_path(fingerprint);
         sweep_dead_tries(&scratch)?;
@@ -253,6 +313,11 @@ impl Worker<'_> {
             source_cache: self.store.sources_path(),
             base_folder: self.job.base_folder.clone(),
             threads: self.job.threads,
+            gpu: match self.place {
+                Place::Gpu(gpu) => Some(gpu.clone()),
+                Place::Processor | Place::Program => None,
+            },
+            computes_on_gpu: false,
             cancelled: Arc::clone(&self.cancelled),
             heeds: Arc::default(),
             reporter: Box::new(self.events.clone()),
@@ -278,6 +343,11 @@ impl Worker<'_> {
             self.store
                 .commit_outputs(try_folder.path(), &stage.outputs(), &self.inputs_from)?;
         let (usage, seconds) = (usage(), clock.elapsed().as_secs_f64());
+        let place = match self.place {
+            // It had no tensors after all.
+            Place::Gpu(_) if !ctx.computes_on_gpu => &Place::Processor,
+            place => place,
+        };
         let mut record = Record {
             beside,
             fingerprint: *fingerprint,
@@ -288,8 +358,9 @@ impl Worker<'_> {
                 pipeline: self.job.pipeline.clone(),
                 flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
                 host: host_name(),
-                device: device.to_owned(),
-                numerics: class,
+                device: place.device().to_owned(),
+                gpu: gpu_used(place),
+                numerics: numerics_class(place),
                 threads: self.job.threads,
                 started: started.to_string(),
                 seconds,
@@ -340,43 +411,23 @@ impl Worker<'_> {
         received.collect()
     }
 
-    /// Says where the stage computes, or refuses if that is not where it was asked to.
-    ///
-    /// No kind puts a tensor elsewhere than on the processor; what the program of a command does with the GPUs that
-    /// it sees cannot be known, so that they count as used.
-    fn device(&self, stage: &dyn Stage) -> Result<&'static str, StageError> {
+    /// Says so where a stage has fewer GPUs than it asks for.
+    fn tell_of_missing_gpus(&self, stage: &dyn Stage) {
         let (kind, asked, given) = (&self.job.kind, self.job.gpus_asked_for, self.job.gpus.len());
-        if self.job.device == DeviceChoice::Cuda && !stage.uses_gpus() {
-            return Err(StageError::new(format!(
-                "`--device cuda`: `{kind}` computes on the processor alone"
-            ))
-            .hint("`--device auto` or `--device cpu` computes it there; only a `command` can use a GPU so far"));
-        }
-        if given < asked {
-            let why = if !stage.uses_gpus() {
-                format!("`{kind}` computes on the processor alone")
-            } else if self.job.device == DeviceChoice::Cpu {
-                format!("`--device cpu` gives it {given}")
-            } else {
-                format!("this machine shows {given}")
-            };
-            self.events.send(&WorkerEvent::Note {
-                importance: Importance::Usual,
-                text: format!(
-                    "asks for {asked} GPU{}; {why}",
-                    if asked == 1 { "" } else { "s" }
-                ),
-            });
-        }
-        Ok(self.device_given())
-    }
-
-    fn device_given(&self) -> &'static str {
-        if self.job.gpus.is_empty() {
-            "cpu"
-        } else {
-            "cuda:0"
-        }
+        let why = match stage.gpu_use() {
+            _ if given >= asked => return,
+            GpuUse::None => format!("`{kind}` has nothing to compute there"),
+            GpuUse::Tensors if given > 0 => format!("`{kind}` computes on one"),
+            _ if self.job.device == DeviceChoice::Cpu => format!("`--device cpu` gives it {given}"),
+            _ => format!("this machine shows {given}"),
+        };
+        self.events.send(&WorkerEvent::Note {
+            importance: Importance::Usual,
+            text: format!(
+                "asks for {asked} GPU{}; {why}",
+                if asked == 1 { "" } else { "s" }
+            ),
+        });
     }
 
     /// Reads the records of a fingerprint whose objects are intact: that of a numerics class, and that of another.

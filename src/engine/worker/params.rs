@@ -78,7 +78,7 @@ mod tests {
     use super::super::{Failure, Job, Task, Worker};
     use crate::engine::context::RunContext;
     use crate::engine::fingerprint::{MANIFEST_FORMAT, Manifest};
-    use crate::engine::machine::DeviceChoice;
+    use crate::engine::machine::{DeviceChoice, Place};
     use crate::engine::stage::{Kind, Output, Port, StageError, StageKind};
     use crate::engine::store::Store;
 
@@ -149,6 +149,7 @@ mod tests {
             inputs_from: store.clone(),
             store,
             job: &job,
+            place: &Place::Processor,
             events: &events,
             cancelled: Arc::default(),
         };

@@ -17,6 +17,7 @@ use super::bytes::map_file;
 use super::tensors::TensorSource;
 use crate::ml::documents::read_configuration;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 
 /// Elements decoded by one task.
 const CHUNK: usize = 1 << 16;
@@ -222,7 +223,13 @@ pub fn load_safetensors(path: &Path) -> Result<Weights, FormatError> {
         .iter()
         .map(|(name, entry)| (name.clone(), entry.shape.clone()))
         .collect();
-    super::tensors::read_exactly(&files, all.into_iter(), |_| false, |_, _| Ok(()))
+    super::tensors::read_exactly(
+        &files,
+        all.into_iter(),
+        &Placement::HOST,
+        |_| false,
+        |_, _| Ok(()),
+    )
 }
 
 /// A tensor in the header of a file.
@@ -349,7 +356,9 @@ mod tests {
         save_safetensors(&path, &[("x".repeat(1 << 20), one)].into()).unwrap();
         let files = SafetensorsFiles::open(&path).unwrap();
         let nothing = std::iter::empty();
-        let error = super::super::tensors::load_exactly(&files, nothing, |_| false).unwrap_err();
+        let error =
+            super::super::tensors::load_exactly(&files, nothing, &Placement::HOST, |_| false)
+                .unwrap_err();
         let message = error.to_string();
         assert!(
             message.contains("unexpected tensor `xxx") && message.len() < 1500,

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::FormatError;
 use super::error::shortened;
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 
 /// An opened file, or folder of shards, whose tensors can be read one by one.
 pub(super) trait TensorSource: Sync {
@@ -37,6 +37,7 @@ pub(super) trait TensorSource: Sync {
 pub(super) fn load_model(
     source: &impl TensorSource,
     architecture: &Architecture,
+    placement: &Placement,
     ignored: impl Fn(&str) -> bool,
 ) -> Result<Weights, FormatError> {
     let expected = architecture.slots().map(|slot| {
@@ -46,7 +47,7 @@ pub(super) fn load_model(
         }
         (slot.name, shape)
     });
-    let mut weights = load_exactly(source, expected, ignored)?;
+    let mut weights = load_exactly(source, expected, placement, ignored)?;
     turn(&mut weights, architecture).map_err(FormatError::tensor(source.path()))?;
     Ok(weights)
 }
@@ -68,9 +69,10 @@ pub(super) fn turn(weights: &mut Weights, architecture: &Architecture) -> candle
 pub(super) fn load_exactly(
     source: &impl TensorSource,
     expected: impl Iterator<Item = (String, Vec<usize>)>,
+    placement: &Placement,
     ignored: impl Fn(&str) -> bool,
 ) -> Result<Weights, FormatError> {
-    read_exactly(source, expected, ignored, |name, values| {
+    read_exactly(source, expected, placement, ignored, |name, values| {
         let place = values.iter().position(|value| !value.is_finite());
         place.map_or(Ok(()), |place| {
             Err(FormatError::malformed(
@@ -90,6 +92,7 @@ pub(super) fn load_exactly(
 pub(super) fn read_exactly(
     source: &impl TensorSource,
     expected: impl Iterator<Item = (String, Vec<usize>)>,
+    placement: &Placement,
     ignored: impl Fn(&str) -> bool,
     check: impl Fn(&str, &[f32]) -> Result<(), FormatError> + Sync,
 ) -> Result<Weights, FormatError> {
@@ -134,9 +137,8 @@ pub(super) fn read_exactly(
         .map(|(name, stored_name, shape)| {
             let values = source.read(&stored_name)?;
             check(&name, &values)?;
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
-                .map_err(FormatError::tensor(source.path()))?;
-            Ok((name, tensor))
+            let tensor = placement.weight(values, &shape);
+            Ok((name, tensor.map_err(FormatError::tensor(source.path()))?))
         })
         .collect()
 }

@@ -1,252 +1,82 @@
-//! Forward passes one token at a time over stored keys and values.
+//! What generation asks of a model, wherever that lies.
 
-use candle_core::{DType, Tensor};
-use rayon::prelude::*;
+use std::collections::BTreeSet;
 
-use super::options::Result;
-use crate::ml::kernels::attend::{Store, View, attend};
-use crate::ml::kernels::attention::first_seen;
-use crate::ml::kernels::host::elements;
-use crate::ml::models::causal::architecture::LayerOptions;
-use crate::ml::models::causal::{CausalLm, TokenBatch};
+use super::distribution::Choice;
+use super::options::{Contrastive, Result, Strategy};
 
-/// Multiplications below which attention runs on the calling thread.
-const PARALLEL_PRODUCTS: usize = 1 << 17;
-
-/// What generation asks of a model.
+/// Decodes over what it remembers of sequences.
 pub(super) trait Decoder: Sync {
     /// What is remembered of a sequence.
     type Memory: Clone + Send + Sync;
     /// What a step adds to the memories of its sequences, should its tokens be taken.
     type Step: Sync;
+    /// The hidden state of one place.
+    type State: Clone + Send + Sync;
+    /// The hidden states of all places of a sequence, at unit length.
+    type Context: Clone + Send + Sync;
 
-    /// Reads prompts: memory, and the hidden states of all places (tokens x hidden size).
-    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Self::Memory, Vec<f32>)>>;
+    /// Reads prompts; contrastive search `looks_back` at their hidden states.
+    fn read(&self, prompts: &[&[u32]], looks_back: bool) -> Result<Vec<Read<Self>>>;
 
     /// Tries one token after each memory.
     fn step(&self, tokens: &[(&Self::Memory, u32)]) -> Result<Self::Step>;
 
     /// Returns the hidden state of the token at `index` of a step.
-    fn hidden(&self, step: &Self::Step, index: usize) -> Vec<f32>;
+    fn state(&self, step: &Self::Step, index: usize) -> Result<Self::State>;
 
     /// Adds tokens, by their indices in a step, to the memories that they were tried on.
     fn take(&self, taken: Vec<(&mut Self::Memory, usize)>, step: &Self::Step) -> Result<()>;
 
-    /// Returns the model.
-    fn model(&self) -> &CausalLm;
+    /// Chooses the next token of each row by its logits.
+    fn choose(&self, rows: &[Asking<'_, Self>], how: &Choosing<'_>) -> Result<Vec<Choice>>;
 
-    /// Returns the logits (rows x vocabulary) of hidden states (rows x hidden size).
-    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let model = self.model();
-        let width = model.config().embedding_size;
-        let rows = hidden.len() / width;
-        let hidden = Tensor::from_slice(hidden, (rows, width), model.device())?;
-        Ok(numbers(&model.logits(&hidden.to_dtype(model.dtype())?)?)?)
-    }
-}
-
-/// Decodes `f32` models on the CPU. A sequence's numbers depend on no other sequence.
-pub(super) struct HostDecoder<'a> {
-    model: &'a CausalLm,
-}
-
-/// Keys and values of one sequence.
-#[derive(Clone)]
-pub(super) struct Memory {
-    layers: Vec<Store>,
-    positions: usize,
-}
-
-/// Hidden states after a step (tokens x hidden size), and each layer's new keys (rotated) and values.
-pub(super) struct Step {
-    hidden: Vec<f32>,
-    layers: Vec<Layer>,
-}
-
-/// One layer's new keys and values: (tokens, kv heads x head size).
-#[derive(Default)]
-struct Layer {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl<'a> HostDecoder<'a> {
-    pub(super) fn new(model: &'a CausalLm) -> Self {
-        Self { model }
-    }
-
-    fn kv_width(&self) -> usize {
-        self.model.config().kv_width()
-    }
-
-    /// Rotates a layer's query or key, if it does.
-    fn rotate(&self, layer: usize, heads: &mut [f32], position: usize) {
-        if let Some(rope) = self.model.rope(layer) {
-            for head in heads.chunks_exact_mut(self.model.config().head_size) {
-                rope.rotate(head, position);
-            }
-        }
-    }
-
-    /// Attends from each token to its memory and to itself: (tokens, heads x head size). Returns the tokens' rotated
-    /// keys and their values as well.
-    fn attend(
+    /// Tries the candidates of each row, and chooses by the hidden states that they lead to. Returns each choice with its
+    /// index in the step.
+    fn search(
         &self,
-        tokens: &[(&Memory, u32)],
-        layer: usize,
-        [queries, keys, values]: [&[f32]; 3],
-    ) -> (Vec<f32>, Layer) {
-        let size = self.model.config().head_size;
-        let LayerOptions { window, scale, .. } = self.model.options(layer);
-        let (width, kv_width) = (queries.len() / tokens.len(), self.kv_width());
-        let mut new = Layer {
-            keys: keys.to_vec(),
-            values: values.to_vec(),
-        };
-        let mut out = vec![0f32; queries.len()];
-        let one = |(index, (out, key)): (usize, (&mut [f32], &mut [f32]))| {
-            let memory = tokens[index].0;
-            let mut query = queries[index * width..][..width].to_vec();
-            self.rotate(layer, &mut query, memory.positions);
-            self.rotate(layer, key, memory.positions);
-            let view = View {
-                size,
-                scale,
-                first: first_seen(memory.positions, window),
-            };
-            let value = &values[index * kv_width..][..kv_width];
-            attend(out, &query, &memory.layers[layer], key, value, view);
-        };
-        let positions: usize = tokens.iter().map(|(memory, _)| memory.positions + 1).sum();
-        if positions * width < PARALLEL_PRODUCTS {
-            let keys = new.keys.chunks_exact_mut(kv_width);
-            out.chunks_exact_mut(width)
-                .zip(keys)
-                .enumerate()
-                .for_each(one);
-        } else {
-            let keys = new.keys.par_chunks_exact_mut(kv_width);
-            out.par_chunks_exact_mut(width)
-                .zip(keys)
-                .enumerate()
-                .for_each(one);
+        rows: &[Asking<'_, Self>],
+        search: &Contrastive,
+        how: &Choosing<'_>,
+    ) -> Result<(Vec<(Choice, usize)>, Self::Step)>;
+
+    /// Adds a hidden state to a context.
+    fn look_back(&self, context: &mut Self::Context, state: &Self::State) -> Result<()>;
+}
+
+/// A prompt that was read.
+pub(super) struct Read<D: Decoder + ?Sized> {
+    pub(super) memory: D::Memory,
+    /// The hidden state of its last token.
+    pub(super) state: D::State,
+    /// Those of all its tokens, where they are looked back at.
+    pub(super) context: Option<D::Context>,
+}
+
+impl<D: Decoder + ?Sized> Clone for Read<D> {
+    fn clone(&self) -> Self {
+        Self {
+            memory: self.memory.clone(),
+            state: self.state.clone(),
+            context: self.context.clone(),
         }
-        (out, new)
     }
 }
 
-/// Returns a tensor's elements, whatever its device and dtype.
-pub(super) fn numbers(x: &Tensor) -> candle_core::Result<Vec<f32>> {
-    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+/// A row that waits for its next token.
+pub(super) struct Asking<'a, D: Decoder + ?Sized> {
+    pub(super) memory: &'a D::Memory,
+    pub(super) state: &'a D::State,
+    pub(super) context: Option<&'a D::Context>,
+    /// Different tokens of prompt and completion, for the repetition penalty.
+    pub(super) seen: &'a BTreeSet<u32>,
+    /// From `[0, 1)`; 0 where nothing is drawn.
+    pub(super) uniform: f64,
 }
 
-/// Returns one of several hidden states (tokens x hidden size).
-pub(super) fn state_of(model: &CausalLm, states: &[f32], index: usize) -> Vec<f32> {
-    let width = model.config().embedding_size;
-    states[index * width..(index + 1) * width].to_vec()
-}
-
-impl Decoder for HostDecoder<'_> {
-    type Memory = Memory;
-    type Step = Step;
-
-    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Memory, Vec<f32>)>> {
-        let batch = TokenBatch::right_padded(prompts);
-        let (kv_width, time) = (self.kv_width(), batch.time());
-        let mut memories: Vec<Memory> = prompts
-            .iter()
-            .map(|prompt| Memory {
-                layers: Vec::new(),
-                positions: prompt.len(),
-            })
-            .collect();
-        let states = self.model.prefill(&batch, |layer, keys, values| {
-            let (keys, values) = (keys.contiguous()?, values.contiguous()?);
-            let (keys_storage, layout) = keys.storage_and_layout();
-            let keys = elements(&keys_storage, layout)?;
-            let (values_storage, layout) = values.storage_and_layout();
-            let values = elements(&values_storage, layout)?;
-            for (row, memory) in memories.iter_mut().enumerate() {
-                let place = row * time * kv_width..(row * time + memory.positions) * kv_width;
-                let mut store = Store::default();
-                for (position, (key, value)) in keys[place.clone()]
-                    .chunks_exact(kv_width)
-                    .zip(values[place].chunks_exact(kv_width))
-                    .enumerate()
-                {
-                    let mut key = key.to_vec();
-                    self.rotate(layer, &mut key, position);
-                    store.push(&key, value);
-                }
-                memory.layers.push(store);
-            }
-            Ok(())
-        })?;
-        let states = states.contiguous()?;
-        let (storage, layout) = states.storage_and_layout();
-        let states = elements(&storage, layout)?;
-        let width = self.model.config().embedding_size;
-        Ok(memories
-            .into_iter()
-            .enumerate()
-            .map(|(row, memory)| {
-                let place = row * time * width..(row * time + memory.positions) * width;
-                (memory, states[place].to_vec())
-            })
-            .collect())
-    }
-
-    fn step(&self, tokens: &[(&Memory, u32)]) -> Result<Step> {
-        let ids: Vec<u32> = tokens.iter().map(|(_, token)| *token).collect();
-        let positions: Vec<u32> = tokens
-            .iter()
-            .map(|(memory, _)| memory.positions as u32)
-            .collect();
-        let mut layers = Vec::new();
-        let hidden = self
-            .model
-            .step(&ids, &positions, |layer, [queries, keys, values]| {
-                let [queries, keys, values] = [
-                    queries.contiguous()?,
-                    keys.contiguous()?,
-                    values.contiguous()?,
-                ];
-                let [queries, keys, values] = [&queries, &keys, &values];
-                let held = [queries, keys, values].map(Tensor::storage_and_layout);
-                let mut inputs = [&[][..]; 3];
-                for (input, (storage, layout)) in inputs.iter_mut().zip(&held) {
-                    *input = elements(storage, layout)?;
-                }
-                let (attended, new) = self.attend(tokens, layer, inputs);
-                layers.push(new);
-                Ok(Tensor::from_vec(
-                    attended,
-                    queries.shape(),
-                    queries.device(),
-                )?)
-            })?;
-        Ok(Step {
-            hidden: numbers(&hidden)?,
-            layers,
-        })
-    }
-
-    fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        state_of(self.model, &step.hidden, index)
-    }
-
-    fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
-        for (memory, index) in taken {
-            let place = index * self.kv_width()..(index + 1) * self.kv_width();
-            for (layer, new) in memory.layers.iter_mut().zip(&step.layers) {
-                layer.push(&new.keys[place.clone()], &new.values[place.clone()]);
-            }
-            memory.positions += 1;
-        }
-        Ok(())
-    }
-
-    fn model(&self) -> &CausalLm {
-        self.model
-    }
+/// How next tokens are chosen.
+pub(super) struct Choosing<'a> {
+    pub(super) strategy: &'a Strategy,
+    /// Logits of tokens that were there before are divided by it where positive, multiplied where negative.
+    pub(super) repetition_penalty: f64,
 }

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{D, DType, Tensor};
 
-use super::decoder::{Decoder, numbers, state_of};
-use super::options::Result;
+use super::decoder::{Asking, Choosing, Decoder, Read};
+use super::device_choice::{self, Chosen};
+use super::distribution::Choice;
+use super::options::{Contrastive, Result};
 use crate::ml::kernels::attention::first_seen;
 use crate::ml::models::causal::architecture::LayerOptions;
 use crate::ml::models::causal::{CausalLm, TokenBatch};
@@ -53,8 +55,8 @@ impl Drop for Slot {
 
 /// What a step computed.
 pub(super) struct Step {
-    /// tokens x hidden size
-    hidden: Vec<f32>,
+    /// (tokens, hidden size)
+    hidden: Tensor,
     /// New keys (rotated) and values of each layer: (tokens, kv heads x head size).
     layers: Vec<[Tensor; 2]>,
 }
@@ -269,11 +271,46 @@ impl<'a> DeviceDecoder<'a> {
     }
 }
 
+impl DeviceDecoder<'_> {
+    /// Tries one token after each memory; `ids` (memories) lie on the device.
+    fn step_on(&self, memories: &[&Memory], ids: &Tensor) -> Result<Step> {
+        let slab = lock(&self.slab);
+        let slots: Vec<u32> = memories
+            .iter()
+            .map(|memory| memory.slot.index as u32)
+            .collect();
+        let positions = || memories.iter().map(|memory| memory.positions);
+        let view = View {
+            slots: Tensor::new(slots, self.model.device())?,
+            positions: positions().map(|position| position as u32).collect(),
+            longest: positions().max().unwrap_or(1),
+        };
+        let mut layers = Vec::new();
+        let hidden = self.model.step(ids, &view.positions, |layer, qkv| {
+            let (attended, new) = self.attend(&slab, &view, layer, qkv)?;
+            layers.push(new);
+            Ok(attended)
+        })?;
+        Ok(Step { hidden, layers })
+    }
+
+    /// Returns the logits of the rows' hidden states, (rows, vocabulary), and their normalisers, (rows, 1).
+    fn logits(&self, rows: &[Asking<'_, Self>]) -> Result<(Tensor, Tensor)> {
+        let states: Vec<&Tensor> = rows.iter().map(|row| row.state).collect();
+        let logits = self.model.logits(&Tensor::stack(&states, 0)?)?;
+        let logits = logits.to_dtype(DType::F32)?;
+        let normalisers = device_choice::normalisers(&logits)?;
+        Ok((logits, normalisers))
+    }
+}
+
 impl Decoder for DeviceDecoder<'_> {
     type Memory = Memory;
     type Step = Step;
+    type State = Tensor;
+    type Context = Tensor;
 
-    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Memory, Vec<f32>)>> {
+    fn read(&self, prompts: &[&[u32]], looks_back: bool) -> Result<Vec<Read<Self>>> {
         let batch = TokenBatch::right_padded(prompts);
         let time = batch.time();
         let mut slab = lock(&self.slab);
@@ -300,41 +337,27 @@ impl Decoder for DeviceDecoder<'_> {
             }
             Ok(())
         })?;
-        let width = self.model.config().embedding_size;
-        let states = numbers(&states)?;
-        let rows = memories.into_iter().zip(states.chunks_exact(time * width));
-        Ok(rows
-            .map(|(memory, states)| {
-                let states = states[..memory.positions * width].to_vec();
-                (memory, states)
+        let rows = memories.into_iter().enumerate();
+        rows.map(|(row, memory)| {
+            let states = states.get(row)?.narrow(0, 0, memory.positions)?;
+            let context = looks_back.then(|| device_choice::unit_length(&states));
+            Ok(Read {
+                state: states.get(memory.positions - 1)?.contiguous()?,
+                context: context.transpose()?,
+                memory,
             })
-            .collect())
+        })
+        .collect()
     }
 
     fn step(&self, tokens: &[(&Memory, u32)]) -> Result<Step> {
-        let slab = lock(&self.slab);
-        let memories = || tokens.iter().map(|(memory, _)| memory);
-        let slots: Vec<u32> = memories().map(|memory| memory.slot.index as u32).collect();
-        let view = View {
-            slots: Tensor::new(slots, self.model.device())?,
-            positions: memories().map(|memory| memory.positions as u32).collect(),
-            longest: memories().map(|memory| memory.positions).max().unwrap_or(1),
-        };
         let ids: Vec<u32> = tokens.iter().map(|(_, token)| *token).collect();
-        let mut layers = Vec::new();
-        let hidden = self.model.step(&ids, &view.positions, |layer, qkv| {
-            let (attended, new) = self.attend(&slab, &view, layer, qkv)?;
-            layers.push(new);
-            Ok(attended)
-        })?;
-        Ok(Step {
-            hidden: numbers(&hidden)?,
-            layers,
-        })
+        let memories: Vec<&Memory> = tokens.iter().map(|(memory, _)| *memory).collect();
+        self.step_on(&memories, &Tensor::new(ids, self.model.device())?)
     }
 
-    fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        state_of(self.model, &step.hidden, index)
+    fn state(&self, step: &Step, index: usize) -> Result<Tensor> {
+        Ok(step.hidden.get(index)?)
     }
 
     fn take(&self, taken: Vec<(&mut Memory, usize)>, step: &Step) -> Result<()> {
@@ -370,7 +393,52 @@ impl Decoder for DeviceDecoder<'_> {
         Ok(())
     }
 
-    fn model(&self) -> &CausalLm {
-        self.model
+    fn choose(&self, rows: &[Asking<'_, Self>], how: &Choosing<'_>) -> Result<Vec<Choice>> {
+        let (logits, normalisers) = self.logits(rows)?;
+        let chosen = device_choice::choose(&logits, &normalisers, rows, how)?;
+        device_choice::read_back(&chosen, &normalisers)
+    }
+
+    fn search(
+        &self,
+        rows: &[Asking<'_, Self>],
+        search: &Contrastive,
+        how: &Choosing<'_>,
+    ) -> Result<(Vec<(Choice, usize)>, Step)> {
+        let (logits, normalisers) = self.logits(rows)?;
+        let found = device_choice::candidates(&logits, &normalisers, rows, search, how)?;
+        let count = found.tokens.dim(1)?;
+        let memories: Vec<&Memory> = rows
+            .iter()
+            .flat_map(|row| std::iter::repeat_n(row.memory, count))
+            .collect();
+        let step = self.step_on(&memories, &found.tokens.flatten_all()?)?;
+        let states = step.hidden.reshape((rows.len(), count, ()))?;
+        let states = device_choice::unit_length(&states)?;
+        let contexts: Vec<&Tensor> = rows.iter().filter_map(|row| row.context).collect();
+        let best = device_choice::best(&found, &states, &contexts, search.alpha)?;
+        let of_best = |x: &Tensor| x.gather(&best.unsqueeze(1)?, 1)?.squeeze(1);
+        let chosen = Chosen {
+            tokens: of_best(&found.tokens)?,
+            log_probs: of_best(&found.log_probs)?,
+            // Where it lies among the candidates, for the one way back.
+            sampling_log_probs: best.to_dtype(DType::F32)?,
+        };
+        let mut chosen = device_choice::read_back(&chosen, &normalisers)?;
+        let placed = chosen.drain(..).enumerate().map(|(row, choice)| {
+            let place = choice.sampling_log_prob as usize;
+            let choice = Choice {
+                sampling_log_prob: 0.0,
+                ..choice
+            };
+            (choice, row * count + place)
+        });
+        Ok((placed.collect(), step))
+    }
+
+    fn look_back(&self, context: &mut Tensor, state: &Tensor) -> Result<()> {
+        let state = device_choice::unit_length(&state.unsqueeze(0)?)?;
+        *context = Tensor::cat(&[&*context, &state], 0)?;
+        Ok(())
     }
 }

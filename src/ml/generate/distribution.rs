@@ -10,6 +10,20 @@ pub(super) struct Choice {
     pub(super) token: u32,
     pub(super) log_prob: f32,
     pub(super) sampling_log_prob: f32,
+    /// `log sum exp` of the logits; where it is not finite, the choice means nothing.
+    pub(super) normaliser: f32,
+}
+
+impl Choice {
+    /// Stands for a choice where the logits are no numbers.
+    pub(super) fn none(normaliser: f32) -> Self {
+        Self {
+            token: 0,
+            log_prob: 0.0,
+            sampling_log_prob: 0.0,
+            normaliser,
+        }
+    }
 }
 
 /// Returns `log sum exp` of the logits; not finite where they are not.

@@ -5,8 +5,11 @@
 
 mod contrastive;
 mod decoder;
+mod device_choice;
 mod device_decoder;
 mod distribution;
+mod host_choice;
+mod host_decoder;
 mod options;
 mod run;
 

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 
-use rayon::prelude::*;
-
-use super::contrastive::{self, Candidate};
-use super::decoder::{Decoder, HostDecoder};
+use super::decoder::{Asking, Choosing, Decoder, Read};
 use super::device_decoder::DeviceDecoder;
-use super::distribution::{Choice, draw, largest, log_sum_exp, penalise};
+use super::distribution::Choice;
+use super::host_decoder::HostDecoder;
 use super::options::{
-    Completion, Contrastive, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
+    Completion, GenerateError, GenerateOptions, Progress, Result, Strategy, check,
 };
 use crate::ml::models::causal::CausalLm;
 use crate::random::{Draws, Stream};
@@ -99,14 +97,14 @@ struct Job<'a> {
 }
 
 /// A sequence that is being continued.
-struct Row<M> {
+struct Row<D: Decoder> {
     /// Place of the prompt in the list.
     index: usize,
-    memory: M,
+    memory: D::Memory,
     /// Hidden state of the last token.
-    hidden: Vec<f32>,
-    /// Hidden states of the context at unit length, for contrastive search.
-    context: Vec<f32>,
+    state: D::State,
+    /// Hidden states of the context, for contrastive search.
+    context: Option<D::Context>,
     /// Different tokens of prompt and completion, for the repetition penalty.
     seen: BTreeSet<u32>,
     draws: Draws,
@@ -121,7 +119,7 @@ impl Job<'_> {
     ) -> Result<Vec<Completion>> {
         let mut completions = vec![Completion::default(); self.prompts.len()];
         let mut waiting: VecDeque<usize> = (0..self.prompts.len()).collect();
-        let mut rows: Vec<Row<D::Memory>> = Vec::new();
+        let mut rows: Vec<Row<D>> = Vec::new();
         let mut state = Progress {
             finished: 0,
             total: self.prompts.len(),
@@ -153,7 +151,7 @@ impl Job<'_> {
         decoder: &D,
         indices: impl Iterator<Item = usize>,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<Vec<Row<D::Memory>>> {
+    ) -> Result<Vec<Row<D>>> {
         /// Tokens of a part: seconds for a model of some hundred million parameters.
         const TOKENS: usize = 4096;
         let indices: Vec<usize> = indices.collect();
@@ -168,27 +166,28 @@ impl Job<'_> {
         }
         let longest = distinct.iter().map(|prompt| prompt.len()).max();
         let part = (TOKENS / longest.unwrap_or(1).max(1)).max(1);
+        let looks_back = matches!(self.strategy, Strategy::Contrastive(_));
         let mut read = Vec::with_capacity(distinct.len());
         for prompts in distinct.chunks(part) {
             if !read.is_empty() && go_on().is_break() {
                 return Err(GenerateError::Cancelled);
             }
-            read.extend(decoder.read(prompts)?);
+            read.extend(decoder.read(prompts, looks_back)?);
         }
         Ok(indices
             .into_iter()
             .map(|index| {
                 let prompt = &self.prompts[index];
-                let (memory, states) = &read[places[prompt.as_slice()]];
-                let width = states.len() / prompt.len();
+                let Read {
+                    memory,
+                    state,
+                    context,
+                } = read[places[prompt.as_slice()]].clone();
                 Row {
                     index,
-                    memory: memory.clone(),
-                    hidden: states[states.len() - width..].to_vec(),
-                    context: match self.strategy {
-                        Strategy::Contrastive(_) => contrastive::unit_length(states, width),
-                        Strategy::Greedy | Strategy::Sampling(_) => Vec::new(),
-                    },
+                    memory,
+                    state,
+                    context,
                     seen: prompt.iter().copied().collect(),
                     draws: self.stream.at(self.row_keys[index]),
                     completion: Completion::default(),
@@ -198,37 +197,50 @@ impl Job<'_> {
     }
 
     /// Gives every row its next token; takes out and returns the rows that end with it.
-    fn advance<D: Decoder>(
-        &self,
-        decoder: &D,
-        rows: &mut Vec<Row<D::Memory>>,
-    ) -> Result<Vec<Row<D::Memory>>> {
-        let hidden: Vec<f32> = rows
-            .iter()
-            .flat_map(|row| row.hidden.iter().copied())
+    fn advance<D: Decoder>(&self, decoder: &D, rows: &mut Vec<Row<D>>) -> Result<Vec<Row<D>>> {
+        let uniforms: Vec<f64> = rows
+            .iter_mut()
+            .map(|row| match self.strategy {
+                Strategy::Sampling(_) => row.draws.uniform(),
+                Strategy::Greedy | Strategy::Contrastive(_) => 0.0,
+            })
             .collect();
-        let logits = decoder.logits(&hidden)?;
+        let asking: Vec<Asking<'_, D>> = rows
+            .iter()
+            .zip(uniforms)
+            .map(|(row, uniform)| Asking {
+                memory: &row.memory,
+                state: &row.state,
+                context: row.context.as_ref(),
+                seen: &row.seen,
+                uniform,
+            })
+            .collect();
+        let how = Choosing {
+            strategy: self.strategy,
+            repetition_penalty: self.options.repetition_penalty,
+        };
         match self.strategy {
-            Strategy::Contrastive(search) => self.search(decoder, rows, logits, search),
-            Strategy::Greedy | Strategy::Sampling(_) => self.extend(decoder, rows, logits),
+            Strategy::Contrastive(search) => {
+                let (chosen, step) = decoder.search(&asking, search, &how)?;
+                self.follow(decoder, rows, chosen, &step)
+            }
+            Strategy::Greedy | Strategy::Sampling(_) => {
+                let chosen = decoder.choose(&asking, &how)?;
+                self.extend(decoder, rows, chosen)
+            }
         }
     }
 
-    /// Chooses tokens by their logits, then reads those of the rows that go on.
+    /// Takes the tokens that were chosen, then reads those of the rows that go on.
     fn extend<D: Decoder>(
         &self,
         decoder: &D,
-        rows: &mut Vec<Row<D::Memory>>,
-        mut logits: Vec<f32>,
-    ) -> Result<Vec<Row<D::Memory>>> {
-        let vocabulary = logits.len() / rows.len();
-        let choices: Vec<Choice> = rows
-            .par_iter_mut()
-            .zip(logits.par_chunks_exact_mut(vocabulary))
-            .map(|(row, logits)| self.choose(row, logits))
-            .collect::<Result<_>>()?;
-        for (row, choice) in rows.iter_mut().zip(&choices) {
-            row.accept(choice);
+        rows: &mut Vec<Row<D>>,
+        chosen: Vec<Choice>,
+    ) -> Result<Vec<Row<D>>> {
+        for (row, choice) in rows.iter_mut().zip(chosen) {
+            row.accept(choice)?;
         }
         let finished = self.remove_finished(rows);
         let tokens: Vec<(&D::Memory, u32)> = rows
@@ -239,7 +251,7 @@ impl Job<'_> {
             let step = decoder.step(&tokens)?;
             let mut taken = Vec::with_capacity(rows.len());
             for (index, row) in rows.iter_mut().enumerate() {
-                row.hidden = decoder.hidden(&step, index);
+                row.state = decoder.state(&step, index)?;
                 taken.push((&mut row.memory, index));
             }
             decoder.take(taken, &step)?;
@@ -247,78 +259,28 @@ impl Job<'_> {
         Ok(finished)
     }
 
-    /// Tries each row's candidates, then chooses by the hidden states that they lead to.
-    fn search<D: Decoder>(
+    /// Takes the tokens that were chosen among those of a step.
+    fn follow<D: Decoder>(
         &self,
         decoder: &D,
-        rows: &mut Vec<Row<D::Memory>>,
-        mut logits: Vec<f32>,
-        search: &Contrastive,
-    ) -> Result<Vec<Row<D::Memory>>> {
-        let vocabulary = logits.len() / rows.len();
-        let candidates: Vec<Vec<Candidate>> = rows
-            .par_iter()
-            .zip(logits.par_chunks_exact_mut(vocabulary))
-            .map(|(row, logits)| {
-                let normaliser = row.normaliser(logits)?;
-                let raw = logits.to_vec();
-                self.penalise(row, logits);
-                Ok(contrastive::candidates(logits, &raw, normaliser, search))
-            })
-            .collect::<Result<_>>()?;
-        let tried: Vec<(&D::Memory, u32)> = rows
-            .iter()
-            .zip(&candidates)
-            .flat_map(|(row, candidates)| candidates.iter().map(|c| (&row.memory, c.token)))
-            .collect();
-        let step = decoder.step(&tried)?;
-        let mut first = 0;
+        rows: &mut Vec<Row<D>>,
+        chosen: Vec<(Choice, usize)>,
+        step: &D::Step,
+    ) -> Result<Vec<Row<D>>> {
         let mut taken = Vec::with_capacity(rows.len());
-        for (row, candidates) in rows.iter_mut().zip(&candidates) {
-            let states: Vec<Vec<f32>> = (first..first + candidates.len())
-                .map(|index| decoder.hidden(&step, index))
-                .collect();
-            let best = contrastive::choose(candidates, &states, &row.context, search.alpha);
-            row.accept(&Choice {
-                token: candidates[best].token,
-                log_prob: candidates[best].log_prob,
-                sampling_log_prob: 0.0,
-            });
-            let width = states[best].len();
-            let state = contrastive::unit_length(&states[best], width);
-            row.context.extend(state);
-            row.hidden.clone_from(&states[best]);
-            taken.push((&mut row.memory, first + best));
-            first += candidates.len();
+        for (row, (choice, index)) in rows.iter_mut().zip(chosen) {
+            row.accept(choice)?;
+            row.state = decoder.state(step, index)?;
+            if let Some(context) = &mut row.context {
+                decoder.look_back(context, &row.state)?;
+            }
+            taken.push((&mut row.memory, index));
         }
-        decoder.take(taken, &step)?;
+        decoder.take(taken, step)?;
         Ok(self.remove_finished(rows))
     }
 
-    /// Chooses by the highest logit or by a draw.
-    fn choose<M>(&self, row: &mut Row<M>, logits: &mut [f32]) -> Result<Choice> {
-        let normaliser = row.normaliser(logits)?;
-        let raw = logits.to_vec();
-        self.penalise(row, logits);
-        let (token, sampling_log_prob) = match self.strategy {
-            Strategy::Sampling(sampling) => draw(logits, sampling, row.draws.uniform()),
-            Strategy::Greedy | Strategy::Contrastive(_) => (largest(logits), 0.0),
-        };
-        Ok(Choice {
-            token,
-            log_prob: raw[token as usize] - normaliser,
-            sampling_log_prob,
-        })
-    }
-
-    fn penalise<M>(&self, row: &Row<M>, logits: &mut [f32]) {
-        if self.options.repetition_penalty != 1.0 {
-            let penalty = self.options.repetition_penalty;
-            penalise(logits, row.seen.iter().copied(), penalty);
-        }
-    }
-
-    fn remove_finished<M>(&self, rows: &mut Vec<Row<M>>) -> Vec<Row<M>> {
+    fn remove_finished<D: Decoder>(&self, rows: &mut Vec<Row<D>>) -> Vec<Row<D>> {
         let mut finished = Vec::new();
         let mut left = Vec::with_capacity(rows.len());
         for mut row in rows.drain(..) {
@@ -338,25 +300,20 @@ impl Job<'_> {
     }
 }
 
-impl<M> Row<M> {
-    /// Returns `log sum exp` of the next token's logits.
-    fn normaliser(&self, logits: &[f32]) -> Result<f32> {
-        let normaliser = log_sum_exp(logits);
-        if normaliser.is_finite() {
-            return Ok(normaliser);
+impl<D: Decoder> Row<D> {
+    fn accept(&mut self, choice: Choice) -> Result<()> {
+        if !choice.normaliser.is_finite() {
+            return Err(GenerateError::NonFinite {
+                index: self.index,
+                tokens: self.completion.tokens.len(),
+            });
         }
-        Err(GenerateError::NonFinite {
-            index: self.index,
-            tokens: self.completion.tokens.len(),
-        })
-    }
-
-    fn accept(&mut self, choice: &Choice) {
         self.seen.insert(choice.token);
         self.completion.tokens.push(choice.token);
         self.completion.log_probs.push(choice.log_prob);
         self.completion
             .sampling_log_probs
             .push(choice.sampling_log_prob);
+        Ok(())
     }
 }

@@ -6,10 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
+use super::form::wide;
 use super::host::{dot, elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply};
 use super::rope::Rope;
@@ -125,10 +126,7 @@ impl Attention {
         let scores = q
             .matmul(&k.t()?.contiguous()?)?
             .affine(f64::from(self.scale), 0.0)?;
-        let wide = match scores.dtype() {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        };
+        let wide = wide(scores.dtype());
         let scores = scores.to_dtype(wide)?;
         let allowed = Tensor::from_vec(allowed, (batch, 1, time, time), device)?
             .broadcast_as(scores.shape())?;

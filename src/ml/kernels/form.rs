@@ -50,6 +50,14 @@ pub(in crate::ml) fn is_composed(x: &Tensor) -> bool {
     Form::in_use() == Form::Composed || !is_ours
 }
 
+/// Returns the dtype that sums and softmaxes of a dtype are taken in.
+pub(in crate::ml) fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
 /// Refuses to run a loop of our own where the composed form was asked for: it would not run on another device.
 pub(in crate::ml) fn must_be_fused(operation: &str) -> Result<()> {
     if Form::in_use() == Form::Composed {

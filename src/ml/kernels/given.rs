@@ -11,14 +11,18 @@ use candle_core::{
 };
 
 /// The gradients of two operands, from the operands and the gradient of the result.
-type Backward = fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>;
+type Backward =
+    dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> + Send + Sync;
 
 /// Returns `out`, which was computed from `a` and `b`, with a gradient.
 pub(super) fn with_gradient(
     name: &'static str,
     out: Tensor,
     (a, b): (&Tensor, &Tensor),
-    backward: Backward,
+    backward: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>
+    + Send
+    + Sync
+    + 'static,
 ) -> Result<Tensor> {
     if !a.track_op() && !b.track_op() {
         return Ok(out);
@@ -33,7 +37,7 @@ pub(super) fn with_gradient(
         Given {
             name,
             out: Mutex::new(Some(out)),
-            backward,
+            backward: Box::new(backward),
         },
     )
 }
@@ -42,7 +46,7 @@ struct Given {
     name: &'static str,
     /// Taken when it is handed on: the graph would keep it until the backward pass.
     out: Mutex<Option<Tensor>>,
-    backward: Backward,
+    backward: Box<Backward>,
 }
 
 impl Given {

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::form::wide;
 use super::host::{dot, elements, fold, for_rows, fused, slice};
 
 /// Rows whose weight gradients are summed before they are added to those of other rows.
@@ -24,12 +25,15 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 /// The composed form of [`layer_norm`].
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(wide(dtype))?;
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     centred
         .broadcast_div(&(variance + eps)?.sqrt()?)?
-        .broadcast_mul(weight)?
-        .broadcast_add(bias)
+        .to_dtype(dtype)?
+        .broadcast_mul(&weight.to_dtype(dtype)?)?
+        .broadcast_add(&bias.to_dtype(dtype)?)
 }
 
 struct LayerNorm {

@@ -18,19 +18,28 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// The composed form of [`linear`], without gradients for what is frozen.
+///
+/// The product is that of the weight's dtype, and the result has that of `x`.
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
     let flat = x.detach().contiguous()?.reshape((rows, inputs))?;
-    let out = flat.matmul(&weight.detach().t()?)?;
+    let out = flat
+        .to_dtype(weight.dtype())?
+        .matmul(&weight.detach().t()?)?
+        .to_dtype(x.dtype())?;
     let out = out.reshape(output_shape(x.shape(), outputs))?;
     with_gradient("linear", out, (x, weight), |x, weight, gradient| {
         let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
         let gradient = gradient.contiguous()?.reshape((rows, outputs))?;
-        let to_x = || gradient.matmul(weight)?.reshape(x.shape());
+        let gradient = gradient.to_dtype(weight.dtype())?;
+        let to_x = || {
+            let to_x = gradient.matmul(weight)?.to_dtype(x.dtype())?;
+            to_x.reshape(x.shape())
+        };
         let to_weight = || {
             let x = x.contiguous()?.reshape((rows, inputs))?;
-            gradient.t()?.matmul(&x)
+            gradient.t()?.matmul(&x.to_dtype(weight.dtype())?)
         };
         Ok((
             x.track_op().then(to_x).transpose()?,

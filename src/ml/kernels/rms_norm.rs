@@ -1,8 +1,9 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019): `y = x / sqrt(mean(x^2) + eps) * w`.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::form::wide;
 use super::host::{dot, elements, for_rows, fused, slice};
 use super::simd::vectorised;
 
@@ -22,15 +23,12 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
-    let wide = if dtype == DType::F64 {
-        dtype
-    } else {
-        DType::F32
-    };
-    let x = x.to_dtype(wide)?;
+    let x = x.to_dtype(wide(dtype))?;
     let mean = x.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
     let normed = x.broadcast_div(&(mean + eps)?.sqrt()?)?;
-    normed.to_dtype(dtype)?.broadcast_mul(weight)
+    normed
+        .to_dtype(dtype)?
+        .broadcast_mul(&weight.to_dtype(dtype)?)
 }
 
 struct RmsNorm {

@@ -70,7 +70,7 @@ pub fn spread(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if is_composed(x) {
-        return x.broadcast_add(bias);
+        return x.broadcast_add(&bias.to_dtype(x.dtype())?);
     }
     x.contiguous()?.apply_op2(&bias.contiguous()?, AddBias)
 }

@@ -1,7 +1,5 @@
 //! Supervised training: pre-training on whole documents, fine-tuning on completions.
 
-use candle_core::Device;
-
 use super::batches::{Epochs, TokenizedCompletion};
 use super::flops::{ModelSize, backward_flops, forward_flops};
 use super::trained_model::TrainedModel;
@@ -102,12 +100,8 @@ impl Trainer for SupervisedTrainer {
                 .dropout(step * self.options.batch_size as u64 + index as u64);
             let hidden = llama.forward_training(&batch, dropout.as_ref())?;
             let log_probs = llama.next_token_log_probs(&hidden, &batch)?;
-            let mask = completion_mask(&prompts, &lengths, batch.time(), &Device::Cpu)?;
-            let loss = supervised(
-                &log_probs,
-                &mask.to_device(llama.device())?,
-                Normaliser::Total(predicted as f64),
-            )?;
+            let mask = completion_mask(&prompts, &lengths, batch.time(), llama.device())?;
+            let loss = supervised(&log_probs, &mask, Normaliser::Total(predicted as f64))?;
             sum += loss.sum;
             gradients.add(&loss.loss.backward()?, &self.updater.parameters())?;
             flops += forward_flops(&self.size, lengths.iter().copied());

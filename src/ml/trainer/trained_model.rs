@@ -1,10 +1,8 @@
 //! The model that a training changes: all of its weights, or an adapter.
 
-use candle_core::Device;
-
 use crate::ml::adapter::{Adapter, AdapterError, LoraConfig};
 use crate::ml::models::causal::{Architecture, CausalLm, CausalLmError, DropoutKey, Training};
-use crate::ml::parameters::Weights;
+use crate::ml::parameters::{Weights, device_of};
 use crate::random::Stream;
 
 /// A model in training.
@@ -29,17 +27,18 @@ impl TrainedModel {
         lora: Option<&LoraConfig>,
         stream: &Stream,
     ) -> Result<Self, CausalLmError> {
+        let device = device_of(base);
         let adapter = match (lora, start) {
             (None, _) => None,
             (Some(lora), Some(start)) if start.config() == lora => {
                 let weights = start.parameters().weights().map_err(AdapterError::from)?;
-                Some(Adapter::from_weights(lora, base, &weights, &Device::Cpu)?)
+                Some(Adapter::from_weights(lora, base, &weights, &device)?)
             }
             (Some(lora), _) => Some(Adapter::init(
                 lora,
                 base,
                 &stream.child("adapter"),
-                &Device::Cpu,
+                &device,
             )?),
         };
         let training = adapter.as_ref().map_or(Training::Full, Training::Adapter);

@@ -19,7 +19,7 @@ use self::variables::{GPUS, PATH};
 use crate::artifacts::completions::{ROWS, ROWS_PER_PROMPT};
 use crate::engine::context::{RunContext, input_folder};
 use crate::engine::facts::Known;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
 
 /// Runs a shell command; what it writes becomes artifacts.
 ///
@@ -86,8 +86,8 @@ impl Kind for Command {
         self.code.clone()
     }
 
-    fn uses_gpus(&self) -> bool {
-        true
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Program
     }
 
     fn environment(&self) -> Vec<String> {

@@ -17,6 +17,7 @@ use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::files::{read_text, regular};
 use crate::ml::formats::hugging_face::{EncoderOptions, load_encoder, load_encoder_classifier};
+use crate::ml::placement::Placement;
 use crate::stages::data::load_reward::described;
 
 /// No figure or summary is longer.
@@ -198,7 +199,7 @@ fn take_model(typed: &TypedOutput, written: &Path, folder: &Path) -> Result<(), 
     match &*typed.kind {
         LANGUAGE_MODEL => LanguageModel::load(written)?.save_copy(folder, None)?,
         REWARD_MODEL => {
-            let (model, score) = LanguageModel::load_classifier(written, &[])?;
+            let (model, score) = LanguageModel::load_classifier(written, &[], &Placement::HOST)?;
             let classes = score.dim(0)?;
             if classes != 1 {
                 return Err(StageError::new(format!(

@@ -12,8 +12,9 @@ use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError}
 use crate::excerpt::listed;
 use crate::ml::formats::Checkpoint;
 use crate::ml::formats::gguf::{is_gguf, load_gguf};
-use crate::ml::formats::hugging_face::{generation_wishes, load_hugging_face_without};
+use crate::ml::formats::hugging_face::{generation_wishes, load_hugging_face_at};
 use crate::ml::formats::llama2c::load_llama2c;
+use crate::ml::placement::Placement;
 use crate::sources::{Sha256, Source};
 
 /// Loads a language model with its tokenizer, or an adapter for one.
@@ -185,7 +186,7 @@ fn read(
     ignored: &[String],
 ) -> Result<Checkpoint, StageError> {
     if path.is_dir() {
-        return Ok(load_hugging_face_without(path, ignored)?);
+        return Ok(load_hugging_face_at(path, ignored, &Placement::HOST)?);
     }
     if !ignored.is_empty() {
         return Err(StageError::new(format!(

@@ -12,6 +12,7 @@ use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardMode
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Kind, Output, Port, Problem, SourceParam, StageError};
 use crate::ml::formats::hugging_face::padding_id;
+use crate::ml::placement::Placement;
 use crate::sources::{Sha256, Source};
 
 /// Loads a reward model: a LLaMA model with one score, or an adapter with its head; also one that `flowgraph export`
@@ -142,7 +143,8 @@ impl Kind for LoadReward {
             }
             base.eos
         } else {
-            let (model, score) = LanguageModel::load_classifier(&path, &self.ignore_config)?;
+            let (model, score) =
+                LanguageModel::load_classifier(&path, &self.ignore_config, &Placement::HOST)?;
             let classes = score.dim(0)?;
             let label = match self.label {
                 None if classes == 1 => 0,

@@ -8,8 +8,10 @@ use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Input, RunContext};
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
 use crate::ml::models::causal::TokenBatch;
+use crate::ml::placement::Precision;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::{defaults, passes};
 
@@ -32,6 +34,9 @@ pub struct EmbedHidden {
     /// Texts in a forward pass; changes no result.
     #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
+    /// The precision of weights of the model.
+    #[serde(default)]
+    precision: Precision,
 }
 
 impl Kind for EmbedHidden {
@@ -61,8 +66,13 @@ impl Kind for EmbedHidden {
         problems
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let model = LanguageModel::load_at(&ctx.input("model")?.path, &placement)?;
         let mut texts = texts(ctx.input("texts")?)?;
         texts.truncate(self.limit.unwrap_or(usize::MAX));
         let llama = model.frozen()?;

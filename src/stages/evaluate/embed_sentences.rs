@@ -9,8 +9,10 @@ use crate::artifacts::dataset::DATASET;
 use crate::artifacts::embeddings::{EMBEDDINGS, EmbeddingMatrix};
 use crate::artifacts::text_encoder::{TEXT_ENCODER, TextEncoder};
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
+use crate::ml::placement::Precision;
 use crate::stages::passes;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 
 /// Embeds completions with a sentence encoder: with the prompt, by the pooling, through the layers and with the
@@ -60,8 +62,13 @@ impl Kind for EmbedSentences {
         problems
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let encoder = TextEncoder::load(&ctx.input("encoder")?.path)?;
+        let device = placement(ctx, Precision::F32)?.device;
+        let encoder = TextEncoder::load_at(&ctx.input("encoder")?.path, &device)?;
         let mut texts = texts(ctx.input("texts")?)?;
         texts.truncate(self.limit.unwrap_or(usize::MAX));
         let dimension = encoder.dimension()?;

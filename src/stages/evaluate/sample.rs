@@ -13,12 +13,14 @@ use crate::artifacts::dataset::{DATASET, Dataset, PROMPTS};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::facts::Known;
-use crate::engine::stage::{Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Estimate, GpuUse, Kind, Output, Port, Problem, StageError};
 use crate::ml::generate::{
     Contrastive, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
+use crate::ml::placement::Precision;
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges;
 use crate::stages::tokenized::{needs_room, tokenize_prompts};
 
@@ -86,6 +88,9 @@ pub struct Sample {
     /// Expected sizes, for the plan's estimates; they change no result.
     #[serde(default, skip_serializing)]
     expected_size: Option<ExpectedSize>,
+    /// The precision of weights of the model.
+    #[serde(default)]
+    precision: Precision,
 }
 
 fn one() -> f64 {
@@ -253,8 +258,13 @@ impl Kind for Sample {
         estimate(self.expected_size.as_ref(), work)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let model = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let model = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let dataset = Dataset::read(&ctx.input("prompts")?.path)?;
         let needed = self.n.div_ceil(self.samples_per_prompt);
         let distinct = dataset.distinct_prompts();

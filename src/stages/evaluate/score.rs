@@ -11,7 +11,9 @@ use crate::artifacts::reward_rule::{Asked, Finding, RewardRule};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
+use crate::ml::placement::Precision;
+use crate::stages::placement::placement;
 use crate::stages::rewards::program::{Program, Text};
 use crate::stages::tokenized::scorable;
 use crate::stages::{defaults, passes, ranges};
@@ -29,6 +31,9 @@ pub struct Score {
     /// Completions in a forward pass; changes no result.
     #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
+    /// The precision of the models' weights.
+    #[serde(default)]
+    precision: Precision,
 }
 
 impl Kind for Score {
@@ -72,13 +77,18 @@ impl Kind for Score {
         known.passes_on_columns(("completions", "scores"), &["kl"], added);
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
+        let placement = placement(ctx, self.precision)?;
         let reward = ctx.input("reward")?;
-        let reward = Reward::load(reward)?;
+        let reward = Reward::load(reward, &placement)?;
         let reference = ctx.optional_input("reference");
         let reference = reference
-            .map(|input| LanguageModel::load(&input.path))
+            .map(|input| LanguageModel::load_at(&input.path, &placement))
             .transpose()?;
         let models: Vec<&LanguageModel> = reward.model().into_iter().chain(&reference).collect();
         let mut scorable = scorable(&mut table, &models, ctx)?;

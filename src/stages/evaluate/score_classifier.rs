@@ -8,8 +8,10 @@ use crate::artifacts::table::Table;
 use crate::artifacts::text_encoder::{TEXT_CLASSIFIER, TextClassifier};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
+use crate::ml::placement::Precision;
 use crate::stages::passes;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 
 /// Scores completions with a text classifier: column `reward`, the raw logit of one class.
@@ -67,13 +69,18 @@ impl Kind for ScoreClassifier {
         known.passes_on_columns(("completions", "scores"), &[], &["reward"]);
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
         let texts: Vec<String> = from_table(&table)?
             .into_iter()
             .map(|row| row.completion)
             .collect();
-        let classifier = TextClassifier::load(&ctx.input("classifier")?.path)?;
+        let device = placement(ctx, Precision::F32)?.device;
+        let classifier = TextClassifier::load_at(&ctx.input("classifier")?.path, &device)?;
         let class = classifier.class(&self.class)?;
         let part = passes::texts_at_once(&texts);
         let logits = ctx.pass("texts", &texts, part, |texts| {

@@ -8,7 +8,9 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::table::Table;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
+use crate::ml::placement::Precision;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::scorable;
 use crate::stages::{defaults, passes};
@@ -25,6 +27,9 @@ pub struct ScorePolicy {
     /// Completions in a forward pass; changes no result.
     #[serde(default = "defaults::batch_size", skip_serializing)]
     batch_size: usize,
+    /// The precision of weights of the model.
+    #[serde(default)]
+    precision: Precision,
 }
 
 impl Kind for ScorePolicy {
@@ -55,9 +60,14 @@ impl Kind for ScorePolicy {
         known.passes_on_columns(("completions", "scores"), &["kl"], &added);
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let mut table = Table::read(&ctx.input("completions")?.path)?;
-        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let sequences = &scorable(&mut table, &[&policy], ctx)?.sequences[0];
         let (log_probs, entropies) =
             passes::log_probs_and_entropies(ctx, &policy.frozen()?, sequences, self.batch_size)?;

@@ -6,9 +6,11 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
 use crate::engine::stage::{Estimate, Port, Problem, StageError};
 use crate::ml::adapter::LoraConfig;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::pairs::{PairObjective, PairOptions, PairTrainer};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Limits, tokenize_pairs};
 
@@ -20,6 +22,7 @@ pub(super) struct PairTraining<'a> {
     pub(super) micro_batch: usize,
     pub(super) optimizer: &'a OptimizerParams,
     pub(super) adapter: Option<&'a LoraConfig>,
+    pub(super) precision: Precision,
     pub(super) lengths: Limits,
     pub(super) seed: u64,
     pub(super) expected_size: Option<&'a ExpectedSize>,
@@ -66,7 +69,8 @@ impl PairTraining<'_> {
         objective: PairObjective,
         ctx: &mut RunContext,
     ) -> Result<(), StageError> {
-        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let stream = Stream::new(self.seed, kind);
         let lengths = self.lengths.lengths(&policy);

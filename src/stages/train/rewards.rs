@@ -10,6 +10,7 @@ use crate::artifacts::reward::Reward;
 use crate::engine::context::RunContext;
 use crate::engine::stage::StageError;
 use crate::ml::models::causal::TokenBatch;
+use crate::ml::placement::Placement;
 use crate::ml::trainer::rewards::{Answer, Rewards};
 use crate::ml::trainer::{ModelSize, TrainError};
 use crate::stages::rewards::RewardError;
@@ -21,9 +22,13 @@ use crate::stages::tokenized::check_vocabularies;
 const BATCH: usize = 32;
 
 /// Opens what the port `reward` holds; a model must read the policy's tokens.
-pub(super) fn open(policy: &LanguageModel, ctx: &RunContext) -> Result<Reward, StageError> {
+pub(super) fn open(
+    policy: &LanguageModel,
+    placement: &Placement,
+    ctx: &RunContext,
+) -> Result<Reward, StageError> {
     let input = ctx.input("reward")?;
-    let reward = Reward::load(input)?;
+    let reward = Reward::load(input, placement)?;
     if let Some(model) = reward.model() {
         check_vocabularies(&policy.tokenizer, &model.tokenizer)?;
     }

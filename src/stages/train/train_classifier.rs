@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,14 +13,17 @@ use crate::artifacts::text_encoder::{
     ClassifierMetrics, TEXT_CLASSIFIER, TEXT_ENCODER, TextClassifier, TextEncoder, save,
 };
 use crate::engine::context::RunContext;
-use crate::engine::stage::{Continuation, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{Continuation, GpuUse, Kind, Output, Port, Problem, StageError};
 use crate::ml::formats::hugging_face::EncoderCheckpoint;
 use crate::ml::models::encoder::{ClassifierHead, EncoderClassifier};
+use crate::ml::parameters::device_of;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::classifier::{
     ClassifiedTokens, ClassifierOptions, ClassifierTrainer, balanced_weights,
 };
 use crate::random::Stream;
 use crate::stages::passes;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 
 /// Trains a classification head on a text encoder, and the encoder with it, and measures both on test sets.
@@ -109,12 +111,17 @@ impl Kind for TrainClassifier {
         training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
+        let device = placement(ctx, Precision::F32)?.device;
         let TextEncoder {
             checkpoint,
             tokenizer,
             encoder,
-        } = TextEncoder::load(&ctx.input("encoder")?.path)?;
+        } = TextEncoder::load_at(&ctx.input("encoder")?.path, &device)?;
         let data = read(&ctx.input("data")?.path)?;
         let labels: Vec<String> = data
             .iter()
@@ -150,7 +157,7 @@ impl Kind for TrainClassifier {
         let stream = Stream::new(self.seed, "train_classifier");
         let head = ClassifierHead::mean(labels.len());
         let mut weights = checkpoint.weights.clone();
-        weights.extend(head.init(&checkpoint.config, &stream, &Device::Cpu)?);
+        weights.extend(head.init(&checkpoint.config, &stream, &device_of(&weights))?);
         let classifier = EncoderClassifier::new(&checkpoint.config, &head, &weights, |name| {
             self.train == Trained::All || ClassifierHead::is_part(name)
         })?;

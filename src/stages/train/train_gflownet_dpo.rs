@@ -7,10 +7,13 @@ use super::pairs::{self, PairTraining};
 use super::training::{self, NO_LABELS, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, GpuUse, Kind, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::Windows;
 use crate::ml::objectives::gflownet_dpo::PreferenceReward;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::pairs::{GflownetDpo, PairObjective};
 use crate::ml::trainer::policy::objectives::Weighting;
 use crate::stages::expected_size::ExpectedSize;
@@ -69,6 +72,9 @@ pub struct TrainGflownetDpo {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
     #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
@@ -158,6 +164,10 @@ impl Kind for TrainGflownetDpo {
         training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let objective = PairObjective::GflownetDpo(GflownetDpo {
             preference: PreferenceReward {
@@ -190,6 +200,7 @@ impl TrainGflownetDpo {
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
             optimizer: &self.optimizer,
             adapter: self.adapter.as_ref(),
+            precision: self.precision,
             lengths: Limits {
                 max_tokens: self.max_tokens,
                 max_prompt_tokens: self.max_prompt_tokens,

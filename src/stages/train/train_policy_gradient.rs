@@ -20,12 +20,13 @@ use crate::artifacts::reward::REWARDS;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{
-    Continuation, Estimate, Kind, Moved, Output, Port, Problem, StageError,
+    Continuation, Estimate, GpuUse, Kind, Moved, Output, Port, Problem, StageError,
 };
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::ReferenceTerms;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::policy_gradient::{MeanOver, RatioLevel};
+use crate::ml::placement::Precision;
 use crate::ml::schedule::Ramp;
 use crate::ml::trainer::policy::PolicyOptions;
 use crate::ml::trainer::policy::objective::{Objective, ObjectiveKind};
@@ -34,6 +35,7 @@ use crate::ml::trainer::policy::objectives::{
 };
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::needs_room;
@@ -74,6 +76,9 @@ pub struct TrainPolicyGradient {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// What a completion's reward is compared with, if not with what the method has.
     #[serde(default)]
     advantage: Option<Advantage>,
@@ -308,9 +313,14 @@ impl Kind for TrainPolicyGradient {
         training::continuation(self.steps, &self.checkpoints, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let reward = rewards::open(&policy, ctx)?;
+        let placement = placement(ctx, self.precision)?;
+        let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
+        let reward = rewards::open(&policy, &placement, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let room = Room {
             positions: rewards::positions(&policy, &reward),

@@ -13,15 +13,19 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward::REWARDS;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, GpuUse, Kind, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::generate::Sampling;
 use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::objectives::kl_control::{AdaptiveKl, FixedKl, KlController};
 use crate::ml::objectives::ppo::PpoOptions;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::ppo::{ControlledKl, PpoStart, PpoTrainer, PpoTrainerOptions, Whitening};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::needs_room;
@@ -59,6 +63,9 @@ pub struct TrainPpo {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Prompts of more tokens are left out; if absent, those that do not fit the models are.
     #[serde(default)]
     max_prompt_tokens: Option<usize>,
@@ -338,9 +345,14 @@ seed: 1
         training::continuation(self.steps, &self.checkpoints, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let start = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let reward = rewards::open(&start, ctx)?;
+        let placement = placement(ctx, self.precision)?;
+        let start = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
+        let reward = rewards::open(&start, &placement, ctx)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;
         let room = Room {
             positions: rewards::positions(&start, &reward),

@@ -7,9 +7,12 @@ use super::pairs::{self, PairTraining};
 use super::training::{self, NO_LABELS, OptimizerParams};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, GpuUse, Kind, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::objectives::preference::PreferenceLoss;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::pairs::PairObjective;
 use crate::stages::expected_size::ExpectedSize;
 use crate::stages::tokenized::{Boundary, Limits, LongCompletions};
@@ -38,6 +41,9 @@ pub struct TrainPreference {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
     #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
@@ -103,6 +109,10 @@ impl Kind for TrainPreference {
         training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let objective = PairObjective::Preference(self.objective);
         self.training().run(Self::NAME, objective, ctx)
@@ -117,6 +127,7 @@ impl TrainPreference {
             micro_batch: self.micro_batch.unwrap_or(self.batch_size),
             optimizer: &self.optimizer,
             adapter: self.adapter.as_ref(),
+            precision: self.precision,
             lengths: Limits {
                 max_tokens: self.max_tokens,
                 max_prompt_tokens: self.max_prompt_tokens,

@@ -10,13 +10,17 @@ use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::artifacts::reward_model::{REWARD_MODEL, RewardDescription, RewardModel};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, GpuUse, Kind, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::{HeadInit, ScalarHead};
+use crate::ml::placement::Precision;
 use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::passes;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, Lengths, context_length, tokenize, tokenize_pairs};
 use crate::stats;
@@ -45,6 +49,9 @@ pub struct TrainReward {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Weight of the loss at a random prefix, the same fraction of both completions; 0 leaves it out.
     #[serde(default)]
     prefix_weight: f64,
@@ -148,8 +155,13 @@ impl Kind for TrainReward {
         training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let model = LanguageModel::load_at(&ctx.input("model")?.path, &placement)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;
         let ports = [ctx.input("data")?, ctx.input("evaluation")?];

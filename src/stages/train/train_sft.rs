@@ -8,12 +8,16 @@ use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
-use crate::engine::stage::{Continuation, Estimate, Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{
+    Continuation, Estimate, GpuUse, Kind, Output, Port, Problem, StageError,
+};
 use crate::ml::adapter::LoraConfig;
+use crate::ml::placement::Precision;
 use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::supervised::{SupervisedOptions, SupervisedTrainer};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, Limits, LongCompletions, tokenize_chosen};
 
@@ -39,6 +43,9 @@ pub struct TrainSft {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Whether prompts are learnt as well as completions.
     #[serde(default)]
     learn_prompts: bool,
@@ -139,8 +146,13 @@ impl Kind for TrainSft {
         training::continuation(self.steps, &NO_LABELS, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let model = LanguageModel::load(&ctx.input("model")?.path)?;
+        let placement = placement(ctx, self.precision)?;
+        let model = LanguageModel::load_at(&ctx.input("model")?.path, &placement)?;
         let context = model.config.max_position_embeddings;
         if let Some(length) = self.packing.filter(|length| *length > context) {
             return Err(StageError::new(format!(

@@ -11,6 +11,7 @@ use super::container::{GgufFile, MAGIC};
 use super::names::{FREQUENCY_DIVISORS, OUTPUT};
 use super::vocabulary::{id as end_id, read_tokenizer};
 use crate::ml::documents::open_file;
+use crate::ml::placement::Placement;
 use crate::ml::tokenizer::Tokenizer;
 
 /// Tells whether a file begins as a GGUF file does.
@@ -34,7 +35,7 @@ fn parse(path: &Path, data: &[u8]) -> Result<Checkpoint, FormatError> {
     let config = read_architecture(path, &file)?;
     // Weights lie as (outputs, inputs), whatever the family's own files have.
     let expected = config.slots().map(|slot| (slot.name, slot.shape));
-    let weights = load_exactly(&file, expected, |name| {
+    let weights = load_exactly(&file, expected, &Placement::HOST, |name| {
         name == FREQUENCY_DIVISORS || (name == OUTPUT && config.tie_word_embeddings)
     })?;
     let tokenizer = match file.get("tokenizer.ggml.model") {

@@ -10,6 +10,7 @@ use super::config::{config_document, read_config};
 use super::json::write_json;
 use super::trunk::{SCORE, TrunkFiles, checkpoint, is_buffer, refuse_lone_adapter, save};
 use crate::ml::models::causal::Architecture;
+use crate::ml::placement::{Placement, Precision};
 use crate::ml::tokenizer::Tokenizer;
 
 /// A model with a linear head on its last hidden states: `LlamaForSequenceClassification` and the like.
@@ -34,6 +35,7 @@ pub struct SequenceClassifier {
 pub fn load_sequence_classifier(
     folder: &Path,
     ignored: &[String],
+    placement: &Placement,
 ) -> Result<SequenceClassifier, FormatError> {
     let config_path = folder.join("config.json");
     refuse_lone_adapter(folder, &config_path)?;
@@ -60,11 +62,15 @@ pub fn load_sequence_classifier(
     config.architecture.tie_word_embeddings = true;
     let architecture = config.architecture;
     let head = architecture.head_name();
-    let weights = load_model(&files, &architecture, |name| {
+    let weights = load_model(&files, &architecture, placement, |name| {
         is_buffer(name) || name == head || name == SCORE
     })?;
     let expected = [(SCORE.to_owned(), vec![classes, width])];
-    let mut scored = load_exactly(&files, expected.into_iter(), |_| true)?;
+    let in_full = Placement {
+        precision: Precision::F32,
+        ..placement.clone()
+    };
+    let mut scored = load_exactly(&files, expected.into_iter(), &in_full, |_| true)?;
     let score = scored.remove(SCORE).ok_or_else(|| {
         FormatError::malformed(files.path(), format!("tensor `{SCORE}` is missing"))
     })?;
@@ -119,7 +125,7 @@ mod tests {
     fn a_saved_reward_model_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         save_sequence_classifier(folder.path(), &classifier()).unwrap();
-        let read = load_sequence_classifier(folder.path(), &[]).unwrap();
+        let read = load_sequence_classifier(folder.path(), &[], &Placement::HOST).unwrap();
         assert_eq!(read.labels, ["LABEL_0"]);
         assert_eq!(
             fixture::values(&read.score),
@@ -134,7 +140,7 @@ mod tests {
         save_sequence_classifier(folder.path(), &classifier()).unwrap();
         let path = folder.path().join("model.safetensors");
         save_safetensors(&path, &classifier().trunk.weights).unwrap();
-        let error = load_sequence_classifier(folder.path(), &[]).unwrap_err();
+        let error = load_sequence_classifier(folder.path(), &[], &Placement::HOST).unwrap_err();
         assert_eq!(
             error
                 .to_string()

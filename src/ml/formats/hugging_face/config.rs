@@ -176,8 +176,9 @@ mod tests {
     use super::super::super::fixture;
     use super::super::fixture::{edit, error, saved};
     use super::super::json::parse_object;
-    use super::super::language_model::{load_hugging_face, load_hugging_face_without};
+    use super::super::language_model::{load_hugging_face, load_hugging_face_at};
     use super::*;
+    use crate::ml::placement::Placement;
 
     #[test]
     fn what_a_folder_asks_of_generation_is_named() {
@@ -276,7 +277,7 @@ mod tests {
         fs_err::write(&path, serde_json::Value::Object(config).to_string()).unwrap();
         assert!(load_hugging_face(folder.path()).is_err());
         let ignored = ["eos_token_id", "id2label"].map(str::to_owned);
-        let read = load_hugging_face_without(folder.path(), &ignored).unwrap();
+        let read = load_hugging_face_at(folder.path(), &ignored, &Placement::HOST).unwrap();
         assert_eq!(read.config.num_layers, 2);
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use super::super::FormatError;
@@ -10,10 +11,11 @@ use super::super::tensors::{TensorSource, load_exactly};
 use super::json::{read_object, write_json};
 use super::sentence::{read_sentence_files, write_sentence_files};
 use crate::ml::models::encoder::{
-    ClassifierHead, EncoderConfig, Family, Part, Pooling, SentenceEmbedding,
+    ClassifierHead, EncoderConfig, Family, Part, Pooling, SentenceEmbedding, SentenceStep,
 };
 use crate::ml::models::keys;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 use crate::ml::tokenizer::Tokenizer;
 
 /// Our own key of `config.json`: a linear head on the mean, which no class of `transformers` has.
@@ -30,12 +32,31 @@ pub struct EncoderCheckpoint {
     pub head: Option<ClassifierHead>,
     /// Names of the classes; empty if the file has none.
     pub labels: Vec<String>,
-    /// Weights of encoder (no prefix) and head, in `f32` on the CPU.
+    /// Weights of encoder (no prefix) and head, in `f32`, on the CPU when they are read.
     pub weights: Weights,
     /// The tokenizer, where the folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// How texts are embedded, where the folder says so.
     pub sentence: Option<SentenceEmbedding>,
+}
+
+impl EncoderCheckpoint {
+    /// Moves all tensors to a device.
+    pub fn move_to(&mut self, device: &Device) -> candle_core::Result<()> {
+        let steps = self
+            .sentence
+            .iter_mut()
+            .flat_map(|sentence| &mut sentence.steps);
+        let dense = steps.filter_map(|step| match step {
+            SentenceStep::Dense(dense) => Some(dense),
+            SentenceStep::Normalize => None,
+        });
+        let own = dense.flat_map(|dense| std::iter::once(&mut dense.weight).chain(&mut dense.bias));
+        for tensor in self.weights.values_mut().chain(own) {
+            *tensor = tensor.to_device(device)?;
+        }
+        Ok(())
+    }
 }
 
 /// What is not as a folder says.
@@ -137,7 +158,7 @@ fn load(
     }
     let heads = head.iter().flat_map(|head| head.tensors(&config));
     let expected = config.tensors().chain(heads);
-    let weights = load_exactly(&source, expected, |name| {
+    let weights = load_exactly(&source, expected, &Placement::HOST, |name| {
         let name = name.strip_prefix(source.prefix).unwrap_or(name);
         let is_beside = |start: &&str| name.starts_with(start);
         family.beside.iter().any(is_beside) || BUFFERS.contains(&name)

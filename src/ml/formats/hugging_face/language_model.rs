@@ -8,6 +8,7 @@ use super::config::read_config;
 use super::trunk::{SCORE, TrunkFiles, checkpoint, is_buffer, refuse_lone_adapter, save};
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 use crate::ml::tokenizer::Tokenizer;
 
 /// Loads a language model of any of the [families](crate::ml::models::causal::families) from a folder.
@@ -15,13 +16,14 @@ use crate::ml::tokenizer::Tokenizer;
 /// The folder holds `config.json`, `model.safetensors` or the shards of `model.safetensors.index.json`, and
 /// optionally `tokenizer.json` (or SentencePiece's `tokenizer.model`) with `tokenizer_config.json`. An adapter beside them is not looked at.
 pub fn load_hugging_face(folder: &Path) -> Result<Checkpoint, FormatError> {
-    load_hugging_face_without(folder, &[])
+    load_hugging_face_at(folder, &[], &Placement::HOST)
 }
 
-/// As [`load_hugging_face`], without looking at some keys of `config.json`.
-pub fn load_hugging_face_without(
+/// As [`load_hugging_face`], without looking at some keys of `config.json`, with the weights where they are wanted.
+pub fn load_hugging_face_at(
     folder: &Path,
     ignored: &[String],
+    placement: &Placement,
 ) -> Result<Checkpoint, FormatError> {
     let config_path = folder.join("config.json");
     refuse_lone_adapter(folder, &config_path)?;
@@ -51,7 +53,7 @@ pub fn load_hugging_face_without(
             ),
         });
     }
-    let weights = load_model(&files, &architecture, |name| {
+    let weights = load_model(&files, &architecture, placement, |name| {
         is_buffer(name) || (tied && name == head) || (is_adapted && name == SCORE)
     })?;
     if tied && files.shape(&head).is_some() {

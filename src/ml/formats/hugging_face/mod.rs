@@ -19,5 +19,5 @@ pub use config::{generation_wishes, padding_id};
 pub use encoder::{
     EncoderCheckpoint, EncoderOptions, load_encoder, load_encoder_classifier, save_encoder,
 };
-pub use language_model::{load_hugging_face, load_hugging_face_without, save_hugging_face};
+pub use language_model::{load_hugging_face, load_hugging_face_at, save_hugging_face};
 pub use peft::{PeftAdapter, load_peft_adapter, save_peft_adapter};

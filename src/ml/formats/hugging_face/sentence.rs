@@ -17,6 +17,7 @@ use crate::ml::models::encoder::{
 };
 use crate::ml::models::keys::Keys;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 
 const MODULES: &str = "modules.json";
 const PROMPTS: &str = "config_sentence_transformers.json";
@@ -224,7 +225,7 @@ fn read_dense(folder: &Path) -> Result<Dense, FormatError> {
     );
     let expected = std::iter::once(weight).chain(config.has_bias.then_some(bias));
     let files = SafetensorsFiles::open_model(folder)?;
-    let mut weights = load_exactly(&files, expected, |_| false)?;
+    let mut weights = load_exactly(&files, expected, &Placement::HOST, |_| false)?;
     let bias = weights.remove("linear.bias");
     let weight = weights
         .remove("linear.weight")

@@ -71,6 +71,7 @@ mod tests {
     use super::super::super::{Checkpoint, fixture};
     use super::super::{SequenceClassifier, load_sequence_classifier, save_sequence_classifier};
     use super::*;
+    use crate::ml::placement::Placement;
     use crate::ml::tokenizer::{TokenizerAlgorithm, train_tokenizer};
 
     #[test]
@@ -95,7 +96,9 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         save_sequence_classifier(folder.path(), &classifier).unwrap();
-        let read = load_sequence_classifier(folder.path(), &[]).unwrap().trunk;
+        let read = load_sequence_classifier(folder.path(), &[], &Placement::HOST)
+            .unwrap()
+            .trunk;
         assert_eq!((read.added_rows, read.config.vocab_size), (4, 28));
         let rows = &read.weights[&read.config.embedding_name()];
         let new = rows.narrow(0, 27, 1).unwrap();

@@ -1,7 +1,8 @@
 //! Neighbours, threads and memory change no bit.
 
-use super::super::decoder::{Decoder, HostDecoder};
+use super::super::decoder::Decoder;
 use super::super::device_decoder::DeviceDecoder;
+use super::super::host_decoder::{HostDecoder, numbers};
 use super::recompute::Recompute;
 use super::*;
 use crate::ml::kernels::form::{are_same, bits_are_promised};
@@ -87,23 +88,32 @@ fn log_probs_are_those_of_a_teacher_forced_pass_to_the_last_bit() {
 }
 
 /// Returns the hidden states of three more tokens after each prompt.
-fn three_steps<D: Decoder>(decoder: &D, prompts: &[&[u32]]) -> Vec<Vec<f32>> {
+fn three_steps<D: Decoder>(
+    decoder: &D,
+    prompts: &[&[u32]],
+    numbers: impl Fn(&D::State) -> Vec<f32>,
+) -> Vec<Vec<f32>> {
     let mut memories: Vec<D::Memory> = decoder
-        .read(prompts)
+        .read(prompts, false)
         .unwrap()
         .into_iter()
-        .map(|(memory, _)| memory)
+        .map(|read| read.memory)
         .collect();
     let mut out = Vec::new();
     for token in [3, 200, 77] {
         let tokens: Vec<_> = memories.iter().map(|memory| (memory, token)).collect();
         let step = decoder.step(&tokens).unwrap();
-        out.extend((0..memories.len()).map(|index| decoder.hidden(&step, index)));
+        out.extend((0..memories.len()).map(|index| numbers(&decoder.state(&step, index).unwrap())));
         let taken = memories.iter_mut().enumerate();
         let taken = taken.map(|(index, memory)| (memory, index)).collect();
         decoder.take(taken, &step).unwrap();
     }
     out
+}
+
+/// Reads a state back.
+fn of_device(state: &candle_core::Tensor) -> Vec<f32> {
+    numbers(state).unwrap()
 }
 
 /// Compares numbers but for rounding.
@@ -123,13 +133,13 @@ fn decoding_with_memory_is_decoding_anew() {
     let model = wide_model().detached();
     let prompts = wide_prompts();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let expected = three_steps(&Recompute::new(&model), &prompts).concat();
+    let expected = three_steps(&Recompute::new(&model), &prompts, Vec::clone).concat();
     assert_eq!(expected.len(), 48 * model.config().embedding_size);
     if bits_are_promised() {
-        let found = three_steps(&HostDecoder::new(&model), &prompts).concat();
+        let found = three_steps(&HostDecoder::new(&model), &prompts, Vec::clone).concat();
         assert!(are_same(&found, &expected));
     }
-    let found = three_steps(&DeviceDecoder::new(&model), &prompts).concat();
+    let found = three_steps(&DeviceDecoder::new(&model), &prompts, of_device).concat();
     assert_near(&found, &expected);
 }
 
@@ -138,8 +148,8 @@ fn a_copied_memory_goes_its_own_way() {
     let model = wide_model().detached();
     let prompts: [&[u32]; 2] = [&[5, 9, 299, 2], &[7, 7]];
     let decoder = DeviceDecoder::new(&model);
-    let mut read = decoder.read(&prompts).unwrap();
-    let (second, first) = (read.pop().unwrap().0, read.pop().unwrap().0);
+    let mut read = decoder.read(&prompts, false).unwrap();
+    let (second, first) = (read.pop().unwrap().memory, read.pop().unwrap().memory);
     let mut memories = [first.clone(), second, first.clone(), first];
     // Three rows share a slot, and each takes a token of its own; after more steps than there was room for, each goes on
     // as if it had been alone.
@@ -155,7 +165,9 @@ fn a_copied_memory_goes_its_own_way() {
             .map(|(memory, token)| (memory, *token))
             .collect();
         let step = decoder.step(&tried).unwrap();
-        found = (0..4).map(|row| decoder.hidden(&step, row)).collect();
+        found = (0..4)
+            .map(|row| of_device(&decoder.state(&step, row).unwrap()))
+            .collect();
         let taken = memories
             .iter_mut()
             .enumerate()
@@ -177,12 +189,12 @@ fn a_slot_that_another_sequence_had_is_like_a_new_one() {
     let model = wide_model().detached();
     let decoder = DeviceDecoder::new(&model);
     let prompt: &[u32] = &[5, 9, 299, 2, 7, 1];
-    let first = decoder.read(&[prompt, prompt]).unwrap();
+    let first = decoder.read(&[prompt, prompt], false).unwrap();
     drop(first);
     // Shorter ones, in the slots of those.
     let prompts: [&[u32]; 3] = [&[7, 7], &[8], &[9, 2, 3]];
-    let found = three_steps(&decoder, &prompts).concat();
-    let expected = three_steps(&Recompute::new(&model), &prompts).concat();
+    let found = three_steps(&decoder, &prompts, of_device).concat();
+    let expected = three_steps(&Recompute::new(&model), &prompts, Vec::clone).concat();
     assert_near(&found, &expected);
     assert_eq!(decoder.slots_in_all(), 3);
 }

@@ -2,8 +2,12 @@
 
 use candle_core::DType;
 
-use super::super::decoder::Decoder;
-use super::super::options::Result;
+use super::super::contrastive::unit_length;
+use super::super::decoder::{Asking, Choosing, Decoder, Read};
+use super::super::distribution::Choice;
+use super::super::host_choice;
+use super::super::host_decoder::read;
+use super::super::options::{Contrastive, Result};
 use crate::ml::models::causal::{CausalLm, TokenBatch};
 
 pub(super) struct Recompute<'a> {
@@ -35,14 +39,16 @@ impl<'a> Recompute<'a> {
 impl Decoder for Recompute<'_> {
     type Memory = Vec<u32>;
     type Step = Step;
+    type State = Vec<f32>;
+    type Context = Vec<f32>;
 
-    fn read(&self, prompts: &[&[u32]]) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
+    fn read(&self, prompts: &[&[u32]], looks_back: bool) -> Result<Vec<Read<Self>>> {
         let rows: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
         let states = self.states(&rows)?;
         Ok(rows
             .into_iter()
             .zip(states)
-            .map(|(row, states)| (row, states.concat()))
+            .map(|(row, states)| read(row, &states.concat(), states[0].len(), looks_back))
             .collect())
     }
 
@@ -58,8 +64,8 @@ impl Decoder for Recompute<'_> {
         })
     }
 
-    fn hidden(&self, step: &Step, index: usize) -> Vec<f32> {
-        step.hidden[index].clone()
+    fn state(&self, step: &Step, index: usize) -> Result<Vec<f32>> {
+        Ok(step.hidden[index].clone())
     }
 
     fn take(&self, taken: Vec<(&mut Vec<u32>, usize)>, step: &Step) -> Result<()> {
@@ -69,7 +75,21 @@ impl Decoder for Recompute<'_> {
         Ok(())
     }
 
-    fn model(&self) -> &CausalLm {
-        self.model
+    fn choose(&self, rows: &[Asking<'_, Self>], how: &Choosing<'_>) -> Result<Vec<Choice>> {
+        host_choice::choose(self.model, rows, how)
+    }
+
+    fn search(
+        &self,
+        rows: &[Asking<'_, Self>],
+        search: &Contrastive,
+        how: &Choosing<'_>,
+    ) -> Result<(Vec<(Choice, usize)>, Step)> {
+        host_choice::search(self, self.model, rows, search, how)
+    }
+
+    fn look_back(&self, context: &mut Vec<f32>, state: &Vec<f32>) -> Result<()> {
+        context.extend(unit_length(state, state.len()));
+        Ok(())
     }
 }

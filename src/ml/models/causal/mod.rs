@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::ml::adapter::{Adapter, AdapterError};
 use crate::ml::kernels::attention::Attention;
-use crate::ml::kernels::form::is_composed;
+use crate::ml::kernels::form::{is_composed, wide};
 use crate::ml::kernels::linear::linear;
 use crate::ml::kernels::rope::Rope;
 use crate::ml::kernels::token_log_probs::{TokenLogProbs, token_log_probs};
@@ -344,7 +344,8 @@ impl CausalLm {
         if layer == self.blocks.len() {
             return self.forward(batch);
         }
-        self.residual_stream(batch, layer, None, self.attention(batch))
+        let states = self.residual_stream(batch, layer, None, self.attention(batch))?;
+        Ok(states.to_dtype(wide(states.dtype()))?)
     }
 
     /// Returns the attention of each layer over the rows of a batch.
@@ -371,16 +372,18 @@ impl CausalLm {
         }
     }
 
-    /// Returns what the output head reads: the last norm of the residual stream, projected to its width.
+    /// Returns what the output head reads: the last norm of the residual stream, projected to its width. However narrow
+    /// the numbers of the model are, heads and losses take wide ones.
     fn finish(&self, states: &Tensor) -> Result<Tensor> {
         let normed = match &self.norm {
             Some(norm) => norm.apply(states)?,
             None => states.clone(),
         };
-        Ok(match &self.projections {
+        let states = match &self.projections {
             Some([_, out]) => linear(&normed, out)?,
             None => normed,
-        })
+        };
+        Ok(states.to_dtype(wide(states.dtype()))?)
     }
 
     /// Runs the first `layers` blocks on a batch; `attend` is called with each layer's number, queries, keys and values.
@@ -393,22 +396,21 @@ impl CausalLm {
     ) -> Result<Tensor> {
         self.check_tokens(batch)?;
         let shape = (batch.rows(), batch.time());
-        let tokens = (batch.tokens(), &*batch.positions());
-        self.run(tokens, shape, layers, dropout, attend)
+        let ids = Tensor::from_slice(batch.tokens(), batch.tokens().len(), self.device())?;
+        self.run((&ids, &batch.positions()), shape, layers, dropout, attend)
     }
 
     /// Runs the first `layers` blocks on tokens and their positions (rows x time).
     fn run(
         &self,
-        (tokens, positions): (&[u32], &[u32]),
+        (ids, positions): (&Tensor, &[u32]),
         (rows, time): (usize, usize),
         layers: usize,
         dropout: Option<&DropoutKey>,
         mut attend: impl FnMut(usize, [&Tensor; 3]) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let architecture = &*self.architecture;
-        let ids = Tensor::from_slice(tokens, rows * time, self.device())?;
-        let mut x = self.embedding.index_select(&ids, 0)?;
+        let mut x = self.embedding.index_select(ids, 0)?;
         if architecture.embedding_scale != 1.0 {
             x = x.affine(architecture.embedding_scale, 0.0)?;
         }
@@ -446,17 +448,18 @@ impl CausalLm {
     }
 
     /// Returns the hidden states of one token each of several sequences, as the output head reads them: (tokens, width).
+    /// `ids` (tokens) lie on the model's device.
     ///
     /// `attend` attends, layer by layer, from queries to whatever the sequences remember and to the tokens' own keys
     /// and values; all are (1, tokens, width) and before any rotation.
     pub(in crate::ml) fn step(
         &self,
-        tokens: &[u32],
+        ids: &Tensor,
         positions: &[u32],
         attend: impl FnMut(usize, [&Tensor; 3]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let shape = (1, tokens.len());
-        let states = self.run((tokens, positions), shape, self.blocks.len(), None, attend)?;
+        let shape = (1, positions.len());
+        let states = self.run((ids, positions), shape, self.blocks.len(), None, attend)?;
         Ok(self.finish(&states)?.squeeze(0)?)
     }
 

@@ -181,6 +181,7 @@ impl<'a> View<'a> {
             .shared
             .rewards
             .of_prefixes(&group::answers(self.part.groups), &self.actions.batch)?;
+        let rewards = rewards.to_device(self.states.device())?;
         Ok((self.actions.per_state(&rewards)? * self.reward_factor())?)
     }
 

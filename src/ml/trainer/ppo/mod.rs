@@ -22,7 +22,6 @@ mod rollout;
 mod tests;
 mod update;
 
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -106,7 +105,7 @@ impl PpoTrainer {
             true,
             init,
             &stream.child("value head"),
-            &Device::Cpu,
+            start.model.llama.device(),
         )?;
         let mut parameters = start.model.llama.trainable().to_vec();
         parameters.extend(value_head.trainable("value_head."));

@@ -137,7 +137,7 @@ fn a_resumed_training_ends_with_the_same_bits() {
         // As a stage stores it.
         let tensors = to_safetensors(&state.tensors).unwrap();
         let state = TrainerState {
-            tensors: from_safetensors(&tensors, &Device::Cpu).unwrap(),
+            tensors: from_safetensors(&tensors, &candle_core::Device::Cpu).unwrap(),
             values: serde_json::from_str(&state.values.to_string()).unwrap(),
         };
         let mut resumed = trainer_of(options(), lora.as_ref());

@@ -1,6 +1,6 @@
 //! The updates on a step's completions.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::advantages::whitened;
 use super::options::Whitening;
@@ -185,7 +185,7 @@ impl PpoTrainer {
                     old_values: &padded(&|rollout| rollout.values.clone())?,
                     advantages: &pad(&advantages, columns, values.dtype(), llama.device())?,
                     returns: &padded(&|rollout| rollout.returns.clone())?,
-                    mask: &mask(&actions.lengths, columns)?.to_device(llama.device())?,
+                    mask: &mask(&actions.lengths, columns, llama.device())?,
                 },
                 options,
                 normaliser,
@@ -209,10 +209,10 @@ impl PpoTrainer {
 }
 
 /// Marks the tokens of completions: 1 before each row's length, (rows, columns).
-fn mask(lengths: &[usize], columns: usize) -> candle_core::Result<Tensor> {
+fn mask(lengths: &[usize], columns: usize, device: &Device) -> candle_core::Result<Tensor> {
     let marks: Vec<u8> = lengths
         .iter()
         .flat_map(|length| (0..columns).map(move |column| u8::from(column < *length)))
         .collect();
-    Tensor::from_vec(marks, (lengths.len(), columns), &candle_core::Device::Cpu)
+    Tensor::from_vec(marks, (lengths.len(), columns), device)
 }

@@ -13,11 +13,13 @@ use crate::artifacts::reward_model::RewardModel;
 use crate::artifacts::reward_program::RewardProgram;
 use crate::artifacts::reward_rule::{Asked, RewardRule, RuleError};
 use crate::engine::context::{Input, Progress, RunContext};
-use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
+use crate::engine::stage::{GpuUse, Kind, Output, Port, Problem, StageError};
+use crate::ml::placement::Precision;
 use crate::random::Stream;
 use crate::sources::Settings;
 use crate::stages::defaults;
 use crate::stages::passes;
+use crate::stages::placement::placement;
 use crate::stages::ranges::at_least_one;
 use crate::stages::rewards::program::{Program, ProgramError, Text};
 use crate::stages::tokenized::tokenize_completions;
@@ -155,13 +157,20 @@ impl Kind for Judge {
         problems
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        match self.judge {
+            Judging::RewardModel { .. } => GpuUse::Tensors,
+            Judging::Http(_) => GpuUse::None,
+        }
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
         let ours = completions::read(&ctx.input("completions")?.path)?;
         let pairs = self.pairs(ours, &Opponents::read(ctx.input("opponent")?)?)?;
         let (title, judged) = match &self.judge {
             Judging::RewardModel { batch_size } => {
-                let reward = ctx.input("reward")?;
-                match Reward::load(reward)? {
+                let placement = placement(ctx, Precision::F32)?;
+                match Reward::load(ctx.input("reward")?, &placement)? {
                     Reward::Model(model) => {
                         let judged = by_reward(&pairs, &model, *batch_size, ctx)?;
                         ("Judgements of a reward model".to_owned(), judged)

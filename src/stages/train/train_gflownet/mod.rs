@@ -16,9 +16,10 @@ use crate::artifacts::reward::REWARDS;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{
-    Continuation, Estimate, Kind, Moved, Output, Port, Problem, StageError,
+    Continuation, Estimate, GpuUse, Kind, Moved, Output, Port, Problem, StageError,
 };
 use crate::ml::adapter::LoraConfig;
+use crate::ml::placement::Precision;
 use crate::ml::schedule::Ramp;
 use crate::ml::trainer::policy::Exploration;
 use crate::ml::trainer::policy::asynchronous::Asynchronous;
@@ -28,6 +29,7 @@ use crate::ml::trainer::policy::objectives::{
 };
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
+use crate::stages::placement::placement;
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, LongCompletions, needs_room};
@@ -94,6 +96,9 @@ pub struct TrainGflownet {
     #[serde(default)]
     #[schemars(extend("also" = ["lora", "peft_config"]))]
     adapter: Option<LoraConfig>,
+    /// The precision of weights that are not trained.
+    #[serde(default)]
+    precision: Precision,
     /// Factor from reward to log R; `flowrl_released` has one of its own.
     #[serde(default)]
     reward_scale: Option<f64>,
@@ -514,9 +519,14 @@ impl Kind for TrainGflownet {
         training::continuation(self.steps, &self.checkpoints, &self.optimizer)
     }
 
+    fn gpu_use(&self) -> GpuUse {
+        GpuUse::Tensors
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let policy = LanguageModel::load(&ctx.input("policy")?.path)?;
-        let reward = rewards::open(&policy, ctx)?;
+        let placement = placement(ctx, self.precision)?;
+        let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
+        let reward = rewards::open(&policy, &placement, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let positions = rewards::positions(&policy, &reward);
         let prompts = self.prompts(&policy, &data, positions, ctx)?;

@@ -20,7 +20,7 @@ use crate::engine::facts::Known;
 use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Output, Problem, StageError};
 use crate::ml::adapter::{Adapter, LoraConfig};
-use crate::ml::parameters::{Weights, load};
+use crate::ml::parameters::{Weights, device_of, load};
 use crate::ml::schedule::Decay;
 use crate::ml::trainer::trained_model::TrainedModel;
 use crate::ml::trainer::{self, Cancel, TrainError, Trainer};
@@ -247,7 +247,8 @@ impl Training {
             .into_iter()
             .filter_map(|(name, _)| Some((name.clone(), parameters.get(&name)?.clone())))
             .collect();
-        let adapter = Adapter::from_weights(adapter.config(), &start.base, &own, &Device::Cpu)?;
+        let adapter =
+            Adapter::from_weights(adapter.config(), &start.base, &own, &device_of(&start.base))?;
         if self.is_merged {
             // The base was changed by merging: there is no file to link to.
             start.save_full(folder, &adapter.merge(&start.base)?, score)?;

@@ -18,6 +18,7 @@ use super::json::write_json;
 use crate::ml::adapter::{AdapterTensor, LoraConfig, PREFIX};
 use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
+use crate::ml::placement::Placement;
 
 mod config;
 mod stated;
@@ -68,7 +69,7 @@ pub fn load_peft_adapter(
     });
     let untied = config::untied(&model);
     let expected = adapter_tensors(&config, &untied).chain(head);
-    let loaded = load_exactly(&files, expected, |_| false);
+    let loaded = load_exactly(&files, expected, &Placement::HOST, |_| false);
     let mut weights = loaded.map_err(explain_missing_bias)?;
     let score = weights.remove(&score_name);
     Ok(PeftAdapter {

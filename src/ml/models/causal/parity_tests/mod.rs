@@ -16,6 +16,7 @@ use crate::ml::generate::{Contrastive, GenerateOptions, Strategy, generate};
 use crate::ml::kernels::form::are_same;
 use crate::ml::models::fixture::{difference, factor, largest, parameters, recorded};
 use crate::ml::optimizer::Gradients;
+use crate::ml::placement::Placement;
 use crate::random::Stream;
 
 pub(in crate::ml::models) mod adapters;
@@ -364,7 +365,8 @@ fn scores_are_those_of_transformers() {
         let score = crate::ml::models::fixture::parameter("score.weight", &[1, width]);
         weights.insert("score.weight".to_owned(), score);
         save_safetensors(&path, &weights).unwrap();
-        let classifier = load_sequence_classifier(recorded.folder.path(), &[]).unwrap();
+        let classifier =
+            load_sequence_classifier(recorded.folder.path(), &[], &Placement::HOST).unwrap();
         let trunk = classifier.trunk;
         let model = CausalLm::new(&trunk.config, &trunk.weights, Training::Frozen).unwrap();
         for (index, row) in rows.iter().enumerate() {

@@ -5,14 +5,15 @@
 //! numbers for each row of logits, from which the gradient of the hidden states follows without another product;
 //! under a trained head the backward pass computes the logits once more.
 
+mod composed;
+
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::host::{elements, fused, maximum, slice};
-use super::linear::composed_linear;
 use super::matmul::{Matrix, Threads, multiply, multiply_rows};
 
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
@@ -44,7 +45,7 @@ pub fn token_log_probs(
     let per_row = operation.per_row;
     operation.keeps_expected = hidden.track_op() && !weight.track_op();
     if !fused(&[hidden, weight]) {
-        return operation.composed(hidden, weight);
+        return composed::apply(&operation, hidden, weight);
     }
     let both = hidden
         .contiguous()?
@@ -62,7 +63,8 @@ pub fn composed_token_log_probs(
     targets: &[u32],
     temperature: f64,
 ) -> Result<TokenLogProbs> {
-    Head::new(hidden.shape(), weight.shape(), targets, temperature)?.composed(hidden, weight)
+    let head = Head::new(hidden.shape(), weight.shape(), targets, temperature)?;
+    composed::apply(&head, hidden, weight)
 }
 
 struct Head {
@@ -109,40 +111,6 @@ impl Head {
             inverse_temperature: 1.0 / temperature,
             keeps_expected: false,
             expected: OnceLock::new(),
-        })
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "the composed form")]
-    fn composed(&self, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {
-        let (rows, _) = hidden.dims2()?;
-        let device = hidden.device();
-        let logits = composed_linear(hidden, weight)?.affine(self.inverse_temperature, 0.0)?;
-        let log_sum_exp = logits.log_sum_exp(D::Minus1)?;
-        let ids: Vec<u32> = self
-            .targets
-            .iter()
-            .map(|id| if *id == IGNORED { 0 } else { *id })
-            .collect();
-        let wanted: Vec<f32> = self
-            .targets
-            .iter()
-            .map(|id| f32::from(u8::from(*id != IGNORED)))
-            .collect();
-        let mut active = vec![0f32; rows];
-        for row in self.active.iter() {
-            active[*row] = 1.0;
-        }
-        let ids = Tensor::from_vec(ids, (rows, self.per_row), device)?;
-        let wanted =
-            Tensor::from_vec(wanted, (rows, self.per_row), device)?.to_dtype(logits.dtype())?;
-        let active = Tensor::from_vec(active, rows, device)?.to_dtype(logits.dtype())?;
-        let log_probs = logits
-            .gather(&ids, 1)?
-            .broadcast_sub(&log_sum_exp.unsqueeze(1)?)?
-            .mul(&wanted)?;
-        Ok(TokenLogProbs {
-            log_probs,
-            log_sum_exp: log_sum_exp.mul(&active)?,
         })
     }
 

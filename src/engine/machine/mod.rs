@@ -1,18 +1,73 @@
 //! This machine: where a stage can compute, and what records say of where it did.
 
+mod driver;
+
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
+
+use super::stage::GpuUse;
+
+pub use driver::{CudaVersion, Driver, DriverError, Gpu};
 
 /// Where a run is asked to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceChoice {
-    /// On the GPUs that a stage asks for, where there are any and its kind can use them; else on the processor.
+    /// On the GPUs that a stage asks for, where they can be had and its kind can use them; else on the processor.
     #[default]
     Auto,
     /// On the processor alone.
     Cpu,
-    /// On a GPU, or not at all.
+    /// All that a GPU can compute on one, or not at all.
     Cuda,
+}
+
+impl DeviceChoice {
+    /// Returns how many GPUs a stage is to be given that asks for `asked`.
+    pub fn gpus(self, gpu_use: GpuUse, asked: usize) -> usize {
+        match (self, gpu_use) {
+            (Self::Cpu, _) | (_, GpuUse::None) => 0,
+            (_, GpuUse::Program) => asked,
+            // The tensors of a stage lie on one.
+            (Self::Auto, GpuUse::Tensors) => asked.min(1),
+            (Self::Cuda, GpuUse::Tensors) => 1,
+        }
+    }
+}
+
+/// Where a stage computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On the processor.
+    Processor,
+    /// Wherever a program of its own does, which sees GPUs.
+    Program,
+    /// Its tensors lie on a GPU.
+    Gpu(Gpu),
+}
+
+impl Place {
+    /// Names it as a record does.
+    pub fn device(&self) -> &'static str {
+        match self {
+            Self::Processor => "cpu",
+            // As the process sees it: no other is shown to it.
+            Self::Program | Self::Gpu(_) => "cuda:0",
+        }
+    }
+}
+
+/// Returns the first of the GPUs that this process may use, if there is a driver for it.
+pub fn first_gpu() -> Option<&'static Gpu> {
+    static FIRST: OnceLock<Option<Gpu>> = OnceLock::new();
+    let found = FIRST.get_or_init(|| {
+        if visible_gpus().is_empty() {
+            return None;
+        }
+        Driver::start().and_then(|driver| driver.gpu(0)).ok()
+    });
+    found.as_ref()
 }
 
 /// Returns the ids of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` has them.
@@ -39,20 +94,18 @@ pub const COMPOSED: &str = "composed";
 /// The class of results that a processor computed in that form, for checking.
 const COMPOSED_CLASS: &str = "composed/1";
 
-/// Names the arithmetic of a device: within that of processors, equal fingerprints give equal bytes.
+/// Names the arithmetic of a place: within that of processors, equal fingerprints give equal bytes.
 ///
-/// All processors are one class; its number rises when their arithmetic changes. Results of the other classes are alike but
-/// for rounding.
-pub fn numerics_class(device: &str) -> String {
+/// All processors are one class, and all GPUs of one compute capability; the number of a class rises when its arithmetic
+/// changes. Results of different classes are alike but for rounding.
+pub fn numerics_class(place: &Place) -> String {
     let is_composed = || std::env::var_os(KERNELS).is_some_and(|form| form == COMPOSED);
-    let class = if device.starts_with("cuda") {
-        "cuda"
-    } else if is_composed() {
-        COMPOSED_CLASS
-    } else {
-        "cpu/2"
-    };
-    class.to_owned()
+    match place {
+        Place::Gpu(gpu) => format!("cuda-sm{}/1", gpu.capability),
+        Place::Program => "cuda".to_owned(),
+        Place::Processor if is_composed() => COMPOSED_CLASS.to_owned(),
+        Place::Processor => "cpu/2".to_owned(),
+    }
 }
 
 /// Whether results of one class may stand in for those of another: those that were made for checking never do.

@@ -1,0 +1,24 @@
+//! Where the tensors of a stage lie.
+
+use candle_core::Device;
+
+use crate::engine::context::RunContext;
+use crate::engine::stage::StageError;
+use crate::ml::placement::{Placement, Precision};
+
+/// Returns where the tensors of a stage lie: on the GPU that it was given, else on the processor.
+pub(crate) fn placement(
+    ctx: &mut RunContext,
+    precision: Precision,
+) -> Result<Placement, StageError> {
+    let device = if ctx.takes_gpu() {
+        // As this process sees it, the GPU that it was given is the first.
+        Device::new_cuda(0).map_err(|error| {
+            StageError::new(format!("the GPU cannot be used: {error}"))
+                .hint("`--device cpu` computes on the processor")
+        })?
+    } else {
+        Device::Cpu
+    };
+    Ok(Placement { device, precision })
+}
