@@ -13,6 +13,7 @@ pub mod objectives;
 pub mod optimizer;
 pub mod parameters;
 pub mod placement;
+pub mod recompute;
 pub mod replay_buffer;
 pub mod schedule;
 pub mod tokenizer;

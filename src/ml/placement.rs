@@ -1,4 +1,4 @@
-//! Where a model's tensors lie, and how precise the frozen ones are.
+//! Where a model's tensors lie, how precise the frozen ones are, and which are kept for a gradient.
 
 use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
@@ -18,13 +18,15 @@ pub enum Precision {
     Bf16,
 }
 
-/// Where tensors lie, and what those that are not trained are made of.
+/// Where tensors lie, what those that are not trained are made of, and which are kept.
 #[derive(Debug, Clone)]
 pub struct Placement {
     /// Where all tensors lie.
     pub device: Device,
     /// The precision of weights that are not trained.
     pub precision: Precision,
+    /// Whether a training keeps no more than the input of each block for the gradient.
+    pub gradient_checkpointing: bool,
 }
 
 impl Placement {
@@ -32,7 +34,17 @@ impl Placement {
     pub const HOST: Self = Self {
         device: Device::Cpu,
         precision: Precision::F32,
+        gradient_checkpointing: false,
     };
+
+    /// The same, with gradient checkpointing or without.
+    #[must_use]
+    pub fn with_gradient_checkpointing(self, gradient_checkpointing: bool) -> Self {
+        Self {
+            gradient_checkpointing,
+            ..self
+        }
+    }
 
     /// Makes a tensor of a frozen weight's values.
     pub fn weight(&self, values: Vec<f32>, shape: &[usize]) -> candle_core::Result<Tensor> {

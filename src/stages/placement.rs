@@ -3,7 +3,7 @@
 use candle_core::Device;
 
 use crate::engine::context::RunContext;
-use crate::engine::stage::StageError;
+use crate::engine::stage::{Problem, StageError};
 use crate::ml::placement::{Placement, Precision};
 
 /// Returns where the tensors of a stage lie: on the GPU that it was given, else on the processor.
@@ -20,5 +20,22 @@ pub(crate) fn placement(
     } else {
         Device::Cpu
     };
-    Ok(Placement { device, precision })
+    Ok(Placement {
+        device,
+        precision,
+        gradient_checkpointing: false,
+    })
+}
+
+/// Refuses a precision that is none of weights that are trained.
+pub(crate) fn check_precision<T>(
+    precision: Precision,
+    adapter: Option<&T>,
+    problems: &mut Vec<Problem>,
+) {
+    if precision != Precision::F32 && adapter.is_none() {
+        let text = "`precision: bf16` is for weights that are not trained, and without an `adapter` all are trained";
+        let problem = Problem::new("precision", text);
+        problems.push(problem.hint("train an `adapter`, or leave `precision` out"));
+    }
 }

@@ -3,9 +3,11 @@
 //! What the processor finds by sorting a vocabulary is found here by halving: the least logit that stays is looked for
 //! between the greatest and one that has no weight any more.
 
+use std::collections::BTreeSet;
+
 use candle_core::{D, DType, Result, Tensor};
 
-use super::decoder::{Asking, Choosing, Decoder};
+use super::decoder::Choosing;
 use super::distribution::Choice;
 use super::options::{Contrastive, Sampling, Strategy};
 
@@ -36,23 +38,24 @@ pub(super) fn normalisers(logits: &Tensor) -> Result<Tensor> {
     logits.log_sum_exp(D::Minus1)?.unsqueeze(1)
 }
 
-/// Chooses by the highest logit or by a draw; `normalisers` are those of the logits.
-pub(super) fn choose<T: Decoder>(
+/// Chooses by the highest logit or by a draw; `normalisers` are those of the logits. Each row has `seen` some tokens, and a
+/// number from `[0, 1)` that a draw is made of.
+pub(super) fn choose(
     logits: &Tensor,
     normalisers: &Tensor,
-    rows: &[Asking<'_, T>],
+    (seen, uniforms): (&[&BTreeSet<u32>], &[f64]),
     how: &Choosing<'_>,
 ) -> Result<Chosen> {
-    let punished = punish(logits, rows, how)?;
+    let punished = punish(logits, seen, how)?;
     let (tokens, sampling_log_probs) = match how.strategy {
         Strategy::Sampling(sampling) => {
-            let uniforms: Vec<f32> = rows.iter().map(|row| row.uniform as f32).collect();
-            let uniforms = Tensor::from_vec(uniforms, (rows.len(), 1), logits.device())?;
+            let uniforms: Vec<f32> = uniforms.iter().map(|uniform| *uniform as f32).collect();
+            let uniforms = Tensor::from_vec(uniforms, (seen.len(), 1), logits.device())?;
             draw(&punished, sampling, &uniforms)?
         }
         Strategy::Greedy | Strategy::Contrastive(_) => {
             let tokens = first_greatest(&punished)?;
-            let nothing = Tensor::zeros(rows.len(), DType::F32, logits.device())?;
+            let nothing = Tensor::zeros(seen.len(), DType::F32, logits.device())?;
             (tokens, nothing)
         }
     };
@@ -65,14 +68,14 @@ pub(super) fn choose<T: Decoder>(
 }
 
 /// Returns the most probable tokens.
-pub(super) fn candidates<T: Decoder>(
+pub(super) fn candidates(
     logits: &Tensor,
     normalisers: &Tensor,
-    rows: &[Asking<'_, T>],
+    seen: &[&BTreeSet<u32>],
     search: &Contrastive,
     how: &Choosing<'_>,
 ) -> Result<Candidates> {
-    let punished = punish(logits, rows, how)?;
+    let punished = punish(logits, seen, how)?;
     let tempered = tempered(&punished, search.temperature.unwrap_or(1.0))?;
     let weights = tempered.exp()?;
     let total = weights.sum_keepdim(1)?;
@@ -110,23 +113,19 @@ pub(super) fn first_greatest(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Makes tokens that were there before less probable.
-fn punish<T: Decoder>(
-    logits: &Tensor,
-    rows: &[Asking<'_, T>],
-    how: &Choosing<'_>,
-) -> Result<Tensor> {
-    let most = rows.iter().map(|row| row.seen.len()).max().unwrap_or(0);
+fn punish(logits: &Tensor, seen: &[&BTreeSet<u32>], how: &Choosing<'_>) -> Result<Tensor> {
+    let most = seen.iter().map(|seen| seen.len()).max().unwrap_or(0);
     if how.repetition_penalty == 1.0 || most == 0 {
         return Ok(logits.clone());
     }
-    let mut ids: Vec<u32> = Vec::with_capacity(rows.len() * most);
-    for row in rows {
+    let mut ids: Vec<u32> = Vec::with_capacity(seen.len() * most);
+    for seen in seen {
         // Every row has seen something: its prompt. The first stands for those that a shorter row lacks.
-        let first = row.seen.first().copied().unwrap_or(0);
-        ids.extend(row.seen.iter().copied());
-        ids.extend(std::iter::repeat_n(first, most - row.seen.len()));
+        let first = seen.first().copied().unwrap_or(0);
+        ids.extend(seen.iter().copied());
+        ids.extend(std::iter::repeat_n(first, most - seen.len()));
     }
-    let ids = Tensor::from_vec(ids, (rows.len(), most), logits.device())?;
+    let ids = Tensor::from_vec(ids, (seen.len(), most), logits.device())?;
     let old = logits.gather(&ids, 1)?;
     let zero = old.zeros_like()?;
     let penalty = how.repetition_penalty;

@@ -3,7 +3,7 @@
 //! All sequences share one tensor of keys and one of values a layer, in which each has a slot. A copied memory shares its
 //! slot until one of the two is written to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{D, DType, Tensor};
@@ -395,7 +395,9 @@ impl Decoder for DeviceDecoder<'_> {
 
     fn choose(&self, rows: &[Asking<'_, Self>], how: &Choosing<'_>) -> Result<Vec<Choice>> {
         let (logits, normalisers) = self.logits(rows)?;
-        let chosen = device_choice::choose(&logits, &normalisers, rows, how)?;
+        let seen: Vec<&BTreeSet<u32>> = rows.iter().map(|row| row.seen).collect();
+        let uniforms: Vec<f64> = rows.iter().map(|row| row.uniform).collect();
+        let chosen = device_choice::choose(&logits, &normalisers, (&seen, &uniforms), how)?;
         device_choice::read_back(&chosen, &normalisers)
     }
 
@@ -406,7 +408,8 @@ impl Decoder for DeviceDecoder<'_> {
         how: &Choosing<'_>,
     ) -> Result<(Vec<(Choice, usize)>, Step)> {
         let (logits, normalisers) = self.logits(rows)?;
-        let found = device_choice::candidates(&logits, &normalisers, rows, search, how)?;
+        let seen: Vec<&BTreeSet<u32>> = rows.iter().map(|row| row.seen).collect();
+        let found = device_choice::candidates(&logits, &normalisers, &seen, search, how)?;
         let count = found.tokens.dim(1)?;
         let memories: Vec<&Memory> = rows
             .iter()

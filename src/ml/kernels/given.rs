@@ -15,7 +15,7 @@ type Backward =
     dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> + Send + Sync;
 
 /// Returns `out`, which was computed from `a` and `b`, with a gradient.
-pub(super) fn with_gradient(
+pub(in crate::ml) fn with_gradient(
     name: &'static str,
     out: Tensor,
     (a, b): (&Tensor, &Tensor),

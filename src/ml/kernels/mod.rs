@@ -38,7 +38,7 @@ pub mod swiglu;
 pub mod token_log_probs;
 
 pub(super) mod exponential;
-mod given;
+pub(super) mod given;
 pub(super) mod host;
 mod matmul;
 mod one_row;

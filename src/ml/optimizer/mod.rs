@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::kernels;
 use super::kernels::form::is_composed;
 use super::parameters::{ParameterError, Weights, same_dtype, same_shape};
+use super::recompute::backward;
 
 /// Elements handled at once by one thread; also the length of a partial sum of squares.
 const CHUNK: usize = 1 << 14;
@@ -47,6 +48,11 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Adds the gradients of a loss; every parameter must have one.
+    pub fn add_of(&mut self, loss: &Tensor, parameters: &[(String, Var)]) -> Result<()> {
+        self.add(&backward(loss)?, parameters)
+    }
+
     /// Adds the gradients of one backward pass; every parameter must have one.
     pub fn add(&mut self, store: &GradStore, parameters: &[(String, Var)]) -> Result<()> {
         for (name, var) in parameters {

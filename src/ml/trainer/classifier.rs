@@ -129,7 +129,7 @@ impl Trainer for ClassifierTrainer {
             loss += f64::from(found.to_scalar::<f32>()?);
             let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             right += best.iter().zip(&classes).filter(|(a, b)| a == b).count();
-            gradients.add(&found.backward()?, &self.updater.parameters())?;
+            gradients.add_of(&found, &self.updater.parameters())?;
             report.trained_tokens += tokens.iter().map(|row| row.len() as u64).sum::<u64>();
         }
         report.flops = self.flops_per_token * report.trained_tokens as f64;

@@ -150,7 +150,7 @@ impl Trainer for RewardTrainer {
             loss += f64::from(found.loss.to_scalar::<f32>()?);
             accuracy += found.accuracy * found.count / total;
             margin += found.margin * found.count / total;
-            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
+            gradients.add_of(&found.loss, &self.updater.parameters())?;
             flops += forward_flops(&self.size, actions.row_lengths());
             report.trained_tokens += actions.row_lengths().sum::<usize>() as u64;
         }

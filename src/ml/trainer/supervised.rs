@@ -103,7 +103,7 @@ impl Trainer for SupervisedTrainer {
             let mask = completion_mask(&prompts, &lengths, batch.time(), llama.device())?;
             let loss = supervised(&log_probs, &mask, Normaliser::Total(predicted as f64))?;
             sum += loss.sum;
-            gradients.add(&loss.loss.backward()?, &self.updater.parameters())?;
+            gradients.add_of(&loss.loss, &self.updater.parameters())?;
             flops += forward_flops(&self.size, lengths.iter().copied());
             report.trained_tokens += lengths.iter().sum::<usize>() as u64;
         }

@@ -10,7 +10,7 @@ use crate::ml::placement::Precision;
 use crate::ml::trainer::pairs::{PairObjective, PairOptions, PairTrainer};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
-use crate::stages::placement::placement;
+use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Limits, tokenize_pairs};
 
@@ -23,6 +23,7 @@ pub(super) struct PairTraining<'a> {
     pub(super) optimizer: &'a OptimizerParams,
     pub(super) adapter: Option<&'a LoraConfig>,
     pub(super) precision: Precision,
+    pub(super) gradient_checkpointing: bool,
     pub(super) lengths: Limits,
     pub(super) seed: u64,
     pub(super) expected_size: Option<&'a ExpectedSize>,
@@ -41,6 +42,7 @@ pub(super) fn ports() -> Vec<Port> {
 
 impl PairTraining<'_> {
     pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+        check_precision(self.precision, self.adapter, problems);
         at_least_one("steps", self.steps, problems);
         at_least_one("batch_size", self.batch_size as u64, problems);
         at_least_one("micro_batch", self.micro_batch as u64, problems);
@@ -69,7 +71,8 @@ impl PairTraining<'_> {
         objective: PairObjective,
         ctx: &mut RunContext,
     ) -> Result<(), StageError> {
-        let placement = placement(ctx, self.precision)?;
+        let placement = placement(ctx, self.precision)?
+            .with_gradient_checkpointing(self.gradient_checkpointing);
         let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let stream = Stream::new(self.seed, kind);

@@ -35,7 +35,7 @@ use crate::ml::trainer::policy::objectives::{
 };
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
-use crate::stages::placement::placement;
+use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::needs_room;
@@ -79,6 +79,10 @@ pub struct TrainPolicyGradient {
     /// The precision of weights that are not trained.
     #[serde(default)]
     precision: Precision,
+    /// Keep no more than the input of each block for the gradient, and compute the rest again: less memory, a third more
+    /// time, the same result.
+    #[serde(default, skip_serializing)]
+    gradient_checkpointing: bool,
     /// What a completion's reward is compared with, if not with what the method has.
     #[serde(default)]
     advantage: Option<Advantage>,
@@ -189,6 +193,7 @@ impl Kind for TrainPolicyGradient {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("updates_per_batch", self.updates_per_batch),
@@ -318,7 +323,8 @@ impl Kind for TrainPolicyGradient {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let placement = placement(ctx, self.precision)?;
+        let placement = placement(ctx, self.precision)?
+            .with_gradient_checkpointing(self.gradient_checkpointing);
         let policy = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let reward = rewards::open(&policy, &placement, ctx)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;

@@ -25,7 +25,7 @@ use crate::ml::placement::Precision;
 use crate::ml::trainer::ppo::{ControlledKl, PpoStart, PpoTrainer, PpoTrainerOptions, Whitening};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
-use crate::stages::placement::placement;
+use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::needs_room;
@@ -66,6 +66,10 @@ pub struct TrainPpo {
     /// The precision of weights that are not trained.
     #[serde(default)]
     precision: Precision,
+    /// Keep no more than the input of each block for the gradient, and compute the rest again: less memory, a third more
+    /// time, the same result.
+    #[serde(default, skip_serializing)]
+    gradient_checkpointing: bool,
     /// Prompts of more tokens are left out; if absent, those that do not fit the models are.
     #[serde(default)]
     max_prompt_tokens: Option<usize>,
@@ -239,6 +243,7 @@ seed: 1
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
@@ -350,7 +355,8 @@ seed: 1
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let placement = placement(ctx, self.precision)?;
+        let placement = placement(ctx, self.precision)?
+            .with_gradient_checkpointing(self.gradient_checkpointing);
         let start = LanguageModel::load_at(&ctx.input("policy")?.path, &placement)?;
         let reward = rewards::open(&start, &placement, ctx)?;
         let dataset = Dataset::read(&ctx.input("data")?.path)?;

@@ -44,6 +44,10 @@ pub struct TrainPreference {
     /// The precision of weights that are not trained.
     #[serde(default)]
     precision: Precision,
+    /// Keep no more than the input of each block for the gradient, and compute the rest again: less memory, a third more
+    /// time, the same result.
+    #[serde(default, skip_serializing)]
+    gradient_checkpointing: bool,
     /// Pairs with a longer side are left out, or cut with `long_completions: truncate`; the model's context if absent.
     #[serde(default)]
     #[schemars(extend("also" = ["max_length", "max_seq_length"]))]
@@ -128,6 +132,7 @@ impl TrainPreference {
             optimizer: &self.optimizer,
             adapter: self.adapter.as_ref(),
             precision: self.precision,
+            gradient_checkpointing: self.gradient_checkpointing,
             lengths: Limits {
                 max_tokens: self.max_tokens,
                 max_prompt_tokens: self.max_prompt_tokens,

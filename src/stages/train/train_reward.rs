@@ -20,7 +20,7 @@ use crate::ml::trainer::reward::{RewardOptions, RewardTrainer, TokenizedPair};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::passes;
-use crate::stages::placement::placement;
+use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, Lengths, context_length, tokenize, tokenize_pairs};
 use crate::stats;
@@ -52,6 +52,10 @@ pub struct TrainReward {
     /// The precision of weights that are not trained.
     #[serde(default)]
     precision: Precision,
+    /// Keep no more than the input of each block for the gradient, and compute the rest again: less memory, a third more
+    /// time, the same result.
+    #[serde(default, skip_serializing)]
+    gradient_checkpointing: bool,
     /// Weight of the loss at a random prefix, the same fraction of both completions; 0 leaves it out.
     #[serde(default)]
     prefix_weight: f64,
@@ -116,6 +120,7 @@ impl Kind for TrainReward {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
         at_least_one(
@@ -160,7 +165,8 @@ impl Kind for TrainReward {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let placement = placement(ctx, self.precision)?;
+        let placement = placement(ctx, self.precision)?
+            .with_gradient_checkpointing(self.gradient_checkpointing);
         let model = LanguageModel::load_at(&ctx.input("model")?.path, &placement)?;
         let data = Dataset::read(&ctx.input("data")?.path)?;
         let evaluation = Dataset::read(&ctx.input("evaluation")?.path)?;

@@ -17,7 +17,7 @@ use crate::ml::trainer::TokenizedCompletion;
 use crate::ml::trainer::supervised::{SupervisedOptions, SupervisedTrainer};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
-use crate::stages::placement::placement;
+use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, Limits, LongCompletions, tokenize_chosen};
 
@@ -46,6 +46,10 @@ pub struct TrainSft {
     /// The precision of weights that are not trained.
     #[serde(default)]
     precision: Precision,
+    /// Keep no more than the input of each block for the gradient, and compute the rest again: less memory, a third more
+    /// time, the same result.
+    #[serde(default, skip_serializing)]
+    gradient_checkpointing: bool,
     /// Whether prompts are learnt as well as completions.
     #[serde(default)]
     learn_prompts: bool,
@@ -95,6 +99,7 @@ impl Kind for TrainSft {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
         at_least_one(
@@ -151,7 +156,8 @@ impl Kind for TrainSft {
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<(), StageError> {
-        let placement = placement(ctx, self.precision)?;
+        let placement = placement(ctx, self.precision)?
+            .with_gradient_checkpointing(self.gradient_checkpointing);
         let model = LanguageModel::load_at(&ctx.input("model")?.path, &placement)?;
         let context = model.config.max_position_embeddings;
         if let Some(length) = self.packing.filter(|length| *length > context) {

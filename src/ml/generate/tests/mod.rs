@@ -1,6 +1,7 @@
 //! Generation with tiny models: what is drawn, and that nothing but a row's own prompt and key has a part in it.
 
 mod bits;
+mod choices;
 mod draws;
 mod ends;
 mod recompute;

@@ -12,6 +12,7 @@ use crate::ml::kernels::linear::linear;
 use crate::ml::kernels::rope::Rope;
 use crate::ml::kernels::token_log_probs::{TokenLogProbs, token_log_probs};
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
+use crate::ml::recompute::recomputed;
 
 pub mod architecture;
 mod batch;
@@ -90,6 +91,8 @@ pub struct CausalLm {
     trainable: Vec<(String, Var)>,
     /// Whether our own loops run on all weights.
     uses_fused_form: bool,
+    /// Whether a training computes the inside of blocks again for the gradient.
+    recomputes: bool,
 }
 
 /// Takes a model's tensors by their names and shapes.
@@ -242,6 +245,7 @@ impl CausalLm {
             uses_fused_form: own
                 .values()
                 .all(|weight| !is_composed(weight) && weight.dtype() == DType::F32),
+            recomputes: false,
             trainable: adapter.map_or_else(
                 || parameters.trainable(),
                 |adapter| adapter.parameters().trainable(),
@@ -268,6 +272,16 @@ impl CausalLm {
     /// Tells whether our own loops run on all weights: `f32` ones on the CPU, unless another form was asked for.
     pub(in crate::ml) fn uses_fused_form(&self) -> bool {
         self.uses_fused_form
+    }
+
+    /// Returns the same model, which keeps of each block no more than its input for the gradient, and computes the rest
+    /// again. It changes no number.
+    #[must_use]
+    pub fn with_gradient_checkpointing(self) -> Self {
+        Self {
+            recomputes: true,
+            ..self
+        }
     }
 
     /// Returns what is trained, in name order: the model's weights, or an adapter's.
@@ -327,9 +341,38 @@ impl CausalLm {
         batch: &TokenBatch,
         dropout: Option<&DropoutKey>,
     ) -> Result<Tensor> {
-        let attention = self.attention(batch);
-        let states = self.residual_stream(batch, self.blocks.len(), dropout, attention)?;
+        let states = if self.recomputes && !self.trainable.is_empty() {
+            self.recomputed(batch, dropout)?
+        } else {
+            let attention = self.attention(batch);
+            self.residual_stream(batch, self.blocks.len(), dropout, attention)?
+        };
         self.finish(&states)
+    }
+
+    /// Returns the residual stream after all blocks, of each of which no more than the input is kept.
+    fn recomputed(&self, batch: &TokenBatch, dropout: Option<&DropoutKey>) -> Result<Tensor> {
+        let mut x = self.residual_stream(batch, 0, None, self.attention(batch))?;
+        let variables: Vec<Var> = self.trainable.iter().map(|(_, var)| var.clone()).collect();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let attention = self.attention_of(layer, batch);
+            let architecture = Arc::clone(&self.architecture);
+            let dropout = dropout.cloned();
+            let through = move |block: &Block, x: &Tensor| {
+                let attend = |[q, k, v]: [&Tensor; 3]| Ok(attention.apply(q, k, v)?);
+                let out = block.forward(&architecture, x, attend, dropout.as_ref());
+                out.map_err(candle_core::Error::wrap)
+            };
+            let (without, frozen) = (through.clone(), block.detached());
+            let block = block.clone();
+            x = recomputed(
+                &x,
+                move |x| without(&frozen, x),
+                move |x| through(&block, x),
+                variables.clone(),
+            )?;
+        }
+        Ok(x)
     }
 
     /// Returns the hidden states after `layer` blocks: (rows, time, hidden size).
@@ -350,25 +393,29 @@ impl CausalLm {
 
     /// Returns the attention of each layer over the rows of a batch.
     fn attention(&self, batch: &TokenBatch) -> impl Fn(usize, [&Tensor; 3]) -> Result<Tensor> {
+        move |layer, [queries, keys, values]| {
+            let attention = self.attention_of(layer, batch);
+            Ok(attention.apply(queries, keys, values)?)
+        }
+    }
+
+    /// Returns the attention of a layer over the rows of a batch.
+    fn attention_of(&self, layer: usize, batch: &TokenBatch) -> Attention {
         let Architecture {
             num_heads,
             num_kv_heads,
             head_size,
             ..
         } = *self.architecture;
-        let spans = Arc::clone(&batch.spans);
-        move |layer, [queries, keys, values]| {
-            let LayerOptions { window, scale, .. } = self.options(layer);
-            let attention = Attention {
-                heads: num_heads,
-                kv_heads: num_kv_heads,
-                head_size,
-                rope: self.rope(layer).cloned(),
-                scale,
-                window,
-                spans: Arc::clone(&spans),
-            };
-            Ok(attention.apply(queries, keys, values)?)
+        let LayerOptions { window, scale, .. } = self.options(layer);
+        Attention {
+            heads: num_heads,
+            kv_heads: num_kv_heads,
+            head_size,
+            rope: self.rope(layer).cloned(),
+            scale,
+            window,
+            spans: Arc::clone(&batch.spans),
         }
     }
 

@@ -472,3 +472,106 @@ fn what_does_not_fit_is_an_error_that_names_it() {
         "weight `model.norm.weight` has shape [3], expected [16]"
     );
 }
+
+/// An adapter that changes something: at first B is zero.
+fn adapter_with_an_effect(lora: &LoraConfig, weights: &Weights) -> Adapter {
+    let adapter = Adapter::init(lora, weights, &Stream::new(4, "lora"), &Device::Cpu).unwrap();
+    for (name, var) in adapter.parameters().trainable() {
+        if name.contains("lora_B") {
+            let mut draws = Stream::new(5, &name).at(0);
+            let b: Vec<f32> = (0..var.elem_count())
+                .map(|_| (0.1 * draws.normal()) as f32)
+                .collect();
+            var.set(&Tensor::from_vec(b, var.shape(), &Device::Cpu).unwrap())
+                .unwrap();
+        }
+    }
+    adapter
+}
+
+/// Loss and gradients with dropout.
+fn dropped_gradients(model: &CausalLm, batch: &TokenBatch) -> (Tensor, Gradients) {
+    let key = DropoutKey {
+        stream: Stream::new(9, "dropout"),
+        counter: 3,
+    };
+    let hidden = model.forward_training(batch, Some(&key)).unwrap();
+    let log_probs = model.next_token_log_probs(&hidden, batch).unwrap();
+    let loss = log_probs.sqr().unwrap().sum_all().unwrap();
+    let mut sums = Gradients::default();
+    sums.add_of(&loss, model.trainable())
+        .expect("every trainable tensor has a gradient");
+    (loss, sums)
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_bit() {
+    let (config, weights) = wider();
+    let lora = LoraConfig {
+        dropout: 0.25,
+        ..lora_config()
+    };
+    let adapter = adapter_with_an_effect(&lora, &weights);
+    let batch = TokenBatch::right_padded(&eight_rows());
+    for training in [Training::Adapter(&adapter), Training::Full] {
+        let model = CausalLm::new(&config, &weights, training).unwrap();
+        let (kept_loss, kept) = dropped_gradients(&model, &batch);
+        let model = model.with_gradient_checkpointing();
+        let (loss, found) = dropped_gradients(&model, &batch);
+        assert_eq!(
+            bits(&loss.reshape(1).unwrap()),
+            bits(&kept_loss.reshape(1).unwrap())
+        );
+        for (name, _) in model.trainable() {
+            let (found, kept) = (found.get(name).unwrap(), kept.get(name).unwrap());
+            assert_eq!(bits(found), bits(kept), "{name}");
+        }
+    }
+}
+
+/// The cosine of the angle between two tensors.
+fn cosine(a: &Tensor, b: &Tensor) -> f64 {
+    let pairs = || values(a).into_iter().zip(values(b));
+    let dot = |of: fn((f32, f32)) -> f64| pairs().map(of).sum::<f64>();
+    let product = dot(|(a, b)| f64::from(a) * f64::from(b));
+    let squares = dot(|(a, _)| f64::from(a).powi(2)) * dot(|(_, b)| f64::from(b).powi(2));
+    product / squares.sqrt()
+}
+
+#[test]
+fn frozen_weights_in_16_bits_give_nearly_the_gradients_of_32() {
+    let (config, weights) = wider();
+    let narrow: Weights = weights
+        .iter()
+        .map(|(name, weight)| (name.clone(), weight.to_dtype(DType::BF16).unwrap()))
+        .collect();
+    for use_dora in [false, true] {
+        let lora = LoraConfig {
+            dropout: 0.25,
+            use_dora,
+            ..lora_config()
+        };
+        let adapter = adapter_with_an_effect(&lora, &weights);
+        let batch = TokenBatch::right_padded(&eight_rows());
+        let of = |weights: &Weights| {
+            let model = CausalLm::new(&config, weights, Training::Adapter(&adapter)).unwrap();
+            dropped_gradients(&model.clone().with_gradient_checkpointing(), &batch)
+        };
+        let ((loss, found), (wide_loss, wide)) = (of(&narrow), of(&weights));
+        assert_eq!(loss.dtype(), DType::F32, "losses are wide");
+        let (loss, wide_loss) = (
+            loss.to_vec0::<f32>().unwrap(),
+            wide_loss.to_vec0::<f32>().unwrap(),
+        );
+        assert!(
+            loss != wide_loss && (loss - wide_loss).abs() < 0.01 * wide_loss,
+            "{loss} {wide_loss}"
+        );
+        for (name, _) in adapter.parameters().trainable() {
+            let (found, wide) = (found.get(&name).unwrap(), wide.get(&name).unwrap());
+            assert_eq!(found.dtype(), DType::F32, "what is trained is wide");
+            let cosine = cosine(found, wide);
+            assert!(cosine > 0.99, "{name}: {cosine}");
+        }
+    }
+}

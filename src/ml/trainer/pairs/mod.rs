@@ -433,7 +433,7 @@ impl PairTrainer {
             for (name, value) in found.metrics {
                 *report.metrics.entry(name).or_insert(0.0) += value * chunk.len() as f64 / total;
             }
-            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
+            gradients.add_of(&found.loss, &self.updater.parameters())?;
             let forward = forward_flops(&self.size, actions.row_lengths());
             // Policy and reference forward, policy backward.
             report.flops += 2.0 * forward + backward_flops(&self.size, forward);

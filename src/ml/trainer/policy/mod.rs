@@ -462,7 +462,7 @@ impl PolicyTrainer {
             first_row += count;
             let view = View::training(&self.shared, step, part)?;
             let found = self.objective.loss(&view, normaliser)?;
-            gradients.add(&found.loss.backward()?, &self.updater.parameters())?;
+            gradients.add_of(&found.loss, &self.updater.parameters())?;
             sums.flops += view.flops(&asks);
             sums.add(&found, count, total)?;
         }

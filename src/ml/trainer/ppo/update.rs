@@ -200,7 +200,7 @@ impl PpoTrainer {
                 },
                 share,
             );
-            gradients.add(&loss.loss.backward()?, &parameters)?;
+            gradients.add_of(&loss.loss, &parameters)?;
             seen.tokens += actions.row_lengths().sum::<usize>() as u64;
             seen.forward_flops += forward_flops(&self.size, actions.row_lengths());
         }

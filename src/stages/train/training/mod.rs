@@ -196,7 +196,10 @@ impl Training {
             _ => {}
         }
         let adapter = start.adapter.as_ref();
-        let model = TrainedModel::new(&start.config, &start.base, adapter, lora, stream)?;
+        let mut model = TrainedModel::new(&start.config, &start.base, adapter, lora, stream)?;
+        if start.gradient_checkpointing {
+            model.llama = model.llama.with_gradient_checkpointing();
+        }
         Ok(Self {
             start,
             is_merged,
