@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::groups::Row;
 use crate::engine::diagnostic::Path;
-use crate::engine::stage::Problem;
-use crate::stats::figure::{Look, Size};
+use crate::engine::stage::{Problem, StageError};
+use crate::excerpt::listed;
+use crate::stats::figure::{Look, Scale as FigureScale, Size};
 
 /// The look of figures. One value for all figures of a pipeline, such as `figure: "${figure}"`, makes them match.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +26,9 @@ pub(super) struct FigureParams {
     /// Size of words in points.
     font_size: f64,
 }
+
+/// Points of an inch.
+const POINTS: f64 = 72.0;
 
 /// One look.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,10 +69,28 @@ impl FigureParams {
             ("height", self.height, 1.0, 50.0, "inches"),
             ("font_size", self.font_size, 1.0, 72.0, "points"),
         ];
+        let wrong_before = problems.len();
         for (key, value, least, most, unit) in limits {
             if !(least..=most).contains(&value) {
                 let text = format!("`{key}` must be from {least} to {most} {unit}, found {value}");
                 problems.push(Problem::at(Path::of(["figure", key]), text));
+            }
+        }
+        if problems.len() == wrong_before {
+            // Words take room around the data, so a figure is so many letters wide and high.
+            let letter = self.font_size / POINTS;
+            for (key, value, letters) in
+                [("width", self.width, 20.0), ("height", self.height, 12.0)]
+            {
+                let least = letters * letter;
+                if value < least {
+                    let text = format!(
+                        "`{key}` leaves no room for the data beside words of {} points, found {value}",
+                        self.font_size
+                    );
+                    let hint = format!("at least {least:.1} inches, or a smaller `font_size`");
+                    problems.push(Problem::at(Path::of(["figure", key]), text).hint(hint));
+                }
             }
         }
         let mut seen = BTreeSet::new();
@@ -126,6 +148,74 @@ impl FigureParams {
     }
 }
 
+/// How values are laid out along an axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Scale {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// By their square root, as over-optimisation is drawn over a KL (Gao et al. 2023).
+    Sqrt,
+    /// By their logarithm; what is not above 0 is not drawn.
+    Log,
+}
+
+impl From<Scale> for FigureScale {
+    fn from(scale: Scale) -> Self {
+        match scale {
+            Scale::Linear => Self::Linear,
+            Scale::Sqrt => Self::Sqrt,
+            Scale::Log => Self::Log,
+        }
+    }
+}
+
+impl Scale {
+    /// Names an axis with this scale.
+    pub(super) fn label(self, name: &str) -> String {
+        match self {
+            Self::Linear => name.to_owned(),
+            Self::Sqrt => format!("{name} (square-root scale)"),
+            Self::Log => format!("{name} (logarithmic scale)"),
+        }
+    }
+}
+
+/// A file name that no metric can lead out of the folder.
+pub(super) fn file_name(metric: &str) -> String {
+    metric
+        .chars()
+        .map(|sign| {
+            if sign.is_ascii_alphanumeric() {
+                sign
+            } else {
+                '_'
+            }
+        })
+        .collect()
+}
+
+/// Says what has no place on the logarithmic axis of a column; an error with a hint if nothing is drawn then.
+pub(super) fn off_log_axis(
+    column: &str,
+    left_out: Vec<String>,
+    drawn: usize,
+    hint: &str,
+) -> Result<Option<String>, StageError> {
+    if left_out.is_empty() {
+        return Ok(None);
+    }
+    let told = format!(
+        "not above 0 and so without a place on the logarithmic axis of `{column}`: {}",
+        listed(left_out)
+    );
+    if drawn == 0 {
+        return Err(StageError::new(told).hint(hint));
+    }
+    Ok(Some(told))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -163,6 +253,8 @@ mod tests {
             (json!({ "width": 0.0 }), 1),
             (json!({ "height": 1e9, "font_size": -1.0 }), 2),
             (json!({ "palette": ["a", ["b", "a"]] }), 1),
+            (json!({ "width": 3.0, "height": 1.0, "font_size": 20 }), 2),
+            (json!({ "width": 2.0 }), 1),
             (json!({ "width": 3.25, "height": 2.0, "font_size": 7 }), 0),
         ] {
             let mut problems = Vec::new();

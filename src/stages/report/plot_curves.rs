@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::figure_params::FigureParams;
+use super::figure_params::{FigureParams, file_name, off_log_axis};
 use super::groups::{Grouping, Row, rows_named};
 use super::trainings::load_curves;
 use crate::artifacts::curve::{CURVE, Curve, Status};
@@ -97,7 +97,7 @@ pub enum Scale {
 
 impl Kind for PlotCurves {
     const NAME: &'static str = "plot_curves";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const EXAMPLE: &'static str =
         "{ metrics: [{ metric: reward, label: mean reward }, { metric: loss, scale: log }] }";
 
@@ -161,20 +161,6 @@ impl Kind for PlotCurves {
         }
         Ok(())
     }
-}
-
-/// A file name that no metric can lead out of the folder.
-pub(super) fn file_name(metric: &str) -> String {
-    metric
-        .chars()
-        .map(|sign| {
-            if sign.is_ascii_alphanumeric() {
-                sign
-            } else {
-                '_'
-            }
-        })
-        .collect()
 }
 
 impl PlotCurves {
@@ -250,26 +236,6 @@ fn check_log_axis(chart: &LineChart, metric: &str) -> Result<Option<String>, Sta
         }
     }
     off_log_axis(metric, gaps, drawn, "`scale: linear` has a place for them")
-}
-
-/// Says what has no place on the logarithmic axis of a column; an error with a hint if nothing is drawn then.
-pub(super) fn off_log_axis(
-    column: &str,
-    left_out: Vec<String>,
-    drawn: usize,
-    hint: &str,
-) -> Result<Option<String>, StageError> {
-    if left_out.is_empty() {
-        return Ok(None);
-    }
-    let told = format!(
-        "not above 0 and so without a place on the logarithmic axis of `{column}`: {}",
-        listed(left_out)
-    );
-    if drawn == 0 {
-        return Err(StageError::new(told).hint(hint));
-    }
-    Ok(Some(told))
 }
 
 /// The mean over runs with its range; `None` if no run has the metric.

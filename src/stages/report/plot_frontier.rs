@@ -82,7 +82,7 @@ struct Place {
 
 impl Kind for PlotFrontier {
     const NAME: &'static str = "plot_frontier";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str =
         r#"{ quality: "Win rate (%)", diversity: Semantic diversity, along: temperature }"#;
 
@@ -256,6 +256,7 @@ impl PlotFrontier {
                 y_range: range(&place.quality),
                 label: place.along.clone(),
                 ringed: place.optimal,
+                apart: false,
             };
             if let Some(last) = series.last_mut() {
                 last.points.push(point);

@@ -60,7 +60,7 @@ fn title() -> String {
 
 impl Kind for PlotHistograms {
     const NAME: &'static str = "plot_histograms";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ rows: [baseline, ppo, flowhf.late], bins: 30 }";
 
     fn ports(&self) -> Vec<Port> {

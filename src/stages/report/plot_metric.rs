@@ -5,10 +5,8 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::figure_params::FigureParams;
-use super::frontier::Scale;
+use super::figure_params::{FigureParams, Scale, file_name, off_log_axis};
 use super::joined::{Join, Point as Measured, by_point, tell_incomplete, values};
-use super::plot_curves::{file_name, off_log_axis};
 use crate::artifacts::figure::{self, FIGURE};
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
@@ -52,7 +50,7 @@ pub struct PlotMetric {
 
 impl Kind for PlotMetric {
     const NAME: &'static str = "plot_metric";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const EXAMPLE: &'static str = "{ x: lr, scale: log, values: [Mean, exact_reward] }";
 
     fn ports(&self) -> Vec<Port> {

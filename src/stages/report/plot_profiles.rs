@@ -101,7 +101,7 @@ struct Cells {
 
 impl Kind for PlotProfiles {
     const NAME: &'static str = "plot_profiles";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ rows: [sft, ppo, flowhf.late], column: exact_reward }";
 
     fn ports(&self) -> Vec<Port> {

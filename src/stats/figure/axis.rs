@@ -40,8 +40,10 @@ impl Scale {
     }
 }
 
-/// About how many ticks an axis gets.
+/// About how many ticks an axis gets, as far as it has room for their labels.
 const TICKS: f64 = 8.0;
+/// How many it gets, in turn, where it has not.
+const FEWER_TICKS: [f64; 5] = [6.0, 5.0, 4.0, 3.0, 2.0];
 
 /// An axis over the range of some values.
 #[derive(Debug, Clone)]
@@ -72,11 +74,7 @@ impl Axis {
         }
         let room = margin * (end - start);
         (start, end) = (start - room, end + room);
-        let (ticks, step) = match scale {
-            Scale::Linear => linear_ticks(start, end),
-            Scale::Log => log_ticks(start, end),
-            Scale::Sqrt => sqrt_ticks(start, end),
-        };
+        let (ticks, step) = ticks(scale, start..end, TICKS);
         Self {
             scale,
             low: start,
@@ -84,6 +82,31 @@ impl Axis {
             ticks,
             step,
         }
+    }
+
+    /// With so many ticks that no two labels meet: `length` is that of the axis, `extent` the room that a label takes
+    /// along it.
+    pub(super) fn fitted(mut self, length: i32, extent: impl Fn(&str) -> i32) -> Self {
+        let scale = f64::from(length) / (self.high - self.low);
+        let meet = |axis: &Self| {
+            axis.ticks.windows(2).any(|pair| {
+                let [one, next] = [pair[0], pair[1]].map(|tick| axis.scale.place(tick) * scale);
+                let [first, second] = [pair[0], pair[1]].map(|tick| extent(&axis.label(tick)));
+                next - one < f64::from(first + second) / 2.0
+            })
+        };
+        for count in FEWER_TICKS {
+            if !meet(&self) {
+                break;
+            }
+            (self.ticks, self.step) = ticks(self.scale, self.low..self.high, count);
+        }
+        self
+    }
+
+    /// The labels of its ticks.
+    pub(super) fn labels(&self) -> impl Iterator<Item = String> {
+        self.ticks.iter().map(|tick| self.label(*tick))
     }
 
     /// The least value that is shown.
@@ -154,9 +177,19 @@ fn superscript(number: &str) -> String {
         .collect()
 }
 
+/// About `count` ticks between two places, and the difference of neighbours as far as it matters for their labels.
+fn ticks(scale: Scale, places: Range<f64>, count: f64) -> (Vec<f64>, f64) {
+    let Range { start, end } = places;
+    match scale {
+        Scale::Linear => linear_ticks(start, end, count),
+        Scale::Log => log_ticks(start, end, count),
+        Scale::Sqrt => sqrt_ticks(start, end, count),
+    }
+}
+
 /// Multiples of 1, 2 or 5 times a power of ten.
-fn linear_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
-    let rough = (end - start) / TICKS;
+fn linear_ticks(start: f64, end: f64, count: f64) -> (Vec<f64>, f64) {
+    let rough = (end - start) / count;
     let power = libm::exp10(libm::log10(rough).floor());
     let step = [1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -172,9 +205,9 @@ fn linear_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
 }
 
 /// Powers of ten; with few of them 1, 2 and 5 times each; within one such step evenly spaced values.
-fn log_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
-    let decades = ((end - start) / TICKS).ceil().max(1.0) as i32;
-    let factors: &[f64] = if end - start < 2.5 {
+fn log_ticks(start: f64, end: f64, count: f64) -> (Vec<f64>, f64) {
+    let decades = ((end - start) / count).ceil().max(1.0) as i32;
+    let factors: &[f64] = if 3.0 * (end - start) < count {
         &[1.0, 2.0, 5.0]
     } else {
         &[1.0]
@@ -192,14 +225,14 @@ fn log_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
         );
     }
     if ticks.len() < 2 {
-        return linear_ticks(libm::exp10(start), libm::exp10(end));
+        return linear_ticks(libm::exp10(start), libm::exp10(end), count);
     }
     (ticks, f64::INFINITY)
 }
 
 /// 0 and 1, 2 and 5 times powers of ten, as far as they are not too near to others; in a range that holds few
 /// of them evenly spaced values.
-fn sqrt_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
+fn sqrt_ticks(start: f64, end: f64, count: f64) -> (Vec<f64>, f64) {
     let scale = Scale::Sqrt;
     let greatest = scale.value(start.abs().max(end.abs()));
     let power = libm::log10(greatest).ceil() as i32;
@@ -213,14 +246,17 @@ fn sqrt_ticks(start: f64, end: f64) -> (Vec<f64>, f64) {
     for size in std::iter::once(0.0).chain(sizes.into_iter().rev()) {
         for tick in [size, -size] {
             let place = scale.place(tick);
-            let is_near = |other: &f64| (place - scale.place(*other)).abs() < (end - start) / 14.0;
+            let is_near = |other: &f64| {
+                let apart = (place - scale.place(*other)).abs();
+                apart < (end - start) / (1.75 * count)
+            };
             if (start..=end).contains(&place) && !ticks.iter().any(is_near) {
                 ticks.push(tick);
             }
         }
     }
-    if ticks.len() < 4 {
-        return linear_ticks(scale.value(start), scale.value(end));
+    if f64::from(ticks.len() as u32) < count / 2.0 {
+        return linear_ticks(scale.value(start), scale.value(end), count);
     }
     ticks.sort_by(f64::total_cmp);
     (ticks, f64::INFINITY)
@@ -257,7 +293,7 @@ mod tests {
 
     fn labels(scale: Scale, values: &[f64]) -> Vec<String> {
         let axis = Axis::covering(scale, values.iter().copied(), 0.0);
-        axis.ticks.iter().map(|tick| axis.label(*tick)).collect()
+        axis.labels().collect()
     }
 
     #[test]
@@ -326,6 +362,39 @@ mod tests {
         );
         let axis = Axis::covering(Scale::Sqrt, [0.0, 16.0].into_iter(), 0.0);
         assert_eq!(axis.map(&4.0, (0, 100)), 50);
+    }
+
+    #[test]
+    fn labels_do_not_meet() {
+        let fitted = |scale, values: [f64; 2], length| -> Vec<String> {
+            let axis = Axis::covering(scale, values.into_iter(), 0.0);
+            let axis = axis.fitted(length, |label| 7 * label.chars().count() as i32 + 6);
+            axis.labels().collect()
+        };
+        assert_eq!(fitted(Scale::Linear, [0.0, 1.0], 200).len(), 6);
+        assert_eq!(
+            fitted(Scale::Linear, [0.0, 1.0], 120),
+            ["0", "0.5", "1.0"],
+            "fewer on a short axis"
+        );
+        assert_eq!(
+            fitted(Scale::Log, [1e-4, 1e-2], 300),
+            [
+                "10⁻⁴",
+                "2×10⁻⁴",
+                "5×10⁻⁴",
+                "10⁻³",
+                "2×10⁻³",
+                "5×10⁻³",
+                "10⁻²"
+            ]
+        );
+        assert_eq!(
+            fitted(Scale::Log, [1e-4, 1e-2], 200),
+            ["10⁻⁴", "10⁻³", "10⁻²"]
+        );
+        assert!(fitted(Scale::Log, [1e-4, 2e-4], 100).len() < 4);
+        assert_eq!(fitted(Scale::Sqrt, [0.0, 10.0], 70), ["0", "2", "10"]);
     }
 
     #[test]

@@ -5,7 +5,10 @@ use plotters::{
     drawing::DrawingArea,
     element::{Circle, PathElement, Polygon, Rectangle, Text},
     prelude::SVGBackend,
-    style::Color,
+    style::{
+        Color,
+        text_anchor::{HPos, Pos, VPos},
+    },
 };
 
 use super::{
@@ -110,12 +113,21 @@ impl<'a> Pen<'a> {
 
     /// Words; `at` is their upper left corner.
     pub(super) fn text(&self, text: &str, at: Place, pixels: u32) -> Result<(), FigureError> {
+        self.words(text, at, pixels, HPos::Left)
+    }
+
+    /// Words; `at` is the middle of their upper edge.
+    pub(super) fn centered(&self, text: &str, at: Place, pixels: u32) -> Result<(), FigureError> {
+        self.words(text, at, pixels, HPos::Center)
+    }
+
+    fn words(&self, text: &str, at: Place, pixels: u32, from: HPos) -> Result<(), FigureError> {
         let text = printable(text);
         if text.is_empty() {
             return Ok(());
         }
-        let text = Text::new(text, at, self.size.font(pixels));
-        self.area.draw(&text).map_err(drawing)
+        let style = self.size.font(pixels).pos(Pos::new(from, VPos::Top));
+        self.area.draw(&Text::new(text, at, style)).map_err(drawing)
     }
 }
 

@@ -3,9 +3,9 @@
 use super::{
     FigureError,
     axis::{Axis, Scale},
-    canvas::{self, Labels, Legend},
+    canvas::{self, Labels, Legend, words},
     look::Look,
-    pen::Plot,
+    pen::{Place, Plot},
     size::Size,
 };
 
@@ -18,13 +18,15 @@ pub struct Point {
     pub x_range: Option<(f64, f64)>,
     /// The ends of the vertical bar.
     pub y_range: Option<(f64, f64)>,
-    /// Stands beside it; may be empty.
+    /// Stands beside it, where it has room beside the labels of others; may be empty.
     pub label: String,
     /// Whether a ring marks it.
     pub ringed: bool,
+    /// Whether a line begins here: none joins it to the point before it.
+    pub apart: bool,
 }
 
-/// Points of one colour, joined by a line in this order.
+/// Points of one colour, joined by lines in this order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PointSeries {
     /// Its name in the legend.
@@ -100,13 +102,16 @@ impl PointChart {
         canvas::draw(self.size, &labels, x_axis, y_axis, |plot| {
             for series in &self.series {
                 let shown: Vec<&Point> = series.points.iter().filter(is_shown).collect();
-                let line = plot.all(shown.iter().map(|point| point.at));
-                plot.pen.line(series.look, &line)?;
+                for line in shown.chunk_by(|_, next| !next.apart) {
+                    let line = plot.all(line.iter().map(|point| point.at));
+                    plot.pen.line(series.look, &line)?;
+                }
                 for point in shown {
                     draw_bars(plot, series.look, point)?;
                 }
             }
             // Points above all lines.
+            let mut places = LabelPlaces::new(self.size);
             for series in &self.series {
                 for point in series.points.iter().filter(is_shown) {
                     let at = plot.at(point.at);
@@ -114,13 +119,49 @@ impl PointChart {
                     if point.ringed {
                         plot.pen.ring(at)?;
                     }
-                    let beside = self.size.pixels(8);
-                    plot.pen
-                        .text(&point.label, (at.0 + beside, at.1 - 2 * beside), 11)?;
+                    if let Some(place) = places.beside(at, &point.label) {
+                        plot.pen.text(&point.label, place, 11)?;
+                    }
                 }
             }
             Ok(())
         })
+    }
+}
+
+/// Where labels stand: beside their points and over no other label.
+struct LabelPlaces {
+    size: Size,
+    /// Left, top, right and bottom of those that are taken.
+    taken: Vec<[i32; 4]>,
+}
+
+impl LabelPlaces {
+    fn new(size: Size) -> Self {
+        Self {
+            size,
+            taken: Vec::new(),
+        }
+    }
+
+    /// The upper left corner of the label of a point, above or below it, on the right or the left; `None` if no such place
+    /// is free.
+    fn beside(&mut self, at: Place, label: &str) -> Option<Place> {
+        let wide = words(label, self.size) * 11 / 12;
+        let high = self.size.pixels(12);
+        let away = self.size.pixels(8);
+        let (right, left) = (at.0 + away, at.0 - away - wide);
+        let (above, below) = (at.1 - 2 * away, at.1 + away / 2);
+        let corners = [(right, above), (right, below), (left, above), (left, below)];
+        let free = corners.into_iter().find(|(x, y)| {
+            let meets = |other: &[i32; 4]| {
+                *x < other[2] && other[0] < x + wide && *y < other[3] && other[1] < y + high
+            };
+            !self.taken.iter().any(meets)
+        })?;
+        let (x, y) = free;
+        self.taken.push([x, y, x + wide, y + high]);
+        Some(free)
     }
 }
 
@@ -147,6 +188,7 @@ mod tests {
             y_range: Some((y - 2.0, y + 1.0)),
             label: label.to_owned(),
             ringed,
+            apart: false,
         };
         PointChart {
             title: "Quality and diversity".to_owned(),
@@ -209,6 +251,33 @@ mod tests {
             (point.x_range, point.y_range) = (None, None);
         }
         assert!(!chart.to_svg().unwrap().contains("least to greatest"));
+    }
+
+    #[test]
+    fn a_line_begins_anew_where_it_is_asked_to() {
+        let mut chart = chart();
+        chart.series.truncate(1);
+        chart.series[0].points.push(Point {
+            at: (0.4, 50.0),
+            ..Point::default()
+        });
+        let lines = |chart: &PointChart| {
+            let svg = chart.to_svg().unwrap();
+            svg.matches("<polyline").count()
+        };
+        let joined = lines(&chart);
+        chart.series[0].points[2].apart = true;
+        assert_eq!(lines(&chart), joined + 1);
+    }
+
+    #[test]
+    fn labels_stand_over_no_other_label() {
+        let mut places = LabelPlaces::new(Size::default());
+        let mut beside = || places.beside((400, 400), "0.1, 0.002");
+        let found = [beside(), beside(), beside(), beside()].map(Option::unwrap);
+        let distinct: std::collections::BTreeSet<_> = found.into_iter().collect();
+        assert_eq!((distinct.len(), beside()), (4, None));
+        assert!(places.beside((400, 800), "0.1, 0.002").is_some());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Charts of the points.
 
+use indexmap::IndexMap;
+
+use super::super::figure_params::off_log_axis;
 use super::super::joined::{Point as Measured, by_point, values};
-use super::super::plot_curves::{file_name, off_log_axis};
-use super::{Frontier, Scale, panel_name};
+use super::{Frontier, Scale, file_name, panel_name};
 use crate::engine::stage::StageError;
 use crate::stats::figure::{Look, Point, PointChart, PointSeries};
 use crate::stats::mean;
@@ -108,9 +110,25 @@ fn drawn(points: &[Measured], over: &str, value: &str, labelled: bool, scale: Sc
                 String::new()
             },
             ringed: false,
+            apart: false,
         })
     };
-    by_point(points).filter_map(place).collect()
+    // A line for each value of the axes after the first.
+    let mut lines: IndexMap<&[String], Vec<Point>> = IndexMap::new();
+    for runs in by_point(points) {
+        let line = lines
+            .entry(runs[0].along.get(1..).unwrap_or_default())
+            .or_default();
+        line.extend(place(runs));
+    }
+    let lines = lines.into_values().flat_map(|line| {
+        let points = line.into_iter().enumerate();
+        points.map(|(number, point)| Point {
+            apart: number == 0,
+            ..point
+        })
+    });
+    lines.collect()
 }
 
 fn range(values: &[f64]) -> Option<(f64, f64)> {

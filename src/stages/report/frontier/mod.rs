@@ -12,16 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::axes::Axes;
-use super::figure_params::FigureParams;
+use super::figure_params::{FigureParams, Scale, file_name};
 use super::joined::{Join, tell_incomplete};
-use super::plot_curves::file_name;
 use crate::artifacts::figure::{self, FIGURE};
 use crate::artifacts::table::TABLE;
 use crate::engine::context::RunContext;
 use crate::engine::facts::Known;
 use crate::engine::stage::{Kind, Output, Port, Problem, StageError};
 use crate::stages::defaults;
-use crate::stats::figure::Scale as FigureScale;
 
 /// Shows what is traded for what over strengths, steps or temperatures, and compares series at equal measure of a column.
 ///
@@ -34,9 +32,10 @@ use crate::stats::figure::Scale as FigureScale;
 /// of that over the runs stand with a t interval. Where no run has a common range, there is no difference, and the two
 /// ranges stand beside the empty cell.
 ///
-/// The output `figure` has for each column held equal and each value a chart of the points, `VALUE-over-COLUMN.svg`, and
-/// with `together` for each series `together-NUMBER-SERIES.svg`, several columns over that of `x`: over-optimisation shows
-/// as a learned reward (solid) that grows while the exact one (dashed) falls.
+/// The output `figure` has for each column held equal and each value a chart of the points, `VALUE-over-COLUMN.svg`, joined
+/// along the first axis of `along`, with a line for each value of the others. With `together` it has for each series
+/// `together-NUMBER-SERIES.svg`, several columns over that of `x`: over-optimisation shows as a learned reward (solid) that
+/// grows while the exact one (dashed) falls.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Frontier {
@@ -97,47 +96,13 @@ struct Horizontal {
     scale: Scale,
 }
 
-/// How values are laid out along an axis.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Scale {
-    /// Evenly.
-    #[default]
-    Linear,
-    /// By their square root, as over-optimisation is drawn over a KL (Gao et al. 2023).
-    Sqrt,
-    /// By their logarithm; what is not above 0 is not drawn.
-    Log,
-}
-
-impl From<Scale> for FigureScale {
-    fn from(scale: Scale) -> Self {
-        match scale {
-            Scale::Linear => Self::Linear,
-            Scale::Sqrt => Self::Sqrt,
-            Scale::Log => Self::Log,
-        }
-    }
-}
-
-impl Scale {
-    /// Names an axis with this scale.
-    pub(super) fn label(self, name: &str) -> String {
-        match self {
-            Self::Linear => name.to_owned(),
-            Self::Sqrt => format!("{name} (square-root scale)"),
-            Self::Log => format!("{name} (logarithmic scale)"),
-        }
-    }
-}
-
 fn title() -> String {
     "Trade-offs".to_owned()
 }
 
 impl Kind for Frontier {
     const NAME: &'static str = "frontier";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const EXAMPLE: &'static str = "{ along: strength, values: [Mean, exact_reward, Semantic diversity], at: [Mean, kl], \
         pairs: [{ a: GDPO, b: DPO }], x: { column: kl, scale: sqrt }, together: [Mean, exact_reward] }";
 

@@ -290,7 +290,7 @@ fn there_is_a_chart_for_each_column_and_for_each_series() {
         ]
     );
     let (_, chart) = &charts[0];
-    assert_eq!(chart.x_scale, FigureScale::Sqrt);
+    assert_eq!(chart.x_scale, crate::stats::figure::Scale::Sqrt);
     assert_eq!(chart.series[0].points[0].at, (0.5, 0.5));
     assert_eq!(chart.series[0].points[0].y_range, Some((0.0, 1.0)));
     assert_eq!(chart.series[0].points[1].label, "10");
