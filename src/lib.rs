@@ -8,7 +8,7 @@
 //! engine/                spec -> plan -> execute; knows nothing of machine learning
 //! registry.rs            one line per stage kind
 //! stages/                one file per stage kind, in data/ train/ evaluate/ report/: typed params, typed ports, glue
-//! artifacts/             one file per artifact type, device-free
+//! artifacts/             one file per artifact type; none chooses a device
 //! ml/                    models, adapters, objectives, generation, optimiser, kernels
 //! stats/                 numbers on slices
 //! world/                 questions, answers and their exact reward, generated

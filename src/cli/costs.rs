@@ -72,6 +72,25 @@ pub(super) fn table(
     number("Peak MiB", &|run| {
         run.peak_memory_bytes as f64 / f64::from(1 << 20)
     });
+    let speed = |run: &Provenance| Some(run.work?.tokens as f64 / run.seconds);
+    let utilization = |run: &Provenance| Some(100.0 * run.gpu.as_ref()?.utilization?);
+    let on_gpu = |run: &Provenance| {
+        let bytes = run.gpu.as_ref()?.peak_memory_bytes?;
+        Some(bytes as f64 / f64::from(1 << 20))
+    };
+    let mut known = |heading: &str, value: &dyn Fn(&Provenance) -> Option<f64>| {
+        let means = rows.iter().map(|(_, runs)| {
+            let values: Vec<f64> = runs.iter().filter_map(value).collect();
+            mean(&values).ok()
+        });
+        let means: Vec<Option<f64>> = means.collect();
+        if means.iter().any(Option::is_some) {
+            table.number_column(heading, 1, means);
+        }
+    };
+    known("Tokens/s", &speed);
+    known("Peak MiB of GPU", &on_gpu);
+    known("MFU (%)", &utilization);
     let mut places = |heading: &str, place: &dyn Fn(&Provenance) -> String| {
         let cells = rows.iter().map(|(_, runs)| {
             let places: BTreeSet<String> = runs.iter().map(place).collect();
@@ -79,7 +98,10 @@ pub(super) fn table(
         });
         table.text_column(heading, cells);
     };
-    places("Device", &|run| run.device.clone());
+    places("Device", &|run| match &run.gpu {
+        Some(used) => used.gpu.name.clone(),
+        None => run.device.clone(),
+    });
     places("Threads", &|run| run.threads.to_string());
     places("Host", &|run| run.host.clone());
     table.notes.push(

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::artifact::Digest;
-use super::machine::Gpu;
+use super::machine::{Gpu, Products, Work};
 use super::stage_error::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
@@ -141,8 +141,10 @@ pub struct RunContext {
     pub(super) threads: usize,
     /// The GPU that the stage was given for its tensors.
     pub(super) gpu: Option<Gpu>,
-    /// Whether they lie there.
-    pub(super) computes_on_gpu: bool,
+    /// How precise its products are there, if they lie there.
+    pub(super) computes_on_gpu: Option<Products>,
+    /// What was computed.
+    pub(super) work: Work,
     pub(super) cancelled: Arc<AtomicBool>,
     /// Whether the stage ever looked at it.
     pub(super) heeds: Arc<AtomicBool>,
@@ -155,9 +157,15 @@ pub struct RunContext {
 
 impl RunContext {
     /// Returns whether the stage was given a GPU for its tensors, which its record then says that they lie on.
-    pub fn takes_gpu(&mut self) -> bool {
-        self.computes_on_gpu = self.gpu.is_some();
-        self.computes_on_gpu
+    pub fn takes_gpu(&mut self, products: Products) -> bool {
+        self.computes_on_gpu = self.gpu.is_some().then_some(products);
+        self.computes_on_gpu.is_some()
+    }
+
+    /// Counts tokens that were trained on or generated, and the operations that took.
+    pub fn count(&mut self, tokens: u64, flops: f64) {
+        self.work.tokens += tokens;
+        self.work.flops += flops;
     }
 
     /// Returns the artifact of a port that takes exactly one.
@@ -411,7 +419,8 @@ pub(crate) mod tests {
             base_folder: folder.to_owned(),
             threads: 1,
             gpu: None,
-            computes_on_gpu: false,
+            computes_on_gpu: None,
+            work: Work::default(),
             cancelled: Arc::clone(&cancelled),
             heeds: Arc::default(),
             reporter: Box::new(Listener {

@@ -3,6 +3,7 @@
 use candle_core::Device;
 
 use crate::engine::context::RunContext;
+use crate::engine::machine::Products;
 use crate::engine::stage::{Problem, StageError};
 use crate::ml::placement::{Placement, Precision};
 
@@ -11,7 +12,11 @@ pub(crate) fn placement(
     ctx: &mut RunContext,
     precision: Precision,
 ) -> Result<Placement, StageError> {
-    let device = if ctx.takes_gpu() {
+    let products = match precision {
+        Precision::F32 => Products::F32,
+        Precision::Bf16 => Products::Bf16,
+    };
+    let device = if ctx.takes_gpu(products) {
         // As this process sees it, the GPU that it was given is the first.
         Device::new_cuda(0).map_err(|error| {
             StageError::new(format!("the GPU cannot be used: {error}"))

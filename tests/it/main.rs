@@ -32,6 +32,7 @@ mod init;
 mod kill;
 mod known_limits;
 mod large_data;
+mod large_models;
 mod lengthen;
 mod limits;
 mod long_messages;

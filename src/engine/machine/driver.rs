@@ -27,6 +27,40 @@ pub struct Gpu {
     pub driver: CudaVersion,
 }
 
+/// How precise the numbers are that a GPU multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Products {
+    /// 32 bits.
+    F32,
+    /// bfloat16, summed in 32 bits.
+    Bf16,
+}
+
+/// Operations a second that makers state, in units of 1e12, without sparsity: of 32 bits, and of bfloat16 with 32-bit sums.
+const PEAKS: [(&str, f64, f64); 8] = [
+    ("B200", 80.0, 2250.0),
+    ("H200", 67.0, 989.0),
+    ("H100 PCIe", 51.0, 756.0),
+    ("H100", 67.0, 989.0),
+    ("A100", 19.5, 312.0),
+    ("L40S", 91.6, 362.0),
+    ("L4", 30.3, 121.0),
+    ("RTX 4090", 82.6, 165.2),
+];
+
+impl Gpu {
+    /// Returns the operations a second that the maker states, where that is known here.
+    pub fn peak_flops(&self, products: Products) -> Option<f64> {
+        let is_it = |(name, ..): &&(&str, f64, f64)| self.name.contains(name);
+        let (_, wide, narrow) = PEAKS.iter().find(is_it)?;
+        let peak = match products {
+            Products::F32 => wide,
+            Products::Bf16 => narrow,
+        };
+        Some(peak * 1e12)
+    }
+}
+
 /// A version of CUDA: 1000 for each major one, 10 for each minor one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -266,6 +300,24 @@ mod tests {
         assert_eq!(CudaVersion(13000).to_string(), "13.0");
         assert_eq!(CudaVersion(12040).to_string(), "12.4");
         assert!(CudaVersion(12090) < CudaVersion(13000));
+    }
+
+    #[test]
+    fn peaks_are_those_of_the_gpu_that_is_named() {
+        let peak = |name: &str, products| {
+            let gpu = Gpu {
+                name: name.to_owned(),
+                capability: 90,
+                memory_bytes: 1,
+                driver: CudaVersion(13000),
+            };
+            gpu.peak_flops(products)
+        };
+        assert_eq!(peak("NVIDIA H100 80GB HBM3", Products::Bf16), Some(989e12));
+        assert_eq!(peak("NVIDIA H100 PCIe", Products::Bf16), Some(756e12));
+        assert_eq!(peak("NVIDIA L40S", Products::F32), Some(91.6e12));
+        assert_eq!(peak("NVIDIA L4", Products::F32), Some(30.3e12));
+        assert_eq!(peak("NVIDIA GeForce 8", Products::F32), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stage::GpuUse;
 
-pub use driver::{CudaVersion, Driver, DriverError, Gpu};
+pub use driver::{CudaVersion, Driver, DriverError, Gpu, Products};
 
 /// Where a run is asked to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,15 @@ impl DeviceChoice {
             (Self::Cuda, GpuUse::Tensors) => 1,
         }
     }
+}
+
+/// What a stage computed.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Tokens that were trained on or generated.
+    pub tokens: u64,
+    /// Floating-point operations of the models.
+    pub flops: f64,
 }
 
 /// Where a stage computes.

@@ -11,7 +11,7 @@ use super::object::{Damage, ObjectStats};
 use super::publish::publish;
 use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
-use crate::engine::machine::{Gpu, may_stand_in};
+use crate::engine::machine::{Gpu, Work, may_stand_in};
 
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -94,10 +94,13 @@ pub struct Provenance {
     pub cpu_seconds: f64,
     /// Peak resident memory of the worker or its largest command.
     pub peak_memory_bytes: u64,
+    /// What was computed in these seconds, where the stage counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
 }
 
 /// A GPU that a stage computed on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuUsed {
     /// What it is.
     #[serde(flatten)]
@@ -105,6 +108,10 @@ pub struct GpuUsed {
     /// The most bytes that the tensors of the stage took at once, if the driver tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+    /// Model FLOPs utilization (Chowdhery et al. 2022, appendix B): the share of what the GPU can do at most that the
+    /// operations of the model came to, over all seconds of the stage; for GPUs whose maker's figure is known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization: Option<f64>,
 }
 
 /// Why a record could not be read.

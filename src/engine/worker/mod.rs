@@ -28,7 +28,9 @@ use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
-use super::machine::{DeviceChoice, Driver, Place, host_name, may_stand_in, numerics_class, usage};
+use super::machine::{
+    DeviceChoice, Driver, Place, Products, Work, host_name, may_stand_in, numerics_class, usage,
+};
 use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::adopt_orphans;
@@ -197,12 +199,16 @@ fn ignores(signal: i32) -> bool {
 }
 
 /// Describes the GPU of a place, and what the tensors of this process took of it.
-fn gpu_used(place: &Place) -> Option<GpuUsed> {
+fn gpu_used(place: &Place, products: Option<Products>, flops_per_second: f64) -> Option<GpuUsed> {
     let Place::Gpu(gpu) = place else { return None };
     let peak = Driver::start().and_then(|driver| driver.peak_memory(0));
+    let most = products.and_then(|products| gpu.peak_flops(products));
     Some(GpuUsed {
         gpu: gpu.clone(),
         peak_memory_bytes: peak.ok(),
+        utilization: most
+            .filter(|_| flops_per_second > 0.0)
+            .map(|most| flops_per_second / most),
     })
 }
 
@@ -317,7 +323,8 @@ impl Worker<'_> {
                 Place::Gpu(gpu) => Some(gpu.clone()),
                 Place::Processor | Place::Program => None,
             },
-            computes_on_gpu: false,
+            computes_on_gpu: None,
+            work: Work::default(),
             cancelled: Arc::clone(&self.cancelled),
             heeds: Arc::default(),
             reporter: Box::new(self.events.clone()),
@@ -345,7 +352,7 @@ impl Worker<'_> {
         let (usage, seconds) = (usage(), clock.elapsed().as_secs_f64());
         let place = match self.place {
             // It had no tensors after all.
-            Place::Gpu(_) if !ctx.computes_on_gpu => &Place::Processor,
+            Place::Gpu(_) if ctx.computes_on_gpu.is_none() => &Place::Processor,
             place => place,
         };
         let mut record = Record {
@@ -359,7 +366,8 @@ impl Worker<'_> {
                 flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
                 host: host_name(),
                 device: place.device().to_owned(),
-                gpu: gpu_used(place),
+                gpu: gpu_used(place, ctx.computes_on_gpu, ctx.work.flops / seconds),
+                work: Some(ctx.work).filter(|work| *work != Work::default()),
                 numerics: numerics_class(place),
                 threads: self.job.threads,
                 started: started.to_string(),

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -132,7 +132,16 @@ impl TensorSource for SafetensorsFiles {
             ));
         };
         let (path, map) = &self.files[entry.file];
-        entry.read(path, map, name)
+        let values = entry.read(path, map, name);
+        let range = entry.range.clone();
+        #[expect(unsafe_code, reason = "see below")]
+        // SAFETY: the map is shared with its file and read only: pages that are let go of come back from there.
+        let told = unsafe {
+            map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        // No more than a hint: otherwise the file would count as memory of this process beside what was made of it.
+        let _ = told;
+        values
     }
 }
 

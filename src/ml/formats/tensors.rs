@@ -11,6 +11,9 @@ use crate::ml::models::causal::Architecture;
 use crate::ml::parameters::Weights;
 use crate::ml::placement::Placement;
 
+/// Elements of a tensor that is read alone; its elements are decoded in parallel.
+const LARGE: usize = 1 << 22;
+
 /// An opened file, or folder of shards, whose tensors can be read one by one.
 pub(super) trait TensorSource: Sync {
     /// Returns what error messages should name.
@@ -132,13 +135,23 @@ pub(super) fn read_exactly(
             found: source.shape(name).unwrap_or_default().to_owned(),
         });
     }
-    wanted
+    let read = |(name, stored_name, shape): (String, String, Vec<usize>)| {
+        let values = source.read(&stored_name)?;
+        check(&name, &values)?;
+        let tensor = placement.weight(values, &shape);
+        Ok((name, tensor.map_err(FormatError::tensor(source.path()))?))
+    };
+    // Each is whole and wide for a moment: of large ones no more than one at a time.
+    let (large, small): (Vec<_>, Vec<_>) = wanted
+        .into_iter()
+        .partition(|(_, _, shape)| shape.iter().product::<usize>() >= LARGE);
+    let mut weights: Weights = small
         .into_par_iter()
-        .map(|(name, stored_name, shape)| {
-            let values = source.read(&stored_name)?;
-            check(&name, &values)?;
-            let tensor = placement.weight(values, &shape);
-            Ok((name, tensor.map_err(FormatError::tensor(source.path()))?))
-        })
-        .collect()
+        .map(read)
+        .collect::<Result<_, FormatError>>()?;
+    for wanted in large {
+        let (name, tensor) = read(wanted)?;
+        weights.insert(name, tensor);
+    }
+    Ok(weights)
 }

@@ -18,6 +18,7 @@ use crate::ml::generate::{
     Contrastive, GenerateError, GenerateOptions, Sampling, Strategy, generate,
 };
 use crate::ml::placement::Precision;
+use crate::ml::trainer::{ModelSize, forward_flops};
 use crate::random::Stream;
 use crate::stages::expected_size::{ExpectedSize, Work, estimate};
 use crate::stages::placement::placement;
@@ -356,6 +357,11 @@ impl Kind for Sample {
             )),
             other => other.into(),
         })?;
+        let read = prompts.iter().zip(&completions);
+        let lengths = read.map(|(prompt, completion)| prompt.len() + completion.tokens.len());
+        let flops = forward_flops(&ModelSize::of(&model.config, false), lengths);
+        let tokens: usize = completions.iter().map(|found| found.tokens.len()).sum();
+        ctx.count(tokens as u64, flops);
         for (row, completion) in rows.iter_mut().zip(completions) {
             row.completion = model.tokenizer.decode(&completion.tokens)?;
             row.tokens = Some(completion.tokens.len() as u64);

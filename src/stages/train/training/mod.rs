@@ -308,6 +308,10 @@ impl Course<'_> {
                 other => other?,
             };
             progress.take(&report);
+            ctx.count(
+                report.trained_tokens + report.generated_tokens,
+                report.flops,
+            );
             if report.diverged.is_some() {
                 if let Some(last_good) = &last_good {
                     trainer::set_parameters(trainer, last_good)?;
