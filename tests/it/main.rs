@@ -16,6 +16,7 @@ mod command_kind;
 mod command_paths;
 mod command_processes;
 mod concurrency;
+mod cuda_operations;
 mod devices;
 mod disk;
 mod disks;

@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::engine::machine::{CudaVersion, Driver, Gpu, host_name};
+use crate::engine::machine::{CudaVersion, Driver, DriverError, Gpu, host_name};
 use crate::engine::stage::StageError;
 
 /// Whether this program computes on GPUs itself.
@@ -60,13 +60,8 @@ impl About {
 /// Describes the GPU that the stage was given, if this program, or the one that it is handed to, can compute there.
 pub(super) fn usable_gpu(about: &About) -> Result<Gpu, StageError> {
     let host = host_name();
-    let refused = |error: &dyn std::fmt::Display| {
-        StageError::new(format!("on {host} {error}")).hint(
-            "an NVIDIA GPU with its driver is needed; `--device cpu` computes on the processor",
-        )
-    };
-    let driver = Driver::start().map_err(|error| refused(&error))?;
-    let version = driver.version().map_err(|error| refused(&error))?;
+    let driver = start_driver()?;
+    let version = driver.version().map_err(refused)?;
     if version < about.cuda {
         return Err(StageError::new(format!(
             "on {host} the NVIDIA driver knows CUDA {version}, and the program for GPUs needs {}",
@@ -74,7 +69,7 @@ pub(super) fn usable_gpu(about: &About) -> Result<Gpu, StageError> {
         ))
         .hint("a newer driver is needed: 580 or later for CUDA 13.0"));
     }
-    let gpu = driver.gpu(0).map_err(|error| refused(&error))?;
+    let gpu = driver.gpu(0).map_err(refused)?;
     if about.capability != 0 && gpu.capability != about.capability {
         return Err(StageError::new(format!(
             "on {host} the {} has compute capability {}, and the program for GPUs is built for {}",
@@ -90,6 +85,15 @@ pub(super) fn usable_gpu(about: &About) -> Result<Gpu, StageError> {
     Ok(gpu)
 }
 
+fn start_driver() -> Result<Driver, StageError> {
+    Driver::start().map_err(refused)
+}
+
+fn refused(error: DriverError) -> StageError {
+    StageError::new(format!("on {} {error}", host_name()))
+        .hint("an NVIDIA GPU with its driver is needed; `--device cpu` computes on the processor")
+}
+
 fn dotted(capability: u32) -> String {
     format!("{}.{}", capability / 10, capability % 10)
 }
@@ -98,6 +102,8 @@ fn dotted(capability: u32) -> String {
 pub(super) fn hand_over(job: &Job) -> StageError {
     let attempt = || -> Result<std::convert::Infallible, StageError> {
         let program = program()?;
+        // Without it the other program would not start, and its loader says no more than a name.
+        start_driver()?;
         let about = ask(&program)?;
         let own = env!("CARGO_PKG_VERSION");
         if about.flowgraph != own {

@@ -3,6 +3,8 @@
 //! What the processor finds by sorting a vocabulary is found here by halving: the least logit that stays is looked for
 //! between the greatest and one that has no weight any more.
 
+#![expect(clippy::disallowed_methods, reason = "the composed form")]
+
 use std::collections::BTreeSet;
 
 use candle_core::{D, DType, Result, Tensor};
@@ -10,6 +12,7 @@ use candle_core::{D, DType, Result, Tensor};
 use super::decoder::Choosing;
 use super::distribution::Choice;
 use super::options::{Contrastive, Sampling, Strategy};
+use crate::ml::kernels::product::product;
 
 /// Below the greatest logit by so much, a weight is 0.
 const DEEP: f64 = -110.0;
@@ -206,7 +209,7 @@ fn pick(weights: &Tensor, uniforms: &Tensor) -> Result<(Tensor, Tensor)> {
 fn step_over(weights: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let columns = weights.dim(1)?;
     let device = weights.device();
-    let sums = weights.matmul(&Tensor::triu2(columns, DType::F32, device)?)?;
+    let sums = product(weights, &Tensor::triu2(columns, DType::F32, device)?)?;
     let has_weight = weights.gt(&weights.zeros_like()?)?;
     let is_over = sums.broadcast_gt(target)?.mul(&has_weight)?;
     let marks: Vec<f32> = (0..columns).map(|place| (columns - place) as f32).collect();
@@ -262,7 +265,7 @@ pub(super) fn best(
 ) -> Result<Tensor> {
     let nearest = contexts.iter().enumerate().map(|(row, context)| {
         let states = states.get(row)?.contiguous()?;
-        states.matmul(&context.t()?.contiguous()?)?.max(1)
+        product(&states, &context.contiguous()?.t()?)?.max(1)
     });
     let nearest = Tensor::stack(&nearest.collect::<Result<Vec<_>>>()?, 0)?;
     let scores =

@@ -13,6 +13,7 @@ use super::device_choice::{self, Chosen};
 use super::distribution::Choice;
 use super::options::{Contrastive, Result};
 use crate::ml::kernels::attention::first_seen;
+use crate::ml::kernels::product::product;
 use crate::ml::models::causal::architecture::LayerOptions;
 use crate::ml::models::causal::{CausalLm, TokenBatch};
 
@@ -27,7 +28,7 @@ pub(super) struct DeviceDecoder<'a> {
 
 /// Rotated keys and values of all slots.
 struct Slab {
-    /// (slots x capacity, kv heads x head size), keys and values of each layer.
+    /// (slots, kv heads, capacity, head size), keys and values of each layer: products read them as they lie.
     layers: Vec<[Tensor; 2]>,
     slots: usize,
     /// Positions that a slot has room for.
@@ -57,16 +58,52 @@ impl Drop for Slot {
 pub(super) struct Step {
     /// (tokens, hidden size)
     hidden: Tensor,
-    /// New keys (rotated) and values of each layer: (tokens, kv heads x head size).
+    /// New keys (rotated) and values of each layer: (tokens, kv heads, head size).
     layers: Vec<[Tensor; 2]>,
 }
 
 /// What the tokens of a step look back at, the same for all layers.
+///
+/// Slots are read in their order, whichever tokens look at them: as many places for tokens as the slot with the most of them
+/// has (`most`).
 struct View {
-    /// The slot of each token.
-    slots: Tensor,
+    /// The slots that are read; all up to some number, as they lie, where that is not far more than are needed.
+    slots: Slots,
+    /// For each place of each slot, its token; any where there is none: (slots x most).
+    tokens: Tensor,
+    /// For each token, its place: (tokens).
+    places: Tensor,
+    most: usize,
+    /// Position of each token.
     positions: Vec<u32>,
     longest: usize,
+    /// Where each slot's keys are not seen, negative infinity: (slots, 1, 1, longest), for a window or none.
+    hidden: BTreeMap<Option<usize>, Tensor>,
+}
+
+/// Slots that are read.
+enum Slots {
+    /// The first ones.
+    First(usize),
+    /// These: (slots).
+    Some(Tensor, usize),
+}
+
+impl Slots {
+    fn count(&self) -> usize {
+        match self {
+            Self::First(count) | Self::Some(_, count) => *count,
+        }
+    }
+
+    /// Returns the first `longest` positions of the slots' keys or values.
+    fn of(&self, slab: &Tensor, longest: usize) -> TensorResult {
+        let seen = match self {
+            Self::First(count) => slab.narrow(0, 0, *count)?,
+            Self::Some(slots, _) => slab.index_select(slots, 0)?,
+        };
+        seen.narrow(2, 0, longest)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,12 +151,10 @@ impl<'a> DeviceDecoder<'a> {
         let new = slab.slots..slab.slots + count - used.len();
         self.grow(slab, new.end, capacity)?;
         if !used.is_empty() {
-            let width = self.model.config().kv_width();
-            let (device, dtype) = (self.model.device(), self.model.dtype());
-            let nothing = Tensor::zeros((slab.capacity, width), dtype, device)?;
+            let nothing = self.empty(1, slab.capacity)?;
             for tensor in slab.layers.iter().flatten() {
                 for index in &used {
-                    tensor.slice_set(&nothing, 0, index * slab.capacity)?;
+                    tensor.slice_set(&nothing, 0, *index)?;
                 }
             }
         }
@@ -130,6 +165,13 @@ impl<'a> DeviceDecoder<'a> {
             })
         };
         Ok(used.into_iter().chain(new).map(slot).collect())
+    }
+
+    /// Returns keys or values of a layer that hold nothing.
+    fn empty(&self, slots: usize, capacity: usize) -> TensorResult {
+        let config = self.model.config();
+        let shape = (slots, config.num_kv_heads, capacity, config.head_size);
+        Tensor::zeros(shape, self.model.dtype(), self.model.device())
     }
 
     /// Makes room for `slots` of `capacity` positions.
@@ -144,21 +186,17 @@ impl<'a> DeviceDecoder<'a> {
             // Half as much again: every growth copies all.
             capacity.max(slab.capacity * 3 / 2)
         };
-        let width = self.model.config().kv_width();
-        let (device, dtype) = (self.model.device(), self.model.dtype());
         if slab.layers.is_empty() {
             for _ in 0..self.layer_count() {
-                let zeros = || Tensor::zeros((slots * capacity, width), dtype, device);
-                slab.layers.push([zeros()?, zeros()?]);
+                let both = [self.empty(slots, capacity)?, self.empty(slots, capacity)?];
+                slab.layers.push(both);
             }
         } else {
             for tensor in slab.layers.iter_mut().flatten() {
                 *tensor = tensor
-                    .reshape((slab.slots, slab.capacity, width))?
-                    .pad_with_zeros(1, 0, capacity - slab.capacity)?
+                    .pad_with_zeros(2, 0, capacity - slab.capacity)?
                     .pad_with_zeros(0, 0, slots - slab.slots)?
-                    .contiguous()?
-                    .reshape((slots * capacity, width))?;
+                    .contiguous()?;
             }
         }
         (slab.slots, slab.capacity) = (slots, capacity);
@@ -175,6 +213,72 @@ impl<'a> DeviceDecoder<'a> {
         }
     }
 
+    /// Says what tokens look back at that are tried on these memories.
+    fn view(&self, slab: &Slab, memories: &[&Memory]) -> candle_core::Result<View> {
+        let device = self.model.device();
+        let mut of_slot: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+        for (token, memory) in memories.iter().enumerate() {
+            of_slot
+                .entry(memory.slot.index)
+                .or_default()
+                .push(token as u32);
+        }
+        let last = of_slot.keys().last().map_or(0, |slot| slot + 1);
+        // Rows that ended leave gaps: reading over them is cheaper than copying all that lies around them.
+        let slots: Vec<usize> = if last <= 2 * of_slot.len() {
+            (0..last).collect()
+        } else {
+            of_slot.keys().copied().collect()
+        };
+        let most = of_slot.values().map(Vec::len).max().unwrap_or(1);
+        let longest = memories
+            .iter()
+            .map(|memory| memory.positions)
+            .max()
+            .unwrap_or(1);
+        let mut tokens = vec![0u32; slots.len() * most];
+        let mut places = vec![0u32; memories.len()];
+        let mut seen = vec![longest; slots.len()];
+        for (place, slot) in slots.iter().enumerate() {
+            for (at, token) in of_slot.get(slot).into_iter().flatten().enumerate() {
+                tokens[place * most + at] = *token;
+                places[*token as usize] = (place * most + at) as u32;
+                seen[place] = memories[*token as usize].positions;
+            }
+        }
+        let windows: BTreeSet<Option<usize>> = (0..self.layer_count())
+            .map(|layer| self.model.options(layer).window)
+            .collect();
+        let hidden = windows.into_iter().map(|window| {
+            let mut hidden = vec![0f32; slots.len() * longest];
+            for (row, position) in hidden.chunks_exact_mut(longest).zip(&seen) {
+                row[..first_seen(*position, window).min(longest)].fill(f32::NEG_INFINITY);
+                row[*position..].fill(f32::NEG_INFINITY);
+            }
+            let hidden = Tensor::from_vec(hidden, (slots.len(), 1, 1, longest), device)?;
+            Ok((window, hidden))
+        });
+        Ok(View {
+            hidden: hidden.collect::<candle_core::Result<_>>()?,
+            tokens: Tensor::new(tokens, device)?,
+            places: Tensor::new(places, device)?,
+            most,
+            positions: memories
+                .iter()
+                .map(|memory| memory.positions as u32)
+                .collect(),
+            longest,
+            slots: if slots.len() == last {
+                Slots::First(last)
+            } else {
+                let count = slots.len();
+                let slots: Vec<u32> = slots.into_iter().map(|slot| slot as u32).collect();
+                debug_assert!(slots.iter().all(|slot| (*slot as usize) < slab.slots));
+                Slots::Some(Tensor::new(slots, device)?, count)
+            },
+        })
+    }
+
     /// Attends from each token to its memory and to itself. Returns (1, tokens, heads x head size), and the tokens' own
     /// rotated keys and values.
     #[expect(clippy::disallowed_methods, reason = "the composed form")]
@@ -188,44 +292,57 @@ impl<'a> DeviceDecoder<'a> {
         let config = self.model.config();
         let (kv_heads, size) = (config.num_kv_heads, config.head_size);
         let (tokens, group) = (view.positions.len(), config.num_heads / kv_heads);
+        let (slots, most) = (view.slots.count(), view.most);
         let LayerOptions { window, scale, .. } = self.model.options(layer);
         let rows = |x: &Tensor| x.contiguous()?.reshape((tokens, ()));
         let q = self.rotated(layer, &rows(queries)?, &view.positions)?;
-        let own_key = self.rotated(layer, &rows(keys)?, &view.positions)?;
+        let own_key = self
+            .rotated(layer, &rows(keys)?, &view.positions)?
+            .contiguous()?;
         let own_value = rows(values)?.reshape((tokens, kv_heads, 1, size))?;
         // Heads that share keys lie beside each other.
         let q = q.contiguous()?.reshape((tokens, kv_heads, group, size))?;
-        let remembered = |x: &Tensor| {
-            x.reshape((slab.slots, slab.capacity * kv_heads * size))?
-                .index_select(&view.slots, 0)?
-                .reshape((tokens, slab.capacity, kv_heads, size))?
-                .narrow(1, 0, view.longest)?
+        let scored = |scores: &Tensor| scores.to_dtype(DType::F32)?.affine(f64::from(scale), 0.0);
+        // From an order by tokens, (tokens, kv heads, group, n), to one by slots, (slots, kv heads, most x group, n).
+        let to_slots = |x: &Tensor| {
+            let columns = x.dim(3)?;
+            x.contiguous()?
+                .reshape((tokens, ()))?
+                .index_select(&view.tokens, 0)?
+                .reshape((slots, most, kv_heads, group * columns))?
                 .transpose(1, 2)?
-                .contiguous()
+                .contiguous()?
+                .reshape((slots, kv_heads, most * group, columns))
+        };
+        let to_tokens = |x: &Tensor| {
+            let columns = x.dim(3)?;
+            x.contiguous()?
+                .reshape((slots, kv_heads, most, group * columns))?
+                .transpose(1, 2)?
+                .contiguous()?
+                .reshape((slots * most, ()))?
+                .index_select(&view.places, 0)?
+                .reshape((tokens, kv_heads, group, columns))
         };
         let [k, v] = &slab.layers[layer];
-        let (k, v) = (remembered(k)?, remembered(v)?);
-        let mut hidden = vec![0f32; tokens * view.longest];
-        for (row, position) in hidden.chunks_exact_mut(view.longest).zip(&view.positions) {
-            let position = *position as usize;
-            row[..first_seen(position, window)].fill(f32::NEG_INFINITY);
-            row[position..].fill(f32::NEG_INFINITY);
-        }
-        let hidden = Tensor::from_vec(hidden, (tokens, 1, 1, view.longest), q.device())?;
-        let scores = |keys: &Tensor| {
-            q.matmul(&keys.t()?.contiguous()?)?
-                .to_dtype(DType::F32)?
-                .affine(f64::from(scale), 0.0)
+        let (k, v) = (
+            view.slots.of(k, view.longest)?,
+            view.slots.of(v, view.longest)?,
+        );
+        let remembered = scored(&product(&to_slots(&q)?, &k.t()?)?)?;
+        let own = to_slots(&scored(&product(&q, &own_key.t()?)?)?)?;
+        let remembered = match view.hidden.get(&window) {
+            Some(hidden) => remembered.broadcast_add(hidden)?,
+            None => remembered,
         };
-        let scores = [scores(&k)?.broadcast_add(&hidden)?, scores(&own_key)?];
-        let weights = candle_nn::ops::softmax(&Tensor::cat(&scores, D::Minus1)?, D::Minus1)?;
-        let weights = weights.to_dtype(v.dtype())?;
+        let scores = Tensor::cat(&[remembered, own], D::Minus1)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
         let of = |start, length| weights.narrow(D::Minus1, start, length)?.contiguous();
-        let out = (of(0, view.longest)?.matmul(&v)?
-            + of(view.longest, 1)?.matmul(&own_value.contiguous()?)?)?;
-        let flat = |x: &Tensor| x.contiguous()?.reshape((tokens, kv_heads * size));
+        let out = to_tokens(&product(&of(0, view.longest)?, &v)?)?;
+        let own = to_tokens(&of(view.longest, 1)?)?.broadcast_mul(&own_value)?;
+        let flat = |x: &Tensor| x.contiguous()?.reshape((tokens, kv_heads, size));
         Ok((
-            out.reshape((1, tokens, ()))?,
+            (out + own)?.reshape((1, tokens, ()))?,
             [flat(&own_key)?, flat(&own_value)?],
         ))
     }
@@ -275,16 +392,7 @@ impl DeviceDecoder<'_> {
     /// Tries one token after each memory; `ids` (memories) lie on the device.
     fn step_on(&self, memories: &[&Memory], ids: &Tensor) -> Result<Step> {
         let slab = lock(&self.slab);
-        let slots: Vec<u32> = memories
-            .iter()
-            .map(|memory| memory.slot.index as u32)
-            .collect();
-        let positions = || memories.iter().map(|memory| memory.positions);
-        let view = View {
-            slots: Tensor::new(slots, self.model.device())?,
-            positions: positions().map(|position| position as u32).collect(),
-            longest: positions().max().unwrap_or(1),
-        };
+        let view = self.view(&slab, memories)?;
         let mut layers = Vec::new();
         let hidden = self.model.step(ids, &view.positions, |layer, qkv| {
             let (attended, new) = self.attend(&slab, &view, layer, qkv)?;
@@ -311,6 +419,7 @@ impl Decoder for DeviceDecoder<'_> {
     type Context = Tensor;
 
     fn read(&self, prompts: &[&[u32]], looks_back: bool) -> Result<Vec<Read<Self>>> {
+        let config = self.model.config();
         let batch = TokenBatch::right_padded(prompts);
         let time = batch.time();
         let mut slab = lock(&self.slab);
@@ -329,10 +438,15 @@ impl Decoder for DeviceDecoder<'_> {
             let keys = self.rotated(layer, &keys.contiguous()?.reshape(rows)?, &positions)?;
             let new = [keys, values.clone()];
             for (new, all) in new.iter().zip(&slab.layers[layer]) {
-                let new = new.contiguous()?.reshape(rows)?;
+                // (rows, kv heads, time, head size)
+                let new = new
+                    .contiguous()?
+                    .reshape((prompts.len(), time, config.num_kv_heads, config.head_size))?
+                    .transpose(1, 2)?;
                 for (row, memory) in memories.iter().enumerate() {
-                    let new = new.narrow(0, row * time, memory.positions)?;
-                    all.slice_set(&new.contiguous()?, 0, memory.slot.index * slab.capacity)?;
+                    let new = new.narrow(0, row, 1)?.narrow(2, 0, memory.positions)?;
+                    let slot = all.narrow(0, memory.slot.index, 1)?;
+                    slot.slice_set(&new.contiguous()?, 2, 0)?;
                 }
             }
             Ok(())
@@ -367,16 +481,20 @@ impl Decoder for DeviceDecoder<'_> {
         let slots = slab.slots;
         self.grow(&mut slab, slots, longest.unwrap_or(0))?;
         self.own_slots(&mut slab, memories.iter_mut().map(|memory| &mut **memory))?;
-        let width = self.model.config().kv_width();
+        let config = self.model.config();
+        let (heads, size) = (config.num_kv_heads, config.head_size);
         let places: Vec<u32> = memories
             .iter()
             .flat_map(|memory| {
-                let place = memory.slot.index * slab.capacity + memory.positions;
-                std::iter::repeat_n(place as u32, width)
+                (0..heads).map(move |head| (memory.slot.index * heads + head, memory.positions))
+            })
+            .flat_map(|(row, position)| {
+                let place = row * slab.capacity + position;
+                std::iter::repeat_n(place as u32, size)
             })
             .collect();
         let device = self.model.device();
-        let places = Tensor::from_vec(places, (memories.len(), width), device)?;
+        let places = Tensor::from_vec(places, (memories.len() * heads, size), device)?;
         let indices: Vec<u32> = indices.into_iter().map(|index| index as u32).collect();
         let indices = Tensor::new(indices, device)?;
         for (new, all) in step
@@ -385,7 +503,8 @@ impl Decoder for DeviceDecoder<'_> {
             .flatten()
             .zip(slab.layers.iter().flatten())
         {
-            all.scatter_set(&places, &new.index_select(&indices, 0)?, 0)?;
+            let new = new.index_select(&indices, 0)?.reshape(((), size))?;
+            all.reshape(((), size))?.scatter_set(&places, &new, 0)?;
         }
         for memory in memories {
             memory.positions += 1;

@@ -13,6 +13,7 @@ use super::exponential::exp_shifted;
 use super::form::wide;
 use super::host::{dot, elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply};
+use super::product::product;
 use super::rope::Rope;
 
 /// Queries handled at once; keys after the last of them are never multiplied.
@@ -123,9 +124,8 @@ impl Attention {
         let q = turned(split(q, self.heads)?)?;
         let k = repeat(turned(split(k, self.kv_heads)?)?)?;
         let v = repeat(split(v, self.kv_heads)?)?;
-        let scores = q
-            .matmul(&k.t()?.contiguous()?)?
-            .affine(f64::from(self.scale), 0.0)?;
+        let scores =
+            product(&q.contiguous()?, &k.contiguous()?.t()?)?.affine(f64::from(self.scale), 0.0)?;
         let wide = wide(scores.dtype());
         let scores = scores.to_dtype(wide)?;
         let allowed = Tensor::from_vec(allowed, (batch, 1, time, time), device)?
@@ -134,9 +134,7 @@ impl Attention {
             .to_dtype(wide)?
             .broadcast_as(scores.shape())?;
         let weights = candle_nn::ops::softmax(&allowed.where_cond(&scores, &never)?, D::Minus1)?;
-        let out = weights
-            .to_dtype(v.dtype())?
-            .matmul(&v.contiguous()?)?
+        let out = product(&weights.to_dtype(v.dtype())?, &v.contiguous()?)?
             .transpose(1, 2)?
             .reshape((batch, time, width))?;
         let inside = Tensor::from_vec(inside, (batch, time, 1), device)?.to_dtype(out.dtype())?;

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use super::given::with_gradient;
 use super::host::{elements, fused, slice};
 use super::matmul::{Matrix, Threads, multiply, multiply_rows};
+use super::product::product;
 
 /// Multiplies `x` (.., inputs) by the transpose of `weight` (outputs, inputs).
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -20,26 +21,23 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// The composed form of [`linear`], without gradients for what is frozen.
 ///
 /// The product is that of the weight's dtype, and the result has that of `x`.
-#[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn composed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
     let flat = x.detach().contiguous()?.reshape((rows, inputs))?;
-    let out = flat
-        .to_dtype(weight.dtype())?
-        .matmul(&weight.detach().t()?)?
-        .to_dtype(x.dtype())?;
+    let out = product(&flat.to_dtype(weight.dtype())?, &weight.detach().t()?)?;
+    let out = out.to_dtype(x.dtype())?;
     let out = out.reshape(output_shape(x.shape(), outputs))?;
     with_gradient("linear", out, (x, weight), |x, weight, gradient| {
         let (rows, inputs, outputs) = extents(x.shape(), weight.shape())?;
         let gradient = gradient.contiguous()?.reshape((rows, outputs))?;
         let gradient = gradient.to_dtype(weight.dtype())?;
         let to_x = || {
-            let to_x = gradient.matmul(weight)?.to_dtype(x.dtype())?;
+            let to_x = product(&gradient, weight)?.to_dtype(x.dtype())?;
             to_x.reshape(x.shape())
         };
         let to_weight = || {
             let x = x.contiguous()?.reshape((rows, inputs))?;
-            gradient.t()?.matmul(&x.to_dtype(weight.dtype())?)
+            product(&gradient.t()?, &x.to_dtype(weight.dtype())?)
         };
         Ok((
             x.track_op().then(to_x).transpose()?,
@@ -110,14 +108,14 @@ impl CustomOp2 for Linear {
         let to_x = if x.track_op() {
             let (weight_storage, layout) = weight.storage_and_layout();
             let weight = Matrix::new(elements(&weight_storage, layout)?, outputs, inputs, inputs);
-            Some(product(gradient, weight, rows, inputs, x)?)
+            Some(product_of(gradient, weight, rows, inputs, x)?)
         } else {
             None
         };
         let to_weight = if weight.track_op() {
             let (x_storage, layout) = x.storage_and_layout();
             let x = Matrix::new(elements(&x_storage, layout)?, rows, inputs, inputs);
-            Some(product(gradient.t(), x, outputs, inputs, weight)?)
+            Some(product_of(gradient.t(), x, outputs, inputs, weight)?)
         } else {
             None
         };
@@ -126,7 +124,7 @@ impl CustomOp2 for Linear {
 }
 
 /// Returns `a b` (rows x columns) as a tensor of the shape of `like`.
-fn product(
+fn product_of(
     a: Matrix<'_>,
     b: Matrix<'_>,
     rows: usize,
@@ -310,7 +308,7 @@ impl CustomOp3 for LoraLinear {
             Threads::All,
         )?;
         let inner_gradient = Matrix::new(&inner_gradient, rows, rank, rank);
-        let to_a = product(inner_gradient.t(), input, rank, inputs, a)?;
+        let to_a = product_of(inner_gradient.t(), input, rank, inputs, a)?;
 
         let mut inner = vec![0f32; rows * rank];
         multiply(
@@ -323,7 +321,7 @@ impl CustomOp3 for LoraLinear {
             Threads::All,
         )?;
         let inner = Matrix::new(&inner, rows, rank, rank);
-        let to_b = product(gradient.t(), inner, outputs, rank, b)?;
+        let to_b = product_of(gradient.t(), inner, outputs, rank, b)?;
 
         let to_x = if x.track_op() {
             let mut out = vec![0f32; rows * inputs];

@@ -30,6 +30,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod pointwise;
 pub mod process;
+pub(super) mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod span_attention;

@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::SpanAttention;
 use super::distance_buckets::DistanceBuckets;
+use crate::ml::kernels::product::product;
 
 impl SpanAttention {
     /// The composed form of [`SpanAttention::apply`] and [`SpanAttention::apply_biased`].
@@ -28,9 +29,8 @@ impl SpanAttention {
                         .contiguous()
                 };
                 let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);
-                let mut scores = q
-                    .matmul(&k.t()?.contiguous()?)?
-                    .affine(1.0 / (self.head_size as f64).sqrt(), 0.0)?;
+                let mut scores =
+                    product(&q, &k.t()?)?.affine(1.0 / (self.head_size as f64).sqrt(), 0.0)?;
                 if let Some((table, buckets)) = bias {
                     let pairs = (0..tokens).flat_map(|query| buckets.of_query(query, tokens));
                     let pairs: Vec<u32> = pairs.copied().collect();
@@ -39,8 +39,7 @@ impl SpanAttention {
                     // (heads, queries, keys)
                     scores = (scores + bias.permute((2, 0, 1))?.contiguous()?)?;
                 }
-                candle_nn::ops::softmax(&scores, D::Minus1)?
-                    .matmul(&v)?
+                product(&candle_nn::ops::softmax(&scores, D::Minus1)?, &v)?
                     .transpose(0, 1)?
                     .reshape((tokens, self.heads * self.head_size))
             })

@@ -5,6 +5,7 @@ use candle_core::{D, Result, Tensor};
 use super::{Head, IGNORED, TokenLogProbs};
 use crate::ml::kernels::given::with_gradient;
 use crate::ml::kernels::linear::composed_linear;
+use crate::ml::kernels::product::product;
 
 /// Numbers of the logits that exist at the same time: a quarter of a gibibyte.
 const LOGITS: usize = 1 << 26;
@@ -142,10 +143,10 @@ impl Asked {
                 .affine(self.inverse_temperature, 0.0)?
                 .to_dtype(frozen.dtype())?;
             if hidden.track_op() {
-                to_states.push(to_logits.matmul(&frozen)?.to_dtype(hidden.dtype())?);
+                to_states.push(product(&to_logits, &frozen)?.to_dtype(hidden.dtype())?);
             }
             if weight.track_op() {
-                let own = to_logits.t()?.matmul(&inputs.to_dtype(frozen.dtype())?)?;
+                let own = product(&to_logits.t()?, &inputs.to_dtype(frozen.dtype())?)?;
                 to_weight = Some(match to_weight {
                     Some(sum) => (sum + own)?,
                     None => own,
