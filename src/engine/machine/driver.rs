@@ -264,6 +264,21 @@ impl Driver {
         Ok(device)
     }
 
+    /// Returns how many bytes of this process's GPU are free, and of how many.
+    pub fn free_memory(&self) -> Result<(u64, u64), DriverError> {
+        let (mut free, mut total) = (0usize, 0usize);
+        self.call(
+            "cuMemGetInfo_v2",
+            |function: unsafe extern "C" fn(*mut usize, *mut usize) -> c_int| {
+                #[expect(unsafe_code, reason = "it writes two numbers")]
+                unsafe {
+                    function(&raw mut free, &raw mut total)
+                }
+            },
+        )?;
+        Ok((free as u64, total as u64))
+    }
+
     /// Returns the most bytes of a GPU that the tensors of this process took at once.
     pub fn peak_memory(&self, number: usize) -> Result<u64, DriverError> {
         let device = self.device(number)?;

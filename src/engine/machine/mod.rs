@@ -36,6 +36,13 @@ impl DeviceChoice {
     }
 }
 
+/// Whether an error tells that a GPU had no room, in the words of CUDA's libraries.
+pub fn is_about_gpu_memory(message: &str) -> bool {
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|code| message.contains(code))
+}
+
 /// What a stage computed.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Work {

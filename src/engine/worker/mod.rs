@@ -29,7 +29,8 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{
-    DeviceChoice, Driver, Place, Products, Work, host_name, may_stand_in, numerics_class, usage,
+    DeviceChoice, Driver, Place, Products, Work, host_name, is_about_gpu_memory, may_stand_in,
+    numerics_class, usage,
 };
 use super::mask::Mask;
 use super::plan::find_local;
@@ -212,6 +213,29 @@ fn gpu_used(place: &Place, products: Option<Products>, flops_per_second: f64) ->
     })
 }
 
+/// Says how much memory a GPU had where that was too little.
+fn explain_full_gpu(error: StageError) -> StageError {
+    let message = match &error {
+        StageError::Failed { message, .. } if is_about_gpu_memory(message) => message,
+        _ => return error,
+    };
+    let gibibytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let known =
+        Driver::start().and_then(|driver| Ok((driver.free_memory()?, driver.peak_memory(0)?)));
+    let room = known.map_or(String::new(), |((free, total), peak)| {
+        format!(
+            " ({:.2} GiB of {:.2} are free; the tensors of the stage took {:.2} at most)",
+            gibibytes(free),
+            gibibytes(total),
+            gibibytes(peak)
+        )
+    });
+    StageError::new(format!("the GPU is out of memory{room}: {message}")).hint(
+        "lower `micro_batch` or set it to `auto`, or `batch_size`; `gradient_checkpointing: true` and `precision: bf16` take \
+         less, too",
+    )
+}
+
 enum Failure {
     Stage(StageError),
     Damaged { artifact: Digest, message: String },
@@ -341,7 +365,7 @@ impl Worker<'_> {
             // A program may have outlived the stage that started it.
             ctx.command_ended();
             let error = worded(error, &sources);
-            return Err(self.explain_full_disk(error).into());
+            return Err(explain_full_gpu(self.explain_full_disk(error)).into());
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_sources_unchanged(manifest, &held)?;

@@ -164,6 +164,10 @@ pub trait Trainer {
     /// optimiser has made no step by then, everything else is as it was before the step, too.
     fn cancelled_by(&mut self, cancel: Cancel);
 
+    /// Halves the rows that go through the model at once, and returns how many they are from then on; `None` if there is but
+    /// one, or if they cannot be fewer. A step that failed before an update may be made again.
+    fn halve_micro_batch(&mut self) -> Option<usize>;
+
     /// Returns what else changes from step to step (controllers, buffers, monitors).
     fn values(&self) -> Json {
         Json::Null
@@ -173,6 +177,15 @@ pub trait Trainer {
     fn restore_values(&mut self, _values: &Json) -> Result<(), TrainError> {
         Ok(())
     }
+}
+
+/// Halves a number of rows, if that leaves any.
+pub(crate) fn halve(rows: &mut usize) -> Option<usize> {
+    if *rows <= 1 {
+        return None;
+    }
+    *rows = rows.div_ceil(2);
+    Some(*rows)
 }
 
 const PARAMETER: &str = "parameter.";

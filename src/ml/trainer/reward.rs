@@ -166,6 +166,10 @@ impl Trainer for RewardTrainer {
         self.updater.optimizer()
     }
 
+    fn halve_micro_batch(&mut self) -> Option<usize> {
+        super::halve(&mut self.options.micro_batch)
+    }
+
     fn cancelled_by(&mut self, cancel: Cancel) {
         self.cancel = cancel;
     }

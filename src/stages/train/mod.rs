@@ -12,6 +12,7 @@ pub mod train_tokenizer;
 
 #[cfg(test)]
 mod interruptions;
+mod micro_batch;
 mod objective;
 mod pairs;
 mod policy;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch::MicroBatch;
 use super::training::{self, Course, NO_LABELS, OptimizerParams};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::labelled_texts::{LABELLED_TEXTS, LabelledText, read};
@@ -38,9 +39,10 @@ pub struct TrainClassifier {
     /// Texts in a step.
     #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
-    /// Texts in a forward pass; all texts of a step if absent.
+    /// Texts in a forward pass; all texts of a step if absent. `auto` begins with
+    /// all texts of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// What is trained.
@@ -95,10 +97,10 @@ impl Kind for TrainClassifier {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
-            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_tokens", self.max_tokens.unwrap_or(1) as u64),
         ] {
             at_least_one(key, value, &mut problems);
@@ -163,7 +165,7 @@ impl Kind for TrainClassifier {
         })?;
         let options = ClassifierOptions {
             batch_size: self.batch_size,
-            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.batch_size),
             optimizer: self.optimizer.options(self.steps),
             class_weights: if self.balanced {
                 balanced_weights(&rows, labels.len())
@@ -174,6 +176,7 @@ impl Kind for TrainClassifier {
         let mut trainer = ClassifierTrainer::new(classifier, rows, options, &stream)?;
         let course = Course {
             is_evaluated: true,
+            halves: MicroBatch::halves(self.micro_batch),
             ..Course::new("text classifier", self.steps, &self.optimizer)
         };
         let result = course.train(&mut trainer, ctx)?;

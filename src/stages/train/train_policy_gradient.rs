@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::micro_batch::MicroBatch;
 use super::objective::{Named, Settings, spread};
 use super::policy::{PolicyTraining, Room, distinct_prompts, without_completions};
 use super::rewards;
@@ -67,9 +68,10 @@ pub struct TrainPolicyGradient {
     /// Completions of each prompt in a step.
     #[schemars(extend("also" = ["num_generations", "group_size"]))]
     completions_per_prompt: usize,
-    /// Prompts in a forward pass; all of a step if absent.
+    /// Prompts in a forward pass; all of a step if absent. `auto` begins with
+    /// all of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
@@ -193,12 +195,12 @@ impl Kind for TrainPolicyGradient {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("updates_per_batch", self.updates_per_batch),
             ("prompts_per_step", self.prompts_per_step as u64),
-            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_new_tokens", self.max_new_tokens as u64),
             (
                 "max_prompt_tokens",
@@ -343,6 +345,7 @@ impl Kind for TrainPolicyGradient {
                 optimizer: &self.optimizer,
                 on_divergence: self.on_divergence,
                 is_evaluated: false,
+                halves: MicroBatch::halves(self.micro_batch),
             },
             adapter: self.adapter.as_ref(),
             objective: self.objective(),
@@ -391,7 +394,7 @@ impl TrainPolicyGradient {
             asynchronous: None,
             exploration: None,
             optimizer: self.optimizer.options(self.steps),
-            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
             monitor_reward: false,

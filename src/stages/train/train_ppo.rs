@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch::MicroBatch;
 use super::policy::{Room, distinct_prompts};
 use super::rewards::{self, PromptRewards};
 use super::training::{self, Course, OnDivergence, OptimizerParams, Purpose, Training};
@@ -47,9 +48,10 @@ pub struct TrainPpo {
     /// Completions of an optimizer step; divides `batch_size`.
     #[schemars(extend("also" = ["mini_batch_size"]))]
     minibatch_size: usize,
-    /// Completions in a forward pass; a whole mini-batch if absent.
+    /// Completions in a forward pass; a whole mini-batch if absent. `auto` begins with
+    /// a whole mini-batch, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// Passes over the completions of a step.
     #[serde(default = "ppo_epochs")]
     #[schemars(extend("also" = ["num_ppo_epochs"]))]
@@ -243,12 +245,12 @@ seed: 1
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
             ("minibatch_size", self.minibatch_size as u64),
-            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("ppo_epochs", self.ppo_epochs),
             ("max_new_tokens", self.max_new_tokens as u64),
             (
@@ -386,6 +388,7 @@ seed: 1
             optimizer: &self.optimizer,
             on_divergence: self.on_divergence,
             is_evaluated: false,
+            halves: MicroBatch::halves(self.micro_batch),
         };
         let trained = course.train(&mut trainer, ctx)?;
         rewards::finish(program, ctx)?;
@@ -412,7 +415,7 @@ impl TrainPpo {
         Ok(PpoTrainerOptions {
             batch_size: self.batch_size,
             mini_batch: self.minibatch_size,
-            micro_batch: self.micro_batch.unwrap_or(self.minibatch_size),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.minibatch_size),
             ppo_epochs: self.ppo_epochs,
             whitening: self.whitening,
             optimizer: self.optimizer.options(self.steps),
@@ -477,7 +480,9 @@ mod tests {
         let cases: [(&str, fn(&mut TrainPpo)); 12] = [
             ("steps", |stage| stage.steps = 0),
             ("minibatch_size", |stage| stage.minibatch_size = 24),
-            ("micro_batch", |stage| stage.micro_batch = Some(0)),
+            ("micro_batch", |stage| {
+                stage.micro_batch = Some(MicroBatch::Rows(0))
+            }),
             ("min_new_tokens", |stage| stage.min_new_tokens = Some(25)),
             ("kl_trim", |stage| stage.kl_trim = 0.5),
             ("lambda", |stage| stage.lambda = 1.1),

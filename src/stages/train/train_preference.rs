@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch::MicroBatch;
 use super::pairs::{self, PairTraining};
 use super::training::{self, NO_LABELS, OptimizerParams};
 use crate::engine::context::RunContext;
@@ -32,9 +33,10 @@ pub struct TrainPreference {
     /// Pairs in a step.
     #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
-    /// Pairs in a forward pass; all pairs of a step if absent.
+    /// Pairs in a forward pass; all pairs of a step if absent. `auto` begins with
+    /// all pairs of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
@@ -128,7 +130,7 @@ impl TrainPreference {
         PairTraining {
             steps: self.steps,
             batch_size: self.batch_size,
-            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.batch_size),
             optimizer: &self.optimizer,
             adapter: self.adapter.as_ref(),
             precision: self.precision,

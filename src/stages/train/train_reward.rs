@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch::MicroBatch;
 use super::training::{self, Course, NO_LABELS, OptimizerParams, Purpose, Training};
 use crate::artifacts::curve::CURVE;
 use crate::artifacts::dataset::{DATASET, Dataset};
@@ -40,9 +41,10 @@ pub struct TrainReward {
     /// Pairs in a step.
     #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
-    /// Pairs in a forward pass; all pairs of a step if absent.
+    /// Pairs in a forward pass; all pairs of a step if absent. `auto` begins with
+    /// all pairs of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
@@ -120,14 +122,10 @@ impl Kind for TrainReward {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
-        at_least_one(
-            "micro_batch",
-            self.micro_batch.unwrap_or(1) as u64,
-            &mut problems,
-        );
         self.optimizer.validate("optimizer", &mut problems);
         if !(self.prefix_weight >= 0.0 && self.prefix_weight.is_finite()) {
             problems.push(Problem::new(
@@ -193,13 +191,14 @@ impl Kind for TrainReward {
         )?;
         let options = RewardOptions {
             batch_size: self.batch_size,
-            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.batch_size),
             optimizer: self.optimizer.options(self.steps),
             prefix_weight: self.prefix_weight,
         };
         let mut trainer = RewardTrainer::new(trained, head, pairs, options, &stream)?;
         let course = Course {
             is_evaluated: true,
+            halves: MicroBatch::halves(self.micro_batch),
             ..Course::new("reward model", self.steps, &self.optimizer)
         };
         let result = course.train(&mut trainer, ctx)?;

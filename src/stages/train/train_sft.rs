@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::micro_batch::MicroBatch;
 use super::training::{self, Course, NO_LABELS, OptimizerParams, Purpose, Training};
 use crate::artifacts::dataset::{DATASET, Dataset};
 use crate::artifacts::language_model::{CONTEXT, LANGUAGE_MODEL, LanguageModel};
@@ -34,9 +35,10 @@ pub struct TrainSft {
     /// Rows in a step.
     #[schemars(extend("also" = ["train_batch_size", "per_device_train_batch_size"]))]
     batch_size: usize,
-    /// Rows in a forward pass; all rows of a step if absent.
+    /// Rows in a forward pass; all rows of a step if absent. `auto` begins with
+    /// all rows of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
@@ -99,14 +101,10 @@ impl Kind for TrainSft {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
-        at_least_one(
-            "micro_batch",
-            self.micro_batch.unwrap_or(1) as u64,
-            &mut problems,
-        );
         self.limits().validate(&mut problems);
         self.optimizer.validate("optimizer", &mut problems);
         if self.packing.is_some_and(|length| length < 2) {
@@ -180,7 +178,7 @@ impl Kind for TrainSft {
         let training = Training::open(model, self.adapter.as_ref(), Purpose::Policy, &stream)?;
         let options = SupervisedOptions {
             batch_size: self.batch_size,
-            micro_batch: self.micro_batch.unwrap_or(self.batch_size),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.batch_size),
             optimizer: self.optimizer.options(self.steps),
             learn_prompts: self.learn_prompts,
         };

@@ -380,6 +380,10 @@ impl Trainer for PolicyTrainer {
         self.updater.optimizer()
     }
 
+    fn halve_micro_batch(&mut self) -> Option<usize> {
+        crate::ml::trainer::halve(&mut self.shared.options.micro_batch)
+    }
+
     fn cancelled_by(&mut self, cancel: Cancel) {
         self.cancel = cancel;
     }

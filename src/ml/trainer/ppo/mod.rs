@@ -241,6 +241,10 @@ impl Trainer for PpoTrainer {
         self.updater.optimizer()
     }
 
+    fn halve_micro_batch(&mut self) -> Option<usize> {
+        crate::ml::trainer::halve(&mut self.options.micro_batch)
+    }
+
     fn cancelled_by(&mut self, cancel: Cancel) {
         self.cancel = cancel;
     }

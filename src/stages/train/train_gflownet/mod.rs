@@ -33,6 +33,7 @@ use crate::stages::placement::{check_precision, placement};
 use crate::stages::ranges;
 use crate::stages::ranges::at_least_one;
 use crate::stages::tokenized::{Boundary, LongCompletions, needs_room};
+use crate::stages::train::micro_batch::MicroBatch;
 
 mod options;
 mod prompts;
@@ -87,9 +88,10 @@ pub struct TrainGflownet {
     /// Completions of each prompt in a step.
     #[schemars(extend("also" = ["num_generations", "group_size"]))]
     completions_per_prompt: usize,
-    /// Prompts in a forward pass; all of a step if absent.
+    /// Prompts in a forward pass; all of a step if absent. `auto` begins with
+    /// all of a step, and halves them each time that the GPU has no room for them.
     #[serde(default)]
-    micro_batch: Option<usize>,
+    micro_batch: Option<MicroBatch>,
     /// AdamW and its schedule.
     optimizer: OptimizerParams,
     /// LoRA adapter to train instead of all weights.
@@ -279,12 +281,12 @@ impl Kind for TrainGflownet {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("updates_per_batch", self.updates_per_batch),
             ("prompts_per_step", self.prompts_per_step as u64),
-            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
             ("max_new_tokens", self.max_new_tokens as u64),
             ("least_completions", self.least_completions as u64),
             ("replay_capacity", self.replay_capacity as u64),
@@ -548,6 +550,7 @@ impl Kind for TrainGflownet {
                 optimizer: &self.optimizer,
                 on_divergence: self.on_divergence,
                 is_evaluated: false,
+                halves: MicroBatch::halves(self.micro_batch),
             },
             adapter: self.adapter.as_ref(),
             objective: self.objective(),

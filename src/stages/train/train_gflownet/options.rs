@@ -8,6 +8,7 @@ use crate::ml::objectives::divergence::DivergenceLimits;
 use crate::ml::trainer::policy::PolicyOptions;
 use crate::ml::trainer::policy::objective::Objective;
 use crate::ml::trainer::policy::objectives::GflownetSettings;
+use crate::stages::train::micro_batch::MicroBatch;
 use crate::stages::train::training;
 
 impl TrainGflownet {
@@ -60,7 +61,7 @@ impl TrainGflownet {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
             optimizer: self.optimizer.options(self.steps),
-            micro_batch: self.micro_batch.unwrap_or(self.prompts_per_step),
+            micro_batch: MicroBatch::rows(self.micro_batch, self.prompts_per_step),
             monitor_every: self.monitor_every,
             monitor_completions: self.monitor_completions,
             monitor_reward: self.monitor_reward,

@@ -3,6 +3,8 @@
 mod checkpoint;
 mod params;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +19,7 @@ use crate::artifacts::curve::{CURVE, Curve, SAMPLES};
 use crate::artifacts::language_model::{LANGUAGE_MODEL, LanguageModel};
 use crate::engine::context::{Progress, RunContext};
 use crate::engine::facts::Known;
+use crate::engine::machine::is_about_gpu_memory;
 use crate::engine::reference::is_name;
 use crate::engine::stage::{Continuation, Output, Problem, StageError};
 use crate::ml::adapter::{Adapter, LoraConfig};
@@ -43,6 +46,8 @@ pub(super) struct Course<'a> {
     pub on_divergence: OnDivergence,
     /// Whether an evaluation follows, which is not to cost the steps if it is interrupted.
     pub is_evaluated: bool,
+    /// Whether micro-batches are halved where a GPU has no room for them.
+    pub halves: bool,
 }
 
 /// No labels: the model at the end alone is kept.
@@ -58,6 +63,7 @@ impl<'a> Course<'a> {
             optimizer,
             on_divergence: OnDivergence::Fail,
             is_evaluated: false,
+            halves: false,
         }
     }
 }
@@ -262,6 +268,11 @@ impl Training {
     }
 }
 
+/// Whether a step failed because a GPU had no room.
+fn is_out_of_memory(error: &TrainError) -> bool {
+    is_about_gpu_memory(&error.to_string())
+}
+
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 impl Course<'_> {
@@ -281,6 +292,10 @@ impl Course<'_> {
                 record.step, self.steps
             ));
             progress = record;
+        }
+        if self.halves && progress.step == 0 {
+            // What a step goes back to that fails after an update of its own.
+            checkpoint::write(&folder, &progress, &trainer::state(trainer)?)?;
         }
         let warmup = self.optimizer.warmup_steps;
         if warmup > self.steps {
@@ -304,6 +319,25 @@ impl Course<'_> {
                         checkpoint::write(&folder, &progress, &trainer::state(trainer)?)?;
                     }
                     return Err(StageError::Interrupted);
+                }
+                Err(error) if self.halves && is_out_of_memory(&error) => {
+                    let Some(rows) = trainer.halve_micro_batch() else {
+                        return Err(error.into());
+                    };
+                    // After an update within the step it is no longer as it was before.
+                    if trainer.optimizer().steps() != updates {
+                        let last = checkpoint::resumable(&folder, self.checkpoints, ctx)?;
+                        let Some((record, state)) = last else {
+                            return Err(error.into());
+                        };
+                        trainer::restore(trainer, &state)?;
+                        progress = record;
+                    }
+                    ctx.note(&format!(
+                        "the GPU has no room: micro-batches of {rows} from step {} on",
+                        progress.step
+                    ));
+                    continue;
                 }
                 other => other?,
             };
