@@ -42,6 +42,7 @@ fn is_small() -> bool {
     std::env::var_os("GPU_BENCH_SMALL").is_some()
 }
 
+#[expect(clippy::disallowed_methods, reason = "no record is written here")]
 fn device() -> Device {
     if is_small() {
         Device::Cpu
@@ -134,6 +135,11 @@ fn on_gpu(flops_per_second: f64, products: Products) -> Json {
     json!({ "name": gpu.name, "driver": gpu.driver.to_string(), "mfu": mfu, "peak_bytes": driver.peak_memory(0).ok() })
 }
 
+/// What the process took of the machine itself.
+fn on_host() -> Json {
+    json!({ "peak_gigabytes": smollm2::peak_gigabytes(), "processor_seconds": smollm2::processor_seconds() })
+}
+
 fn training(shape: Shape, is_full: bool, recomputes: bool) -> Json {
     let config = shape.config();
     let dtype = if is_full { DType::F32 } else { DType::BF16 };
@@ -190,7 +196,7 @@ fn training(shape: Shape, is_full: bool, recomputes: bool) -> Json {
         seconds.push(start.elapsed().as_secs_f64());
     }
     let seconds = median(seconds);
-    let size = ModelSize::of(&Architecture::from(&config), is_full);
+    let size = ModelSize::of(Architecture::from(&config), is_full);
     let forward = forward_flops(&size, std::iter::repeat_n(time, rows));
     let flops = forward + backward_flops(&size, forward);
     let products = if is_full {
@@ -200,7 +206,7 @@ fn training(shape: Shape, is_full: bool, recomputes: bool) -> Json {
     };
     json!({
         "seconds": seconds, "tokens_per_second": (rows * time) as f64 / seconds, "rows": rows, "time": time,
-        "gpu": on_gpu(flops / seconds, products),
+        "gpu": on_gpu(flops / seconds, products), "host": on_host(),
     })
 }
 
@@ -229,11 +235,11 @@ fn generation(shape: Shape, rows: usize, strategy: &Strategy) -> Json {
         start.elapsed().as_secs_f64()
     });
     let seconds = median(seconds.collect());
-    let size = ModelSize::of(&Architecture::from(&config), false);
+    let size = ModelSize::of(Architecture::from(&config), false);
     let flops = forward_flops(&size, std::iter::repeat_n(read + new, rows));
     json!({
         "seconds": seconds, "tokens_per_second": (rows * new) as f64 / seconds, "rows": rows,
-        "gpu": on_gpu(flops / seconds, Products::Bf16),
+        "gpu": on_gpu(flops / seconds, Products::Bf16), "host": on_host(),
     })
 }
 

@@ -10,6 +10,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use super::kernels::given::with_gradient;
+use super::kernels::sums::total;
 
 thread_local! {
     /// Gradients of variables within segments, in the order in which they were found.
@@ -37,7 +38,7 @@ pub(super) fn recomputed(
     with_gradient("recomputed", out, (&x, &nothing), move |x, _, gradient| {
         let input = Var::from_tensor(&x.detach())?;
         let out = segment(input.as_tensor())?;
-        let found = backward(&out.mul(&gradient.detach())?.sum_all()?)?;
+        let found = backward(&total(&out.mul(&gradient.detach())?)?)?;
         FOUND.with_borrow_mut(|all| {
             for variable in &variables {
                 if let Some(gradient) = found.get(variable) {

@@ -16,6 +16,7 @@ pub(crate) fn placement(
         Precision::F32 => Products::F32,
         Precision::Bf16 => Products::Bf16,
     };
+    #[expect(clippy::disallowed_methods, reason = "the record has been told")]
     let device = if ctx.takes_gpu(products) {
         // As this process sees it, the GPU that it was given is the first.
         Device::new_cuda(0).map_err(|error| {

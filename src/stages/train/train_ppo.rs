@@ -481,7 +481,7 @@ mod tests {
             ("steps", |stage| stage.steps = 0),
             ("minibatch_size", |stage| stage.minibatch_size = 24),
             ("micro_batch", |stage| {
-                stage.micro_batch = Some(MicroBatch::Rows(0))
+                stage.micro_batch = Some(MicroBatch::Rows(0));
             }),
             ("min_new_tokens", |stage| stage.min_new_tokens = Some(25)),
             ("kl_trim", |stage| stage.kl_trim = 0.5),
