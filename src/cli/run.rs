@@ -49,7 +49,8 @@ pub(super) struct RunArgs {
     /// Stages at once (default: one for each core); however many, their threads take no more cores than there are
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
-    /// Where to compute: auto, cpu, cuda or cuda:N (only a `command` can use a GPU so far; others refuse `cuda`)
+    /// Where to compute: auto (on the GPUs that stages ask for, where there are any), cpu, or cuda or cuda:N (all that a GPU
+    /// can compute there, or not at all)
     #[arg(long, default_value = "auto")]
     device: String,
     /// How many there are of a token that stages ask for (default: 1)
