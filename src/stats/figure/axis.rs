@@ -394,7 +394,7 @@ mod tests {
             ["10⁻⁴", "10⁻³", "10⁻²"]
         );
         assert!(fitted(Scale::Log, [1e-4, 2e-4], 100).len() < 4);
-        assert_eq!(fitted(Scale::Sqrt, [0.0, 10.0], 70), ["0", "2", "10"]);
+        assert_eq!(fitted(Scale::Sqrt, [0.0, 10.0], 70), ["0", "1", "5", "10"]);
     }
 
     #[test]
