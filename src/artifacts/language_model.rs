@@ -125,8 +125,8 @@ pub struct LanguageModel {
     pub eos: Vec<u32>,
     /// Rows that embedding and head were given for tokens that the files have no row for.
     pub added_rows: usize,
-    /// Whether a training keeps no more than the input of each block for the gradient.
-    pub gradient_checkpointing: bool,
+    /// Where its tensors lie, and how.
+    pub placement: Placement,
     /// Where it was read from.
     folder: PathBuf,
     /// Whether the output head is the embedding matrix there; an adapter may have untied them since.
@@ -158,7 +158,7 @@ impl LanguageModel {
     ) -> Result<(Self, Option<Tensor>), ModelError> {
         let checkpoint = load_hugging_face_at(folder, ignored, placement)?;
         let mut model = Self::from_checkpoint(folder, checkpoint)?;
-        model.gradient_checkpointing = placement.gradient_checkpointing;
+        model.placement = placement.clone();
         if !folder.join("adapter_config.json").exists() {
             return Ok((model, None));
         }
@@ -206,7 +206,7 @@ impl LanguageModel {
             tokenizer,
             eos: checkpoint.eos_ids,
             added_rows: checkpoint.added_rows,
-            gradient_checkpointing: false,
+            placement: Placement::HOST,
             folder: folder.to_owned(),
         })
     }

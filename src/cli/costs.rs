@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::artifacts::table::Table;
 use crate::engine::artifact::Digest;
-use crate::engine::machine::DeviceChoice;
+use crate::engine::machine::Machine;
 use crate::engine::plan::class_here;
 use crate::engine::spec::Pipeline;
 use crate::engine::store::{Provenance, Store};
@@ -33,13 +33,11 @@ pub(super) fn table(
             }
         }
     }
+    let machine = &Machine::default();
     let mut rows: Vec<(&str, Vec<Provenance>)> = Vec::new();
     for producer in producers {
         let instance = &pipeline.stages[producer];
-        let found = store.find_record(
-            &fingerprint(producer)?,
-            &class_here(instance, DeviceChoice::Auto),
-        );
+        let found = store.find_record(&fingerprint(producer)?, &class_here(instance, machine));
         let record = found.ok()??;
         let name = instance.template.as_str();
         match rows.iter_mut().find(|(other, _)| *other == name) {

@@ -43,6 +43,7 @@ use std::time::Duration;
 use clap::builder::OsStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::engine::machine::Refusal;
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
@@ -204,12 +205,15 @@ enum Command {
     #[command(hide = true)]
     Worker {
         /// Number of an open file with the job, which is on standard input otherwise
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(i32).range(3..))]
         job: Option<i32>,
     },
     /// Say what this program was built for, as JSON; asked of the program for GPUs
     #[command(hide = true)]
     AboutCuda,
+    /// Say which GPU the tensors of stages would lie on, as JSON; asked of this program by itself
+    #[command(hide = true)]
+    AboutGpu,
 }
 
 /// Why a command could not do its work.
@@ -352,6 +356,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Completions(_)
             | Command::Worker { .. }
             | Command::AboutCuda
+            | Command::AboutGpu
     );
     // An empty variable is none.
     let folder = match cli.global.store.filter(|named| !named.is_empty()) {
@@ -443,6 +448,17 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Worker { job } => {
             prepare();
             Ok(worker::main(registry, job))
+        }
+        Command::AboutGpu => {
+            let found = worker::gpu_of_this_machine().map_err(|error| match error {
+                StageError::Failed { message, hint } => Refusal { message, hint },
+                StageError::Interrupted => Refusal {
+                    message: "interrupted".to_owned(),
+                    hint: None,
+                },
+            });
+            output.json(&found);
+            Ok(exit_code::OK)
         }
         Command::AboutCuda => {
             output.json(&worker::About::this());

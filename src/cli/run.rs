@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 use clap::builder::StringValueParser;
@@ -22,7 +23,7 @@ use super::{
 use crate::artifacts::table::TABLE;
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
-use crate::engine::machine::{DeviceChoice, visible_gpus};
+use crate::engine::machine::{DeviceChoice, Machine, visible_gpus};
 use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::{Registry, StageError};
@@ -96,7 +97,7 @@ pub(super) fn run(
             rerun: forced(args, &pipeline)?,
             exact_numerics: args.numerics == "exact",
             refresh: args.refresh,
-            device: capacity.device,
+            machine: Arc::new(Machine::new(capacity.device, capacity.gpus.clone())),
         },
         wanted: wanted.clone(),
         capacity,
@@ -252,7 +253,7 @@ fn device(asked: &str) -> Result<(DeviceChoice, Vec<String>), Failure> {
     match (asked, asked.strip_prefix("cuda:")) {
         ("cpu", _) => Ok((DeviceChoice::Cpu, Vec::new())),
         ("auto", _) => Ok((DeviceChoice::Auto, visible_gpus())),
-        ("cuda", wanted) | (_, wanted @ Some(_)) => {
+        ("cuda", wanted) | (_, wanted @ Some(_)) if wanted != Some("") => {
             let mut gpus = visible_gpus();
             if gpus.is_empty() {
                 return Err(Failure::usage(format!(

@@ -6,6 +6,7 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -15,7 +16,7 @@ use super::code;
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
 use super::instance::Instance;
-use super::machine::{DeviceChoice, Place, first_gpu, numerics_class, visible_gpus};
+use super::machine::{Machine, Place, numerics_class};
 use super::spec::Pipeline;
 use super::stage::{Estimate, GpuUse, SourceParam, StageError};
 use super::store::{Record, Store};
@@ -99,8 +100,8 @@ pub struct PlanOptions {
     pub exact_numerics: bool,
     /// Whether unpinned sources are looked at again.
     pub refresh: bool,
-    /// Where stages are asked to compute.
-    pub device: DeviceChoice,
+    /// Where stages compute.
+    pub machine: Arc<Machine>,
 }
 
 /// Outputs that are known so far, by position of their stage.
@@ -241,7 +242,8 @@ impl<'a> Planner<'a> {
         // One that is asked to run again begins at the beginning.
         if !self.is_forced(stage)
             && let Some(training) = instance.stage.continuation()
-            && let Some(key) = manifest.continuation_key(&class_here(instance, self.options.device))
+            && let Some(key) =
+                manifest.continuation_key(&class_here(instance, &self.options.machine))
             && let Some((steps, _)) = self.store.find_state(&key, &training)
         {
             plan.notes.push(format!("continues from step {steps}"));
@@ -295,7 +297,7 @@ impl<'a> Planner<'a> {
                 "the result may be there; make it readable for this user, or choose another store with `--store DIR`",
             )
         };
-        let here = class_here(instance, self.options.device);
+        let here = class_here(instance, &self.options.machine);
         let mut record = match self.store.find_record_head(fingerprint, &here) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Found::Nothing),
@@ -415,11 +417,15 @@ pub struct PlanError {
 }
 
 /// The numerics class that the stage would compute in on this machine.
-pub fn class_here(instance: &Instance, device: DeviceChoice) -> String {
-    let wants = device.gpus(instance.stage.gpu_use(), instance.resources.gpus) > 0;
-    let place = match instance.stage.gpu_use() {
-        GpuUse::Program if wants && !visible_gpus().is_empty() => Place::Program,
-        GpuUse::Tensors if wants => first_gpu().cloned().map_or(Place::Processor, Place::Gpu),
+pub fn class_here(instance: &Instance, machine: &Machine) -> String {
+    let gpu_use = instance.stage.gpu_use();
+    let wants = machine.device().gpus(gpu_use, instance.resources.gpus) > 0 && machine.shows_gpus();
+    let place = match gpu_use {
+        GpuUse::Program if wants => Place::Program,
+        GpuUse::Tensors if wants => {
+            let gpu = machine.gpu();
+            gpu.map_or(Place::Processor, |gpu| Place::Gpu(gpu.clone()))
+        }
         _ => Place::Processor,
     };
     numerics_class(&place)

@@ -46,11 +46,15 @@ impl Placement {
         }
     }
 
-    /// Makes a tensor of a frozen weight's values.
+    /// Makes a tensor of a frozen weight's values, on the processor still.
     pub fn weight(&self, values: Vec<f32>, shape: &[usize]) -> candle_core::Result<Tensor> {
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
-        let tensor = match self.precision {
-            Precision::F32 => tensor,
+        self.frozen(&Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    /// Brings a frozen weight to its precision.
+    pub fn frozen(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(match self.precision {
+            Precision::F32 => tensor.clone(),
             Precision::Bf16 => {
                 let rounded = tensor.to_dtype(DType::BF16)?;
                 // Our own loops, whose bits are promised, take 32.
@@ -60,8 +64,7 @@ impl Placement {
                     rounded
                 }
             }
-        };
-        tensor.to_device(&self.device)
+        })
     }
 }
 

@@ -10,7 +10,6 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use super::kernels::given::with_gradient;
-use super::kernels::sums::total;
 
 thread_local! {
     /// Gradients of variables within segments, in the order in which they were found.
@@ -38,7 +37,7 @@ pub(super) fn recomputed(
     with_gradient("recomputed", out, (&x, &nothing), move |x, _, gradient| {
         let input = Var::from_tensor(&x.detach())?;
         let out = segment(input.as_tensor())?;
-        let found = backward(&total(&out.mul(&gradient.detach())?)?)?;
+        let found = backward(&with_seed(&out, gradient.detach())?)?;
         FOUND.with_borrow_mut(|all| {
             for variable in &variables {
                 if let Some(gradient) = found.get(variable) {
@@ -47,6 +46,15 @@ pub(super) fn recomputed(
             }
         });
         Ok((found.get(&input).cloned(), None))
+    })
+}
+
+/// Returns a number whose gradient to `out` is `gradient`.
+fn with_seed(out: &Tensor, gradient: Tensor) -> Result<Tensor> {
+    let nothing = Tensor::zeros((), out.dtype(), out.device())?;
+    let number = nothing.copy()?;
+    with_gradient("seed", number, (out, &nothing), move |_, _, _| {
+        Ok((Some(gradient.clone()), None))
     })
 }
 

@@ -5,6 +5,7 @@ use candle_core::Device;
 use crate::engine::context::RunContext;
 use crate::engine::machine::Products;
 use crate::engine::stage::{Problem, StageError};
+use crate::ml::adapter::LoraConfig;
 use crate::ml::placement::{Placement, Precision};
 
 /// Returns where the tensors of a stage lie: on the GPU that it was given, else on the processor.
@@ -20,8 +21,12 @@ pub(crate) fn placement(
     let device = if ctx.takes_gpu(products) {
         // As this process sees it, the GPU that it was given is the first.
         Device::new_cuda(0).map_err(|error| {
-            StageError::new(format!("the GPU cannot be used: {error}"))
-                .hint("`--device cpu` computes on the processor")
+            let said = error.to_string();
+            let mut words = said.split(|sign: char| !(sign.is_ascii_uppercase() || sign == '_'));
+            let code = words.find(|word| word.starts_with("CUDA_ERROR_"));
+            let code = code.unwrap_or(said.lines().next().unwrap_or_default());
+            StageError::new(format!("the GPU cannot be used: {code}"))
+                .hint("is it free, and in its usual mode? `--device cpu` computes on the processor")
         })?
     } else {
         Device::Cpu
@@ -34,14 +39,26 @@ pub(crate) fn placement(
 }
 
 /// Refuses a precision that is none of weights that are trained.
-pub(crate) fn check_precision<T>(
+pub(crate) fn check_precision(
     precision: Precision,
-    adapter: Option<&T>,
+    adapter: Option<&LoraConfig>,
     problems: &mut Vec<Problem>,
 ) {
-    if precision != Precision::F32 && adapter.is_none() {
-        let text = "`precision: bf16` is for weights that are not trained, and without an `adapter` all are trained";
-        let problem = Problem::new("precision", text);
-        problems.push(problem.hint("train an `adapter`, or leave `precision` out"));
+    if precision == Precision::F32 {
+        return;
     }
+    let problem = match adapter {
+        None => Problem::new(
+            "precision",
+            "`precision: bf16` is for weights that are not trained, and without an `adapter` all of the model's are",
+        )
+        .hint("train an `adapter`, or leave `precision` out"),
+        Some(adapter) if !adapter.modules_to_save.is_empty() => Problem::new(
+            "precision",
+            "`precision: bf16` is for weights that are not trained, and `adapter.modules_to_save` names some that are",
+        )
+        .hint("they would begin with rounded weights: leave one of the two out"),
+        Some(_) => return,
+    };
+    problems.push(problem);
 }

@@ -130,17 +130,8 @@ fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     made.collect()
 }
 
-/// Runs both pipelines in a space.
-fn run_in(space: &Space, environment: &[(&str, &str)]) {
-    let program = |args: &[&str]| {
-        let mut program = space.program(args);
-        program.envs(environment.iter().copied());
-        program.output().unwrap()
-    };
-    let run = || {
-        let report = space.report(&program(&["run", "p.yaml", "--json"]));
-        assert_eq!(report.code, 0, "{environment:?}: {}", report.stderr);
-    };
+/// Writes what the pipeline of all kinds reads.
+fn write_inputs(space: &Space) {
     write_encoder(space);
     let letters = ["abc", "xyz hij", "mno"];
     let rows: String = (0..24u8)
@@ -154,6 +145,20 @@ fn run_in(space: &Space, environment: &[(&str, &str)]) {
         "pairs.csv",
         "qid,question,response_j,response_k\n7,why so,because,no idea\n9,how come,thus,\"a, b\"\n",
     );
+}
+
+/// Runs both pipelines in a space.
+fn run_in(space: &Space, environment: &[(&str, &str)]) {
+    let program = |args: &[&str]| {
+        let mut program = space.program(args);
+        program.envs(environment.iter().copied());
+        program.output().unwrap()
+    };
+    let run = || {
+        let report = space.report(&program(&["run", "p.yaml", "--json"]));
+        assert_eq!(report.code, 0, "{environment:?}: {}", report.stderr);
+    };
+    write_inputs(space);
     run();
     for (stage, folder) in [("sft", "model"), ("reward_model", "reward_model")] {
         let export = space.outcome(program(&["export", "p.yaml", stage, folder]));
@@ -162,6 +167,24 @@ fn run_in(space: &Space, environment: &[(&str, &str)]) {
     write_reward(space, "reward_model");
     space.write("p.yaml", LOADED);
     run();
+}
+
+/// Fills the folder that KINDS names with the pipeline of all kinds and what it reads, for `benches/gpu.sh`.
+#[test]
+#[ignore = "writes a folder for another machine"]
+fn kinds_for_others() {
+    let folder = std::path::PathBuf::from(std::env::var_os("KINDS").expect("KINDS names a folder"));
+    let space = Space::new(KINDS);
+    write_inputs(&space);
+    std::fs::create_dir_all(folder.join("encoder")).unwrap();
+    std::fs::copy(space.path("p.yaml"), folder.join("kinds.yaml")).unwrap();
+    for name in ["davidson.csv", "pairs.csv"] {
+        std::fs::copy(space.path(name), folder.join(name)).unwrap();
+    }
+    for entry in std::fs::read_dir(space.path("encoder")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join("encoder").join(entry.file_name())).unwrap();
+    }
 }
 
 fn golden() -> BTreeMap<String, Made> {

@@ -37,7 +37,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 /// Says of itself what it is told to, and of a job only that it has come.
 const PROGRAM: &str = r#"#!/bin/sh
 case "$1" in
-about-cuda) printf '{"flowgraph":"%s","cuda":13000,"capability":90}\n' "${PROGRAM_VERSION:-VERSION}" ;;
+about-cuda) printf '{"flowgraph":"%s","computes_on_gpus":%s,"cuda":13000,"capability":90}\n' "${PROGRAM_VERSION:-VERSION}" "${PROGRAM_FOR_GPUS:-true}" ;;
 worker)
     kind=$(cat <&"$3" | sed 's/.*"kind":"\([a-z_]*\)","params".*/\1/')
     printf '{"event":"failed","message":"%s has come to GPU %s","hint":null}\n' "$kind" "$CUDA_VISIBLE_DEVICES"
@@ -158,8 +158,23 @@ fn what_is_missing_is_named() {
     );
     assert!(told.ends_with("/flowgraph-cuda"), "{told}");
     let (told, hint) = of(&[("FLOWGRAPH_CUDA", "{here}/other/program")]);
-    assert_eq!(told, "HERE/other/program does not start: exit status: 0");
+    assert_eq!(
+        told,
+        "HERE/other/program says of itself what this flowgraph does not know"
+    );
     assert!(hint.contains("--features cuda"), "{hint}");
+    let (told, hint) = of(&[("PROGRAM_FOR_GPUS", "false")]);
+    assert!(
+        told.ends_with("is flowgraph, but not built for GPUs"),
+        "{told}"
+    );
+    assert!(hint.contains("--features cuda"), "{hint}");
+    // This program itself: it does not hand over to itself for ever.
+    let (told, _) = of(&[("FLOWGRAPH_CUDA", env!("CARGO_BIN_EXE_flowgraph"))]);
+    assert!(
+        told.ends_with("is flowgraph, but not built for GPUs"),
+        "{told}"
+    );
     let (told, hint) = of(&[("FLOWGRAPH_CUDA", "{here}/other/library")]);
     assert!(told.contains("libcublas.so.13: cannot open"), "{told}");
     assert!(hint.contains("LD_LIBRARY_PATH"), "{hint}");
@@ -209,10 +224,10 @@ fn where_no_gpu_can_be_had_the_processor_does_it_and_says_why() {
     assert_eq!(report.code, 0, "{}", report.stderr);
     let notes = events(&report, "stage_note", "text");
     assert!(
-        notes
-            .iter()
-            .any(|note| note.starts_with("computes on the processor: on ")
-                && note.contains("there is no program for GPUs")),
+        notes.iter().any(|note| note
+            .starts_with("it and all others compute on the processor: on ")
+            && note.contains("there is no program for GPUs")
+            && note.contains("--features cuda")),
         "{notes:?}"
     );
     let made = space.record("sampled").provenance;

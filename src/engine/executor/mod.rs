@@ -149,6 +149,8 @@ struct Execution<'a> {
     failures: Vec<StageFailure>,
     recomputed: Option<Recomputed>,
     stopping: bool,
+    /// Whether it was said that no GPU can be had.
+    told_of_gpus: bool,
 }
 
 /// What a worker's thread tells the loop.
@@ -200,6 +202,7 @@ impl<'a> Execution<'a> {
             failures: Vec::new(),
             recomputed: None,
             stopping: false,
+            told_of_gpus: false,
             pipeline,
             store,
             options,

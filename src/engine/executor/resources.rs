@@ -89,7 +89,8 @@ impl Pool {
         self.free.cpus += grant.cpus;
         self.free.memory += grant.memory;
         self.free.gpus.extend(grant.gpus.iter().cloned());
-        self.free.gpus.sort();
+        let place = |id: &String| self.total.gpus.iter().position(|known| known == id);
+        self.free.gpus.sort_by_key(place);
         for (name, count) in &grant.tokens {
             *self.free.tokens.entry(name.clone()).or_insert(0) += count;
         }

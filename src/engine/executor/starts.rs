@@ -8,8 +8,11 @@ use super::Execution;
 use super::process;
 use super::resources::Grant;
 use super::state::Step;
+use crate::engine::context::Importance;
 use crate::engine::event::RunEvent;
+use crate::engine::machine::{DeviceChoice, Refusal};
 use crate::engine::runs::log_path;
+use crate::engine::stage::GpuUse;
 use crate::engine::worker::{Job, JobInput, Task};
 
 impl Execution<'_> {
@@ -18,12 +21,12 @@ impl Execution<'_> {
         let mut kept = VecDeque::new();
         while let Some(stage) = self.queue.pop_front() {
             let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
-            let instance = &self.pipeline.stages[stage];
             let grant = if waits {
                 None
             } else {
-                let gpu_use = instance.stage.gpu_use();
-                self.pool.take(&instance.resources, gpu_use)
+                let gpu_use = self.gpu_use(stage);
+                self.pool
+                    .take(&self.pipeline.stages[stage].resources, gpu_use)
             };
             let Some(grant) = grant else {
                 kept.push_back(stage);
@@ -60,6 +63,31 @@ impl Execution<'_> {
             }
         }
         self.queue = kept;
+    }
+
+    /// What a stage can do with GPUs here. Where tensors may lie on the processor instead, and no GPU can be had, it says so
+    /// once and asks for none.
+    fn gpu_use(&mut self, stage: usize) -> GpuUse {
+        let instance = &self.pipeline.stages[stage];
+        let gpu_use = instance.stage.gpu_use();
+        let machine = &self.options.plan.machine;
+        let asks = machine.device().gpus(gpu_use, instance.resources.gpus) > 0;
+        let may_do_without = gpu_use == GpuUse::Tensors && machine.device() == DeviceChoice::Auto;
+        if !(asks && may_do_without && machine.shows_gpus()) {
+            return gpu_use;
+        }
+        let Err(Refusal { message, hint }) = machine.gpu().cloned().map_err(Clone::clone) else {
+            return gpu_use;
+        };
+        if !std::mem::replace(&mut self.told_of_gpus, true) {
+            let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
+            self.emit(RunEvent::StageNote {
+                stage: self.pipeline.stages[stage].name.clone(),
+                importance: Importance::Warning,
+                text: format!("it and all others compute on the processor: {message}{hint}"),
+            });
+        }
+        GpuUse::None
     }
 
     /// The variables whose values a stage is given: its own, and those that come with its inputs.

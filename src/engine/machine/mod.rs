@@ -1,14 +1,14 @@
 //! This machine: where a stage can compute, and what records say of where it did.
 
 mod driver;
-
-use std::sync::OnceLock;
+mod probe;
 
 use serde::{Deserialize, Serialize};
 
 use super::stage::GpuUse;
 
 pub use driver::{CudaVersion, Driver, DriverError, Gpu, Products};
+pub use probe::{ABOUT_GPU, Machine, Refusal, answer_of};
 
 /// Where a run is asked to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,31 +74,31 @@ impl Place {
     }
 }
 
-/// Returns the first of the GPUs that this process may use, if there is a driver for it.
-pub fn first_gpu() -> Option<&'static Gpu> {
-    static FIRST: OnceLock<Option<Gpu>> = OnceLock::new();
-    let found = FIRST.get_or_init(|| {
-        if visible_gpus().is_empty() {
-            return None;
-        }
-        Driver::start().and_then(|driver| driver.gpu(0)).ok()
-    });
-    found.as_ref()
-}
-
 /// Returns the ids of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` has them.
+///
+/// As CUDA reads it, the list ends before the first that is none, such as -1.
 pub fn visible_gpus() -> Vec<String> {
     match std::env::var("CUDA_VISIBLE_DEVICES") {
-        Ok(ids) => ids
-            .split(',')
-            .map(str::trim)
-            .filter(|id| !id.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        Ok(ids) => ids_in(&ids),
         Err(_) => std::fs::read_dir("/proc/driver/nvidia/gpus")
             .map(|gpus| (0..gpus.count()).map(|id| id.to_string()).collect())
             .unwrap_or_default(),
     }
+}
+
+fn ids_in(list: &str) -> Vec<String> {
+    let is_id = |id: &&str| {
+        !id.is_empty() && id.chars().all(|sign| sign.is_ascii_digit())
+            || id.starts_with("GPU-")
+            || id.starts_with("MIG-")
+    };
+    let mut ids: Vec<String> = Vec::new();
+    for id in list.split(',').map(str::trim).take_while(is_id) {
+        if !ids.iter().any(|known| known == id) {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
 }
 
 /// The variable that chooses another form of the operations: `composed` ones are those of other devices, on a processor.
@@ -165,4 +165,20 @@ pub(super) fn usage() -> Usage {
             .max(usage.ru_maxrss.unsigned_abs() * 1024);
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_gpus_ends_before_the_first_that_is_none() {
+        assert_eq!(ids_in("3, 5"), ["3", "5"]);
+        assert_eq!(ids_in("GPU-1f2e,MIG-77"), ["GPU-1f2e", "MIG-77"]);
+        assert_eq!(ids_in("3,-1,5"), ["3"]);
+        assert_eq!(ids_in("3,3,4"), ["3", "4"]);
+        for none in ["", "-1", "NoDevFiles", "none", "void"] {
+            assert!(ids_in(none).is_empty(), "{none}");
+        }
+    }
 }

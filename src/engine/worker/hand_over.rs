@@ -8,14 +8,15 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::engine::machine::{CudaVersion, Driver, DriverError, Gpu, host_name};
+use crate::engine::machine::{CudaVersion, Driver, DriverError, Gpu, answer_of, host_name};
 use crate::engine::stage::StageError;
+use crate::excerpt::{MESSAGE, excerpt};
 
 /// Whether this program computes on GPUs itself.
 pub const IS_FOR_GPUS: bool = cfg!(feature = "cuda");
@@ -40,6 +41,8 @@ const CAPABILITY: Option<&str> = option_env!("CUDA_COMPUTE_CAP");
 pub struct About {
     /// Version of flowgraph.
     pub flowgraph: String,
+    /// Whether it computes on GPUs.
+    pub computes_on_gpus: bool,
     /// The CUDA that the driver must know.
     pub cuda: CudaVersion,
     /// The compute capability of the GPUs that its kernels run on; unknown is 0.
@@ -51,6 +54,7 @@ impl About {
     pub fn this() -> Self {
         Self {
             flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
+            computes_on_gpus: IS_FOR_GPUS,
             cuda: CudaVersion(CUDA),
             capability: CAPABILITY.and_then(|text| text.parse().ok()).unwrap_or(0),
         }
@@ -98,23 +102,18 @@ fn dotted(capability: u32) -> String {
     format!("{}.{}", capability / 10, capability % 10)
 }
 
+/// Describes the first GPU that this process sees, if the tensors of a stage can lie there.
+pub fn gpu_of_this_machine() -> Result<Gpu, StageError> {
+    if IS_FOR_GPUS {
+        return usable_gpu(&About::this());
+    }
+    found_program().map(|(_, gpu)| gpu)
+}
+
 /// Turns this process into the program for GPUs, which goes on with the job; returns only why it cannot.
 pub(super) fn hand_over(job: &Job) -> StageError {
     let attempt = || -> Result<std::convert::Infallible, StageError> {
-        let program = program()?;
-        // Without it the other program would not start, and its loader says no more than a name.
-        start_driver()?;
-        let about = ask(&program)?;
-        let own = env!("CARGO_PKG_VERSION");
-        if about.flowgraph != own {
-            return Err(StageError::new(format!(
-                "{} is flowgraph {}, and this is {own}",
-                program.display(),
-                about.flowgraph
-            ))
-            .hint("build both from the same source"));
-        }
-        usable_gpu(&about)?;
+        let (program, _) = found_program()?;
         let told = told(job)?;
         let error = Command::new(&program)
             .arg("worker")
@@ -132,11 +131,37 @@ pub(super) fn hand_over(job: &Job) -> StageError {
     }
 }
 
+/// Finds the program for GPUs, and the GPU that it can compute on.
+fn found_program() -> Result<(PathBuf, Gpu), StageError> {
+    let program = program()?;
+    // Without it the other program would not start, and its loader says no more than a name.
+    start_driver()?;
+    let about = ask(&program)?;
+    let own = env!("CARGO_PKG_VERSION");
+    if about.flowgraph != own {
+        return Err(StageError::new(format!(
+            "{} is flowgraph {}, and this is {own}",
+            program.display(),
+            about.flowgraph
+        ))
+        .hint("build both from the same source"));
+    }
+    if !about.computes_on_gpus {
+        return Err(StageError::new(format!(
+            "{} is flowgraph, but not built for GPUs",
+            program.display()
+        ))
+        .hint("build it with `cargo build --release --features cuda`"));
+    }
+    let gpu = usable_gpu(&about)?;
+    Ok((program, gpu))
+}
+
 /// Finds the program for GPUs.
 fn program() -> Result<PathBuf, StageError> {
     let named = std::env::var_os(PROGRAM).filter(|name| !name.is_empty());
     let (path, from) = match named {
-        Some(named) => (PathBuf::from(named), format!("{PROGRAM} names")),
+        Some(named) => (in_path(named.into()), format!("{PROGRAM} names")),
         None => {
             let own = std::env::current_exe()?;
             (own.with_file_name(NAME), "it lies beside this one:".into())
@@ -155,9 +180,22 @@ fn program() -> Result<PathBuf, StageError> {
     )))
 }
 
+/// Returns where a program lies that is named without a folder: in one of those of `PATH`, as a shell would find it.
+fn in_path(named: PathBuf) -> PathBuf {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let is_name = named.components().count() == 1 && !named.is_absolute();
+    let found = std::env::split_paths(&paths).map(|folder| folder.join(&named));
+    let mut found = found.filter(|path| is_name && path.is_file());
+    found.next().unwrap_or(named)
+}
+
+/// What it must be.
+const WANTED: &str = "it must be flowgraph, built from the same source with `--features cuda`";
+
 /// Asks the program for GPUs what it was built for; the loader's words are those of the error if it does not start.
 fn ask(program: &Path) -> Result<About, StageError> {
     let failed = |why: String, hint: &str| {
+        let why = excerpt(&why, MESSAGE);
         Err(StageError::new(format!(
             "on {} {} does not start: {why}",
             host_name(),
@@ -165,20 +203,22 @@ fn ask(program: &Path) -> Result<About, StageError> {
         ))
         .hint(hint.to_owned()))
     };
-    let output = Command::new(program)
-        .arg(ABOUT)
-        .stdin(Stdio::null())
-        .output();
-    let output = match output {
-        Ok(output) => output,
+    let answer = match answer_of(Command::new(program).arg(ABOUT)) {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return failed("it gives no answer".to_owned(), WANTED),
         Err(error) => return failed(error.to_string(), "it must be a program for this machine"),
     };
-    if output.status.success()
-        && let Ok(about) = serde_json::from_slice(&output.stdout)
-    {
-        return Ok(about);
+    if answer.status.success() {
+        return serde_json::from_slice(&answer.stdout).map_err(|_| {
+            StageError::new(format!(
+                "on {} {} says of itself what this flowgraph does not know",
+                host_name(),
+                program.display()
+            ))
+            .hint(WANTED)
+        });
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&answer.stderr);
     let said = said.lines().find(|line| !line.trim().is_empty());
     match said {
         Some(said) if said.contains("libcuda.so") => failed(
@@ -190,11 +230,11 @@ fn ask(program: &Path) -> Result<About, StageError> {
             "it needs CUDA's libraries (cuBLAS, cuRAND, the runtime): install them, or name their folder in LD_LIBRARY_PATH",
         ),
         said => {
-            let mut why = output.status.to_string();
+            let mut why = answer.status.to_string();
             if let Some(said) = said {
                 let _ = write!(why, ": {}", said.trim());
             }
-            failed(why, "it must be flowgraph, built with `--features cuda`")
+            failed(why, WANTED)
         }
     }
 }

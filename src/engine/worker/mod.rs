@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub use hand_over::{ABOUT, About, IS_FOR_GPUS, JOB_OPTION, PROGRAM};
+pub use hand_over::{ABOUT, About, IS_FOR_GPUS, JOB_OPTION, PROGRAM, gpu_of_this_machine};
 pub use job::{Job, JobInput, Task};
 
 use super::artifact::Digest;
@@ -70,14 +70,6 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
             return 2;
         }
     };
-    let (job, place) = match placed(registry, job, &events) {
-        Ok(placed) => placed,
-        Err(StageError::Failed { message, hint }) => {
-            events.send(&WorkerEvent::Failed { message, hint });
-            return 1;
-        }
-        Err(StageError::Interrupted) => return 130,
-    };
     if let Err(error) = end_with_parent(Arc::clone(&command_group)) {
         let StageError::Failed { message, hint } = limits::explain("cannot start a thread", &error)
         else {
@@ -87,6 +79,14 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
         return 1;
     }
     adopt_orphans();
+    let (job, place) = match placed(registry, job, told.is_some(), &events) {
+        Ok(placed) => placed,
+        Err(StageError::Failed { message, hint }) => {
+            events.send(&WorkerEvent::Failed { message, hint });
+            return 1;
+        }
+        Err(StageError::Interrupted) => return 130,
+    };
     let cancelled = Arc::new(AtomicBool::new(false));
     for signal in stop_signals() {
         if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
@@ -149,7 +149,12 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
 /// Says where a job computes, and hands it over to the program for GPUs if that is another.
 ///
 /// Where GPUs were asked for and cannot be had, it computes on the processor if it may, and says why.
-fn placed(registry: &Registry, mut job: Job, events: &Events) -> Result<(Job, Place), StageError> {
+fn placed(
+    registry: &Registry,
+    mut job: Job,
+    is_handed_over: bool,
+    events: &Events,
+) -> Result<(Job, Place), StageError> {
     let kind = find_kind(registry, &job.kind);
     let stage = kind.and_then(|kind| params::read(kind, &job.params).ok());
     // What is wrong with a kind or its params is told where they are read for good.
@@ -164,13 +169,18 @@ fn placed(registry: &Registry, mut job: Job, events: &Events) -> Result<(Job, Pl
             Ok(gpu) => return Ok((job, Place::Gpu(gpu))),
             Err(error) => error,
         },
+        GpuUse::Tensors if is_handed_over => {
+            let error = StageError::new("the program for GPUs is not built for any");
+            error.hint("build it with `cargo build --release --features cuda`")
+        }
         GpuUse::Tensors => hand_over::hand_over(&job),
     };
     match refused {
-        StageError::Failed { message, .. } if job.device == DeviceChoice::Auto => {
+        StageError::Failed { message, hint } if job.device == DeviceChoice::Auto => {
+            let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
             events.send(&WorkerEvent::Note {
                 importance: Importance::Warning,
-                text: format!("computes on the processor: {message}"),
+                text: format!("computes on the processor: {message}{hint}"),
             });
             job.gpus.clear();
             job.gpus_asked_for = 0;
@@ -365,7 +375,12 @@ impl Worker<'_> {
             // A program may have outlived the stage that started it.
             ctx.command_ended();
             let error = worded(error, &sources);
-            return Err(explain_full_gpu(self.explain_full_disk(error)).into());
+            let error = self.explain_full_disk(error);
+            return Err(match self.place {
+                Place::Gpu(_) => explain_full_gpu(error),
+                Place::Processor | Place::Program => error,
+            }
+            .into());
         }
         self.check_inputs_unchanged(&watched)?;
         self.check_sources_unchanged(manifest, &held)?;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::kernels::dora::{adapted_weight, row_lengths};
+use super::kernels::form::wide;
 use super::kernels::sums::spread;
 use super::parameters::{ParameterError, Parameters, Weights};
 use crate::random::Stream;
@@ -193,26 +194,27 @@ impl Adapter {
         Ok(own.transpose()?)
     }
 
-    /// Adds the updates to the weights they adapt, `W + scale B A`, and puts in what is trained whole; all in the dtypes
-    /// of the weights.
+    /// Adds the updates to the weights they adapt, `W + scale B A`, and puts in what is trained whole; wide, however narrow
+    /// the frozen weights are: they have no room for what was learnt.
     ///
     /// A tied model must be [untied](LoraConfig::untie) first.
     pub fn merge(&self, base: &Weights) -> Result<Weights> {
         let mut merged = base.clone();
         for (name, weight) in base {
             if let Some(own) = self.in_place_of(name, weight.dims())? {
-                merged.insert(name.clone(), own.detach().to_dtype(weight.dtype())?);
+                merged.insert(name.clone(), own.detach());
             }
             let Some(module) = projection(name, weight.rank()) else {
                 continue;
             };
             if let Some(update) = self.update(module, weight.dims2()?)? {
+                let weight = &weight.to_dtype(wide(weight.dtype()))?;
                 let mut sum = adapted_weight(weight, &update.a, &update.b, update.scale)?;
                 if let Some(factors) = update.factors(weight)? {
                     let factors = factors.detach().unsqueeze(1)?;
                     sum = (&sum * spread(&factors, sum.shape())?)?;
                 }
-                merged.insert(name.clone(), sum.to_dtype(weight.dtype())?);
+                merged.insert(name.clone(), sum);
             }
         }
         Ok(merged)

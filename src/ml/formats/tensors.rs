@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::FormatError;
@@ -141,17 +142,19 @@ pub(super) fn read_exactly(
         let tensor = placement.weight(values, &shape);
         Ok((name, tensor.map_err(FormatError::tensor(source.path()))?))
     };
+    // Whatever lies on a GPU is in the order of the thread that put it there: this one.
+    let moved = |(name, tensor): (String, Tensor)| {
+        let moved = tensor.to_device(&placement.device);
+        Ok((name, moved.map_err(FormatError::tensor(source.path()))?))
+    };
     // Each is whole and wide for a moment: of large ones no more than one at a time.
     let (large, small): (Vec<_>, Vec<_>) = wanted
         .into_iter()
         .partition(|(_, _, shape)| shape.iter().product::<usize>() >= LARGE);
-    let mut weights: Weights = small
+    let small: Vec<(String, Tensor)> = small
         .into_par_iter()
         .map(read)
         .collect::<Result<_, FormatError>>()?;
-    for wanted in large {
-        let (name, tensor) = read(wanted)?;
-        weights.insert(name, tensor);
-    }
-    Ok(weights)
+    let all = small.into_iter().map(Ok).chain(large.into_iter().map(read));
+    all.map(|read| moved(read?)).collect()
 }

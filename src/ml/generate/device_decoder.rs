@@ -19,6 +19,9 @@ use crate::ml::models::causal::{CausalLm, TokenBatch};
 
 type TensorResult = candle_core::Result<Tensor>;
 
+/// A place that candle's `scatter_set` leaves as it is.
+const UNCHANGED: u32 = u32::MAX;
+
 /// Decodes models of any device and dtype.
 pub(super) struct DeviceDecoder<'a> {
     model: &'a CausalLm,
@@ -483,28 +486,27 @@ impl Decoder for DeviceDecoder<'_> {
         self.own_slots(&mut slab, memories.iter_mut().map(|memory| &mut **memory))?;
         let config = self.model.config();
         let (heads, size) = (config.num_kv_heads, config.head_size);
-        let places: Vec<u32> = memories
-            .iter()
-            .flat_map(|memory| {
-                (0..heads).map(move |head| (memory.slot.index * heads + head, memory.positions))
-            })
-            .flat_map(|(row, position)| {
-                let place = row * slab.capacity + position;
-                std::iter::repeat_n(place as u32, size)
-            })
-            .collect();
+        // A new position for each head of each slot, or none: all at once, in the order of the slots.
+        let mut places = vec![UNCHANGED; slab.slots * heads * size];
+        let mut order = vec![0u32; slab.slots];
+        for (memory, index) in memories.iter().zip(indices) {
+            let slot = memory.slot.index;
+            order[slot] = index as u32;
+            places[slot * heads * size..][..heads * size].fill(memory.positions as u32);
+        }
         let device = self.model.device();
-        let places = Tensor::from_vec(places, (memories.len() * heads, size), device)?;
-        let indices: Vec<u32> = indices.into_iter().map(|index| index as u32).collect();
-        let indices = Tensor::new(indices, device)?;
+        let places = Tensor::from_vec(places, (slab.slots * heads, 1, size), device)?;
+        let order = Tensor::new(order, device)?;
         for (new, all) in step
             .layers
             .iter()
             .flatten()
             .zip(slab.layers.iter().flatten())
         {
-            let new = new.index_select(&indices, 0)?.reshape(((), size))?;
-            all.reshape(((), size))?.scatter_set(&places, &new, 0)?;
+            let new = new.index_select(&order, 0)?;
+            let new = new.reshape((slab.slots * heads, 1, size))?;
+            let all = all.reshape((slab.slots * heads, slab.capacity, size))?;
+            all.scatter_set(&places, &new, 1)?;
         }
         for memory in memories {
             memory.positions += 1;

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::form::wide;
+use super::given::with_gradient;
 use super::host::{dot, elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply};
 use super::product::product;
@@ -124,16 +125,12 @@ impl Attention {
         let q = turned(split(q, self.heads)?)?;
         let k = repeat(turned(split(k, self.kv_heads)?)?)?;
         let v = repeat(split(v, self.kv_heads)?)?;
-        let scores =
-            product(&q.contiguous()?, &k.contiguous()?.t()?)?.affine(f64::from(self.scale), 0.0)?;
-        let wide = wide(scores.dtype());
-        let scores = scores.to_dtype(wide)?;
-        let allowed = Tensor::from_vec(allowed, (batch, 1, time, time), device)?
-            .broadcast_as(scores.shape())?;
-        let never = Tensor::new(f32::NEG_INFINITY, device)?
-            .to_dtype(wide)?
-            .broadcast_as(scores.shape())?;
-        let weights = candle_nn::ops::softmax(&allowed.where_cond(&scores, &never)?, D::Minus1)?;
+        let scores = product(&q.contiguous()?, &k.contiguous()?.t()?)?;
+        let scores = scores
+            .to_dtype(wide(scores.dtype()))?
+            .affine(f64::from(self.scale), 0.0)?;
+        let allowed = Tensor::from_vec(allowed, (batch, 1, time, time), device)?;
+        let weights = masked_softmax(&scores, &allowed)?;
         let out = product(&weights.to_dtype(v.dtype())?, &v.contiguous()?)?
             .transpose(1, 2)?
             .reshape((batch, time, width))?;
@@ -318,6 +315,34 @@ impl Attention {
             out[start..start + self.head_size].copy_from_slice(values);
         }
     }
+}
+
+/// The softmax of scores over the keys that are `allowed`, of which the weights alone are kept for the gradient.
+#[expect(clippy::disallowed_methods, reason = "the composed form")]
+fn masked_softmax(scores: &Tensor, allowed: &Tensor) -> Result<Tensor> {
+    let weights = {
+        let scores = scores.detach();
+        let never = Tensor::new(f32::NEG_INFINITY, scores.device())?
+            .to_dtype(scores.dtype())?
+            .broadcast_as(scores.shape())?;
+        let seen = allowed
+            .broadcast_as(scores.shape())?
+            .where_cond(&scores, &never)?;
+        candle_nn::ops::softmax(&seen, D::Minus1)?
+    };
+    let kept = weights.clone();
+    let nothing = Tensor::zeros((), scores.dtype(), scores.device())?;
+    with_gradient(
+        "masked_softmax",
+        weights,
+        (scores, &nothing),
+        move |_, _, gradient| {
+            // dS = P (dP - sum_j P dP)
+            let products = (&kept * gradient)?;
+            let sums = products.sum_keepdim(D::Minus1)?;
+            Ok((Some((products - kept.broadcast_mul(&sums)?)?), None))
+        },
+    )
 }
 
 /// One row of the batch and one key/value head.

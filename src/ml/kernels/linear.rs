@@ -170,9 +170,19 @@ impl DropoutMask {
     /// Returns the factors as a tensor of the shape of `like`.
     pub(super) fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
         self.check(like)?;
-        let mut factors = vec![1f32; like.elem_count()];
-        self.apply(&mut factors);
-        Tensor::from_vec(factors, like.shape(), like.device())?.to_dtype(like.dtype())
+        let (count, device) = (like.elem_count(), like.device());
+        // Eight factors for each byte, looked up where they are needed: the bytes alone go there.
+        let of_byte = |byte: usize| (0..8).map(move |bit| (byte >> bit & 1) as f32 * self.scale);
+        let table: Vec<f32> = (0..256).flat_map(of_byte).collect();
+        let table = Tensor::from_vec(table, (256, 8), device)?.to_dtype(like.dtype())?;
+        let bytes = self.kept.iter().flat_map(|word| word.to_le_bytes());
+        let bytes: Vec<u32> = bytes.take(count.div_ceil(8)).map(u32::from).collect();
+        let bytes = Tensor::new(bytes, device)?;
+        table
+            .index_select(&bytes, 0)?
+            .flatten_all()?
+            .narrow(0, 0, count)?
+            .reshape(like.shape())
     }
 }
 

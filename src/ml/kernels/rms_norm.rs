@@ -26,9 +26,16 @@ pub fn composed_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor
     let x = x.to_dtype(wide(dtype))?;
     let mean = x.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
     let normed = x.broadcast_div(&(mean + eps)?.sqrt()?)?;
+    // A wider weight is rounded with the product.
+    let dtype_of_product = if weight.dtype() == wide(dtype) {
+        weight.dtype()
+    } else {
+        dtype
+    };
     normed
-        .to_dtype(dtype)?
-        .broadcast_mul(&weight.to_dtype(dtype)?)
+        .to_dtype(dtype_of_product)?
+        .broadcast_mul(&weight.to_dtype(dtype_of_product)?)?
+        .to_dtype(dtype)
 }
 
 struct RmsNorm {

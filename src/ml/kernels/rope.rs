@@ -1,6 +1,6 @@
 //! Rotary position embeddings (Su et al. 2021).
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{Result, Tensor};
 
@@ -21,13 +21,22 @@ pub enum RopeLayout {
 const BLOCK: usize = 512;
 
 /// Cosines and sines of all positions and frequencies.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Rope {
     layout: RopeLayout,
     positions: usize,
     frequencies: Vec<f32>,
     factor: f32,
     blocks: Vec<OnceLock<Angles>>,
+    /// What was last asked for by the composed form.
+    last: Mutex<Option<Tables>>,
+}
+
+/// Cosines and sines of positions.
+#[derive(Debug)]
+struct Tables {
+    of: Vec<u32>,
+    pair: [Tensor; 2],
 }
 
 /// Of one block: (position, frequency), row-major.
@@ -57,6 +66,7 @@ impl Rope {
             frequencies,
             factor,
             blocks: vec![OnceLock::new(); positions.div_ceil(BLOCK)],
+            last: Mutex::new(None),
         }
     }
 
@@ -126,6 +136,37 @@ impl Rope {
         }
     }
 
+    /// Returns the cosines and sines of positions, where `x` lies and in its dtype: (positions, half) each.
+    ///
+    /// All layers of a pass ask for the same: the last answer is kept.
+    fn tables(&self, x: &Tensor, positions: &[u32]) -> Result<[Tensor; 2]> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Tables { of, pair }) = &*last
+            && of == positions
+            && pair[0].dtype() == x.dtype()
+            && pair[0].device().same_device(x.device())
+        {
+            return Ok(pair.clone());
+        }
+        let rows = || {
+            let angles = positions.iter();
+            angles.map(|position| self.angles(*position as usize))
+        };
+        let table = |picked: Vec<f32>| {
+            Tensor::from_vec(picked, (positions.len(), self.half()), x.device())?
+                .to_dtype(x.dtype())
+        };
+        let pair = [
+            table(rows().flat_map(|(cosines, _)| cosines).copied().collect())?,
+            table(rows().flat_map(|(_, sines)| sines).copied().collect())?,
+        ];
+        *last = Some(Tables {
+            of: positions.to_vec(),
+            pair: pair.clone(),
+        });
+        Ok(pair)
+    }
+
     /// Rotates `x` (batch, heads, time, head size) with plain candle operations.
     ///
     /// `positions` holds one position for each (row, time).
@@ -134,16 +175,9 @@ impl Rope {
         let (batch, heads, time, size) = x.dims4()?;
         let (whole, half) = (x, self.half());
         let x = &whole.narrow(3, 0, 2 * half)?;
-        let rows = || {
-            positions
-                .iter()
-                .map(|position| self.angles(*position as usize))
-        };
-        let table = |picked: Vec<f32>| {
-            Tensor::from_vec(picked, (batch, 1, time, half), x.device())?.to_dtype(x.dtype())
-        };
-        let cosines = table(rows().flat_map(|(cosines, _)| cosines).copied().collect())?;
-        let sines = table(rows().flat_map(|(_, sines)| sines).copied().collect())?;
+        let [cosines, sines] = self.tables(x, positions)?;
+        let cosines = cosines.reshape((batch, 1, time, half))?;
+        let sines = sines.reshape((batch, 1, time, half))?;
         let (first, second) = match self.layout {
             RopeLayout::HalfSplit => (x.narrow(3, 0, half)?, x.narrow(3, half, half)?),
             RopeLayout::Interleaved => {

@@ -47,7 +47,8 @@ pub fn column_means(x: &Tensor) -> Result<Tensor> {
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
 pub fn cumulative(x: &Tensor) -> Result<Tensor> {
     if is_composed(x) {
-        return x.cumsum(D::Minus1);
+        // It is a product, which takes no other layout on a GPU.
+        return x.contiguous()?.cumsum(D::Minus1);
     }
     x.contiguous()?.apply_op1(Cumulative { reversed: false })
 }

@@ -209,10 +209,10 @@ fn windows_partial_rotations_and_none_are_those_of_the_plain_form() {
     let partial = Rope::new(RopeLayout::HalfSplit, 4, 200, 10_000.0);
     let stretched =
         Rope::of_frequencies(RopeLayout::HalfSplit, vec![0.7, 0.02, 1.3, 0.1], 1.2, 200);
-    for rope in [None, Some(partial), Some(stretched)] {
+    for rope in [None, Some(partial), Some(stretched)].map(|rope| rope.map(Arc::new)) {
         for window in [None, Some(1), Some(7), Some(100)] {
             let mut attention = attention(RopeLayout::HalfSplit, &[0..90, 20..85, 3..4]);
-            attention.rope = rope.clone().map(Arc::new);
+            attention.rope.clone_from(&rope);
             attention.window = window;
             attention.scale = 0.5;
             assert_same(

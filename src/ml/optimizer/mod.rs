@@ -157,11 +157,11 @@ struct Slot {
 enum Moments {
     /// For `f32` parameters in the fused form, updated in place in one loop.
     Host { mean: Vec<f32>, square: Vec<f32> },
-    /// For others, with the `f32` weights whose rounding the parameter is.
+    /// For others, with the `f32` weights whose rounding a narrower parameter is.
     Tensors {
         mean: Tensor,
         square: Tensor,
-        master: Tensor,
+        master: Option<Tensor>,
     },
 }
 
@@ -174,10 +174,11 @@ impl Moments {
             });
         }
         let zeros = Tensor::zeros(var.shape(), DType::F32, var.device())?;
+        let wide = || var.as_detached_tensor().to_dtype(DType::F32);
         Ok(Self::Tensors {
             mean: zeros.clone(),
             square: zeros,
-            master: var.as_detached_tensor().to_dtype(DType::F32)?.copy()?,
+            master: (var.dtype() != DType::F32).then(wide).transpose()?,
         })
     }
 }
@@ -288,7 +289,9 @@ impl AdamW {
                     square,
                     master,
                 } => {
-                    for (kind, tensor) in [(MEAN, mean), (SQUARE, square), (MASTER, master)] {
+                    let both = [(MEAN, mean), (SQUARE, square)];
+                    let master = master.iter().map(|master| (MASTER, master));
+                    for (kind, tensor) in both.into_iter().chain(master) {
                         state.insert(format!("{kind}{name}"), tensor.to_device(&Device::Cpu)?);
                     }
                 }
@@ -322,7 +325,9 @@ impl AdamW {
                     Moments::Tensors {
                         mean: part(MEAN)?.to_device(device)?,
                         square: part(SQUARE)?.to_device(device)?,
-                        master: part(MASTER)?.to_device(device)?,
+                        master: (slot.var.dtype() != DType::F32)
+                            .then(|| Ok::<_, OptimizerError>(part(MASTER)?.to_device(device)?))
+                            .transpose()?,
                     }
                 }
             };
@@ -428,8 +433,14 @@ impl Update {
                     + gradient.sqr()?.affine(1.0 - self.beta2, 0.0)?)?;
                 let root = square.sqrt()?.affine(1.0 / self.root, self.eps)?;
                 let change = mean.div(&root)?.affine(self.size, 0.0)?;
-                *master = (master.affine(self.keep, 0.0)? - change)?;
-                var.set(&master.to_dtype(var.dtype())?.copy()?)
+                let updated = |old: &Tensor| old.affine(self.keep, 0.0)? - &change;
+                match master {
+                    None => var.set(&updated(&var.as_detached_tensor())?),
+                    Some(master) => {
+                        *master = updated(master)?;
+                        var.set(&master.to_dtype(var.dtype())?)
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 //! A prompt of p tokens is state s_0; after t actions the state is the hidden state at place p - 1 + t. Only
 //! these places enter losses, so only they go through the output head.
 
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::batches::TokenizedCompletion;
 use crate::ml::kernels::sums::{column_means, cumulative};
@@ -205,6 +205,9 @@ impl Actions {
         model: &CausalLm,
         states: &Tensor,
     ) -> Result<Vec<f64>, CausalLmError> {
+        if !model.uses_fused_form() {
+            return self.composed_mean_entropies(model, states);
+        }
         let mut means = Vec::with_capacity(self.lengths.len());
         for (row, length) in self.lengths.iter().enumerate() {
             // (actions, hidden) to (actions, vocab)
@@ -214,6 +217,29 @@ impl Actions {
             means.push(sum / *length as f64);
         }
         Ok(means)
+    }
+
+    /// The composed form of [`Self::mean_entropies`], which brings back one number a row.
+    #[expect(clippy::disallowed_methods, reason = "the composed form")]
+    fn composed_mean_entropies(
+        &self,
+        model: &CausalLm,
+        states: &Tensor,
+    ) -> Result<Vec<f64>, CausalLmError> {
+        let mut means = Vec::with_capacity(self.lengths.len());
+        for (row, length) in self.lengths.iter().enumerate() {
+            let states = states.get(row)?.narrow(0, 0, *length)?.contiguous()?;
+            // A forbidden token: 0 times infinity is 0 here.
+            let logits = model
+                .logits(&states)?
+                .to_dtype(DType::F32)?
+                .maximum(-1e30f32)?;
+            let weights = candle_nn::ops::softmax(&logits, D::Minus1)?;
+            let expected = (weights * &logits)?.sum(D::Minus1)?;
+            means.push((logits.log_sum_exp(D::Minus1)? - expected)?.mean(0)?);
+        }
+        let means: Vec<f32> = Tensor::stack(&means, 0)?.to_vec1()?;
+        Ok(means.into_iter().map(f64::from).collect())
     }
 
     /// Takes the numbers of each row's actions: (rows, columns) to one list a row.

@@ -250,7 +250,7 @@ pub fn set_parameters(trainer: &mut dyn Trainer, copies: &Weights) -> Result<(),
                 var.dims()
             )));
         }
-        var.set(tensor)?;
+        var.set(&tensor.to_device(var.device())?)?;
     }
     Ok(())
 }

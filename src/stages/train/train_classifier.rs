@@ -97,7 +97,6 @@ impl Kind for TrainClassifier {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        MicroBatch::check(self.micro_batch, &mut problems);
         for (key, value) in [
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
@@ -190,7 +189,7 @@ impl Kind for TrainClassifier {
         };
         let output = ctx.output("classifier")?;
         save(&output, &trained, None)?;
-        let classifier = TextClassifier::load(&output)?;
+        let classifier = TextClassifier::load_at(&output, &device)?;
         let mut measured = Vec::new();
         for (name, test) in tests {
             measured.push((name, measure(&classifier, &test, ctx)?));

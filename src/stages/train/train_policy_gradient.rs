@@ -195,7 +195,6 @@ impl Kind for TrainPolicyGradient {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),

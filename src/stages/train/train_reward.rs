@@ -122,7 +122,6 @@ impl Kind for TrainReward {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);
@@ -214,7 +213,7 @@ impl Kind for TrainReward {
             appended_end: None,
         };
         description.save(&folder)?;
-        let raw = RewardModel::load(&folder)?;
+        let raw = RewardModel::load_at(&folder, &placement)?;
         if let Some(calibrated) = calibrated {
             calibrate(&raw, &calibrated, &mut description, ctx)?;
         }

@@ -101,7 +101,6 @@ impl Kind for TrainSft {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        MicroBatch::check(self.micro_batch, &mut problems);
         check_precision(self.precision, self.adapter.as_ref(), &mut problems);
         at_least_one("steps", self.steps, &mut problems);
         at_least_one("batch_size", self.batch_size as u64, &mut problems);

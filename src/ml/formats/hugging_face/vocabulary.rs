@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::super::FormatError;
@@ -51,7 +51,8 @@ pub(super) fn make_room(
 /// Puts the mean of a matrix's rows beneath it, so many times.
 fn longer(weight: &Tensor, times: usize) -> candle_core::Result<Tensor> {
     let (rows, width) = weight.dims2()?;
-    let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    let host = weight.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    let mut values: Vec<f32> = host.flatten_all()?.to_vec1()?;
     let mut mean = vec![0f64; width];
     for row in values.chunks_exact(width) {
         for (sum, value) in mean.iter_mut().zip(row) {
@@ -63,7 +64,9 @@ fn longer(weight: &Tensor, times: usize) -> candle_core::Result<Tensor> {
     for _ in 0..times {
         values.extend(&mean);
     }
-    Tensor::from_vec(values, (rows + times, width), &Device::Cpu)
+    Tensor::from_vec(values, (rows + times, width), &Device::Cpu)?
+        .to_dtype(weight.dtype())?
+        .to_device(weight.device())
 }
 
 #[cfg(test)]

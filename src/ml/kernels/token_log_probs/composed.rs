@@ -46,10 +46,11 @@ pub(super) fn in_parts(
 
 /// What is asked for, on the device of the hidden states.
 struct Asked {
-    /// Rows with a target, how many there are, and of how many.
+    /// Rows with a target, and how many there are.
     rows: Tensor,
     active: usize,
-    all: usize,
+    /// For each of all rows, its place among those; one behind the last where it has no target.
+    places: Tensor,
     rows_at_once: usize,
     /// Targets of these rows, another token where one is ignored: (active rows, targets per row).
     ids: Tensor,
@@ -74,10 +75,14 @@ impl Asked {
             .map(|id| f32::from(u8::from(*id != IGNORED)))
             .collect();
         let rows: Vec<u32> = head.active.iter().map(|row| *row as u32).collect();
+        let mut places = vec![active as u32; hidden.dim(0)?];
+        for (place, row) in head.active.iter().enumerate() {
+            places[*row] = place as u32;
+        }
         Ok(Self {
             rows: Tensor::from_vec(rows, active, device)?,
             active,
-            all: hidden.dim(0)?,
+            places: Tensor::new(places, device)?,
             rows_at_once,
             ids: Tensor::from_vec(ids, (active, per_row), device)?,
             wanted: Tensor::from_vec(wanted, (active, per_row), device)?
@@ -111,10 +116,14 @@ impl Asked {
                 .mul(&self.wanted.narrow(0, first, count)?)?;
             found.push(Tensor::cat(&[log_probs, normaliser], 1)?);
         }
-        let found = Tensor::cat(&found, 0)?;
-        let shape = (self.all, found.dim(1)?);
-        let zeros = Tensor::zeros(shape, found.dtype(), found.device())?;
-        zeros.index_add(&self.rows, &found, 0)
+        self.to_all_rows(found)
+    }
+
+    /// Puts what was found of the rows with a target where they lie among all, and zeros elsewhere.
+    fn to_all_rows(&self, mut found: Vec<Tensor>) -> Result<Tensor> {
+        let last = found[found.len() - 1].narrow(0, 0, 1)?;
+        found.push(last.zeros_like()?);
+        Tensor::cat(&found, 0)?.index_select(&self.places, 0)
     }
 
     /// `d log softmax(z)[t] / dz = onehot(t) - p`, and `d logsumexp / dz = p`.
@@ -153,11 +162,8 @@ impl Asked {
                 });
             }
         }
-        let to_hidden = || {
-            let zeros = Tensor::zeros(hidden.shape(), hidden.dtype(), hidden.device())?;
-            zeros.index_add(&self.rows, &Tensor::cat(&to_states, 0)?, 0)
-        };
-        let to_hidden = hidden.track_op().then(to_hidden).transpose()?;
+        let to_hidden = hidden.track_op().then(|| self.to_all_rows(to_states));
+        let to_hidden = to_hidden.transpose()?;
         Ok((to_hidden, to_weight))
     }
 }

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::architecture::{Activation, Architecture, Arrangement, Norm, NormKind, QueryKeyNorm};
 use super::{DropoutKey, Projection, Result};
+use crate::ml::kernels::form::wide;
 use crate::ml::kernels::layer_norm::layer_norm;
 use crate::ml::kernels::pointwise::{gelu, gelu_tanh};
 use crate::ml::kernels::rms_norm::rms_norm;
@@ -45,7 +46,11 @@ impl NormWeights {
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let Norm { kind, eps } = self.norm;
         Ok(match (kind, &self.bias) {
-            (NormKind::RmsPlusOne, _) => rms_norm(x, &self.weight.affine(1.0, 1.0)?, eps)?,
+            (NormKind::RmsPlusOne, _) => {
+                // One more than a narrow number has room for few digits of it.
+                let weight = self.weight.to_dtype(wide(self.weight.dtype()))?;
+                rms_norm(x, &weight.affine(1.0, 1.0)?, eps)?
+            }
             (NormKind::Layer, Some(bias)) => layer_norm(x, &self.weight, bias, eps)?,
             _ => rms_norm(x, &self.weight, eps)?,
         })

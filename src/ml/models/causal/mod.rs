@@ -469,7 +469,8 @@ impl CausalLm {
         {
             let places: Vec<u32> = positions.iter().map(|at| at + *offset as u32).collect();
             let places = Tensor::from_vec(places, rows * time, self.device())?;
-            x = (x + table.index_select(&places, 0)?)?;
+            let places = table.index_select(&places, 0)?.to_dtype(x.dtype())?;
+            x = (x + places)?;
         }
         let mut x = x.reshape((rows, time, architecture.hidden_size))?;
         for (layer, block) in self.blocks[..layers].iter().enumerate() {

@@ -370,7 +370,7 @@ impl Trainer for PolicyTrainer {
     fn step(&mut self, step: u64) -> Result<StepReport, TrainError> {
         let mut undo = Undo::default();
         let found = self.make_step(step, &mut undo);
-        if matches!(found, Err(TrainError::Cancelled)) {
+        if found.is_err() {
             self.take_back(undo);
         }
         found

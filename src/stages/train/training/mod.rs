@@ -186,7 +186,9 @@ impl Training {
         let continues = adapter.is_some_and(|adapter| lora == Some(adapter.config()));
         let is_merged = adapter.is_some() && !continues;
         if is_merged {
-            start.base = start.merged()?;
+            let merged = start.merged()?.into_iter();
+            let merged = merged.map(|(name, weight)| Ok((name, start.placement.frozen(&weight)?)));
+            start.base = merged.collect::<candle_core::Result<_>>()?;
             start.adapter = None;
         }
         match lora {
@@ -203,7 +205,7 @@ impl Training {
         }
         let adapter = start.adapter.as_ref();
         let mut model = TrainedModel::new(&start.config, &start.base, adapter, lora, stream)?;
-        if start.gradient_checkpointing {
+        if start.placement.gradient_checkpointing {
             model.llama = model.llama.with_gradient_checkpointing();
         }
         Ok(Self {
@@ -270,7 +272,8 @@ impl Training {
 
 /// Whether a step failed because a GPU had no room.
 fn is_out_of_memory(error: &TrainError) -> bool {
-    is_about_gpu_memory(&error.to_string())
+    // Not what somebody else's program says.
+    !matches!(error, TrainError::Rewards(_)) && is_about_gpu_memory(&error.to_string())
 }
 
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);

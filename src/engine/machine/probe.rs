@@ -1,0 +1,178 @@
+//! Whether tensors can lie on a GPU here, asked of another process: a driver may take its time, hang or crash.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{DeviceChoice, Gpu, visible_gpus};
+use crate::engine::processes::kill_group;
+
+/// The command of this program that answers.
+pub const ABOUT_GPU: &str = "about-gpu";
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How much of an answer is read.
+const LONGEST: u64 = 1 << 16;
+
+/// Why tensors cannot lie on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// What this machine offers to the tensors of stages.
+#[derive(Debug)]
+pub struct Machine {
+    device: DeviceChoice,
+    gpus: Vec<String>,
+    found: OnceLock<Result<Gpu, Refusal>>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new(DeviceChoice::Auto, visible_gpus())
+    }
+}
+
+impl Machine {
+    /// Describes a machine that is asked to compute on `device`, with these GPUs.
+    pub fn new(device: DeviceChoice, gpus: Vec<String>) -> Self {
+        Self {
+            device,
+            gpus,
+            found: OnceLock::new(),
+        }
+    }
+
+    /// Where stages are asked to compute.
+    pub fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
+    /// Whether there seems to be a GPU at all.
+    pub fn shows_gpus(&self) -> bool {
+        !self.gpus.is_empty()
+    }
+
+    /// Returns the GPU that tensors would lie on, or why there is none. Asked once, and only when it is needed.
+    pub fn gpu(&self) -> Result<&Gpu, &Refusal> {
+        let found = self.found.get_or_init(|| match self.gpus.first() {
+            None => Err(Refusal {
+                message: "no GPU is visible".to_owned(),
+                hint: None,
+            }),
+            Some(id) => ask(id),
+        });
+        found.as_ref()
+    }
+}
+
+fn ask(id: &str) -> Result<Gpu, Refusal> {
+    let refusal = |why: String| Refusal {
+        message: format!("nothing is known of GPU {id}: {why}"),
+        hint: Some("`--device cpu` asks nothing of it".to_owned()),
+    };
+    let program = std::env::current_exe().map_err(|error| refusal(error.to_string()))?;
+    let mut command = Command::new(program);
+    command.arg(ABOUT_GPU).env("CUDA_VISIBLE_DEVICES", id);
+    let answer = answer_of(&mut command).map_err(|error| refusal(error.to_string()))?;
+    match answer {
+        None => Err(refusal(format!(
+            "no answer within {} s",
+            PATIENCE.as_secs()
+        ))),
+        Some(answer) => serde_json::from_slice(&answer.stdout)
+            .unwrap_or_else(|_| Err(refusal(answer.status.to_string()))),
+    }
+}
+
+/// What a short-lived program said.
+pub struct Answer {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The beginning of what it printed.
+    pub stdout: Vec<u8>,
+    /// The beginning of its errors.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs a program that has little to say; `None` if it does not end in time. It is ended then, and what it started.
+pub fn answer_of(command: &mut Command) -> std::io::Result<Option<Answer>> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let stdout = child.stdout.take().map(beginning_of);
+    let stderr = child.stderr.take().map(beginning_of);
+    let status = within(&mut child, PATIENCE)?;
+    if status.is_none() {
+        kill_group(i32::try_from(child.id()).unwrap_or(0));
+        child.wait()?;
+    }
+    let said = |of: Option<Receiver<Vec<u8>>>| {
+        // What it left running may hold the pipe open.
+        let said = of.and_then(|of| of.recv_timeout(Duration::from_secs(1)).ok());
+        said.unwrap_or_default()
+    };
+    Ok(status.map(|status| Answer {
+        status,
+        stdout: said(stdout),
+        stderr: said(stderr),
+    }))
+}
+
+fn within(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        match child.try_wait()? {
+            None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(5)),
+            ended => return Ok(ended),
+        }
+    }
+}
+
+/// Reads the beginning of what a program says, and lets it say the rest.
+fn beginning_of(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let _ = pipe.by_ref().take(LONGEST).read_to_end(&mut said);
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let _ = sender.send(said);
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_answer_the_beginning_is_read() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "head -c 300000 /dev/zero; echo no >&2; exit 3"]);
+        let answer = answer_of(&mut command).unwrap().unwrap();
+        assert_eq!(answer.stdout.len() as u64, LONGEST);
+        assert_eq!(
+            (&*answer.stderr, answer.status.code()),
+            (&b"no\n"[..], Some(3))
+        );
+    }
+
+    #[test]
+    fn a_machine_without_gpus_is_not_asked() {
+        let machine = Machine::new(DeviceChoice::Auto, Vec::new());
+        assert_eq!(machine.gpu().unwrap_err().message, "no GPU is visible");
+    }
+}
