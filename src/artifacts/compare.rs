@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::Value as Json;
+
 use super::table::{Table, Values};
 use crate::engine::artifact::Artifact;
 use crate::engine::stage::StageError;
@@ -77,6 +79,13 @@ pub fn compare(
                 &Table::of_artifact(stores.0, first)?,
                 &Table::of_artifact(stores.1, second)?,
             )
+        } else if name.ends_with(".json") {
+            let read = |path| Ok::<_, StageError>(fs_err::read(path)?);
+            let pair = (
+                read(stores.0.object_path(&a))?,
+                read(stores.1.object_path(&b))?,
+            );
+            documents(name, &pair.0, &pair.1)
         } else {
             vec![Difference::whole(name.to_owned())]
         };
@@ -181,6 +190,54 @@ fn columns(a: &Table, b: &Table) -> Vec<Difference> {
     differences
 }
 
+/// Compares two documents: number by number where all else is the same.
+fn documents(name: &str, a: &[u8], b: &[u8]) -> Vec<Difference> {
+    let whole = || vec![Difference::whole(name.to_owned())];
+    let (Ok(a), Ok(b)) = (serde_json::from_slice(a), serde_json::from_slice(b)) else {
+        return whole();
+    };
+    let mut differences = Vec::new();
+    if is_alike(name, &a, &b, &mut differences) {
+        differences
+    } else {
+        whole()
+    }
+}
+
+/// Whether two values are the same but for numbers; takes those that differ.
+fn is_alike(part: &str, a: &Json, b: &Json, differences: &mut Vec<Difference>) -> bool {
+    match (a, b) {
+        (Json::Object(a), Json::Object(b)) => {
+            a.len() == b.len()
+                && a.iter().all(|(key, a)| {
+                    let part = format!("{part}: {key}");
+                    b.get(key)
+                        .is_some_and(|b| is_alike(&part, a, b, differences))
+                })
+        }
+        (Json::Array(a), Json::Array(b)) => {
+            let mut pairs = a.iter().zip(b).enumerate();
+            a.len() == b.len()
+                && pairs
+                    .all(|(place, (a, b))| is_alike(&format!("{part}: {place}"), a, b, differences))
+        }
+        (Json::Number(x), Json::Number(y)) if x != y => {
+            let (Some(x), Some(y)) = (x.as_f64(), y.as_f64()) else {
+                return false;
+            };
+            let pair = std::iter::once((x, y));
+            differences.push(numbers(
+                part.to_owned(),
+                pair,
+                x.abs().max(y.abs()),
+                NUMBER_TOLERANCE,
+            ));
+            true
+        }
+        (a, b) => a == b,
+    }
+}
+
 fn numbers(
     part: String,
     pairs: impl Iterator<Item = (f64, f64)>,
@@ -238,6 +295,29 @@ mod tests {
     fn weights(values: &[f32]) -> Weights {
         let tensor = Tensor::new(values, &Device::Cpu).unwrap();
         [("w".to_owned(), tensor)].into_iter().collect()
+    }
+
+    #[test]
+    fn documents_are_compared_number_by_number() {
+        let of = |a: &str, b: &str| documents("d.json", a.as_bytes(), b.as_bytes());
+        let found = of(
+            r#"{"scale": 1.0, "rows": [1, 2.5], "name": "x"}"#,
+            r#"{"scale": 1.00001, "rows": [1, 2.0], "name": "x"}"#,
+        );
+        let parts: Vec<(&str, bool)> = found
+            .iter()
+            .map(|difference| (&*difference.part, difference.within_tolerance))
+            .collect();
+        assert_eq!(parts, [("d.json: rows: 1", false), ("d.json: scale", true)]);
+        assert!((found[1].relative.unwrap() - 1e-5).abs() < 1e-9);
+        for (a, b) in [
+            (r#"{"a": 1}"#, r#"{"b": 1}"#),
+            (r#"{"a": 1, "n": "x"}"#, r#"{"a": 2, "n": "y"}"#),
+            ("[1]", "[1, 2]"),
+            ("[1]", "no document"),
+        ] {
+            assert_eq!(of(a, b), [Difference::whole("d.json".to_owned())]);
+        }
     }
 
     #[test]

@@ -41,11 +41,11 @@ pub(super) fn recomputed(
         FOUND.with_borrow_mut(|all| {
             for variable in &variables {
                 if let Some(gradient) = found.get(variable) {
-                    all.push((variable.clone(), gradient.clone()));
+                    all.push((variable.clone(), gradient.detach()));
                 }
             }
         });
-        Ok((found.get(&input).cloned(), None))
+        Ok((found.get(&input).map(Tensor::detach), None))
     })
 }
 

@@ -3,8 +3,9 @@
 //! A row's tokens lie in a span of its time axis; positions count from the span's start, tokens
 //! attend only within it, and what lies outside gets zeros and gives no gradient.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -37,7 +38,13 @@ pub struct Attention {
     pub window: Option<usize>,
     /// For each row of the batch, where its tokens lie.
     pub spans: Arc<[Range<usize>]>,
+    /// What the composed form has worked out of these spans.
+    pub masks: Arc<Masks>,
 }
+
+/// Masks of a batch on its device, by the window: shared by all layers.
+#[derive(Debug, Default)]
+pub struct Masks(Mutex<BTreeMap<Option<usize>, [Tensor; 2]>>);
 
 impl Attention {
     /// Attends from `q` (batch, time, heads x head size) to `k` and `v` (batch, time, kv heads x head size).
@@ -95,23 +102,12 @@ impl Attention {
                 .contiguous()
         };
         let mut positions = vec![0u32; batch * time];
-        let mut allowed = vec![0u8; batch * time * time];
-        let mut inside = vec![0f32; batch * time];
         for (row, span) in self.spans.iter().enumerate() {
-            for query in 0..time {
-                let row = row * time + query;
-                if span.contains(&query) {
-                    positions[row] = (query - span.start) as u32;
-                    inside[row] = 1.0;
-                    let first = span.start + self.first_seen(query - span.start);
-                    allowed[row * time + first..=row * time + query].fill(1);
-                } else {
-                    // A softmax over nothing would be NaN; its value is multiplied by zero below.
-                    allowed[row * time + query] = 1;
-                }
+            for (position, time_of_it) in span.clone().enumerate() {
+                positions[row * time + time_of_it] = position as u32;
             }
         }
-        let device = q.device();
+        let [allowed, inside] = self.masks(q, batch, time)?;
         let group = self.heads / self.kv_heads;
         let repeat = |x: Tensor| {
             x.unsqueeze(2)?
@@ -129,13 +125,44 @@ impl Attention {
         let scores = scores
             .to_dtype(wide(scores.dtype()))?
             .affine(f64::from(self.scale), 0.0)?;
-        let allowed = Tensor::from_vec(allowed, (batch, 1, time, time), device)?;
         let weights = masked_softmax(&scores, &allowed)?;
         let out = product(&weights.to_dtype(v.dtype())?, &v.contiguous()?)?
             .transpose(1, 2)?
             .reshape((batch, time, width))?;
-        let inside = Tensor::from_vec(inside, (batch, time, 1), device)?.to_dtype(out.dtype())?;
-        out.broadcast_mul(&inside)
+        out.broadcast_mul(&inside.to_dtype(out.dtype())?)
+    }
+
+    /// Returns where queries see keys, (batch, 1, time, time), and which places lie inside the rows, (batch, time, 1), on the
+    /// device of `like`; all layers of a batch share them.
+    fn masks(&self, like: &Tensor, batch: usize, time: usize) -> Result<[Tensor; 2]> {
+        let mut known = self.masks.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pair) = known.get(&self.window)
+            && pair[0].device().same_device(like.device())
+            && pair[0].dims() == [batch, 1, time, time]
+        {
+            return Ok(pair.clone());
+        }
+        let mut allowed = vec![0u8; batch * time * time];
+        let mut inside = vec![0f32; batch * time];
+        for (row, span) in self.spans.iter().enumerate() {
+            for query in 0..time {
+                let row = row * time + query;
+                if span.contains(&query) {
+                    inside[row] = 1.0;
+                    let first = span.start + self.first_seen(query - span.start);
+                    allowed[row * time + first..=row * time + query].fill(1);
+                } else {
+                    // A softmax over nothing would be NaN; its value is multiplied by zero in the end.
+                    allowed[row * time + query] = 1;
+                }
+            }
+        }
+        let pair = [
+            Tensor::from_vec(allowed, (batch, 1, time, time), like.device())?,
+            Tensor::from_vec(inside, (batch, time, 1), like.device())?,
+        ];
+        known.insert(self.window, pair.clone());
+        Ok(pair)
     }
 
     /// Returns the first position that a query at `position` sees.

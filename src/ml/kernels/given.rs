@@ -101,6 +101,8 @@ impl CustomOp2 for Given {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        (self.backward)(a, b, gradient)
+        let (to_a, to_b) = (self.backward)(a, b, gradient)?;
+        // Without what they were made of: a gradient that is kept would keep the whole pass.
+        Ok((to_a.map(|to| to.detach()), to_b.map(|to| to.detach())))
     }
 }

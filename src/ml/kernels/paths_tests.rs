@@ -216,6 +216,7 @@ fn operations_and_their_gradients_have_the_same_bits_on_every_path() {
         scale: 0.3,
         window: Some(50),
         spans: [0..70, 3..70, 0..41].into(),
+        masks: Arc::default(),
     };
     assert_same_on_all_paths(
         "attention",

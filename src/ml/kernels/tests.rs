@@ -184,6 +184,7 @@ fn attention(layout: RopeLayout, spans: &[Range<usize>]) -> Attention {
         scale: SCALE,
         window: None,
         spans: spans.into(),
+        masks: Arc::default(),
     }
 }
 

@@ -59,6 +59,8 @@ impl Gradients {
             let gradient = store
                 .get(var)
                 .ok_or_else(|| OptimizerError::NoGradient { name: name.clone() })?;
+            // candle's gradients of variables remember what they were made of, and with it the whole pass.
+            let gradient = gradient.detach();
             let sum = match self.sums.get(name) {
                 Some(sum) => (sum + gradient)?,
                 None => gradient.contiguous()?,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::ml::kernels::attention::Masks;
 use crate::ml::kernels::token_log_probs::IGNORED;
 
 /// Rows of tokens of different length on one time axis.
@@ -11,6 +12,7 @@ pub struct TokenBatch {
     tokens: Vec<u32>,
     time: usize,
     pub(super) spans: Arc<[Range<usize>]>,
+    pub(super) masks: Arc<Masks>,
 }
 
 impl TokenBatch {
@@ -41,6 +43,7 @@ impl TokenBatch {
             tokens,
             time,
             spans,
+            masks: Arc::default(),
         }
     }
 

@@ -416,6 +416,7 @@ impl CausalLm {
             scale,
             window,
             spans: Arc::clone(&batch.spans),
+            masks: Arc::clone(&batch.masks),
         }
     }
 

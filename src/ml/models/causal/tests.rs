@@ -501,6 +501,13 @@ fn dropped_gradients(model: &CausalLm, batch: &TokenBatch) -> (Tensor, Gradients
     let mut sums = Gradients::default();
     sums.add_of(&loss, model.trainable())
         .expect("every trainable tensor has a gradient");
+    for (name, _) in model.trainable() {
+        let is_tracked = sums.get(name).is_some_and(Tensor::track_op);
+        assert!(
+            !is_tracked,
+            "the gradient of {name} keeps its pass in memory"
+        );
+    }
     (loss, sums)
 }
 
