@@ -140,7 +140,11 @@ impl Execution<'_> {
             base_folder: instance.base_folder.to_path_buf(),
             device: self.options.capacity.device,
             gpus: grant.gpus.clone(),
-            gpus_asked_for: instance.resources.gpus,
+            gpus_asked_for: match instance.stage.gpu_use() {
+                // It was said that there are none to be had.
+                GpuUse::Tensors if self.told_of_gpus => grant.gpus.len(),
+                _ => instance.resources.gpus,
+            },
             threads: grant.cpus,
         }
     }
