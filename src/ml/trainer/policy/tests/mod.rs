@@ -1,7 +1,7 @@
 //! `FlowRL` and completions that serve several updates, with tiny models and a rule for rewards.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 
@@ -11,9 +11,10 @@ use super::objectives::{GFLOWNET_OBJECTIVES, GflownetSettings, LogZSource};
 use super::*;
 use crate::ml::adapter::LoraConfig;
 use crate::ml::head::HeadGradient;
+use crate::ml::models::causal::TokenBatch;
 use crate::ml::parameters::{from_safetensors, to_safetensors};
 use crate::ml::trainer::actions::Actions;
-use crate::ml::trainer::rewards::Rewards;
+use crate::ml::trainer::rewards::{Answer, Rewards};
 use crate::ml::trainer::{self, TrainerState};
 
 mod policy_gradient;
@@ -568,4 +569,61 @@ fn a_step_given_up_before_its_update_has_changed_nothing() {
     let after = trainer::state(&mut trainer).unwrap();
     assert_eq!(before.values, after.values);
     assert!(bits(&before.tensors) == bits(&after.tensors));
+    // So has one that failed, for want of memory say, wherever that was: it may be made again.
+    trainer.cancelled_by(Cancel::new(Arc::default()));
+    let mut failures = 0;
+    loop {
+        trainer.shared.rewards = Box::new(Failing {
+            rewards: Counted::boxed(GOOD),
+            left: AtomicUsize::new(failures),
+        });
+        match trainer.step(2) {
+            Ok(_) => break,
+            Err(TrainError::Tensor(_)) => failures += 1,
+            Err(error) => panic!("{error}"),
+        }
+        let after = trainer::state(&mut trainer).unwrap();
+        assert_eq!(before.values, after.values, "after {failures} answers");
+    }
+    assert!(failures > 2, "{failures}");
+}
+
+/// Rewards for which there is no memory after some answers.
+struct Failing {
+    rewards: Box<Counted>,
+    left: AtomicUsize,
+}
+
+impl Failing {
+    fn take(&self) -> Result<(), TrainError> {
+        let taken = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            });
+        match taken {
+            Ok(_) => Ok(()),
+            Err(_) => Err(candle_core::Error::msg("out of memory").into()),
+        }
+    }
+}
+
+impl Rewards for Failing {
+    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+        self.take()?;
+        self.rewards.of_completions(answers)
+    }
+
+    fn of_prefixes(
+        &self,
+        answers: &[Answer<'_>],
+        batch: &TokenBatch,
+    ) -> Result<Tensor, TrainError> {
+        self.take()?;
+        self.rewards.of_prefixes(answers, batch)
+    }
+
+    fn size(&self) -> Option<crate::ml::trainer::ModelSize> {
+        None
+    }
 }

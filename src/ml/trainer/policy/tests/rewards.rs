@@ -1,8 +1,6 @@
 //! Whose rewards completions get, and how curves tell of them.
 
 use super::*;
-use crate::ml::models::causal::TokenBatch;
-use crate::ml::trainer::rewards::Answer;
 
 /// Rewards that depend on the prompt alone, times a factor.
 struct ByPrompt(f64);
