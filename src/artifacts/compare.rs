@@ -79,7 +79,10 @@ pub fn compare(
                 &Table::of_artifact(stores.0, first)?,
                 &Table::of_artifact(stores.1, second)?,
             )
-        } else if name.ends_with(".json") {
+        } else if Path::new(name)
+            .extension()
+            .is_some_and(|ending| ending == "json")
+        {
             let read = |path| Ok::<_, StageError>(fs_err::read(path)?);
             let pair = (
                 read(stores.0.object_path(&a))?,
