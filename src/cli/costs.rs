@@ -33,7 +33,7 @@ pub(super) fn table(
             }
         }
     }
-    let machine = &Machine::default();
+    let machine = Machine::here();
     let mut rows: Vec<(&str, Vec<Provenance>)> = Vec::new();
     for producer in producers {
         let instance = &pipeline.stages[producer];

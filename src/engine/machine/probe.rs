@@ -53,6 +53,12 @@ impl Machine {
         }
     }
 
+    /// Returns this machine, asked for nothing in particular: one for the whole process.
+    pub fn here() -> &'static Self {
+        static HERE: OnceLock<Machine> = OnceLock::new();
+        HERE.get_or_init(Self::default)
+    }
+
     /// Where stages are asked to compute.
     pub fn device(&self) -> DeviceChoice {
         self.device
