@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 use flowgraph::engine::machine::{Driver, Products};
-use flowgraph::ml::adapter::{Adapter, LoraConfig};
+use flowgraph::ml::adapter::Adapter;
 use flowgraph::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
 use flowgraph::ml::kernels::form::{COMPOSED, VARIABLE};
 use flowgraph::ml::kernels::layer_norm::layer_norm;
@@ -27,6 +27,7 @@ use flowgraph::ml::trainer::{ModelSize, backward_flops, forward_flops};
 use flowgraph::random::Stream;
 use serde_json::{Value as Json, json};
 
+mod lora;
 mod smollm2;
 
 const PROMPT_TOKENS: usize = 128;
@@ -149,21 +150,7 @@ fn training(shape: Shape, is_full: bool, recomputes: bool) -> Json {
     let config = shape.config();
     let dtype = if is_full { DType::F32 } else { DType::BF16 };
     let weights = weights(&config, dtype);
-    let names = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ];
-    let lora = LoraConfig {
-        rank: 16,
-        alpha: 32.0,
-        target_modules: names.map(str::to_owned).to_vec(),
-        ..LoraConfig::default()
-    };
+    let lora = lora::config();
     let adapter = Adapter::init(&lora, &weights, &Stream::new(1, "benchmark"), &device()).unwrap();
     let trained = if is_full {
         Training::Full

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use candle_core::Device;
-use flowgraph::ml::adapter::{Adapter, LoraConfig};
+use flowgraph::ml::adapter::Adapter;
 use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::kernels::sums::total;
 use flowgraph::ml::models::causal::LlamaConfig;
@@ -16,6 +16,7 @@ use flowgraph::ml::models::causal::{self, CausalLm, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
 use flowgraph::random::Stream;
 
+mod lora;
 mod smollm2;
 
 const STEPS: usize = 8;
@@ -25,7 +26,7 @@ fn main() {
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
     let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
-    let adapter = Adapter::init(&lora(), &weights, &stream, &Device::Cpu).unwrap();
+    let adapter = Adapter::init(&lora::config(), &weights, &stream, &Device::Cpu).unwrap();
     for (name, training) in [
         ("LoRA", Training::Adapter(&adapter)),
         ("full", Training::Full),
@@ -39,26 +40,6 @@ fn main() {
             &config,
             &CausalLm::new(&config, &weights, training).unwrap(),
         );
-    }
-}
-
-fn lora() -> LoraConfig {
-    LoraConfig {
-        rank: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        ..LoraConfig::default()
     }
 }
 

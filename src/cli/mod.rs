@@ -43,7 +43,7 @@ use std::time::Duration;
 use clap::builder::OsStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::engine::machine::Refusal;
+use crate::engine::machine::{ABOUT_GPU, Refusal};
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
@@ -209,10 +209,10 @@ enum Command {
         job: Option<i32>,
     },
     /// Say what this program was built for, as JSON; asked of the program for GPUs
-    #[command(hide = true)]
+    #[command(hide = true, name = worker::ABOUT)]
     AboutCuda,
     /// Say which GPU the tensors of stages would lie on, as JSON; asked of this program by itself
-    #[command(hide = true)]
+    #[command(hide = true, name = ABOUT_GPU)]
     AboutGpu,
 }
 
@@ -450,13 +450,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             Ok(worker::main(registry, job))
         }
         Command::AboutGpu => {
-            let found = worker::gpu_of_this_machine().map_err(|error| match error {
-                StageError::Failed { message, hint } => Refusal { message, hint },
-                StageError::Interrupted => Refusal {
-                    message: "interrupted".to_owned(),
-                    hint: None,
-                },
-            });
+            let found = worker::gpu_of_this_machine().map_err(Refusal::from);
             output.json(&found);
             Ok(exit_code::OK)
         }

@@ -419,7 +419,7 @@ pub struct PlanError {
 /// The numerics class that the stage would compute in on this machine.
 pub fn class_here(instance: &Instance, machine: &Machine) -> String {
     let gpu_use = instance.stage.gpu_use();
-    let wants = machine.device().gpus(gpu_use, instance.resources.gpus) > 0 && machine.shows_gpus();
+    let wants = machine.offers_gpus(gpu_use, instance.resources.gpus);
     let place = match gpu_use {
         GpuUse::Program if wants => Place::Program,
         GpuUse::Tensors if wants => {

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
-use super::kernels::given::with_gradient;
+use super::kernels::given::with_gradient_to;
 
 thread_local! {
     /// Gradients of variables within segments, in the order in which they were found.
@@ -33,8 +33,7 @@ pub(super) fn recomputed(
     } else {
         Var::from_tensor(x)?.into_inner()
     };
-    let nothing = Tensor::zeros((), x.dtype(), x.device())?;
-    with_gradient("recomputed", out, (&x, &nothing), move |x, _, gradient| {
+    with_gradient_to("recomputed", out, &x, move |x, gradient| {
         let input = Var::from_tensor(&x.detach())?;
         let out = segment(input.as_tensor())?;
         let found = backward(&with_seed(&out, gradient.detach())?)?;
@@ -45,17 +44,14 @@ pub(super) fn recomputed(
                 }
             }
         });
-        Ok((found.get(&input).map(Tensor::detach), None))
+        Ok(found.get(&input).cloned())
     })
 }
 
 /// Returns a number whose gradient to `out` is `gradient`.
 fn with_seed(out: &Tensor, gradient: Tensor) -> Result<Tensor> {
-    let nothing = Tensor::zeros((), out.dtype(), out.device())?;
-    let number = nothing.copy()?;
-    with_gradient("seed", number, (out, &nothing), move |_, _, _| {
-        Ok((Some(gradient.clone()), None))
-    })
+    let number = Tensor::zeros((), out.dtype(), out.device())?;
+    with_gradient_to("seed", number, out, move |_, _| Ok(Some(gradient.clone())))
 }
 
 /// Returns the gradients of a loss, those of variables within recomputed segments among them.

@@ -10,7 +10,7 @@ use super::resources::Grant;
 use super::state::Step;
 use crate::engine::context::Importance;
 use crate::engine::event::RunEvent;
-use crate::engine::machine::{DeviceChoice, Refusal};
+use crate::engine::machine::DeviceChoice;
 use crate::engine::runs::log_path;
 use crate::engine::stage::GpuUse;
 use crate::engine::worker::{Job, JobInput, Task};
@@ -71,20 +71,20 @@ impl Execution<'_> {
         let instance = &self.pipeline.stages[stage];
         let gpu_use = instance.stage.gpu_use();
         let machine = &self.options.plan.machine;
-        let asks = machine.device().gpus(gpu_use, instance.resources.gpus) > 0;
         let may_do_without = gpu_use == GpuUse::Tensors && machine.device() == DeviceChoice::Auto;
-        if !(asks && may_do_without && machine.shows_gpus()) {
+        if !(may_do_without && machine.offers_gpus(gpu_use, instance.resources.gpus)) {
             return gpu_use;
         }
-        let Err(Refusal { message, hint }) = machine.gpu().cloned().map_err(Clone::clone) else {
+        let Err(refusal) = machine.gpu() else {
             return gpu_use;
         };
-        if !std::mem::replace(&mut self.told_of_gpus, true) {
-            let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
+        if !self.told_of_gpus {
+            self.told_of_gpus = true;
+            let text = format!("it and all others compute on the processor: {refusal}");
             self.emit(RunEvent::StageNote {
-                stage: self.pipeline.stages[stage].name.clone(),
+                stage: instance.name.clone(),
                 importance: Importance::Warning,
-                text: format!("it and all others compute on the processor: {message}{hint}"),
+                text,
             });
         }
         GpuUse::None

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeviceChoice, Gpu, visible_gpus};
 use crate::engine::processes::kill_group;
+use crate::engine::stage::{GpuUse, StageError};
 
 /// The command of this program that answers.
 pub const ABOUT_GPU: &str = "about-gpu";
@@ -27,6 +28,28 @@ pub struct Refusal {
     pub message: String,
     /// What to do.
     pub hint: Option<String>,
+}
+
+impl From<StageError> for Refusal {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Failed { message, hint } => Self { message, hint },
+            StageError::Interrupted => Self {
+                message: "interrupted".to_owned(),
+                hint: None,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What this machine offers to the tensors of stages.
@@ -64,9 +87,9 @@ impl Machine {
         self.device
     }
 
-    /// Whether there seems to be a GPU at all.
-    pub fn shows_gpus(&self) -> bool {
-        !self.gpus.is_empty()
+    /// Whether a stage that asks for so many GPUs is to have any, as far as there seem to be some.
+    pub fn offers_gpus(&self, gpu_use: GpuUse, asked: usize) -> bool {
+        self.device.gpus(gpu_use, asked) > 0 && !self.gpus.is_empty()
     }
 
     /// Returns the GPU that tensors would lie on, or why there is none. Asked once, and only when it is needed.

@@ -19,17 +19,17 @@ use crate::engine::stage::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
 /// Whether this program computes on GPUs itself.
-pub const IS_FOR_GPUS: bool = cfg!(feature = "cuda");
+pub(super) const IS_FOR_GPUS: bool = cfg!(feature = "cuda");
 
 /// The variable that names the program for GPUs.
-pub const PROGRAM: &str = "FLOWGRAPH_CUDA";
+const PROGRAM: &str = "FLOWGRAPH_CUDA";
 /// Its name beside this one.
 const NAME: &str = "flowgraph-cuda";
 
 /// Its command that says what it was built for.
 pub const ABOUT: &str = "about-cuda";
 /// The option of `worker` that names the open file with the job.
-pub const JOB_OPTION: &str = "--job";
+const JOB_OPTION: &str = "--job";
 
 /// The CUDA that a program is built with where nothing else was asked for: what candle's kernels are compiled by.
 const CUDA: u32 = 13000;

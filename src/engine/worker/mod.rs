@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub use hand_over::{ABOUT, About, IS_FOR_GPUS, JOB_OPTION, PROGRAM, gpu_of_this_machine};
+use hand_over::IS_FOR_GPUS;
+pub use hand_over::{ABOUT, About, gpu_of_this_machine};
 pub use job::{Job, JobInput, Task};
 
 use super::artifact::Digest;
@@ -29,8 +30,8 @@ use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{
-    DeviceChoice, Driver, Place, Products, Work, host_name, is_about_gpu_memory, may_stand_in,
-    numerics_class, usage,
+    DeviceChoice, Driver, Place, Products, Refusal, Work, host_name, is_about_gpu_memory,
+    may_stand_in, numerics_class, usage,
 };
 use super::mask::Mask;
 use super::plan::find_local;
@@ -176,11 +177,10 @@ fn placed(
         GpuUse::Tensors => hand_over::hand_over(&job),
     };
     match refused {
-        StageError::Failed { message, hint } if job.device == DeviceChoice::Auto => {
-            let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
+        StageError::Failed { .. } if job.device == DeviceChoice::Auto => {
             events.send(&WorkerEvent::Note {
                 importance: Importance::Warning,
-                text: format!("computes on the processor: {message}{hint}"),
+                text: format!("computes on the processor: {}", Refusal::from(refused)),
             });
             job.gpus.clear();
             job.gpus_asked_for = 0;

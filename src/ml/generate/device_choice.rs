@@ -107,12 +107,16 @@ pub(super) fn candidates(
 ///
 /// Which one candle's own `argmax` finds among equals depends on the device.
 pub(super) fn first_greatest(x: &Tensor) -> Result<Tensor> {
-    let columns = x.dim(1)?;
     let is_greatest = x.broadcast_eq(&x.max_keepdim(1)?)?;
+    marks(&is_greatest)?.argmax(1)
+}
+
+/// Gives the places of each row that are chosen (1, others 0) a mark, the first the greatest: `argmax` then finds that.
+fn marks(chosen: &Tensor) -> Result<Tensor> {
+    let columns = chosen.dim(1)?;
     let marks: Vec<f32> = (0..columns).map(|place| (columns - place) as f32).collect();
-    let marks = Tensor::from_vec(marks, (1, columns), x.device())?;
-    let marks = is_greatest.to_dtype(DType::F32)?.broadcast_mul(&marks)?;
-    marks.argmax(1)
+    let marks = Tensor::from_vec(marks, (1, columns), chosen.device())?;
+    chosen.to_dtype(DType::F32)?.broadcast_mul(&marks)
 }
 
 /// Makes tokens that were there before less probable.
@@ -212,12 +216,9 @@ fn step_over(weights: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let sums = product(weights, &Tensor::triu2(columns, DType::F32, device)?)?;
     let has_weight = weights.gt(&weights.zeros_like()?)?;
     let is_over = sums.broadcast_gt(target)?.mul(&has_weight)?;
-    let marks: Vec<f32> = (0..columns).map(|place| (columns - place) as f32).collect();
-    let marks = Tensor::from_vec(marks, (1, columns), device)?;
-    let marks = is_over.to_dtype(DType::F32)?.broadcast_mul(&marks)?;
     // Less than 1: it counts where no mark is set.
     let greatest = (weights.max_keepdim(1)? * 2.0)?;
-    let marks = (marks + weights.broadcast_div(&greatest)?)?;
+    let marks = (marks(&is_over)? + weights.broadcast_div(&greatest)?)?;
     let place = marks.argmax_keepdim(1)?;
     let before = (sums.gather(&place, 1)? - weights.gather(&place, 1)?)?;
     Ok((place, before))

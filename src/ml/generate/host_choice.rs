@@ -101,6 +101,11 @@ pub(super) fn search<D: OnHost>(
     Ok((chosen, step))
 }
 
+/// Adds a hidden state to a context.
+pub(super) fn look_back(context: &mut Vec<f32>, state: &[f32]) {
+    context.extend(contrastive::unit_length(state, state.len()));
+}
+
 fn punish<D: OnHost>(row: &Asking<'_, D>, logits: &mut [f32], how: &Choosing<'_>) {
     if how.repetition_penalty != 1.0 {
         penalise(logits, row.seen.iter().copied(), how.repetition_penalty);

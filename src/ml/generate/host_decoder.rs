@@ -244,7 +244,7 @@ impl Decoder for HostDecoder<'_> {
     }
 
     fn look_back(&self, context: &mut Vec<f32>, state: &Vec<f32>) -> Result<()> {
-        context.extend(unit_length(state, state.len()));
+        host_choice::look_back(context, state);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::form::wide;
-use super::given::with_gradient;
+use super::given::with_gradient_to;
 use super::host::{dot, elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply};
 use super::product::product;
@@ -358,18 +358,12 @@ fn masked_softmax(scores: &Tensor, allowed: &Tensor) -> Result<Tensor> {
         candle_nn::ops::softmax(&seen, D::Minus1)?
     };
     let kept = weights.clone();
-    let nothing = Tensor::zeros((), scores.dtype(), scores.device())?;
-    with_gradient(
-        "masked_softmax",
-        weights,
-        (scores, &nothing),
-        move |_, _, gradient| {
-            // dS = P (dP - sum_j P dP)
-            let products = (&kept * gradient)?;
-            let sums = products.sum_keepdim(D::Minus1)?;
-            Ok((Some((products - kept.broadcast_mul(&sums)?)?), None))
-        },
-    )
+    with_gradient_to("masked_softmax", weights, scores, move |_, gradient| {
+        // dS = P (dP - sum_j P dP)
+        let products = (&kept * gradient)?;
+        let sums = products.sum_keepdim(D::Minus1)?;
+        Ok(Some((products - kept.broadcast_mul(&sums)?)?))
+    })
 }
 
 /// One row of the batch and one key/value head.

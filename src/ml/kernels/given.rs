@@ -42,6 +42,19 @@ pub(in crate::ml) fn with_gradient(
     )
 }
 
+/// The same of one operand: the gradient to it is worked out of it and of that of the result.
+pub(in crate::ml) fn with_gradient_to(
+    name: &'static str,
+    out: Tensor,
+    x: &Tensor,
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let nothing = Tensor::zeros((), x.dtype(), x.device())?;
+    with_gradient(name, out, (x, &nothing), move |x, _, gradient| {
+        Ok((backward(x, gradient)?, None))
+    })
+}
+
 struct Given {
     name: &'static str,
     /// Taken when it is handed on: the graph would keep it until the backward pass.

@@ -2,7 +2,6 @@
 
 use candle_core::DType;
 
-use super::super::contrastive::unit_length;
 use super::super::decoder::{Asking, Choosing, Decoder, Read};
 use super::super::distribution::Choice;
 use super::super::host_choice;
@@ -89,7 +88,7 @@ impl Decoder for Recompute<'_> {
     }
 
     fn look_back(&self, context: &mut Vec<f32>, state: &Vec<f32>) -> Result<()> {
-        context.extend(unit_length(state, state.len()));
+        host_choice::look_back(context, state);
         Ok(())
     }
 }

@@ -573,7 +573,7 @@ fn a_step_given_up_before_its_update_has_changed_nothing() {
     trainer.cancelled_by(Cancel::new(Arc::default()));
     let mut failures = 0;
     loop {
-        trainer.shared.rewards = Box::new(Failing {
+        trainer.shared.rewards = Box::new(rewards::Failing {
             rewards: Counted::boxed(GOOD),
             left: AtomicUsize::new(failures),
         });
@@ -586,44 +586,4 @@ fn a_step_given_up_before_its_update_has_changed_nothing() {
         assert_eq!(before.values, after.values, "after {failures} answers");
     }
     assert!(failures > 2, "{failures}");
-}
-
-/// Rewards for which there is no memory after some answers.
-struct Failing {
-    rewards: Box<Counted>,
-    left: AtomicUsize,
-}
-
-impl Failing {
-    fn take(&self) -> Result<(), TrainError> {
-        let taken = self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            });
-        match taken {
-            Ok(_) => Ok(()),
-            Err(_) => Err(candle_core::Error::msg("out of memory").into()),
-        }
-    }
-}
-
-impl Rewards for Failing {
-    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
-        self.take()?;
-        self.rewards.of_completions(answers)
-    }
-
-    fn of_prefixes(
-        &self,
-        answers: &[Answer<'_>],
-        batch: &TokenBatch,
-    ) -> Result<Tensor, TrainError> {
-        self.take()?;
-        self.rewards.of_prefixes(answers, batch)
-    }
-
-    fn size(&self) -> Option<crate::ml::trainer::ModelSize> {
-        None
-    }
 }

@@ -27,6 +27,46 @@ impl Rewards for ByPrompt {
     }
 }
 
+/// Rewards for which there is no memory after some answers.
+pub(super) struct Failing {
+    pub(super) rewards: Box<Counted>,
+    pub(super) left: AtomicUsize,
+}
+
+impl Failing {
+    fn take(&self) -> Result<(), TrainError> {
+        let taken = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            });
+        match taken {
+            Ok(_) => Ok(()),
+            Err(_) => Err(candle_core::Error::msg("out of memory").into()),
+        }
+    }
+}
+
+impl Rewards for Failing {
+    fn of_completions(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, TrainError> {
+        self.take()?;
+        self.rewards.of_completions(answers)
+    }
+
+    fn of_prefixes(
+        &self,
+        answers: &[Answer<'_>],
+        batch: &TokenBatch,
+    ) -> Result<Tensor, TrainError> {
+        self.take()?;
+        self.rewards.of_prefixes(answers, batch)
+    }
+
+    fn size(&self) -> Option<crate::ml::trainer::ModelSize> {
+        None
+    }
+}
+
 fn twins() -> Vec<PromptCompletions> {
     let twin = PromptCompletions {
         prompt: vec![0, 2],
