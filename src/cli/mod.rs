@@ -43,7 +43,7 @@ use std::time::Duration;
 use clap::builder::OsStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::engine::machine::{ABOUT_GPU, Refusal};
+use crate::engine::machine::ABOUT_GPU;
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
 use crate::engine::stage::{Registry, StageError};
@@ -450,8 +450,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             Ok(worker::main(registry, job))
         }
         Command::AboutGpu => {
-            let found = worker::gpu_of_this_machine().map_err(Refusal::from);
-            output.json(&found);
+            output.json(&worker::about_gpu());
             Ok(exit_code::OK)
         }
         Command::AboutCuda => {

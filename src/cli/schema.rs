@@ -54,6 +54,7 @@ fn schema(registry: &Registry) -> Json {
                     "cpus": { "type": "integer" },
                     "memory": { "type": ["integer", "string"], "description": "Bytes, or text such as 4GB." },
                     "gpus": { "type": "integer" },
+                    "gpu_memory": { "type": ["integer", "string"], "description": "The least that each GPU must have in all, such as 40GB." },
                     "tokens": { "type": "object", "description": "Of each token, how many; `run --tokens NAME=N` says how many there are." },
                 },
             },

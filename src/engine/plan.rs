@@ -423,7 +423,7 @@ pub fn class_here(instance: &Instance, machine: &Machine) -> String {
     let place = match gpu_use {
         GpuUse::Program if wants => Place::Program,
         GpuUse::Tensors if wants => {
-            let gpu = machine.gpu();
+            let gpu = machine.gpu(instance.resources.gpu_memory);
             gpu.map_or(Place::Processor, |gpu| Place::Gpu(gpu.clone()))
         }
         _ => Place::Processor,

@@ -27,7 +27,10 @@ int cuDriverGetVersion(int *version) { *version = of("DRIVER_CUDA", 13000); retu
 int cuDeviceGetCount(int *count) { *count = of("DRIVER_GPUS", 1); return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "NVIDIA Example", length); return 0; }
-int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 1ul << 36; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    *bytes = of("CUDA_VISIBLE_DEVICES", 0) == 5 ? 80000000000ul : 24000000000ul;
+    return 0;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? of("DRIVER_MAJOR", 9) : 0;
     return 0;
@@ -235,4 +238,47 @@ fn where_no_gpu_can_be_had_the_processor_does_it_and_says_why() {
         (made.device.as_str(), made.numerics.as_str(), made.gpu),
         ("cpu", "cpu/2", None)
     );
+}
+
+#[test]
+fn a_stage_is_given_a_gpu_of_the_memory_that_it_asks_for() {
+    let space = space();
+    let asking = |memory: &str| {
+        let asked = format!("resources: {{ gpus: 1, gpu_memory: {memory} }}");
+        space.write(
+            "p.yaml",
+            &PIPELINE.replace("resources: { gpus: 1 }", &asked),
+        );
+    };
+    asking("40GB");
+    let (message, _) = refusal(&run(&space, &[], &[]));
+    assert_eq!(message, "sample has come to GPU 5");
+    asking("81GB");
+    let (message, hint) = refusal(&run(&space, &["--device", "cuda"], &[]));
+    assert!(message.starts_with("no GPU can be had on "), "{message}");
+    assert!(hint.contains("resources.gpu_memory"), "{hint}");
+    // A processor will do where nobody insists.
+    let report = run(&space, &[], &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    let notes = events(&report, "stage_note", "text");
+    assert!(
+        notes.contains(&"asks for 1 GPU; this machine shows 0 of that memory".to_owned()),
+        "{notes:?}"
+    );
+    asking("much");
+    let report = space.flowgraph(&["check", "p.yaml"]);
+    assert_eq!(report.code, 3);
+    assert!(report.stderr.contains("`4GB`"), "{}", report.stderr);
+}
+
+#[test]
+fn memory_that_cannot_hold_the_weights_is_told_before_the_work() {
+    let space = Space::new(&PIPELINE.replace("{ gpus: 1 }", "{ memory: 1KB }"));
+    let report = run(&space, &[], &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    let notes = events(&report, "stage_note", "text");
+    let told = |note: &String| {
+        note.starts_with("warning: declares `resources.memory` of 1 MB, and the weights")
+    };
+    assert!(notes.iter().any(told), "{notes:?}");
 }

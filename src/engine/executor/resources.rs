@@ -47,11 +47,21 @@ impl Pool {
     /// Gives a stage what it asks for, or nothing if that is not free now.
     ///
     /// A stage that asks for more than the machine has runs alone, with all there is.
-    pub(super) fn take(&mut self, request: &Resources, gpu_use: GpuUse) -> Option<Grant> {
+    /// Of the GPUs, it is given those that `fits` says are large enough.
+    pub(super) fn take(
+        &mut self,
+        request: &Resources,
+        gpu_use: GpuUse,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<Grant> {
         let cpus = request.cpus.min(self.total.cpus);
         let memory = request.memory.min(self.total.memory);
         let gpus = self.total.device.gpus(gpu_use, request.gpus);
-        let gpus = gpus.min(self.total.gpus.len());
+        let fits = |gpu: &String| fits(gpu);
+        let gpus = match gpus {
+            0 => 0,
+            gpus => gpus.min(self.total.gpus.iter().filter(|gpu| fits(gpu)).count()),
+        };
         let free = &mut self.free;
         let of = |tokens: &BTreeMap<String, usize>, name: &String| {
             tokens.get(name).copied().unwrap_or(1)
@@ -67,9 +77,15 @@ impl Pool {
         {
             return None;
         }
-        if free.jobs == 0 || free.cpus < cpus || free.memory < memory || free.gpus.len() < gpus {
+        if free.jobs == 0 || free.cpus < cpus || free.memory < memory {
             return None;
         }
+        let found = free.gpus.iter().filter(|gpu| fits(gpu));
+        let given: Vec<String> = found.take(gpus).cloned().collect();
+        if given.len() < gpus {
+            return None;
+        }
+        free.gpus.retain(|gpu| !given.contains(gpu));
         free.jobs -= 1;
         free.cpus -= cpus;
         free.memory -= memory;
@@ -80,7 +96,7 @@ impl Pool {
             tokens,
             cpus,
             memory,
-            gpus: free.gpus.drain(..gpus).collect(),
+            gpus: given,
         })
     }
 
@@ -101,6 +117,8 @@ impl Pool {
 mod tests {
     use super::*;
 
+    const ANY: fn(&str) -> bool = |_| true;
+
     fn resources(cpus: usize, memory: u64, gpus: usize) -> Resources {
         Resources {
             cpus,
@@ -120,33 +138,61 @@ mod tests {
             gpus: vec!["0".to_owned(), "3".to_owned()],
             tokens: BTreeMap::new(),
         });
-        let first = pool.take(&resources(2, 60, 1), GpuUse::Program).unwrap();
+        let first = pool
+            .take(&resources(2, 60, 1), GpuUse::Program, ANY)
+            .unwrap();
         assert_eq!(first.gpus, ["0"]);
         assert!(
-            pool.take(&resources(1, 60, 0), GpuUse::Program).is_none(),
+            pool.take(&resources(1, 60, 0), GpuUse::Program, ANY)
+                .is_none(),
             "memory is taken"
         );
         assert!(
-            pool.take(&resources(3, 0, 0), GpuUse::Program).is_none(),
+            pool.take(&resources(3, 0, 0), GpuUse::Program, ANY)
+                .is_none(),
             "cores are taken"
         );
         assert_eq!(
-            pool.take(&resources(1, 10, 1), GpuUse::Program)
+            pool.take(&resources(1, 10, 1), GpuUse::Program, ANY)
                 .unwrap()
                 .gpus,
             ["3"]
         );
         assert!(
-            pool.take(&resources(1, 0, 1), GpuUse::Program).is_none(),
+            pool.take(&resources(1, 0, 1), GpuUse::Program, ANY)
+                .is_none(),
             "GPUs are taken"
         );
         pool.give_back(&first);
         assert_eq!(
-            pool.take(&resources(1, 60, 1), GpuUse::Program)
+            pool.take(&resources(1, 60, 1), GpuUse::Program, ANY)
                 .unwrap()
                 .gpus,
             ["0"]
         );
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_small_is_given_to_others() {
+        let mut pool = Pool::new(&Capacity {
+            jobs: 8,
+            cpus: 8,
+            memory: 0,
+            device: DeviceChoice::Auto,
+            gpus: vec!["0".to_owned(), "1".to_owned(), "2".to_owned()],
+            tokens: BTreeMap::new(),
+        });
+        let one = resources(1, 0, 1);
+        let large = pool.take(&one, GpuUse::Tensors, |gpu| gpu == "1");
+        assert_eq!(large.unwrap().gpus, ["1"]);
+        assert!(
+            pool.take(&one, GpuUse::Tensors, |gpu| gpu == "1").is_none(),
+            "the large one is taken"
+        );
+        let any = pool.take(&one, GpuUse::Tensors, ANY).unwrap();
+        assert_eq!(any.gpus, ["0"]);
+        let none = pool.take(&one, GpuUse::Tensors, |_| false).unwrap();
+        assert!(none.gpus.is_empty(), "nothing to wait for");
     }
 
     #[test]
@@ -162,7 +208,7 @@ mod tests {
             })
         };
         let given = |device, gpu_use, asked| {
-            let grant = pool(device).take(&resources(1, 0, asked), gpu_use);
+            let grant = pool(device).take(&resources(1, 0, asked), gpu_use, ANY);
             grant.unwrap().gpus.len()
         };
         use DeviceChoice::{Auto, Cpu, Cuda};
@@ -197,23 +243,27 @@ mod tests {
             ..Resources::default()
         };
         let first = pool
-            .take(&with(&[("judge", 1), ("license", 1)]), GpuUse::Program)
+            .take(&with(&[("judge", 1), ("license", 1)]), GpuUse::Program, ANY)
             .unwrap();
         assert!(
-            pool.take(&with(&[("license", 1)]), GpuUse::Program)
+            pool.take(&with(&[("license", 1)]), GpuUse::Program, ANY)
                 .is_none(),
             "of an unnamed one there is one"
         );
         assert!(
-            pool.take(&with(&[("judge", 2)]), GpuUse::Program).is_none(),
+            pool.take(&with(&[("judge", 2)]), GpuUse::Program, ANY)
+                .is_none(),
             "one of two is taken"
         );
-        assert!(pool.take(&with(&[("judge", 1)]), GpuUse::Program).is_some());
-        assert!(pool.take(&with(&[]), GpuUse::Program).is_some());
+        assert!(
+            pool.take(&with(&[("judge", 1)]), GpuUse::Program, ANY)
+                .is_some()
+        );
+        assert!(pool.take(&with(&[]), GpuUse::Program, ANY).is_some());
         pool.give_back(&first);
         // More than there is: all there is.
         assert!(
-            pool.take(&with(&[("license", 5)]), GpuUse::Program)
+            pool.take(&with(&[("license", 5)]), GpuUse::Program, ANY)
                 .is_some()
         );
     }
@@ -229,7 +279,7 @@ mod tests {
             tokens: BTreeMap::new(),
         });
         let all = pool
-            .take(&resources(64, 1 << 40, 8), GpuUse::Program)
+            .take(&resources(64, 1 << 40, 8), GpuUse::Program, ANY)
             .unwrap();
         assert_eq!((all.cpus, all.gpus.len()), (2, 0));
     }

@@ -25,8 +25,10 @@ impl Execution<'_> {
                 None
             } else {
                 let gpu_use = self.gpu_use(stage);
+                let request = &self.pipeline.stages[stage].resources;
+                let machine = &self.options.plan.machine;
                 self.pool
-                    .take(&self.pipeline.stages[stage].resources, gpu_use)
+                    .take(request, gpu_use, |gpu| machine.has(gpu, request.gpu_memory))
             };
             let Some(grant) = grant else {
                 kept.push_back(stage);
@@ -75,7 +77,7 @@ impl Execution<'_> {
         if !(may_do_without && machine.offers_gpus(gpu_use, instance.resources.gpus)) {
             return gpu_use;
         }
-        let Err(refusal) = machine.gpu() else {
+        let Err(refusal) = machine.gpu(0) else {
             return gpu_use;
         };
         if !self.told_of_gpus {
@@ -145,6 +147,8 @@ impl Execution<'_> {
                 GpuUse::Tensors if self.told_of_gpus => grant.gpus.len(),
                 _ => instance.resources.gpus,
             },
+            memory: instance.resources.memory,
+            gpu_memory: instance.resources.gpu_memory,
             threads: grant.cpus,
         }
     }

@@ -56,8 +56,29 @@ impl std::fmt::Display for Refusal {
 #[derive(Debug)]
 pub struct Machine {
     device: DeviceChoice,
-    gpus: Vec<String>,
-    found: OnceLock<Result<Gpu, Refusal>>,
+    gpus: Vec<(String, OnceLock<AboutGpu>)>,
+}
+
+/// What the command [`ABOUT_GPU`] answers of the first GPU that it sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AboutGpu {
+    /// The GPU, as its driver describes it.
+    pub gpu: Result<Gpu, Refusal>,
+    /// Why tensors cannot lie there.
+    pub refusal: Option<Refusal>,
+}
+
+impl AboutGpu {
+    fn nothing(why: Refusal) -> Self {
+        Self {
+            gpu: Err(why.clone()),
+            refusal: Some(why),
+        }
+    }
+
+    fn has(&self, least_memory: u64) -> bool {
+        (self.gpu.as_ref()).is_ok_and(|gpu| gpu.memory_bytes >= least_memory)
+    }
 }
 
 impl Default for Machine {
@@ -71,8 +92,7 @@ impl Machine {
     pub fn new(device: DeviceChoice, gpus: Vec<String>) -> Self {
         Self {
             device,
-            gpus,
-            found: OnceLock::new(),
+            gpus: gpus.into_iter().map(|id| (id, OnceLock::new())).collect(),
         }
     }
 
@@ -92,35 +112,79 @@ impl Machine {
         self.device.gpus(gpu_use, asked) > 0 && !self.gpus.is_empty()
     }
 
-    /// Returns the GPU that tensors would lie on, or why there is none. Asked once, and only when it is needed.
-    pub fn gpu(&self) -> Result<&Gpu, &Refusal> {
-        let found = self.found.get_or_init(|| match self.gpus.first() {
-            None => Err(Refusal {
-                message: "no GPU is visible".to_owned(),
+    /// Returns the GPU that tensors would lie on which need one with so many bytes of memory, or why there is none.
+    /// Asked once, and only when it is needed.
+    pub fn gpu(&self, least_memory: u64) -> Result<&Gpu, Refusal> {
+        let found = self.gpus.iter().find(|(id, _)| self.has(id, least_memory));
+        let Some((id, _)) = found else {
+            let message = match self.largest() {
+                _ if self.gpus.is_empty() => "no GPU is visible".to_owned(),
+                Some(gpu) => too_small(gpu, least_memory),
+                None => format!("no GPU here is known to have {}", gigabytes(least_memory)),
+            };
+            return Err(Refusal {
+                message,
                 hint: None,
-            }),
-            Some(id) => ask(id),
+            });
+        };
+        let about = self.about(id);
+        match (&about.refusal, &about.gpu) {
+            (Some(refusal), _) => Err(refusal.clone()),
+            (None, gpu) => gpu.as_ref().map_err(Refusal::clone),
+        }
+    }
+
+    /// Whether a GPU has so many bytes of memory in all.
+    pub fn has(&self, id: &str, least_memory: u64) -> bool {
+        least_memory == 0 || self.about(id).has(least_memory)
+    }
+
+    fn largest(&self) -> Option<&Gpu> {
+        let known = self.gpus.iter().filter_map(|(id, _)| {
+            let about = self.about(id);
+            about.gpu.as_ref().ok()
         });
-        found.as_ref()
+        known.max_by_key(|gpu| gpu.memory_bytes)
+    }
+
+    fn about(&self, id: &str) -> &AboutGpu {
+        static UNKNOWN: OnceLock<AboutGpu> = OnceLock::new();
+        let found = self.gpus.iter().find(|(known, _)| known == id);
+        let found = found.map_or(&UNKNOWN, |(_, found)| found);
+        found.get_or_init(|| ask(id))
     }
 }
 
-fn ask(id: &str) -> Result<Gpu, Refusal> {
-    let refusal = |why: String| Refusal {
-        message: format!("nothing is known of GPU {id}: {why}"),
-        hint: Some("`--device cpu` asks nothing of it".to_owned()),
+/// Says that a GPU has too little memory.
+pub fn too_small(gpu: &Gpu, least_memory: u64) -> String {
+    format!(
+        "`resources.gpu_memory` asks for {}, and the {} has {}",
+        gigabytes(least_memory),
+        gpu.name,
+        gigabytes(gpu.memory_bytes)
+    )
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+fn ask(id: &str) -> AboutGpu {
+    let nothing = |why: String| {
+        AboutGpu::nothing(Refusal {
+            message: format!("nothing is known of GPU {id}: {why}"),
+            hint: Some("`--device cpu` asks nothing of it".to_owned()),
+        })
     };
-    let program = std::env::current_exe().map_err(|error| refusal(error.to_string()))?;
-    let mut command = Command::new(program);
-    command.arg(ABOUT_GPU).env("CUDA_VISIBLE_DEVICES", id);
-    let answer = answer_of(&mut command).map_err(|error| refusal(error.to_string()))?;
+    let answer = std::env::current_exe().and_then(|program| {
+        let mut command = Command::new(program);
+        answer_of(command.arg(ABOUT_GPU).env("CUDA_VISIBLE_DEVICES", id))
+    });
     match answer {
-        None => Err(refusal(format!(
-            "no answer within {} s",
-            PATIENCE.as_secs()
-        ))),
-        Some(answer) => serde_json::from_slice(&answer.stdout)
-            .unwrap_or_else(|_| Err(refusal(answer.status.to_string()))),
+        Err(error) => nothing(error.to_string()),
+        Ok(None) => nothing(format!("no answer within {} s", PATIENCE.as_secs())),
+        Ok(Some(answer)) => serde_json::from_slice(&answer.stdout)
+            .unwrap_or_else(|_| nothing(answer.status.to_string())),
     }
 }
 
@@ -202,6 +266,6 @@ mod tests {
     #[test]
     fn a_machine_without_gpus_is_not_asked() {
         let machine = Machine::new(DeviceChoice::Auto, Vec::new());
-        assert_eq!(machine.gpu().unwrap_err().message, "no GPU is visible");
+        assert_eq!(machine.gpu(0).unwrap_err().message, "no GPU is visible");
     }
 }

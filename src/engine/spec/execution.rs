@@ -34,8 +34,9 @@ impl Builder<'_> {
             match (key.as_str(), count) {
                 ("cpus", Some(count)) if count > 0 => resources.cpus = count,
                 ("gpus", Some(count)) => resources.gpus = count,
-                ("memory", _) => match parse_bytes(value) {
-                    Some(bytes) => resources.memory = bytes,
+                ("memory" | "gpu_memory", _) => match parse_bytes(value) {
+                    Some(bytes) if key == "memory" => resources.memory = bytes,
+                    Some(bytes) => resources.gpu_memory = bytes,
                     None => self.errors.push(Diagnostic::error(
                         path,
                         format!(
@@ -75,7 +76,10 @@ impl Builder<'_> {
                 _ => self.errors.push(
                     Diagnostic::error(path, format!("unknown resource `{key}`"))
                         .at_key()
-                        .maybe_hint(did_you_mean(key, ["cpus", "memory", "gpus", "tokens"])),
+                        .maybe_hint(did_you_mean(
+                            key,
+                            ["cpus", "memory", "gpus", "gpu_memory", "tokens"],
+                        )),
                 ),
             }
         }

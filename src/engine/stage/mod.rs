@@ -52,6 +52,8 @@ pub struct Resources {
     pub memory: u64,
     /// GPUs; given to kinds that can use them ([`Kind::gpu_use`]), as far as the machine has any.
     pub gpus: usize,
+    /// Bytes of memory that each of them must have; 0 if any will do.
+    pub gpu_memory: u64,
     /// Of each token by name, how many: of a licence, or of a service that bears so many clients.
     pub tokens: BTreeMap<String, usize>,
 }
@@ -62,6 +64,7 @@ impl Default for Resources {
             cpus: 1,
             memory: 0,
             gpus: 0,
+            gpu_memory: 0,
             tokens: BTreeMap::new(),
         }
     }

@@ -14,7 +14,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::engine::machine::{CudaVersion, Driver, DriverError, Gpu, answer_of, host_name};
+use crate::engine::machine::{
+    AboutGpu, CudaVersion, Driver, DriverError, Gpu, Refusal, answer_of, host_name,
+};
 use crate::engine::stage::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 
@@ -102,12 +104,19 @@ fn dotted(capability: u32) -> String {
     format!("{}.{}", capability / 10, capability % 10)
 }
 
-/// Describes the first GPU that this process sees, if the tensors of a stage can lie there.
-pub fn gpu_of_this_machine() -> Result<Gpu, StageError> {
-    if IS_FOR_GPUS {
-        return usable_gpu(&About::this());
+/// Describes the first GPU that this process sees, and says why the tensors of a stage cannot lie there.
+pub fn about_gpu() -> AboutGpu {
+    let driver = start_driver();
+    let gpu = driver.and_then(|driver| driver.gpu(0).map_err(refused));
+    let usable = if IS_FOR_GPUS {
+        usable_gpu(&About::this())
+    } else {
+        found_program().map(|(_, gpu)| gpu)
+    };
+    AboutGpu {
+        gpu: gpu.map_err(Refusal::from),
+        refusal: usable.err().map(Refusal::from),
     }
-    found_program().map(|(_, gpu)| gpu)
 }
 
 /// Turns this process into the program for GPUs, which goes on with the job; returns only why it cannot.

@@ -37,6 +37,10 @@ pub struct Job {
     pub gpus: Vec<String>,
     /// How many it asks for.
     pub gpus_asked_for: usize,
+    /// Bytes of memory that it declares; 0 if it declares none.
+    pub memory: u64,
+    /// Bytes that each GPU must have; 0 if any will do.
+    pub gpu_memory: u64,
     /// Threads that may be used.
     pub threads: usize,
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hand_over::IS_FOR_GPUS;
-pub use hand_over::{ABOUT, About, gpu_of_this_machine};
+pub use hand_over::{ABOUT, About, about_gpu};
 pub use job::{Job, JobInput, Task};
 
 use super::artifact::Digest;
@@ -31,7 +31,7 @@ use super::fingerprint::Manifest;
 use super::limits;
 use super::machine::{
     DeviceChoice, Driver, Place, Products, Refusal, Work, host_name, is_about_gpu_memory,
-    may_stand_in, numerics_class, usage,
+    may_stand_in, numerics_class, too_small, usage,
 };
 use super::mask::Mask;
 use super::plan::find_local;
@@ -160,13 +160,22 @@ fn placed(
     let stage = kind.and_then(|kind| params::read(kind, &job.params).ok());
     // What is wrong with a kind or its params is told where they are read for good.
     let gpu_use = stage.map_or(GpuUse::None, |stage| stage.gpu_use());
-    if job.gpus.is_empty() || matches!(job.task, Task::Fetch) {
+    if matches!(job.task, Task::Fetch) {
+        return Ok((job, Place::Processor));
+    }
+    if job.gpus.is_empty() {
+        if gpu_use == GpuUse::Tensors && job.device == DeviceChoice::Cuda {
+            return Err(missing_gpus(&job));
+        }
         return Ok((job, Place::Processor));
     }
     let refused = match gpu_use {
         GpuUse::None => return Ok((job, Place::Processor)),
         GpuUse::Program => return Ok((job, Place::Program)),
         GpuUse::Tensors if IS_FOR_GPUS => match hand_over::usable_gpu(&About::this()) {
+            Ok(gpu) if gpu.memory_bytes < job.gpu_memory => {
+                StageError::new(too_small(&gpu, job.gpu_memory))
+            }
             Ok(gpu) => return Ok((job, Place::Gpu(gpu))),
             Err(error) => error,
         },
@@ -187,6 +196,14 @@ fn placed(
             Ok((job, Place::Processor))
         }
         refused => Err(refused),
+    }
+}
+
+fn missing_gpus(job: &Job) -> StageError {
+    let error = StageError::new(format!("no GPU can be had on {}", host_name()));
+    match job.gpu_memory {
+        0 => error,
+        _ => error.hint("`resources.gpu_memory` of the stage is more than each of them has"),
     }
 }
 
@@ -319,6 +336,7 @@ impl Worker<'_> {
         }
         self.events.send(&WorkerEvent::Started);
         self.tell_of_missing_gpus(stage);
+        self.tell_of_little_memory(stage);
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
         let scratch = self.store.scratch_path(fingerprint);
         sweep_dead_tries(&scratch)?;
@@ -466,6 +484,7 @@ impl Worker<'_> {
             GpuUse::None => format!("`{kind}` has nothing to compute there"),
             GpuUse::Tensors if given > 0 => format!("`{kind}` computes on one"),
             _ if self.job.device == DeviceChoice::Cpu => format!("`--device cpu` gives it {given}"),
+            _ if self.job.gpu_memory > 0 => format!("this machine shows {given} of that memory"),
             _ => format!("this machine shows {given}"),
         };
         self.events.send(&WorkerEvent::Note {
@@ -473,6 +492,35 @@ impl Worker<'_> {
             text: format!(
                 "asks for {asked} GPU{}; {why}",
                 if asked == 1 { "" } else { "s" }
+            ),
+        });
+    }
+
+    /// Warns, before hours are lost, of memory that is declared and cannot hold so much as the weights that the stage
+    /// is given.
+    fn tell_of_little_memory(&self, stage: &dyn Stage) {
+        if stage.gpu_use() != GpuUse::Tensors {
+            return;
+        }
+        let files = (self.job.inputs.iter()).flat_map(|input| &input.artifact.files);
+        let weights = files.filter(|file| file.path.ends_with(".safetensors"));
+        // Of 32 bits in the file, half may be held.
+        let least = weights.map(|file| file.size).sum::<u64>() / 2;
+        let on_gpu = matches!(self.place, Place::Gpu(_));
+        let (key, declared) = match on_gpu {
+            true => ("gpu_memory", self.job.gpu_memory),
+            false => ("memory", self.job.memory),
+        };
+        if declared == 0 || declared >= least {
+            return;
+        }
+        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+        self.events.send(&WorkerEvent::Note {
+            importance: Importance::Warning,
+            text: format!(
+                "warning: declares `resources.{key}` of {} MB, and the weights that it is given take {} MB at least",
+                megabytes(declared),
+                megabytes(least)
             ),
         });
     }

@@ -139,6 +139,8 @@ mod tests {
             device: DeviceChoice::Cpu,
             gpus: Vec::new(),
             gpus_asked_for: 0,
+            memory: 0,
+            gpu_memory: 0,
             threads: 1,
         };
         let events = Events(
