@@ -16,6 +16,7 @@ use crate::artifacts::compare::{self, Difference};
 use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::audit::{AuditStore, Recomputed, changed_source};
 use crate::engine::executor::RunOptions;
+use crate::engine::launch::Local;
 use crate::engine::machine::{COMPOSED, KERNELS};
 use crate::engine::plan::{Decision, Known, PlanOptions, Planner, StagePlan};
 use crate::engine::spec::Pipeline;
@@ -164,19 +165,22 @@ pub(super) fn run(
         }
         // As many threads as were asked for, whatever the machine has.
         capacity.cpus = capacity.cpus.max(condition.threads.unwrap_or(0));
-        let options = RunOptions {
-            plan: PlanOptions::default(),
-            wanted: Vec::new(),
-            capacity,
-            fail_fast: false,
-            interrupts: interrupts.clone(),
-            program: std::env::current_exe()?,
+        let launcher = Local {
             environment: match condition.device.as_str() {
                 COMPOSED => vec![(KERNELS, COMPOSED)],
                 // Whatever this process has been told.
                 "cpu" => vec![(KERNELS, "fused")],
                 _ => Vec::new(),
             },
+            ..Local::new()?
+        };
+        let options = RunOptions {
+            plan: PlanOptions::default(),
+            wanted: Vec::new(),
+            capacity,
+            fail_fast: false,
+            interrupts: interrupts.clone(),
+            launcher: Box::new(launcher),
         };
         let quiet = Output {
             json: false,

@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod cluster;
 mod compare;
 mod completions;
 mod costs;
@@ -43,6 +44,7 @@ use std::time::Duration;
 use clap::builder::OsStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::engine::launch::run_agent;
 use crate::engine::machine::ABOUT_GPU;
 use crate::engine::overrides::Overrides;
 use crate::engine::spec::{LoadError, Pipeline};
@@ -207,6 +209,12 @@ enum Command {
         /// Number of an open file with the job, which is on standard input otherwise
         #[arg(long, value_parser = clap::value_parser!(i32).range(3..))]
         job: Option<i32>,
+    },
+    /// Run the stages of a cluster's job; started by the jobs that `run --executor slurm` submits
+    #[command(hide = true)]
+    Agent {
+        /// The job's folder
+        folder: PathBuf,
     },
     /// Say what this program was built for, as JSON; asked of the program for GPUs
     #[command(hide = true, name = worker::ABOUT)]
@@ -449,6 +457,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             prepare();
             Ok(worker::main(registry, job))
         }
+        Command::Agent { folder } => run_agent(&folder).map_err(Failure::from),
         Command::AboutGpu => {
             output.json(&worker::about_gpu());
             Ok(exit_code::OK)

@@ -127,6 +127,15 @@ impl Lines {
                 }
                 Some(line)
             }
+            RunEvent::StageQueued {
+                stage,
+                job,
+                state,
+                reason,
+            } => (!self.output.quiet).then(|| {
+                let text = format!(" {stage}  job {job}: {}", queued_text(state, reason));
+                word("QUEUE", CYAN).and(&text)
+            }),
             RunEvent::StageWaiting { stage, holder } => {
                 Some(word("WAITING", YELLOW).and(&format!(" {stage}  waits for {holder}")))
             }
@@ -243,6 +252,15 @@ fn word(text: &str, style: Style) -> Text {
 /// Shortens a message and puts its further lines behind the column of words, where none looks like an event.
 fn message_text(message: &str) -> String {
     indented(&excerpt(message, MESSAGE), 13)
+}
+
+/// Says where a job is in the queue of a cluster.
+pub(super) fn queued_text(state: &str, reason: &str) -> String {
+    match (state, reason) {
+        ("RUNNING", host) => format!("runs on {host}"),
+        (state, "" | "None") => state.to_lowercase(),
+        (state, reason) => format!("{} ({reason})", state.to_lowercase()),
+    }
 }
 
 fn progress_text(progress: &Progress) -> String {

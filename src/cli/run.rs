@@ -12,6 +12,7 @@ use globset::Glob;
 use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
+use super::cluster::{self, Executor};
 pub(super) use super::interrupts::count_interrupts;
 use super::output::{Output, counted};
 use super::text::Text;
@@ -23,6 +24,7 @@ use super::{
 use crate::artifacts::table::TABLE;
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
+use crate::engine::launch::{Launcher, Local, Slurm};
 use crate::engine::machine::{DeviceChoice, Machine, visible_gpus};
 use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
@@ -47,7 +49,11 @@ pub(super) struct RunArgs {
     /// Run this stage again, whatever the store holds; if that is interrupted, the same command goes on from there
     #[arg(long, value_name = "STAGE")]
     rerun: Vec<String>,
-    /// Stages at once (default: one for each core); however many, their threads take no more cores than there are
+    /// What runs the stages: this machine, or the Slurm cluster that `sbatch` submits to, which has to see the store's folder
+    #[arg(long, value_enum, default_value = "local", env = "FLOWGRAPH_EXECUTOR")]
+    executor: Executor,
+    /// Stages at once (default: one for each core); however many, their threads take no more cores than there are. Of a
+    /// cluster: jobs in its queue (default: 100)
     #[arg(long, short, value_name = "N")]
     jobs: Option<usize>,
     /// Where to compute: auto (on the GPUs that stages ask for, where there are any), cpu, or cuda or cuda:N (all that a GPU
@@ -86,9 +92,17 @@ pub(super) fn run(
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
     }
     let wanted = wanted(args, &pipeline)?;
+    let capacity = match args.executor {
+        Executor::Local => capacity(args.jobs, &args.device)?,
+        Executor::Slurm => cluster_capacity(&args.device)?,
+    };
     let capacity = Capacity {
         tokens: tokens(&args.tokens)?,
-        ..capacity(args.jobs, &args.device)?
+        ..capacity
+    };
+    let machine = match args.executor {
+        Executor::Local => Machine::new(capacity.device, capacity.gpus.clone()),
+        Executor::Slurm => Machine::cluster(capacity.device),
     };
     let options = RunOptions {
         plan: PlanOptions {
@@ -97,14 +111,13 @@ pub(super) fn run(
             rerun: forced(args, &pipeline)?,
             exact_numerics: args.numerics == "exact",
             refresh: args.refresh,
-            machine: Arc::new(Machine::new(capacity.device, capacity.gpus.clone())),
+            machine: Arc::new(machine),
         },
         wanted: wanted.clone(),
         capacity,
         fail_fast: args.fail_fast,
         interrupts: count_interrupts()?,
-        program: std::env::current_exe()?,
-        environment: Vec::new(),
+        launcher: launcher(args, &pipeline, store)?,
     };
     // An empty variable asks for nothing.
     let track = args.track.as_ref().filter(|track| !track.is_empty());
@@ -147,6 +160,24 @@ pub(super) fn run(
         exit_code::OK
     } else {
         exit_code::STAGE_FAILED
+    })
+}
+
+/// Returns what starts the workers.
+fn launcher(
+    args: &RunArgs,
+    pipeline: &Pipeline,
+    store: &Store,
+) -> Result<Box<dyn Launcher>, Failure> {
+    Ok(match args.executor {
+        Executor::Local => Box::new(Local::new()?),
+        Executor::Slurm => {
+            let jobs = args.jobs.unwrap_or(cluster::JOBS);
+            if jobs == 0 {
+                return Err(Failure::usage("`--jobs` must be at least 1"));
+            }
+            Box::new(Slurm::new(cluster::settings(pipeline)?, jobs, store)?)
+        }
     })
 }
 
@@ -211,6 +242,28 @@ pub(super) fn capacity(jobs: Option<usize>, device: &str) -> Result<Capacity, Fa
         memory: machine_memory(),
         device,
         gpus,
+        tokens: BTreeMap::new(),
+    })
+}
+
+/// Returns what a cluster gives to a run: its queue decides, and knows its own GPUs.
+fn cluster_capacity(device: &str) -> Result<Capacity, Failure> {
+    let device = match device {
+        "cpu" => DeviceChoice::Cpu,
+        "auto" => DeviceChoice::Auto,
+        "cuda" => DeviceChoice::Cuda,
+        other => {
+            return Err(Failure::usage(format!(
+                "`--device {other}`: with `--executor slurm` it is auto, cpu or cuda"
+            )));
+        }
+    };
+    Ok(Capacity {
+        jobs: usize::MAX,
+        cpus: usize::MAX,
+        memory: u64::MAX,
+        device,
+        gpus: Vec::new(),
         tokens: BTreeMap::new(),
     })
 }

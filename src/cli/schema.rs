@@ -1,5 +1,6 @@
 //! `flowgraph schema`: the JSON schema of pipeline files.
 
+use crate::engine::launch::ClusterSettings;
 use serde_json::{Value as Json, json};
 
 use super::kinds::takes;
@@ -67,6 +68,11 @@ fn schema(registry: &Registry) -> Json {
     allow_references(&mut stage);
     stage["properties"]["kind"] = kind;
     stage["allOf"] = Json::Array(conditions);
+    let mut schema_of_cluster = schemars::schema_for!(ClusterSettings).to_value();
+    if let Some(map) = schema_of_cluster.as_object_mut() {
+        map.remove("$schema");
+        map.remove("title");
+    }
     // A profile patches stages in part, so its stages are checked only once merged.
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -121,6 +127,7 @@ fn schema(registry: &Registry) -> Json {
                 "items": { "type": "string" },
                 "description": "Stages whose tables `run` prints: else those that decide claims, or all.",
             },
+            "cluster": schema_of_cluster,
             "stages": { "type": "object", "additionalProperties": stage },
         },
         "$defs": definitions,

@@ -68,9 +68,30 @@ pub enum WorkerEvent {
     },
     /// The stage was asked to stop and did.
     Interrupted,
+    /// Its job is in the queue of a cluster.
+    Queued {
+        /// The job's number.
+        job: String,
+        /// Its state, as the cluster names it.
+        state: String,
+        /// Why it waits, or where it runs.
+        reason: String,
+    },
 }
 
 impl WorkerEvent {
+    /// Whether it says how a stage went, so that none follows.
+    pub(super) fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Self::Done { .. }
+                | Self::Fetched
+                | Self::Damaged { .. }
+                | Self::Failed { .. }
+                | Self::Interrupted
+        )
+    }
+
     /// Returns the event with every text that a stage may have chosen replaced.
     pub(super) fn with_texts(self, replace: impl Fn(&str) -> String) -> Self {
         match self {
@@ -144,6 +165,17 @@ pub enum RunEvent {
         gpus: Vec<String>,
         /// Things people should know.
         notes: Vec<String>,
+    },
+    /// A stage's job is in the queue of a cluster.
+    StageQueued {
+        /// The stage.
+        stage: String,
+        /// The job's number.
+        job: String,
+        /// Its state, as the cluster names it.
+        state: String,
+        /// Why it waits, or where it runs.
+        reason: String,
     },
     /// Another process runs the same stage.
     StageWaiting {

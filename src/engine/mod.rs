@@ -22,6 +22,7 @@ mod history;
 mod import;
 pub mod instance;
 mod interpolate;
+pub mod launch;
 pub mod limits;
 pub mod machine;
 pub mod mask;

@@ -16,9 +16,9 @@ use super::code;
 use super::fingerprint::{MANIFEST_FORMAT, Manifest, ManifestInput};
 use super::history::History;
 use super::instance::Instance;
-use super::machine::{Machine, Place, numerics_class};
+use super::machine::{Machine, numerics_class};
 use super::spec::Pipeline;
-use super::stage::{Estimate, GpuUse, SourceParam, StageError};
+use super::stage::{Estimate, SourceParam, StageError};
 use super::store::{Record, Store};
 use crate::sources::Source;
 
@@ -313,7 +313,7 @@ impl<'a> Planner<'a> {
         }
         let mut notes = Vec::new();
         let class = &record.provenance.numerics;
-        if *class != here {
+        if !self.options.machine.is_of(class, &here) {
             if self.options.exact_numerics {
                 return Ok(Found::Unusable(format!(
                     "its result was computed as {class}"
@@ -418,17 +418,7 @@ pub struct PlanError {
 
 /// The numerics class that the stage would compute in on this machine.
 pub fn class_here(instance: &Instance, machine: &Machine) -> String {
-    let gpu_use = instance.stage.gpu_use();
-    let wants = machine.offers_gpus(gpu_use, instance.resources.gpus);
-    let place = match gpu_use {
-        GpuUse::Program if wants => Place::Program,
-        GpuUse::Tensors if wants => {
-            let gpu = machine.gpu(instance.resources.gpu_memory);
-            gpu.map_or(Place::Processor, |gpu| Place::Gpu(gpu.clone()))
-        }
-        _ => Place::Processor,
-    };
-    numerics_class(&place)
+    numerics_class(&machine.place(instance.stage.gpu_use(), &instance.resources))
 }
 
 /// Says why a stage is not cached: its own differences from the nearest record, and why its open or changed

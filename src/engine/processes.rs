@@ -1,6 +1,10 @@
-//! Processes that outlive what started them, in whatever group or session.
+//! Processes: short-lived ones that are asked something, and those that outlive what started them.
 
+use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
@@ -142,6 +146,70 @@ fn parse(id: i32, stat: &str) -> Option<Process> {
     })
 }
 
+/// How long a short-lived program may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// How much of what it says is read.
+const LONGEST: u64 = 1 << 22;
+
+/// What a short-lived program said.
+pub(super) struct Answer {
+    /// How it ended.
+    pub(super) status: ExitStatus,
+    /// The beginning of what it printed.
+    pub(super) stdout: Vec<u8>,
+    /// The beginning of its errors.
+    pub(super) stderr: Vec<u8>,
+}
+
+/// Runs a program that has little to say; `None` if it does not end in time. It is ended then, and what it started.
+pub(super) fn answer_of(command: &mut Command) -> std::io::Result<Option<Answer>> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let stdout = child.stdout.take().map(beginning_of);
+    let stderr = child.stderr.take().map(beginning_of);
+    let status = within(&mut child, PATIENCE)?;
+    if status.is_none() {
+        kill_group(i32::try_from(child.id()).unwrap_or(0));
+        child.wait()?;
+    }
+    let said = |of: Option<Receiver<Vec<u8>>>| {
+        // What it left running may hold the pipe open.
+        let said = of.and_then(|of| of.recv_timeout(Duration::from_secs(1)).ok());
+        said.unwrap_or_default()
+    };
+    Ok(status.map(|status| Answer {
+        status,
+        stdout: said(stdout),
+        stderr: said(stderr),
+    }))
+}
+
+fn within(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        match child.try_wait()? {
+            None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(5)),
+            ended => return Ok(ended),
+        }
+    }
+}
+
+/// Reads the beginning of what a program says, and lets it say the rest.
+fn beginning_of(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let _ = pipe.by_ref().take(LONGEST).read_to_end(&mut said);
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let _ = sender.send(said);
+    });
+    receiver
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,5 +222,17 @@ mod tests {
         assert!(parse(7, "7 (a").is_none());
         let own = getpid().as_raw_nonzero().get();
         assert!(all().iter().any(|process| process.id == own));
+    }
+
+    #[test]
+    fn of_a_long_answer_the_beginning_is_read() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "head -c 5000000 /dev/zero; echo no >&2; exit 3"]);
+        let answer = answer_of(&mut command).unwrap().unwrap();
+        assert_eq!(answer.stdout.len() as u64, LONGEST);
+        assert_eq!(
+            (&*answer.stderr, answer.status.code()),
+            (&b"no\n"[..], Some(3))
+        );
     }
 }

@@ -1,9 +1,8 @@
 //! What follows when a worker has ended: its result is settled, or it failed, is tried again, or its input is healed.
 
-use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use super::process::Ended;
+use super::running::Ended;
 use super::state::{State, Step};
 use super::{Execution, StageFailure};
 use crate::engine::artifact::Digest;
@@ -18,7 +17,7 @@ impl Execution<'_> {
         let Some(mut worker) = self.workers.remove(&stage) else {
             return;
         };
-        let status = worker.wait();
+        let ending = worker.wait();
         self.pool.give_back(&worker.grant);
         // The signal that ended it may have been meant for the whole run.
         self.heed_interrupts();
@@ -96,14 +95,11 @@ impl Execution<'_> {
             // It was asked to stop before it could listen.
             _ if self.stopping => self.interrupted(stage, name),
             _ => {
-                let signal = status.as_ref().ok().and_then(ExitStatusExt::signal);
-                let how =
-                    status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                let mut error = StageError::new(format!("its worker ended early: {how}"));
-                if let Some(hint) = signal.and_then(explain_signal) {
+                let mut error = StageError::new(format!("its worker ended early: {}", ending.said));
+                if let Some(hint) = ending.signal.and_then(explain_signal) {
                     error = error.hint(hint);
                 }
-                if signal == Some(libc::SIGABRT) {
+                if ending.signal == Some(libc::SIGABRT) {
                     error = error.hint("it gave up, as for memory that no machine has: its log says why, and a damaged input file may be the cause");
                 }
                 self.failed_or_retried(stage, name, error);
@@ -162,9 +158,7 @@ impl Execution<'_> {
         self.failures.push(failure);
         if self.options.fail_fast && !self.stopping {
             self.stopping = true;
-            for worker in self.workers.values() {
-                worker.ask_to_stop();
-            }
+            self.ask_all_to_stop();
         }
     }
 

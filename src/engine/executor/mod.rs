@@ -7,8 +7,8 @@
 
 mod decisions;
 mod endings;
-mod process;
 mod resources;
+mod running;
 mod starts;
 mod state;
 
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -25,17 +25,17 @@ pub use resources::Capacity;
 
 use super::artifact::Digest;
 use super::event::{Observer, Outcome, RunEvent, WorkerEvent};
+use super::launch::{Launcher, Message, Sayings};
 use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::runs::{RunFolder, RunStage};
 use super::spec::Pipeline;
 use super::stage::StageError;
 use super::store::{Lock, LockState, Record, Store};
-use process::{Ended, WorkerProcess};
 use resources::Pool;
+use running::{Ended, Running};
 use state::{State, Step};
 
 /// How a run is to go.
-#[derive(Debug, Clone)]
 pub struct RunOptions {
     /// See [`PlanOptions`].
     pub plan: PlanOptions,
@@ -47,10 +47,8 @@ pub struct RunOptions {
     pub fail_fast: bool,
     /// Counts the signals that asked the run to stop: the first lets stages checkpoint, the second ends them.
     pub interrupts: Arc<AtomicUsize>,
-    /// The program that is started as `PROGRAM worker`.
-    pub program: PathBuf,
-    /// What it finds in its environment besides what this process has.
-    pub environment: Vec<(&'static str, &'static str)>,
+    /// Starts the workers of stages.
+    pub launcher: Box<dyn Launcher>,
 }
 
 /// How a run went.
@@ -142,22 +140,15 @@ struct Execution<'a> {
     /// When a failed stage may be tried again.
     not_before: BTreeMap<usize, Instant>,
     tries: Vec<u32>,
-    workers: BTreeMap<usize, WorkerProcess>,
+    workers: BTreeMap<usize, Running>,
     pool: Pool,
-    sender: Sender<(usize, Message)>,
+    sender: Sayings,
     receiver: Receiver<(usize, Message)>,
     failures: Vec<StageFailure>,
     recomputed: Option<Recomputed>,
     stopping: bool,
     /// Whether it was said that no GPU can be had.
     told_of_gpus: bool,
-}
-
-/// What a worker's thread tells the loop.
-enum Message {
-    Event(WorkerEvent),
-    /// Its standard output ended.
-    Ended,
 }
 
 impl<'a> Execution<'a> {
@@ -238,6 +229,7 @@ impl<'a> Execution<'a> {
             } else {
                 self.start_queued();
             }
+            self.options.launcher.turn();
             if self.workers.is_empty() && self.queue.is_empty() {
                 break;
             }
@@ -335,10 +327,13 @@ impl<'a> Execution<'a> {
                     holder,
                 });
             }
-            Message::Event(WorkerEvent::CommandGroup { group }) => {
-                if let Some(worker) = self.workers.get_mut(&stage) {
-                    worker.command_group = group;
-                }
+            Message::Event(WorkerEvent::Queued { job, state, reason }) => {
+                self.emit(RunEvent::StageQueued {
+                    stage: name,
+                    job,
+                    state,
+                    reason,
+                });
             }
             Message::Event(WorkerEvent::Started) => {
                 // Waiting for another process is no part of the time that a stage may take.
@@ -359,14 +354,18 @@ impl<'a> Execution<'a> {
         let interrupts = self.options.interrupts.load(Ordering::SeqCst);
         if interrupts > 0 && !self.stopping {
             self.stopping = true;
-            for worker in self.workers.values() {
-                worker.ask_to_stop();
-            }
+            self.ask_all_to_stop();
         }
         if interrupts > 1 {
             for worker in self.workers.values_mut() {
                 worker.end(Ended::AtOnce);
             }
+        }
+    }
+
+    fn ask_all_to_stop(&mut self) {
+        for worker in self.workers.values_mut() {
+            worker.ask_to_stop();
         }
     }
 

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Execution;
-use super::process;
 use super::resources::Grant;
+use super::running::Running;
 use super::state::Step;
 use crate::engine::context::Importance;
 use crate::engine::event::RunEvent;
+use crate::engine::launch::Order;
 use crate::engine::machine::DeviceChoice;
 use crate::engine::runs::log_path;
 use crate::engine::stage::GpuUse;
@@ -34,29 +35,22 @@ impl Execution<'_> {
                 kept.push_back(stage);
                 continue;
             };
-            let job = self.job(stage, &grant);
-            match process::start(
-                stage,
-                &job,
-                &grant,
-                &self.options,
-                self.log_path(stage),
-                &self.secrets(stage),
-                &self.sender,
-            ) {
+            let order = self.order(stage, &grant);
+            let launcher = &mut self.options.launcher;
+            match launcher.launch(stage, order, &self.sender) {
                 Ok(worker) => {
                     let plan = self.plans[stage].as_ref();
                     let event = RunEvent::StageStarted {
-                        stage: job.stage,
+                        stage: self.pipeline.stages[stage].name.clone(),
                         fingerprint: plan.and_then(|plan| plan.fingerprint),
                         causes: plan.map(|plan| plan.causes.clone()).unwrap_or_default(),
-                        gpus: job.gpus,
+                        gpus: grant.gpus.clone(),
                         notes: plan.map(|plan| plan.notes.clone()).unwrap_or_default(),
                     };
                     self.folder.begin_work();
                     self.emit(event);
                     self.step(stage, Step::Start);
-                    self.workers.insert(stage, worker);
+                    self.workers.insert(stage, Running::new(worker, grant));
                 }
                 Err(error) => {
                     self.pool.give_back(&grant);
@@ -74,7 +68,8 @@ impl Execution<'_> {
         let gpu_use = instance.stage.gpu_use();
         let machine = &self.options.plan.machine;
         let may_do_without = gpu_use == GpuUse::Tensors && machine.device() == DeviceChoice::Auto;
-        if !(may_do_without && machine.offers_gpus(gpu_use, instance.resources.gpus)) {
+        let is_here = !machine.is_cluster();
+        if !(is_here && may_do_without && machine.offers_gpus(gpu_use, instance.resources.gpus)) {
             return gpu_use;
         }
         let Err(refusal) = machine.gpu(0) else {
@@ -106,7 +101,22 @@ impl Execution<'_> {
             .collect()
     }
 
-    pub(super) fn job(&self, stage: usize, grant: &Grant) -> Job {
+    fn order(&self, stage: usize, grant: &Grant) -> Order {
+        let instance = &self.pipeline.stages[stage];
+        let plan = self.plans[stage].as_ref();
+        Order {
+            job: self.job(stage, grant),
+            log: self.log_path(stage),
+            secrets: self.secrets(stage),
+            resources: instance.resources.clone(),
+            gpus: (self.options.capacity.device)
+                .gpus(instance.stage.gpu_use(), instance.resources.gpus),
+            timeout: instance.timeout,
+            estimate: plan.and_then(|plan| plan.estimate.seconds),
+        }
+    }
+
+    fn job(&self, stage: usize, grant: &Grant) -> Job {
         let instance = &self.pipeline.stages[stage];
         let plan = self.plans[stage].as_ref();
         let task = plan

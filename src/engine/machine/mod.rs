@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::stage::GpuUse;
 
 pub use driver::{CudaVersion, Driver, DriverError, Gpu, Products};
-pub use probe::{ABOUT_GPU, AboutGpu, Machine, Refusal, answer_of, too_small};
+pub use probe::{ABOUT_GPU, AboutGpu, Machine, Refusal, too_small};
 
 /// Where a run is asked to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,25 +1,16 @@
 //! Whether tensors can lie on a GPU here, asked of another process: a driver may take its time, hang or crash.
 
-use std::io::Read;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceChoice, Gpu, visible_gpus};
-use crate::engine::processes::kill_group;
-use crate::engine::stage::{GpuUse, StageError};
+use super::{DeviceChoice, Gpu, Place, numerics_class, visible_gpus};
+use crate::engine::processes::{PATIENCE, answer_of};
+use crate::engine::stage::{GpuUse, Resources, StageError};
 
 /// The command of this program that answers.
 pub const ABOUT_GPU: &str = "about-gpu";
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How much of an answer is read.
-const LONGEST: u64 = 1 << 16;
 
 /// Why tensors cannot lie on a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +48,7 @@ impl std::fmt::Display for Refusal {
 pub struct Machine {
     device: DeviceChoice,
     gpus: Vec<(String, OnceLock<AboutGpu>)>,
+    is_cluster: bool,
 }
 
 /// What the command [`ABOUT_GPU`] answers of the first GPU that it sees.
@@ -93,7 +85,41 @@ impl Machine {
         Self {
             device,
             gpus: gpus.into_iter().map(|id| (id, OnceLock::new())).collect(),
+            is_cluster: false,
         }
+    }
+
+    /// Stands for the machines of a cluster, whose GPUs nobody here knows.
+    pub fn cluster(device: DeviceChoice) -> Self {
+        Self {
+            is_cluster: true,
+            ..Self::new(device, Vec::new())
+        }
+    }
+
+    /// Whether it stands for those of a cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
+    /// Returns where a stage would compute.
+    pub fn place(&self, gpu_use: GpuUse, resources: &Resources) -> Place {
+        match gpu_use {
+            _ if !self.offers_gpus(gpu_use, resources.gpus) => Place::Processor,
+            GpuUse::None => Place::Processor,
+            GpuUse::Program => Place::Program,
+            GpuUse::Tensors if self.is_cluster => Place::Program,
+            GpuUse::Tensors => {
+                let gpu = self.gpu(resources.gpu_memory);
+                gpu.map_or(Place::Processor, |gpu| Place::Gpu(gpu.clone()))
+            }
+        }
+    }
+
+    /// Whether results of a numerics class are those that this machine would compute, itself in `class`.
+    pub fn is_of(&self, class: &str, here: &str) -> bool {
+        let unknown = numerics_class(&Place::Program);
+        class == here || self.is_cluster && here == unknown && class.starts_with(&unknown)
     }
 
     /// Returns this machine, asked for nothing in particular: one for the whole process.
@@ -109,7 +135,8 @@ impl Machine {
 
     /// Whether a stage that asks for so many GPUs is to have any, as far as there seem to be some.
     pub fn offers_gpus(&self, gpu_use: GpuUse, asked: usize) -> bool {
-        self.device.gpus(gpu_use, asked) > 0 && !self.gpus.is_empty()
+        let may_have = self.is_cluster || !self.gpus.is_empty();
+        self.device.gpus(gpu_use, asked) > 0 && may_have
     }
 
     /// Returns the GPU that tensors would lie on which need one with so many bytes of memory, or why there is none.
@@ -188,80 +215,9 @@ fn ask(id: &str) -> AboutGpu {
     }
 }
 
-/// What a short-lived program said.
-pub struct Answer {
-    /// How it ended.
-    pub status: ExitStatus,
-    /// The beginning of what it printed.
-    pub stdout: Vec<u8>,
-    /// The beginning of its errors.
-    pub stderr: Vec<u8>,
-}
-
-/// Runs a program that has little to say; `None` if it does not end in time. It is ended then, and what it started.
-pub fn answer_of(command: &mut Command) -> std::io::Result<Option<Answer>> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()?;
-    let stdout = child.stdout.take().map(beginning_of);
-    let stderr = child.stderr.take().map(beginning_of);
-    let status = within(&mut child, PATIENCE)?;
-    if status.is_none() {
-        kill_group(i32::try_from(child.id()).unwrap_or(0));
-        child.wait()?;
-    }
-    let said = |of: Option<Receiver<Vec<u8>>>| {
-        // What it left running may hold the pipe open.
-        let said = of.and_then(|of| of.recv_timeout(Duration::from_secs(1)).ok());
-        said.unwrap_or_default()
-    };
-    Ok(status.map(|status| Answer {
-        status,
-        stdout: said(stdout),
-        stderr: said(stderr),
-    }))
-}
-
-fn within(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let begun = Instant::now();
-    loop {
-        match child.try_wait()? {
-            None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(5)),
-            ended => return Ok(ended),
-        }
-    }
-}
-
-/// Reads the beginning of what a program says, and lets it say the rest.
-fn beginning_of(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let mut said = Vec::new();
-        let _ = pipe.by_ref().take(LONGEST).read_to_end(&mut said);
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-        let _ = sender.send(said);
-    });
-    receiver
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_a_long_answer_the_beginning_is_read() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "head -c 300000 /dev/zero; echo no >&2; exit 3"]);
-        let answer = answer_of(&mut command).unwrap().unwrap();
-        assert_eq!(answer.stdout.len() as u64, LONGEST);
-        assert_eq!(
-            (&*answer.stderr, answer.status.code()),
-            (&b"no\n"[..], Some(3))
-        );
-    }
 
     #[test]
     fn a_machine_without_gpus_is_not_asked() {

@@ -2,6 +2,7 @@
 //!
 //! Everything that can be known to be wrong before running is found here, all of it at once.
 
+mod cluster;
 mod draft;
 mod execution;
 mod shown;
@@ -20,6 +21,7 @@ use super::graph::Graph;
 use super::import::{self, Imported, Reader};
 use super::instance::Instance;
 use super::interpolate::{Account, Scope};
+use super::launch::ClusterSettings;
 use super::overrides::{self, Overrides};
 use super::reference::{Reference, Selection, is_same_value, namespace};
 use super::stage::{Registry, find_kind};
@@ -46,6 +48,8 @@ pub struct Pipeline {
     pub order: Vec<usize>,
     /// The stages whose tables a run prints, as the file names them.
     pub show: Vec<String>,
+    /// How jobs of a cluster are submitted.
+    pub cluster: ClusterSettings,
     /// What has no effect.
     pub warnings: Vec<Located>,
 }
@@ -61,13 +65,14 @@ pub enum LoadError {
     Invalid(#[from] Box<Invalid>),
 }
 
-const ROOT_KEYS: [&str; 7] = [
+const ROOT_KEYS: [&str; 8] = [
     "name",
     "description",
     "import",
     "params",
     "profiles",
     "show",
+    "cluster",
     "stages",
 ];
 const STAGE_KEYS: [&str; 8] = [
@@ -339,6 +344,7 @@ impl Builder<'_> {
             }
         };
         self.facts(&stages, &order);
+        let cluster = cluster::read(root.get("cluster"), &mut self.errors);
         let show = shown::read(root.get("show"), &self.written, &stages, &mut self.errors);
         Some(Pipeline {
             name,
@@ -350,6 +356,7 @@ impl Builder<'_> {
             graph,
             order,
             show,
+            cluster,
             warnings: Vec::new(),
         })
     }

@@ -14,9 +14,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::engine::machine::{
-    AboutGpu, CudaVersion, Driver, DriverError, Gpu, Refusal, answer_of, host_name,
-};
+use crate::engine::machine::{AboutGpu, CudaVersion, Driver, DriverError, Gpu, Refusal, host_name};
+use crate::engine::processes::answer_of;
 use crate::engine::stage::StageError;
 use crate::excerpt::{MESSAGE, excerpt};
 

@@ -1,17 +1,18 @@
-//! Worker processes, seen from the executor.
+//! Workers as processes of this machine.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::resources::Grant;
-use super::{Message, RunOptions};
+use super::{Ending, Launcher, Message, Order, Sayings, Worker};
 use crate::engine::context::Importance;
 use crate::engine::event::WorkerEvent;
 use crate::engine::limits;
@@ -19,19 +20,32 @@ use crate::engine::mask::{Mask, Masked};
 use crate::engine::processes::{kill_at_home_in, kill_group};
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
-use crate::engine::worker::{Job, Task};
+use crate::engine::worker::Task;
 use crate::excerpt::{MESSAGE, excerpt};
 
-/// Why the executor ended a worker.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Ended {
-    /// It took longer than this many seconds.
-    TimedOut(f64),
-    /// The run was asked to end at once.
-    AtOnce,
+/// Starts workers as processes of this machine.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// The program that is started as `PROGRAM worker`.
+    pub program: PathBuf,
+    /// What it finds in its environment besides what this process has.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
-pub(super) struct WorkerProcess {
+impl Local {
+    /// Starts this program.
+    ///
+    /// # Errors
+    /// If nobody knows where it lies.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            program: std::env::current_exe()?,
+            environment: Vec::new(),
+        })
+    }
+}
+
+struct Process {
     child: Child,
     /// When it closes, or this process dies, the worker ends what it started, and then itself.
     stdin: Option<ChildStdin>,
@@ -39,28 +53,31 @@ pub(super) struct WorkerProcess {
     scratch: Option<PathBuf>,
     /// Closes when the log is whole, for a log that is written from here.
     log: Option<Receiver<()>>,
-    pub(super) grant: Grant,
-    /// When it had its lock and began; `None` while it waits.
-    pub(super) started: Option<Instant>,
     /// Process group of the command that the stage runs; 0 for none.
-    pub(super) command_group: i32,
-    /// What the worker said last of how it went.
-    pub(super) last: Option<WorkerEvent>,
-    /// Why and when it was ended from here.
-    ended: Option<(Ended, Instant)>,
+    command_group: Arc<AtomicI32>,
+    /// When it was ended from here.
+    ended: Option<Instant>,
 }
 
-/// Starts a worker; a thread passes on what it says, without the values of `secrets`.
-pub(super) fn start(
-    stage: usize,
-    job: &Job,
-    grant: &Grant,
-    options: &RunOptions,
-    log: PathBuf,
-    secrets: &[String],
-    sender: &Sender<(usize, Message)>,
-) -> Result<WorkerProcess, StageError> {
-    if let Some(folder) = log.parent() {
+impl Launcher for Local {
+    fn launch(
+        &mut self,
+        tag: usize,
+        order: Order,
+        sayings: &Sayings,
+    ) -> Result<Box<dyn Worker>, StageError> {
+        Ok(Box::new(start(self, tag, &order, sayings)?))
+    }
+}
+
+/// Starts a worker; a thread passes on what it says, without the values of secrets.
+fn start(
+    local: &Local,
+    tag: usize,
+    order: &Order,
+    sayings: &Sayings,
+) -> Result<Process, StageError> {
+    if let Some(folder) = order.log.parent() {
         fs_err::create_dir_all(folder)?;
     }
     let log = fs_err::OpenOptions::new()
@@ -68,13 +85,15 @@ pub(super) fn start(
         .append(true)
         // What a program prints may be for its user alone.
         .mode(0o600)
-        .open(&log)?
+        .open(&order.log)?
         .into_parts()
         .0;
-    let mask = Mask::of(secrets);
-    let mut command = Command::new(&options.program);
+    let job = &order.job;
+    let mask = Mask::of(&order.secrets);
+    let threads = job.threads.to_string();
+    let mut command = Command::new(&local.program);
     command
-        .envs(options.environment.iter().copied())
+        .envs(local.environment.iter().copied())
         .arg("worker")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -83,12 +102,12 @@ pub(super) fn start(
         } else {
             Stdio::piped()
         })
-        .env("RAYON_NUM_THREADS", grant.cpus.to_string())
-        .env("POLARS_MAX_THREADS", grant.cpus.to_string())
+        .env("RAYON_NUM_THREADS", &threads)
+        .env("POLARS_MAX_THREADS", &threads)
         // A pool beside rayon's, whose threads spin for a partner that another process holds up.
         .env("CANDLE_NUM_THREADS", "1")
         // Empty hides them all: a stage sees no GPU that it was not given.
-        .env("CUDA_VISIBLE_DEVICES", grant.gpus.join(","))
+        .env("CUDA_VISIBLE_DEVICES", job.gpus.join(","))
         // Its own group: a Ctrl-C on the terminal reaches the executor, which tells its workers.
         .process_group(0);
     let mut child = command
@@ -105,7 +124,9 @@ pub(super) fn start(
         // It would wait for the rest of its job for ever. Its end, or that it died before, shows in its output.
         let _ = child.kill();
     }
-    let sender = sender.clone();
+    let sayings = sayings.clone();
+    let command_group = Arc::new(AtomicI32::new(0));
+    let group_of_it = Arc::clone(&command_group);
     let passed = child.stderr.take().map(|said| pass_on(said, log, &mask));
     let threads = passed.transpose().and_then(|log| {
         let thread = std::thread::Builder::new().spawn(move || {
@@ -116,16 +137,20 @@ pub(super) fn start(
                     importance: Importance::Usual,
                     text: excerpt(&String::from_utf8_lossy(&line), MESSAGE).into_owned(),
                 });
+                if let WorkerEvent::CommandGroup { group } = event {
+                    group_of_it.store(group, Ordering::SeqCst);
+                    continue;
+                }
                 let event = if mask.is_empty() {
                     event
                 } else {
                     event.with_texts(|text| mask.text(text))
                 };
-                if sender.send((stage, Message::Event(event))).is_err() {
+                if sayings.send((tag, Message::Event(event))).is_err() {
                     return;
                 }
             }
-            let _ = sender.send((stage, Message::Ended));
+            let _ = sayings.send((tag, Message::Ended));
         });
         thread.map(|_| log)
     });
@@ -144,15 +169,12 @@ pub(super) fn start(
         Task::Run { fingerprint, .. } => Some(Store::new(&job.store).scratch_path(fingerprint)),
         Task::Fetch => None,
     };
-    Ok(WorkerProcess {
+    Ok(Process {
         child,
         stdin: Some(stdin),
         scratch,
         log,
-        grant: grant.clone(),
-        started: None,
-        command_group: 0,
-        last: None,
+        command_group,
         ended: None,
     })
 }
@@ -178,50 +200,48 @@ fn pass_on(
     thread.map(|_| told)
 }
 
-impl WorkerProcess {
-    /// Asks the stage to checkpoint and stop.
-    pub(super) fn ask_to_stop(&self) {
-        self.signal(Signal::TERM);
-    }
-
-    /// Ends the stage at once. May be called again: a worker that does not do so by itself is killed.
-    pub(super) fn end(&mut self, why: Ended) {
-        const PATIENCE: Duration = Duration::from_millis(500);
-        let (_, since) = *self.ended.get_or_insert_with(|| (why, Instant::now()));
-        self.stdin = None;
-        if since.elapsed() > PATIENCE {
-            kill_group(self.command_group);
-            self.signal(Signal::KILL);
-        }
-    }
-
-    /// Why it was ended from here, if it was.
-    pub(super) fn ended(&self) -> Option<Ended> {
-        self.ended.map(|(why, _)| why)
-    }
-
+impl Process {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             kill_process(pid, signal).ok();
         }
     }
 
+    fn kill_command(&self) {
+        kill_group(self.command_group.load(Ordering::SeqCst));
+    }
+}
+
+impl Worker for Process {
+    fn ask_to_stop(&mut self) {
+        self.signal(Signal::TERM);
+    }
+
+    fn end(&mut self) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let since = *self.ended.get_or_insert_with(Instant::now);
+        self.stdin = None;
+        if since.elapsed() > PATIENCE {
+            self.kill_command();
+            self.signal(Signal::KILL);
+        }
+    }
+
     /// Waits for the end and says how it was; what outlived the worker is ended.
-    pub(super) fn wait(&mut self) -> std::io::Result<ExitStatus> {
+    fn wait(&mut self) -> Ending {
         // A program that left the session and all of its environment may hold the log open for ever.
         const PATIENCE: Duration = Duration::from_secs(1);
         let status = self.child.wait();
         if !matches!(&status, Ok(status) if status.success()) {
-            kill_group(self.command_group);
+            self.kill_command();
         }
-        if let (Ok(status), Some(scratch)) = (&status, &self.scratch)
-            && status.signal().is_some()
-        {
+        let ending = Ending::from(status);
+        if let (Some(_), Some(scratch)) = (ending.signal, &self.scratch) {
             kill_at_home_in(scratch);
         }
         if let Some(log) = self.log.take() {
             let _ = log.recv_timeout(PATIENCE);
         }
-        status
+        ending
     }
 }

@@ -1,0 +1,286 @@
+//! What a job of a cluster is told and tells, in a folder that its node shares with whoever submitted it.
+//!
+//! ```text
+//! cluster/<batch>/
+//!   batch.json      the stages, in order
+//!   job.sh          what the cluster runs
+//!   said.jsonl      what the agent says, and the workers through it
+//!   stop, end       asks all stages to stop, or ends them at once; `stop.3` and `end.3` mean the fourth
+//!   output          what the cluster itself prints
+//! ```
+//!
+//! The name of the folder is the job's comment: by it the job is found, whatever its number is. What was told under a number
+//! that the cluster lost and gave away again is mistaken for nothing.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::artifact::Digest;
+use crate::engine::event::WorkerEvent;
+use crate::engine::launch::{Ending, Order};
+use crate::engine::store::{Store, publish};
+
+/// Begins the comment of a job of ours.
+const COMMENT: &str = "flowgraph:";
+const SAID: &str = "said.jsonl";
+const OUTPUT: &str = "output";
+
+/// What the agent of a job is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// Version of the flowgraph that submitted it.
+    pub(super) flowgraph: String,
+    /// The stages, in order.
+    pub(super) orders: Vec<Order>,
+}
+
+/// What the agent of a job says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "said", rename_all = "snake_case")]
+pub(super) enum Said {
+    /// It began, for the first time or once more.
+    Began {
+        /// The machine.
+        host: String,
+        /// Version of the flowgraph there.
+        flowgraph: String,
+    },
+    /// The worker of a stage says something.
+    Event {
+        /// Which stage.
+        at: usize,
+        /// What.
+        event: WorkerEvent,
+    },
+    /// The worker of a stage has ended.
+    Ended {
+        /// Which stage.
+        at: usize,
+        /// How.
+        ending: Ending,
+    },
+    /// A stage was not begun, for the job was asked to stop.
+    Left {
+        /// Which stage.
+        at: usize,
+    },
+}
+
+/// What a job is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To checkpoint and stop.
+    Stop,
+    /// To end at once.
+    End,
+}
+
+impl Ask {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::End => "end",
+        }
+    }
+}
+
+/// The folder of a job.
+#[derive(Debug, Clone)]
+pub(super) struct BatchFolder(PathBuf);
+
+impl BatchFolder {
+    /// Makes the folder of a new job.
+    pub(super) fn make(store: &Store, told: &Told) -> std::io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let now = jiff::Timestamp::now();
+        let unique = format!(
+            "{} {} {} {count}",
+            crate::engine::machine::host_name(),
+            std::process::id(),
+            now.as_nanosecond()
+        );
+        let name = format!(
+            "{}-{}",
+            now.strftime("%Y%m%d-%H%M%S"),
+            Digest::of(unique.as_bytes()).short()
+        );
+        let parent = fs_err::canonicalize(store.root())?.join("cluster");
+        fs_err::create_dir_all(&parent)?;
+        let folder = Self(parent.join(name));
+        // What programs are given and print may be for their user alone.
+        std::fs::DirBuilder::new().mode(0o700).create(&folder.0)?;
+        publish(
+            &folder.0.join("batch.json"),
+            serde_json::to_string(told)?.as_bytes(),
+        )?;
+        Ok(folder)
+    }
+
+    /// Lists the folders of a store.
+    pub(super) fn all(store: &Store) -> Vec<Self> {
+        let entries = std::fs::read_dir(store.root().join("cluster"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|entry| Self(entry.path())).collect()
+    }
+
+    pub(super) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The comment of its job.
+    pub(super) fn comment(&self) -> String {
+        let name = self.0.file_name().unwrap_or_default();
+        format!("{COMMENT}{}", name.to_string_lossy())
+    }
+
+    pub(super) fn told(&self) -> std::io::Result<Told> {
+        let text = fs_err::read(self.0.join("batch.json"))?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    pub(super) fn script(&self) -> PathBuf {
+        self.0.join("job.sh")
+    }
+
+    pub(super) fn output(&self) -> PathBuf {
+        self.0.join(OUTPUT)
+    }
+
+    /// Asks something of one stage, or of all.
+    pub(super) fn ask(&self, ask: Ask, at: Option<usize>) -> std::io::Result<()> {
+        fs_err::write(self.asked_file(ask, at), "")
+    }
+
+    /// Whether something was asked of a stage, or of all.
+    pub(super) fn is_asked(&self, ask: Ask, at: usize) -> bool {
+        self.asked_file(ask, None).exists() || self.asked_file(ask, Some(at)).exists()
+    }
+
+    fn asked_file(&self, ask: Ask, at: Option<usize>) -> PathBuf {
+        let name = ask.name();
+        self.0.join(match at {
+            None => name.to_owned(),
+            Some(at) => format!("{name}.{at}"),
+        })
+    }
+
+    /// Opens what is said, to say more.
+    pub(super) fn speaker(&self) -> std::io::Result<Speaker> {
+        let mut file = fs_err::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.0.join(SAID))?;
+        // A predecessor may have been killed within a line.
+        file.write_all(b"\n")?;
+        Ok(Speaker(file))
+    }
+
+    /// Opens what is said, to hear it from the beginning.
+    pub(super) fn listener(&self) -> Listener {
+        Listener {
+            path: self.0.join(SAID),
+            heard: 0,
+        }
+    }
+
+    pub(super) fn remove(&self) {
+        // What is left goes with the store's next sweep.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Says what a job has to say.
+pub(super) struct Speaker(fs_err::File);
+
+impl Speaker {
+    pub(super) fn say(&mut self, said: &Said) -> std::io::Result<()> {
+        let mut line = serde_json::to_string(said)?;
+        line.push('\n');
+        self.0.write_all(line.as_bytes())
+    }
+}
+
+/// Hears what a job says.
+pub(super) struct Listener {
+    path: PathBuf,
+    heard: u64,
+}
+
+impl Listener {
+    /// Returns what was said since the last time; half a line waits for its rest.
+    pub(super) fn hear(&mut self) -> std::io::Result<Vec<Said>> {
+        // Opened anew each time: so network file systems look at the server's file.
+        let mut file = match std::fs::File::open(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            file => file?,
+        };
+        file.seek(SeekFrom::Start(self.heard))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n');
+        let whole = whole.map_or(0, |end| end + 1);
+        self.heard += whole as u64;
+        let lines = text[..whole].split(|byte| *byte == b'\n');
+        Ok(lines
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard_once_and_in_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let told = Told {
+            flowgraph: "1".to_owned(),
+            orders: Vec::new(),
+        };
+        let batch = BatchFolder::make(&store, &told).unwrap();
+        let mut listener = batch.listener();
+        assert!(listener.hear().unwrap().is_empty());
+        let mut speaker = batch.speaker().unwrap();
+        speaker.say(&Said::Left { at: 3 }).unwrap();
+        assert!(matches!(
+            listener.hear().unwrap()[..],
+            [Said::Left { at: 3 }]
+        ));
+        // Killed within a line, and begun once more.
+        speaker.0.write_all(b"{\"said\":\"left\",").unwrap();
+        assert!(listener.hear().unwrap().is_empty());
+        let mut speaker = batch.speaker().unwrap();
+        speaker.say(&Said::Left { at: 4 }).unwrap();
+        assert!(matches!(
+            listener.hear().unwrap()[..],
+            [Said::Left { at: 4 }]
+        ));
+        assert_ne!(
+            BatchFolder::make(&store, &told).unwrap().comment(),
+            batch.comment()
+        );
+        assert_eq!(BatchFolder::all(&store).len(), 2);
+    }
+
+    #[test]
+    fn one_stage_is_asked_or_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let batch = BatchFolder::at(folder.path());
+        batch.ask(Ask::End, Some(3)).unwrap();
+        assert!(batch.is_asked(Ask::End, 3));
+        assert!(!batch.is_asked(Ask::End, 2) && !batch.is_asked(Ask::Stop, 3));
+        batch.ask(Ask::Stop, None).unwrap();
+        assert!(batch.is_asked(Ask::Stop, 2));
+    }
+}

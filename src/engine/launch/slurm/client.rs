@@ -1,0 +1,188 @@
+//! Slurm's own programs: `sbatch`, `squeue`, `scancel`, `sacct`, `scontrol`.
+//!
+//! What they print for people is read as little as can be: fields that are asked for, one line a job. Their JSON differs from
+//! release to release.
+
+use std::process::Command;
+
+use crate::engine::processes::answer_of;
+use crate::excerpt::{MESSAGE, excerpt};
+
+/// A job as the queue shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Queued {
+    /// Its number.
+    pub(super) job: String,
+    /// Such as `PENDING`.
+    pub(super) state: String,
+    /// Why it waits.
+    pub(super) reason: String,
+    /// Its comment.
+    pub(super) comment: String,
+}
+
+/// Why one of the programs did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ClusterError {
+    /// It cannot be started.
+    #[error("`{0}` cannot be started: {1}")]
+    Missing(&'static str, String),
+    /// The cluster does not answer now.
+    #[error("`{0}`: the cluster does not answer: {1}")]
+    Silent(&'static str, String),
+    /// It refuses.
+    #[error("`{0}` refuses: {1}")]
+    Refused(&'static str, String),
+}
+
+/// Words by which a client says that the controller cannot be reached, or has no time.
+const SILENT: [&str; 9] = [
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Transport endpoint",
+    "Zero Bytes were transmitted",
+    "Slurm backup controller in standby mode",
+    "Resource temporarily unavailable",
+    "Slurm temporarily unable to accept job",
+    "Munge",
+];
+
+fn run(program: &'static str, args: &[String]) -> Result<String, ClusterError> {
+    let answer = answer_of(Command::new(program).args(args))
+        .map_err(|error| ClusterError::Missing(program, error.to_string()))?;
+    let Some(answer) = answer else {
+        return Err(ClusterError::Silent(program, "no answer".to_owned()));
+    };
+    if answer.status.success() {
+        return Ok(String::from_utf8_lossy(&answer.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&answer.stderr);
+    let lines = said.lines().map(|line| {
+        let line = line.trim();
+        line.strip_prefix(program)
+            .and_then(|rest| rest.strip_prefix(": error: "))
+            .unwrap_or(line)
+    });
+    let said = lines.collect::<Vec<_>>().join("; ");
+    let said = match said.as_str() {
+        "" => answer.status.to_string(),
+        said => excerpt(said, MESSAGE).into_owned(),
+    };
+    if SILENT.iter().any(|words| said.contains(words)) {
+        return Err(ClusterError::Silent(program, said));
+    }
+    Err(ClusterError::Refused(program, said))
+}
+
+/// Submits a script; returns the job's number.
+pub(super) fn submit(options: &[String], script: &str) -> Result<String, ClusterError> {
+    let mut args = vec!["--parsable".to_owned()];
+    args.extend_from_slice(options);
+    args.push(script.to_owned());
+    let printed = run("sbatch", &args)?;
+    // `NUMBER;CLUSTER` where there are several.
+    let first = printed.lines().last().unwrap_or_default();
+    let job = first.split(';').next().unwrap_or_default().trim();
+    Ok(job.to_owned())
+}
+
+/// Lists the jobs of this user that are not ended.
+pub(super) fn queue() -> Result<Vec<Queued>, ClusterError> {
+    let args = ["-h", "--me", "-o", "%i|%T|%r|%k"].map(str::to_owned);
+    Ok(run("squeue", &args)?
+        .lines()
+        .filter_map(queued_in)
+        .collect())
+}
+
+fn queued_in(line: &str) -> Option<Queued> {
+    let mut fields = line.splitn(4, '|');
+    let mut next = || fields.next().map(|field| field.trim().to_owned());
+    Some(Queued {
+        job: next()?,
+        state: next()?,
+        reason: next()?,
+        comment: next()?,
+    })
+}
+
+/// Cancels a job.
+pub(super) fn cancel(job: &str) -> Result<(), ClusterError> {
+    run("scancel", &[job.to_owned()]).map(|_| ())
+}
+
+/// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if the cluster does not know it any more.
+pub(super) fn end_of(job: &str, comment: &str) -> Option<(String, String)> {
+    accounted(job, comment).or_else(|| remembered(job, comment))
+}
+
+fn accounted(job: &str, comment: &str) -> Option<(String, String)> {
+    let args = [
+        "-X",
+        "-P",
+        "-n",
+        "-o",
+        "JobID,State,ExitCode,Comment",
+        "-j",
+        job,
+    ];
+    let printed = run("sacct", &args.map(str::to_owned)).ok()?;
+    let mut lines = printed.lines().rev().map(|line| line.split('|'));
+    lines.find_map(|mut fields| {
+        let (id, state, code) = (fields.next()?, fields.next()?, fields.next()?);
+        // Sites may keep no comments.
+        let noted = fields.next().unwrap_or_default();
+        let is_it = id == job && (noted.is_empty() || noted == comment);
+        is_it.then(|| (first_word(state), code.to_owned()))
+    })
+}
+
+fn remembered(job: &str, comment: &str) -> Option<(String, String)> {
+    let args = ["show", "job", "-o", job].map(str::to_owned);
+    let printed = run("scontrol", &args).ok()?;
+    let field = |name: &str| {
+        let mut words = printed.split_whitespace();
+        words.find_map(|word| word.strip_prefix(name))
+    };
+    if field("Comment=").is_some_and(|noted| noted != comment) {
+        return None;
+    }
+    let code = field("ExitCode=").unwrap_or_default();
+    Some((first_word(field("JobState=")?), code.to_owned()))
+}
+
+/// `CANCELLED by 0` is `CANCELLED`.
+fn first_word(state: &str) -> String {
+    state
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_queue_are_read_whatever_a_comment_holds() {
+        let job = queued_in("68|PENDING|Resources|flowgraph:a|b").unwrap();
+        assert_eq!((&*job.job, &*job.reason), ("68", "Resources"));
+        assert_eq!(job.comment, "flowgraph:a|b");
+        assert_eq!(queued_in("slurm_load_jobs error"), None);
+    }
+
+    #[test]
+    fn a_missing_program_is_told_from_one_that_refuses() {
+        assert!(matches!(
+            run("no-such-program-of-slurm", &[]),
+            Err(ClusterError::Missing(..))
+        ));
+        let refused = run("false", &[]);
+        assert!(
+            matches!(refused, Err(ClusterError::Refused(..))),
+            "{refused:?}"
+        );
+    }
+}
