@@ -24,7 +24,7 @@ use super::event::{Outcome, RunEvent};
 use super::machine::host_name;
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::{Lock, Store, publish};
+use super::store::{Lease, Lock, Store, publish};
 
 /// The log of what happened.
 const EVENTS: &str = "events.jsonl";
@@ -92,6 +92,7 @@ pub(super) struct RunFolder {
     is_at_work: bool,
     /// Nothing is collected while the run is under way.
     _in_use: Option<Lock>,
+    _lease: Option<Lease>,
 }
 
 impl RunFolder {
@@ -117,11 +118,12 @@ impl RunFolder {
             fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;
             let events = fs_err::File::create(path.join(EVENTS))?;
             hold(events.file());
+            let lease = store.lease_of_run(&path);
             // From here on others know of the run.
             fs_err::write(path.join("run.json"), serde_json::to_string(&description)?)?;
-            Ok(events)
+            Ok((events, lease))
         };
-        let events = begin().inspect_err(|_| {
+        let (events, lease) = begin().inspect_err(|_| {
             // A run that never began is no run.
             let _ = fs_err::remove_dir_all(&path);
         })?;
@@ -132,6 +134,7 @@ impl RunFolder {
             used: Vec::new(),
             is_at_work: false,
             _in_use: Some(in_use),
+            _lease: lease,
         })
     }
 
@@ -144,6 +147,7 @@ impl RunFolder {
             used: Vec::new(),
             is_at_work: false,
             _in_use: None,
+            _lease: None,
         }
     }
 
@@ -453,7 +457,7 @@ impl Run {
     /// Whether the process of the run is there; `None` if nobody can tell.
     pub fn is_under_way(&self) -> Option<bool> {
         match self.events().ok()?.file().try_lock_shared() {
-            Ok(()) => Some(false),
+            Ok(()) => Some(Store::has_lease_of_run(&self.folder)),
             Err(TryLockError::WouldBlock) => Some(true),
             Err(TryLockError::Error(_)) => None,
         }

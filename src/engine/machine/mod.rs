@@ -3,8 +3,11 @@
 mod driver;
 mod probe;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::{Deserialize, Serialize};
 
+use super::artifact::Digest;
 use super::stage::GpuUse;
 
 pub use driver::{CudaVersion, Driver, DriverError, Gpu, Products};
@@ -133,6 +136,14 @@ pub fn may_stand_in(class: &str, other: &str) -> bool {
 pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Returns a name that no process of any machine was given before.
+pub(super) fn unique_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (count, id) = (COUNT.fetch_add(1, Ordering::Relaxed), std::process::id());
+    let now = jiff::Timestamp::now().as_nanosecond();
+    Digest::of(format!("{} {id} {now} {count}", host_name()).as_bytes()).short()
 }
 
 /// What a process used.

@@ -5,11 +5,19 @@ use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use super::Store;
+use super::lease::Lease;
 use super::lock::{Lock, LockState};
 use super::publish::publish;
 use super::record::Record;
 use super::record_name;
 use crate::engine::artifact::Digest;
+use crate::engine::machine::unique_name;
+
+/// Who has the store alone, and who has it with others; so their leases are named.
+const ALONE: &str = "collection";
+const SHARED: &str = "shared-";
+const COLLECTION: &str = "a collection";
+const OTHERS: &str = "a run, an audit or another command";
 
 /// What a collection would take away.
 #[derive(Debug, Default)]
@@ -133,12 +141,36 @@ impl Store {
 
     /// Keeps a collection from starting, unless one is under way.
     pub fn try_share(&self) -> std::io::Result<LockState> {
-        self.use_lock(File::try_lock_shared, "a collection")
+        let state = self.use_lock(File::try_lock_shared, COLLECTION, || {
+            self.ask_lease(&format!("{SHARED}{}", unique_name()), OTHERS)
+        })?;
+        // Each makes its own lease before it looks for the other's: at least one of two sees that it is late.
+        if self.takes_leases()
+            && Lease::is_held(&self.root().join("locks").join(format!("{ALONE}.lease")))?
+        {
+            return Ok(LockState::Busy {
+                holder: COLLECTION.to_owned(),
+            });
+        }
+        Ok(state)
     }
 
     /// Asks for the store alone, with nobody at work on it.
     pub fn lock_alone(&self) -> std::io::Result<LockState> {
-        self.use_lock(File::try_lock, "a run, an audit or another command")
+        let state = self.use_lock(File::try_lock, OTHERS, || self.ask_lease(ALONE, COLLECTION))?;
+        if !self.takes_leases() {
+            return Ok(state);
+        }
+        for entry in fs_err::read_dir(self.root().join("locks"))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(SHARED) && name.ends_with(".lease") && Lease::is_held(&path)? {
+                return Ok(LockState::Busy {
+                    holder: OTHERS.to_owned(),
+                });
+            }
+        }
+        Ok(state)
     }
 
     /// Whether `lock` is one of [`Self::try_share`], and the store was not taken away since.
@@ -150,10 +182,14 @@ impl Store {
         &self,
         lock: impl FnOnce(&File) -> Result<(), TryLockError>,
         holder: &str,
+        ask_lease: impl FnOnce() -> std::io::Result<Result<Option<Lease>, String>>,
     ) -> std::io::Result<LockState> {
         let file = self.use_file()?;
         match lock(&file) {
-            Ok(()) => Ok(LockState::Held(Lock::of(file))),
+            Ok(()) => Ok(match ask_lease()? {
+                Ok(lease) => LockState::Held(Lock::of(file, lease)),
+                Err(holder) => LockState::Busy { holder },
+            }),
             Err(TryLockError::WouldBlock) => Ok(LockState::Busy {
                 holder: holder.to_owned(),
             }),

@@ -7,18 +7,25 @@ use std::path::{Path, PathBuf};
 
 use fs_err::OpenOptions;
 
-use super::{AGAIN, CHECKPOINTS, Store, class_in_name};
+use super::{AGAIN, CHECKPOINTS, Lease, Store, class_in_name};
 use crate::engine::artifact::Digest;
 
 /// A held lock; it ends with the value, or with the process however that ends.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    /// Where a lock of the file is not enough.
+    lease: Option<Lease>,
 }
 
 impl Lock {
-    pub(super) fn of(file: File) -> Self {
-        Self { file }
+    pub(super) fn of(file: File, lease: Option<Lease>) -> Self {
+        Self { file, lease }
+    }
+
+    /// Whether nobody else has taken it over, believing this process to be gone.
+    pub fn is_ours(&self) -> bool {
+        self.lease.as_ref().is_none_or(Lease::is_ours)
     }
 
     /// Whether the file that is locked is the one at `path`, and not one that was there before.
@@ -55,11 +62,14 @@ impl Store {
             .into_parts()
             .0;
         match file.try_lock() {
-            Ok(()) => {
-                file.set_len(0)?;
-                file.write_all(holder.as_bytes())?;
-                Ok(LockState::Held(Lock::of(file)))
-            }
+            Ok(()) => match self.ask_lease(&fingerprint.to_string(), holder)? {
+                Ok(lease) => {
+                    file.set_len(0)?;
+                    file.write_all(holder.as_bytes())?;
+                    Ok(LockState::Held(Lock::of(file, lease)))
+                }
+                Err(holder) => Ok(LockState::Busy { holder }),
+            },
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 file.rewind()?;

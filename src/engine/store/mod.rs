@@ -10,7 +10,8 @@
 //!   states/<key>/<steps>/         where finished trainings ended, for longer ones to continue from
 //!   sources/                      downloads, and what unpinned sources turned out to be
 //!   evicted/<fingerprint>.json    records of results that a collection took away
-//!   locks/                        one file for each fingerprint that a worker is or was at
+//!   locks/                        one file for each fingerprint that a worker is or was at, and leases beside them
+//!   cluster/<job>/                what a job of a cluster is told and tells
 //!   stat/                         digests of outside files, by size, times and inode
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 mod collect;
 mod commit;
+mod lease;
 mod lock;
 mod object;
 mod outside;
@@ -32,6 +34,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use collect::Garbage;
 pub(super) use commit::is_executable;
+pub(super) use lease::Lease;
+use lease::LeaseState;
 pub use lock::{Lock, LockState};
 pub(super) use object::digest_file;
 pub use object::{Damage, ObjectStat, ObjectStats};
@@ -96,6 +100,47 @@ impl Store {
         Ok(())
     }
 
+    /// Whether others may be at work on this store whose locks do not hold here: then leases are taken besides.
+    fn takes_leases(&self) -> bool {
+        match std::env::var(lease::LEASES).as_deref() {
+            Ok("always") => true,
+            Ok("never") => false,
+            _ => !place::is_of_this_machine(self.root()),
+        }
+    }
+
+    /// Asks for a lease of the name, where leases are taken.
+    fn ask_lease(
+        &self,
+        name: &str,
+        holder: &str,
+    ) -> std::io::Result<Result<Option<Lease>, String>> {
+        if !self.takes_leases() {
+            return Ok(Ok(None));
+        }
+        let folder = self.root().join("locks");
+        fs_err::create_dir_all(&folder)?;
+        let path = folder.join(format!("{name}.lease"));
+        Ok(match Lease::ask(&path, holder, &self.stop)? {
+            LeaseState::Held(lease) => Ok(Some(lease)),
+            LeaseState::Busy(holder) => Err(holder),
+        })
+    }
+
+    /// Shows others that a run goes on, where leases are taken: its folder has one as long as it does.
+    pub(super) fn lease_of_run(&self, folder: &Path) -> Option<Lease> {
+        let lease = |_| Lease::ask(&folder.join(RUN_LEASE), "the run", &Arc::default()).ok();
+        match self.takes_leases().then_some(()).and_then(lease)? {
+            LeaseState::Held(lease) => Some(lease),
+            LeaseState::Busy(_) => None,
+        }
+    }
+
+    /// Whether the folder of a run shows that it goes on, maybe on another machine.
+    pub(super) fn has_lease_of_run(folder: &Path) -> bool {
+        Lease::is_held(&folder.join(RUN_LEASE)).unwrap_or(false)
+    }
+
     /// Returns the store's folder.
     pub fn root(&self) -> &Path {
         &self.root
@@ -143,6 +188,7 @@ impl Store {
     }
 }
 
+const RUN_LEASE: &str = "run.lease";
 const CHECKPOINTS: &str = "checkpoints.";
 const AGAIN: &str = "again.";
 

@@ -46,6 +46,20 @@ fn family(magic: i64) -> Family {
     }
 }
 
+/// Whether a folder lies on a disk that no other machine writes to, where locks of files are all that is needed.
+pub(super) fn is_of_this_machine(path: &Path) -> bool {
+    /// `tmpfs`.
+    const MEMORY: i64 = 0x0102_1994;
+    // What does not exist yet will lie where its folder does.
+    let there = path.ancestors().find(|path| path.exists());
+    let there = there.unwrap_or(Path::new("."));
+    rustix::fs::statfs(there).is_ok_and(|found| match family(found.f_type) {
+        Family::Disk | Family::Layers | Family::Image => true,
+        Family::Network => false,
+        Family::Other => found.f_type == MEMORY,
+    })
+}
+
 impl Place {
     /// Returns where a file lies, or `None` if its times do not tell of every change there.
     pub(super) fn of(path: &Path) -> std::io::Result<Option<Self>> {

@@ -18,6 +18,19 @@ pub fn publish(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         })
 }
 
+/// Writes a file as [`publish`] does, unless there is one already; says whether it was written.
+pub(super) fn publish_first(path: &Path, bytes: &[u8]) -> std::io::Result<bool> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    make_folder(folder)?;
+    match written(folder, bytes, true)?.persist_noclobber(path) {
+        Ok(_) => sync_folder(folder).map(|()| true),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        // Where a file system knows neither links nor such renames, a look must do.
+        Err(_) if path.exists() => Ok(false),
+        Err(_) => publish(path, bytes).map(|()| true),
+    }
+}
+
 /// Writes a file that only saves work: it is whole or absent, but after a power cut it may be empty.
 pub(super) fn publish_unsynced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -26,6 +39,13 @@ pub(super) fn publish_unsynced(path: &Path, bytes: &[u8]) -> std::io::Result<()>
 }
 
 fn write_and_rename(path: &Path, folder: &Path, bytes: &[u8], sync: bool) -> std::io::Result<()> {
+    let temporary = written(folder, bytes, sync)?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Writes a file under a temporary name.
+fn written(folder: &Path, bytes: &[u8], sync: bool) -> std::io::Result<tempfile::NamedTempFile> {
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(folder)?;
@@ -36,8 +56,7 @@ fn write_and_rename(path: &Path, folder: &Path, bytes: &[u8], sync: bool) -> std
     if sync {
         temporary.as_file().sync_all()?;
     }
-    temporary.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    Ok(temporary)
 }
 
 /// Makes a folder such that it outlives a power cut.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::object::{Damage, ObjectStats};
-use super::publish::publish;
+use super::publish::{publish, publish_first};
 use crate::engine::artifact::{Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
 use crate::engine::machine::{Gpu, Work, may_stand_in};
@@ -259,17 +259,39 @@ impl Store {
         Ok(Some(record))
     }
 
+    /// Writes the record of a result, unless somebody else did meanwhile whose objects are intact: then that is returned,
+    /// and counts.
+    pub fn write_first_record(&self, record: &Record) -> std::io::Result<Option<Record>> {
+        let body = serde_json::to_string(record)?;
+        let path = self.record_file(&record.fingerprint, record.class_beside());
+        if publish_first(&path, encode(&body).as_bytes())? {
+            self.remove_twin(record);
+            return Ok(None);
+        }
+        let there = self.read_record(&record.fingerprint, record.class_beside());
+        if let Ok(Some(mut there)) = there
+            && self.check_record(&mut there, true).is_ok()
+        {
+            return Ok(Some(there));
+        }
+        self.write_record(record).map(|()| None)
+    }
+
     /// Writes a record; from then on the result exists.
     pub fn write_record(&self, record: &Record) -> std::io::Result<()> {
         let body = serde_json::to_string(record)?;
         let path = self.record_file(&record.fingerprint, record.class_beside());
         publish(&path, encode(&body).as_bytes())?;
+        self.remove_twin(record);
+        Ok(())
+    }
+
+    fn remove_twin(&self, record: &Record) {
         if !record.beside {
             // Nothing of its own class stands beside the first: a damaged one was replaced.
             let class = record.provenance.numerics();
             let _ = std::fs::remove_file(self.record_file(&record.fingerprint, Some(class)));
         }
-        Ok(())
     }
 
     /// Reads every record, and says which could not be read.

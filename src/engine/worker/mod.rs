@@ -316,7 +316,7 @@ impl Worker<'_> {
         let begun = Instant::now();
         let class = numerics_class(self.place);
         let _in_use = self.wait_for(|| self.store.try_share())?;
-        let _lock = self.lock(fingerprint)?;
+        let lock = self.lock(fingerprint)?;
         // Records count only after the lock: another process may have finished while we waited.
         let (own, others) = self.whole_records(fingerprint, &class);
         let exact = exact
@@ -438,8 +438,13 @@ impl Worker<'_> {
         if let Some(earlier) = earlier {
             let made = std::mem::replace(&mut record, earlier).outputs;
             other = made != record.outputs;
-        } else {
-            self.store.write_record(&record)?;
+        } else if !lock.is_ours() {
+            let error =
+                StageError::new("another process took this stage over while this one was held up");
+            return Err(error.hint("the other's result will be used").into());
+        } else if let Some(first) = self.store.write_first_record(&record)? {
+            let made = std::mem::replace(&mut record, first).outputs;
+            other = made != record.outputs;
         }
         drop(try_folder);
         // Only saves work later: whatever goes wrong is no failure of this stage.

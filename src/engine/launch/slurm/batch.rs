@@ -15,13 +15,12 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::artifact::Digest;
 use crate::engine::event::WorkerEvent;
 use crate::engine::launch::{Ending, Order};
+use crate::engine::machine::unique_name;
 use crate::engine::store::{Store, publish};
 
 /// Begins the comment of a job of ours.
@@ -95,20 +94,8 @@ pub(super) struct BatchFolder(PathBuf);
 impl BatchFolder {
     /// Makes the folder of a new job.
     pub(super) fn make(store: &Store, told: &Told) -> std::io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let now = jiff::Timestamp::now();
-        let unique = format!(
-            "{} {} {} {count}",
-            crate::engine::machine::host_name(),
-            std::process::id(),
-            now.as_nanosecond()
-        );
-        let name = format!(
-            "{}-{}",
-            now.strftime("%Y%m%d-%H%M%S"),
-            Digest::of(unique.as_bytes()).short()
-        );
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
+        let name = format!("{time}-{}", unique_name());
         let parent = fs_err::canonicalize(store.root())?.join("cluster");
         fs_err::create_dir_all(&parent)?;
         let folder = Self(parent.join(name));
