@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
+use super::cluster::{self, Executor};
 use super::output::{Output, counted};
 use super::{Failure, PipelineOptions, diagnostics, exit_code};
 use crate::engine::diagnostic::Segment;
@@ -15,6 +16,9 @@ use crate::engine::stage::Registry;
 pub(super) struct CheckArgs {
     #[command(flatten)]
     options: PipelineOptions,
+    /// Ask the Slurm cluster, too, whether it would take the jobs of the stages
+    #[arg(long, value_enum, default_value = "local")]
+    executor: Executor,
 }
 
 pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Result<u8, Failure> {
@@ -85,6 +89,10 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
                 .map(|(profile, stages)| json!({ "profile": profile, "stages": stages }))
                 .collect();
             output.json(&json!({ "valid": true, "profiles": profiles }));
+            if args.executor == Executor::Slurm {
+                let pipeline = args.options.load(registry)?;
+                return cluster::check(&pipeline, output);
+            }
             return Ok(exit_code::OK);
         }
         diagnostics::report(&document, &found, output);
@@ -100,5 +108,9 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry, output: &Output) -> Res
         document.file.display(),
         counts.join(", ")
     ));
+    if args.executor == Executor::Slurm {
+        let pipeline = args.options.load(registry)?;
+        return cluster::check(&pipeline, output);
+    }
     Ok(exit_code::OK)
 }

@@ -4,9 +4,15 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::Failure;
+use serde_json::{Value as Json, json};
+
+use super::output::{Output, counted};
+use super::{Failure, exit_code};
 use crate::engine::launch::ClusterSettings;
+use crate::engine::launch::slurm::{Request, partitions};
+use crate::engine::machine::DeviceChoice;
 use crate::engine::spec::Pipeline;
+use crate::engine::stage::StageError;
 
 /// Jobs in a cluster's queue at a time.
 pub(super) const JOBS: usize = 100;
@@ -38,4 +44,60 @@ fn user_file() -> Option<PathBuf> {
     let folder = of("XDG_CONFIG_HOME").map(PathBuf::from);
     let folder = folder.or_else(|| Some(PathBuf::from(of("HOME")?).join(".config")))?;
     Some(folder.join("flowgraph/cluster.yaml"))
+}
+
+/// Says what the cluster offers, and which stages ask for what it would not give.
+pub(super) fn check(pipeline: &Pipeline, output: &Output) -> Result<u8, Failure> {
+    let asked = |error: String| Failure::from(StageError::new(error));
+    let offered = partitions().map_err(|error| asked(error.to_string()))?;
+    for of in &offered {
+        let line = format!(
+            "{}: {} nodes of {} cores, {} MB, {}; at most {} a job; {}",
+            of.name, of.nodes, of.cores, of.memory, of.gres, of.limit, of.state
+        );
+        output.line(&line);
+    }
+    let settings = settings(pipeline)?;
+    let mut requests: Vec<(Request, Vec<&str>)> = Vec::new();
+    for stage in &pipeline.stages {
+        let gpus = DeviceChoice::Auto.gpus(stage.stage.gpu_use(), stage.resources.gpus);
+        let request = Request {
+            resources: stage.resources.clone(),
+            gpus,
+            limit: stage.timeout,
+        };
+        match requests.iter_mut().find(|(known, _)| *known == request) {
+            Some((_, stages)) => stages.push(&stage.name),
+            None => requests.push((request, vec![&stage.name])),
+        }
+    }
+    let mut refused: Vec<Json> = Vec::new();
+    for (request, stages) in requests {
+        let Err(error) = request.check(&settings) else {
+            continue;
+        };
+        refused.push(json!({ "stages": stages, "message": error.to_string() }));
+        if output.json {
+            continue;
+        }
+        let named = match stages.as_slice() {
+            [only] => format!("stage `{only}`"),
+            [first, ..] => format!("{} like `{first}`", counted(stages.len(), "stage")),
+            [] => continue,
+        };
+        output.error(
+            &format!("{named}: {error}"),
+            Some("`resources` and `timeout` of the stage, and `cluster:`, say what is asked for"),
+        );
+    }
+    let is_refused = !refused.is_empty();
+    if output.json {
+        output.json(&json!({ "partitions": offered, "refused": refused }));
+    }
+    if is_refused {
+        return Ok(exit_code::INVALID_PIPELINE);
+    }
+    let count = counted(pipeline.stages.len(), "stage");
+    output.line(&format!("the cluster would take the jobs of {count}"));
+    Ok(exit_code::OK)
 }

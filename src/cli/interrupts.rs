@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::{Failure, exit_code};
+use crate::engine::launch::slurm::DETACHED;
 use crate::engine::limits;
 use crate::engine::worker::stop_signals;
 
@@ -23,7 +24,13 @@ pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
     }
     let interrupts = Arc::clone(COUNT.get_or_init(Arc::default));
     let counter = Arc::clone(&interrupts);
-    let mut signals = signal_hook::iterator::Signals::new(stop_signals())?;
+    // A cluster that ends a run which is a job of its own ends no stage: those are other jobs.
+    let is_job = std::env::var_os(DETACHED).is_some();
+    let signals = match is_job {
+        true => vec![signal_hook::consts::SIGINT],
+        false => stop_signals(),
+    };
+    let mut signals = signal_hook::iterator::Signals::new(signals)?;
     let thread = std::thread::Builder::new().spawn(move || {
         for _ in signals.forever() {
             let count = counter.fetch_add(1, Ordering::SeqCst) + 1;

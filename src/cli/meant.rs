@@ -67,7 +67,7 @@ const COMMANDS: [(&[&str], &str); 8] = [
         "`flowgraph run PIPELINE`",
     ),
     (
-        &["status", "dry-run", "explain"],
+        &["dry-run", "explain"],
         "`flowgraph plan PIPELINE` says what would run, and why",
     ),
     (&["validate", "lint"], "`flowgraph check PIPELINE`"),
@@ -84,7 +84,7 @@ const COMMANDS: [(&[&str], &str); 8] = [
         "`flowgraph gc` takes away what nothing needs",
     ),
     (
-        &["list", "ls", "log", "logs", "history"],
+        &["list", "ls", "log", "history"],
         "`flowgraph runs` lists runs, `flowgraph kinds` stage kinds",
     ),
     (
@@ -138,7 +138,7 @@ mod tests {
             (&["run", "p.yaml", "--force"], "--rerun"),
             (&["plan", "p.yaml", "--until", "a"], "--only"),
             (&["repro"], "flowgraph run"),
-            (&["status", "p.yaml"], "flowgraph plan"),
+            (&["explain", "p.yaml"], "flowgraph plan"),
         ] {
             let hint = hint_of(words);
             assert!(

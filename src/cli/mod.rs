@@ -1,5 +1,6 @@
 //! The command line: one file per command. Only this layer prints.
 
+mod attach;
 mod audit;
 mod check;
 mod cluster;
@@ -16,6 +17,7 @@ mod graph;
 mod init;
 mod interrupts;
 mod kinds;
+mod logs;
 mod meant;
 mod model_card;
 mod nearest_store;
@@ -187,6 +189,14 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Show a run of another process while it goes on
     Watch(watch::WatchArgs),
+    /// Say once how a run is: what is at work, and where jobs wait
+    Status(watch::WatchArgs),
+    /// Print what a stage printed
+    Logs(logs::LogsArgs),
+    /// Show a run that goes on elsewhere, or go on with one whose process is gone
+    Attach(attach::AttachArgs),
+    /// Ask a run to stop: what can will go on from where it was
+    Cancel(attach::CancelArgs),
     /// Compare two runs: params, stages, tables
     Diff(diff::DiffArgs),
     /// Draw the graph
@@ -445,6 +455,10 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Runs(args) => runs::run(&args, &store, &output),
         Command::Compare(args) => compare::run(&args, &store, &output),
         Command::Watch(args) => watch::run(&args, &store, &output),
+        Command::Status(args) => watch::status(&args, &store, &output),
+        Command::Logs(args) => logs::run(&args, &store, &output),
+        Command::Attach(args) => attach::attach(&args, &store, &output),
+        Command::Cancel(args) => attach::cancel(&args, &store, &output),
         Command::Diff(args) => diff::run(&args, &store, &output),
         Command::Graph(args) => graph::run(&args, registry, &output),
         Command::Kinds(args) => kinds::run(&args, registry, &output),

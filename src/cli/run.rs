@@ -24,7 +24,7 @@ use super::{
 use crate::artifacts::table::TABLE;
 use crate::engine::event::Outcome;
 use crate::engine::executor::{self, Capacity, RunOptions, RunReport};
-use crate::engine::launch::{Launcher, Local, Slurm};
+use crate::engine::launch::{Launcher, Local, Slurm, slurm};
 use crate::engine::machine::{DeviceChoice, Machine, visible_gpus};
 use crate::engine::plan::PlanOptions;
 use crate::engine::spec::Pipeline;
@@ -52,6 +52,9 @@ pub(super) struct RunArgs {
     /// What runs the stages: this machine, or the Slurm cluster that `sbatch` submits to, which has to see the store's folder
     #[arg(long, value_enum, default_value = "local", env = "FLOWGRAPH_EXECUTOR")]
     executor: Executor,
+    /// Let a job of the cluster submit the others, and return at once; `status`, `logs`, `attach` and `cancel` are for it
+    #[arg(long)]
+    detach: bool,
     /// Stages at once (default: one for each core); however many, their threads take no more cores than there are. Of a
     /// cluster: jobs in its queue (default: 100)
     #[arg(long, short, value_name = "N")]
@@ -92,6 +95,9 @@ pub(super) fn run(
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
     }
     let wanted = wanted(args, &pipeline)?;
+    if args.detach {
+        return detach(args, &pipeline, store, output);
+    }
     let capacity = match args.executor {
         Executor::Local => capacity(args.jobs, &args.device)?,
         Executor::Slurm => cluster_capacity(&args.device)?,
@@ -161,6 +167,33 @@ pub(super) fn run(
     } else {
         exit_code::STAGE_FAILED
     })
+}
+
+/// Submits the same command as a job.
+fn detach(
+    args: &RunArgs,
+    pipeline: &Pipeline,
+    store: &Store,
+    output: &Output,
+) -> Result<u8, Failure> {
+    if args.executor != Executor::Slurm {
+        return Err(Failure::usage(
+            "`--detach` needs `--executor slurm`; of this machine, `nohup flowgraph run ... &` does it",
+        ));
+    }
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = words.filter(|word| word != "--detach").collect();
+    let (job, printed) = slurm::detach(&cluster::settings(pipeline)?, store, &words)?;
+    if output.json {
+        output.json(&json!({ "event": "detached", "job": job, "output": printed }));
+    } else {
+        output.line(&format!(
+            "job {job} runs it; `flowgraph status` says how it is, `attach` follows, `cancel` stops it, and {} has what it prints",
+            printed.display()
+        ));
+    }
+    Ok(exit_code::OK)
 }
 
 /// Returns what starts the workers.

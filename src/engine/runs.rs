@@ -21,6 +21,7 @@ use serde_json::{Value as Json, json};
 
 use super::artifact::Digest;
 use super::event::{Outcome, RunEvent};
+use super::launch::slurm::DETACHED;
 use super::machine::host_name;
 use super::spec::Pipeline;
 use super::stage::StageError;
@@ -52,6 +53,47 @@ pub struct RunDescription {
     pub host: String,
     /// When it started, as RFC 3339 in UTC.
     pub started: String,
+    /// How it was begun.
+    #[serde(default)]
+    pub began: Began,
+}
+
+/// How a run was begun, so that it can be gone on with, or stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Began {
+    /// What was given on the command line.
+    pub arguments: Vec<String>,
+    /// What else it was told, by variables.
+    #[serde(default)]
+    pub variables: BTreeMap<String, String>,
+    /// In which folder.
+    pub folder: PathBuf,
+    /// Id of its process on its machine.
+    pub process: u32,
+    /// The number of the Slurm job that it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+}
+
+impl Began {
+    fn now() -> Self {
+        const VARIABLES: [&str; 3] = ["FLOWGRAPH_EXECUTOR", "FLOWGRAPH_STORE", "FLOWGRAPH_TRACK"];
+        let arguments = std::env::args_os().skip(1);
+        let variables = VARIABLES.into_iter().filter_map(|name| {
+            let value = std::env::var(name).ok()?;
+            Some((name.to_owned(), value))
+        });
+        let is_job = std::env::var_os(DETACHED).is_some();
+        Self {
+            arguments: arguments
+                .map(|argument| argument.to_string_lossy().into_owned())
+                .collect(),
+            variables: variables.collect(),
+            folder: std::env::current_dir().unwrap_or_default(),
+            process: std::process::id(),
+            job: std::env::var("SLURM_JOB_ID").ok().filter(|_| is_job),
+        }
+    }
 }
 
 /// How a stage of a run ended.
@@ -113,6 +155,7 @@ impl RunFolder {
             flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
             host: host_name(),
             started: jiff::Timestamp::now().to_string(),
+            began: Began::now(),
         };
         let begin = || -> Result<_, StageError> {
             fs_err::write(path.join("pipeline.yaml"), &pipeline.document.text)?;

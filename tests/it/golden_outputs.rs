@@ -305,6 +305,12 @@ fn outputs_are_the_same_in_another_language() {
     );
 }
 
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn outputs_are_the_same_on_a_cluster() {
+    assert_golden("a cluster", &[("FLOWGRAPH_EXECUTOR", "slurm")]);
+}
+
 /// The functions of the C library whose last bits are its own; exact ones are not among them.
 const APPROXIMATED: [&str; 25] = [
     "exp", "exp2", "exp10", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin",

@@ -41,6 +41,7 @@ mod matrix;
 mod models;
 mod nearest_store;
 mod numerics;
+mod on_a_cluster;
 mod own_samples;
 mod pages;
 mod plan;

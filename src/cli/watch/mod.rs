@@ -26,6 +26,14 @@ pub(super) struct WatchArgs {
     run: String,
 }
 
+impl WatchArgs {
+    pub(super) fn of(run: &str) -> Self {
+        Self {
+            run: run.to_owned(),
+        }
+    }
+}
+
 /// How often the screen is drawn.
 const EVERY: Duration = Duration::from_millis(500);
 /// The width where the terminal does not tell.
@@ -33,6 +41,15 @@ const WIDTH: usize = 80;
 
 /// Draws the run until it ends or somebody presses q; where there is no terminal, once.
 pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    show(args, std::io::stdout().is_terminal(), store, output)
+}
+
+/// Says once how a run is.
+pub(super) fn status(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    show(args, false, store, output)
+}
+
+fn show(args: &WatchArgs, follows: bool, store: &Store, output: &Output) -> Result<u8, Failure> {
     let run = Run::find(store, &args.run).map_err(Failure::usage)?;
     let mut log = Log {
         lines: BufReader::new(run.events()?),
@@ -52,7 +69,7 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
         Ok(())
     };
     let mut stdout = std::io::stdout();
-    if !stdout.is_terminal() {
+    if !follows {
         read_on(&mut screen)?;
         output.data(&screen.lines(usize::MAX, usize::MAX, "").join("\n"));
         return Ok(exit_code::OK);

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::cli::output::duration;
+use crate::cli::progress::queued_text;
 use crate::engine::context::Progress;
 use crate::engine::event::RunEvent;
 use crate::engine::runs::RunDescription;
@@ -26,6 +27,8 @@ const CURVE: usize = 24;
 #[derive(Debug, Default)]
 struct Working {
     progress: Progress,
+    /// Its job, and where that is in the queue of a cluster.
+    job: Option<String>,
     metrics: IndexMap<String, Vec<f64>>,
 }
 
@@ -78,6 +81,15 @@ impl Screen {
                     .entry(stage.clone())
                     .or_default()
                     .take(progress);
+            }
+            RunEvent::StageQueued {
+                stage,
+                job,
+                state,
+                reason,
+            } => {
+                let working = self.working.entry(stage.clone()).or_default();
+                working.job = Some(format!("job {job} {}  ", queued_text(state, reason)));
             }
             RunEvent::StageDone { stage, .. } => self.ends(stage, "done"),
             RunEvent::StageFailed { stage, message, .. } => {
@@ -133,7 +145,9 @@ impl Screen {
             ));
         }
         for (stage, working) in &self.working {
-            lines.push(format!("  {stage}  {}", working.step()));
+            let job = working.job.as_deref().unwrap_or_default();
+            let line = format!("  {stage}  {job}{}", working.step());
+            lines.push(line.trim_end().to_owned());
             lines.extend(working.curves());
         }
         if let Some(trouble) = &self.trouble {

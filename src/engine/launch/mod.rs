@@ -4,7 +4,7 @@
 //! may ask it to stop or end it.
 
 mod local;
-mod slurm;
+pub mod slurm;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;

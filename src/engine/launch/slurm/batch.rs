@@ -94,6 +94,15 @@ pub(super) struct BatchFolder(PathBuf);
 impl BatchFolder {
     /// Makes the folder of a new job.
     pub(super) fn make(store: &Store, told: &Told) -> std::io::Result<Self> {
+        let folder = Self::make_empty(store)?;
+        let text = serde_json::to_string(told)?;
+        publish(&folder.0.join("batch.json"), text.as_bytes())?;
+        Ok(folder)
+    }
+
+    /// Makes the folder of a job that runs no stages.
+    pub(super) fn make_empty(store: &Store) -> std::io::Result<Self> {
+        fs_err::create_dir_all(store.root())?;
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let name = format!("{time}-{}", unique_name());
         let parent = fs_err::canonicalize(store.root())?.join("cluster");
@@ -101,10 +110,6 @@ impl BatchFolder {
         let folder = Self(parent.join(name));
         // What programs are given and print may be for their user alone.
         std::fs::DirBuilder::new().mode(0o700).create(&folder.0)?;
-        publish(
-            &folder.0.join("batch.json"),
-            serde_json::to_string(told)?.as_bytes(),
-        )?;
         Ok(folder)
     }
 

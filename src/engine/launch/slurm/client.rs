@@ -5,6 +5,8 @@
 
 use std::process::Command;
 
+use serde::Serialize;
+
 use crate::engine::processes::answer_of;
 use crate::excerpt::{MESSAGE, excerpt};
 
@@ -23,7 +25,7 @@ pub(super) struct Queued {
 
 /// Why one of the programs did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ClusterError {
+pub enum ClusterError {
     /// It cannot be started.
     #[error("`{0}` cannot be started: {1}")]
     Missing(&'static str, String),
@@ -87,6 +89,51 @@ pub(super) fn submit(options: &[String], script: &str) -> Result<String, Cluster
     Ok(job.to_owned())
 }
 
+/// Asks whether a job with such options would be taken.
+pub(super) fn test(options: &[String]) -> Result<(), ClusterError> {
+    let mut args = vec!["--test-only".to_owned(), "--wrap=true".to_owned()];
+    args.extend_from_slice(options);
+    run("sbatch", &args).map(|_| ())
+}
+
+/// A partition of the cluster, as far as its nodes are alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Partition {
+    /// Its name, with a star if it is the default.
+    pub name: String,
+    /// How many such nodes.
+    pub nodes: String,
+    /// Cores of each.
+    pub cores: String,
+    /// Megabytes of each.
+    pub memory: String,
+    /// Generic resources of each, such as `gpu:2`.
+    pub gres: String,
+    /// How long a job may take.
+    pub limit: String,
+    /// Whether jobs are taken: `up` or not.
+    pub state: String,
+}
+
+/// Lists the partitions.
+pub(super) fn partitions() -> Result<Vec<Partition>, ClusterError> {
+    let args = ["-h", "-e", "-o", "%P|%D|%c|%m|%G|%l|%a"].map(str::to_owned);
+    let printed = run("sinfo", &args)?;
+    let partition = |line: &str| {
+        let mut fields = line.split('|').map(|field| field.trim().to_owned());
+        Some(Partition {
+            name: fields.next()?,
+            nodes: fields.next()?,
+            cores: fields.next()?,
+            memory: fields.next()?,
+            gres: fields.next()?,
+            limit: fields.next()?,
+            state: fields.next()?,
+        })
+    };
+    Ok(printed.lines().filter_map(partition).collect())
+}
+
 /// Lists the jobs of this user that are not ended.
 pub(super) fn queue() -> Result<Vec<Queued>, ClusterError> {
     let args = ["-h", "--me", "-o", "%i|%T|%r|%k"].map(str::to_owned);
@@ -110,6 +157,12 @@ fn queued_in(line: &str) -> Option<Queued> {
 /// Cancels a job.
 pub(super) fn cancel(job: &str) -> Result<(), ClusterError> {
     run("scancel", &[job.to_owned()]).map(|_| ())
+}
+
+/// Sends a job's first process what Ctrl-C sends.
+pub(super) fn interrupt(job: &str) -> Result<(), ClusterError> {
+    let args = ["--signal=INT", "--batch", job].map(str::to_owned);
+    run("scancel", &args).map(|_| ())
 }
 
 /// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if the cluster does not know it any more.

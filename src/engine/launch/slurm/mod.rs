@@ -8,7 +8,9 @@
 mod agent;
 mod batch;
 mod client;
+mod request;
 mod settings;
+mod submitter;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -16,9 +18,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use self::client::ClusterError;
 pub use agent::run as run_agent;
+pub use client::ClusterError;
+pub use request::{Partition, Request, partitions};
 pub use settings::ClusterSettings;
+pub use submitter::{DETACHED, cancel_jobs, cancel_waiting, detach, interrupt};
 
 use self::batch::{Ask, BatchFolder, Listener, Said, Told};
 use self::client::Queued;
@@ -66,12 +70,14 @@ impl Slurm {
         })?;
         fs_err::create_dir_all(store.root())?;
         let mut cluster = Cluster {
+            program: program_of(&settings)?,
             settings,
             jobs,
             store: store.clone(),
             local: Local::new()?,
             waiting: VecDeque::new(),
             batches: Vec::new(),
+            possible: Vec::new(),
             found: BTreeMap::new(),
             heard: Instant::now(),
             asked: Instant::now(),
@@ -235,12 +241,16 @@ impl Batch {
 }
 
 struct Cluster {
+    /// Where this program lies on the nodes.
+    program: String,
     settings: ClusterSettings,
     jobs: usize,
     store: Store,
     local: Local,
     waiting: VecDeque<(Order, SharedStage)>,
     batches: Vec<Batch>,
+    /// Requests that there are nodes for.
+    possible: Vec<Request>,
     /// Jobs of an earlier run that live on, by the fingerprints of their stages.
     found: BTreeMap<Digest, (PathBuf, usize)>,
     heard: Instant,
@@ -425,7 +435,9 @@ impl Cluster {
             orders,
         };
         let folder = BatchFolder::make(&self.store, &told)?;
-        fs_err::write(folder.script(), self.script(&folder))?;
+        let words = ["agent".to_owned(), folder.path().display().to_string()];
+        let words = [vec![self.program.clone()], words.to_vec()].concat();
+        fs_err::write(folder.script(), job_script(&self.settings, &words))?;
         Ok(Batch {
             listener: folder.listener(),
             folder,
@@ -438,22 +450,6 @@ impl Cluster {
             missed: 0,
             submit_at: Some(Instant::now()),
         })
-    }
-
-    fn script(&self, folder: &BatchFolder) -> String {
-        let mut script = String::from("#!/bin/bash\n");
-        for line in &self.settings.before {
-            script.push_str(line);
-            script.push('\n');
-        }
-        let own = self.local.program.display().to_string();
-        let program = self.settings.program.as_ref().unwrap_or(&own);
-        let through = self.settings.through.as_deref().unwrap_or_default();
-        let words = [program, "agent", &folder.path().display().to_string()];
-        let words = words.map(quoted).join(" ");
-        // In the place of the shell, to which the cluster sends its notice.
-        script.push_str(&format!("exec {through} {words}\n"));
-        script
     }
 
     fn submit_due(&mut self) {
@@ -471,9 +467,10 @@ impl Cluster {
         /// After a cluster that did not answer.
         const PAUSE: Duration = Duration::from_secs(5);
         let options = self.options(&self.batches[at]);
+        let is_possible = self.is_possible(&request_of(&self.batches[at].orders));
         let batch = &mut self.batches[at];
         let script = batch.folder.script().display().to_string();
-        match client::submit(&options, &script) {
+        match is_possible.and_then(|()| client::submit(&options, &script)) {
             Ok(job) => {
                 batch.job = Some(job);
                 batch.submit_at = None;
@@ -499,6 +496,24 @@ impl Cluster {
         }
     }
 
+    /// Asks once whether there are such nodes at all: where there are none, some clusters let a job wait for ever.
+    fn is_possible(&mut self, request: &Request) -> Result<(), ClusterError> {
+        const IMPOSSIBLE: &str = "Requested node configuration is not available";
+        if self.possible.contains(request) {
+            return Ok(());
+        }
+        match request.check(&self.settings) {
+            Err(ClusterError::Refused(program, why)) if why.contains(IMPOSSIBLE) => {
+                Err(ClusterError::Refused(program, why))
+            }
+            // The rest is between the job and the queue.
+            _ => {
+                self.possible.push(request.clone());
+                Ok(())
+            }
+        }
+    }
+
     fn options(&self, batch: &Batch) -> Vec<String> {
         let first = &batch.orders[0];
         let name = match batch.orders.as_slice() {
@@ -509,37 +524,14 @@ impl Cluster {
                 several.len() - 1
             ),
         };
-        let resources = &first.resources;
         let mut options = vec![
             format!("--job-name={name}"),
             format!("--comment={}", batch.folder.comment()),
             format!("--output={}", batch.folder.output().display()),
             "--open-mode=append".to_owned(),
             "--requeue".to_owned(),
-            "--ntasks=1".to_owned(),
-            format!("--cpus-per-task={}", resources.cpus),
-            format!("--signal=B:TERM@{}", self.settings.notice()),
         ];
-        if resources.memory > 0 {
-            options.push(format!("--mem={}M", resources.memory.div_ceil(1 << 20)));
-        }
-        if first.gpus > 0 {
-            let gres = self.settings.gres.as_deref().unwrap_or("gpu");
-            options.push(format!("--gres={gres}:{}", first.gpus));
-        }
-        let timeouts = batch.orders.iter().map(|order| order.timeout);
-        let limit = timeouts.sum::<Option<f64>>();
-        match (limit, &self.settings.time) {
-            (Some(seconds), _) => {
-                // Until it has its lock and its inputs, no time of the stage has passed.
-                const SLACK: f64 = 120.0;
-                let minutes = (seconds + f64::from(self.settings.notice()) + SLACK) / 60.0;
-                options.push(format!("--time={}", minutes.ceil()));
-            }
-            (None, Some(time)) => options.push(format!("--time={time}")),
-            (None, None) => {}
-        }
-        options.extend(self.settings.for_sbatch());
+        options.extend(request_of(&batch.orders).for_sbatch(&self.settings));
         options
     }
 
@@ -768,6 +760,15 @@ fn hear(batch: &mut Batch) {
     }
 }
 
+fn request_of(orders: &[Order]) -> Request {
+    let timeouts = orders.iter().map(|order| order.timeout);
+    Request {
+        resources: orders[0].resources.clone(),
+        gpus: orders[0].gpus,
+        limit: timeouts.sum(),
+    }
+}
+
 /// Returns the seconds that a stage is expected to take, if it is a short one.
 fn short(order: &Order) -> Option<f64> {
     let expected = match (order.estimate, order.timeout) {
@@ -775,6 +776,28 @@ fn short(order: &Order) -> Option<f64> {
         (None, timeout) => timeout?,
     };
     (expected <= SHORT).then_some(expected)
+}
+
+/// Where this program lies on the nodes.
+fn program_of(settings: &ClusterSettings) -> std::io::Result<String> {
+    match &settings.program {
+        Some(program) => Ok(program.clone()),
+        None => Ok(std::env::current_exe()?.display().to_string()),
+    }
+}
+
+/// Writes the script of a job that runs a command.
+fn job_script(settings: &ClusterSettings, words: &[String]) -> String {
+    let mut script = String::from("#!/bin/bash\n");
+    for line in &settings.before {
+        script.push_str(line);
+        script.push('\n');
+    }
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    let through = settings.through.as_deref().unwrap_or_default();
+    // In the place of the shell, to which the cluster sends its notice.
+    script.push_str(&format!("exec {through} {}\n", words.join(" ")));
+    script
 }
 
 fn quoted(word: &str) -> String {

@@ -29,6 +29,8 @@ pub struct ClusterSettings {
     pub program: Option<String>,
     /// Seconds ahead of the time limit at which a stage is told to checkpoint and stop (default: 60).
     pub notice: Option<u32>,
+    /// Further options of `sbatch` for the job that submits the others, of `run --detach`, such as `--time=7-0`.
+    pub run_options: Vec<String>,
 }
 
 impl ClusterSettings {
@@ -49,6 +51,7 @@ impl ClusterSettings {
             through: self.through.or(others.through),
             program: self.program.or(others.program),
             notice: self.notice.or(others.notice),
+            run_options: either(self.run_options, others.run_options),
         }
     }
 

@@ -1,0 +1,113 @@
+//! `flowgraph attach` and `cancel`: runs that others started.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::output::{Output, counted};
+use super::{Failure, exit_code, watch};
+use crate::engine::launch::slurm;
+use crate::engine::machine::host_name;
+use crate::engine::runs::Run;
+use crate::engine::store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct AttachArgs {
+    /// The run: `last`, `last-1`, an id or its beginning
+    #[arg(default_value = "last")]
+    run: String,
+}
+
+/// Shows a run that goes on; one that does not is gone on with, by the command that began it.
+pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    let run = Run::find(store, &args.run).map_err(Failure::usage)?;
+    if run.is_under_way() != Some(false) {
+        return watch::run(&watch::WatchArgs::of(&args.run), store, output);
+    }
+    let began = &run.description.began;
+    if run.end().is_some() {
+        return Err(Failure::usage(format!(
+            "the run {} has ended; `flowgraph runs` says how",
+            run.description.run
+        )));
+    }
+    if began.arguments.is_empty() {
+        return Err(Failure::usage(
+            "the run does not say by which command it was begun: give that again",
+        ));
+    }
+    let words = began.arguments.join(" ");
+    output.line(&format!(
+        "its process is gone: goes on with `flowgraph {words}`"
+    ));
+    let error = Command::new(std::env::current_exe()?)
+        .args(&began.arguments)
+        .envs(&began.variables)
+        .current_dir(&began.folder)
+        .exec();
+    Err(error.into())
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CancelArgs {
+    /// The run: `last`, `last-1`, an id or its beginning
+    #[arg(default_value = "last")]
+    run: String,
+}
+
+/// Asks a run to stop, and waits until it has; of one whose process is gone, the jobs are cancelled that live on.
+pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    const EVERY: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_secs(120);
+    // One that waits in the queue has no folder yet.
+    let waiting = slurm::cancel_waiting(store)?;
+    if waiting > 0 {
+        output.line(&format!(
+            "cancelled {} in the queue",
+            counted(waiting, "run")
+        ));
+    }
+    let run = match Run::find(store, &args.run) {
+        Ok(run) => run,
+        Err(_) if waiting > 0 => return Ok(exit_code::OK),
+        Err(message) => return Err(Failure::usage(message)),
+    };
+    if run.is_under_way() == Some(false) {
+        let count = slurm::cancel_jobs(store)?;
+        output.line(&match count {
+            0 => format!("the run {} does not go on", run.description.run),
+            count => format!("its process is gone: cancelled {}", counted(count, "job")),
+        });
+        return Ok(exit_code::OK);
+    }
+    let began = &run.description.began;
+    match &began.job {
+        Some(job) => slurm::interrupt(job)?,
+        None if run.description.host == host_name() => {
+            let process = i32::try_from(began.process).ok().and_then(Pid::from_raw);
+            let asked = process.map(|process| kill_process(process, Signal::INT));
+            asked.transpose().map_err(std::io::Error::from)?;
+        }
+        None => {
+            return Err(Failure::usage(format!(
+                "it runs on {}, as process {}: give the command there",
+                run.description.host, began.process
+            )));
+        }
+    }
+    let asked = Instant::now();
+    while run.is_under_way() == Some(true) {
+        if asked.elapsed() > PATIENCE {
+            return Err(Failure::usage(format!(
+                "the run {} was asked to stop, and goes on still",
+                run.description.run
+            )));
+        }
+        std::thread::sleep(EVERY);
+    }
+    output.line(&format!("the run {} has stopped", run.description.run));
+    Ok(exit_code::OK)
+}

@@ -1,0 +1,65 @@
+//! What is asked of a cluster for a stage, and what it offers.
+
+use super::ClusterSettings;
+use super::client::{self, ClusterError};
+use crate::engine::stage::Resources;
+
+pub use super::client::Partition;
+
+/// What a job is to be given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Cores and memory; of GPUs, see `gpus`.
+    pub resources: Resources,
+    /// GPUs that its kind can use of those it asks for.
+    pub gpus: usize,
+    /// Seconds that it may take.
+    pub limit: Option<f64>,
+}
+
+impl Request {
+    /// Returns the options of `sbatch` that stand for it.
+    pub(super) fn for_sbatch(&self, settings: &ClusterSettings) -> Vec<String> {
+        let resources = &self.resources;
+        let mut options = vec![
+            "--ntasks=1".to_owned(),
+            format!("--cpus-per-task={}", resources.cpus),
+            format!("--signal=B:TERM@{}", settings.notice()),
+        ];
+        if resources.memory > 0 {
+            options.push(format!("--mem={}M", resources.memory.div_ceil(1 << 20)));
+        }
+        if self.gpus > 0 {
+            let gres = settings.gres.as_deref().unwrap_or("gpu");
+            options.push(format!("--gres={gres}:{}", self.gpus));
+        }
+        match (self.limit, &settings.time) {
+            (Some(seconds), _) => {
+                // Until it has its lock and its inputs, no time of the stage has passed.
+                const SLACK: f64 = 120.0;
+                let minutes = (seconds + f64::from(settings.notice()) + SLACK) / 60.0;
+                options.push(format!("--time={}", minutes.ceil()));
+            }
+            (None, Some(time)) => options.push(format!("--time={time}")),
+            (None, None) => {}
+        }
+        options.extend(settings.for_sbatch());
+        options
+    }
+
+    /// Asks the cluster whether it would take such a job.
+    ///
+    /// # Errors
+    /// Its words, if it would not.
+    pub fn check(&self, settings: &ClusterSettings) -> Result<(), ClusterError> {
+        client::test(&self.for_sbatch(settings))
+    }
+}
+
+/// Lists what the cluster offers.
+///
+/// # Errors
+/// If there is none, or it does not answer.
+pub fn partitions() -> Result<Vec<Partition>, ClusterError> {
+    client::partitions()
+}

@@ -1,0 +1,78 @@
+//! A run that is a job itself, and jobs whose run is gone.
+
+use super::ClusterSettings;
+use super::batch::BatchFolder;
+use super::client::{self, Queued};
+use super::{job_script, program_of};
+use crate::engine::stage::StageError;
+use crate::engine::store::Store;
+
+/// The variable by which a run knows that it is a job: a notice of the cluster that its time is up does not stop its stages.
+pub const DETACHED: &str = "FLOWGRAPH_DETACHED";
+/// The name of such a job.
+const NAME: &str = "flowgraph-run";
+
+/// Submits a run as a job of its own; returns the job's number and where it prints.
+pub fn detach(
+    settings: &ClusterSettings,
+    store: &Store,
+    arguments: &[String],
+) -> Result<(String, std::path::PathBuf), StageError> {
+    let folder = BatchFolder::make_empty(store)?;
+    let mut words = vec![program_of(settings)?];
+    words.extend_from_slice(arguments);
+    let script =
+        job_script(settings, &words).replacen('\n', &format!("\nexport {DETACHED}=1\n"), 1);
+    fs_err::write(folder.script(), script)?;
+    let mut options = vec![
+        format!("--job-name={NAME}"),
+        format!("--comment={}", folder.comment()),
+        format!("--output={}", folder.output().display()),
+        "--open-mode=append".to_owned(),
+        "--requeue".to_owned(),
+        "--ntasks=1".to_owned(),
+    ];
+    options.extend(settings.for_sbatch());
+    options.extend(settings.run_options.iter().cloned());
+    let job = client::submit(&options, &folder.script().display().to_string())
+        .map_err(|error| StageError::new(error.to_string()))?;
+    Ok((job, folder.output()))
+}
+
+/// Asks a run that is a job to stop its stages and end.
+pub fn interrupt(job: &str) -> Result<(), StageError> {
+    client::interrupt(job).map_err(|error| StageError::new(error.to_string()))
+}
+
+/// Cancels the runs of a store that wait in the queue; returns how many there were.
+pub fn cancel_waiting(store: &Store) -> Result<usize, StageError> {
+    cancel(store, |folder, job| {
+        job.state == "PENDING" && folder.told().is_err()
+    })
+}
+
+/// Cancels the jobs of a store's stages; returns how many there were.
+pub fn cancel_jobs(store: &Store) -> Result<usize, StageError> {
+    cancel(store, |folder, _| folder.told().is_ok())
+}
+
+fn cancel(
+    store: &Store,
+    is_meant: impl Fn(&BatchFolder, &Queued) -> bool,
+) -> Result<usize, StageError> {
+    let folders = BatchFolder::all(store);
+    if folders.is_empty() {
+        return Ok(0);
+    }
+    let queue = client::queue().map_err(|error| StageError::new(error.to_string()))?;
+    let mut count = 0;
+    for folder in folders {
+        let comment = folder.comment();
+        let job = queue.iter().find(|job| job.comment == comment);
+        if let Some(job) = job.filter(|job| is_meant(&folder, job)) {
+            client::cancel(&job.job).map_err(|error| StageError::new(error.to_string()))?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,337 @@
+//! Stages as jobs of a Slurm cluster. `.ci/slurm/test` starts a cluster of three nodes on this machine and runs these in it,
+//! one after the other: some of them kill its daemons.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+
+use crate::space::{Outcome, Report, Space};
+
+const NEEDED: &str = "a Slurm cluster is needed: .ci/slurm/test starts one";
+
+/// The folder of the cluster.
+fn folder() -> PathBuf {
+    PathBuf::from(std::env::var_os("SLURM_FOLDER").expect(NEEDED))
+}
+
+fn run(space: &Space, args: &[&str]) -> Report {
+    space.run(&[&["--executor", "slurm"], args].concat())
+}
+
+/// Starts a run that goes on in the background.
+fn start(space: &Space, args: &[&str]) -> Child {
+    let args = [&["run", "p.yaml", "--executor", "slurm", "--json"], args].concat();
+    let mut command = space.program(&args);
+    let log = fs::File::create(space.path("started")).unwrap();
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap()
+}
+
+fn shell(text: &str) -> String {
+    let output = Command::new("bash").args(["-c", text]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn queue() -> String {
+    shell("squeue -h -o '%i %T %k'")
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{what} within 60 s; the queue: {}",
+            queue()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn notes(report: &Report) -> Vec<String> {
+    let notes = report
+        .events
+        .iter()
+        .filter(|event| event["event"] == "stage_note");
+    notes
+        .map(|note| note["text"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[track_caller]
+fn failure(report: &Report) -> (String, String) {
+    assert_eq!(report.code, 1, "{}", report.stderr);
+    let text = |event: &Json, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let mut failed = report
+        .events
+        .iter()
+        .filter(|event| event["event"] == "stage_failed");
+    let event = failed.next().unwrap();
+    (text(event, "message"), text(event, "hint"))
+}
+
+#[track_caller]
+fn ok(outcome: &Outcome) {
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+}
+
+/// A command that says when it begins and ends, in a file that all of them share.
+const SLOW: &str = "name: n
+stages:
+  first: { kind: command, params: { run: \"echo first >> {here}/ran; sleep 4; echo a > out\", outputs: { out: out } } }
+  second: { kind: command, inputs: { in: first.out }, params: { run: \"echo second >> {here}/ran; cp $in out\", outputs: { out: out } } }
+";
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn stages_run_as_jobs_and_leave_nothing_behind() {
+    let space = Space::new(SLOW);
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    assert_eq!(space.ran(), ["first", "second"]);
+    let queued = report
+        .events
+        .iter()
+        .filter(|event| event["event"] == "stage_queued");
+    let on = queued.filter(|event| event["state"] == "RUNNING");
+    assert!(on.count() >= 2, "{:?}", report.events);
+    let left = fs::read_dir(space.path(".flowgraph/cluster")).unwrap();
+    assert_eq!(left.count(), 0);
+    assert_eq!(run(&space, &[]).stages["first"].0, "cached");
+    // The same store, without a cluster.
+    assert_eq!(space.run(&[]).stages["second"].0, "cached");
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_run_whose_submitter_was_killed_is_gone_on_with() {
+    let space = Space::new(SLOW);
+    let mut child = start(&space, &[]);
+    until("the first stage begins", || space.path("ran").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    // Its job lived on, and nothing was done twice.
+    assert_eq!(space.ran(), ["first", "second"]);
+    assert!(
+        notes(&report).contains(&"goes on with the job of an earlier run".to_owned()),
+        "{:?}",
+        notes(&report)
+    );
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn the_first_signal_lets_stages_stop_and_empties_the_queue() {
+    let stages: String = (0..12)
+        .map(|at| format!("  s{at}: {{ kind: command, params: {{ run: \"echo {at} >> {{here}}/ran; sleep 60; echo > out\", outputs: {{ out: out }} }} }}\n"))
+        .collect();
+    let space = Space::new(&format!("name: n\nstages:\n{stages}"));
+    let mut child = start(&space, &[]);
+    // Six of them fit, the others wait.
+    until("stages begin", || {
+        let ran = fs::read_to_string(space.path("ran")).unwrap_or_default();
+        ran.lines().count() >= 6
+    });
+    shell(&format!("kill -INT {}", child.id()));
+    let begun = Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    until("the queue is empty", || queue().is_empty());
+    assert_eq!(space.ran().len(), 6);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn short_stages_share_jobs() {
+    let stages: String = (0..150)
+        .map(|at| format!("  s{at}: {{ kind: command, timeout: 2, params: {{ run: \"echo $HOME {at} > out\", outputs: {{ out: out }} }} }}\n"))
+        .collect();
+    let space = Space::new(&format!("name: n\nstages:\n{stages}"));
+    let before: u64 = shell("squeue -h -t all -o %A | sort -n | tail -1")
+        .parse()
+        .unwrap_or(0);
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    assert_eq!(report.stages.len(), 150);
+    let after: u64 = shell("squeue -h -t all -o %A | sort -n | tail -1")
+        .parse()
+        .unwrap();
+    assert!(after - before <= 2, "{} jobs", after - before);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn two_stages_of_a_node_have_different_gpus() {
+    let stage = |name: &str| {
+        format!(
+            "  {name}: {{ kind: command, resources: {{ gpus: 1 }}, params: {{ run: \"echo $CUDA_VISIBLE_DEVICES >> {{here}}/ran; sleep 3; echo {name} > out\", outputs: {{ out: out }} }} }}\n"
+        )
+    };
+    let stages = stage("a") + &stage("b");
+    let space = Space::new(&format!(
+        "name: n\ncluster: {{ options: [--nodelist=n1] }}\nstages:\n{stages}"
+    ));
+    let begun = Instant::now();
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(6), "they ran at once");
+    assert_eq!(space.ran(), ["0", "1"]);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn what_the_cluster_cannot_give_is_told() {
+    let space = Space::new(&SLOW.replace(
+        "first: { kind: command,",
+        "first: { kind: command, resources: { cpus: 64 },",
+    ));
+    let (message, hint) = failure(&run(&space, &[]));
+    assert!(message.starts_with("`sbatch` refuses: "), "{message}");
+    assert!(hint.contains("check --executor slurm"), "{hint}");
+    let check = space.flowgraph(&["check", "p.yaml", "--executor", "slurm"]);
+    assert_eq!(check.code, 3);
+    assert!(
+        check.stderr.contains("main*: 3 nodes of 2 cores"),
+        "{}",
+        check.stderr
+    );
+    assert!(check.stderr.contains("stage `first`: "), "{}", check.stderr);
+    assert!(!check.stderr.contains("`second`"), "{}", check.stderr);
+    space.write("p.yaml", SLOW);
+    ok(&space.flowgraph(&["check", "p.yaml", "--executor", "slurm"]));
+    space.write(
+        "p.yaml",
+        &SLOW.replace("name: n\n", "name: n\ncluster: { partition: nowhere }\n"),
+    );
+    let (message, _) = failure(&run(&space, &[]));
+    assert!(message.contains("invalid partition"), "{message}");
+    space.write(
+        "p.yaml",
+        &SLOW.replace("name: n\n", "name: n\ncluster: { partitoin: main }\n"),
+    );
+    let check = space.flowgraph(&["check", "p.yaml"]);
+    assert_eq!(check.code, 3);
+    assert!(check.stderr.contains("`partitoin`"), "{}", check.stderr);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_job_of_a_lost_node_runs_on_another() {
+    let space = Space::new(&SLOW.replace("sleep 4", "sleep 8"));
+    let mut child = start(&space, &[]);
+    until("the first stage begins", || space.path("ran").exists());
+    let node = shell("squeue -h -t RUNNING -o %N");
+    // With its node, all that runs there: in APART=1 it has processes of its own.
+    lose(&node);
+    let status = child.wait().unwrap();
+    let said = space.read("started");
+    assert!(status.success(), "{said}");
+    // Begun on each, done on one.
+    assert_eq!(space.ran(), ["first", "first", "second"]);
+    recover(&node);
+}
+
+/// Kills the daemon of a node and what runs there.
+fn lose(node: &str) {
+    let folder = folder().display().to_string();
+    let kill = match std::env::var_os("APART") {
+        // With its first process all of a node's end.
+        Some(_) => format!("pkill -KILL -f '[s]lurmd -D -N {node}'"),
+        None => format!(
+            "kill -KILL $(cat {folder}/{node}.pid); pkill -KILL slurmstepd; pkill -KILL -f '[f]lowgraph agent'"
+        ),
+    };
+    shell(&kill);
+}
+
+/// Starts the daemon of a node again.
+fn recover(node: &str) {
+    let folder = folder().display().to_string();
+    Command::new(format!("{folder}/node"))
+        .arg(node)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    until("the node is back", || {
+        shell("sinfo -h -N -p main -o %T")
+            .lines()
+            .all(|state| state == "idle")
+    });
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn what_the_controller_forgets_is_submitted_again_and_done_once() {
+    let space = Space::new(SLOW);
+    let mut child = start(&space, &[]);
+    until("the first stage begins", || space.path("ran").exists());
+    let folder = folder().display().to_string();
+    // Its memory of the job is lost with it, and the job's process lives on.
+    shell(&format!(
+        "kill -KILL $(cat {folder}/slurmctld.pid); sleep 1; rm -f {folder}/state/job_state*; slurmctld"
+    ));
+    until("the controller is back", || {
+        shell("scontrol ping").contains("UP")
+    });
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{}", space.read("started"));
+    let mut ran = space.ran();
+    ran.dedup();
+    assert_eq!(ran, ["first", "second"], "{}", space.read("started"));
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_run_that_is_a_job_is_looked_at_followed_and_cancelled() {
+    let space = Space::new(&SLOW.replace("sleep 4", "echo at work; sleep 60"));
+    let detached = space.flowgraph(&["run", "p.yaml", "--executor", "slurm", "--detach"]);
+    ok(&detached);
+    assert!(
+        detached.stderr.contains("flowgraph status"),
+        "{}",
+        detached.stderr
+    );
+    until("the first stage begins", || space.path("ran").exists());
+    let status = space.flowgraph(&["status"]);
+    ok(&status);
+    assert!(status.stdout.contains("1 at work"), "{}", status.stdout);
+    assert!(status.stdout.contains("first  job "), "{}", status.stdout);
+    until("it says so", || {
+        space
+            .flowgraph(&["logs", "first"])
+            .stdout
+            .contains("at work")
+    });
+    ok(&space.flowgraph(&["cancel"]));
+    until("the queue is empty", || queue().is_empty());
+    let status = space.flowgraph(&["status"]);
+    assert!(status.stdout.contains("1 interrupted"), "{}", status.stdout);
+    // One whose process is killed is gone on with by the command that began it.
+    space.write("p.yaml", SLOW);
+    let _ = space.ran();
+    ok(&space.flowgraph(&["run", "p.yaml", "--executor", "slurm", "--detach"]));
+    until("the first stage begins", || space.path("ran").exists());
+    shell("scancel --signal=KILL --batch $(squeue -h -n flowgraph-run -o %A)");
+    until("it is gone", || {
+        shell("squeue -h -n flowgraph-run").is_empty()
+    });
+    let attached = space.flowgraph(&["attach"]);
+    ok(&attached);
+    assert!(
+        attached
+            .stderr
+            .contains("goes on with `flowgraph run p.yaml"),
+        "{}",
+        attached.stderr
+    );
+    assert_eq!(space.ran(), ["first", "second"]);
+}
