@@ -24,7 +24,7 @@ pub(super) struct AttachArgs {
 /// Shows a run that goes on; one that does not is gone on with, by the command that began it.
 pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
     let run = Run::find(store, &args.run).map_err(Failure::usage)?;
-    if run.is_under_way() != Some(false) {
+    if goes_on(&run) {
         return watch::run(&watch::WatchArgs::of(&args.run), store, output);
     }
     let began = &run.description.began;
@@ -51,6 +51,14 @@ pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Resul
     Err(error.into())
 }
 
+/// Whether the process of a run is there, as far as anybody can tell.
+fn goes_on(run: &Run) -> bool {
+    let job = run.description.began.job.as_ref();
+    // Where only its lease tells, that outlives it by a while.
+    run.is_under_way() != Some(false)
+        && job.is_none_or(|job| slurm::is_in_queue(job) != Some(false))
+}
+
 #[derive(Debug, Args)]
 pub(super) struct CancelArgs {
     /// The run: `last`, `last-1`, an id or its beginning
@@ -75,7 +83,7 @@ pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Resul
         Err(_) if waiting > 0 => return Ok(exit_code::OK),
         Err(message) => return Err(Failure::usage(message)),
     };
-    if run.is_under_way() == Some(false) {
+    if !goes_on(&run) {
         let count = slurm::cancel_jobs(store)?;
         output.line(&match count {
             0 => format!("the run {} does not go on", run.description.run),
@@ -99,7 +107,7 @@ pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Resul
         }
     }
     let asked = Instant::now();
-    while run.is_under_way() == Some(true) {
+    while goes_on(&run) {
         if asked.elapsed() > PATIENCE {
             return Err(Failure::usage(format!(
                 "the run {} was asked to stop, and goes on still",

@@ -22,7 +22,7 @@ pub use agent::run as run_agent;
 pub use client::ClusterError;
 pub use request::{Partition, Request, partitions};
 pub use settings::ClusterSettings;
-pub use submitter::{DETACHED, cancel_jobs, cancel_waiting, detach, interrupt};
+pub use submitter::{DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, is_in_queue};
 
 use self::batch::{Ask, BatchFolder, Listener, Said, Told};
 use self::client::Queued;
@@ -240,6 +240,14 @@ impl Batch {
     }
 }
 
+/// A stage of a job that an earlier run submitted.
+struct Found {
+    folder: PathBuf,
+    job: String,
+    /// Its place in the job.
+    at: usize,
+}
+
 struct Cluster {
     /// Where this program lies on the nodes.
     program: String,
@@ -252,7 +260,7 @@ struct Cluster {
     /// Requests that there are nodes for.
     possible: Vec<Request>,
     /// Jobs of an earlier run that live on, by the fingerprints of their stages.
-    found: BTreeMap<Digest, (PathBuf, usize)>,
+    found: BTreeMap<Digest, Found>,
     heard: Instant,
     asked: Instant,
     pace: Duration,
@@ -273,23 +281,27 @@ impl Cluster {
         const YOUNG: Duration = Duration::from_secs(3600);
         for folder in BatchFolder::all(&self.store) {
             let comment = folder.comment();
-            let lives = queue.iter().any(|job| job.comment == comment);
+            let job = queue.iter().find(|job| job.comment == comment);
             let age = std::fs::metadata(folder.path()).and_then(|found| found.modified());
             let age = age.ok().and_then(|time| time.elapsed().ok());
-            if !lives {
+            let Some(job) = job else {
                 if age.is_some_and(|age| age > YOUNG) {
                     folder.remove();
                 }
                 continue;
-            }
+            };
             let Ok(told) = folder.told() else { continue };
             if told.flowgraph != env!("CARGO_PKG_VERSION") {
                 continue;
             }
             for (at, order) in told.orders.iter().enumerate() {
                 if let Some(fingerprint) = fingerprint_of(order) {
-                    let place = (folder.path().to_owned(), at);
-                    self.found.insert(fingerprint, place);
+                    let found = Found {
+                        folder: folder.path().to_owned(),
+                        job: job.job.clone(),
+                        at,
+                    };
+                    self.found.insert(fingerprint, found);
                 }
             }
         }
@@ -298,7 +310,12 @@ impl Cluster {
     /// Goes on with a job of an earlier run that is at the same work.
     fn adopt(&mut self, order: &Order, stage: &SharedStage) -> bool {
         let found = fingerprint_of(order).and_then(|it| self.found.remove(&it));
-        let Some((path, at)) = found else {
+        let Some(Found {
+            folder: path,
+            job,
+            at,
+        }) = found
+        else {
             return false;
         };
         let known = self
@@ -311,7 +328,7 @@ impl Cluster {
             self.batches.push(Batch {
                 listener: folder.listener(),
                 folder,
-                job: None,
+                job: Some(job),
                 stages: vec![None; orders.len()],
                 orders,
                 shown: None,
@@ -467,7 +484,12 @@ impl Cluster {
         /// After a cluster that did not answer.
         const PAUSE: Duration = Duration::from_secs(5);
         let options = self.options(&self.batches[at]);
-        let is_possible = self.is_possible(&request_of(&self.batches[at].orders));
+        let request = Request {
+            // What is too long is told by the queue, and the sum of many is always another.
+            limit: None,
+            ..request_of(&self.batches[at].orders)
+        };
+        let is_possible = self.is_possible(&request);
         let batch = &mut self.batches[at];
         let script = batch.folder.script().display().to_string();
         match is_possible.and_then(|()| client::submit(&options, &script)) {

@@ -44,6 +44,12 @@ pub fn interrupt(job: &str) -> Result<(), StageError> {
     client::interrupt(job).map_err(|error| StageError::new(error.to_string()))
 }
 
+/// Whether a job is in the queue, waiting or at work; `None` if the cluster does not say.
+pub fn is_in_queue(job: &str) -> Option<bool> {
+    let queue = client::queue().ok()?;
+    Some(queue.iter().any(|other| other.job == job))
+}
+
 /// Cancels the runs of a store that wait in the queue; returns how many there were.
 pub fn cancel_waiting(store: &Store) -> Result<usize, StageError> {
     cancel(store, |folder, job| {
