@@ -113,6 +113,11 @@ fn run(environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
 fn run_as(class: &str, environment: &[(&str, &str)]) -> BTreeMap<String, Made> {
     let space = Space::new(KINDS);
     run_in(&space, environment);
+    made_in(&space, class)
+}
+
+/// What the stages made of which there are records in a space.
+fn made_in(space: &Space, class: &str) -> BTreeMap<String, Made> {
     let (records, errors) = space.store().read_records();
     assert!(errors.is_empty(), "{errors:?}");
     let made = records.into_iter().map(|record| {
@@ -309,6 +314,80 @@ fn outputs_are_the_same_in_another_language() {
 #[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
 fn outputs_are_the_same_on_a_cluster() {
     assert_golden("a cluster", &[("FLOWGRAPH_EXECUTOR", "slurm")]);
+}
+
+/// While the daemons of a cluster, its nodes and whoever submits to it are killed one after the other, all stages are done,
+/// none of them twice at once, and their bytes are the same.
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn deaths_on_a_cluster_change_nothing() {
+    use crate::on_a_cluster::{begin_submitter, kill_controller, lose, recover, until};
+    let deaths: usize = std::env::var("DEATHS").map_or(6, |text| text.parse().unwrap());
+    let seed = std::time::SystemTime::now();
+    let seed = seed
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64;
+    println!("seed {seed}");
+    let mut random = seed;
+    let mut below = |bound: u64| {
+        // Knuth's linear congruence: what is killed when needs no better.
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 33) % bound
+    };
+    // A command of ours sees whether another is at the same work: its lock is the machine's own.
+    let slow: String = (0..deaths.max(4) * 2)
+        .map(|at| {
+            format!(
+                "  slow_{at}: {{ kind: command, params: {{ run: \"exec 9> {{here}}/busy.{at}; flock -n 9 || echo {at} >> {{here}}/twice; sleep 4; echo {at} > out\", outputs: {{ out: out }} }} }}\n"
+            )
+        })
+        .collect();
+    let space = Space::new(&(KINDS.to_owned() + &slow));
+    write_inputs(&space);
+    let mut submitter = begin_submitter(&space);
+    for _ in 0..deaths {
+        std::thread::sleep(std::time::Duration::from_millis(500 + below(3000)));
+        match below(3) {
+            0 => {
+                submitter.kill().unwrap();
+                submitter.wait().unwrap();
+                submitter = begin_submitter(&space);
+            }
+            1 => kill_controller(below(2) == 0),
+            _ => {
+                let node = format!("n{}", 1 + below(3));
+                lose(&node);
+                std::thread::sleep(std::time::Duration::from_millis(below(8000)));
+                recover(&node);
+            }
+        }
+    }
+    let begun = std::time::Instant::now();
+    let mut status = None;
+    while status.is_none() && begun.elapsed().as_secs() < 300 {
+        status = submitter.try_wait().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let said = space.read("started");
+    assert!(status.is_some_and(|status| status.success()), "{said}");
+    assert!(
+        !space.path("twice").exists(),
+        "{} ran twice at once",
+        space.read("twice")
+    );
+    let golden = golden();
+    let mut made = made_in(&space, "cpu/2");
+    made.retain(|stage, _| !stage.starts_with("slow_"));
+    for (stage, made) in &made {
+        assert_eq!(golden.get(stage), Some(made), "{stage}");
+    }
+    assert!(made.len() > 50, "{}", made.len());
+    until("the queue is empty", || {
+        crate::on_a_cluster::queue().is_empty()
+    });
 }
 
 /// The functions of the C library whose last bits are its own; exact ones are not among them.

@@ -36,13 +36,13 @@ fn shell(text: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn queue() -> String {
+pub(crate) fn queue() -> String {
     shell("squeue -h -o '%i %T %k'")
 }
 
 /// Waits until something is so.
 #[track_caller]
-fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(
@@ -238,8 +238,28 @@ fn a_job_of_a_lost_node_runs_on_another() {
     recover(&node);
 }
 
+/// Starts a run that goes on in the background; what it says is in the file `started`.
+pub(crate) fn begin_submitter(space: &Space) -> Child {
+    start(space, &[])
+}
+
+/// Kills the controller and starts it again; its memory of jobs may be lost with it, whose processes live on.
+pub(crate) fn kill_controller(forgets: bool) {
+    let folder = folder().display().to_string();
+    let forget = match forgets {
+        true => format!("rm -f {folder}/state/job_state*;"),
+        false => String::new(),
+    };
+    shell(&format!(
+        "kill -KILL $(cat {folder}/slurmctld.pid); sleep 1; {forget} slurmctld"
+    ));
+    until("the controller is back", || {
+        shell("scontrol ping").contains("UP")
+    });
+}
+
 /// Kills the daemon of a node and what runs there.
-fn lose(node: &str) {
+pub(crate) fn lose(node: &str) {
     let folder = folder().display().to_string();
     let kill = match std::env::var_os("APART") {
         // With its first process all of a node's end.
@@ -252,7 +272,7 @@ fn lose(node: &str) {
 }
 
 /// Starts the daemon of a node again.
-fn recover(node: &str) {
+pub(crate) fn recover(node: &str) {
     let folder = folder().display().to_string();
     Command::new(format!("{folder}/node"))
         .arg(node)
@@ -274,14 +294,7 @@ fn what_the_controller_forgets_is_submitted_again_and_done_once() {
     let space = Space::new(SLOW);
     let mut child = start(&space, &[]);
     until("the first stage begins", || space.path("ran").exists());
-    let folder = folder().display().to_string();
-    // Its memory of the job is lost with it, and the job's process lives on.
-    shell(&format!(
-        "kill -KILL $(cat {folder}/slurmctld.pid); sleep 1; rm -f {folder}/state/job_state*; slurmctld"
-    ));
-    until("the controller is back", || {
-        shell("scontrol ping").contains("UP")
-    });
+    kill_controller(true);
     let status = child.wait().unwrap();
     assert!(status.success(), "{}", space.read("started"));
     let mut ran = space.ran();

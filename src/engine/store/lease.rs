@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::machine::{host_name, unique_name};
 
-/// The variable that asks for leases: `always`, or `never`.
+/// The variable that asks for leases: `always`, `never`, or `alone`, which is without locks of files.
 pub(super) const LEASES: &str = "FLOWGRAPH_LEASES";
 /// The variable with the seconds after which a holder that was not heard of is gone.
 const PATIENCE: &str = "FLOWGRAPH_LEASE_SECONDS";

@@ -103,10 +103,15 @@ impl Store {
     /// Whether others may be at work on this store whose locks do not hold here: then leases are taken besides.
     fn takes_leases(&self) -> bool {
         match std::env::var(lease::LEASES).as_deref() {
-            Ok("always") => true,
+            Ok("always" | "alone") => true,
             Ok("never") => false,
             _ => !place::is_of_this_machine(self.root()),
         }
+    }
+
+    /// Whether locks of files are taken.
+    fn takes_locks() -> bool {
+        std::env::var(lease::LEASES).as_deref() != Ok("alone")
     }
 
     /// Asks for a lease of the name, where leases are taken.
