@@ -34,6 +34,7 @@ mod kill;
 mod known_limits;
 mod large_data;
 mod large_models;
+mod leases;
 mod lengthen;
 mod limits;
 mod long_messages;
