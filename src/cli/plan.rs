@@ -1,14 +1,17 @@
 //! `flowgraph plan`: what `run` would do, and why.
 
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 
 use clap::Args;
 use owo_colors::Style;
 use serde_json::{Value as Json, json};
 
+use super::cluster::Executor;
 use super::output::{Output, bytes, counted, duration};
 use super::text::Text;
 use super::{Failure, PipelineOptions, exit_code};
+use crate::engine::machine::{DeviceChoice, Machine};
 use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner, StagePlan};
 use crate::engine::stage::{Registry, StageError};
 use crate::engine::store::Store;
@@ -28,6 +31,9 @@ pub(super) struct PlanArgs {
     /// Treat results of another kind of processor as missing; what is computed in their place stands beside them
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
+    /// What would run the stages; see `run`
+    #[arg(long, value_enum, default_value = "local", env = "FLOWGRAPH_EXECUTOR")]
+    executor: Executor,
 }
 
 impl From<PlanError> for Failure {
@@ -59,6 +65,10 @@ pub(super) fn run(
     let options = PlanOptions {
         paranoid: args.paranoid,
         exact_numerics: args.numerics == "exact",
+        machine: Arc::new(match args.executor {
+            Executor::Local => Machine::default(),
+            Executor::Slurm => Machine::cluster(DeviceChoice::Auto),
+        }),
         ..PlanOptions::default()
     };
     let planner = Planner::new(&pipeline, store, options);

@@ -52,6 +52,10 @@ pub(super) struct RunArgs {
     /// What runs the stages: this machine, or the Slurm cluster that `sbatch` submits to, which has to see the store's folder
     #[arg(long, value_enum, default_value = "local", env = "FLOWGRAPH_EXECUTOR")]
     executor: Executor,
+    /// Run stages as steps of the allocation that this command is given in, as `salloc -N3 flowgraph run ...` does, instead
+    /// of as jobs
+    #[arg(long)]
+    allocation: bool,
     /// Let a job of the cluster submit the others, and return at once; `status`, `logs`, `attach` and `cancel` are for it
     #[arg(long)]
     detach: bool,
@@ -203,13 +207,31 @@ fn launcher(
     store: &Store,
 ) -> Result<Box<dyn Launcher>, Failure> {
     Ok(match args.executor {
+        Executor::Local if args.allocation => {
+            return Err(Failure::usage("`--allocation` needs `--executor slurm`"));
+        }
         Executor::Local => Box::new(Local::new()?),
         Executor::Slurm => {
-            let jobs = args.jobs.unwrap_or(cluster::JOBS);
-            if jobs == 0 {
+            let settings = cluster::settings(pipeline)?;
+            if args.jobs == Some(0) {
                 return Err(Failure::usage("`--jobs` must be at least 1"));
             }
-            Box::new(Slurm::new(cluster::settings(pipeline)?, jobs, store)?)
+            let cores = slurm::cores_of_allocation().filter(|_| args.allocation);
+            match cores {
+                None if args.allocation => {
+                    return Err(Failure::usage(
+                        "`--allocation`: there is none here; `salloc -N3 flowgraph run ...` makes one, or `sbatch` does",
+                    ));
+                }
+                None => {
+                    let jobs = args.jobs.unwrap_or(cluster::JOBS);
+                    Box::new(Slurm::new(settings, jobs, store)?)
+                }
+                Some(cores) => {
+                    let jobs = args.jobs.unwrap_or(cores);
+                    Box::new(Slurm::in_allocation(settings, jobs, store)?)
+                }
+            }
         }
     })
 }

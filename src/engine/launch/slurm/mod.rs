@@ -8,6 +8,7 @@
 mod agent;
 mod batch;
 mod client;
+mod queue;
 mod request;
 mod settings;
 mod submitter;
@@ -20,12 +21,14 @@ use std::time::{Duration, Instant};
 
 pub use agent::run as run_agent;
 pub use client::ClusterError;
+pub use queue::cores_of_allocation;
 pub use request::{Partition, Request, partitions};
 pub use settings::ClusterSettings;
 pub use submitter::{DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, is_in_queue};
 
 use self::batch::{Ask, BatchFolder, Listener, Said, Told};
 use self::client::Queued;
+use self::queue::{Allocation, Queue, STEP, Sbatch};
 use super::{Ending, Launcher, Local, Message, Order, Sayings, Worker};
 use crate::engine::artifact::Digest;
 use crate::engine::context::Importance;
@@ -59,7 +62,28 @@ impl Slurm {
     /// # Errors
     /// If there is no such cluster, or it does not answer.
     pub fn new(settings: ClusterSettings, jobs: usize, store: &Store) -> Result<Self, StageError> {
-        let queue = client::queue().map_err(|error| {
+        Self::with(Box::new(Sbatch), settings, jobs, store)
+    }
+
+    /// Describes the allocation that this process has; at most `jobs` steps of it are started at a time.
+    ///
+    /// # Errors
+    /// A store that cannot be made.
+    pub fn in_allocation(
+        settings: ClusterSettings,
+        jobs: usize,
+        store: &Store,
+    ) -> Result<Self, StageError> {
+        Self::with(Box::new(Allocation::default()), settings, jobs, store)
+    }
+
+    fn with(
+        mut queue: Box<dyn Queue>,
+        settings: ClusterSettings,
+        jobs: usize,
+        store: &Store,
+    ) -> Result<Self, StageError> {
+        let listed = queue.list().map_err(|error| {
             let hint = match &error {
                 ClusterError::Missing(..) => {
                     "`--executor slurm` is for a machine where `sbatch` and `squeue` work"
@@ -70,6 +94,7 @@ impl Slurm {
         })?;
         fs_err::create_dir_all(store.root())?;
         let mut cluster = Cluster {
+            queue,
             program: program_of(&settings)?,
             settings,
             jobs,
@@ -84,7 +109,7 @@ impl Slurm {
             pace: ASK_SOON,
             is_silent: false,
         };
-        cluster.find_living(&queue);
+        cluster.find_living(&listed);
         Ok(Self {
             cluster: Rc::new(RefCell::new(cluster)),
         })
@@ -249,6 +274,7 @@ struct Found {
 }
 
 struct Cluster {
+    queue: Box<dyn Queue>,
     /// Where this program lies on the nodes.
     program: String,
     settings: ClusterSettings,
@@ -396,7 +422,7 @@ impl Cluster {
                 && let Some(job) = &batch.job
             {
                 batch.is_cancelled = true;
-                let _ = client::cancel(job);
+                let _ = self.queue.cancel(job);
             }
         }
     }
@@ -483,7 +509,6 @@ impl Cluster {
     fn submit(&mut self, at: usize) {
         /// After a cluster that did not answer.
         const PAUSE: Duration = Duration::from_secs(5);
-        let options = self.options(&self.batches[at]);
         let request = Request {
             // What is too long is told by the queue, and the sum of many is always another.
             limit: None,
@@ -491,8 +516,11 @@ impl Cluster {
         };
         let is_possible = self.is_possible(&request);
         let batch = &mut self.batches[at];
-        let script = batch.folder.script().display().to_string();
-        match is_possible.and_then(|()| client::submit(&options, &script)) {
+        let asked = request_of(&batch.orders);
+        let (folder, name) = (&batch.folder, name_of(&batch.orders));
+        let submitted =
+            is_possible.and_then(|()| self.queue.submit(folder, &name, &asked, &self.settings));
+        match submitted {
             Ok(job) => {
                 batch.job = Some(job);
                 batch.submit_at = None;
@@ -524,7 +552,7 @@ impl Cluster {
         if self.possible.contains(request) {
             return Ok(());
         }
-        match request.check(&self.settings) {
+        match self.queue.check(request, &self.settings) {
             Err(ClusterError::Refused(program, why)) if why.contains(IMPOSSIBLE) => {
                 Err(ClusterError::Refused(program, why))
             }
@@ -534,27 +562,6 @@ impl Cluster {
                 Ok(())
             }
         }
-    }
-
-    fn options(&self, batch: &Batch) -> Vec<String> {
-        let first = &batch.orders[0];
-        let name = match batch.orders.as_slice() {
-            [one] => format!("flowgraph:{}", one.job.stage),
-            several => format!(
-                "flowgraph:{} and {} more",
-                first.job.stage,
-                several.len() - 1
-            ),
-        };
-        let mut options = vec![
-            format!("--job-name={name}"),
-            format!("--comment={}", batch.folder.comment()),
-            format!("--output={}", batch.folder.output().display()),
-            "--open-mode=append".to_owned(),
-            "--requeue".to_owned(),
-        ];
-        options.extend(request_of(&batch.orders).for_sbatch(&self.settings));
-        options
     }
 
     fn ask(&mut self, stage: &SharedStage, ask: Ask) {
@@ -581,7 +588,7 @@ impl Cluster {
         if !batch.began && all_asked && nobody_else {
             batch.submit_at = None;
             if let Some(job) = &batch.job {
-                let _ = client::cancel(job);
+                let _ = self.queue.cancel(job);
             }
             for (_, stage) in batch.open() {
                 stage
@@ -595,7 +602,7 @@ impl Cluster {
     fn ask_queue(&mut self) {
         self.asked = Instant::now();
         self.pace = (self.pace * 2).min(ASK_SELDOM);
-        let queue = match client::queue() {
+        let queue = match self.queue.list() {
             Ok(queue) => queue,
             Err(error) => {
                 if !std::mem::replace(&mut self.is_silent, true) {
@@ -638,7 +645,9 @@ impl Cluster {
         batch.job = Some(job.job.clone());
         let shown = (job.state.clone(), job.reason.clone());
         if batch.shown.as_ref() != Some(&shown) {
-            let waits = job.state != "RUNNING" && job.state != "COMPLETING";
+            let waits = !["RUNNING", "COMPLETING", STEP].contains(&&*job.state);
+            // Once more, if it began before.
+            batch.began &= !waits;
             for (_, stage) in batch.open().filter(|_| waits) {
                 stage.borrow().tell(WorkerEvent::Queued {
                     job: job.job.clone(),
@@ -664,7 +673,7 @@ impl Cluster {
         }
         let comment = batch.folder.comment();
         let job = batch.job.as_ref();
-        let end = job.and_then(|job| client::end_of(job, &comment));
+        let end = job.and_then(|job| self.queue.end_of(job, &comment));
         let (state, code) = end.unwrap_or_default();
         let number = job.map_or(String::new(), |job| format!(" {job}"));
         let output = last_bytes(&batch.folder.output(), 2000)
@@ -779,6 +788,15 @@ fn hear(batch: &mut Batch) {
                 }
             }
         }
+    }
+}
+
+/// Names a job for people.
+fn name_of(orders: &[Order]) -> String {
+    let first = &orders[0].job.stage;
+    match orders.len() {
+        1 => format!("flowgraph:{first}"),
+        several => format!("flowgraph:{first} and {} more", several - 1),
     }
 }
 

@@ -20,18 +20,10 @@ pub struct Request {
 impl Request {
     /// Returns the options of `sbatch` that stand for it.
     pub(super) fn for_sbatch(&self, settings: &ClusterSettings) -> Vec<String> {
-        let resources = &self.resources;
-        let mut options = vec![
-            "--ntasks=1".to_owned(),
-            format!("--cpus-per-task={}", resources.cpus),
-            format!("--signal=B:TERM@{}", settings.notice()),
-        ];
-        if resources.memory > 0 {
-            options.push(format!("--mem={}M", resources.memory.div_ceil(1 << 20)));
-        }
-        if self.gpus > 0 {
-            let gres = settings.gres.as_deref().unwrap_or("gpu");
-            options.push(format!("--gres={gres}:{}", self.gpus));
+        let mut options = self.of_node(settings);
+        options.push(format!("--signal=B:TERM@{}", settings.notice()));
+        if self.resources.memory > 0 {
+            options.push(format!("--mem={}M", self.megabytes()));
         }
         match (self.limit, &settings.time) {
             (Some(seconds), _) => {
@@ -45,6 +37,33 @@ impl Request {
         }
         options.extend(settings.for_sbatch());
         options
+    }
+
+    /// Returns the options of `srun` that stand for it within an allocation.
+    pub(super) fn for_srun(&self, settings: &ClusterSettings) -> Vec<String> {
+        let mut options = self.of_node(settings);
+        // Zero takes none from the others.
+        options.push(format!("--mem={}M", self.megabytes()));
+        if self.gpus == 0 {
+            options.push("--gres=none".to_owned());
+        }
+        options
+    }
+
+    fn of_node(&self, settings: &ClusterSettings) -> Vec<String> {
+        let mut options = vec![
+            "--ntasks=1".to_owned(),
+            format!("--cpus-per-task={}", self.resources.cpus),
+        ];
+        if self.gpus > 0 {
+            let gres = settings.gres.as_deref().unwrap_or("gpu");
+            options.push(format!("--gres={gres}:{}", self.gpus));
+        }
+        options
+    }
+
+    fn megabytes(&self) -> u64 {
+        self.resources.memory.div_ceil(1 << 20)
     }
 
     /// Asks the cluster whether it would take such a job.

@@ -1,0 +1,187 @@
+//! Where jobs are put: the cluster's queue, or the allocation that this process has.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::ClusterSettings;
+use super::batch::BatchFolder;
+use super::client::{self, ClusterError, Queued};
+use super::request::Request;
+
+/// Where jobs are put.
+pub(super) trait Queue {
+    /// Puts a job there; returns its number.
+    fn submit(
+        &mut self,
+        folder: &BatchFolder,
+        name: &str,
+        request: &Request,
+        settings: &ClusterSettings,
+    ) -> Result<String, ClusterError>;
+
+    /// Lists the jobs of this user that are not ended.
+    fn list(&mut self) -> Result<Vec<Queued>, ClusterError>;
+
+    /// Cancels a job.
+    fn cancel(&mut self, job: &str) -> Result<(), ClusterError>;
+
+    /// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if nobody knows any more.
+    fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)>;
+
+    /// Asks whether such a job would be taken.
+    fn check(&mut self, request: &Request, settings: &ClusterSettings) -> Result<(), ClusterError>;
+}
+
+/// The queue that `sbatch` submits to.
+pub(super) struct Sbatch;
+
+impl Queue for Sbatch {
+    fn submit(
+        &mut self,
+        folder: &BatchFolder,
+        name: &str,
+        request: &Request,
+        settings: &ClusterSettings,
+    ) -> Result<String, ClusterError> {
+        let mut options = vec![
+            format!("--job-name={name}"),
+            format!("--comment={}", folder.comment()),
+            format!("--output={}", folder.output().display()),
+            "--open-mode=append".to_owned(),
+            "--requeue".to_owned(),
+        ];
+        options.extend(request.for_sbatch(settings));
+        client::submit(&options, &folder.script().display().to_string())
+    }
+
+    fn list(&mut self) -> Result<Vec<Queued>, ClusterError> {
+        client::queue()
+    }
+
+    fn cancel(&mut self, job: &str) -> Result<(), ClusterError> {
+        client::cancel(job)
+    }
+
+    fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)> {
+        client::end_of(job, comment)
+    }
+
+    fn check(&mut self, request: &Request, settings: &ClusterSettings) -> Result<(), ClusterError> {
+        request.check(settings)
+    }
+}
+
+/// The allocation that this process has: each job is a step of it, which waits until there is room.
+#[derive(Default)]
+pub(super) struct Allocation {
+    steps: Vec<Step>,
+    count: usize,
+}
+
+/// The state of a step: whether it waits for room, it alone knows.
+pub(super) const STEP: &str = "STEP";
+
+struct Step {
+    number: String,
+    comment: String,
+    child: Child,
+}
+
+/// Returns the number of cores of the allocation that this process is in, if it is in one.
+pub fn cores_of_allocation() -> Option<usize> {
+    std::env::var_os("SLURM_JOB_ID")?;
+    let listed = std::env::var("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default();
+    Some(cores_in(&listed).unwrap_or(1))
+}
+
+/// Adds up such a list as `2(x3),4`: three nodes of two cores, and one of four.
+fn cores_in(list: &str) -> Option<usize> {
+    let nodes = list.split(',').map(|part| {
+        let (cores, times) = part.split_once("(x").unwrap_or((part, "1)"));
+        let times: usize = times.strip_suffix(')')?.parse().ok()?;
+        Some(cores.parse::<usize>().ok()? * times)
+    });
+    nodes.sum()
+}
+
+impl Queue for Allocation {
+    fn submit(
+        &mut self,
+        folder: &BatchFolder,
+        name: &str,
+        request: &Request,
+        settings: &ClusterSettings,
+    ) -> Result<String, ClusterError> {
+        let failed = |error: std::io::Error| ClusterError::Missing("srun", error.to_string());
+        let output = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(folder.output())
+            .map_err(failed)?;
+        let mut command = Command::new("srun");
+        command
+            .args(["--exact", "--nodes=1", "--input=none", "--quiet"])
+            .arg(format!("--job-name={name}"))
+            .args(request.for_srun(settings))
+            .arg("bash")
+            .arg(folder.script())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output)
+            // A Ctrl-C on the terminal is for this process, which tells its jobs.
+            .process_group(0);
+        let child = command.spawn().map_err(failed)?;
+        self.count += 1;
+        let number = format!("step-{}", self.count);
+        self.steps.push(Step {
+            number: number.clone(),
+            comment: folder.comment(),
+            child,
+        });
+        Ok(number)
+    }
+
+    fn list(&mut self) -> Result<Vec<Queued>, ClusterError> {
+        self.steps
+            .retain_mut(|step| matches!(step.child.try_wait(), Ok(None)));
+        let queued = self.steps.iter().map(|step| Queued {
+            job: step.number.clone(),
+            state: STEP.to_owned(),
+            reason: String::new(),
+            comment: step.comment.clone(),
+        });
+        Ok(queued.collect())
+    }
+
+    fn cancel(&mut self, job: &str) -> Result<(), ClusterError> {
+        let step = self.steps.iter().find(|step| step.number == job);
+        let process = step.and_then(|step| Pid::from_raw(i32::try_from(step.child.id()).ok()?));
+        if let Some(process) = process {
+            kill_process(process, Signal::TERM).ok();
+        }
+        Ok(())
+    }
+
+    fn end_of(&mut self, _job: &str, _comment: &str) -> Option<(String, String)> {
+        None
+    }
+
+    fn check(&mut self, _: &Request, _: &ClusterSettings) -> Result<(), ClusterError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_of_nodes_are_added_up() {
+        assert_eq!(cores_in("2(x3),4"), Some(10));
+        assert_eq!(cores_in("16"), Some(16));
+        assert_eq!(cores_in("2(x"), None);
+        assert_eq!(cores_in(""), None);
+    }
+}
