@@ -143,6 +143,7 @@ impl Execution<'_> {
         Job {
             task,
             store: self.store.root().to_owned(),
+            staging: None,
             inputs_from: (self.recomputed.as_ref()).map(|made| made.inputs_from.clone()),
             pipeline: self.pipeline.name.clone(),
             stage: instance.name.clone(),

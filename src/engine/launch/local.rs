@@ -19,7 +19,6 @@ use crate::engine::limits;
 use crate::engine::mask::{Mask, Masked};
 use crate::engine::processes::{kill_at_home_in, kill_group};
 use crate::engine::stage::StageError;
-use crate::engine::store::Store;
 use crate::engine::worker::Task;
 use crate::excerpt::{MESSAGE, excerpt};
 
@@ -166,7 +165,7 @@ fn start(
         }
     };
     let scratch = match &job.task {
-        Task::Run { fingerprint, .. } => Some(Store::new(&job.store).scratch_path(fingerprint)),
+        Task::Run { fingerprint, .. } => Some(job.tries_folder(fingerprint)),
         Task::Fetch => None,
     };
     Ok(Process {

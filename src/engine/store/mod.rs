@@ -39,6 +39,7 @@ use lease::LeaseState;
 pub use lock::{Lock, LockState};
 pub(super) use object::digest_file;
 pub use object::{Damage, ObjectStat, ObjectStats};
+pub use place::is_of_this_machine;
 pub use publish::publish;
 pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead};
 
@@ -105,7 +106,7 @@ impl Store {
         match std::env::var(lease::LEASES).as_deref() {
             Ok("always" | "alone") => true,
             Ok("never") => false,
-            _ => !place::is_of_this_machine(self.root()),
+            _ => !is_of_this_machine(self.root()),
         }
     }
 

@@ -47,7 +47,7 @@ fn family(magic: i64) -> Family {
 }
 
 /// Whether a folder lies on a disk that no other machine writes to, where locks of files are all that is needed.
-pub(super) fn is_of_this_machine(path: &Path) -> bool {
+pub fn is_of_this_machine(path: &Path) -> bool {
     /// `tmpfs`.
     const MEMORY: i64 = 0x0102_1994;
     // What does not exist yet will lie where its folder does.

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::engine::artifact::{Artifact, Digest};
 use crate::engine::fingerprint::Manifest;
 use crate::engine::machine::DeviceChoice;
+use crate::engine::store::Store;
 
 /// One stage to run, with everything that the worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Job {
     pub task: Task,
     /// The store's folder.
     pub store: PathBuf,
+    /// The folder that stages work in, if it is not the store's own: a node's disk may be nearer.
+    pub staging: Option<PathBuf>,
     /// The folder of the store that holds the inputs, if that is another: an audit writes to one of its own.
     pub inputs_from: Option<PathBuf>,
     /// Name of the pipeline.
@@ -43,6 +46,16 @@ pub struct Job {
     pub gpu_memory: u64,
     /// Threads that may be used.
     pub threads: usize,
+}
+
+impl Job {
+    /// Returns the folder that the tries of a fingerprint are made in.
+    pub(in crate::engine) fn tries_folder(&self, fingerprint: &Digest) -> PathBuf {
+        match &self.staging {
+            Some(staging) => staging.join(fingerprint.to_string()),
+            None => Store::new(&self.store).scratch_path(fingerprint),
+        }
+    }
 }
 
 /// What a worker is asked to do.

@@ -338,7 +338,7 @@ impl Worker<'_> {
         self.tell_of_missing_gpus(stage);
         self.tell_of_little_memory(stage);
         let (started, clock) = (jiff::Timestamp::now(), Instant::now());
-        let scratch = self.store.scratch_path(fingerprint);
+        let scratch = self.job.tries_folder(fingerprint);
         sweep_dead_tries(&scratch)?;
         // Removed however the try ends; checkpoints stay for the next one.
         let try_folder = TryFolder::make(&scratch)?;
@@ -455,7 +455,7 @@ impl Worker<'_> {
         }
         let _ = fs_err::remove_dir_all(&checkpoints);
         // Only if it is empty: another class may have checkpoints there.
-        let _ = fs_err::remove_dir(&scratch);
+        let _ = fs_err::remove_dir(self.store.scratch_path(fingerprint));
         Ok(WorkerEvent::Done {
             record: Box::new(record),
             elsewhere: false,

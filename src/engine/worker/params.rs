@@ -138,6 +138,7 @@ mod tests {
             base_folder: folder.path().to_owned(),
             device: DeviceChoice::Cpu,
             gpus: Vec::new(),
+            staging: None,
             gpus_asked_for: 0,
             memory: 0,
             gpu_memory: 0,

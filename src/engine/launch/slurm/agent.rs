@@ -1,6 +1,7 @@
 //! What runs in a job: the workers of its stages, one after the other, as the executor of a machine would run them.
 
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -11,6 +12,7 @@ use crate::engine::event::WorkerEvent;
 use crate::engine::launch::{Ending, Launcher, Local, Message, Order};
 use crate::engine::machine::{host_name, visible_gpus};
 use crate::engine::stage::StageError;
+use crate::engine::store::is_of_this_machine;
 use crate::engine::worker::stop_signals;
 
 /// How often an agent looks for what it is asked.
@@ -72,6 +74,23 @@ pub fn run(folder: &Path) -> Result<u8, StageError> {
     Ok(code)
 }
 
+/// Returns the node's own disk for temporary files, where the store is further away.
+fn near_disk(store: &Path) -> Option<PathBuf> {
+    let named = ["SLURM_TMPDIR", "TMPDIR"].map(std::env::var_os);
+    let named = named.into_iter().flatten().find(|name| !name.is_empty());
+    let folder = named.map_or_else(std::env::temp_dir, PathBuf::from);
+    if !is_of_this_machine(&folder) || is_of_this_machine(store) {
+        return None;
+    }
+    let user = rustix::process::getuid().as_raw();
+    let own = folder.join(format!("flowgraph-{user}"));
+    let _ = std::fs::DirBuilder::new().mode(0o700).create(&own);
+    // Others may write beside it, and may have made it.
+    let found = std::fs::symlink_metadata(&own).ok()?;
+    let is_own = found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0;
+    is_own.then_some(own)
+}
+
 /// Whether a stage ended for good before the job was begun once more.
 fn is_done(before: &[Said], stage: usize) -> bool {
     let mut said = before.iter();
@@ -101,6 +120,7 @@ impl Agent {
     fn work(&mut self, at: usize, mut order: Order) -> Result<Ending, StageError> {
         // Those that the cluster gave the job, as far as the stage asks for them.
         let given = visible_gpus();
+        order.job.staging = near_disk(&order.job.store);
         order.job.gpus = given.into_iter().take(order.gpus).collect();
         let timeout = order.timeout;
         let (sender, receiver) = channel();
