@@ -61,33 +61,37 @@ fn goes_on(run: &Run) -> bool {
 
 #[derive(Debug, Args)]
 pub(super) struct CancelArgs {
-    /// The run: `last`, `last-1`, an id or its beginning
-    #[arg(default_value = "last")]
-    run: String,
+    /// The run: `last`, `last-1`, an id or its beginning (default: the last, and those that wait in the queue)
+    run: Option<String>,
 }
 
 /// Asks a run to stop, and waits until it has; of one whose process is gone, the jobs are cancelled that live on.
 pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
-    const EVERY: Duration = Duration::from_millis(200);
+    const EVERY: Duration = Duration::from_secs(1);
     const PATIENCE: Duration = Duration::from_secs(120);
-    // One that waits in the queue has no folder yet.
-    let waiting = slurm::cancel_waiting(store)?;
-    if waiting > 0 {
-        output.line(&format!(
-            "cancelled {} in the queue",
-            counted(waiting, "run")
-        ));
-    }
-    let run = match Run::find(store, &args.run) {
-        Ok(run) => run,
-        Err(_) if waiting > 0 => return Ok(exit_code::OK),
-        Err(message) => return Err(Failure::usage(message)),
+    let found = Run::find(store, args.run.as_deref().unwrap_or("last"));
+    // One that waits in the queue has no folder yet, and so no name.
+    let waits = args.run.is_none() && !found.as_ref().is_ok_and(goes_on);
+    let waiting = if waits {
+        slurm::cancel_waiting(store)?
+    } else {
+        0
     };
+    if waiting > 0 {
+        let runs = counted(waiting, "run");
+        output.line(&format!("cancelled {runs} in the queue"));
+        return Ok(exit_code::OK);
+    }
+    let run = found.map_err(Failure::usage)?;
+    let name = &run.description.run;
     if !goes_on(&run) {
-        let count = slurm::cancel_jobs(store)?;
+        let count = slurm::cancel_jobs(store, run.folder())?;
         output.line(&match count {
-            0 => format!("the run {} does not go on", run.description.run),
-            count => format!("its process is gone: cancelled {}", counted(count, "job")),
+            0 => format!("the run {name} does not go on"),
+            count => {
+                let jobs = counted(count, "job");
+                format!("the process of the run {name} is gone: cancelled {jobs}")
+            }
         });
         return Ok(exit_code::OK);
     }
@@ -110,12 +114,11 @@ pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Resul
     while goes_on(&run) {
         if asked.elapsed() > PATIENCE {
             return Err(Failure::usage(format!(
-                "the run {} was asked to stop, and goes on still",
-                run.description.run
+                "the run {name} was asked to stop, and goes on still"
             )));
         }
         std::thread::sleep(EVERY);
     }
-    output.line(&format!("the run {} has stopped", run.description.run));
+    output.line(&format!("the run {name} has stopped"));
     Ok(exit_code::OK)
 }

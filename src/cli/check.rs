@@ -17,7 +17,7 @@ pub(super) struct CheckArgs {
     #[command(flatten)]
     options: PipelineOptions,
     /// Ask the Slurm cluster, too, whether it would take the jobs of the stages
-    #[arg(long, value_enum, default_value = "local")]
+    #[arg(long, value_enum, default_value = "local", env = "FLOWGRAPH_EXECUTOR")]
     executor: Executor,
 }
 

@@ -373,6 +373,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Schema
             | Command::Completions(_)
             | Command::Worker { .. }
+            | Command::Agent { .. }
             | Command::AboutCuda
             | Command::AboutGpu
     );

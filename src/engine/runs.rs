@@ -345,6 +345,22 @@ fn file_name(stage: &str) -> String {
     format!("{}-{}", &safe[..end], digest.short())
 }
 
+fn is_under_way(folder: &Path) -> Option<bool> {
+    let events = std::fs::File::open(folder.join(EVENTS)).ok()?;
+    let lease = Store::lease_of(folder);
+    match events.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(true),
+        _ if lease.is_some() => lease,
+        Ok(()) => Some(false),
+        Err(TryLockError::Error(_)) => None,
+    }
+}
+
+/// Whether the process of a run may be there, by its folder.
+pub(super) fn is_run_under_way(folder: &Path) -> bool {
+    folder.exists() && is_under_way(folder) != Some(false)
+}
+
 /// A run of the past.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -499,11 +515,7 @@ impl Run {
 
     /// Whether the process of the run is there; `None` if nobody can tell.
     pub fn is_under_way(&self) -> Option<bool> {
-        match self.events().ok()?.file().try_lock_shared() {
-            Ok(()) => Some(Store::has_lease_of_run(&self.folder)),
-            Err(TryLockError::WouldBlock) => Some(true),
-            Err(TryLockError::Error(_)) => None,
-        }
+        is_under_way(&self.folder)
     }
 
     /// Says why a run has no end.

@@ -348,3 +348,237 @@ fn a_run_that_is_a_job_is_looked_at_followed_and_cancelled() {
     );
     assert_eq!(space.ran(), ["first", "second"]);
 }
+
+/// A training that reports many steps a second.
+const TRAINING: &str = "name: n
+stages:
+  world: { kind: generate_world, params: { seed: 1, pretraining_documents: 100, finetune_pairs: 60, reward_pairs: 20, rl_questions: 10, evaluation_pairs: 10 } }
+  tokenizer: { kind: train_tokenizer, inputs: { data: [world.pretrain, world.evaluation] }, params: { algorithm: word_level, vocab_size: 256 } }
+  base: { kind: init_model, inputs: { tokenizer: tokenizer }, params: { hidden_size: 16, num_layers: 2, num_heads: 2, intermediate_size: 32, max_position_embeddings: 64, seed: 1 } }
+  sft:
+    kind: train_sft
+    inputs: { model: base, data: world.finetune }
+    retries: 2
+    params: { max_steps: STEPS, batch_size: 4, optimizer: { lr: 1e-3 }, seed: 1 }
+";
+
+/// Steps of about ten seconds with this build.
+fn training(space: &Space) -> String {
+    let pipeline = |steps: u64| TRAINING.replace("STEPS", &steps.to_string());
+    let begun = Instant::now();
+    space.write("p.yaml", &pipeline(200));
+    assert_eq!(space.run(&[]).code, 0);
+    let steps = (200.0 * 10.0 / begun.elapsed().as_secs_f64().max(0.5)) as u64;
+    pipeline(steps.max(400))
+}
+
+/// What the training gave.
+fn trained(space: &Space, args: &[&str]) -> String {
+    let report = space.run(args);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    report.stages["sft"].1.clone()
+}
+
+#[track_caller]
+fn until_trained_a_while(space: &Space) {
+    until("it trains", || {
+        let said = space.read("started");
+        said.contains("\"unit\":\"steps\"")
+    });
+    std::thread::sleep(Duration::from_secs(2));
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_training_that_talks_much_hears_that_it_is_to_stop() {
+    let space = Space::new("");
+    let pipeline = training(&space);
+    space.write("p.yaml", &pipeline);
+    let mut child = start(&space, &[]);
+    until_trained_a_while(&space);
+    let begun = Instant::now();
+    shell(&format!("kill -INT {}", child.id()));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(
+        begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    // It went on where it was, to where it would have come undisturbed.
+    assert!(
+        notes(&report)
+            .iter()
+            .any(|note| note.contains("continues from step")),
+        "{:?}",
+        notes(&report)
+    );
+    let alone = trained(&space, &["--store", "alone"]);
+    assert_eq!(report.stages["sft"].1, alone);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_preempted_training_goes_on_to_the_same_bytes() {
+    let space = Space::new("");
+    let pipeline = training(&space);
+    space.write(
+        "p.yaml",
+        &pipeline.replace(
+            "name: n\n",
+            "name: n\ncluster: { options: [--nodelist=n1] }\n",
+        ),
+    );
+    let mut child = start(&space, &[]);
+    until_trained_a_while(&space);
+    // All of its node, for somebody who goes before.
+    shell("sbatch --partition=urgent --nodelist=n1 --exclusive --wrap='sleep 3'");
+    until("it gives way", || queue().contains("PENDING"));
+    let status = child.wait().unwrap();
+    let said = space.read("started");
+    assert!(status.success(), "{said}");
+    assert!(said.contains("continues from step"), "{said}");
+    let alone = trained(&space, &["--store", "alone"]);
+    assert_eq!(trained(&space, &[]), alone);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one; two minutes"]
+fn a_training_that_runs_into_a_time_limit_goes_on_to_the_same_bytes() {
+    let space = Space::new("");
+    let pipeline = training(&space);
+    // Told 55 s ahead of the end of its minute, again and again.
+    let limit = "name: n\ncluster: { time: \"1\", notice: 55 }\n";
+    space.write("p.yaml", &pipeline.replace("name: n\n", limit));
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    let retried = report
+        .events
+        .iter()
+        .filter(|event| event["event"] == "stage_retried");
+    let retried: Vec<&str> = retried
+        .map(|event| event["message"].as_str().unwrap())
+        .collect();
+    assert!(
+        !retried.is_empty() && retried[0].contains("asked to stop by the cluster"),
+        "{retried:?}"
+    );
+    let alone = trained(&space, &["--store", "alone"]);
+    assert_eq!(report.stages["sft"].1, alone);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn one_of_a_shared_job_that_fails_takes_none_with_it() {
+    let stages: String = (0..6)
+        .map(|at| {
+            let run = match at {
+                1 => "exit 3",
+                2 => "sleep 30",
+                _ => "echo > out",
+            };
+            format!("  s{at}: {{ kind: command, timeout: 2, params: {{ run: \"{run}\", outputs: {{ out: out }} }} }}\n")
+        })
+        .collect();
+    let space = Space::new(&format!("name: n\nstages:\n{stages}"));
+    let report = run(&space, &[]);
+    assert_eq!(report.code, 1, "{}", report.stderr);
+    let failed = report
+        .events
+        .iter()
+        .filter(|event| event["event"] == "stage_failed");
+    let failed: Vec<(&str, &str)> = failed
+        .map(|event| {
+            (
+                event["stage"].as_str().unwrap(),
+                event["message"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(failed.len(), 2, "{failed:?}");
+    assert_eq!(failed[0].0, "s1");
+    assert_eq!(failed[1], ("s2", "ended after its timeout of 2 s"));
+    assert!(
+        (3..6).all(|at| report.stages[&format!("s{at}")].0 == "done"),
+        "{:?}",
+        report.stages
+    );
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn two_runs_at_once_do_the_work_once_and_both_have_it() {
+    let space = Space::new(SLOW);
+    let mut first = start(&space, &[]);
+    until("the first stage begins", || space.path("ran").exists());
+    let second = run(&space, &[]);
+    assert_eq!(second.code, 0, "{}", second.stderr);
+    assert!(first.wait().unwrap().success(), "{}", space.read("started"));
+    assert_eq!(space.ran(), ["first", "second"]);
+    let left = fs::read_dir(space.path(".flowgraph/cluster")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn what_a_command_is_told_by_variables_is_the_same_on_the_node() {
+    let env = "env: [STYLE], run:";
+    let space = Space::new(
+        &SLOW
+            .replace("run: \"echo first", &format!("{env} \"echo first"))
+            .replace(
+                "name: n\n",
+                "name: n\ncluster: { before: [export STYLE=other] }\n",
+            ),
+    );
+    let mut command = space.program(&["run", "p.yaml", "--executor", "slurm", "--json"]);
+    let report = space.report(&command.env("STYLE", "mine").output().unwrap());
+    let (message, _) = failure(&report);
+    assert!(
+        message.contains("`STYLE` has another value on "),
+        "{message}"
+    );
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn a_node_that_cannot_begin_is_told() {
+    for (setting, expected) in [
+        ("program: /nowhere/flowgraph", "exit code 127"),
+        (
+            "before: [\"echo no such module >&2; false\"]",
+            "no such module",
+        ),
+    ] {
+        let space =
+            Space::new(&SLOW.replace("name: n\n", &format!("name: n\ncluster: {{ {setting} }}\n")));
+        let (message, hint) = failure(&run(&space, &[]));
+        assert!(
+            message.contains("ended as FAILED") && message.contains(expected),
+            "{message}"
+        );
+        assert!(hint.contains("`program`"), "{hint}");
+    }
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn stages_are_steps_of_an_allocation() {
+    let space = Space::new(SLOW);
+    let report = run(&space, &["--allocation"]);
+    assert_eq!(report.code, 2);
+    assert!(report.stderr.contains("salloc"), "{}", report.stderr);
+    let salloc = ["salloc", "--quiet", "-N2", "-n2"];
+    let args = [
+        "run",
+        "p.yaml",
+        "--executor",
+        "slurm",
+        "--allocation",
+        "--json",
+    ];
+    let report = space.report(&space.under(&salloc, &args).output().unwrap());
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    assert_eq!(space.ran(), ["first", "second"]);
+}

@@ -328,6 +328,10 @@ impl<'a> Execution<'a> {
                 });
             }
             Message::Event(WorkerEvent::Queued { job, state, reason }) => {
+                // Nor is waiting in a queue, once more perhaps.
+                if let Some(worker) = self.workers.get_mut(&stage) {
+                    worker.started = None;
+                }
                 self.emit(RunEvent::StageQueued {
                     stage: name,
                     job,

@@ -106,6 +106,7 @@ impl Execution<'_> {
         let plan = self.plans[stage].as_ref();
         Order {
             job: self.job(stage, grant),
+            run: self.folder.path.clone(),
             log: self.log_path(stage),
             secrets: self.secrets(stage),
             resources: instance.resources.clone(),

@@ -24,6 +24,8 @@ use super::worker::Job;
 pub struct Order {
     /// What the worker is told.
     pub job: Job,
+    /// The folder of its run.
+    pub run: PathBuf,
     /// Where what it prints goes.
     pub log: PathBuf,
     /// The variables whose values appear in no log and no message.

@@ -189,6 +189,12 @@ impl Store {
             true => lock(&file),
             false => Ok(()),
         };
+        let locked = match locked {
+            Err(TryLockError::Error(error)) => {
+                self.without_lock(error).map_err(TryLockError::Error)
+            }
+            locked => locked,
+        };
         match locked {
             Ok(()) => Ok(match ask_lease()? {
                 Ok(lease) => LockState::Held(Lock::of(file, lease)),
@@ -204,7 +210,11 @@ impl Store {
     fn use_file(&self) -> std::io::Result<File> {
         let folder = self.root().join("locks");
         let path = folder.join("store");
-        // Reading is enough to lock: the file may be another user's.
+        // Reading is enough to lock, but for one that has it alone on a network file system: the file may be another user's.
+        let mut options = File::options();
+        if let Ok(file) = options.read(true).write(true).open(&path) {
+            return Ok(file);
+        }
         if let Ok(file) = File::open(&path) {
             return Ok(file);
         }

@@ -12,6 +12,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::machine::{host_name, unique_name};
@@ -67,8 +69,17 @@ impl Process {
         let can_look = !here.boot.is_empty()
             && !here.namespace.is_empty()
             && (&here.boot, &here.namespace) == (&self.boot, &self.namespace);
-        can_look && start_of(self.id).is_none_or(|started| started != self.started)
+        can_look && (!is_there(self.id) || start_of(self.id).is_some_and(|it| it != self.started))
     }
+}
+
+/// Whether there is a process of that id, seen or not.
+fn is_there(id: u32) -> bool {
+    let Some(process) = i32::try_from(id).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    // Others' processes may be hidden, and refuse the question.
+    !matches!(test_kill_process(process), Err(Errno::SRCH)) && !is_dead(id)
 }
 
 fn read(path: &str) -> String {
@@ -76,15 +87,24 @@ fn read(path: &str) -> String {
     text.trim().to_owned()
 }
 
-/// When a process was started, unless it is dead.
-fn start_of(id: u32) -> Option<String> {
-    const STATE: usize = 0;
-    const STARTED: usize = 19;
+/// A field of `/proc/ID/stat`, counted from that behind the name.
+fn field(id: u32, number: usize) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // The name may hold anything; its last parenthesis ends it.
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let is_dead = matches!(*fields.get(STATE)?, "Z" | "X");
-    (!is_dead).then(|| (*fields.get(STARTED).unwrap_or(&"")).to_owned())
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    fields.nth(number).map(str::to_owned)
+}
+
+/// Whether a process is dead, and not waited for.
+fn is_dead(id: u32) -> bool {
+    const STATE: usize = 0;
+    field(id, STATE).is_some_and(|state| state == "Z" || state == "X")
+}
+
+/// When a process was started.
+fn start_of(id: u32) -> Option<String> {
+    const STARTED: usize = 19;
+    field(id, STARTED)
 }
 
 /// A held lease; it ends with the value.

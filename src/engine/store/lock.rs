@@ -65,6 +65,12 @@ impl Store {
             true => file.try_lock(),
             false => Ok(()),
         };
+        let locked = match locked {
+            Err(TryLockError::Error(error)) => {
+                self.without_lock(error).map_err(TryLockError::Error)
+            }
+            locked => locked,
+        };
         match locked {
             Ok(()) => match self.ask_lease(&fingerprint.to_string(), holder)? {
                 Ok(lease) => {

@@ -31,6 +31,7 @@ mod states;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub use collect::Garbage;
 pub(super) use commit::is_executable;
@@ -106,7 +107,33 @@ impl Store {
         match std::env::var(lease::LEASES).as_deref() {
             Ok("always" | "alone") => true,
             Ok("never") => false,
-            _ => !is_of_this_machine(self.root()),
+            // Who exports a disk to others sees it as one of its own.
+            _ => !is_of_this_machine(self.root()) || self.leases_mark().exists(),
+        }
+    }
+
+    fn leases_mark(&self) -> PathBuf {
+        self.root().join("locks").join("leases")
+    }
+
+    /// How long to wait between two questions for what others hold: each costs a file server some work.
+    pub(super) fn pause(&self) -> Duration {
+        match self.takes_leases() {
+            true => Duration::from_secs(1),
+            false => Duration::from_millis(50),
+        }
+    }
+
+    /// What it means that a lock was refused for another reason than that it is held: nothing, where leases are taken.
+    fn without_lock(&self, error: std::io::Error) -> std::io::Result<()> {
+        let unknown = [libc::ENOSYS, libc::ENOLCK, libc::EOPNOTSUPP];
+        let is_unknown = error
+            .raw_os_error()
+            .is_some_and(|code| unknown.contains(&code));
+        if is_unknown && self.takes_leases() {
+            Ok(())
+        } else {
+            Err(error)
         }
     }
 
@@ -126,6 +153,10 @@ impl Store {
         }
         let folder = self.root().join("locks");
         fs_err::create_dir_all(&folder)?;
+        let mark = self.leases_mark();
+        if !mark.exists() {
+            fs_err::write(mark, "leases are taken besides locks\n")?;
+        }
         let path = folder.join(format!("{name}.lease"));
         Ok(match Lease::ask(&path, holder, &self.stop)? {
             LeaseState::Held(lease) => Ok(Some(lease)),
@@ -142,9 +173,11 @@ impl Store {
         }
     }
 
-    /// Whether the folder of a run shows that it goes on, maybe on another machine.
-    pub(super) fn has_lease_of_run(folder: &Path) -> bool {
-        Lease::is_held(&folder.join(RUN_LEASE)).unwrap_or(false)
+    /// Whether the lease in the folder of a run is held; `None` if there is none.
+    pub(super) fn lease_of(folder: &Path) -> Option<bool> {
+        let path = folder.join(RUN_LEASE);
+        // Who cannot tell had better believe that it goes on.
+        path.exists().then(|| Lease::is_held(&path).unwrap_or(true))
     }
 
     /// Returns the store's folder.

@@ -18,7 +18,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hand_over::IS_FOR_GPUS;
 pub use hand_over::{ABOUT, About, about_gpu};
@@ -392,6 +392,12 @@ impl Worker<'_> {
         if let Err(error) = outcome {
             // A program may have outlived the stage that started it.
             ctx.command_ended();
+            if !lock.is_ours() {
+                // By this it was stopped.
+                self.cancelled.store(false, Ordering::Relaxed);
+                drop((ctx, try_folder, lock));
+                return self.run(stage, manifest, fingerprint, rerun, exact);
+            }
             let error = worded(error, &sources);
             let error = self.explain_full_disk(error);
             return Err(match self.place {
@@ -439,9 +445,9 @@ impl Worker<'_> {
             let made = std::mem::replace(&mut record, earlier).outputs;
             other = made != record.outputs;
         } else if !lock.is_ours() {
-            let error =
-                StageError::new("another process took this stage over while this one was held up");
-            return Err(error.hint("the other's result will be used").into());
+            // Another took it over while this process was held up: its result counts.
+            drop((try_folder, lock));
+            return self.run(stage, manifest, fingerprint, rerun, exact);
         } else if let Some(first) = self.store.write_first_record(&record)? {
             let made = std::mem::replace(&mut record, first).outputs;
             other = made != record.outputs;
@@ -628,7 +634,7 @@ impl Worker<'_> {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(StageError::Interrupted.into());
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(self.store.pause());
         }
     }
 

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
 use crate::engine::fingerprint::{Manifest, canonical_json, flatten};
+use crate::engine::machine::host_name;
 use crate::engine::stage::{Stage, StageError, StageKind};
 
 /// Types the params of a job.
@@ -38,6 +39,19 @@ pub(super) fn check(
             "they are of `{}` version {}, expected `{}` version {}",
             kind.name, kind.version, manifest.kind, manifest.version
         ));
+    }
+    let found = stage.environment();
+    let mut changed = manifest
+        .environment
+        .iter()
+        .filter(|entry| !found.contains(entry));
+    if let Some(entry) = changed.next() {
+        let name = entry.split('=').next().unwrap_or_default();
+        return Err(StageError::new(format!(
+            "the variable `{name}` has another value on {} than where the stage was planned",
+            host_name()
+        ))
+        .hint("its value counts, for `env` names it; `secret_env` passes on one that does not"));
     }
     let read = stage.params();
     if canonical_json(&read) == canonical_json(&manifest.params) {

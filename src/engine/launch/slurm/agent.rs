@@ -1,5 +1,6 @@
 //! What runs in a job: the workers of its stages, one after the other, as the executor of a machine would run them.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::batch::{Ask, BatchFolder, Said, Speaker};
+use crate::engine::artifact::Digest;
 use crate::engine::event::WorkerEvent;
 use crate::engine::launch::{Ending, Launcher, Local, Message, Order};
 use crate::engine::machine::{host_name, visible_gpus};
@@ -28,8 +30,7 @@ pub fn run(folder: &Path) -> Result<u8, StageError> {
         StageError::new(format!("cannot read the job in {}: {error}", folder.display()))
             .hint("`flowgraph agent` is started by the jobs that `flowgraph run --executor slurm` submits")
     })?;
-    let mut listener = batch.listener();
-    let before = listener.hear()?;
+    let ended = batch.ended_stages();
     let mut agent = Agent {
         speaker: batch.speaker()?,
         batch,
@@ -46,7 +47,13 @@ pub fn run(folder: &Path) -> Result<u8, StageError> {
     })?;
     let mut code = 0;
     for (at, order) in told.orders.into_iter().enumerate() {
-        if is_done(&before, at) {
+        if ended.contains(&at) {
+            // Whoever waits may have missed it, should the job have been ended there.
+            let ending = Ending {
+                said: "ended before".to_owned(),
+                signal: None,
+            };
+            agent.speaker.say(&Said::Ended { at, ending })?;
             continue;
         }
         if agent.is_to_stop(at) {
@@ -85,21 +92,13 @@ fn near_disk(store: &Path) -> Option<PathBuf> {
     let user = rustix::process::getuid().as_raw();
     let own = folder.join(format!("flowgraph-{user}"));
     let _ = std::fs::DirBuilder::new().mode(0o700).create(&own);
+    let store = fs_err::canonicalize(store).ok()?;
+    let of_store = Digest::of(store.as_os_str().as_bytes()).short();
     // Others may write beside it, and may have made it.
     let found = std::fs::symlink_metadata(&own).ok()?;
     let is_own = found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0;
-    is_own.then_some(own)
-}
-
-/// Whether a stage ended for good before the job was begun once more.
-fn is_done(before: &[Said], stage: usize) -> bool {
-    let mut said = before.iter();
-    said.any(|said| match said {
-        Said::Event { at, event } => {
-            *at == stage && event.is_last() && !matches!(event, WorkerEvent::Interrupted)
-        }
-        _ => false,
-    })
+    // Two stores may be at the same work, each with locks of its own.
+    is_own.then(|| own.join(of_store))
 }
 
 struct Agent {
@@ -129,6 +128,7 @@ impl Agent {
             Err(error) => return self.fail(at, error),
         };
         let (mut asked, mut started) = (false, None);
+        let mut looked = Instant::now();
         loop {
             match receiver.recv_timeout(LOOK_EVERY) {
                 Ok((_, Message::Ended)) => return Ok(worker.wait()),
@@ -137,10 +137,14 @@ impl Agent {
                         started = Some(Instant::now());
                     }
                     self.speaker.say(&Said::Event { at, event })?;
-                    continue;
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
+            // A worker that talks much must hear as well as others.
+            if looked.elapsed() < LOOK_EVERY {
+                continue;
+            }
+            looked = Instant::now();
             if self.is_to_stop(at) && !asked {
                 worker.ask_to_stop();
                 asked = true;

@@ -5,16 +5,22 @@
 //!   batch.json      the stages, in order
 //!   job.sh          what the cluster runs
 //!   said.jsonl      what the agent says, and the workers through it
-//!   stop, end       asks all stages to stop, or ends them at once; `stop.3` and `end.3` mean the fourth
+//!   asked           a line for each thing that is asked: `stop` and `end` mean all stages, `stop 3` the fourth
+//!   submitter       the folder of the run that waits for it
 //!   output          what the cluster itself prints
 //! ```
 //!
 //! The name of the folder is the job's comment: by it the job is found, whatever its number is. What was told under a number
-//! that the cluster lost and gave away again is mistaken for nothing.
+//! that the cluster lost and gave away again is mistaken for nothing. All files are there before the job is submitted: some
+//! network file systems go on for half a minute to say that a file is missing which was looked for too early.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +32,8 @@ use crate::engine::store::{Store, publish};
 /// Begins the comment of a job of ours.
 const COMMENT: &str = "flowgraph:";
 const SAID: &str = "said.jsonl";
+const ASKED: &str = "asked";
+const SUBMITTER: &str = "submitter";
 const OUTPUT: &str = "output";
 
 /// What the agent of a job is told.
@@ -97,6 +105,12 @@ impl BatchFolder {
         let folder = Self::make_empty(store)?;
         let text = serde_json::to_string(told)?;
         publish(&folder.0.join("batch.json"), text.as_bytes())?;
+        for file in [SAID, ASKED] {
+            fs_err::write(folder.0.join(file), "")?;
+        }
+        if let Some(order) = told.orders.first() {
+            folder.name_submitter(&order.run)?;
+        }
         Ok(folder)
     }
 
@@ -147,22 +161,65 @@ impl BatchFolder {
         self.0.join(OUTPUT)
     }
 
+    /// The folder of the run that waits for it.
+    pub(super) fn submitter(&self) -> Option<PathBuf> {
+        let path = fs_err::read(self.0.join(SUBMITTER)).ok()?;
+        Some(PathBuf::from(OsString::from_vec(path)))
+    }
+
+    fn name_submitter(&self, run: &Path) -> std::io::Result<()> {
+        publish(&self.0.join(SUBMITTER), run.as_os_str().as_bytes())
+    }
+
+    /// Has another run wait for it than that which is gone; false if one does already.
+    pub(super) fn change_submitter(&self, run: &Path) -> bool {
+        let Some(gone) = self.submitter() else {
+            return false;
+        };
+        let name = gone.file_name().unwrap_or_default().to_string_lossy();
+        let mut options = std::fs::OpenOptions::new();
+        let taken = options
+            .write(true)
+            .create_new(true)
+            .open(self.0.join(format!("taken-from.{name}")));
+        taken.is_ok() && self.name_submitter(run).is_ok()
+    }
+
+    /// How long ago anything was written here.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let files = std::fs::read_dir(&self.0).ok()?.flatten();
+        let times = files.filter_map(|file| file.metadata().ok()?.modified().ok());
+        times.max()?.elapsed().ok()
+    }
+
+    /// The stages that ended for good, as far as it was said.
+    pub(super) fn ended_stages(&self) -> BTreeSet<usize> {
+        let said = self.listener().hear().unwrap_or_default();
+        let ended = said.into_iter().filter_map(|said| match said {
+            Said::Event { at, event } if event.is_last() => {
+                Some(at).filter(|_| !matches!(event, WorkerEvent::Interrupted))
+            }
+            _ => None,
+        });
+        ended.collect()
+    }
+
     /// Asks something of one stage, or of all.
     pub(super) fn ask(&self, ask: Ask, at: Option<usize>) -> std::io::Result<()> {
-        fs_err::write(self.asked_file(ask, at), "")
+        let line = match at {
+            None => format!("{}\n", ask.name()),
+            Some(at) => format!("{} {at}\n", ask.name()),
+        };
+        let mut options = fs_err::OpenOptions::new();
+        let mut file = options.append(true).create(true).open(self.0.join(ASKED))?;
+        file.write_all(line.as_bytes())
     }
 
     /// Whether something was asked of a stage, or of all.
     pub(super) fn is_asked(&self, ask: Ask, at: usize) -> bool {
-        self.asked_file(ask, None).exists() || self.asked_file(ask, Some(at)).exists()
-    }
-
-    fn asked_file(&self, ask: Ask, at: Option<usize>) -> PathBuf {
-        let name = ask.name();
-        self.0.join(match at {
-            None => name.to_owned(),
-            Some(at) => format!("{name}.{at}"),
-        })
+        let asked = std::fs::read_to_string(self.0.join(ASKED)).unwrap_or_default();
+        let (name, one) = (ask.name(), format!("{} {at}", ask.name()));
+        asked.lines().any(|line| line == name || line == one)
     }
 
     /// Opens what is said, to say more.
@@ -173,7 +230,10 @@ impl BatchFolder {
             .open(self.0.join(SAID))?;
         // A predecessor may have been killed within a line.
         file.write_all(b"\n")?;
-        Ok(Speaker(file))
+        Ok(Speaker {
+            file,
+            synced: Instant::now(),
+        })
     }
 
     /// Opens what is said, to hear it from the beginning.
@@ -191,13 +251,41 @@ impl BatchFolder {
 }
 
 /// Says what a job has to say.
-pub(super) struct Speaker(fs_err::File);
+pub(super) struct Speaker {
+    file: fs_err::File,
+    synced: Instant,
+}
 
 impl Speaker {
+    /// Says something. Where it cannot be written, as on a full disk, progress and notes are let go; what counts is tried
+    /// for a while.
     pub(super) fn say(&mut self, said: &Said) -> std::io::Result<()> {
-        let mut line = serde_json::to_string(said)?;
-        line.push('\n');
-        self.0.write_all(line.as_bytes())
+        const PATIENCE: Duration = Duration::from_secs(120);
+        const PAUSE: Duration = Duration::from_secs(2);
+        /// Readers on other machines see what was synced.
+        const SYNC_EVERY: Duration = Duration::from_secs(1);
+        let is_needed = match said {
+            Said::Event { event, .. } => event.is_last(),
+            Said::Began { .. } | Said::Ended { .. } | Said::Left { .. } => true,
+        };
+        // What was written in part before is no line.
+        let line = format!("{}\n", serde_json::to_string(said)?);
+        let begun = Instant::now();
+        while let Err(error) = self.file.write_all(line.as_bytes()) {
+            if !is_needed {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+            let _ = self.file.write_all(b"\n");
+        }
+        if is_needed || self.synced.elapsed() > SYNC_EVERY {
+            let _ = self.file.sync_data();
+            self.synced = Instant::now();
+        }
+        Ok(())
     }
 }
 
@@ -250,7 +338,7 @@ mod tests {
             [Said::Left { at: 3 }]
         ));
         // Killed within a line, and begun once more.
-        speaker.0.write_all(b"{\"said\":\"left\",").unwrap();
+        speaker.file.write_all(b"{\"said\":\"left\",").unwrap();
         assert!(listener.hear().unwrap().is_empty());
         let mut speaker = batch.speaker().unwrap();
         speaker.say(&Said::Left { at: 4 }).unwrap();

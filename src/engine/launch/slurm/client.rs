@@ -32,13 +32,16 @@ pub enum ClusterError {
     /// The cluster does not answer now.
     #[error("`{0}`: the cluster does not answer: {1}")]
     Silent(&'static str, String),
+    /// It takes no more jobs of this user now.
+    #[error("`{0}`: the queue is full: {1}")]
+    Full(&'static str, String),
     /// It refuses.
     #[error("`{0}` refuses: {1}")]
     Refused(&'static str, String),
 }
 
 /// Words by which a client says that the controller cannot be reached, or has no time.
-const SILENT: [&str; 9] = [
+const SILENT: [&str; 8] = [
     "Unable to contact slurm controller",
     "Socket timed out",
     "Connection refused",
@@ -46,12 +49,21 @@ const SILENT: [&str; 9] = [
     "Zero Bytes were transmitted",
     "Slurm backup controller in standby mode",
     "Resource temporarily unavailable",
-    "Slurm temporarily unable to accept job",
     "Munge",
 ];
 
+/// Words by which it says that there are as many jobs as one may have: `QOSMaxSubmitJobPerUserLimit` and others.
+const FULL: [&str; 2] = ["SubmitJob", "Slurm temporarily unable to accept job"];
+
 fn run(program: &'static str, args: &[String]) -> Result<String, ClusterError> {
-    let answer = answer_of(Command::new(program).args(args))
+    let mut command = Command::new(program);
+    // What a user likes to see of the queue is not all of it.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SQUEUE_") {
+            command.env_remove(name);
+        }
+    }
+    let answer = answer_of(command.args(args))
         .map_err(|error| ClusterError::Missing(program, error.to_string()))?;
     let Some(answer) = answer else {
         return Err(ClusterError::Silent(program, "no answer".to_owned()));
@@ -71,6 +83,9 @@ fn run(program: &'static str, args: &[String]) -> Result<String, ClusterError> {
         "" => answer.status.to_string(),
         said => excerpt(said, MESSAGE).into_owned(),
     };
+    if FULL.iter().any(|words| said.contains(words)) {
+        return Err(ClusterError::Full(program, said));
+    }
     if SILENT.iter().any(|words| said.contains(words)) {
         return Err(ClusterError::Silent(program, said));
     }
@@ -136,7 +151,7 @@ pub(super) fn partitions() -> Result<Vec<Partition>, ClusterError> {
 
 /// Lists the jobs of this user that are not ended.
 pub(super) fn queue() -> Result<Vec<Queued>, ClusterError> {
-    let args = ["-h", "--me", "-o", "%i|%T|%r|%k"].map(str::to_owned);
+    let args = ["-h", "-a", "--me", "-o", "%i|%T|%r|%k"].map(str::to_owned);
     Ok(run("squeue", &args)?
         .lines()
         .filter_map(queued_in)
@@ -154,9 +169,19 @@ fn queued_in(line: &str) -> Option<Queued> {
     })
 }
 
-/// Cancels a job.
-pub(super) fn cancel(job: &str) -> Result<(), ClusterError> {
-    run("scancel", &[job.to_owned()]).map(|_| ())
+/// Cancels jobs.
+pub(super) fn cancel(jobs: &[String]) -> Result<(), ClusterError> {
+    run("scancel", jobs).map(|_| ())
+}
+
+/// Whether a job, of whatever user, is in the queue; `None` if the cluster does not say.
+pub(super) fn is_in_queue(job: &str) -> Option<bool> {
+    let args = ["-h", "-a", "-o", "%T", "-j", job].map(str::to_owned);
+    match run("squeue", &args) {
+        Ok(printed) => Some(!printed.trim().is_empty()),
+        Err(ClusterError::Refused(..)) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Sends a job's first process what Ctrl-C sends.
@@ -165,9 +190,20 @@ pub(super) fn interrupt(job: &str) -> Result<(), ClusterError> {
     run("scancel", &args).map(|_| ())
 }
 
-/// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if the cluster does not know it any more.
+/// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if the cluster does not know.
+///
+/// Accounting may be late, and may believe to be at work what the controller has lost.
 pub(super) fn end_of(job: &str, comment: &str) -> Option<(String, String)> {
-    accounted(job, comment).or_else(|| remembered(job, comment))
+    const ALIVE: [&str; 6] = [
+        "PENDING",
+        "RUNNING",
+        "SUSPENDED",
+        "COMPLETING",
+        "CONFIGURING",
+        "REQUEUED",
+    ];
+    let found = remembered(job, comment).or_else(|| accounted(job, comment));
+    found.filter(|(state, _)| !ALIVE.contains(&&**state))
 }
 
 fn accounted(job: &str, comment: &str) -> Option<(String, String)> {

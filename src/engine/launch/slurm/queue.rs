@@ -1,7 +1,9 @@
 //! Where jobs are put: the cluster's queue, or the allocation that this process has.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -24,14 +26,19 @@ pub(super) trait Queue {
     /// Lists the jobs of this user that are not ended.
     fn list(&mut self) -> Result<Vec<Queued>, ClusterError>;
 
-    /// Cancels a job.
-    fn cancel(&mut self, job: &str) -> Result<(), ClusterError>;
+    /// Cancels jobs.
+    fn cancel(&mut self, jobs: &[String]) -> Result<(), ClusterError>;
 
     /// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if nobody knows any more.
     fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)>;
 
     /// Asks whether such a job would be taken.
     fn check(&mut self, request: &Request, settings: &ClusterSettings) -> Result<(), ClusterError>;
+}
+
+/// Writes a path as a pattern of Slurm's, in which a per cent sign has a meaning.
+pub(super) fn pattern(path: &Path) -> String {
+    path.display().to_string().replace('%', "%%")
 }
 
 /// The queue that `sbatch` submits to.
@@ -48,7 +55,7 @@ impl Queue for Sbatch {
         let mut options = vec![
             format!("--job-name={name}"),
             format!("--comment={}", folder.comment()),
-            format!("--output={}", folder.output().display()),
+            format!("--output={}", pattern(&folder.output())),
             "--open-mode=append".to_owned(),
             "--requeue".to_owned(),
         ];
@@ -60,8 +67,8 @@ impl Queue for Sbatch {
         client::queue()
     }
 
-    fn cancel(&mut self, job: &str) -> Result<(), ClusterError> {
-        client::cancel(job)
+    fn cancel(&mut self, jobs: &[String]) -> Result<(), ClusterError> {
+        client::cancel(jobs)
     }
 
     fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)> {
@@ -77,6 +84,7 @@ impl Queue for Sbatch {
 #[derive(Default)]
 pub(super) struct Allocation {
     steps: Vec<Step>,
+    ended: BTreeMap<String, ExitStatus>,
     count: usize,
 }
 
@@ -144,8 +152,14 @@ impl Queue for Allocation {
     }
 
     fn list(&mut self) -> Result<Vec<Queued>, ClusterError> {
-        self.steps
-            .retain_mut(|step| matches!(step.child.try_wait(), Ok(None)));
+        self.steps.retain_mut(|step| match step.child.try_wait() {
+            Ok(None) => true,
+            Ok(Some(status)) => {
+                self.ended.insert(step.number.clone(), status);
+                false
+            }
+            Err(_) => false,
+        });
         let queued = self.steps.iter().map(|step| Queued {
             job: step.number.clone(),
             state: STEP.to_owned(),
@@ -155,17 +169,25 @@ impl Queue for Allocation {
         Ok(queued.collect())
     }
 
-    fn cancel(&mut self, job: &str) -> Result<(), ClusterError> {
-        let step = self.steps.iter().find(|step| step.number == job);
-        let process = step.and_then(|step| Pid::from_raw(i32::try_from(step.child.id()).ok()?));
-        if let Some(process) = process {
-            kill_process(process, Signal::TERM).ok();
+    fn cancel(&mut self, jobs: &[String]) -> Result<(), ClusterError> {
+        let meant = self.steps.iter().filter(|step| jobs.contains(&step.number));
+        for step in meant {
+            let process = i32::try_from(step.child.id()).ok().and_then(Pid::from_raw);
+            if let Some(process) = process {
+                kill_process(process, Signal::TERM).ok();
+            }
         }
         Ok(())
     }
 
-    fn end_of(&mut self, _job: &str, _comment: &str) -> Option<(String, String)> {
-        None
+    fn end_of(&mut self, job: &str, _comment: &str) -> Option<(String, String)> {
+        let status = self.ended.get(job)?;
+        let state = if status.success() {
+            "COMPLETED"
+        } else {
+            "FAILED"
+        };
+        Some((state.to_owned(), status.to_string()))
     }
 
     fn check(&mut self, _: &Request, _: &ClusterSettings) -> Result<(), ClusterError> {

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::stage::StageError;
+
 /// How jobs are submitted: `cluster:` of a pipeline, over that of the user's `cluster.yaml`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -52,6 +54,21 @@ impl ClusterSettings {
             program: self.program.or(others.program),
             notice: self.notice.or(others.notice),
             run_options: either(self.run_options, others.run_options),
+        }
+    }
+
+    /// Refuses options that what is done later does not know of.
+    pub(super) fn check(&self) -> Result<(), StageError> {
+        let is_other = |option: &&String| {
+            option.starts_with("-M")
+                || option.starts_with("--cluster") && !option.starts_with("--cluster-constraint")
+        };
+        match self.options.iter().find(is_other) {
+            None => Ok(()),
+            Some(option) => Err(StageError::new(format!(
+                "`cluster.options`: `{option}` would submit to another cluster than that which is asked about its jobs"
+            ))
+            .hint("`SLURM_CONF` or `SLURM_CLUSTERS` says for all of Slurm's programs which cluster is meant")),
         }
     }
 

@@ -1,8 +1,11 @@
 //! A run that is a job itself, and jobs whose run is gone.
 
+use std::path::{Path, PathBuf};
+
 use super::ClusterSettings;
 use super::batch::BatchFolder;
-use super::client::{self, Queued};
+use super::client::{self, ClusterError, Queued};
+use super::queue::pattern;
 use super::{job_script, program_of};
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
@@ -17,7 +20,7 @@ pub fn detach(
     settings: &ClusterSettings,
     store: &Store,
     arguments: &[String],
-) -> Result<(String, std::path::PathBuf), StageError> {
+) -> Result<(String, PathBuf), StageError> {
     let folder = BatchFolder::make_empty(store)?;
     let mut words = vec![program_of(settings)?];
     words.extend_from_slice(arguments);
@@ -27,7 +30,7 @@ pub fn detach(
     let mut options = vec![
         format!("--job-name={NAME}"),
         format!("--comment={}", folder.comment()),
-        format!("--output={}", folder.output().display()),
+        format!("--output={}", pattern(&folder.output())),
         "--open-mode=append".to_owned(),
         "--requeue".to_owned(),
         "--ntasks=1".to_owned(),
@@ -46,20 +49,26 @@ pub fn interrupt(job: &str) -> Result<(), StageError> {
 
 /// Whether a job is in the queue, waiting or at work; `None` if the cluster does not say.
 pub fn is_in_queue(job: &str) -> Option<bool> {
-    let queue = client::queue().ok()?;
-    Some(queue.iter().any(|other| other.job == job))
+    client::is_in_queue(job)
 }
 
 /// Cancels the runs of a store that wait in the queue; returns how many there were.
+///
+/// # Errors
+/// If the cluster does not answer, or refuses.
 pub fn cancel_waiting(store: &Store) -> Result<usize, StageError> {
     cancel(store, |folder, job| {
         job.state == "PENDING" && folder.told().is_err()
     })
 }
 
-/// Cancels the jobs of a store's stages; returns how many there were.
-pub fn cancel_jobs(store: &Store) -> Result<usize, StageError> {
-    cancel(store, |folder, _| folder.told().is_ok())
+/// Cancels the jobs of the stages of a run, by its folder; returns how many there were.
+///
+/// # Errors
+/// If the cluster does not answer, or refuses.
+pub fn cancel_jobs(store: &Store, run: &Path) -> Result<usize, StageError> {
+    let run = std::path::absolute(run)?;
+    cancel(store, |folder, _| folder.submitter().as_ref() == Some(&run))
 }
 
 fn cancel(
@@ -70,15 +79,20 @@ fn cancel(
     if folders.is_empty() {
         return Ok(0);
     }
-    let queue = client::queue().map_err(|error| StageError::new(error.to_string()))?;
-    let mut count = 0;
-    for folder in folders {
+    let queue = match client::queue() {
+        Ok(queue) => queue,
+        // Where there is no cluster, nothing waits in its queue.
+        Err(ClusterError::Missing(..)) => return Ok(0),
+        Err(error) => return Err(StageError::new(error.to_string())),
+    };
+    let jobs = folders.iter().filter_map(|folder| {
         let comment = folder.comment();
-        let job = queue.iter().find(|job| job.comment == comment);
-        if let Some(job) = job.filter(|job| is_meant(&folder, job)) {
-            client::cancel(&job.job).map_err(|error| StageError::new(error.to_string()))?;
-            count += 1;
-        }
+        let job = queue.iter().find(|job| job.comment == comment)?;
+        is_meant(folder, job).then(|| job.job.clone())
+    });
+    let jobs: Vec<String> = jobs.collect();
+    if !jobs.is_empty() {
+        client::cancel(&jobs).map_err(|error| StageError::new(error.to_string()))?;
     }
-    Ok(count)
+    Ok(jobs.len())
 }
