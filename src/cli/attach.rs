@@ -1,5 +1,6 @@
 //! `flowgraph attach` and `cancel`: runs that others started.
 
+use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,9 +24,17 @@ pub(super) struct AttachArgs {
 
 /// Shows a run that goes on; one that does not is gone on with, by the command that began it.
 pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    if watch::tell_of_waiting(store, output) {
+        return Ok(exit_code::OK);
+    }
     let run = Run::find(store, &args.run).map_err(Failure::usage)?;
     if goes_on(&run) {
-        return watch::run(&watch::WatchArgs::of(&args.run), store, output);
+        let args = watch::WatchArgs::of(&run.description.run);
+        // Where no screen can be drawn, it is waited for.
+        while !std::io::stdout().is_terminal() && goes_on(&run) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        return watch::run(&args, store, output);
     }
     let began = &run.description.began;
     if run.end().is_some() {
@@ -51,12 +60,12 @@ pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Resul
     Err(error.into())
 }
 
-/// Whether the process of a run is there, as far as anybody can tell.
+/// Whether the process of a run is there, as far as anybody can tell, or will be once more.
 fn goes_on(run: &Run) -> bool {
     let job = run.description.began.job.as_ref();
+    let in_queue = job.and_then(|job| slurm::is_in_queue(job));
     // Where only its lease tells, that outlives it by a while.
-    run.is_under_way() != Some(false)
-        && job.is_none_or(|job| slurm::is_in_queue(job) != Some(false))
+    in_queue.unwrap_or_else(|| run.is_under_way() != Some(false)) && run.end().is_none()
 }
 
 #[derive(Debug, Args)]

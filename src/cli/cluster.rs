@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::output::{Output, counted};
 use super::{Failure, exit_code};
 use crate::engine::launch::ClusterSettings;
-use crate::engine::launch::slurm::{Request, partitions};
+use crate::engine::launch::slurm::{ClusterError, Request, partitions};
 use crate::engine::machine::DeviceChoice;
 use crate::engine::spec::Pipeline;
 use crate::engine::stage::StageError;
@@ -48,8 +48,10 @@ fn user_file() -> Option<PathBuf> {
 
 /// Says what the cluster offers, and which stages ask for what it would not give.
 pub(super) fn check(pipeline: &Pipeline, output: &Output) -> Result<u8, Failure> {
-    let asked = |error: String| Failure::from(StageError::new(error));
-    let offered = partitions().map_err(|error| asked(error.to_string()))?;
+    let offered = partitions().map_err(|error| {
+        StageError::new(error.to_string())
+            .hint("`--executor slurm` is for a machine where `sbatch` and `sinfo` work")
+    })?;
     for of in &offered {
         let line = format!(
             "{}: {} nodes of {} cores, {} MB, {}; at most {} a job; {}",
@@ -76,6 +78,13 @@ pub(super) fn check(pipeline: &Pipeline, output: &Output) -> Result<u8, Failure>
         let Err(error) = request.check(&settings) else {
             continue;
         };
+        if !matches!(error, ClusterError::Refused(..)) {
+            output.warning(
+                &error.to_string(),
+                "nodes may be away for a while: jobs would wait for them",
+            );
+            continue;
+        }
         refused.push(json!({ "stages": stages, "message": error.to_string() }));
         if output.json {
             continue;

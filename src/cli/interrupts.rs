@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::{Failure, exit_code};
-use crate::engine::launch::slurm::DETACHED;
 use crate::engine::limits;
 use crate::engine::worker::stop_signals;
 
@@ -17,6 +16,16 @@ static ALL_IS_STORED: AtomicBool = AtomicBool::new(false);
 ///
 /// The second ends the program whatever it is at: a writer to a full pipe would never look at the count.
 pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
+    count(stop_signals())
+}
+
+/// Counts Ctrl-C alone, for a run whose stages are jobs of a cluster: they outlive a lost connection, and a notice of the
+/// cluster that the time of the run itself is up.
+pub(super) fn count_interrupts_of_cluster() -> Result<Arc<AtomicUsize>, Failure> {
+    count(vec![signal_hook::consts::SIGINT])
+}
+
+fn count(signals: Vec<i32>) -> Result<Arc<AtomicUsize>, Failure> {
     /// Until then the program ends by itself, and says how it went.
     const PATIENCE: Duration = Duration::from_secs(1);
     if let Some(count) = COUNT.get() {
@@ -24,12 +33,6 @@ pub(super) fn count_interrupts() -> Result<Arc<AtomicUsize>, Failure> {
     }
     let interrupts = Arc::clone(COUNT.get_or_init(Arc::default));
     let counter = Arc::clone(&interrupts);
-    // A cluster that ends a run which is a job of its own ends no stage: those are other jobs.
-    let is_job = std::env::var_os(DETACHED).is_some();
-    let signals = match is_job {
-        true => vec![signal_hook::consts::SIGINT],
-        false => stop_signals(),
-    };
     let mut signals = signal_hook::iterator::Signals::new(signals)?;
     let thread = std::thread::Builder::new().spawn(move || {
         for _ in signals.forever() {

@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::cluster::{self, Executor};
 pub(super) use super::interrupts::count_interrupts;
+use super::interrupts::count_interrupts_of_cluster;
 use super::output::{Output, counted};
 use super::text::Text;
 use super::tracking::{Track, Tracked, Tracker};
@@ -126,7 +127,10 @@ pub(super) fn run(
         wanted: wanted.clone(),
         capacity,
         fail_fast: args.fail_fast,
-        interrupts: count_interrupts()?,
+        interrupts: match args.executor {
+            Executor::Local => count_interrupts()?,
+            Executor::Slurm => count_interrupts_of_cluster()?,
+        },
         launcher: launcher(args, &pipeline, store)?,
     };
     // An empty variable asks for nothing.

@@ -359,7 +359,7 @@ stages:
     kind: train_sft
     inputs: { model: base, data: world.finetune }
     retries: 2
-    params: { max_steps: STEPS, batch_size: 4, optimizer: { lr: 1e-3 }, seed: 1 }
+    params: { steps: STEPS, batch_size: 4, optimizer: { lr: 1e-3 }, seed: 1 }
 ";
 
 /// Steps of about ten seconds with this build.

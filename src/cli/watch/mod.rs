@@ -13,9 +13,11 @@ use self::keys::Keys;
 use self::screen::Screen;
 use super::interrupts::{count_interrupts, is_interrupted};
 use super::output::{self, Output};
+use super::progress::queued_text;
 use super::text::visible;
 use super::{Failure, exit_code};
 use crate::engine::event::RunEvent;
+use crate::engine::launch::slurm;
 use crate::engine::runs::Run;
 use crate::engine::store::Store;
 
@@ -46,7 +48,23 @@ pub(super) fn run(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8
 
 /// Says once how a run is.
 pub(super) fn status(args: &WatchArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
+    if tell_of_waiting(store, output) && Run::find(store, &args.run).is_err() {
+        return Ok(exit_code::OK);
+    }
     show(args, false, store, output)
+}
+
+/// Says which runs wait in the queue of a cluster, if any do.
+pub(super) fn tell_of_waiting(store: &Store, output: &Output) -> bool {
+    let mut are_some = false;
+    for (job, state, reason) in slurm::waiting_runs(store) {
+        if state != "RUNNING" {
+            let place = queued_text(&state, &reason);
+            output.line(&format!("a run waits in the queue: job {job} is {place}"));
+            are_some = true;
+        }
+    }
+    are_some
 }
 
 fn show(args: &WatchArgs, follows: bool, store: &Store, output: &Output) -> Result<u8, Failure> {

@@ -29,6 +29,8 @@ struct Working {
     progress: Progress,
     /// Its job, and where that is in the queue of a cluster.
     job: Option<String>,
+    /// Whether its job waits there.
+    waits: bool,
     metrics: IndexMap<String, Vec<f64>>,
 }
 
@@ -89,6 +91,7 @@ impl Screen {
                 reason,
             } => {
                 let working = self.working.entry(stage.clone()).or_default();
+                working.waits = state != "RUNNING";
                 working.job = Some(format!("job {job} {}  ", queued_text(state, reason)));
             }
             RunEvent::StageDone { stage, .. } => self.ends(stage, "done"),
@@ -131,7 +134,15 @@ impl Screen {
                 .started
                 .map(|started| (now - started).total(jiff::Unit::Second));
             let elapsed = elapsed.and_then(Result::ok).unwrap_or(0.0);
-            let mut counts = vec![format!("{} at work", self.working.len())];
+            let waiting = self
+                .working
+                .values()
+                .filter(|working| working.waits)
+                .count();
+            let mut counts = vec![format!("{} at work", self.working.len() - waiting)];
+            if waiting > 0 {
+                counts.push(format!("{waiting} in the queue"));
+            }
             counts.extend(
                 self.ended
                     .iter()

@@ -4,11 +4,19 @@ use crate::engine::diagnostic::{Diagnostic, Path};
 use crate::engine::launch::ClusterSettings;
 use crate::engine::value::Value;
 
+const EXAMPLE: &str =
+    "for example `cluster: { partition: gpu, time: 2:00:00, before: [module load cuda] }`";
+
 /// Reads `cluster`.
 pub(super) fn read(value: Option<&Value>, errors: &mut Vec<Diagnostic>) -> ClusterSettings {
     let Some(value) = value else {
         return ClusterSettings::default();
     };
+    if value.as_map().is_none() {
+        let message = format!("`cluster` must be a map, found {}", value.type_name());
+        errors.push(Diagnostic::error(Path::of(["cluster"]), message).hint(EXAMPLE));
+        return ClusterSettings::default();
+    }
     let read = serde_path_to_error::deserialize(value.to_json());
     read.unwrap_or_else(|error| {
         let mut path = Path::of(["cluster"]);
@@ -20,8 +28,11 @@ pub(super) fn read(value: Option<&Value>, errors: &mut Vec<Diagnostic>) -> Clust
             };
         }
         errors.push(
-            Diagnostic::error(path, error.inner().to_string())
-                .hint("for example `cluster: { partition: gpu, time: \"2:00:00\" }`"),
+            Diagnostic::error(
+                path,
+                error.inner().to_string().replace("a sequence", "a list"),
+            )
+            .hint(EXAMPLE),
         );
         ClusterSettings::default()
     })

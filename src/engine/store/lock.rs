@@ -84,6 +84,10 @@ impl Store {
                 let mut holder = String::new();
                 file.rewind()?;
                 file.read_to_string(&mut holder)?;
+                if holder.is_empty() {
+                    // It is about to write who it is.
+                    "another process".clone_into(&mut holder);
+                }
                 Ok(LockState::Busy { holder })
             }
             Err(TryLockError::Error(error)) => Err(error),

@@ -33,7 +33,7 @@ pub enum ClusterError {
     #[error("`{0}`: the cluster does not answer: {1}")]
     Silent(&'static str, String),
     /// It takes no more jobs of this user now.
-    #[error("`{0}`: the queue is full: {1}")]
+    #[error("`{0}`: not now: {1}")]
     Full(&'static str, String),
     /// It refuses.
     #[error("`{0}` refuses: {1}")]
@@ -149,6 +149,51 @@ pub(super) fn partitions() -> Result<Vec<Partition>, ClusterError> {
     Ok(printed.lines().filter_map(partition).collect())
 }
 
+/// What a node has: cores, megabytes and GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) cores: usize,
+    pub(super) megabytes: u64,
+    pub(super) gpus: usize,
+}
+
+/// Lists what nodes have, whatever state they are in.
+pub(super) fn nodes() -> Result<Vec<Node>, ClusterError> {
+    let args = ["-h", "-N", "-o", "%c|%m|%G"].map(str::to_owned);
+    Ok(run("sinfo", &args)?.lines().filter_map(node_in).collect())
+}
+
+fn node_in(line: &str) -> Option<Node> {
+    let mut fields = line.split('|');
+    Some(Node {
+        cores: fields.next()?.trim().parse().ok()?,
+        megabytes: fields.next()?.trim().parse().ok()?,
+        gpus: gpus_in(fields.next()?),
+    })
+}
+
+/// Counts the GPUs of such a list as `gpu:h100:4(S:0-1),nic:2`.
+fn gpus_in(list: &str) -> usize {
+    let mut count = 0;
+    let mut depth = 0;
+    let is_outside = |letter: &char| {
+        depth += i32::from(*letter == '(') - i32::from(*letter == ')');
+        depth == 0 && *letter != ')'
+    };
+    let plain: String = list.chars().filter(is_outside).collect();
+    for resource in plain
+        .split(',')
+        .filter(|resource| resource.trim().starts_with("gpu"))
+    {
+        let number = resource
+            .rsplit(':')
+            .next()
+            .and_then(|last| last.parse().ok());
+        count += number.unwrap_or(1);
+    }
+    count
+}
+
 /// Lists the jobs of this user that are not ended.
 pub(super) fn queue() -> Result<Vec<Queued>, ClusterError> {
     let args = ["-h", "-a", "--me", "-o", "%i|%T|%r|%k"].map(str::to_owned);
@@ -190,20 +235,38 @@ pub(super) fn interrupt(job: &str) -> Result<(), ClusterError> {
     run("scancel", &args).map(|_| ())
 }
 
-/// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if the cluster does not know.
-///
-/// Accounting may be late, and may believe to be at work what the controller has lost.
-pub(super) fn end_of(job: &str, comment: &str) -> Option<(String, String)> {
-    const ALIVE: [&str; 6] = [
+/// What became of a job that the queue does not show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nobody knows it any more.
+    Unknown,
+    /// It is there all the same.
+    Alive,
+    /// It ended in a state, such as `NODE_FAIL`, with an exit code.
+    Ended(String, String),
+}
+
+/// Says what became of a job.
+pub(super) fn fate_of(job: &str, comment: &str) -> Fate {
+    const ALIVE: [&str; 7] = [
         "PENDING",
         "RUNNING",
         "SUSPENDED",
         "COMPLETING",
         "CONFIGURING",
         "REQUEUED",
+        "STOPPED",
     ];
-    let found = remembered(job, comment).or_else(|| accounted(job, comment));
-    found.filter(|(state, _)| !ALIVE.contains(&&**state))
+    let is_alive = |(state, _): &(String, String)| ALIVE.contains(&&**state);
+    match remembered(job, comment) {
+        Some(found) if is_alive(&found) => Fate::Alive,
+        Some((state, code)) => Fate::Ended(state, code),
+        // Accounting may be late, and may believe to be at work what the controller has lost.
+        None => match accounted(job, comment).filter(|found| !is_alive(found)) {
+            Some((state, code)) => Fate::Ended(state, code),
+            None => Fate::Unknown,
+        },
+    }
 }
 
 fn accounted(job: &str, comment: &str) -> Option<(String, String)> {
@@ -260,6 +323,15 @@ mod tests {
         assert_eq!((&*job.job, &*job.reason), ("68", "Resources"));
         assert_eq!(job.comment, "flowgraph:a|b");
         assert_eq!(queued_in("slurm_load_jobs error"), None);
+    }
+
+    #[test]
+    fn gpus_of_nodes_are_counted() {
+        let node = node_in("64|512000|gpu:h100:4(S:0-1),nic:2,gpu:a100:1").unwrap();
+        assert_eq!((node.cores, node.megabytes, node.gpus), (64, 512_000, 5));
+        assert_eq!(node_in("2|4000|(null)").unwrap().gpus, 0);
+        assert_eq!(node_in("2|4000|gpu:2").unwrap().gpus, 2);
+        assert_eq!(node_in("n/a"), None);
     }
 
     #[test]

@@ -33,6 +33,16 @@ const HEAR_EVERY: Duration = Duration::from_millis(150);
 const ASK_SOON: Duration = Duration::from_secs(1);
 const ASK_SELDOM: Duration = Duration::from_secs(10);
 
+/// Reasons for which a job would wait for ever.
+const NEVER: [&str; 6] = [
+    "PartitionTimeLimit",
+    "PartitionNodeLimit",
+    "PartitionConfig",
+    "BadConstraints",
+    "InvalidAccount",
+    "InvalidQOS",
+];
+
 pub(super) struct Cluster {
     queue: Box<dyn Queue>,
     /// Where this program lies on the nodes.
@@ -214,13 +224,15 @@ impl Cluster {
         {
             let mut orders = vec![first];
             let mut stages = vec![Some(stage)];
-            if let Some(mut seconds) = short(&orders[0]) {
+            let is_alone = |stage: &SharedStage| stage.borrow().is_alone;
+            let may_share = !stages[0].as_ref().is_some_and(is_alone);
+            if let Some(mut seconds) = short(&orders[0]).filter(|_| may_share) {
                 let alike = |order: &Order| {
                     order.resources == orders[0].resources && order.gpus == orders[0].gpus
                 };
                 let (mut taken, mut kept) = (Vec::new(), VecDeque::new());
                 for (order, stage) in self.waiting.drain(..) {
-                    match short(&order).filter(|_| alike(&order)) {
+                    match short(&order).filter(|_| alike(&order) && !is_alone(&stage)) {
                         Some(more)
                             if seconds + more <= MOST_SECONDS && taken.len() + 1 < MOST_STAGES =>
                         {
@@ -259,7 +271,10 @@ impl Cluster {
             "agent".to_owned(),
             folder.path().display().to_string(),
         ];
-        fs_err::write(folder.script(), job_script(&self.settings, &words))?;
+        fs_err::write(
+            folder.script(),
+            job_script(&self.settings, &folder.output(), &words),
+        )?;
         let mut job = Job::new(folder, told.orders, stages.to_vec());
         job.submit_at = Some(Instant::now());
         Ok(job)
@@ -323,7 +338,6 @@ impl Cluster {
 
     /// Asks once whether there are such nodes at all: where there are none, some clusters let a job wait for ever.
     fn is_possible(&mut self, request: &Request) -> Result<(), ClusterError> {
-        const IMPOSSIBLE: &str = "Requested node configuration is not available";
         // What is too long is told by the queue, and the sum of many is always another.
         let request = Request {
             limit: None,
@@ -333,10 +347,9 @@ impl Cluster {
             return Ok(());
         }
         match self.queue.check(&request, &self.settings) {
-            Err(ClusterError::Refused(program, why)) if why.contains(IMPOSSIBLE) => {
-                return Err(ClusterError::Refused(program, why));
+            Err(error @ (ClusterError::Refused(..) | ClusterError::Silent(..))) => {
+                return Err(error);
             }
-            Err(error @ ClusterError::Silent(..)) => return Err(error),
             // The rest is between the job and the queue.
             _ => self.possible.push(request),
         }
@@ -446,9 +459,15 @@ impl Cluster {
             if job.seen(&found.job, &found.state, &found.reason) {
                 self.pace = ASK_SOON;
             }
-            if found.state == "PENDING" && job.is_unwanted() {
+            if found.state != "PENDING" {
+                continue;
+            }
+            if job.is_unwanted() {
                 self.to_cancel.push(found.job.clone());
                 job.end_unbegun("cancelled before it began once more");
+            } else if NEVER.contains(&&*found.reason) {
+                self.to_cancel.push(found.job.clone());
+                self.waiting.extend(job.cannot_begin(&found.reason));
             }
         }
     }

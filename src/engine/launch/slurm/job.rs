@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::batch::{Ask, BatchFolder, Listener, Said};
+use super::client::Fate;
 use super::endings::{lost_as, words_for};
 use super::queue::Queue;
 use super::request::Request;
@@ -28,8 +29,9 @@ pub(super) struct Job {
     pub(super) stages: Vec<Option<SharedStage>>,
     /// State and reason, as they were last told.
     shown: Option<(String, String)>,
-    /// Whether its agent is at work.
+    /// Whether its agent is at work, and where.
     pub(super) began: bool,
+    host: String,
     pub(super) is_cancelled: bool,
     /// How often in a row the queue did not show it, and since when.
     missed: u32,
@@ -55,6 +57,7 @@ impl Job {
             stages,
             shown: None,
             began: false,
+            host: String::new(),
             is_cancelled: false,
             missed: 0,
             missed_since: Instant::now(),
@@ -124,6 +127,28 @@ impl Job {
         }
     }
 
+    /// The queue would never begin it: one stage alone fails, several are tried each by itself.
+    pub(super) fn cannot_begin(&mut self, reason: &str) -> Vec<(Order, SharedStage)> {
+        let number = self.number.clone().unwrap_or_default();
+        let mut again = Vec::new();
+        for (place, stage) in self.open() {
+            if self.stages.len() > 1 {
+                stage.borrow_mut().is_alone = true;
+                again.push((self.orders[place].clone(), Rc::clone(stage)));
+            } else {
+                stage.borrow_mut().fail(
+                    format!("its job {number} would wait for ever: {reason}"),
+                    Some("`resources` and `timeout` of the stage, and `cluster:` of the pipeline, say what is asked for".to_owned()),
+                );
+            }
+        }
+        if !again.is_empty() {
+            let _ = self.folder.ask(Ask::End, None);
+            self.stages.fill(None);
+        }
+        again
+    }
+
     /// Hears from the beginning what was said, for a stage that is asked for only now.
     pub(super) fn hear_all(&mut self) {
         self.listener = self.folder.listener();
@@ -151,17 +176,21 @@ impl Job {
                             stage.last = None;
                         }
                         stage.is_left = false;
+                        stage.has_begun = false;
+                    }
+                    self.host = host;
+                }
+                Said::Event { at, event } => {
+                    let Some(stage) = stage_at(at) else { continue };
+                    let mut stage = stage.borrow_mut();
+                    if !stage.has_begun {
                         stage.tell(WorkerEvent::Queued {
                             job: self.number.clone().unwrap_or_default(),
                             state: "RUNNING".to_owned(),
-                            reason: host.clone(),
+                            reason: self.host.clone(),
                         });
                     }
-                }
-                Said::Event { at, event } => {
-                    if let Some(stage) = stage_at(at) {
-                        stage.borrow_mut().hear(event);
-                    }
+                    stage.hear(event);
                 }
                 Said::Ended { at, ending } => {
                     let Some(stage) = stage_at(at) else { continue };
@@ -228,8 +257,12 @@ impl Job {
         }
         let comment = self.folder.comment();
         let number = self.number.clone();
-        let end = number.as_ref().and_then(|job| queue.end_of(job, &comment));
-        let (state, code) = end.unwrap_or_default();
+        let fate = number.as_ref().map(|job| queue.fate_of(job, &comment));
+        let (state, code) = match fate.unwrap_or(Fate::Unknown) {
+            Fate::Alive => return Vec::new(),
+            Fate::Unknown => Default::default(),
+            Fate::Ended(state, code) => (state, code),
+        };
         let is_explained = |stage: &SharedStage| {
             let stage = stage.borrow();
             stage.last.is_some() || stage.is_left || stage.asked.is_some()
@@ -275,9 +308,14 @@ impl Job {
                 stage.begin_again();
                 let text = format!("its job{number} was lost ({how}) and is submitted again");
                 stage.note(Importance::Warning, text);
-            } else if stage.is_interrupted() {
+            } else if stage.is_interrupted() && !is_cancelled {
+                let why = match &*state {
+                    // It stopped in time.
+                    "" | "COMPLETED" => "its time was up, or its node was wanted for others",
+                    state => state,
+                };
                 stage.fail(
-                    format!("its job{number} was asked to stop by the cluster ({state})"),
+                    format!("its job{number} was asked to stop by the cluster: {why}"),
                     Some("a higher `timeout` of the stage gives it more time; with `retries: N` it goes on from its checkpoint by itself".to_owned()),
                 );
                 continue;
@@ -292,9 +330,10 @@ impl Job {
         if !again.is_empty() {
             // What may still be at work there, or be submitted in the end, is wanted by nobody.
             let _ = self.folder.ask(Ask::End, None);
-            for stage in &mut self.stages {
-                *stage = None;
+            if !state.is_empty() {
+                self.folder.remove();
             }
+            self.stages.fill(None);
         }
         again
     }

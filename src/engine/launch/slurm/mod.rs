@@ -18,6 +18,7 @@ mod stage;
 mod submitter;
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 
 pub use agent::run as run_agent;
@@ -25,7 +26,9 @@ pub use client::ClusterError;
 pub use queue::cores_of_allocation;
 pub use request::{Partition, Request, partitions};
 pub use settings::ClusterSettings;
-pub use submitter::{DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, is_in_queue};
+pub use submitter::{
+    DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, is_in_queue, waiting_runs,
+};
 
 use self::cluster::Cluster;
 use self::queue::{Allocation, Queue, Sbatch};
@@ -116,8 +119,9 @@ fn program_of(settings: &ClusterSettings) -> std::io::Result<String> {
 }
 
 /// Writes the script of a job that runs a command.
-fn job_script(settings: &ClusterSettings, words: &[String]) -> String {
-    let mut script = String::from("#!/bin/bash\nset -e\n");
+fn job_script(settings: &ClusterSettings, output: &Path, words: &[String]) -> String {
+    let output = quoted(&output.display().to_string());
+    let mut script = format!("#!/bin/bash\nset -e\nexec >> {output} 2>&1\n");
     for line in &settings.before {
         script.push_str(line);
         script.push('\n');

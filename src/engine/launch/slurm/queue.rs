@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::ClusterSettings;
 use super::batch::BatchFolder;
-use super::client::{self, ClusterError, Queued};
+use super::client::{self, ClusterError, Fate, Queued};
 use super::request::Request;
 
 /// Where jobs are put.
@@ -29,16 +28,11 @@ pub(super) trait Queue {
     /// Cancels jobs.
     fn cancel(&mut self, jobs: &[String]) -> Result<(), ClusterError>;
 
-    /// Says how a job ended: its state, such as `NODE_FAIL`, and its exit code; `None` if nobody knows any more.
-    fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)>;
+    /// Says what became of a job that is not listed.
+    fn fate_of(&mut self, job: &str, comment: &str) -> Fate;
 
     /// Asks whether such a job would be taken.
     fn check(&mut self, request: &Request, settings: &ClusterSettings) -> Result<(), ClusterError>;
-}
-
-/// Writes a path as a pattern of Slurm's, in which a per cent sign has a meaning.
-pub(super) fn pattern(path: &Path) -> String {
-    path.display().to_string().replace('%', "%%")
 }
 
 /// The queue that `sbatch` submits to.
@@ -55,8 +49,8 @@ impl Queue for Sbatch {
         let mut options = vec![
             format!("--job-name={name}"),
             format!("--comment={}", folder.comment()),
-            format!("--output={}", pattern(&folder.output())),
-            "--open-mode=append".to_owned(),
+            // Its script says where to, in whose words no sign of a path has another meaning.
+            "--output=/dev/null".to_owned(),
             "--requeue".to_owned(),
         ];
         options.extend(request.for_sbatch(settings));
@@ -71,8 +65,8 @@ impl Queue for Sbatch {
         client::cancel(jobs)
     }
 
-    fn end_of(&mut self, job: &str, comment: &str) -> Option<(String, String)> {
-        client::end_of(job, comment)
+    fn fate_of(&mut self, job: &str, comment: &str) -> Fate {
+        client::fate_of(job, comment)
     }
 
     fn check(&mut self, request: &Request, settings: &ClusterSettings) -> Result<(), ClusterError> {
@@ -180,14 +174,16 @@ impl Queue for Allocation {
         Ok(())
     }
 
-    fn end_of(&mut self, job: &str, _comment: &str) -> Option<(String, String)> {
-        let status = self.ended.get(job)?;
+    fn fate_of(&mut self, job: &str, _comment: &str) -> Fate {
+        let Some(status) = self.ended.get(job) else {
+            return Fate::Unknown;
+        };
         let state = if status.success() {
             "COMPLETED"
         } else {
             "FAILED"
         };
-        Some((state.to_owned(), status.to_string()))
+        Fate::Ended(state.to_owned(), status.to_string())
     }
 
     fn check(&mut self, _: &Request, _: &ClusterSettings) -> Result<(), ClusterError> {

@@ -69,9 +69,26 @@ impl Request {
     /// Asks the cluster whether it would take such a job.
     ///
     /// # Errors
-    /// Its words, if it would not.
+    /// Its words, if it would not: [`ClusterError::Refused`] if it never would, [`ClusterError::Full`] if not now.
     pub fn check(&self, settings: &ClusterSettings) -> Result<(), ClusterError> {
-        client::test(&self.for_sbatch(settings))
+        const NO_NODE: &str = "node configuration is not available";
+        match client::test(&self.for_sbatch(settings)) {
+            // So it says, too, where the nodes are only away.
+            Err(ClusterError::Refused(program, why)) if why.contains(NO_NODE) && self.fits()? => {
+                Err(ClusterError::Full(program, why))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Whether any node has what is asked for.
+    fn fits(&self) -> Result<bool, ClusterError> {
+        let fits = |node: &client::Node| {
+            node.cores >= self.resources.cpus
+                && node.megabytes >= self.megabytes()
+                && node.gpus >= self.gpus
+        };
+        Ok(client::nodes()?.iter().any(fits))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a cluster wants to be told with each job. None of it changes a result.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::stage::StageError;
 
@@ -18,6 +18,8 @@ pub struct ClusterSettings {
     /// Features that a node must have.
     pub constraint: Option<String>,
     /// The time limit of stages without a `timeout`, as Slurm writes it: `90` minutes, `2:00:00`, `1-12`.
+    #[serde(deserialize_with = "text_or_number")]
+    #[schemars(with = "Option<TextOrNumber>")]
     pub time: Option<String>,
     /// The generic resource that GPUs are, such as `gpu` or `gpu:h100`; a count is put behind it.
     pub gres: Option<String>,
@@ -33,6 +35,22 @@ pub struct ClusterSettings {
     pub notice: Option<u32>,
     /// Further options of `sbatch` for the job that submits the others, of `run --detach`, such as `--time=7-0`.
     pub run_options: Vec<String>,
+}
+
+/// A time limit: minutes as a number, or in the words of Slurm.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum TextOrNumber {
+    Number(u64),
+    Text(String),
+}
+
+fn text_or_number<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>, D::Error> {
+    let read = Option::<TextOrNumber>::deserialize(source)?;
+    Ok(read.map(|read| match read {
+        TextOrNumber::Number(minutes) => minutes.to_string(),
+        TextOrNumber::Text(text) => text,
+    }))
 }
 
 impl ClusterSettings {
@@ -57,18 +75,33 @@ impl ClusterSettings {
         }
     }
 
-    /// Refuses options that what is done later does not know of.
+    /// Refuses options by which a job would no longer be found, or be another.
     pub(super) fn check(&self) -> Result<(), StageError> {
-        let is_other = |option: &&String| {
-            option.starts_with("-M")
-                || option.starts_with("--cluster") && !option.starts_with("--cluster-constraint")
+        const OURS: [&str; 12] = [
+            "-M",
+            "--clusters",
+            "--comment",
+            "-o",
+            "--output",
+            "-e",
+            "--error",
+            "-a",
+            "--array",
+            "--wrap",
+            "--parsable",
+            "--test-only",
+        ];
+        let is_ours = |option: &&String| {
+            let name = option.split(['=', ' ']).next().unwrap_or_default();
+            let is_short = |own: &&str| own.len() == 2 && option.starts_with(*own);
+            OURS.contains(&name) || OURS.iter().any(|own| is_short(&own))
         };
-        match self.options.iter().find(is_other) {
+        match self.options.iter().chain(&self.run_options).find(is_ours) {
             None => Ok(()),
             Some(option) => Err(StageError::new(format!(
-                "`cluster.options`: `{option}` would submit to another cluster than that which is asked about its jobs"
+                "`{option}` is no option for `cluster:`: by it a job would be another, or not be found again"
             ))
-            .hint("`SLURM_CONF` or `SLURM_CLUSTERS` says for all of Slurm's programs which cluster is meant")),
+            .hint("of other clusters, `SLURM_CONF` or `SLURM_CLUSTERS` says which is meant for all of Slurm's programs")),
         }
     }
 
@@ -97,6 +130,40 @@ impl ClusterSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_by_which_a_job_would_be_lost_are_refused() {
+        let with = |option: &str| ClusterSettings {
+            options: vec![option.to_owned()],
+            ..ClusterSettings::default()
+        };
+        for ours in [
+            "--comment=mine",
+            "-o x",
+            "-ox",
+            "--array=0-2",
+            "-M other",
+            "--clusters=other",
+        ] {
+            assert!(with(ours).check().is_err(), "{ours}");
+        }
+        for fine in [
+            "--exclude=n3",
+            "--cluster-constraint=x",
+            "--nice",
+            "--nodelist=n1",
+        ] {
+            assert!(with(fine).check().is_ok(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_a_number_or_text() {
+        let of = |text: &str| serde_json::from_str::<ClusterSettings>(text).unwrap().time;
+        assert_eq!(of(r#"{"time": 90}"#).as_deref(), Some("90"));
+        assert_eq!(of(r#"{"time": "1-12"}"#).as_deref(), Some("1-12"));
+        assert_eq!(of("{}"), None);
+    }
 
     #[test]
     fn a_pipeline_s_settings_go_before_the_user_s() {

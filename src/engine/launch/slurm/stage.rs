@@ -24,6 +24,8 @@ pub(super) struct StageOfJob {
     pub(super) has_begun: bool,
     /// Whether its job ended before it came to it.
     pub(super) is_left: bool,
+    /// Whether it is to have a job of its own.
+    pub(super) is_alone: bool,
     pub(super) is_over: bool,
 }
 
@@ -40,6 +42,7 @@ impl StageOfJob {
             losses: 0,
             has_begun: false,
             is_left: false,
+            is_alone: false,
             is_over: false,
         }
     }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::ClusterSettings;
 use super::batch::BatchFolder;
 use super::client::{self, ClusterError, Queued};
-use super::queue::pattern;
 use super::{job_script, program_of};
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
@@ -24,14 +23,16 @@ pub fn detach(
     let folder = BatchFolder::make_empty(store)?;
     let mut words = vec![program_of(settings)?];
     words.extend_from_slice(arguments);
-    let script =
-        job_script(settings, &words).replacen('\n', &format!("\nexport {DETACHED}=1\n"), 1);
+    let script = job_script(settings, &folder.output(), &words).replacen(
+        '\n',
+        &format!("\nexport {DETACHED}=1\n"),
+        1,
+    );
     fs_err::write(folder.script(), script)?;
     let mut options = vec![
         format!("--job-name={NAME}"),
         format!("--comment={}", folder.comment()),
-        format!("--output={}", pattern(&folder.output())),
-        "--open-mode=append".to_owned(),
+        "--output=/dev/null".to_owned(),
         "--requeue".to_owned(),
         "--ntasks=1".to_owned(),
     ];
@@ -50,6 +51,22 @@ pub fn interrupt(job: &str) -> Result<(), StageError> {
 /// Whether a job is in the queue, waiting or at work; `None` if the cluster does not say.
 pub fn is_in_queue(job: &str) -> Option<bool> {
     client::is_in_queue(job)
+}
+
+/// Says where runs of a store wait in the queue: their jobs, each with its state and reason.
+pub fn waiting_runs(store: &Store) -> Vec<(String, String, String)> {
+    let folders = BatchFolder::all(store);
+    let queue = if folders.is_empty() {
+        Ok(Vec::new())
+    } else {
+        client::queue()
+    };
+    let queue = queue.unwrap_or_default().into_iter();
+    let mine = queue.filter(|job| {
+        let mut folders = folders.iter();
+        folders.any(|folder| folder.comment() == job.comment && folder.told().is_err())
+    });
+    mine.map(|job| (job.job, job.state, job.reason)).collect()
 }
 
 /// Cancels the runs of a store that wait in the queue; returns how many there were.
