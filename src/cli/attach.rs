@@ -77,7 +77,7 @@ pub(super) struct CancelArgs {
 /// Asks a run to stop, and waits until it has; of one whose process is gone, the jobs are cancelled that live on.
 pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
     const EVERY: Duration = Duration::from_secs(1);
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const PATIENCE: Duration = Duration::from_mins(2);
     let found = Run::find(store, args.run.as_deref().unwrap_or("last"));
     // One that waits in the queue has no folder yet, and so no name.
     let waits = args.run.is_none() && !found.as_ref().is_ok_and(goes_on);

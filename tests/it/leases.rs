@@ -59,7 +59,7 @@ impl Machine {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return (status.code(), self.said());
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.said());
+            assert!(begun.elapsed() < Duration::from_mins(1), "{}", self.said());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -46,7 +46,7 @@ pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(
-            begun.elapsed() < Duration::from_secs(60),
+            begun.elapsed() < Duration::from_mins(1),
             "{what} within 60 s; the queue: {}",
             queue()
         );
@@ -246,9 +246,10 @@ pub(crate) fn begin_submitter(space: &Space) -> Child {
 /// Kills the controller and starts it again; its memory of jobs may be lost with it, whose processes live on.
 pub(crate) fn kill_controller(forgets: bool) {
     let folder = folder().display().to_string();
-    let forget = match forgets {
-        true => format!("rm -f {folder}/state/job_state*;"),
-        false => String::new(),
+    let forget = if forgets {
+        format!("rm -f {folder}/state/job_state*;")
+    } else {
+        String::new()
     };
     shell(&format!(
         "kill -KILL $(cat {folder}/slurmctld.pid); sleep 1; {forget} slurmctld"
@@ -362,13 +363,13 @@ stages:
     params: { steps: STEPS, batch_size: 4, optimizer: { lr: 1e-3 }, seed: 1 }
 ";
 
-/// Steps of about ten seconds with this build.
-fn training(space: &Space) -> String {
+/// Steps of about so many seconds with this build.
+fn training(space: &Space, seconds: f64) -> String {
     let pipeline = |steps: u64| TRAINING.replace("STEPS", &steps.to_string());
     let begun = Instant::now();
     space.write("p.yaml", &pipeline(200));
     assert_eq!(space.run(&[]).code, 0);
-    let steps = (200.0 * 10.0 / begun.elapsed().as_secs_f64().max(0.5)) as u64;
+    let steps = (200.0 * seconds / begun.elapsed().as_secs_f64().max(0.5)) as u64;
     pipeline(steps.max(400))
 }
 
@@ -392,7 +393,7 @@ fn until_trained_a_while(space: &Space) {
 #[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
 fn a_training_that_talks_much_hears_that_it_is_to_stop() {
     let space = Space::new("");
-    let pipeline = training(&space);
+    let pipeline = training(&space, 10.0);
     space.write("p.yaml", &pipeline);
     let mut child = start(&space, &[]);
     until_trained_a_while(&space);
@@ -422,7 +423,7 @@ fn a_training_that_talks_much_hears_that_it_is_to_stop() {
 #[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
 fn a_preempted_training_goes_on_to_the_same_bytes() {
     let space = Space::new("");
-    let pipeline = training(&space);
+    let pipeline = training(&space, 10.0);
     space.write(
         "p.yaml",
         &pipeline.replace(
@@ -447,9 +448,9 @@ fn a_preempted_training_goes_on_to_the_same_bytes() {
 #[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one; two minutes"]
 fn a_training_that_runs_into_a_time_limit_goes_on_to_the_same_bytes() {
     let space = Space::new("");
-    let pipeline = training(&space);
-    // Told 55 s ahead of the end of its minute, again and again.
-    let limit = "name: n\ncluster: { time: \"1\", notice: 55 }\n";
+    let pipeline = training(&space, 40.0);
+    // Told 50 s ahead of the end of its minute, again and again.
+    let limit = "name: n\ncluster: { time: \"1\", notice: 50 }\n";
     space.write("p.yaml", &pipeline.replace("name: n\n", limit));
     let report = run(&space, &[]);
     assert_eq!(report.code, 0, "{}", report.stderr);

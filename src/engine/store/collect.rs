@@ -185,17 +185,7 @@ impl Store {
         ask_lease: impl FnOnce() -> std::io::Result<Result<Option<Lease>, String>>,
     ) -> std::io::Result<LockState> {
         let file = self.use_file()?;
-        let locked = match Self::takes_locks() {
-            true => lock(&file),
-            false => Ok(()),
-        };
-        let locked = match locked {
-            Err(TryLockError::Error(error)) => {
-                self.without_lock(error).map_err(TryLockError::Error)
-            }
-            locked => locked,
-        };
-        match locked {
+        match self.locked(|| lock(&file)) {
             Ok(()) => Ok(match ask_lease()? {
                 Ok(lease) => LockState::Held(Lock::of(file, lease)),
                 Err(holder) => LockState::Busy { holder },

@@ -227,10 +227,9 @@ impl Beat {
     fn go_on(&self, heard: &mut Instant) -> bool {
         match self.touch() {
             Ok(true) => *heard = Instant::now(),
-            Ok(false) => return self.lose(),
             // A file system may be away for a while; others may believe us gone after that.
             Err(_) if heard.elapsed() < self.patience.mul_f64(0.7) => {}
-            Err(_) => return self.lose(),
+            Ok(false) | Err(_) => return self.lose(),
         }
         true
     }
@@ -405,9 +404,10 @@ mod tests {
         for elsewhere in [true, false] {
             leave(&path, |holder| {
                 holder.process.started = "1".to_owned();
-                let place = match elsewhere {
-                    true => &mut holder.process.boot,
-                    false => &mut holder.process.namespace,
+                let place = if elsewhere {
+                    &mut holder.process.boot
+                } else {
+                    &mut holder.process.namespace
                 };
                 "another".clone_into(place);
             });

@@ -61,17 +61,7 @@ impl Store {
             .open(folder.join(fingerprint.to_string()))?
             .into_parts()
             .0;
-        let locked = match Self::takes_locks() {
-            true => file.try_lock(),
-            false => Ok(()),
-        };
-        let locked = match locked {
-            Err(TryLockError::Error(error)) => {
-                self.without_lock(error).map_err(TryLockError::Error)
-            }
-            locked => locked,
-        };
-        match locked {
+        match self.locked(|| file.try_lock()) {
             Ok(()) => match self.ask_lease(&fingerprint.to_string(), holder)? {
                 Ok(lease) => {
                     file.set_len(0)?;

@@ -28,6 +28,7 @@ mod publish;
 mod record;
 mod states;
 
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,28 +119,30 @@ impl Store {
 
     /// How long to wait between two questions for what others hold: each costs a file server some work.
     pub(super) fn pause(&self) -> Duration {
-        match self.takes_leases() {
-            true => Duration::from_secs(1),
-            false => Duration::from_millis(50),
-        }
-    }
-
-    /// What it means that a lock was refused for another reason than that it is held: nothing, where leases are taken.
-    fn without_lock(&self, error: std::io::Error) -> std::io::Result<()> {
-        let unknown = [libc::ENOSYS, libc::ENOLCK, libc::EOPNOTSUPP];
-        let is_unknown = error
-            .raw_os_error()
-            .is_some_and(|code| unknown.contains(&code));
-        if is_unknown && self.takes_leases() {
-            Ok(())
+        if self.takes_leases() {
+            Duration::from_secs(1)
         } else {
-            Err(error)
+            Duration::from_millis(50)
         }
     }
 
-    /// Whether locks of files are taken.
-    fn takes_locks() -> bool {
-        std::env::var(lease::LEASES).as_deref() != Ok("alone")
+    /// Takes a lock of a file, where such are taken. That a file system has none is no error where leases are taken.
+    fn locked(&self, lock: impl FnOnce() -> Result<(), TryLockError>) -> Result<(), TryLockError> {
+        const NONE_HERE: [i32; 3] = [libc::ENOSYS, libc::ENOLCK, libc::EOPNOTSUPP];
+        if std::env::var(lease::LEASES).as_deref() == Ok("alone") {
+            return Ok(());
+        }
+        match lock() {
+            Err(TryLockError::Error(error))
+                if error
+                    .raw_os_error()
+                    .is_some_and(|code| NONE_HERE.contains(&code))
+                    && self.takes_leases() =>
+            {
+                Ok(())
+            }
+            locked => locked,
+        }
     }
 
     /// Asks for a lease of the name, where leases are taken.
@@ -166,8 +169,10 @@ impl Store {
 
     /// Shows others that a run goes on, where leases are taken: its folder has one as long as it does.
     pub(super) fn lease_of_run(&self, folder: &Path) -> Option<Lease> {
-        let lease = |_| Lease::ask(&folder.join(RUN_LEASE), "the run", &Arc::default()).ok();
-        match self.takes_leases().then_some(()).and_then(lease)? {
+        if !self.takes_leases() {
+            return None;
+        }
+        match Lease::ask(&folder.join(RUN_LEASE), "the run", &Arc::default()).ok()? {
             LeaseState::Held(lease) => Some(lease),
             LeaseState::Busy(_) => None,
         }

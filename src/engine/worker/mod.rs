@@ -518,9 +518,10 @@ impl Worker<'_> {
         // Of 32 bits in the file, half may be held.
         let least = weights.map(|file| file.size).sum::<u64>() / 2;
         let on_gpu = matches!(self.place, Place::Gpu(_));
-        let (key, declared) = match on_gpu {
-            true => ("gpu_memory", self.job.gpu_memory),
-            false => ("memory", self.job.memory),
+        let (key, declared) = if on_gpu {
+            ("gpu_memory", self.job.gpu_memory)
+        } else {
+            ("memory", self.job.memory)
         };
         if declared == 0 || declared >= least {
             return;

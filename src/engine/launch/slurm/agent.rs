@@ -96,7 +96,7 @@ fn near_disk(store: &Path) -> Option<PathBuf> {
     let of_store = Digest::of(store.as_os_str().as_bytes()).short();
     // Others may write beside it, and may have made it.
     let found = std::fs::symlink_metadata(&own).ok()?;
-    let is_own = found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0;
+    let is_own = found.is_dir() && found.uid() == user && found.mode().trailing_zeros() >= 6;
     // Two stores may be at the same work, each with locks of its own.
     is_own.then(|| own.join(of_store))
 }

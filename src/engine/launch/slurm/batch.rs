@@ -260,7 +260,7 @@ impl Speaker {
     /// Says something. Where it cannot be written, as on a full disk, progress and notes are let go; what counts is tried
     /// for a while.
     pub(super) fn say(&mut self, said: &Said) -> std::io::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(120);
+        const PATIENCE: Duration = Duration::from_mins(2);
         const PAUSE: Duration = Duration::from_secs(2);
         /// Readers on other machines see what was synced.
         const SYNC_EVERY: Duration = Duration::from_secs(1);

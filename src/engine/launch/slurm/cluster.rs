@@ -112,7 +112,7 @@ impl Cluster {
 
     /// Notes the jobs that live on of runs that do not, and removes what ended ones left long ago.
     pub(super) fn find_living(&mut self, queue: &[Queued]) {
-        const LONG: Duration = Duration::from_secs(7 * 24 * 3600);
+        const LONG: Duration = Duration::from_hours(7 * 24);
         for folder in BatchFolder::all(&self.store) {
             let comment = folder.comment();
             let Some(job) = queue.iter().find(|job| job.comment == comment) else {

@@ -246,7 +246,7 @@ impl Job {
         /// It may have said its last words just now.
         const TWICE: u32 = 2;
         /// Those of one that ended in peace may take as long as a network file system believes a file to be unchanged.
-        const LAST_WORDS: Duration = Duration::from_secs(60);
+        const LAST_WORDS: Duration = Duration::from_mins(1);
         if self.missed == 0 {
             self.missed_since = Instant::now();
         }

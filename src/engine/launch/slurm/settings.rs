@@ -93,8 +93,8 @@ impl ClusterSettings {
         ];
         let is_ours = |option: &&String| {
             let name = option.split(['=', ' ']).next().unwrap_or_default();
-            let is_short = |own: &&str| own.len() == 2 && option.starts_with(*own);
-            OURS.contains(&name) || OURS.iter().any(|own| is_short(&own))
+            let is_short = |own: &str| own.len() == 2 && option.starts_with(own);
+            OURS.contains(&name) || OURS.iter().any(|own| is_short(own))
         };
         match self.options.iter().chain(&self.run_options).find(is_ours) {
             None => Ok(()),
