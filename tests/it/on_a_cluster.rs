@@ -171,7 +171,7 @@ fn short_stages_share_jobs() {
 fn two_stages_of_a_node_have_different_gpus() {
     let stage = |name: &str| {
         format!(
-            "  {name}: {{ kind: command, resources: {{ gpus: 1 }}, params: {{ run: \"echo $CUDA_VISIBLE_DEVICES >> {{here}}/ran; sleep 3; echo {name} > out\", outputs: {{ out: out }} }} }}\n"
+            "  {name}: {{ kind: command, resources: {{ gpus: 1 }}, params: {{ run: \"echo $CUDA_VISIBLE_DEVICES >> {{here}}/ran; sleep 8; echo {name} > out\", outputs: {{ out: out }} }} }}\n"
         )
     };
     let stages = stage("a") + &stage("b");
@@ -181,7 +181,10 @@ fn two_stages_of_a_node_have_different_gpus() {
     let begun = Instant::now();
     let report = run(&space, &[]);
     assert_eq!(report.code, 0, "{}", report.stderr);
-    assert!(begun.elapsed() < Duration::from_secs(6), "they ran at once");
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "they ran at once"
+    );
     assert_eq!(space.ran(), ["0", "1"]);
 }
 
@@ -393,7 +396,7 @@ fn until_trained_a_while(space: &Space) {
 #[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
 fn a_training_that_talks_much_hears_that_it_is_to_stop() {
     let space = Space::new("");
-    let pipeline = training(&space, 10.0);
+    let pipeline = training(&space, 30.0);
     space.write("p.yaml", &pipeline);
     let mut child = start(&space, &[]);
     until_trained_a_while(&space);
@@ -401,7 +404,7 @@ fn a_training_that_talks_much_hears_that_it_is_to_stop() {
     shell(&format!("kill -INT {}", child.id()));
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(
-        begun.elapsed() < Duration::from_secs(6),
+        begun.elapsed() < Duration::from_secs(15),
         "{:?}",
         begun.elapsed()
     );
@@ -561,6 +564,26 @@ fn a_node_that_cannot_begin_is_told() {
         );
         assert!(hint.contains("`program`"), "{hint}");
     }
+}
+
+#[test]
+#[ignore = "a Slurm cluster is needed: .ci/slurm/test starts one"]
+fn another_version_on_the_nodes_is_told_before_anything_is_submitted() {
+    let space = Space::new(&SLOW.replace(
+        "name: n\n",
+        "name: n\ncluster: { program: \"{here}/older\" }\n",
+    ));
+    space.write("older", "#!/bin/sh\necho flowgraph 0.0.1\n");
+    shell(&format!("chmod +x {}", space.path("older").display()));
+    let outcome = space.flowgraph(&["run", "p.yaml", "--executor", "slurm"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome
+            .stderr
+            .contains("is flowgraph 0.0.1, and this is flowgraph "),
+        "{}",
+        outcome.stderr
+    );
 }
 
 #[test]

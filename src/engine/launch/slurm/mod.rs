@@ -19,6 +19,7 @@ mod submitter;
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::process::Command;
 use std::rc::Rc;
 
 pub use agent::run as run_agent;
@@ -34,6 +35,7 @@ use self::cluster::Cluster;
 use self::queue::{Allocation, Queue, Sbatch};
 use self::stage::{Handle, StageOfJob};
 use super::{Launcher, Order, Sayings, Worker};
+use crate::engine::processes::answer_of;
 use crate::engine::stage::StageError;
 use crate::engine::store::Store;
 use crate::engine::worker::Task;
@@ -51,6 +53,7 @@ impl Slurm {
     pub fn new(settings: ClusterSettings, jobs: usize, store: &Store) -> Result<Self, StageError> {
         let mut queue = Sbatch;
         settings.check()?;
+        check_version(&settings)?;
         let listed = queue.list().map_err(|error| {
             let hint = match &error {
                 ClusterError::Missing(..) => {
@@ -115,6 +118,29 @@ fn program_of(settings: &ClusterSettings) -> std::io::Result<String> {
     match &settings.program {
         Some(program) => Ok(program.clone()),
         None => Ok(std::env::current_exe()?.display().to_string()),
+    }
+}
+
+/// Refuses a program for the nodes that is another version, if it can be asked here: jobs of it would wait in the queue to
+/// say so.
+fn check_version(settings: &ClusterSettings) -> Result<(), StageError> {
+    let Some(program) = &settings.program else {
+        return Ok(());
+    };
+    let own = concat!("flowgraph ", env!("CARGO_PKG_VERSION"));
+    match answer_of(Command::new(program).arg("--version")) {
+        Ok(Some(answer))
+            if answer.status.success() && answer.stdout.trim_ascii() != own.as_bytes() =>
+        {
+            let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+            let message = format!(
+                "{program}, which `cluster:` names, is {}, and this is {own}",
+                said.trim()
+            );
+            Err(StageError::new(message).hint("the nodes need the same version"))
+        }
+        // What is there on the nodes alone speaks for itself.
+        _ => Ok(()),
     }
 }
 
