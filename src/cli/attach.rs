@@ -108,14 +108,14 @@ pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Resul
     match &began.job {
         Some(job) => slurm::interrupt(job)?,
         None if run.description.host == host_name() => {
-            let process = i32::try_from(began.process).ok().and_then(Pid::from_raw);
+            let process = i32::try_from(began.process_id).ok().and_then(Pid::from_raw);
             let asked = process.map(|process| kill_process(process, Signal::INT));
             asked.transpose().map_err(std::io::Error::from)?;
         }
         None => {
             return Err(Failure::usage(format!(
                 "it runs on {}, as process {}: give the command there",
-                run.description.host, began.process
+                run.description.host, began.process_id
             )));
         }
     }

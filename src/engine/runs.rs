@@ -69,7 +69,7 @@ pub struct Began {
     /// In which folder.
     pub folder: PathBuf,
     /// Id of its process on its machine.
-    pub process: u32,
+    pub process_id: u32,
     /// The number of the Slurm job that it is, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
@@ -90,7 +90,7 @@ impl Began {
                 .collect(),
             variables: variables.collect(),
             folder: std::env::current_dir().unwrap_or_default(),
-            process: std::process::id(),
+            process_id: std::process::id(),
             job: std::env::var("SLURM_JOB_ID").ok().filter(|_| is_job),
         }
     }
