@@ -17,17 +17,18 @@ use crate::engine::store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct AttachArgs {
-    /// The run: `last`, `last-1`, an id or its beginning
-    #[arg(default_value = "last")]
-    run: String,
+    /// The run: `last`, `last-1`, an id or its beginning (default: the last)
+    run: Option<String>,
 }
 
 /// Shows a run that goes on; one that does not is gone on with, by the command that began it.
 pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Result<u8, Failure> {
-    if watch::tell_of_waiting(store, output) {
+    let found = Run::find(store, args.run.as_deref().unwrap_or("last"));
+    let waits = args.run.is_none() && !found.as_ref().is_ok_and(goes_on);
+    if waits && watch::tell_of_waiting(store, output) {
         return Ok(exit_code::OK);
     }
-    let run = Run::find(store, &args.run).map_err(Failure::usage)?;
+    let run = found.map_err(Failure::usage)?;
     if goes_on(&run) {
         let args = watch::WatchArgs::of(&run.description.run);
         // Where no screen can be drawn, it is waited for.
@@ -63,7 +64,8 @@ pub(super) fn attach(args: &AttachArgs, store: &Store, output: &Output) -> Resul
 /// Whether the process of a run is there, as far as anybody can tell, or will be once more.
 fn goes_on(run: &Run) -> bool {
     let job = run.description.began.job.as_ref();
-    let in_queue = job.and_then(|job| slurm::is_in_queue(job));
+    let in_queue = job.and_then(|job| slurm::state_in_queue(job));
+    let in_queue = in_queue.map(|state| !state.is_empty());
     // Where only its lease tells, that outlives it by a while.
     in_queue.unwrap_or_else(|| run.is_under_way() != Some(false)) && run.end().is_none()
 }
@@ -128,6 +130,8 @@ pub(super) fn cancel(args: &CancelArgs, store: &Store, output: &Output) -> Resul
         }
         std::thread::sleep(EVERY);
     }
+    // One that was cancelled in the queue can stop nothing itself.
+    slurm::cancel_jobs(store, run.folder())?;
     output.line(&format!("the run {name} has stopped"));
     Ok(exit_code::OK)
 }

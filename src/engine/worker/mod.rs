@@ -88,9 +88,11 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
         }
         Err(StageError::Interrupted) => return 130,
     };
-    let cancelled = Arc::new(AtomicBool::new(false));
+    let (cancelled, signalled) = (Arc::new(AtomicBool::new(false)), Arc::default());
     for signal in stop_signals() {
-        if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&cancelled)) {
+        let registered = signal_hook::flag::register(signal, Arc::clone(&signalled))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&cancelled)));
+        if let Err(error) = registered {
             events.send(&WorkerEvent::Note {
                 importance: Importance::Usual,
                 text: format!("cannot handle signal {signal}: {error}"),
@@ -106,6 +108,7 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
             place: &place,
             events: &events,
             cancelled: Arc::clone(&cancelled),
+            signalled: Arc::clone(&signalled),
         }
         .perform(registry)
     }));
@@ -280,7 +283,9 @@ struct Worker<'a> {
     job: &'a Job,
     place: &'a Place,
     events: &'a Events,
+    /// Set by a signal, or where another has taken the stage over.
     cancelled: Arc<AtomicBool>,
+    signalled: Arc<AtomicBool>,
 }
 
 impl Worker<'_> {
@@ -313,10 +318,29 @@ impl Worker<'_> {
         rerun: bool,
         exact: bool,
     ) -> Result<WorkerEvent, Failure> {
+        let _in_use = self.wait_for(|| self.store.try_share())?;
+        loop {
+            let lock = self.lock(fingerprint)?;
+            let done = self.run_locked(stage, manifest, fingerprint, (rerun, exact), &lock);
+            if done.is_ok() || lock.is_ours() {
+                return done;
+            }
+            // Another took it over while this process was held up, which stopped it: the other's result counts.
+            let is_to_stop = self.signalled.load(Ordering::Relaxed);
+            self.cancelled.store(is_to_stop, Ordering::Relaxed);
+        }
+    }
+
+    fn run_locked(
+        &self,
+        stage: &dyn Stage,
+        manifest: &Manifest,
+        fingerprint: &Digest,
+        (rerun, exact): (bool, bool),
+        lock: &Lock,
+    ) -> Result<WorkerEvent, Failure> {
         let begun = Instant::now();
         let class = numerics_class(self.place);
-        let _in_use = self.wait_for(|| self.store.try_share())?;
-        let lock = self.lock(fingerprint)?;
         // Records count only after the lock: another process may have finished while we waited.
         let (own, others) = self.whole_records(fingerprint, &class);
         let exact = exact
@@ -392,12 +416,6 @@ impl Worker<'_> {
         if let Err(error) = outcome {
             // A program may have outlived the stage that started it.
             ctx.command_ended();
-            if !lock.is_ours() {
-                // By this it was stopped.
-                self.cancelled.store(false, Ordering::Relaxed);
-                drop((ctx, try_folder, lock));
-                return self.run(stage, manifest, fingerprint, rerun, exact);
-            }
             let error = worded(error, &sources);
             let error = self.explain_full_disk(error);
             return Err(match self.place {
@@ -445,9 +463,7 @@ impl Worker<'_> {
             let made = std::mem::replace(&mut record, earlier).outputs;
             other = made != record.outputs;
         } else if !lock.is_ours() {
-            // Another took it over while this process was held up: its result counts.
-            drop((try_folder, lock));
-            return self.run(stage, manifest, fingerprint, rerun, exact);
+            return Err(StageError::new("another process took this stage over").into());
         } else if let Some(first) = self.store.write_first_record(&record)? {
             let made = std::mem::replace(&mut record, first).outputs;
             other = made != record.outputs;

@@ -169,6 +169,7 @@ mod tests {
             place: &Place::Processor,
             events: &events,
             cancelled: Arc::default(),
+            signalled: Arc::default(),
         };
         match worker.perform(&[StageKind::of::<Train>()]) {
             Err(Failure::Stage(StageError::Failed { message, .. })) => message,

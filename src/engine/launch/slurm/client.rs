@@ -219,12 +219,12 @@ pub(super) fn cancel(jobs: &[String]) -> Result<(), ClusterError> {
     run("scancel", jobs).map(|_| ())
 }
 
-/// Whether a job, of whatever user, is in the queue; `None` if the cluster does not say.
-pub(super) fn is_in_queue(job: &str) -> Option<bool> {
+/// The state of a job, of whatever user, in the queue: empty if it is not there; `None` if the cluster does not say.
+pub(super) fn state_in_queue(job: &str) -> Option<String> {
     let args = ["-h", "-a", "-o", "%T", "-j", job].map(str::to_owned);
     match run("squeue", &args) {
-        Ok(printed) => Some(!printed.trim().is_empty()),
-        Err(ClusterError::Refused(..)) => Some(false),
+        Ok(printed) => Some(printed.trim().to_owned()),
+        Err(ClusterError::Refused(..)) => Some(String::new()),
         Err(_) => None,
     }
 }
@@ -259,10 +259,12 @@ pub(super) fn fate_of(job: &str, comment: &str) -> Fate {
     ];
     let is_alive = |(state, _): &(String, String)| ALIVE.contains(&&**state);
     match remembered(job, comment) {
-        Some(found) if is_alive(&found) => Fate::Alive,
-        Some((state, code)) => Fate::Ended(state, code),
+        // It may know, and is asked later.
+        Err(ClusterError::Silent(..)) => Fate::Alive,
+        Ok(Some(found)) if is_alive(&found) => Fate::Alive,
+        Ok(Some((state, code))) => Fate::Ended(state, code),
         // Accounting may be late, and may believe to be at work what the controller has lost.
-        None => match accounted(job, comment).filter(|found| !is_alive(found)) {
+        Ok(None) | Err(_) => match accounted(job, comment).filter(|found| !is_alive(found)) {
             Some((state, code)) => Fate::Ended(state, code),
             None => Fate::Unknown,
         },
@@ -290,18 +292,18 @@ fn accounted(job: &str, comment: &str) -> Option<(String, String)> {
     })
 }
 
-fn remembered(job: &str, comment: &str) -> Option<(String, String)> {
+fn remembered(job: &str, comment: &str) -> Result<Option<(String, String)>, ClusterError> {
     let args = ["show", "job", "-o", job].map(str::to_owned);
-    let printed = run("scontrol", &args).ok()?;
+    let printed = run("scontrol", &args)?;
     let field = |name: &str| {
         let mut words = printed.split_whitespace();
         words.find_map(|word| word.strip_prefix(name))
     };
     if field("Comment=").is_some_and(|noted| noted != comment) {
-        return None;
+        return Ok(None);
     }
     let code = field("ExitCode=").unwrap_or_default();
-    Some((first_word(field("JobState=")?), code.to_owned()))
+    Ok(field("JobState=").map(|state| (first_word(state), code.to_owned())))
 }
 
 /// `CANCELLED by 0` is `CANCELLED`.

@@ -9,7 +9,7 @@ use super::batch::{Ask, BatchFolder, Told};
 use super::client::{ClusterError, Queued};
 use super::job::Job;
 use super::queue::Queue;
-use super::request::Request;
+use super::request::{NO_NODE, Request};
 use super::settings::ClusterSettings;
 use super::stage::SharedStage;
 use super::{job_script, program_of};
@@ -27,6 +27,8 @@ const SHORT: f64 = 60.0;
 /// Stages of one job at most, and the seconds that they are expected to take together.
 const MOST_STAGES: usize = 100;
 const MOST_SECONDS: f64 = 600.0;
+/// And those that their timeouts allow them together.
+const MOST_LIMIT: f64 = 6.0 * 3600.0;
 /// How often what jobs say is heard.
 const HEAR_EVERY: Duration = Duration::from_millis(150);
 /// How often the queue is asked: soon after something was submitted, seldom where all goes its way.
@@ -42,6 +44,9 @@ const NEVER: [&str; 6] = [
     "InvalidAccount",
     "InvalidQOS",
 ];
+
+/// Reasons for which it waits that are the cluster's own trouble.
+const HELD: [&str; 2] = ["launch failed requeued held", "JobHoldMaxRequeue"];
 
 pub(super) struct Cluster {
     queue: Box<dyn Queue>,
@@ -163,7 +168,8 @@ impl Cluster {
             let folder = BatchFolder::at(&folder);
             let orders = folder.told().ok()?.orders;
             // Another run may find it, too.
-            if !folder.change_submitter(&order.run) {
+            let run = std::path::absolute(&order.run).ok()?;
+            if !folder.change_submitter(&run) {
                 return None;
             }
             let stages = vec![None; orders.len()];
@@ -227,6 +233,8 @@ impl Cluster {
             let is_alone = |stage: &SharedStage| stage.borrow().is_alone;
             let may_share = !stages[0].as_ref().is_some_and(is_alone);
             if let Some(mut seconds) = short(&orders[0]).filter(|_| may_share) {
+                // What they may take together, not what they are known to take, is what the cluster is told.
+                let mut limit = orders[0].timeout.unwrap_or(0.0);
                 let alike = |order: &Order| {
                     order.resources == orders[0].resources && order.gpus == orders[0].gpus
                 };
@@ -234,9 +242,12 @@ impl Cluster {
                 for (order, stage) in self.waiting.drain(..) {
                     match short(&order).filter(|_| alike(&order) && !is_alone(&stage)) {
                         Some(more)
-                            if seconds + more <= MOST_SECONDS && taken.len() + 1 < MOST_STAGES =>
+                            if seconds + more <= MOST_SECONDS
+                                && limit + order.timeout.unwrap_or(0.0) <= MOST_LIMIT
+                                && taken.len() + 1 < MOST_STAGES =>
                         {
                             seconds += more;
+                            limit += order.timeout.unwrap_or(0.0);
                             taken.push((order, stage));
                         }
                         _ => kept.push_back((order, stage)),
@@ -324,13 +335,7 @@ impl Cluster {
                 false
             }
             Err(error) => {
-                job.submit_at = None;
-                for (_, stage) in job.open() {
-                    stage.borrow_mut().fail(
-                        error.to_string(),
-                        Some("`resources` and `timeout` of the stage and `cluster:` of the pipeline say what is asked for; `flowgraph check --executor slurm` what there is".to_owned()),
-                    );
-                }
+                self.waiting.extend(job.cannot_begin(&error.to_string()));
                 true
             }
         }
@@ -347,9 +352,10 @@ impl Cluster {
             return Ok(());
         }
         match self.queue.check(&request, &self.settings) {
-            Err(error @ (ClusterError::Refused(..) | ClusterError::Silent(..))) => {
-                return Err(error);
+            Err(ClusterError::Refused(program, why)) if why.contains(NO_NODE) => {
+                return Err(ClusterError::Refused(program, why));
             }
+            Err(error @ ClusterError::Silent(..)) => return Err(error),
             // The rest is between the job and the queue.
             _ => self.possible.push(request),
         }
@@ -409,6 +415,7 @@ impl Cluster {
         }
         let numbers = std::mem::take(&mut self.to_cancel);
         if let Err(error @ ClusterError::Silent(..)) = self.queue.cancel(&numbers) {
+            self.to_cancel.extend(numbers);
             self.silent(&error);
         }
     }
@@ -465,9 +472,17 @@ impl Cluster {
             if job.is_unwanted() {
                 self.to_cancel.push(found.job.clone());
                 job.end_unbegun("cancelled before it began once more");
-            } else if NEVER.contains(&&*found.reason) {
+            } else if NEVER.contains(&&*found.reason) || found.reason.contains("PerJob") {
                 self.to_cancel.push(found.job.clone());
-                self.waiting.extend(job.cannot_begin(&found.reason));
+                let (number, reason) = (&found.job, &found.reason);
+                let why = format!("its job {number} would wait for ever: {reason}");
+                self.waiting.extend(job.cannot_begin(&why));
+            } else if HELD
+                .iter()
+                .any(|words| found.reason.replace('_', " ").contains(words))
+            {
+                self.to_cancel.push(found.job.clone());
+                self.waiting.extend(job.is_held(&found.reason));
             }
         }
     }

@@ -14,6 +14,17 @@ use crate::engine::event::WorkerEvent;
 use crate::engine::launch::Order;
 use crate::files::last_bytes;
 
+/// States in which a job is not begun yet, or will be once more.
+const WAITING: [&str; 7] = [
+    "PENDING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "SPECIAL_EXIT",
+    "CONFIGURING",
+    "RESV_DEL_HOLD",
+];
+
 /// How often a stage is submitted once more whose job the cluster lost.
 const MOST_LOSSES: u32 = 5;
 
@@ -128,8 +139,7 @@ impl Job {
     }
 
     /// The queue would never begin it: one stage alone fails, several are tried each by itself.
-    pub(super) fn cannot_begin(&mut self, reason: &str) -> Vec<(Order, SharedStage)> {
-        let number = self.number.clone().unwrap_or_default();
+    pub(super) fn cannot_begin(&mut self, why: &str) -> Vec<(Order, SharedStage)> {
         let mut again = Vec::new();
         for (place, stage) in self.open() {
             if self.stages.len() > 1 {
@@ -137,8 +147,8 @@ impl Job {
                 again.push((self.orders[place].clone(), Rc::clone(stage)));
             } else {
                 stage.borrow_mut().fail(
-                    format!("its job {number} would wait for ever: {reason}"),
-                    Some("`resources` and `timeout` of the stage, and `cluster:` of the pipeline, say what is asked for".to_owned()),
+                    why.to_owned(),
+                    Some("`resources` and `timeout` of the stage and `cluster:` of the pipeline say what is asked for; `flowgraph check --executor slurm` what there is".to_owned()),
                 );
             }
         }
@@ -146,6 +156,31 @@ impl Job {
             let _ = self.folder.ask(Ask::End, None);
             self.stages.fill(None);
         }
+        self.submit_at = None;
+        again
+    }
+
+    /// The cluster holds it for its own trouble, as after a failed prolog: its stages are tried once more elsewhere.
+    pub(super) fn is_held(&mut self, reason: &str) -> Vec<(Order, SharedStage)> {
+        let number = self.number.clone().unwrap_or_default();
+        let mut again = Vec::new();
+        for (place, shared) in self.open() {
+            let mut stage = shared.borrow_mut();
+            let text = format!("the cluster holds its job {number}: {reason}");
+            if stage.losses >= MOST_LOSSES {
+                stage.fail(text, Some("its operators may know why".to_owned()));
+                continue;
+            }
+            stage.losses += 1;
+            stage.begin_again();
+            stage.note(
+                Importance::Warning,
+                format!("{text}; it is submitted again"),
+            );
+            again.push((self.orders[place].clone(), Rc::clone(shared)));
+        }
+        let _ = self.folder.ask(Ask::End, None);
+        self.stages.fill(None);
         again
     }
 
@@ -216,8 +251,6 @@ impl Job {
 
     /// The queue shows it; says whether it shows it elsewhere than before.
     pub(super) fn seen(&mut self, number: &str, state: &str, reason: &str) -> bool {
-        /// States in which it needs nothing from the queue.
-        const AT_WORK: [&str; 3] = ["RUNNING", "COMPLETING", super::queue::STEP];
         self.missed = 0;
         self.was_seen = true;
         self.number = Some(number.to_owned());
@@ -225,7 +258,7 @@ impl Job {
         if self.shown.as_ref() == Some(&shown) {
             return false;
         }
-        if !AT_WORK.contains(&state) {
+        if WAITING.contains(&state) {
             // Once more, if it was at work before.
             self.began = false;
             for (_, stage) in self.open() {
@@ -297,9 +330,8 @@ impl Job {
             }
             // Others of its job took all the time, or the cluster never had it.
             let is_unused = !stage.has_begun && (stage.is_left || others_begun) && !is_cancelled;
-            let lost = lost_as(&state).filter(|_| {
-                stage.losses < MOST_LOSSES && !(stage.is_interrupted() && state.is_empty())
-            });
+            let stopped_in_time = stage.is_interrupted() && matches!(&*state, "" | "COMPLETED");
+            let lost = lost_as(&state).filter(|_| stage.losses < MOST_LOSSES && !stopped_in_time);
             if is_unused || !self.was_seen {
                 stage.begin_again();
             } else if let Some(how) = lost {

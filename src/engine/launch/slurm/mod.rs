@@ -28,7 +28,7 @@ pub use queue::cores_of_allocation;
 pub use request::{Partition, Request, partitions};
 pub use settings::ClusterSettings;
 pub use submitter::{
-    DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, is_in_queue, waiting_runs,
+    DETACHED, cancel_jobs, cancel_waiting, detach, interrupt, state_in_queue, waiting_runs,
 };
 
 use self::cluster::Cluster;

@@ -6,6 +6,9 @@ use crate::engine::stage::Resources;
 
 pub use super::client::Partition;
 
+/// What a cluster says where no node has what is asked for.
+pub(super) const NO_NODE: &str = "node configuration is not available";
+
 /// What a job is to be given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
@@ -71,7 +74,6 @@ impl Request {
     /// # Errors
     /// Its words, if it would not: [`ClusterError::Refused`] if it never would, [`ClusterError::Full`] if not now.
     pub fn check(&self, settings: &ClusterSettings) -> Result<(), ClusterError> {
-        const NO_NODE: &str = "node configuration is not available";
         match client::test(&self.for_sbatch(settings)) {
             // So it says, too, where the nodes are only away.
             Err(ClusterError::Refused(program, why)) if why.contains(NO_NODE) && self.fits()? => {

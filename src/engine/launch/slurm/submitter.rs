@@ -43,14 +43,21 @@ pub fn detach(
     Ok((job, folder.output()))
 }
 
-/// Asks a run that is a job to stop its stages and end.
+/// Asks a run that is a job to stop its stages and end; one that waits in the queue, perhaps once more, is cancelled.
+///
+/// # Errors
+/// If the cluster does not answer, or refuses.
 pub fn interrupt(job: &str) -> Result<(), StageError> {
-    client::interrupt(job).map_err(|error| StageError::new(error.to_string()))
+    let asked = match client::state_in_queue(job).as_deref() {
+        Some("PENDING") => client::cancel(&[job.to_owned()]),
+        _ => client::interrupt(job),
+    };
+    asked.map_err(|error| StageError::new(error.to_string()))
 }
 
-/// Whether a job is in the queue, waiting or at work; `None` if the cluster does not say.
-pub fn is_in_queue(job: &str) -> Option<bool> {
-    client::is_in_queue(job)
+/// The state of a job in the queue: empty if it is not there; `None` if the cluster does not say.
+pub fn state_in_queue(job: &str) -> Option<String> {
+    client::state_in_queue(job)
 }
 
 /// Says where runs of a store wait in the queue: their jobs, each with its state and reason.
