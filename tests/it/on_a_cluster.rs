@@ -37,7 +37,7 @@ fn shell(text: &str) -> String {
 }
 
 pub(crate) fn queue() -> String {
-    shell("squeue -h -o '%i %T %k'")
+    shell("squeue -h -o '%i %T %r %k'")
 }
 
 /// Waits until something is so.
@@ -286,9 +286,12 @@ pub(crate) fn recover(node: &str) {
         .status()
         .unwrap();
     until("the node is back", || {
-        shell("sinfo -h -N -p main -o %T")
-            .lines()
-            .all(|state| state == "idle")
+        // What could not be killed there in time drains it.
+        let state = shell(&format!("sinfo -h -N -n {node} -p main -o %T"));
+        if state.contains("drain") || state.contains("down") {
+            shell(&format!("scontrol update NodeName={node} State=RESUME"));
+        }
+        ["idle", "mixed", "allocated"].contains(&&*state)
     });
 }
 

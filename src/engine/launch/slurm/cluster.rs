@@ -135,6 +135,11 @@ impl Cluster {
                 continue;
             }
             let ended = folder.ended_stages();
+            // Nobody would ever cancel one that the cluster holds, or begins once more for what is done.
+            if is_held(&job.reason) || ended.len() == told.orders.len() {
+                self.to_cancel.push(job.job.clone());
+                continue;
+            }
             for (at, order) in told.orders.iter().enumerate() {
                 let is_open = !ended.contains(&at)
                     && !folder.is_asked(Ask::Stop, at)
@@ -477,10 +482,7 @@ impl Cluster {
                 let (number, reason) = (&found.job, &found.reason);
                 let why = format!("its job {number} would wait for ever: {reason}");
                 self.waiting.extend(job.cannot_begin(&why));
-            } else if HELD
-                .iter()
-                .any(|words| found.reason.replace('_', " ").contains(words))
-            {
+            } else if is_held(&found.reason) {
                 self.to_cancel.push(found.job.clone());
                 self.waiting.extend(job.is_held(&found.reason));
             }
@@ -501,6 +503,12 @@ impl Cluster {
             stage.borrow().note(Importance::Warning, text);
         }
     }
+}
+
+/// Whether the cluster holds a job for trouble of its own.
+fn is_held(reason: &str) -> bool {
+    let reason = reason.replace('_', " ");
+    HELD.iter().any(|words| reason.contains(words))
 }
 
 /// Returns the seconds that a stage is expected to take, if it is a short one.
