@@ -440,7 +440,9 @@ fn a_preempted_training_goes_on_to_the_same_bytes() {
     let mut child = start(&space, &[]);
     until_trained_a_while(&space);
     // All of its node, for somebody who goes before.
-    shell("sbatch --partition=urgent --nodelist=n1 --exclusive --wrap='sleep 3'");
+    shell(
+        "sbatch --output=/dev/null --partition=urgent --nodelist=n1 --exclusive --wrap='sleep 3'",
+    );
     until("it gives way", || queue().contains("PENDING"));
     let status = child.wait().unwrap();
     let said = space.read("started");
