@@ -4,6 +4,7 @@
 //! stays open as long as the executor lives: when it ends, so does the worker, and with it what it started.
 
 mod events;
+mod gpus;
 mod hand_over;
 mod held;
 mod inputs;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use hand_over::IS_FOR_GPUS;
+use gpus::{explain_full_gpu, gpu_used, placed};
 pub use hand_over::{ABOUT, About, about_gpu};
 pub use job::{Job, JobInput, Task};
 
@@ -29,15 +30,12 @@ use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
-use super::machine::{
-    DeviceChoice, Driver, Place, Products, Refusal, Work, host_name, is_about_gpu_memory,
-    may_stand_in, numerics_class, too_small, usage,
-};
+use super::machine::{DeviceChoice, Place, Work, host_name, may_stand_in, numerics_class, usage};
 use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::adopt_orphans;
 use super::stage::{Continuation, GpuUse, Registry, Stage, StageError, find_kind};
-use super::store::{GpuUsed, Lock, LockState, Provenance, Record, Store};
+use super::store::{Lock, LockState, Provenance, Record, Store};
 use events::{Events, end_with_parent};
 use inputs::{HeldSources, input_names, paths_of, source_names};
 use try_folder::{TryFolder, sweep_dead_tries};
@@ -150,66 +148,6 @@ pub fn main(registry: &Registry, told: Option<i32>) -> u8 {
     code
 }
 
-/// Says where a job computes, and hands it over to the program for GPUs if that is another.
-///
-/// Where GPUs were asked for and cannot be had, it computes on the processor if it may, and says why.
-fn placed(
-    registry: &Registry,
-    mut job: Job,
-    is_handed_over: bool,
-    events: &Events,
-) -> Result<(Job, Place), StageError> {
-    let kind = find_kind(registry, &job.kind);
-    let stage = kind.and_then(|kind| params::read(kind, &job.params).ok());
-    // What is wrong with a kind or its params is told where they are read for good.
-    let gpu_use = stage.map_or(GpuUse::None, |stage| stage.gpu_use());
-    if matches!(job.task, Task::Fetch) {
-        return Ok((job, Place::Processor));
-    }
-    if job.gpus.is_empty() {
-        if gpu_use == GpuUse::Tensors && job.device == DeviceChoice::Cuda {
-            return Err(missing_gpus(&job));
-        }
-        return Ok((job, Place::Processor));
-    }
-    let refused = match gpu_use {
-        GpuUse::None => return Ok((job, Place::Processor)),
-        GpuUse::Program => return Ok((job, Place::Program)),
-        GpuUse::Tensors if IS_FOR_GPUS => match hand_over::usable_gpu(&About::this()) {
-            Ok(gpu) if gpu.memory_bytes < job.gpu_memory => {
-                StageError::new(too_small(&gpu, job.gpu_memory))
-            }
-            Ok(gpu) => return Ok((job, Place::Gpu(gpu))),
-            Err(error) => error,
-        },
-        GpuUse::Tensors if is_handed_over => {
-            let error = StageError::new("the program for GPUs is not built for any");
-            error.hint("build it with `cargo build --release --features cuda`")
-        }
-        GpuUse::Tensors => hand_over::hand_over(&job),
-    };
-    match refused {
-        StageError::Failed { .. } if job.device == DeviceChoice::Auto => {
-            events.send(&WorkerEvent::Note {
-                importance: Importance::Warning,
-                text: format!("computes on the processor: {}", Refusal::from(refused)),
-            });
-            job.gpus.clear();
-            job.gpus_asked_for = 0;
-            Ok((job, Place::Processor))
-        }
-        refused => Err(refused),
-    }
-}
-
-fn missing_gpus(job: &Job) -> StageError {
-    let error = StageError::new(format!("no GPU can be had on {}", host_name()));
-    match job.gpu_memory {
-        0 => error,
-        _ => error.hint("`resources.gpu_memory` of the stage is more than each of them has"),
-    }
-}
-
 /// The signals that ask a stage to stop. A hangup that was ignored when the program was started (`nohup`) stays so.
 pub fn stop_signals() -> Vec<i32> {
     let mut signals = vec![signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
@@ -227,43 +165,6 @@ fn ignores(signal: i32) -> bool {
         .find_map(|line| line.strip_prefix("SigIgn:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     ignored.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
-}
-
-/// Describes the GPU of a place, and what the tensors of this process took of it.
-fn gpu_used(place: &Place, products: Option<Products>, flops_per_second: f64) -> Option<GpuUsed> {
-    let Place::Gpu(gpu) = place else { return None };
-    let peak = Driver::start().and_then(|driver| driver.peak_memory(0));
-    let most = products.and_then(|products| gpu.peak_flops(products));
-    Some(GpuUsed {
-        gpu: gpu.clone(),
-        peak_memory_bytes: peak.ok(),
-        utilization: most
-            .filter(|_| flops_per_second > 0.0)
-            .map(|most| flops_per_second / most),
-    })
-}
-
-/// Says how much memory a GPU had where that was too little.
-fn explain_full_gpu(error: StageError) -> StageError {
-    let message = match &error {
-        StageError::Failed { message, .. } if is_about_gpu_memory(message) => message,
-        _ => return error,
-    };
-    let gibibytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let known =
-        Driver::start().and_then(|driver| Ok((driver.free_memory()?, driver.peak_memory(0)?)));
-    let room = known.map_or(String::new(), |((free, total), peak)| {
-        format!(
-            " ({:.2} GiB of {:.2} are free; the tensors of the stage took {:.2} at most)",
-            gibibytes(free),
-            gibibytes(total),
-            gibibytes(peak)
-        )
-    });
-    StageError::new(format!("the GPU is out of memory{room}: {message}")).hint(
-        "lower `micro_batch` or set it to `auto`, or `batch_size`; `gradient_checkpointing: true` and `precision: bf16` take \
-         less, too",
-    )
 }
 
 enum Failure {
