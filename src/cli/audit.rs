@@ -181,6 +181,7 @@ pub(super) fn run(
             fail_fast: false,
             interrupts: interrupts.clone(),
             launcher: Box::new(launcher),
+            remote: None,
         };
         let quiet = Output {
             json: false,

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Output, bytes, counted};
+use super::remote::{self, Collection};
 use super::{Failure, exit_code};
 use crate::engine::artifact::Digest;
 use crate::engine::document::Document;
@@ -27,6 +28,23 @@ pub(super) struct GcArgs {
     /// Say what would go, and take nothing away
     #[arg(long)]
     dry_run: bool,
+    /// Collect the shared store instead: results that the pipelines given do not need and that were sent long ago. Says
+    /// what would go, unless `--remove` is given
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with_all = ["keep", "dry_run"]
+    )]
+    remote: Option<String>,
+    /// Days for which what was sent to the shared store stays, whatever needs it
+    #[arg(long, default_value_t = 30, value_name = "N", requires = "remote")]
+    days: u32,
+    /// Take away what would go from the shared store
+    #[arg(long, requires = "remote")]
+    remove: bool,
 }
 
 pub(super) fn run(
@@ -35,6 +53,15 @@ pub(super) fn run(
     store: &Store,
     output: &Output,
 ) -> Result<u8, Failure> {
+    if let Some(address) = &args.remote {
+        let asked = Collection {
+            address,
+            pipelines: &args.pipelines,
+            days: args.days,
+            remove: args.remove,
+        };
+        return remote::collect(&asked, registry, output);
+    }
     let _alone = match store.lock_alone()? {
         LockState::Held(lock) => lock,
         LockState::Busy { holder } => {
@@ -61,29 +88,12 @@ pub(super) fn run(
         });
     }
     let mut kept: BTreeSet<Digest> = recent.iter().flatten().copied().collect();
-    for file in &args.pipelines {
-        let document = Document::read(file).map_err(LoadError::from)?;
-        let profiles = Pipeline::profiles(&document);
-        for profile in std::iter::once(None).chain(profiles.into_iter().map(Some)) {
-            let overrides = Overrides {
-                profiles: profile.into_iter().collect(),
-                set: Vec::new(),
-            };
-            let pipeline = Pipeline::load(file, &overrides, registry)?;
-            let planner = Planner::new(&pipeline, store, PlanOptions::default());
-            for plan in planner.plan()? {
-                match (plan.fingerprint, &plan.manifest) {
-                    // The scratch of a stage that will run has its checkpoints.
-                    (Some(fingerprint), _) => {
-                        kept.insert(fingerprint);
-                    }
-                    // It may be a hit once what it reads is back.
-                    (None, Some(manifest)) => kept.extend(planner.possible_results(manifest)),
-                    (None, None) => {}
-                }
-            }
-        }
-    }
+    kept.extend(reached(
+        &args.pipelines,
+        registry,
+        store,
+        &PlanOptions::default(),
+    )?);
     let garbage = store.garbage(&kept)?;
     let lost = lost_with_folders(&garbage, store, &runs);
     if !args.dry_run {
@@ -141,6 +151,40 @@ pub(super) fn run(
         output.line("their records stay as evicted; the same pipeline and params make them again");
     }
     Ok(exit_code::OK)
+}
+
+/// Finds the results that pipelines have or may have, with each of their profiles.
+pub(super) fn reached(
+    pipelines: &[PathBuf],
+    registry: &Registry,
+    store: &Store,
+    options: &PlanOptions,
+) -> Result<BTreeSet<Digest>, Failure> {
+    let mut kept = BTreeSet::new();
+    for file in pipelines {
+        let document = Document::read(file).map_err(LoadError::from)?;
+        let profiles = Pipeline::profiles(&document);
+        for profile in std::iter::once(None).chain(profiles.into_iter().map(Some)) {
+            let overrides = Overrides {
+                profiles: profile.into_iter().collect(),
+                set: Vec::new(),
+            };
+            let pipeline = Pipeline::load(file, &overrides, registry)?;
+            let planner = Planner::new(&pipeline, store, options.clone());
+            for plan in planner.plan()? {
+                match (plan.fingerprint, &plan.manifest) {
+                    // The scratch of a stage that will run has its checkpoints.
+                    (Some(fingerprint), _) => {
+                        kept.insert(fingerprint);
+                    }
+                    // It may be a hit once what it reads is back.
+                    (None, Some(manifest)) => kept.extend(planner.possible_results(manifest)),
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Says of each folder what goes with it.

@@ -24,6 +24,7 @@ mod nearest_store;
 mod output;
 mod plan;
 mod progress;
+mod remote;
 mod report;
 mod results;
 mod run;
@@ -152,6 +153,14 @@ impl PipelineOptions {
     }
 }
 
+/// The user's file of a name with settings for all pipelines.
+fn user_file(name: &str) -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = of("XDG_CONFIG_HOME").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(of("HOME")?).join(".config")))?;
+    Some(folder.join("flowgraph").join(name))
+}
+
 /// Finds the stages that a name or a reference means; see [`Pipeline::find_all`].
 fn stages_named(pipeline: &Pipeline, name: &str) -> Result<Vec<usize>, Failure> {
     let found = pipeline.find_all(name);
@@ -213,6 +222,12 @@ enum Command {
     ExportProvenance(export_provenance::ExportProvenanceArgs),
     /// Take away results that no pipeline and no recent run needs
     Gc(gc::GcArgs),
+    /// Send results to the shared store that are not there
+    Push(remote::PushArgs),
+    /// Bring the results of a pipeline here that the shared store has
+    Pull(remote::PullArgs),
+    /// Ask the shared store of a group, in a bucket or a folder
+    Remote(remote::RemoteArgs),
     /// Run one stage; started by `run`
     #[command(hide = true)]
     Worker {
@@ -423,6 +438,8 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Compare(_)
             | Command::Verify(_)
             | Command::ExportProvenance(_)
+            | Command::Push(_)
+            | Command::Pull(_)
     );
     // The others say which results are missing, and how to make them.
     let is_about_store = matches!(
@@ -468,6 +485,9 @@ pub fn main(registry: &Registry) -> ExitCode {
         Command::Verify(args) => verify::run(&args, &store, &output),
         Command::ExportProvenance(args) => export_provenance::run(&args, registry, &store, &output),
         Command::Gc(args) => gc::run(&args, registry, &store, &output),
+        Command::Push(args) => remote::push(&args, registry, &store, &output),
+        Command::Pull(args) => remote::pull(&args, registry, &store, &output),
+        Command::Remote(args) => remote::run(&args, &store, &output),
         Command::Worker { job } => {
             prepare();
             Ok(worker::main(registry, job))

@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 use super::cluster::Executor;
 use super::output::{Output, bytes, counted, duration};
 use super::text::Text;
-use super::{Failure, PipelineOptions, exit_code};
+use super::{Failure, PipelineOptions, exit_code, remote};
 use crate::engine::machine::{DeviceChoice, Machine};
 use crate::engine::plan::{Cause, Decision, PlanError, PlanOptions, Planner, StagePlan};
 use crate::engine::stage::{Registry, StageError};
@@ -141,6 +141,11 @@ pub(super) fn run(
             in_all(&plans)
         ));
         output.text(&text);
+        if let (Some(address), 1..) = (remote::address_of_run(), would) {
+            output.hint(&format!(
+                "{address} was not asked: `run` looks there first, `pull` brings what it has"
+            ));
+        }
     }
     warn_of_obstacles(&plans, output);
     Ok(if args.exit_code && runs > 0 {

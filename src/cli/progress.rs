@@ -36,6 +36,7 @@ fn attached(output: Output, stages: usize) -> Box<dyn Observer> {
         settled: 0,
         cached: 0,
         last_progress: BTreeMap::new(),
+        last_sending: None,
     };
     if std::io::stderr().is_terminal() && !output.quiet {
         let bars = MultiProgress::new();
@@ -75,6 +76,7 @@ struct Lines {
     settled: usize,
     cached: usize,
     last_progress: BTreeMap<String, Instant>,
+    last_sending: Option<Instant>,
 }
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -219,6 +221,21 @@ impl Lines {
                 let text = format!(" {stage}  {}; it runs again", message_text(message));
                 Some(word("DAMAGED", RED).and(&text))
             }
+            RunEvent::StageSent { stage } => {
+                verbose.then(|| word("SENT", GREEN).and(&format!(" {stage}")))
+            }
+            RunEvent::Sending { results, address } => {
+                let now = Instant::now();
+                let due = self
+                    .last_sending
+                    .is_none_or(|last| now - last >= PROGRESS_EVERY);
+                if !due || self.output.quiet {
+                    return None;
+                }
+                self.last_sending = Some(now);
+                let text = format!(" {} to {address}", counted(*results, "result"));
+                Some(word("SENDING", CYAN).and(&text))
+            }
             RunEvent::RunFinished { seconds, outcomes } => {
                 let count = |key: &str| outcomes[key].as_u64().unwrap_or(0) as usize;
                 let parts: Vec<String> = ["done", "failed", "skipped", "interrupted"]
@@ -332,7 +349,10 @@ impl Observer for Bars {
                 bar.set_message(visible(&progress_text(progress)).into_owned());
                 return;
             }
-            RunEvent::StageDone { stage, .. }
+            RunEvent::StageStarted { stage, .. }
+            | RunEvent::StageCached { stage, .. }
+            | RunEvent::StageSent { stage }
+            | RunEvent::StageDone { stage, .. }
             | RunEvent::StageFailed { stage, .. }
             | RunEvent::StageInterrupted { stage }
             | RunEvent::StageRetried { stage, .. } => self.finish(stage),
@@ -341,6 +361,10 @@ impl Observer for Bars {
         let text = self.lines.text(event);
         self.overall.set_length(self.lines.total as u64);
         self.overall.set_position(self.lines.settled as u64);
+        if let RunEvent::Sending { results, .. } = event {
+            self.overall
+                .set_message(format!("sending {}", counted(*results, "result")));
+        }
         if matches!(event, RunEvent::RunFinished { .. }) {
             self.overall.finish_and_clear();
         }

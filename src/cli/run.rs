@@ -16,6 +16,7 @@ use super::cluster::{self, Executor};
 pub(super) use super::interrupts::count_interrupts;
 use super::interrupts::count_interrupts_of_cluster;
 use super::output::{Output, counted};
+use super::remote::RemoteOptions;
 use super::text::Text;
 use super::tracking::{Track, Tracked, Tracker};
 use super::{
@@ -81,6 +82,8 @@ pub(super) struct RunArgs {
     /// what another user's program writes through a memory map
     #[arg(long)]
     paranoid: bool,
+    #[command(flatten)]
+    remote: RemoteOptions,
     /// Treat results of another kind of processor as missing; what is computed in their place stands beside them
     #[arg(long, value_parser = ["reuse", "exact"], default_value = "reuse")]
     numerics: String,
@@ -132,6 +135,7 @@ pub(super) fn run(
             Executor::Slurm => count_interrupts_of_cluster()?,
         },
         launcher: launcher(args, &pipeline, store)?,
+        remote: args.remote.open()?.map(Arc::new),
     };
     // An empty variable asks for nothing.
     let track = args.track.as_ref().filter(|track| !track.is_empty());
@@ -147,6 +151,8 @@ pub(super) fn run(
         }),
         None => shown,
     };
+    let address = options.remote.as_ref();
+    let address = address.map(|remote| remote.address().to_owned());
     let report = executor::run(&pipeline, store, options, observer.as_mut())?;
     drop(observer);
     interrupts::all_is_stored();
@@ -161,6 +167,13 @@ pub(super) fn run(
         let asked = (!args.only.is_empty()).then_some(wanted.as_slice());
         print_tables(&pipeline, store, &report, asked, output)?;
         summarise_failures(&report, output);
+    }
+    if let (Some(address), 1..) = (address, report.unsent) {
+        let message = format!(
+            "{} of this run did not go to {address}",
+            counted(report.unsent, "result")
+        );
+        output.warning(&message, "`flowgraph push` sends what is missing there");
     }
     if let Some(StageError::Failed { message, .. }) = &report.unrecorded {
         output.warning(

@@ -251,6 +251,18 @@ pub enum RunEvent {
         /// What is wrong.
         message: String,
     },
+    /// The result of a stage is in the shared store.
+    StageSent {
+        /// The stage.
+        stage: String,
+    },
+    /// Nothing else is left to do than to send results to the shared store.
+    Sending {
+        /// How many are on their way.
+        results: usize,
+        /// The address of the shared store.
+        address: String,
+    },
     /// The run ends.
     RunFinished {
         /// Wall-clock seconds.

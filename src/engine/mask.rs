@@ -30,7 +30,7 @@ impl Mask {
         }))
     }
 
-    fn with(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+    pub(super) fn with(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let mut secrets = Vec::new();
         for (name, value) in values {
             let value = value.trim_ascii();

@@ -19,7 +19,7 @@ use super::instance::Instance;
 use super::machine::{Machine, numerics_class};
 use super::spec::Pipeline;
 use super::stage::{Estimate, SourceParam, StageError};
-use super::store::{Record, Store};
+use super::store::{Record, Store, Wanted};
 use crate::sources::Source;
 
 /// What will happen to a stage.
@@ -273,7 +273,16 @@ impl<'a> Planner<'a> {
         )
     }
 
-    fn is_forced(&self, stage: usize) -> bool {
+    /// Which results of other machines would do for a stage here.
+    pub fn wanted(&self, stage: usize) -> Wanted {
+        Wanted {
+            class: class_here(&self.pipeline.stages[stage], &self.options.machine),
+            exact: self.options.exact_numerics,
+        }
+    }
+
+    /// Whether a stage runs whatever the store holds.
+    pub(super) fn is_forced(&self, stage: usize) -> bool {
         self.options.rerun.get(stage).copied().unwrap_or(false)
     }
 

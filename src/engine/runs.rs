@@ -77,7 +77,12 @@ pub struct Began {
 
 impl Began {
     fn now() -> Self {
-        const VARIABLES: [&str; 3] = ["FLOWGRAPH_EXECUTOR", "FLOWGRAPH_STORE", "FLOWGRAPH_TRACK"];
+        const VARIABLES: [&str; 4] = [
+            "FLOWGRAPH_EXECUTOR",
+            "FLOWGRAPH_REMOTE",
+            "FLOWGRAPH_STORE",
+            "FLOWGRAPH_TRACK",
+        ];
         let arguments = std::env::args_os().skip(1);
         let variables = VARIABLES.into_iter().filter_map(|name| {
             let value = std::env::var(name).ok()?;

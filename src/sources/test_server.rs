@@ -12,6 +12,11 @@ use std::{
 /// What was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    #[cfg_attr(
+        not(feature = "remote"),
+        expect(dead_code, reason = "only buckets are asked by other methods")
+    )]
+    pub(crate) method: String,
     pub(crate) path: String,
     /// Names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
@@ -127,7 +132,8 @@ fn serve(
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
-    let path = line.split(' ').nth(1)?.to_owned();
+    let mut words = line.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -144,6 +150,7 @@ fn serve(
     let request = {
         let mut seen = seen.lock().unwrap();
         let request = Request {
+            method,
             path,
             headers,
             body: String::from_utf8(body).ok()?,

@@ -50,6 +50,7 @@ mod power_loss;
 mod python;
 mod random_kills;
 mod readme;
+mod remote;
 mod report;
 mod report_files;
 mod results;

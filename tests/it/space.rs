@@ -62,6 +62,8 @@ impl Space {
             .args(words)
             .current_dir(self.folder.path())
             .env_remove("FLOWGRAPH_STORE")
+            // Whatever the user's file says: tests share nothing.
+            .env("FLOWGRAPH_REMOTE", "none")
             .env_remove("FLOWGRAPH_KERNELS")
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null());

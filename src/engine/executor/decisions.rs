@@ -52,6 +52,7 @@ impl Execution<'_> {
         match decided {
             Ok(mut plan) => {
                 if let Some(outputs) = plan.outputs.take() {
+                    plan.notes.extend(self.origin(stage));
                     self.known[stage] = Some(outputs);
                     self.folder.uses(plan.fingerprint);
                     let event = RunEvent::StageCached {
@@ -74,8 +75,13 @@ impl Execution<'_> {
                     self.step(stage, Step::Fail);
                     return true;
                 }
+                let step = if self.asks_for(stage, &plan) {
+                    Step::Ask
+                } else {
+                    Step::Queue
+                };
                 self.plans[stage] = Some(plan);
-                self.step(stage, Step::Queue);
+                self.step(stage, step);
                 false
             }
             Err((_, error)) => {

@@ -63,6 +63,9 @@ impl Execution<'_> {
                     // Whoever reads it reads what is recorded.
                     recomputed.records.insert(stage, *record);
                 } else {
+                    if !elsewhere {
+                        self.send_result(stage, &record);
+                    }
                     if let Some(plan) = &mut self.plans[stage] {
                         plan.beside = record.class_beside().map(str::to_owned);
                     }

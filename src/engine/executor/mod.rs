@@ -9,6 +9,7 @@ mod decisions;
 mod endings;
 mod resources;
 mod running;
+mod sharing;
 mod starts;
 mod state;
 
@@ -30,9 +31,10 @@ use super::plan::{Known, PlanOptions, Planner, StagePlan};
 use super::runs::{RunFolder, RunStage};
 use super::spec::Pipeline;
 use super::stage::StageError;
-use super::store::{Lock, LockState, Record, Store};
+use super::store::{Lock, LockState, Record, Remote, Store};
 use resources::Pool;
 use running::{Ended, Running};
+use sharing::Sharing;
 use state::{State, Step};
 
 /// How a run is to go.
@@ -49,6 +51,8 @@ pub struct RunOptions {
     pub interrupts: Arc<AtomicUsize>,
     /// Starts the workers of stages.
     pub launcher: Box<dyn Launcher>,
+    /// Where results are looked for that are not here, and where those that are made here are sent.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// How a run went.
@@ -66,6 +70,8 @@ pub struct RunReport {
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
     pub interrupted: bool,
+    /// How many results were not sent to the shared store though they should have been.
+    pub unsent: usize,
     /// Why the run is not recorded; then nothing had to run.
     pub unrecorded: Option<StageError>,
 }
@@ -120,6 +126,9 @@ pub fn run(
     Ok(report)
 }
 
+/// How long the loop waits for something to happen.
+const TURN: Duration = Duration::from_millis(50);
+
 /// What an execution is about that computes anew what is recorded.
 struct Recomputed {
     inputs_from: PathBuf,
@@ -146,6 +155,7 @@ struct Execution<'a> {
     receiver: Receiver<(usize, Message)>,
     failures: Vec<StageFailure>,
     recomputed: Option<Recomputed>,
+    sharing: Option<Sharing>,
     stopping: bool,
     /// Whether it was said that no GPU can be had.
     told_of_gpus: bool,
@@ -155,7 +165,7 @@ impl<'a> Execution<'a> {
     fn new(
         pipeline: &'a Pipeline,
         store: &'a Store,
-        options: RunOptions,
+        mut options: RunOptions,
         observer: &'a mut dyn Observer,
     ) -> Result<Self, StageError> {
         let count = pipeline.stages.len();
@@ -168,6 +178,8 @@ impl<'a> Execution<'a> {
         };
         store.sweep_leftovers();
         let (sender, receiver) = channel();
+        let sharing = options.remote.take();
+        let sharing = sharing.map(|remote| Sharing::new(remote, store, count));
         let needed = pipeline.graph.upstream(
             (0..count).filter(|stage| options.wanted.get(*stage).copied().unwrap_or(true)),
         );
@@ -192,6 +204,7 @@ impl<'a> Execution<'a> {
             workers: BTreeMap::new(),
             failures: Vec::new(),
             recomputed: None,
+            sharing: sharing.transpose()?,
             stopping: false,
             told_of_gpus: false,
             pipeline,
@@ -217,24 +230,29 @@ impl<'a> Execution<'a> {
         for &stage in &self.pipeline.order {
             self.decide_one(stage);
         }
-        if let Some(refusal) = self.folder.refusal()
-            && !self.queue.is_empty()
-        {
-            return Err(refusal.clone());
-        }
         loop {
             self.heed_interrupts();
             if self.stopping {
                 self.queue.clear();
-            } else {
-                self.start_queued();
+                self.give_up_asking();
             }
+            if let Some(refusal) = self.folder.refusal()
+                && !self.queue.is_empty()
+            {
+                return Err(refusal.clone());
+            }
+            self.start_queued();
             self.options.launcher.turn();
-            if self.workers.is_empty() && self.queue.is_empty() {
+            if self.workers.is_empty() && self.queue.is_empty() && !self.waits_for_shared() {
                 break;
             }
             self.observer.pause();
-            match self.receiver.recv_timeout(Duration::from_millis(50)) {
+            self.hear_of_shared();
+            // With no worker, only the shared store can have something to say, and was waited for.
+            if self.workers.is_empty() && self.sharing.is_some() {
+                continue;
+            }
+            match self.receiver.recv_timeout(TURN) {
                 Ok((stage, message)) => self.take(stage, message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the executor holds a sender"),
@@ -288,6 +306,7 @@ impl<'a> Execution<'a> {
             fingerprints,
             failures: self.failures,
             interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
+            unsent: self.sharing.as_ref().map_or(0, Sharing::unsent),
         };
         let recomputed = self.recomputed.map(|recomputed| recomputed.records);
         Ok((report, recomputed.unwrap_or_default()))

@@ -9,6 +9,8 @@ pub(super) enum State {
     Unwanted,
     /// Needs stages that are not settled, or waits to be decided about.
     Waiting,
+    /// It would run, and is looked for in the shared store first.
+    Asked,
     /// Waits for resources, or for the time of its next try.
     Queued,
     /// Its worker runs.
@@ -24,11 +26,13 @@ pub(super) enum Step {
     Skip,
     /// A stored result is used.
     Reuse,
+    /// It has to run unless the shared store has its result.
+    Ask,
     /// It has to run.
     Queue,
     /// Its worker starts.
     Start,
-    /// What it runs with is not what was decided about: a source was fetched, or an input is made again.
+    /// What it was decided about is not so any more: a source or its result was fetched, or an input is made again.
     Reconsider,
     /// It failed, and is tried again.
     Retry,
@@ -50,14 +54,15 @@ impl State {
     )]
     pub(super) fn after(self, step: Step) -> Option<Self> {
         use Outcome::{Cached, Done, Failed, Interrupted, Skipped};
-        use State::{Queued, Running, Settled, Unwanted, Waiting};
+        use State::{Asked, Queued, Running, Settled, Unwanted, Waiting};
         Some(match (self, step) {
             (Waiting, Step::Skip) => Settled(Skipped),
             (Waiting, Step::Reuse) => Settled(Cached),
+            (Waiting, Step::Ask) => Asked,
             // What is computed anew is queued whether or not anything needs it.
-            (Waiting | Unwanted, Step::Queue) => Queued,
+            (Waiting | Asked | Unwanted, Step::Queue) => Queued,
             (Queued, Step::Start) => Running,
-            (Queued | Running, Step::Reconsider) => Waiting,
+            (Asked | Queued | Running, Step::Reconsider) => Waiting,
             (Running, Step::Retry) => Queued,
             (Running, Step::Finish) => Settled(Done),
             (Waiting | Queued | Running, Step::Fail) => Settled(Failed),

@@ -138,6 +138,20 @@ pub fn host_name() -> String {
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
+/// Returns the name of the user that this process runs as, or the number where there is no name.
+pub fn user_name() -> String {
+    let number = rustix::process::getuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(&number)).then(|| name.to_owned())
+    });
+    // Users of a group's directory are in no file of this machine.
+    let told = || std::env::var("USER").ok().filter(|name| !name.is_empty());
+    named.or_else(told).unwrap_or(number)
+}
+
 /// Returns a name that no process of any machine was given before.
 pub(super) fn unique_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);

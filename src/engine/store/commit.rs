@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// Makes an object of a file.
-    fn take_in(&self, source: &Path) -> Result<(Digest, ObjectStat), StageError> {
+    pub(super) fn take_in(&self, source: &Path) -> Result<(Digest, ObjectStat), StageError> {
         set_back(source)?;
         let hashed = ObjectStat::of(&fs_err::metadata(source)?);
         let digest = self.digest_file(source)?;

@@ -89,6 +89,7 @@ impl Store {
     ///
     /// Nothing depends on it, so whatever goes wrong is left for another time.
     pub fn sweep_leftovers(&self) {
+        self.sweep_transfers();
         for folder in folders(&self.root().join("audit")) {
             // An audit holds its store from beginning to end; one that is just being made is made once more.
             if let Ok(LockState::Held(_lock)) = Self::new(&folder).lock_alone() {

@@ -13,6 +13,7 @@
 //!   locks/                        one file for each fingerprint that a worker is or was at, and leases beside them
 //!   cluster/<job>/                what a job of a cluster is told and tells
 //!   stat/                         digests of outside files, by size, times and inode
+//!   remote/<address>/             transfers from and to a shared store that are not done
 //! ```
 //!
 //! Everything is written elsewhere, synced, then renamed into place; a record comes last.
@@ -26,6 +27,7 @@ mod outside;
 mod place;
 mod publish;
 mod record;
+mod remote;
 mod states;
 
 use std::fs::TryLockError;
@@ -43,7 +45,11 @@ pub(super) use object::digest_file;
 pub use object::{Damage, ObjectStat, ObjectStats};
 pub use place::is_of_this_machine;
 pub use publish::publish;
-pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead};
+pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead, Wanted};
+pub(super) use remote::{AT_ONCE, BucketError};
+pub use remote::{
+    Found, Listed, Remote, RemoteError, RemoteGarbage, RemoteSettings, Sent, in_parallel, made_by,
+};
 
 use super::artifact::Digest;
 

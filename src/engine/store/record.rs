@@ -77,6 +77,9 @@ pub struct Provenance {
     pub flowgraph: String,
     /// The machine's name.
     pub host: String,
+    /// The name of whoever ran it there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
     /// `cpu`, or `cuda:0`, as the process saw it: for a command that it was given GPUs, else that tensors lay there.
     pub device: String,
     /// The GPU that tensors lay on.
@@ -149,16 +152,47 @@ impl RecordError {
     }
 }
 
+/// Which of the results of a fingerprint counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The numerics class of where it would be computed.
+    pub class: String,
+    /// Whether no other class will do.
+    pub exact: bool,
+}
+
+/// Finds the record that counts among the first of a fingerprint and those beside it: one of the class, or else the first
+/// that there is, if it [may stand in](may_stand_in).
+pub(super) fn find_among<M, P: Computed, E>(
+    wanted: &Wanted,
+    read: impl Fn(Option<&str>) -> Result<Option<Record<M, P>>, E>,
+) -> Result<Option<Record<M, P>>, E> {
+    let class = wanted.class.as_str();
+    let first = read(None);
+    match &first {
+        Ok(Some(record)) if record.provenance.numerics() != class => {}
+        Err(_) => {}
+        _ => return first,
+    }
+    match read(Some(class)) {
+        Ok(Some(own)) => Ok(Some(own)),
+        _ => Ok(first?
+            .filter(|first| !wanted.exact && may_stand_in(first.provenance.numerics(), class))),
+    }
+}
+
 const HEAD: &str = "{\"digest\":\"";
 const MIDDLE: &str = "\",\"record\":";
 const TAIL: &str = "}\n";
 
 /// Writes the body between its digest and the end, such that any changed byte shows.
-fn encode(body: &str) -> String {
+pub(super) fn encode(body: &str) -> String {
     format!("{HEAD}{}{MIDDLE}{body}{TAIL}", Digest::of(body.as_bytes()))
 }
 
-fn decode<M: DeserializeOwned, P: DeserializeOwned>(text: &str) -> Result<Record<M, P>, String> {
+pub(super) fn decode<M: DeserializeOwned, P: DeserializeOwned>(
+    text: &str,
+) -> Result<Record<M, P>, String> {
     let rest = text
         .strip_prefix(HEAD)
         .ok_or("its head is not a record's")?;
@@ -217,19 +251,11 @@ impl Store {
         fingerprint: &Digest,
         class: &str,
     ) -> Result<Option<Record<M, P>>, RecordError> {
-        let first = self.read(fingerprint, None);
-        match &first {
-            Ok(Some(record)) if Computed::numerics(&record.provenance) != class => {}
-            Err(_) => {}
-            _ => return first,
-        }
-        match self.read(fingerprint, Some(class)) {
-            Ok(Some(own)) => Ok(Some(own)),
-            _ => {
-                Ok(first?
-                    .filter(|first| may_stand_in(Computed::numerics(&first.provenance), class)))
-            }
-        }
+        let wanted = Wanted {
+            class: class.to_owned(),
+            exact: false,
+        };
+        find_among(&wanted, |beside| self.read(fingerprint, beside))
     }
 
     fn read<M: DeserializeOwned, P: DeserializeOwned>(

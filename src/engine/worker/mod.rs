@@ -30,7 +30,9 @@ use super::context::{Code, Importance, RECEIVED, RunContext};
 use super::event::WorkerEvent;
 use super::fingerprint::Manifest;
 use super::limits;
-use super::machine::{DeviceChoice, Place, Work, host_name, may_stand_in, numerics_class, usage};
+use super::machine::{
+    DeviceChoice, Place, Work, host_name, may_stand_in, numerics_class, usage, user_name,
+};
 use super::mask::Mask;
 use super::plan::find_local;
 use super::processes::adopt_orphans;
@@ -347,6 +349,7 @@ impl Worker<'_> {
                 pipeline: self.job.pipeline.clone(),
                 flowgraph: env!("CARGO_PKG_VERSION").to_owned(),
                 host: host_name(),
+                user: user_name(),
                 device: place.device().to_owned(),
                 gpu: gpu_used(place, ctx.computes_on_gpu, ctx.work.flops / seconds),
                 work: Some(ctx.work).filter(|work| *work != Work::default()),

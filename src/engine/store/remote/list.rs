@@ -1,0 +1,85 @@
+//! What the shared store holds, by its list of names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bucket::Entry;
+use super::{Remote, RemoteError, record_key};
+use crate::engine::artifact::Digest;
+use crate::engine::store::Record;
+
+/// What is there, as far as names and sizes tell.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Names of records, without their folder.
+    pub records: BTreeMap<String, Entry>,
+    /// Objects.
+    pub objects: BTreeMap<Digest, Entry>,
+    /// What was left of uploads that were killed, and of probes.
+    pub leftovers: Vec<Entry>,
+}
+
+impl Listed {
+    /// Whether a record and all its objects are there.
+    pub fn has(&self, record: &Record) -> bool {
+        let key = record_key(&record.fingerprint, record.class_beside());
+        let name = key.trim_start_matches(RECORDS);
+        let mut files = record.outputs.values().flat_map(|output| &output.files);
+        self.records.contains_key(name)
+            && files.all(|file| {
+                let there = self.objects.get(&file.digest);
+                there.is_some_and(|entry| entry.size == file.size)
+            })
+    }
+
+    /// Bytes of all objects.
+    pub fn bytes(&self) -> u64 {
+        self.objects.values().map(|entry| entry.size).sum()
+    }
+
+    /// The fingerprints of which there is a record.
+    pub fn fingerprints(&self) -> BTreeSet<Digest> {
+        let names = self.records.keys();
+        names
+            .filter_map(|name| Some(fingerprint_of(name)?.0))
+            .collect()
+    }
+}
+
+const RECORDS: &str = "records/";
+
+/// Reads the name of a record: its fingerprint, and its class if it stands beside the first.
+pub(super) fn fingerprint_of(name: &str) -> Option<(Digest, Option<&str>)> {
+    let name = name.strip_suffix(".json")?;
+    let (fingerprint, class) = match name.split_once('.') {
+        Some((fingerprint, class)) => (fingerprint, Some(class)),
+        None => (name, None),
+    };
+    Some((fingerprint.parse().ok()?, class))
+}
+
+impl Remote {
+    /// Lists all that is there: a request for a thousand names.
+    pub fn list(&self) -> Result<Listed, RemoteError> {
+        let mut listed = Listed::default();
+        self.bucket.list("records", &mut |entry| {
+            let name = entry.key.trim_start_matches(RECORDS).to_owned();
+            if fingerprint_of(&name).is_some() {
+                listed.records.insert(name, entry);
+            } else {
+                listed.leftovers.push(entry);
+            }
+        })?;
+        self.bucket.list("objects", &mut |entry| {
+            let name = entry.key.trim_start_matches("objects/").replace('/', "");
+            match name.parse() {
+                Ok(digest) => {
+                    listed.objects.insert(digest, entry);
+                }
+                Err(_) => listed.leftovers.push(entry),
+            }
+        })?;
+        self.bucket
+            .list("probes", &mut |entry| listed.leftovers.push(entry))?;
+        Ok(listed)
+    }
+}

@@ -1,0 +1,697 @@
+//! Shared stores that lie, fail, and race.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::bucket::{Bucket, BucketError, Entry, Upload};
+use super::*;
+use crate::engine::artifact::{Artifact, ArtifactFile};
+use crate::engine::stage::Output;
+use crate::engine::store::record::{encode, tests::record};
+use crate::engine::store::{Record, Wanted};
+
+/// What a server does wrong, once.
+#[derive(Debug, Clone, PartialEq)]
+enum Fault {
+    /// It does what it is asked, and the answer is lost.
+    AnswerLost,
+    /// It refuses for another request that comes to nothing (409).
+    Conflict,
+    /// It does not answer.
+    Away,
+    /// It answers with fewer bytes.
+    Cut,
+}
+
+#[derive(Default)]
+struct State {
+    names: BTreeMap<String, (Vec<u8>, SystemTime)>,
+    faults: Vec<(&'static str, Fault)>,
+    overwrites: bool,
+    denies_writing: bool,
+    requests: Vec<String>,
+}
+
+/// A bucket in memory.
+#[derive(Default, Clone)]
+struct Memory(Arc<Mutex<State>>);
+
+impl Memory {
+    fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        work(&mut self.0.lock().unwrap())
+    }
+
+    /// Notes a request, and takes the fault that is meant for it.
+    fn asked(&self, what: &'static str, key: &str) -> Option<Fault> {
+        self.with(|state| {
+            state.requests.push(format!("{what} {key}"));
+            let at = state.faults.iter().position(|(of, _)| *of == what)?;
+            Some(state.faults.remove(at).1)
+        })
+    }
+
+    fn fault(&self, what: &'static str, fault: Fault) {
+        self.with(|state| state.faults.push((what, fault)));
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.with(|state| std::mem::take(&mut state.requests))
+    }
+
+    fn change(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        self.with(|state| change(&mut state.names.get_mut(key).unwrap().0));
+    }
+
+    fn remote(&self) -> Remote {
+        let settings = RemoteSettings {
+            address: "s3://bucket/lab".to_owned(),
+            ..RemoteSettings::default()
+        };
+        Remote::of(Box::new(self.clone()), &settings)
+    }
+}
+
+fn away() -> BucketError {
+    BucketError::Failed("no answer".to_owned())
+}
+
+impl Bucket for Memory {
+    fn read(
+        &self,
+        key: &str,
+        part: Option<Range<u64>>,
+        limit: u64,
+    ) -> Result<Vec<u8>, BucketError> {
+        let fault = self.asked("read", key);
+        if fault == Some(Fault::Away) {
+            return Err(away());
+        }
+        let bytes = self.with(|state| state.names.get(key).map(|(bytes, _)| bytes.clone()));
+        let mut bytes = bytes.ok_or_else(|| BucketError::Absent(key.to_owned()))?;
+        if let Some(part) = part {
+            let end = bytes.len().min(part.end as usize);
+            bytes = bytes[end.min(part.start as usize)..end].to_vec();
+        }
+        if fault == Some(Fault::Cut) {
+            bytes.truncate(bytes.len() / 2);
+        }
+        if bytes.len() as u64 > limit {
+            return Err(BucketError::TooLong(key.to_owned()));
+        }
+        Ok(bytes)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
+        if self.asked("size", key).is_some() {
+            return Err(away());
+        }
+        Ok(self.with(|state| Some(state.names.get(key)?.0.len() as u64)))
+    }
+
+    fn write(&self, key: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
+        if self.asked("write", key).is_some() {
+            return Err(away());
+        }
+        if self.with(|state| state.denies_writing) {
+            return Err(BucketError::Denied("403".to_owned()));
+        }
+        self.with(|state| {
+            state
+                .names
+                .insert(key.to_owned(), (bytes, SystemTime::now()))
+        });
+        Ok(())
+    }
+
+    fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, BucketError> {
+        // A probe is no record.
+        let is_probe = key.starts_with("probes/");
+        let fault = self.asked(if is_probe { "probe" } else { "create" }, key);
+        match fault {
+            Some(Fault::Away) => return Err(away()),
+            Some(Fault::Conflict) => return Ok(false),
+            _ => {}
+        }
+        let created = self.with(|state| {
+            let is_there = state.names.contains_key(key);
+            if !is_there || state.overwrites {
+                state
+                    .names
+                    .insert(key.to_owned(), (bytes, SystemTime::now()));
+            }
+            !is_there || state.overwrites
+        });
+        match fault {
+            Some(Fault::AnswerLost) => Err(away()),
+            _ => Ok(created),
+        }
+    }
+
+    fn upload(&self, key: &str, upload: &mut Upload) -> Result<(), BucketError> {
+        (upload.tell)(upload.size)?;
+        self.write(key, std::fs::read(upload.file)?)
+    }
+
+    fn list(&self, folder: &str, each: &mut dyn FnMut(Entry)) -> Result<(), BucketError> {
+        self.asked("list", folder);
+        let found: Vec<Entry> = self.with(|state| {
+            let names = state.names.iter();
+            let below = names.filter(|(key, _)| key.starts_with(&format!("{folder}/")));
+            below
+                .map(|(key, (bytes, modified))| Entry {
+                    key: key.clone(),
+                    size: bytes.len() as u64,
+                    modified: *modified,
+                })
+                .collect()
+        });
+        found.into_iter().for_each(each);
+        Ok(())
+    }
+
+    fn remove(&self, keys: Vec<String>) -> Result<(), BucketError> {
+        self.asked("remove", &keys.len().to_string());
+        self.with(|state| keys.iter().for_each(|key| drop(state.names.remove(key))));
+        Ok(())
+    }
+}
+
+/// A machine with a store of its own.
+struct Machine {
+    folder: tempfile::TempDir,
+    store: Store,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("store"));
+        fs_err::create_dir_all(store.root()).unwrap();
+        Self { folder, store }
+    }
+
+    /// Makes a result of some files here.
+    fn result(&self, lr: f64, host: &str, files: &[(&str, &[u8])]) -> Record {
+        let staging = self.folder.path().join("try");
+        fs_err::create_dir_all(staging.join("table")).unwrap();
+        for (path, bytes) in files {
+            fs_err::write(staging.join("table").join(path), bytes).unwrap();
+        }
+        let outputs = [Output::new("table", "table")];
+        let (outputs, stats) = (self.store)
+            .commit_outputs(&staging, &outputs, &self.store)
+            .unwrap();
+        let mut record = record(lr);
+        (record.outputs, record.stats) = (outputs, stats);
+        record.provenance.host = host.to_owned();
+        record.provenance.user = "ada".to_owned();
+        record.provenance.started = "2026-11-30T10:00:00.5Z".to_owned();
+        record.provenance.numerics = "cpu/2".to_owned();
+        self.store.write_record(&record).unwrap();
+        record
+    }
+
+    fn fetch(&self, remote: &Remote, record: &Record) -> Result<Found, RemoteError> {
+        remote.fetch(&self.store, &record.fingerprint, &wanted(), &mut |_, _| {})
+    }
+
+    fn send(&self, remote: &Remote, record: &Record) -> Result<Sent, RemoteError> {
+        remote.send(&self.store, record, None, &mut |_, _| {})
+    }
+
+    fn has(&self, record: &Record) -> bool {
+        let there = self.store.read_record(&record.fingerprint, None).unwrap();
+        there.is_some_and(|mut there| self.store.check_record(&mut there, true).is_ok())
+    }
+
+    /// Nothing of what was refused is left.
+    #[track_caller]
+    fn has_nothing(&self) {
+        assert_eq!(self.store.objects().unwrap(), []);
+        assert!(self.store.read_records().0.is_empty());
+    }
+}
+
+fn wanted() -> Wanted {
+    Wanted {
+        class: "cpu/2".to_owned(),
+        exact: false,
+    }
+}
+
+fn key_of(record: &Record, at: usize) -> String {
+    object_key(&record.outputs["table"].files[at].digest)
+}
+
+#[test]
+fn a_result_goes_and_comes_with_a_request_for_each_object_and_record() {
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    let made = here.result(0.1, "n1", &[("a", b"one"), ("b", b"two"), ("c", b"one")]);
+    assert_eq!(here.send(&memory.remote(), &made).unwrap(), Sent::First);
+    let sent = memory.requests();
+    let (last, objects) = sent.split_last().unwrap();
+    assert!(last.starts_with("create records/"), "{sent:?}");
+    // Two objects, each looked for and written, before the probe of the order: two creations, a read and a removal.
+    assert_eq!(objects.len(), 4 + 4, "{sent:?}");
+    assert!(
+        objects[..4]
+            .iter()
+            .all(|request| request.contains(" objects/"))
+    );
+
+    let remote = memory.remote();
+    let Ok(Found::Result(by)) = there.fetch(&remote, &made) else {
+        panic!("nothing was found");
+    };
+    assert_eq!(made_by(&by), "made by ada on n1 at 2026-11-30T10:00:00Z");
+    assert!(there.has(&made));
+    assert_eq!(memory.requests().len(), 3);
+    let copy = there
+        .store
+        .read_record(&made.fingerprint, None)
+        .unwrap()
+        .unwrap();
+    assert_eq!(copy.outputs, made.outputs);
+    // What was fetched needs no hashing before it is used.
+    let object = &copy.outputs["table"].files[0].digest;
+    let glance = there.store.glance_at_object(object, copy.stats.get(object));
+    assert_eq!(glance.unwrap(), None);
+    // Sent back by who fetched it: nothing is written but what is compared.
+    assert_eq!(there.send(&remote, &copy).unwrap(), Sent::First);
+    assert!(
+        !memory
+            .requests()
+            .iter()
+            .any(|request| request.starts_with("write"))
+    );
+    // One for which there is nothing: a single request.
+    let other = record(0.2);
+    assert_eq!(there.fetch(&remote, &other).unwrap(), Found::Nothing);
+    assert_eq!(memory.requests().len(), 1);
+}
+
+#[test]
+fn of_sixteen_writers_at_once_one_is_first_and_the_others_know() {
+    for overwrites in [false, true] {
+        let memory = Memory::default();
+        memory.with(|state| state.overwrites = overwrites);
+        let writers: Vec<_> = (0..16).map(|_| Machine::new()).collect();
+        let sent: Vec<Sent> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (writers.iter().enumerate())
+                .map(|(at, writer)| {
+                    let remote = memory.remote();
+                    let bytes = format!("result {}", at % 4);
+                    scope.spawn(move || {
+                        let host = format!("n{at}");
+                        let made = writer.result(0.1, &host, &[("a", bytes.as_bytes())]);
+                        writer.send(&remote, &made).unwrap()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let first = sent.iter().filter(|sent| **sent == Sent::First).count();
+        let reader = Machine::new();
+        let Found::Result(made) = reader.fetch(&memory.remote(), &record(0.1)).unwrap() else {
+            panic!("nothing is there");
+        };
+        assert_eq!(
+            memory.remote().first_wins(&reader.store, true).unwrap(),
+            !overwrites
+        );
+        if overwrites {
+            // Who wrote before another could not see it; the one that stays was told that it did.
+            assert!(first >= 1);
+            continue;
+        }
+        assert_eq!(first, 1, "{sent:?}");
+        let at = sent.iter().position(|sent| *sent == Sent::First).unwrap();
+        assert_eq!(made.host, format!("n{at}"));
+        for (other, sent) in sent.iter().enumerate() {
+            match sent {
+                Sent::First => {}
+                Sent::Same => assert_eq!(other % 4, at % 4),
+                Sent::Other(by) => assert!(other % 4 != at % 4 && by.host == made.host),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_overwrites_is_found_out_and_what_is_there_is_compared() {
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    memory.with(|state| state.overwrites = true);
+    let remote = memory.remote();
+    let made = here.result(0.1, "n1", &[("a", b"one")]);
+    assert_eq!(here.send(&remote, &made).unwrap(), Sent::First);
+    assert!(remote.is_last_winning());
+    let other = there.result(0.1, "n2", &[("a", b"other")]);
+    let Sent::Other(by) = there.send(&memory.remote(), &other).unwrap() else {
+        panic!("it was overwritten");
+    };
+    assert_eq!(by.host, "n1");
+    assert!(memory.with(|state| !state.names.keys().any(|key| key.starts_with("probes/"))));
+}
+
+#[test]
+fn what_became_of_a_record_is_read_where_the_answer_does_not_tell() {
+    for fault in [Fault::AnswerLost, Fault::Conflict, Fault::Away] {
+        let (memory, here) = (Memory::default(), Machine::new());
+        let made = here.result(0.1, "n1", &[("a", b"one")]);
+        memory.fault("create", fault.clone());
+        assert_eq!(
+            here.send(&memory.remote(), &made).unwrap(),
+            Sent::First,
+            "{fault:?}"
+        );
+        let reader = Machine::new();
+        reader.fetch(&memory.remote(), &made).unwrap();
+        assert!(reader.has(&made));
+    }
+    // One that says for ever that something is there, and has nothing.
+    let (memory, here) = (Memory::default(), Machine::new());
+    let made = here.result(0.1, "n1", &[("a", b"one")]);
+    (0..10).for_each(|_| memory.fault("create", Fault::Conflict));
+    let error = here.send(&memory.remote(), &made).unwrap_err();
+    assert!(error.to_string().contains("it is not"), "{error}");
+}
+
+#[test]
+fn nothing_of_a_damaged_object_counts_and_who_has_the_bytes_heals_it() {
+    let longer = |bytes: &mut Vec<u8>| bytes.push(0);
+    let shorter = |bytes: &mut Vec<u8>| bytes.truncate(1);
+    let altered = |bytes: &mut Vec<u8>| bytes[0] ^= 1;
+    for (at, change) in [longer, shorter, altered].into_iter().enumerate() {
+        let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+        let made = here.result(0.1, "n1", &[("a", b"some bytes")]);
+        here.send(&memory.remote(), &made).unwrap();
+        memory.change(&key_of(&made, 0), change);
+        let remote = memory.remote();
+        let error = there.fetch(&remote, &made).unwrap_err();
+        let RemoteError::Damaged(what) = error else {
+            panic!("{error}");
+        };
+        assert!(what.starts_with("s3://bucket/lab/objects/"), "{what}");
+        there.has_nothing();
+        // It computes the result itself, and sends it.
+        let again = there.result(0.1, "n2", &[("a", b"some bytes")]);
+        assert_eq!(there.send(&remote, &again).unwrap(), Sent::Same, "{at}");
+        let third = Machine::new();
+        third.fetch(&memory.remote(), &made).unwrap();
+        assert!(third.has(&made));
+    }
+    // One that is gone; and where the machine that found it out made other bytes, its own result takes the place.
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    let made = here.result(0.1, "n1", &[("a", b"some bytes")]);
+    here.send(&memory.remote(), &made).unwrap();
+    memory.with(|state| state.names.remove(&key_of(&made, 0)));
+    let remote = memory.remote();
+    there.fetch(&remote, &made).unwrap_err();
+    let other = there.result(0.1, "n2", &[("a", b"other bytes")]);
+    assert_eq!(there.send(&remote, &other).unwrap(), Sent::First);
+    let third = Machine::new();
+    third.fetch(&memory.remote(), &made).unwrap();
+    assert!(third.has(&other));
+}
+
+#[test]
+fn every_flipped_byte_and_every_truncation_of_a_record_shows() {
+    let (memory, here) = (Memory::default(), Machine::new());
+    let made = here.result(0.1, "n1", &[("a", b"one")]);
+    here.send(&memory.remote(), &made).unwrap();
+    let key = record_key(&made.fingerprint, None);
+    let good = memory.with(|state| state.names[&key].0.clone());
+    let there = Machine::new();
+    for at in 0..good.len() {
+        for bad in [good[..at].to_vec(), {
+            let mut bad = good.clone();
+            bad[at] ^= 0x11;
+            bad
+        }] {
+            memory.change(&key, |bytes| *bytes = bad);
+            let found = there.fetch(&memory.remote(), &made);
+            assert!(
+                matches!(found, Err(RemoteError::Damaged(_))),
+                "byte {at}: {found:?}"
+            );
+        }
+    }
+    there.has_nothing();
+    // Who has the result replaces it.
+    assert_eq!(here.send(&memory.remote(), &made).unwrap(), Sent::First);
+    there.fetch(&memory.remote(), &made).unwrap();
+    assert!(there.has(&made));
+}
+
+#[test]
+fn a_record_that_is_forged_is_refused_whatever_its_digest() {
+    let here = Machine::new();
+    let made = here.result(0.1, "n1", &[("a", b"one"), ("b", b"two")]);
+    let of = |change: &dyn Fn(&mut Vec<ArtifactFile>)| {
+        let mut record = made.clone();
+        let output = record.outputs.get_mut("table").unwrap();
+        change(&mut output.files);
+        *output = Artifact::new(&output.kind, output.files.clone());
+        record
+    };
+    let with = |change: &dyn Fn(&mut Record)| {
+        let mut record = made.clone();
+        change(&mut record);
+        record
+    };
+    let another = record(0.2);
+    let forged = [
+        (
+            "belongs to",
+            with(&|record| record.fingerprint = another.fingerprint),
+        ),
+        (
+            "belongs to",
+            with(&|record| record.manifest = another.manifest.clone()),
+        ),
+        ("belongs to", another.clone()),
+        ("outside", of(&|files| files[0].path = "../../a".to_owned())),
+        ("outside", of(&|files| files[0].path = "/etc/a".to_owned())),
+        ("one path", of(&|files| files[1].path = "a".to_owned())),
+        ("one path", of(&|files| files[1].path = "a/b".to_owned())),
+        (
+            "is a path",
+            with(&|record| {
+                let output = record.outputs.swap_remove("table").unwrap();
+                record.outputs.insert("../x".to_owned(), output);
+            }),
+        ),
+        (
+            "another digest",
+            with(&|record| {
+                record.outputs.get_mut("table").unwrap().digest = Digest::of(b"x");
+            }),
+        ),
+        ("shorter", of(&|files| files[0].size = 1 << 20)),
+        ("longer", of(&|files| files[0].size = 1)),
+        // More than any disk has; the digest of an artifact does not tell of sizes.
+        ("no space left", of(&|files| files[0].size = u64::MAX)),
+    ];
+    for (what, record) in forged {
+        let memory = Memory::default();
+        here.send(&memory.remote(), &made).unwrap();
+        let text = encode(&serde_json::to_string(&record).unwrap());
+        let key = record_key(&made.fingerprint, None);
+        memory.change(&key, |bytes| *bytes = text.into_bytes());
+        let there = Machine::new();
+        let error = there.fetch(&memory.remote(), &made).unwrap_err();
+        assert!(error.to_string().contains(what), "{what}: {error}");
+        assert!(there.store.read_records().0.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn a_transfer_that_broke_off_goes_on_from_there() {
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    let large: Vec<u8> = (0..40 << 20).map(|at: u32| (at >> 8) as u8).collect();
+    let made = here.result(0.1, "n1", &[("a", &large)]);
+    here.send(&memory.remote(), &made).unwrap();
+    // The record, the first piece; the second does not come, or only half of it.
+    for fault in [Fault::Away, Fault::Cut] {
+        let failing = memory.clone();
+        let remote = memory.remote();
+        let mut told = Vec::new();
+        let broken = remote.fetch(
+            &there.store,
+            &made.fingerprint,
+            &wanted(),
+            &mut |done, total| {
+                assert_eq!(total, large.len() as u64);
+                if told.is_empty() {
+                    failing.fault("read", fault.clone());
+                }
+                told.push(done);
+            },
+        );
+        assert!(broken.is_err());
+        if fault == Fault::Away {
+            memory.requests();
+            there.fetch(&memory.remote(), &made).unwrap();
+            // The record and the two pieces that are missing.
+            assert_eq!(memory.requests().len(), 3);
+            assert!(there.has(&made));
+            fs_err::remove_dir_all(there.store.root()).unwrap();
+            fs_err::create_dir_all(there.store.root()).unwrap();
+        } else {
+            there.has_nothing();
+        }
+    }
+}
+
+#[test]
+fn another_class_stands_beside_the_first_there_as_here() {
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    let first = here.result(0.1, "n1", &[("a", b"one")]);
+    let mut beside = here.result(0.1, "n2", &[("a", b"two")]);
+    beside.provenance.numerics = "cuda-sm90/1".to_owned();
+    beside.beside = true;
+    let remote = memory.remote();
+    here.send(&remote, &first).unwrap();
+    here.send(&remote, &beside).unwrap();
+    let of = |class: &str, exact| Wanted {
+        class: class.to_owned(),
+        exact,
+    };
+    let host = |wanted: &Wanted| match remote.fetch(
+        &there.store,
+        &first.fingerprint,
+        wanted,
+        &mut |_, _| {},
+    ) {
+        Ok(Found::Result(made)) => Some(made.host),
+        other => {
+            assert_eq!(other, Ok(Found::Nothing));
+            None
+        }
+    };
+    assert_eq!(host(&of("cuda-sm90/1", true)).as_deref(), Some("n2"));
+    assert_eq!(host(&of("cuda-sm80/1", false)).as_deref(), Some("n1"));
+    assert_eq!(host(&of("cuda-sm80/1", true)), None);
+    assert_eq!(host(&of("cpu/2", true)).as_deref(), Some("n1"));
+}
+
+#[test]
+fn a_collection_keeps_what_is_needed_recent_or_sent_meanwhile() {
+    let (memory, here) = (Memory::default(), Machine::new());
+    let remote = memory.remote();
+    let kept = here.result(0.1, "n1", &[("a", b"kept"), ("b", b"of both")]);
+    let dead = here.result(0.2, "n1", &[("a", b"dead"), ("b", b"of both")]);
+    let spared = here.result(0.3, "n1", &[("a", b"spared")]);
+    for record in [&kept, &dead, &spared] {
+        here.send(&remote, record).unwrap();
+    }
+    memory.with(|state| {
+        let stray = vec![1; 10];
+        let name = object_key(&Digest::of(&stray));
+        state.names.insert(name, (stray, SystemTime::now()));
+        let old = SystemTime::now() - Duration::from_secs(1000);
+        state
+            .names
+            .values_mut()
+            .for_each(|(_, modified)| *modified = old);
+        let name = object_key(&Digest::of(b"under way"));
+        state
+            .names
+            .insert(name, (b"under way".to_vec(), SystemTime::now()));
+    });
+    memory.change(&record_key(&spared.fingerprint, None), Vec::clear);
+    let listed = remote.list().unwrap();
+    assert_eq!((listed.records.len(), listed.objects.len()), (3, 6));
+    let read = remote.read_all(&listed).unwrap();
+    let wanted = [kept.fingerprint].into();
+    let now = SystemTime::now() - Duration::from_secs(100);
+    // Nothing is old enough.
+    let long_ago = SystemTime::now() - Duration::from_secs(10_000);
+    let none = Remote::garbage(
+        &listed,
+        remote.read_all(&listed).unwrap(),
+        &wanted,
+        long_ago,
+    );
+    assert!(none.results.is_empty() && none.objects.is_empty() && none.damaged.is_empty());
+    let garbage = Remote::garbage(&listed, read, &wanted, now);
+    assert_eq!(garbage.results.len(), 1);
+    assert_eq!(garbage.damaged.len(), 1);
+    assert_eq!(garbage.objects.len(), 3);
+    // Meanwhile somebody sends a result with an object that was found to be garbage.
+    let fresh = here.result(0.4, "n3", &[("a", b"spared")]);
+    here.send(&remote, &fresh).unwrap();
+    assert_eq!(remote.collect(&garbage).unwrap(), 1);
+    let there = Machine::new();
+    for (record, stays) in [
+        (&kept, true),
+        (&fresh, true),
+        (&dead, false),
+        (&spared, false),
+    ] {
+        let found = there.fetch(&remote, record).unwrap();
+        assert_eq!(found != Found::Nothing, stays);
+    }
+    // Its own two, the fresh one's, and that which is under way.
+    assert_eq!(remote.list().unwrap().objects.len(), 4);
+}
+
+#[test]
+fn a_folder_is_a_bucket_where_the_first_writer_wins() {
+    let shared = tempfile::tempdir().unwrap();
+    let address = |folder: &std::path::Path| RemoteSettings {
+        address: format!("file://{}", folder.display()),
+        ..RemoteSettings::default()
+    };
+    let remote = Remote::open(&address(shared.path())).unwrap();
+    let (here, there) = (Machine::new(), Machine::new());
+    let large = vec![7; 20 << 20];
+    let made = here.result(
+        0.1,
+        "n1",
+        &[("a", b"one"), ("large", &large), ("none", b"")],
+    );
+    assert_eq!(here.send(&remote, &made).unwrap(), Sent::First);
+    let other = there.result(0.1, "n2", &[("a", b"other")]);
+    assert!(matches!(there.send(&remote, &other), Ok(Sent::Other(_))));
+    let third = Machine::new();
+    third.fetch(&remote, &made).unwrap();
+    assert!(third.has(&made));
+    assert!(remote.list().unwrap().has(&made));
+    assert_eq!(remote.list().unwrap().leftovers, []);
+    // A disk that is not mounted is no empty store.
+    let gone = Remote::open(&address(&shared.path().join("gone"))).unwrap();
+    let error = third.fetch(&gone, &made).unwrap_err();
+    assert!(
+        error.is_about_reach() && error.to_string().contains("mounted"),
+        "{error}"
+    );
+    assert!(third.send(&gone, &made).is_err() && !shared.path().join("gone").exists());
+    for bad in ["relative/path", "file://relative", "file:///a%20b"] {
+        let settings = RemoteSettings {
+            address: bad.to_owned(),
+            ..RemoteSettings::default()
+        };
+        assert!(Remote::open(&settings).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn many_are_asked_at_once_and_answered_in_order() {
+    let things: Vec<usize> = (0..100).collect();
+    let at_once = AtomicUsize::new(0);
+    let most = AtomicUsize::new(0);
+    let answers = in_parallel(&things, |thing| {
+        most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        at_once.fetch_sub(1, Ordering::SeqCst);
+        thing * 2
+    });
+    assert_eq!(answers, (0..100).map(|thing| thing * 2).collect::<Vec<_>>());
+    assert!((2..=AT_ONCE).contains(&most.load(Ordering::SeqCst)));
+}
