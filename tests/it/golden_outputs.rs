@@ -316,6 +316,40 @@ fn outputs_are_the_same_on_a_cluster() {
     assert_golden("a cluster", &[("FLOWGRAPH_EXECUTOR", "slurm")]);
 }
 
+/// Runs both pipelines on a machine that shares what it makes, and again on another: there nothing runs, and all bytes are
+/// the same.
+#[track_caller]
+fn assert_shared(address: &str) {
+    let environment = [("FLOWGRAPH_REMOTE", address)];
+    assert_golden(address, &environment);
+    let there = Space::new(KINDS);
+    run_in(&there, &environment);
+    assert!(made_in(&there, "cpu/2") == golden());
+    let ends = there.files(".flowgraph/runs");
+    let ends = ends.iter().filter(|file| file.ends_with("stages.jsonl"));
+    let ends: Vec<String> = ends
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    assert_eq!(ends.len(), 2);
+    assert!(!ends.concat().contains("\"done\""), "{}", ends.concat());
+}
+
+#[test]
+fn outputs_are_the_same_from_a_shared_folder() {
+    let shared = tempfile::tempdir().unwrap();
+    assert_shared(&format!("file://{}", shared.path().display()));
+}
+
+#[test]
+#[cfg(feature = "remote")]
+#[ignore = "needs a server: .ci/remote/test starts one"]
+fn outputs_are_the_same_from_a_bucket() {
+    let bucket = std::env::var("FLOWGRAPH_TEST_BUCKET").expect("FLOWGRAPH_TEST_BUCKET");
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().file_name().unwrap().to_str().unwrap();
+    assert_shared(&format!("{bucket}/{name}"));
+}
+
 /// While the daemons of a cluster, its nodes and whoever submits to it are killed one after the other, all stages are done,
 /// none of them twice at once, and their bytes are the same.
 #[test]

@@ -390,3 +390,82 @@ fn a_bucket_needs_another_build_and_says_so() {
     assert_eq!(secret.code, 2);
     assert!(!secret.stderr.contains("verysecret"), "{}", secret.stderr);
 }
+
+/// Runs in a bucket as in a folder; what is stored and said holds no credential.
+#[test]
+#[cfg(feature = "remote")]
+#[ignore = "needs a server: .ci/remote/test starts one"]
+fn a_bucket_is_shared_and_credentials_stay_where_they_are() {
+    let bucket = std::env::var("FLOWGRAPH_TEST_BUCKET").expect("FLOWGRAPH_TEST_BUCKET");
+    let secret = std::env::var("AWS_SECRET_ACCESS_KEY").expect("AWS_SECRET_ACCESS_KEY");
+    let group = Group::new();
+    let name = group.shared.path().file_name().unwrap().to_str().unwrap();
+    let address = format!("{bucket}/{name}");
+    let (here, there) = (group.machine(CHAIN), group.machine(CHAIN));
+    let mut said = String::new();
+    let mut says = |machine: &Machine, code: i32, args: &[&str]| {
+        let mut command = machine.command(args);
+        let outcome = command.env("FLOWGRAPH_REMOTE", &address).output().unwrap();
+        let outcome = machine.space.outcome(outcome);
+        assert_eq!(outcome.code, code, "{} {}", outcome.stdout, outcome.stderr);
+        let text = outcome.stdout + &outcome.stderr;
+        said.push_str(&text);
+        text
+    };
+    says(&here, 0, &["run", "p.yaml", "-v"]);
+    let found = says(&there, 0, &["run", "p.yaml", "-v"]);
+    assert_eq!(
+        found.matches(&format!("from {address}: made by")).count(),
+        3,
+        "{found}"
+    );
+    assert_eq!(there.space.ran(), [""; 0]);
+    let status = says(&here, 0, &["remote", "status"]);
+    assert!(status.contains("3 results, 3 objects"), "{status}");
+    assert!(
+        status.contains("the first writer of a result wins"),
+        "{status}"
+    );
+    says(&here, 0, &["run", "p.yaml", "--set", "k=2"]);
+    assert!(says(&here, 0, &["push"]).contains("sent 0 results"));
+    let gone = says(
+        &here,
+        0,
+        &["gc", "p.yaml", "--remote", "--days", "0", "--remove"],
+    );
+    assert!(gone.contains("removed: 2 results"), "{gone}");
+    let third = group.machine(CHAIN);
+    let pulled = says(&third, 0, &["pull", "p.yaml"]);
+    assert!(pulled.contains("brought 3 results"), "{pulled}");
+    // A server that refuses, one that is not there, and a bucket that is not.
+    let mut wrong = third.command(&["push", "--remote", &address]);
+    let wrong = wrong
+        .env("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        .output()
+        .unwrap();
+    said.push_str(&String::from_utf8_lossy(&wrong.stderr));
+    assert_eq!(wrong.status.code(), Some(1));
+    let nowhere = third.command(&[
+        "run",
+        "p.yaml",
+        "--rerun",
+        "c",
+        "--remote",
+        "s3://no-such-bucket-here/x",
+    ]);
+    let nowhere = { nowhere }.output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(0));
+    let told = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(
+        told.contains("1 result of this run did not go to s3://no-such-bucket-here/x"),
+        "{told}"
+    );
+    said.push_str(&told);
+    assert!(!said.contains(&secret));
+    for machine in [&here, &there, &third] {
+        for file in machine.space.files(".flowgraph") {
+            let bytes = fs::read(file).unwrap();
+            assert!(!String::from_utf8_lossy(&bytes).contains(&secret));
+        }
+    }
+}

@@ -93,9 +93,9 @@ fn refusals_conflicts_and_lost_answers_of_a_creation_are_told_apart() {
         );
     }
     // Whether it was written is open: it is not asked to write again, which it would refuse for its own first answer.
-    let (cloud, server) = self::cloud(|_| Reply {
-        delay: Duration::from_secs(3),
-        ..object(b"").with("content-type", "text/plain")
+    let (cloud, server) = self::cloud(|_| {
+        std::thread::sleep(Duration::from_secs(3));
+        object(b"")
     });
     let error = cloud.create("records/a", b"text".to_vec()).unwrap_err();
     assert!(matches!(error, BucketError::Failed(_)), "{error}");
