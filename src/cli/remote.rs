@@ -258,9 +258,10 @@ struct Bar {
 impl Bar {
     fn new(output: &Output, total: u64) -> Self {
         let shown = std::io::stderr().is_terminal() && !output.quiet && !output.json;
-        let bar = match shown {
-            true => ProgressBar::new(total),
-            false => ProgressBar::hidden(),
+        let bar = if shown {
+            ProgressBar::new(total)
+        } else {
+            ProgressBar::hidden()
         };
         let template = "[{bar:30}] {bytes} of {total_bytes}  {bytes_per_sec}  eta {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -491,13 +492,10 @@ pub(super) fn run(args: &RemoteArgs, store: &Store, output: &Output) -> Result<u
 
 fn status(remote: &Remote, store: &Store, output: &Output) -> Result<u8, Failure> {
     let listed = asked(remote, remote.list())?;
-    let first_wins = match remote.is_read_only() {
-        true => None,
-        false => match remote.first_wins(store, true) {
-            Ok(first_wins) => Some(Ok(first_wins)),
-            Err(error) => Some(Err(remote.said(&error.into()))),
-        },
-    };
+    let first_wins = (!remote.is_read_only()).then(|| {
+        let first_wins = remote.first_wins(store, true);
+        first_wins.map_err(|error| remote.said(&error.into()))
+    });
     let (records, _) = store.read_records();
     let here = records.iter().filter(|record| !listed.has(record)).count();
     let own: BTreeSet<Digest> = records.iter().map(|record| record.fingerprint).collect();
@@ -574,9 +572,10 @@ pub(super) fn collect(
     let before = SystemTime::now().checked_sub(age);
     let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
     let garbage = Remote::garbage(&listed, read, &kept, before);
-    let collected = match asked_for.remove {
-        true => asked(&remote, remote.collect(&garbage))?,
-        false => 0,
+    let spared = if asked_for.remove {
+        asked(&remote, remote.collect(&garbage))?
+    } else {
+        0
     };
     if output.json {
         let results: Vec<_> = (garbage.results.iter())
@@ -591,7 +590,7 @@ pub(super) fn collect(
         output.json(&json!({
             "remote": remote.address(), "removed": asked_for.remove, "results": results, "damaged": garbage.damaged,
             "objects": garbage.objects.len(), "leftovers": garbage.leftovers(), "bytes": garbage.bytes,
-            "spared": collected,
+            "spared": spared,
         }));
         return Ok(exit_code::OK);
     }
@@ -617,7 +616,7 @@ pub(super) fn collect(
         },
         counted(garbage.results.len(), "result"),
         counted(garbage.damaged.len(), "damaged record"),
-        counted(garbage.objects.len() - collected, "object"),
+        counted(garbage.objects.len() - spared, "object"),
         counted(garbage.leftovers(), "leftover of an upload"),
         bytes(garbage.bytes),
     ));

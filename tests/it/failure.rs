@@ -181,6 +181,28 @@ stages:
     assert_eq!(space.ran(), [""; 0]);
 }
 
+#[test]
+fn what_waits_for_another_try_when_the_run_ends_has_failed() {
+    let space = Space::new(
+        r#"
+name: fast
+stages:
+  again: { kind: command, retries: 6, params: { run: "echo 1 >> {here}/tries; exit 3", outputs: { out: out } } }
+  bad: { kind: command, params: { run: "while [ ! -e {here}/tries ]; do sleep 0.01; done; sleep 0.3; exit 1", outputs: { out: out } } }
+  after: { kind: command, inputs: { x: again }, params: { run: "cp $x out", outputs: { out: out } } }
+"#,
+    );
+    let report = space.run(&["--fail-fast", "--jobs", "2"]);
+    assert_eq!(
+        (report.code, report.outcomes().as_str()),
+        (1, "after skipped, again failed, bad failed")
+    );
+    let failed =
+        |event: &&serde_json::Value| event["event"] == "stage_failed" && event["stage"] == "again";
+    let failed = report.events.iter().find(failed).unwrap();
+    assert_eq!(failed["message"], "the command failed: exit status: 3");
+}
+
 fn failure(run: &str) -> String {
     let space = Space::new(&format!(
         r#"

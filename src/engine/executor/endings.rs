@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::running::Ended;
 use super::state::{State, Step};
-use super::{Execution, StageFailure};
+use super::{Execution, Retry, StageFailure};
 use crate::engine::artifact::Digest;
 use crate::engine::context::Importance;
 use crate::engine::event::{RunEvent, WorkerEvent};
@@ -119,8 +119,8 @@ impl Execution<'_> {
         self.tries[stage] += 1;
         let tries = self.tries[stage];
         if tries <= self.pipeline.stages[stage].retries && !self.stopping {
-            let message = match error {
-                StageError::Failed { message, .. } => message,
+            let message = match &error {
+                StageError::Failed { message, .. } => message.clone(),
                 StageError::Interrupted => "interrupted".to_owned(),
             };
             self.emit(RunEvent::StageRetried {
@@ -129,7 +129,8 @@ impl Execution<'_> {
                 message,
             });
             let pause = Duration::from_secs(1 << (tries - 1).min(5));
-            self.not_before.insert(stage, Instant::now() + pause);
+            let at = Instant::now() + pause;
+            self.retries.insert(stage, Retry { at, error });
             self.step(stage, Step::Retry);
         } else {
             self.fail(stage, &error);

@@ -135,6 +135,14 @@ struct Recomputed {
     records: BTreeMap<usize, Record>,
 }
 
+/// A stage that failed and is tried again.
+struct Retry {
+    /// When, at the earliest.
+    at: Instant,
+    /// Why it failed the last time.
+    error: StageError,
+}
+
 struct Execution<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
@@ -146,8 +154,8 @@ struct Execution<'a> {
     plans: Vec<Option<StagePlan>>,
     known: Known,
     queue: VecDeque<usize>,
-    /// When a failed stage may be tried again.
-    not_before: BTreeMap<usize, Instant>,
+    /// Stages that failed and wait to be tried again.
+    retries: BTreeMap<usize, Retry>,
     tries: Vec<u32>,
     workers: BTreeMap<usize, Running>,
     pool: Pool,
@@ -199,7 +207,7 @@ impl<'a> Execution<'a> {
             plans: (0..count).map(|_| None).collect(),
             known: vec![None; count],
             queue: VecDeque::new(),
-            not_before: BTreeMap::new(),
+            retries: BTreeMap::new(),
             tries: vec![0; count],
             workers: BTreeMap::new(),
             failures: Vec::new(),
@@ -233,7 +241,7 @@ impl<'a> Execution<'a> {
         loop {
             self.heed_interrupts();
             if self.stopping {
-                self.queue.clear();
+                self.clear_queue();
                 self.give_up_asking();
             }
             if let Some(refusal) = self.folder.refusal()
@@ -382,6 +390,19 @@ impl<'a> Execution<'a> {
         if interrupts > 1 {
             for worker in self.workers.values_mut() {
                 worker.end(Ended::AtOnce);
+            }
+        }
+    }
+
+    /// Starts nothing more. What waits for another try has failed, unless somebody stops the run who wants to go on.
+    fn clear_queue(&mut self) {
+        self.queue.clear();
+        if self.options.interrupts.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        for (stage, retry) in std::mem::take(&mut self.retries) {
+            if self.states[stage] == State::Queued {
+                self.fail(stage, &retry.error);
             }
         }
     }

@@ -152,6 +152,12 @@ struct Hand {
     reach: Arc<Reach>,
 }
 
+/// The loop waits for an answer to each task: a bug is one, too.
+fn unless_panicked<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("BUG: its transfer panicked".to_owned()))
+}
+
 impl Hand {
     fn work(&self, open: &Mutex<Receiver<Task>>) {
         loop {
@@ -164,11 +170,14 @@ impl Hand {
                     stage,
                     fingerprint,
                     wanted,
-                } => (
-                    stage,
-                    Shared::Asked(self.find(stage, &fingerprint, &wanted)),
-                ),
-                Task::Send { stage, record } => (stage, Shared::Sent(self.send(stage, &record))),
+                } => {
+                    let found = unless_panicked(|| self.find(stage, &fingerprint, &wanted));
+                    (stage, Shared::Asked(found))
+                }
+                Task::Send { stage, record } => {
+                    let sent = unless_panicked(|| self.send(stage, &record));
+                    (stage, Shared::Sent(sent))
+                }
             };
             // Who does not listen any more has ended.
             let _ = self.answers.send((stage, shared));
@@ -282,10 +291,8 @@ impl Execution<'_> {
         let Some(sharing) = &self.sharing else {
             return;
         };
-        let first = match is_idle {
-            true => sharing.answers.recv_timeout(TURN).ok(),
-            false => None,
-        };
+        let wait = |()| sharing.answers.recv_timeout(TURN).ok();
+        let first = is_idle.then_some(()).and_then(wait);
         let all: Vec<(usize, Shared)> = first
             .into_iter()
             .chain(sharing.answers.try_iter())

@@ -16,12 +16,16 @@ use crate::engine::runs::log_path;
 use crate::engine::stage::GpuUse;
 use crate::engine::worker::{Job, JobInput, Task};
 
+/// Sources that are fetched at a time: on this machine, wherever stages run.
+const FETCHES: usize = 8;
+
 impl Execution<'_> {
     pub(super) fn start_queued(&mut self) {
         let now = Instant::now();
         let mut kept = VecDeque::new();
         while let Some(stage) = self.queue.pop_front() {
-            let waits = self.not_before.get(&stage).is_some_and(|at| *at > now);
+            let waits = self.retries.get(&stage).is_some_and(|retry| retry.at > now)
+                || self.is_fetch(stage) && self.fetches() >= FETCHES;
             let grant = if waits {
                 None
             } else {
@@ -50,6 +54,7 @@ impl Execution<'_> {
                     self.folder.begin_work();
                     self.emit(event);
                     self.step(stage, Step::Start);
+                    self.retries.remove(&stage);
                     self.workers.insert(stage, Running::new(worker, grant));
                 }
                 Err(error) => {
@@ -59,6 +64,17 @@ impl Execution<'_> {
             }
         }
         self.queue = kept;
+    }
+
+    /// Whether all that its worker would do is to fetch a source whose digest is open.
+    fn is_fetch(&self, stage: usize) -> bool {
+        let plan = self.plans[stage].as_ref();
+        plan.is_some_and(|plan| plan.fingerprint.is_none())
+    }
+
+    fn fetches(&self) -> usize {
+        let running = self.workers.keys();
+        running.filter(|stage| self.is_fetch(**stage)).count()
     }
 
     /// What a stage can do with GPUs here. Where tensors may lie on the processor instead, and no GPU can be had, it says so

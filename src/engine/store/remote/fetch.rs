@@ -211,13 +211,13 @@ fn has_room(folder: &Path, bytes: u64) -> std::io::Result<()> {
 impl Store {
     /// Removes what transfers left that nobody has gone on with for long, or that came by another way meanwhile.
     pub(in crate::engine::store) fn sweep_transfers(&self) {
-        const LONG: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+        const LONG: Duration = Duration::from_hours(7 * 24);
         let folders = std::fs::read_dir(self.root().join("remote"));
         let folders = folders.into_iter().flatten().flatten();
         let files = folders
             .flat_map(|folder| [PARTIAL, UPLOADS].map(|name| folder.path().join(name)))
             .filter_map(|folder| std::fs::read_dir(folder).ok())
-            .flat_map(|files| files.flatten());
+            .flat_map(Iterator::flatten);
         for file in files {
             let is_old = file.metadata().and_then(|metadata| metadata.modified());
             let is_old = is_old.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LONG));
@@ -242,7 +242,7 @@ impl Store {
 struct Partial {
     path: PathBuf,
     file: fs_err::File,
-    hasher: blake3::Hasher,
+    hasher: Box<blake3::Hasher>,
     length: u64,
 }
 
@@ -258,7 +258,7 @@ impl Partial {
     /// Opens what an earlier try left. Where another is at it, this one waits as long as that gets on, and then begins a file
     /// of its own.
     fn open(store: &Store, folder: &Path, digest: &Digest) -> std::io::Result<Begun> {
-        const LONG: Duration = Duration::from_secs(60);
+        const LONG: Duration = Duration::from_mins(1);
         let folder = folder.join(PARTIAL);
         make_folder(&folder)?;
         let path = folder.join(digest.to_string());
@@ -299,7 +299,7 @@ impl Partial {
         if is_at.ok() != Some(file.metadata()?.ino()) {
             return Ok(None);
         }
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = Box::new(blake3::Hasher::new());
         let length = hasher.update_reader(&mut file)?.count();
         Ok(Some(Self {
             path,
