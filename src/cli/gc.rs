@@ -36,14 +36,14 @@ pub(super) struct GcArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "",
-        conflicts_with_all = ["keep", "dry_run"]
+        conflicts_with = "keep"
     )]
-    remote: Option<String>,
+    pub(super) remote: Option<String>,
     /// Days for which what was sent to the shared store stays, whatever needs it
     #[arg(long, default_value_t = 30, value_name = "N", requires = "remote")]
     days: u32,
     /// Take away what would go from the shared store
-    #[arg(long, requires = "remote")]
+    #[arg(long, requires = "remote", conflicts_with = "dry_run")]
     remove: bool,
 }
 

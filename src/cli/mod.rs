@@ -449,8 +449,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             | Command::Watch(_)
             | Command::Compare(_)
             | Command::Diff(_)
-            | Command::Gc(_)
-    );
+    ) || matches!(&cli.command, Command::Gc(args) if args.remote.is_none());
     let is_something_else = !uses_no_store && store.root().exists();
     if (is_about_store || is_something_else) && !store.root().is_dir() {
         let message = format!("no store at {}", store.root().display());

@@ -82,6 +82,24 @@ struct Lines {
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 impl Lines {
+    /// Returns the line for how far something of a stage is, if it is time for one.
+    fn progress(&mut self, stage: &str, progress: &Progress) -> Option<Text> {
+        let now = Instant::now();
+        let due = self
+            .last_progress
+            .get(stage)
+            .is_none_or(|last| now - *last >= PROGRESS_EVERY);
+        if !due || self.output.quiet {
+            return None;
+        }
+        // The first report only starts the clock: short stages stay silent.
+        let first = self.last_progress.insert(stage.to_owned(), now).is_none();
+        (!first).then(|| {
+            let progress = progress_text(progress);
+            Text::default().and(&format!("{:>12} {stage}  {progress}", ""))
+        })
+    }
+
     /// Returns the line for an event, if it has one.
     fn text(&mut self, event: &RunEvent) -> Option<Text> {
         let verbose = self.output.verbose;
@@ -141,22 +159,7 @@ impl Lines {
             RunEvent::StageWaiting { stage, holder } => {
                 Some(word("WAITING", YELLOW).and(&format!(" {stage}  waits for {holder}")))
             }
-            RunEvent::StageProgress { stage, progress } => {
-                let now = Instant::now();
-                let due = self
-                    .last_progress
-                    .get(stage)
-                    .is_none_or(|last| now - *last >= PROGRESS_EVERY);
-                if !due || self.output.quiet {
-                    return None;
-                }
-                // The first report only starts the clock: short stages stay silent.
-                let first = self.last_progress.insert(stage.clone(), now).is_none();
-                (!first).then(|| {
-                    let progress = progress_text(progress);
-                    Text::default().and(&format!("{:>12} {stage}  {progress}", ""))
-                })
-            }
+            RunEvent::StageProgress { stage, progress } => self.progress(stage, progress),
             RunEvent::StageNote {
                 stage,
                 importance,
@@ -221,6 +224,7 @@ impl Lines {
                 let text = format!(" {stage}  {}; it runs again", message_text(message));
                 Some(word("DAMAGED", RED).and(&text))
             }
+            RunEvent::StageTransfer { stage, progress } => self.progress(stage, progress.as_ref()?),
             RunEvent::StageSent { stage } => {
                 verbose.then(|| word("SENT", GREEN).and(&format!(" {stage}")))
             }
@@ -332,7 +336,11 @@ impl Bars {
 impl Observer for Bars {
     fn event(&mut self, event: &RunEvent) {
         match event {
-            RunEvent::StageProgress { stage, progress } => {
+            RunEvent::StageProgress { stage, progress }
+            | RunEvent::StageTransfer {
+                stage,
+                progress: Some(progress),
+            } => {
                 let bar = self.stages.entry(stage.clone()).or_insert_with(|| {
                     let bar = self
                         .bars
@@ -349,9 +357,7 @@ impl Observer for Bars {
                 bar.set_message(visible(&progress_text(progress)).into_owned());
                 return;
             }
-            RunEvent::StageStarted { stage, .. }
-            | RunEvent::StageCached { stage, .. }
-            | RunEvent::StageSent { stage }
+            RunEvent::StageTransfer { stage, .. }
             | RunEvent::StageDone { stage, .. }
             | RunEvent::StageFailed { stage, .. }
             | RunEvent::StageInterrupted { stage }

@@ -103,6 +103,7 @@ pub(super) fn run(
         diagnostics::report(&pipeline.document, &pipeline.warnings, output);
     }
     let wanted = wanted(args, &pipeline)?;
+    let remote = args.remote.open()?;
     if args.detach {
         return detach(args, &pipeline, store, output);
     }
@@ -135,7 +136,7 @@ pub(super) fn run(
             Executor::Slurm => count_interrupts_of_cluster()?,
         },
         launcher: launcher(args, &pipeline, store)?,
-        remote: args.remote.open()?.map(Arc::new),
+        remote: remote.map(Arc::new),
     };
     // An empty variable asks for nothing.
     let track = args.track.as_ref().filter(|track| !track.is_empty());
@@ -479,7 +480,7 @@ fn print_tables(
 
 fn summarise_failures(report: &RunReport, output: &Output) {
     if report.failures.is_empty() {
-        if report.interrupted {
+        if report.interrupted && report.unfinished {
             output.line("interrupted; the same command continues where this run stopped");
         }
         return;

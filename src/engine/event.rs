@@ -251,6 +251,13 @@ pub enum RunEvent {
         /// What is wrong.
         message: String,
     },
+    /// How far the result of a stage is on its way from or to the shared store; nothing once it is over.
+    StageTransfer {
+        /// The stage.
+        stage: String,
+        /// See [`Progress`].
+        progress: Option<Progress>,
+    },
     /// The result of a stage is in the shared store.
     StageSent {
         /// The stage.

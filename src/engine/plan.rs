@@ -275,9 +275,13 @@ impl<'a> Planner<'a> {
 
     /// Which results of other machines would do for a stage here.
     pub fn wanted(&self, stage: usize) -> Wanted {
+        let instance = &self.pipeline.stages[stage];
         Wanted {
-            class: class_here(&self.pipeline.stages[stage], &self.options.machine),
+            class: class_here(instance, &self.options.machine),
             exact: self.options.exact_numerics,
+            outputs: (instance.stage.outputs().into_iter())
+                .map(|output| (output.name, output.kind.into_owned()))
+                .collect(),
         }
     }
 

@@ -185,7 +185,7 @@ fn without_the_shared_store_all_is_computed_here_and_sent_later() {
     assert_eq!(report.outcomes(), "a done, b done, c done");
     let warnings = warnings(&report);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].contains("does not answer") && warnings[0].contains("flowgraph push"));
+    assert!(warnings[0].contains("cannot be used now") && warnings[0].contains("flowgraph push"));
     assert!(
         report
             .stderr

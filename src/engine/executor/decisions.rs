@@ -1,7 +1,5 @@
 //! What is decided about a stage once everything that it needs is settled.
 
-use std::sync::atomic::Ordering;
-
 use super::Execution;
 use super::state::{State, Step};
 use crate::engine::event::{Outcome, RunEvent};
@@ -45,7 +43,7 @@ impl Execution<'_> {
             return true;
         }
         let decided = self.planner.decide(stage, &self.known, &self.plans);
-        if self.options.interrupts.load(Ordering::SeqCst) > 0 {
+        if self.is_interrupted() {
             // What the plan read may have been read in part.
             return false;
         }

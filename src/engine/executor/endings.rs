@@ -209,9 +209,9 @@ impl Execution<'_> {
                     new: None,
                 }];
             }
-            // Who waits for resources with the old outputs in mind has to be decided about again.
+            // Who waits with the old outputs in mind, for resources or for the shared store, has to be decided about again.
             for consumer in self.pipeline.graph.needed_by(producer) {
-                if self.states[consumer] == State::Queued {
+                if matches!(self.states[consumer], State::Queued | State::Asked) {
                     self.step(consumer, Step::Reconsider);
                     self.queue.retain(|queued| *queued != consumer);
                 }

@@ -70,6 +70,8 @@ pub struct RunReport {
     pub failures: Vec<StageFailure>,
     /// Whether the run was asked to stop.
     pub interrupted: bool,
+    /// Whether stages are left that the run did not come to, or that were interrupted.
+    pub unfinished: bool,
     /// How many results were not sent to the shared store though they should have been.
     pub unsent: usize,
     /// Why the run is not recorded; then nothing had to run.
@@ -306,6 +308,12 @@ impl<'a> Execution<'a> {
             fingerprint: fingerprints[at],
             beside: fingerprints[at].and_then(|_| self.plans[at].as_ref()?.beside.clone()),
         }));
+        let interrupted = self.is_interrupted();
+        let is_open = |state: &State| {
+            !matches!(state, State::Unwanted | State::Settled(_))
+                || *state == State::Settled(Outcome::Interrupted)
+        };
+        let unfinished = self.states.iter().any(is_open);
         let report = RunReport {
             unrecorded: self.folder.refusal().cloned(),
             run: self.folder.id,
@@ -313,8 +321,9 @@ impl<'a> Execution<'a> {
             known: self.known,
             fingerprints,
             failures: self.failures,
-            interrupted: self.options.interrupts.load(Ordering::SeqCst) > 0,
             unsent: self.sharing.as_ref().map_or(0, Sharing::unsent),
+            interrupted,
+            unfinished,
         };
         let recomputed = self.recomputed.map(|recomputed| recomputed.records);
         Ok((report, recomputed.unwrap_or_default()))
@@ -394,10 +403,14 @@ impl<'a> Execution<'a> {
         }
     }
 
+    fn is_interrupted(&self) -> bool {
+        self.options.interrupts.load(Ordering::SeqCst) > 0
+    }
+
     /// Starts nothing more. What waits for another try has failed, unless somebody stops the run who wants to go on.
     fn clear_queue(&mut self) {
         self.queue.clear();
-        if self.options.interrupts.load(Ordering::SeqCst) > 0 {
+        if self.is_interrupted() {
             return;
         }
         for (stage, retry) in std::mem::take(&mut self.retries) {

@@ -79,9 +79,10 @@ impl State {
 mod tests {
     use super::*;
 
-    const STATES: [State; 9] = [
+    const STATES: [State; 10] = [
         State::Unwanted,
         State::Waiting,
+        State::Asked,
         State::Queued,
         State::Running,
         State::Settled(Outcome::Cached),
@@ -92,22 +93,23 @@ mod tests {
     ];
 
     /// One letter for each of `STATES`.
-    const LETTERS: &str = "uwqrCDFSI";
+    const LETTERS: &str = "uwaqrCDFSI";
 
     #[test]
     fn every_step_from_every_state_is_taken_or_refused() {
         // Behind each step, for each of `STATES`, the state that it leads to.
         for (step, expected) in [
-            (Step::Skip, "-S-------"),
-            (Step::Reuse, "-C-------"),
-            (Step::Queue, "qq-------"),
-            (Step::Start, "--r------"),
-            (Step::Reconsider, "--ww-----"),
-            (Step::Retry, "---q-----"),
-            (Step::Finish, "---D-----"),
-            (Step::Fail, "-FFF-----"),
-            (Step::Interrupt, "---I-----"),
-            (Step::Remake, "--qrqq---"),
+            (Step::Skip, "-S--------"),
+            (Step::Reuse, "-C--------"),
+            (Step::Ask, "-a--------"),
+            (Step::Queue, "qqq-------"),
+            (Step::Start, "---r------"),
+            (Step::Reconsider, "--www-----"),
+            (Step::Retry, "----q-----"),
+            (Step::Finish, "----D-----"),
+            (Step::Fail, "-F-FF-----"),
+            (Step::Interrupt, "----I-----"),
+            (Step::Remake, "---qrqq---"),
         ] {
             let found = STATES.map(|state| {
                 let next = state.after(step);

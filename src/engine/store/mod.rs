@@ -46,9 +46,12 @@ pub use object::{Damage, ObjectStat, ObjectStats};
 pub use place::is_of_this_machine;
 pub use publish::publish;
 pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead, Wanted};
-pub(super) use remote::{AT_ONCE, BucketError};
+pub(super) use remote::AT_ONCE;
+#[cfg(test)]
+pub(super) use remote::BucketError;
 pub use remote::{
-    Found, Listed, Remote, RemoteError, RemoteGarbage, RemoteSettings, Sent, in_parallel, made_by,
+    Found, Listed, Remote, RemoteError, RemoteGarbage, RemoteSettings, Sent, by_class, in_parallel,
+    made_by,
 };
 
 use super::artifact::Digest;

@@ -159,6 +159,19 @@ pub struct Wanted {
     pub class: String,
     /// Whether no other class will do.
     pub exact: bool,
+    /// Name and kind of what its stage makes.
+    pub outputs: Vec<(String, String)>,
+}
+
+impl Wanted {
+    /// Whether these are the outputs of the stage.
+    pub(super) fn is_made_of(&self, outputs: &Outputs) -> bool {
+        let made = |name: &String, kind: &String| {
+            outputs.get(name).is_some_and(|output| output.kind == *kind)
+        };
+        self.outputs.len() == outputs.len()
+            && self.outputs.iter().all(|(name, kind)| made(name, kind))
+    }
 }
 
 /// Finds the record that counts among the first of a fingerprint and those beside it: one of the class, or else the first
@@ -254,6 +267,7 @@ impl Store {
         let wanted = Wanted {
             class: class.to_owned(),
             exact: false,
+            outputs: Vec::new(),
         };
         find_among(&wanted, |beside| self.read(fingerprint, beside))
     }

@@ -77,6 +77,20 @@ fn source_changed(key: &str, how: &str) -> StageError {
 }
 
 impl Worker<'_> {
+    /// Compares what the stage is given with what its fingerprint was made of.
+    pub(super) fn check_inputs(&self, manifest: &Manifest) -> Result<(), StageError> {
+        for (port, planned) in &manifest.inputs {
+            let given = self.job.inputs.iter().filter(|input| input.port == *port);
+            let given = given.map(|input| Some(input.artifact.digest));
+            if !given.eq(planned.iter().map(|input| input.digest)) {
+                return Err(StageError::new(format!(
+                    "BUG: input `{port}` is not what the stage was planned with"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Lays out the inputs, every byte of them checked, and returns them with what to watch.
     pub(super) fn lay_out_inputs(
         &self,

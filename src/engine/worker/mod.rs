@@ -208,6 +208,7 @@ impl Worker<'_> {
                 exact,
             } => {
                 params::check(kind, stage.as_ref(), manifest)?;
+                self.check_inputs(manifest)?;
                 self.run(stage.as_ref(), manifest, fingerprint, *rerun, *exact)
             }
         }

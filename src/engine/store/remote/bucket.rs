@@ -10,6 +10,7 @@ pub(super) trait Bucket: Send + Sync {
     ///
     /// # Errors
     /// [`BucketError::TooLong`] as soon as there are more than `limit`: nothing that a server claims is believed.
+    /// [`BucketError::TooShort`] may tell that a part begins behind the end.
     fn read(&self, key: &str, part: Option<Range<u64>>, limit: u64)
     -> Result<Vec<u8>, BucketError>;
 
@@ -25,8 +26,12 @@ pub(super) trait Bucket: Send + Sync {
     /// Writes a large file, whatever was there, without ever holding more than a few parts of it in memory.
     fn upload(&self, key: &str, upload: &mut Upload) -> Result<(), BucketError>;
 
-    /// Lists all names that begin with a folder's.
-    fn list(&self, folder: &str, each: &mut dyn FnMut(Entry)) -> Result<(), BucketError>;
+    /// Lists all names that begin with a folder's, until an error of `each`.
+    fn list(
+        &self,
+        folder: &str,
+        each: &mut dyn FnMut(Entry) -> Result<(), BucketError>,
+    ) -> Result<(), BucketError>;
 
     /// Removes names; one that is gone already is no error.
     fn remove(&self, keys: Vec<String>) -> Result<(), BucketError>;
@@ -68,9 +73,15 @@ pub enum BucketError {
     /// There are more bytes than there may be.
     #[error("`{0}` is longer than it may be")]
     TooLong(String),
+    /// There are fewer bytes than there should be.
+    #[error("`{0}` is shorter than it should be")]
+    TooShort(String),
     /// These credentials may not do that.
     #[error("it refuses: {0}")]
     Denied(String),
+    /// It does not know what it was asked for.
+    #[error("it cannot do that: {0}")]
+    Unsupported(String),
     /// It did not answer, or not as it should: whether what was asked is done may be open.
     #[error("{0}")]
     Failed(String),

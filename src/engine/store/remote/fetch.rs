@@ -1,13 +1,16 @@
 //! Taking a result from the shared store: every byte of it is checked before it counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::TryLockError;
 use std::io::{Seek, Write};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::bucket::BucketError;
-use super::{Remote, RemoteError, object_key, record_key};
+use super::{Remote, RemoteError, held, in_parallel, object_key, record_key};
 use crate::engine::artifact::{Artifact, Digest, is_inside};
 use crate::engine::machine::unique_name;
 use crate::engine::store::object::{ObjectStat, ObjectStats};
@@ -24,13 +27,15 @@ pub enum Found {
     Result(Box<Provenance>),
 }
 
-/// Bytes of a record at most. One of ten thousand files has a few million.
-const LONGEST_RECORD: u64 = 256 << 20;
+/// Bytes of a record at most: as many as one of a hundred thousand files has.
+pub(super) const LONGEST_RECORD: u64 = 32 << 20;
 /// Folders of what is under way: objects that come, and notes of those that go.
 const PARTIAL: &str = "partial";
 pub(super) const UPLOADS: &str = "uploads";
-/// Bytes that are asked for at once.
+/// Bytes that are asked for at once; an object of more is large.
 pub(super) const PIECE: u64 = 16 << 20;
+/// Objects of one result that are on their way at once.
+pub(super) const OBJECTS_AT_ONCE: usize = 4;
 
 impl Remote {
     /// Brings the result of a fingerprint into a store, if there is one that counts; `tell` hears of bytes that are there,
@@ -43,13 +48,21 @@ impl Remote {
         store: &Store,
         fingerprint: &Digest,
         wanted: &Wanted,
-        tell: &mut dyn FnMut(u64, u64),
+        tell: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Found, RemoteError> {
         let found = find_among(wanted, |beside| self.record(fingerprint, beside))?;
         let Some(mut record) = found else {
             return Ok(Found::Nothing);
         };
+        if !wanted.is_made_of(&record.outputs) {
+            let key = record_key(fingerprint, record.class_beside());
+            return Err(self.damage(&key, "it has other outputs than its stage"));
+        }
         self.fetch_objects(store, &mut record, tell)?;
+        // Which one is first is another matter in each store.
+        let first = store.read_record(fingerprint, None).ok().flatten();
+        let class = &record.provenance.numerics;
+        record.beside = first.is_some_and(|first| first.provenance.numerics != *class);
         let made = record.provenance.clone();
         store.write_first_record(&record)?;
         Ok(Found::Result(Box::new(made)))
@@ -68,9 +81,16 @@ impl Remote {
             Err(BucketError::TooLong(_)) => return Err(self.damage(&key, "it is too long")),
             Err(error) => return Err(error.into()),
         };
-        let mut record =
-            read_record(bytes, fingerprint).map_err(|what| self.damage(&key, &what))?;
+        let read = read_record(bytes, fingerprint);
+        let mut record = read.map_err(|what| self.damage(&key, &what))?;
+        held(&self.damaged).remove(&key);
         record.beside = beside.is_some();
+        if let Some(class) = beside
+            && record_key(fingerprint, record.class_beside())
+                != record_key(fingerprint, Some(class))
+        {
+            return Err(self.damage(&key, "it is of another numerics class"));
+        }
         Ok(Some(record))
     }
 
@@ -83,42 +103,55 @@ impl Remote {
         &self,
         store: &Store,
         record: &mut Record,
-        tell: &mut dyn FnMut(u64, u64),
+        tell: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<(), RemoteError> {
-        let files = record.outputs.values().flat_map(|output| &output.files);
-        let mut seen = BTreeSet::new();
-        let wanted: Vec<(Digest, u64)> = files
-            .map(|file| (file.digest, file.size))
-            .filter(|(digest, _)| seen.insert(*digest))
-            .collect();
-        let total = wanted
-            .iter()
-            .fold(0, |sum: u64, (_, size)| sum.saturating_add(*size));
-        let mut done = 0;
-        let mut stats = ObjectStats::new();
-        for (digest, size) in wanted {
-            let stat = match store.check_object(&digest) {
+        let objects = objects_of(record);
+        let told = Told::new(&objects, tell);
+        let fetched = in_parallel(&objects, OBJECTS_AT_ONCE, |(digest, size)| {
+            let stat = match store.check_object(digest) {
                 Ok(stat) => stat,
-                Err(_) => {
-                    self.fetch_object(store, &digest, size, &mut |got| tell(done + got, total))?
-                }
+                Err(_) => self.fetch_object(store, digest, *size, &told)?,
             };
-            done += size;
-            stats.insert(digest, stat);
-        }
-        record.stats = stats;
+            if stat.size != *size {
+                return Err(self.damage(&object_key(digest), "its record says another size"));
+            }
+            Ok((*digest, stat))
+        });
+        record.stats = fetched.into_iter().collect::<Result<ObjectStats, _>>()?;
         Ok(())
     }
 
-    /// Fetches an object, from where an earlier try ended.
+    /// Fetches an object. What seems damaged is read once more: a line may have altered it, or a disk what came before.
     fn fetch_object(
         &self,
         store: &Store,
         digest: &Digest,
         size: u64,
-        tell: &mut dyn FnMut(u64),
+        told: &Told,
     ) -> Result<ObjectStat, RemoteError> {
-        let key = object_key(digest);
+        match self.try_to_fetch(store, digest, size, told) {
+            Err(RemoteError::Damaged(_)) => {
+                let fetched = self.try_to_fetch(store, digest, size, told)?;
+                self.note_there(&object_key(digest));
+                Ok(fetched)
+            }
+            fetched => fetched,
+        }
+    }
+
+    /// Fetches an object, from where an earlier try ended.
+    fn try_to_fetch(
+        &self,
+        store: &Store,
+        digest: &Digest,
+        size: u64,
+        told: &Told,
+    ) -> Result<ObjectStat, RemoteError> {
+        let _turn = (size > PIECE).then(|| self.large.take());
+        if size > PIECE && self.bucket.size(&object_key(digest))? != Some(size) {
+            let what = "its record says another size, or it is not there";
+            return Err(self.damage(&object_key(digest), what));
+        }
         let mut partial = match Partial::open(store, &self.notes(store), digest)? {
             Begun::Here(partial) => partial,
             Begun::Come(stat) => return Ok(stat),
@@ -127,38 +160,88 @@ impl Remote {
             partial.restart()?;
         }
         has_room(store.root(), size - partial.length)?;
+        told.more(partial.length);
         while partial.length < size {
             store.go_on()?;
+            self.go_on()?;
             let end = size.min(partial.length + PIECE);
-            let all = partial.length == 0 && end == size;
-            let part = (!all).then_some(partial.length..end);
-            let bytes = self.bucket.read(&key, part, end - partial.length);
-            let bytes = match bytes {
-                Ok(bytes) if bytes.len() as u64 == end - partial.length => bytes,
-                Ok(_) => {
+            let bytes = match self.piece(digest, partial.length..end, size) {
+                Err(error @ RemoteError::Damaged(_)) => {
                     partial.remove()?;
-                    return Err(self.damage(&key, "it is shorter than its record says"));
+                    return Err(error);
                 }
-                Err(BucketError::Absent(_)) => {
-                    return Err(self.damage(&key, "its record names it, and it is not there"));
-                }
-                Err(BucketError::TooLong(_)) => {
-                    partial.remove()?;
-                    return Err(self.damage(&key, "it is longer than its record says"));
-                }
-                Err(error) => return Err(error.into()),
+                bytes => bytes?,
             };
             partial.append(&bytes)?;
-            tell(partial.length);
+            told.more(bytes.len() as u64);
         }
         if Digest::from(partial.hasher.finalize()) != *digest {
             partial.remove()?;
-            return Err(self.damage(&key, "its bytes have another digest"));
+            return Err(self.damage(&object_key(digest), "its bytes have another digest"));
         }
-        let (_, stat) = store.take_in(&partial.path)?;
+        let (taken, stat) = store.take_in(&partial.path)?;
         // One that was there already was kept.
-        let _ = std::fs::remove_file(&partial.path);
+        partial.remove()?;
+        if taken != *digest {
+            let what = format!("{} was changed by another program", partial.path.display());
+            return Err(std::io::Error::other(what).into());
+        }
         Ok(stat)
+    }
+
+    /// Reads a part of an object of a size, or all of it.
+    pub(super) fn piece(
+        &self,
+        digest: &Digest,
+        part: Range<u64>,
+        size: u64,
+    ) -> Result<Vec<u8>, RemoteError> {
+        let key = object_key(digest);
+        let length = part.end - part.start;
+        let part = (length < size).then_some(part);
+        match self.bucket.read(&key, part, length) {
+            Ok(bytes) if bytes.len() as u64 == length => Ok(bytes),
+            Ok(_) | Err(BucketError::TooShort(_)) => {
+                Err(self.damage(&key, "it is shorter than its record says"))
+            }
+            Err(BucketError::Absent(_)) => {
+                Err(self.damage(&key, "its record names it, and it is not there"))
+            }
+            Err(BucketError::TooLong(_)) => {
+                Err(self.damage(&key, "it is longer than its record says"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The objects of a result, each once, with their sizes.
+pub(super) fn objects_of(record: &Record) -> Vec<(Digest, u64)> {
+    let files = record.outputs.values().flat_map(|output| &output.files);
+    let objects: BTreeMap<Digest, u64> = files.map(|file| (file.digest, file.size)).collect();
+    objects.into_iter().collect()
+}
+
+/// Tells of the bytes of several transfers together.
+pub(super) struct Told<'a> {
+    done: AtomicU64,
+    total: u64,
+    tell: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn new(objects: &[(Digest, u64)], tell: &'a (dyn Fn(u64, u64) + Sync)) -> Self {
+        let sizes = objects.iter().map(|(_, size)| *size);
+        Self {
+            done: AtomicU64::new(0),
+            total: sizes.fold(0, u64::saturating_add),
+            tell,
+        }
+    }
+
+    pub(super) fn more(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.tell)(done, self.total);
     }
 }
 
@@ -173,6 +256,7 @@ fn read_record(bytes: Vec<u8>, fingerprint: &Digest) -> Result<Record, String> {
             of_manifest.unwrap_or(record.fingerprint).short()
         ));
     }
+    let mut sizes = BTreeMap::new();
     for (name, output) in &record.outputs {
         if !is_inside(name) || name.contains('/') {
             return Err("the name of an output is a path".to_owned());
@@ -187,6 +271,15 @@ fn read_record(bytes: Vec<u8>, fingerprint: &Digest) -> Result<Record, String> {
         };
         if paths.len() < output.files.len() || paths.iter().any(is_folder_of) {
             return Err(format!("two files of `{name}` have one path"));
+        }
+        if output.files.iter().any(|file| {
+            sizes
+                .insert(file.digest, file.size)
+                .is_some_and(|size| size != file.size)
+        }) {
+            return Err(format!(
+                "two files of `{name}` have one digest and two sizes"
+            ));
         }
         if Artifact::new(&output.kind, output.files.clone()) != *output {
             return Err(format!("`{name}` has another digest than its files"));
@@ -229,8 +322,12 @@ impl Store {
                 .path()
                 .parent()
                 .is_some_and(|folder| folder.ends_with(PARTIAL));
-            if (is_old || is_partial && is_here)
-                && std::fs::File::open(file.path()).is_ok_and(|file| file.try_lock().is_ok())
+            if !is_old && !(is_partial && is_here) {
+                continue;
+            }
+            // Held until it is gone: nobody begins to write to what is taken away.
+            if let Ok(held) = std::fs::File::open(file.path())
+                && held.try_lock().is_ok()
             {
                 let _ = std::fs::remove_file(file.path());
             }
@@ -265,7 +362,11 @@ impl Partial {
         let length = || std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         let (mut seen, mut since) = (length(), Instant::now());
         while since.elapsed() < LONG {
-            if let Some(partial) = Self::open_at(path.clone())? {
+            let Ok(opened) = Self::locked(path.clone())? else {
+                // Where a file system has no locks, each has a file of its own.
+                break;
+            };
+            if let Some(partial) = opened {
                 // It may have come between the look for it and this.
                 return Ok(match store.check_object(digest) {
                     Ok(stat) => {
@@ -281,32 +382,37 @@ impl Partial {
                 (seen, since) = (length(), Instant::now());
             }
         }
-        let own = Self::open_at(folder.join(format!("{digest}.{}", unique_name())))?;
-        own.map(Begun::Here)
-            .ok_or_else(|| std::io::Error::other("a file of a new name is held by another"))
+        let own = Self::opened(folder.join(format!("{digest}.{}", unique_name())))?;
+        Ok(Begun::Here(own))
     }
 
-    /// Opens a file, if nobody else has it.
-    fn open_at(path: PathBuf) -> std::io::Result<Option<Self>> {
+    /// Opens a file, if nobody else has it; an error within tells that there are no locks.
+    fn locked(path: PathBuf) -> std::io::Result<Result<Option<Self>, std::io::Error>> {
+        let partial = Self::opened(path)?;
+        match partial.file.file().try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(Ok(None)),
+            Err(TryLockError::Error(error)) => return Ok(Err(error)),
+            Ok(()) => {}
+        }
+        // Who had it may have moved it away, or gone on with it since.
+        let there = std::fs::metadata(&partial.path).map(|there| (there.ino(), there.len()));
+        let held = partial.file.metadata()?;
+        let is_same = there.ok() == Some((held.ino(), partial.length));
+        Ok(Ok(is_same.then_some(partial)))
+    }
+
+    fn opened(path: PathBuf) -> std::io::Result<Self> {
         let mut options = fs_err::OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path)?;
-        if let Err(std::fs::TryLockError::WouldBlock) = file.file().try_lock() {
-            return Ok(None);
-        }
-        // Who had it may have moved it away.
-        let is_at = std::fs::metadata(&path).map(|there| there.ino());
-        if is_at.ok() != Some(file.metadata()?.ino()) {
-            return Ok(None);
-        }
         let mut hasher = Box::new(blake3::Hasher::new());
         let length = hasher.update_reader(&mut file)?.count();
-        Ok(Some(Self {
+        Ok(Self {
             path,
             file,
             hasher,
             length,
-        }))
+        })
     }
 
     fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {

@@ -2,10 +2,13 @@
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use fs_err::os::unix::fs::OpenOptionsExt;
+
 use super::bucket::{Bucket, BucketError, Entry, Upload};
-use crate::engine::store::publish::{make_folder, publish, publish_first, sync_folder};
+use crate::engine::store::publish::{publish, publish_first, sync_folder};
 
 /// What `file:///path` means.
 #[derive(Debug)]
@@ -31,6 +34,31 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// The path of a name that is to be written. Folders on the way there are made as the root is, for a group to write in.
+    fn place(&self, key: &str) -> Result<PathBuf, BucketError> {
+        let path = self.path(key)?;
+        let root = fs_err::metadata(&self.0)?;
+        let mut folder = self.0.clone();
+        let names = path
+            .parent()
+            .and_then(|parent| parent.strip_prefix(&self.0).ok());
+        for name in names.into_iter().flatten() {
+            folder.push(name);
+            match std::fs::create_dir(&folder) {
+                Ok(()) => {
+                    // Whoever may not give a folder to the group is alone in it, as the mode of the root says.
+                    let _ = std::os::unix::fs::chown(&folder, None, Some(root.gid()));
+                    let _ = std::fs::set_permissions(&folder, root.permissions());
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error, key)),
+            }
+        }
+        Ok(path)
+    }
+}
+
 fn failed(error: std::io::Error, key: &str) -> BucketError {
     match error.kind() {
         ErrorKind::NotFound => BucketError::Absent(key.to_owned()),
@@ -49,7 +77,10 @@ impl Bucket for Folder {
         limit: u64,
     ) -> Result<Vec<u8>, BucketError> {
         let failed = |error| failed(error, key);
-        let mut file = fs_err::File::open(self.path(key)?).map_err(failed)?;
+        // What somebody put there may be a pipe, which would be waited for.
+        let mut options = fs_err::OpenOptions::new();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(self.path(key)?).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(BucketError::Failed(format!("`{key}` is no file")));
         }
@@ -71,26 +102,26 @@ impl Bucket for Folder {
 
     fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
         match std::fs::metadata(self.path(key)?) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+            Ok(metadata) if metadata.is_file() => Ok(Some(metadata.len())),
+            Ok(_) => Err(BucketError::Failed(format!("`{key}` is no file"))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error, key)),
         }
     }
 
     fn write(&self, key: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
-        publish(&self.path(key)?, &bytes).map_err(|error| failed(error, key))
+        publish(&self.place(key)?, &bytes).map_err(|error| failed(error, key))
     }
 
     fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, BucketError> {
-        publish_first(&self.path(key)?, &bytes).map_err(|error| failed(error, key))
+        publish_first(&self.place(key)?, &bytes).map_err(|error| failed(error, key))
     }
 
     fn upload(&self, key: &str, upload: &mut Upload) -> Result<(), BucketError> {
         const PIECE: u64 = 4 << 20;
         let failed = |error| failed(error, key);
-        let target = self.path(key)?;
+        let target = self.place(key)?;
         let folder = target.parent().unwrap_or(&self.0);
-        make_folder(folder).map_err(failed)?;
         let mut new = tempfile::Builder::new();
         let mut new = new.prefix(".new-").tempfile_in(folder).map_err(failed)?;
         let mut file = fs_err::File::open(upload.file)?;
@@ -113,7 +144,11 @@ impl Bucket for Folder {
         sync_folder(folder).map_err(failed)
     }
 
-    fn list(&self, folder: &str, each: &mut dyn FnMut(Entry)) -> Result<(), BucketError> {
+    fn list(
+        &self,
+        folder: &str,
+        each: &mut dyn FnMut(Entry) -> Result<(), BucketError>,
+    ) -> Result<(), BucketError> {
         let mut open = vec![self.path(folder)?];
         while let Some(folder) = open.pop() {
             let entries = match std::fs::read_dir(&folder) {
@@ -138,7 +173,7 @@ impl Bucket for Folder {
                         key: key.to_string_lossy().into_owned(),
                         size: metadata.len(),
                         modified: metadata.modified()?,
-                    });
+                    })?;
                 }
             }
         }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bucket::Entry;
-use super::{Remote, RemoteError, record_key};
+use super::{Remote, RemoteError, object_key, record_key};
 use crate::engine::artifact::Digest;
-use crate::engine::store::Record;
+use crate::engine::store::{Record, record_name};
 
 /// What is there, as far as names and sizes tell.
 #[derive(Debug, Default)]
@@ -21,10 +21,13 @@ pub struct Listed {
 impl Listed {
     /// Whether a record and all its objects are there.
     pub fn has(&self, record: &Record) -> bool {
-        let key = record_key(&record.fingerprint, record.class_beside());
-        let name = key.trim_start_matches(RECORDS);
+        let name = |beside| record_name(&record.fingerprint, beside);
         let mut files = record.outputs.values().flat_map(|output| &output.files);
-        self.records.contains_key(name)
+        // Which one is first is another matter in each store.
+        let class = record.provenance.numerics.as_str();
+        [None, Some(class)]
+            .into_iter()
+            .any(|beside| self.records.contains_key(&name(beside)))
             && files.all(|file| {
                 let there = self.objects.get(&file.digest);
                 there.is_some_and(|entry| entry.size == file.size)
@@ -34,6 +37,13 @@ impl Listed {
     /// Bytes of all objects.
     pub fn bytes(&self) -> u64 {
         self.objects.values().map(|entry| entry.size).sum()
+    }
+
+    /// Some programs keep an empty name for each folder.
+    fn leftover(&mut self, entry: Entry) {
+        if entry.key.contains('/') && !entry.key.ends_with('/') {
+            self.leftovers.push(entry);
+        }
     }
 
     /// The fingerprints of which there is a record.
@@ -62,24 +72,30 @@ impl Remote {
     pub fn list(&self) -> Result<Listed, RemoteError> {
         let mut listed = Listed::default();
         self.bucket.list("records", &mut |entry| {
-            let name = entry.key.trim_start_matches(RECORDS).to_owned();
-            if fingerprint_of(&name).is_some() {
-                listed.records.insert(name, entry);
+            let name = entry.key.strip_prefix(RECORDS).unwrap_or_default();
+            let is_one = fingerprint_of(name)
+                .is_some_and(|(fingerprint, class)| entry.key == record_key(&fingerprint, class));
+            if is_one {
+                listed.records.insert(name.to_owned(), entry);
             } else {
-                listed.leftovers.push(entry);
+                listed.leftover(entry);
             }
+            self.go_on()
         })?;
         self.bucket.list("objects", &mut |entry| {
             let name = entry.key.trim_start_matches("objects/").replace('/', "");
             match name.parse() {
-                Ok(digest) => {
+                Ok(digest) if entry.key == object_key(&digest) => {
                     listed.objects.insert(digest, entry);
                 }
-                Err(_) => listed.leftovers.push(entry),
+                _ => listed.leftover(entry),
             }
+            self.go_on()
         })?;
-        self.bucket
-            .list("probes", &mut |entry| listed.leftovers.push(entry))?;
+        self.bucket.list("probes", &mut |entry| {
+            listed.leftover(entry);
+            self.go_on()
+        })?;
         Ok(listed)
     }
 }

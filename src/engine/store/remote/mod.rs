@@ -23,15 +23,16 @@ mod send;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bucket::Bucket;
 pub(in crate::engine) use bucket::BucketError;
-pub use collect::RemoteGarbage;
+pub use collect::{RemoteGarbage, by_class};
 pub use fetch::Found;
 pub use list::Listed;
 pub use send::Sent;
@@ -40,8 +41,10 @@ pub use settings::RemoteSettings;
 use super::record::Provenance;
 use super::{Store, record_name};
 use crate::engine::artifact::Digest;
+use crate::engine::machine::unique_name;
 use crate::engine::mask::Mask;
 use crate::engine::stage::StageError;
+use crate::excerpt::{NAME, excerpt};
 
 /// A shared store.
 pub struct Remote {
@@ -51,7 +54,16 @@ pub struct Remote {
     /// Whether results are only taken from it.
     read_only: bool,
     mask: Mask,
-    first_wins: OnceLock<bool>,
+    /// Whether it is a folder, and no bucket.
+    is_folder: bool,
+    /// Ends all that goes on.
+    stop: Arc<AtomicBool>,
+    /// The name of its place, for what is noted of it.
+    place: String,
+    /// Whether the first writer wins there, once that is known.
+    first_wins: Mutex<Option<bool>>,
+    /// Large transfers that are under way.
+    large: Turns,
     /// Names whose bytes turned out to be others, so that they are written again.
     damaged: Mutex<BTreeSet<String>>,
     /// Names that are known to be there: results share many objects.
@@ -70,9 +82,17 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    /// Whether it did not answer, or refused: the next question would go the same way.
+    /// Whether it did not answer, or not as it should: the next question may well go the same way.
     pub fn is_about_reach(&self) -> bool {
-        matches!(self, Self::Bucket(BucketError::Failed(_))) || self.is_refusal()
+        matches!(
+            self,
+            Self::Bucket(BucketError::Failed(_) | BucketError::Unsupported(_))
+        )
+    }
+
+    /// Whether this machine could not do its part, or was told to stop.
+    pub fn is_of_this_machine(&self) -> bool {
+        matches!(self, Self::Bucket(BucketError::Here(_)))
     }
 
     /// Whether these credentials may not do what was asked.
@@ -98,29 +118,34 @@ impl From<std::io::Error> for RemoteError {
 }
 
 impl Remote {
-    /// Opens a shared store; it is asked nothing before something is looked for or sent.
+    /// Opens a shared store; it is asked nothing before something is looked for or sent. With `stop`, all that is under way
+    /// ends with an error.
     ///
     /// # Errors
     /// An address or options that mean nothing, or need a program built with the feature `remote`.
-    pub fn open(settings: &RemoteSettings) -> Result<Self, StageError> {
+    pub fn open(settings: &RemoteSettings, stop: &Arc<AtomicBool>) -> Result<Self, StageError> {
         settings.check()?;
         let address = settings.address.clone();
         let bucket: Box<dyn Bucket> = if settings.is_folder() {
             let folder = folder::of_address(&address).map_err(StageError::new)?;
             Box::new(folder::Folder::new(folder))
         } else {
-            in_cloud(settings)?
+            in_cloud(settings, stop)?
         };
-        Ok(Self::of(bucket, settings))
+        Ok(Self::of(bucket, settings, stop))
     }
 
-    fn of(bucket: Box<dyn Bucket>, settings: &RemoteSettings) -> Self {
+    fn of(bucket: Box<dyn Bucket>, settings: &RemoteSettings, stop: &Arc<AtomicBool>) -> Self {
         Self {
             bucket,
-            address: settings.address.trim_end_matches('/').to_owned(),
+            address: settings.name().to_owned(),
             read_only: settings.read_only,
             mask: settings.mask(),
-            first_wins: OnceLock::new(),
+            place: settings.place(),
+            is_folder: settings.is_folder(),
+            stop: Arc::clone(stop),
+            first_wins: Mutex::default(),
+            large: Turns::new(LARGE_AT_ONCE),
             damaged: Mutex::default(),
             there: Mutex::default(),
         }
@@ -131,6 +156,18 @@ impl Remote {
         &self.address
     }
 
+    /// Whether it is a folder, and no bucket.
+    pub fn is_folder(&self) -> bool {
+        self.is_folder
+    }
+
+    fn go_on(&self) -> Result<(), BucketError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(BucketError::Here("stopped".to_owned()));
+        }
+        Ok(())
+    }
+
     /// Whether results are only taken from it.
     pub fn is_read_only(&self) -> bool {
         self.read_only
@@ -138,50 +175,68 @@ impl Remote {
 
     /// Says what went wrong, without the value of any credential.
     pub fn said(&self, error: &RemoteError) -> String {
-        settings::without_queries(&self.mask.text(&error.to_string()))
+        settings::shown(&self.mask.text(&error.to_string()))
     }
 
     /// Whether the first writer of a name wins there, or the last.
     ///
-    /// It is tried once and noted in `store`: what a server of one address does is not expected to change.
+    /// It is tried once and noted in `store`, unless `anew`.
     ///
     /// # Errors
     /// If it does not answer.
     pub fn first_wins(&self, store: &Store, anew: bool) -> Result<bool, BucketError> {
         const FIRST: &[u8] = b"the first writer wins\n";
-        if let (Some(known), false) = (self.first_wins.get(), anew) {
-            return Ok(*known);
+        let mut known = self
+            .first_wins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let (Some(known), false) = (*known, anew) {
+            return Ok(known);
         }
         let note = self.notes(store).join("first_wins");
-        let noted = std::fs::read(&note).is_ok_and(|noted| noted == FIRST);
-        let first_wins = if noted && !anew {
-            true
-        } else {
-            let key = format!("probes/{}", crate::engine::machine::unique_name());
-            let probe = |bytes: &[u8]| self.bucket.create(&key, bytes.to_vec());
-            // A server may answer that it is there and have written all the same.
-            let first_wins = probe(b"first")?
-                && !probe(b"second")?
-                && self.bucket.read(&key, None, 6)? == b"first";
-            self.bucket.remove(vec![key])?;
-            first_wins
-        };
-        if first_wins && !noted {
-            // Only saves asking again.
-            let _ = super::publish::publish_unsynced(&note, FIRST);
+        if !anew && std::fs::read(&note).is_ok_and(|noted| noted == FIRST) {
+            return Ok(*known.insert(true));
         }
-        Ok(*self.first_wins.get_or_init(|| first_wins))
+        let first_wins = self.probe()?;
+        // Only saves asking again.
+        if first_wins {
+            let _ = super::publish::publish_unsynced(&note, FIRST);
+        } else {
+            let _ = std::fs::remove_file(&note);
+        }
+        Ok(*known.insert(first_wins))
+    }
+
+    /// Writes a name twice, and looks which of the two is there.
+    fn probe(&self) -> Result<bool, BucketError> {
+        let key = format!("probes/{}", unique_name());
+        // What is answered to the first does not matter: a request that is repeated on the way meets its own effect.
+        let first_wins = match self.bucket.create(&key, b"first".to_vec()) {
+            Err(BucketError::Unsupported(_)) => return Ok(false),
+            Err(error) => return Err(error),
+            Ok(_) => match self.bucket.create(&key, b"second".to_vec()) {
+                Err(BucketError::Unsupported(_)) => false,
+                Err(error) => return Err(error),
+                Ok(second) => !second && self.bucket.read(&key, None, 6)? == b"first",
+            },
+        };
+        // Not everybody who may write may remove; `gc --remote` takes away what is left.
+        let _ = self.bucket.remove(vec![key]);
+        Ok(first_wins)
     }
 
     /// Whether it is known that the last writer wins there.
     pub fn is_last_winning(&self) -> bool {
-        self.first_wins.get() == Some(&false)
+        *self
+            .first_wins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            == Some(false)
     }
 
     /// The folder of what a store notes of this shared one.
     fn notes(&self, store: &Store) -> PathBuf {
-        let name = Digest::of(self.address.as_bytes()).short();
-        store.root().join("remote").join(name)
+        store.root().join("remote").join(&self.place)
     }
 
     fn note_damage(&self, key: &str) {
@@ -204,12 +259,15 @@ impl Remote {
 }
 
 #[cfg(feature = "remote")]
-fn in_cloud(settings: &RemoteSettings) -> Result<Box<dyn Bucket>, StageError> {
-    Ok(Box::new(cloud::Cloud::open(settings)?))
+fn in_cloud(
+    settings: &RemoteSettings,
+    stop: &Arc<AtomicBool>,
+) -> Result<Box<dyn Bucket>, StageError> {
+    Ok(Box::new(cloud::Cloud::open(settings, Arc::clone(stop))?))
 }
 
 #[cfg(not(feature = "remote"))]
-fn in_cloud(settings: &RemoteSettings) -> Result<Box<dyn Bucket>, StageError> {
+fn in_cloud(settings: &RemoteSettings, _: &Arc<AtomicBool>) -> Result<Box<dyn Bucket>, StageError> {
     Err(StageError::new(format!(
         "this program knows no buckets, and the shared store is `{}`",
         settings.address
@@ -239,39 +297,81 @@ pub fn made_by(made: &Provenance) -> String {
         user => format!(" by {user}"),
     };
     let when = made.started.split('.').next().unwrap_or_default();
-    format!(
+    let text = format!(
         "made{by} on {} at {}Z",
         made.host,
         when.trim_end_matches('Z')
-    )
+    );
+    // One line, whatever somebody else's record says.
+    excerpt(&text.replace(char::is_control, " "), NAME).into_owned()
 }
 
 /// How many requests are under way at once.
 pub(in crate::engine) const AT_ONCE: usize = 16;
+/// How many large transfers: each has some pieces in memory, and a slow line is to get each piece through in time.
+const LARGE_AT_ONCE: usize = 3;
 
-/// Does the same for each of many things, several at once; the answers are in the order of the things.
-pub fn in_parallel<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Does the same for each of many things, `at_once` of them; the answers are in the order of the things.
+pub fn in_parallel<T: Sync, R: Send>(
+    things: &[T],
+    at_once: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let take = || {
         let mut done = Vec::new();
-        while let Some((at, thing)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, things.get(at)?)))
-        {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(thing) = things.get(at) else {
+                return done;
+            };
             done.push((at, work(thing)));
         }
-        done
     };
     let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE.min(things.len()))
-            .map(|_| scope.spawn(take))
+        // As many as can be had: this thread works as well.
+        let others: Vec<_> = (1..at_once.min(things.len()))
+            .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, take).ok())
             .collect();
-        let done = threads.into_iter().map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        done.flatten().collect()
+        let mut done = take();
+        for other in others {
+            let other = other.join();
+            done.extend(other.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        done
     });
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Lets some at a time.
+struct Turns {
+    left: Mutex<usize>,
+    given_back: Condvar,
+}
+
+/// One's turn, as long as it is held.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn new(at_once: usize) -> Self {
+        Self {
+            left: Mutex::new(at_once),
+            given_back: Condvar::new(),
+        }
+    }
+
+    fn take(&self) -> Turn<'_> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = self.given_back.wait_while(left, |left| *left == 0);
+        *left.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.left.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.given_back.notify_one();
+    }
 }

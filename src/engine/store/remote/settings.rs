@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
+use crate::engine::artifact::Digest;
 use crate::engine::mask::Mask;
 use crate::engine::stage::StageError;
+use crate::excerpt::excerpt;
 
-/// Where a shared store is. Credentials come from the environment, as the tools of each cloud read them.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Where a shared store is. Credentials come from variables such as AWS_SECRET_ACCESS_KEY, or from what a cloud gives its own
+/// machines; files such as `~/.aws/credentials` are not read.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RemoteSettings {
     /// `s3://bucket/path`, `gs://bucket/path`, `az://container/path` or `file:///path`.
-    #[serde(rename = "remote")]
     pub address: String,
     /// Whether results are only taken from it, and none sent.
-    #[serde(default)]
     pub read_only: bool,
     /// Further settings by the names that `object_store` gives them, such as `endpoint` and `region`.
-    #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
 
@@ -35,6 +32,14 @@ impl std::fmt::Debug for RemoteSettings {
     }
 }
 
+/// Whether a setting of a name is a credential.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["key", "secret", "token", "sas", "password"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
 /// Beginnings of the variables that the clouds' own tools read.
 pub(super) const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
@@ -45,14 +50,26 @@ impl RemoteSettings {
     }
 
     /// Refuses addresses that hold a credential, which would be shown, and options that a folder does not have.
-    pub(super) fn check(&self) -> Result<(), StageError> {
-        let after = self.address.split_once("://").map_or("", |(_, rest)| rest);
+    ///
+    /// # Errors
+    /// Those; the message repeats no part of a credential.
+    pub fn check(&self) -> Result<(), StageError> {
+        let (scheme, after) = self.address.split_once("://").unwrap_or_default();
         let host = after.split('/').next().unwrap_or_default();
-        if host.contains('@') || after.contains('?') {
+        let user = host.rsplit_once('@').map(|(user, _)| user);
+        // Azure's `abfss://container@account...` holds none.
+        let is_container = scheme.starts_with("abfs") && !host.contains(':');
+        if user.is_some() && !is_container || after.contains(['?', '#']) {
             return Err(
                 StageError::new("the address of the shared store holds a credential or a query")
                     .hint("credentials come from variables such as AWS_SECRET_ACCESS_KEY; s3://bucket/path names the place alone"),
             );
+        }
+        if after.split('/').any(|part| part == "..") {
+            return Err(StageError::new(format!(
+                "`{}`: the path of a shared store has no `..`",
+                self.address
+            )));
         }
         match self.options.keys().next() {
             Some(option) if self.is_folder() => Err(StageError::new(format!(
@@ -61,6 +78,29 @@ impl RemoteSettings {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Returns its address without slashes at the end, by which it is known.
+    pub fn name(&self) -> &str {
+        match self.address.trim_end_matches('/') {
+            "" | "file:" => &self.address,
+            name => name,
+        }
+    }
+
+    /// Tells two places of one address apart that lie on different servers.
+    pub(super) fn place(&self) -> String {
+        let servers = [
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT",
+            "AZURE_STORAGE_ENDPOINT",
+            "AZURE_STORAGE_ACCOUNT_NAME",
+        ];
+        let servers = servers.map(|name| std::env::var(name).unwrap_or_default());
+        let own = self.options.iter().filter(|(name, _)| !is_secret(name));
+        let own: Vec<String> = own.map(|(name, value)| format!("{name}={value}")).collect();
+        let text = format!("{} {} {}", self.name(), servers.join(" "), own.join(" "));
+        Digest::of(text.as_bytes()).short()
     }
 
     /// What must not be shown: the values of all that looks like a credential.
@@ -89,21 +129,46 @@ impl RemoteSettings {
     }
 }
 
-/// Returns a text without the queries of addresses in it: some clouds sign them.
-pub(super) fn without_queries(text: &str) -> String {
+/// Returns what may be shown of an error: without queries and user names of addresses, and of the answer of a server the code
+/// and the message alone. Some clouds sign queries, and answers to a wrong signature repeat what was signed.
+pub(super) fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
+    let text = without_body(text);
+    let mut rest = text.as_str();
     while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at);
+        let (before, after) = rest.split_at(at + 3);
         shown.push_str(before);
         let end = after
             .find(|sign: char| sign.is_whitespace() || "\"'`()<>".contains(sign))
             .unwrap_or(after.len());
         let (address, further) = after.split_at(end);
-        shown.push_str(address.split('?').next().unwrap_or_default());
+        let address = address.split(['?', '#']).next().unwrap_or_default();
+        let (host, path) = address.split_at(address.find('/').unwrap_or(address.len()));
+        shown.push_str(host.rsplit_once('@').map_or(host, |(_, host)| host));
+        shown.push_str(path);
         rest = further;
     }
-    shown + rest
+    shown.push_str(rest);
+    let line = shown.trim().replace(char::is_control, " ");
+    excerpt(&line, LONGEST).into_owned()
+}
+
+/// Characters of an error that are shown.
+const LONGEST: usize = 600;
+
+/// Puts the code and the message in the place of the XML that a server answered.
+fn without_body(text: &str) -> String {
+    let starts = ["<?xml", "<Error", "<!DOCTYPE", "<html"];
+    let Some(start) = starts.iter().filter_map(|start| text.find(start)).min() else {
+        return text.to_owned();
+    };
+    let (before, body) = text.split_at(start);
+    let of = |name: &str| {
+        let (_, rest) = body.split_once(&format!("<{name}>"))?;
+        rest.split_once('<').map(|(value, _)| value.to_owned())
+    };
+    let told: Vec<String> = ["Code", "Message"].into_iter().filter_map(of).collect();
+    format!("{before}{}", told.join(": "))
 }
 
 #[cfg(test)]
@@ -122,6 +187,7 @@ mod tests {
         for bad in [
             "s3://AKIA:verysecret@bucket/lab",
             "https://account.blob.core.windows.net/c?sig=verysecret",
+            "abfss://container:verysecret@account.dfs.core.windows.net/x",
         ] {
             let Err(StageError::Failed { message, .. }) = of(bad).check() else {
                 panic!("{bad}");
@@ -129,14 +195,23 @@ mod tests {
             assert!(!message.contains("verysecret"));
         }
         assert!(of("s3://bucket/lab@home").check().is_ok());
+        assert!(
+            of("abfss://container@account.dfs.core.windows.net/x")
+                .check()
+                .is_ok()
+        );
     }
 
     #[test]
-    fn queries_of_addresses_are_not_shown() {
+    fn an_error_shows_no_query_no_user_and_little_of_an_answer() {
         assert_eq!(
-            without_queries("error for https://a.b/c?sig=x&t=1, (http://d/e?f) why? x://y"),
-            "error for https://a.b/c (http://d/e) why? x://y"
+            shown("error for https://a.b/c?sig=x&t=1, (http://d/e?f) why? x://u:p@y/z"),
+            "error for https://a.b/c (http://d/e) why? x://y/z"
         );
+        let answer = "403: <?xml version=\"1.0\"?>\n<Error><Code>ExpiredToken</Code><Message>it is old</Message>\
+                      <Token-0>verysecret</Token-0></Error>";
+        assert_eq!(shown(answer), "403: ExpiredToken: it is old");
+        assert!(shown(&"x".repeat(10_000)).len() < 2_000);
     }
 
     #[test]

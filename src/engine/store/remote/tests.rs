@@ -19,10 +19,14 @@ enum Fault {
     AnswerLost,
     /// It refuses for another request that comes to nothing (409).
     Conflict,
+    /// It does what it is asked, and then once more.
+    Twice,
     /// It does not answer.
     Away,
-    /// It answers with fewer bytes.
+    /// It answers with fewer bytes, with others, or that there are none.
     Cut,
+    Altered,
+    Gone,
 }
 
 #[derive(Default)]
@@ -31,7 +35,11 @@ struct State {
     faults: Vec<(&'static str, Fault)>,
     overwrites: bool,
     denies_writing: bool,
+    denies_removing: bool,
+    knows_no_creation: bool,
     requests: Vec<String>,
+    /// A record that comes back once something was removed.
+    back: Option<Record>,
 }
 
 /// A bucket in memory.
@@ -45,8 +53,12 @@ impl Memory {
 
     /// Notes a request, and takes the fault that is meant for it.
     fn asked(&self, what: &'static str, key: &str) -> Option<Fault> {
+        self.with(|state| state.requests.push(format!("{what} {key}")));
+        self.taken(what)
+    }
+
+    fn taken(&self, what: &'static str) -> Option<Fault> {
         self.with(|state| {
-            state.requests.push(format!("{what} {key}"));
             let at = state.faults.iter().position(|(of, _)| *of == what)?;
             Some(state.faults.remove(at).1)
         })
@@ -69,7 +81,7 @@ impl Memory {
             address: "s3://bucket/lab".to_owned(),
             ..RemoteSettings::default()
         };
-        Remote::of(Box::new(self.clone()), &settings)
+        Remote::of(Box::new(self.clone()), &settings, &Arc::default())
     }
 }
 
@@ -84,9 +96,13 @@ impl Bucket for Memory {
         part: Option<Range<u64>>,
         limit: u64,
     ) -> Result<Vec<u8>, BucketError> {
-        let fault = self.asked("read", key);
-        if fault == Some(Fault::Away) {
-            return Err(away());
+        let is_object = key.starts_with("objects/");
+        let of_object = is_object.then(|| self.taken("read objects")).flatten();
+        let fault = of_object.or(self.asked("read", key));
+        match fault {
+            Some(Fault::Away) => return Err(away()),
+            Some(Fault::Gone) => return Err(BucketError::Absent(key.to_owned())),
+            _ => {}
         }
         let bytes = self.with(|state| state.names.get(key).map(|(bytes, _)| bytes.clone()));
         let mut bytes = bytes.ok_or_else(|| BucketError::Absent(key.to_owned()))?;
@@ -94,8 +110,10 @@ impl Bucket for Memory {
             let end = bytes.len().min(part.end as usize);
             bytes = bytes[end.min(part.start as usize)..end].to_vec();
         }
-        if fault == Some(Fault::Cut) {
-            bytes.truncate(bytes.len() / 2);
+        match fault {
+            Some(Fault::Cut) => bytes.truncate(bytes.len() / 2),
+            Some(Fault::Altered) => bytes[0] ^= 1,
+            _ => {}
         }
         if bytes.len() as u64 > limit {
             return Err(BucketError::TooLong(key.to_owned()));
@@ -129,6 +147,9 @@ impl Bucket for Memory {
         // A probe is no record.
         let is_probe = key.starts_with("probes/");
         let fault = self.asked(if is_probe { "probe" } else { "create" }, key);
+        if self.with(|state| state.knows_no_creation) {
+            return Err(BucketError::Unsupported("501".to_owned()));
+        }
         match fault {
             Some(Fault::Away) => return Err(away()),
             Some(Fault::Conflict) => return Ok(false),
@@ -145,6 +166,7 @@ impl Bucket for Memory {
         });
         match fault {
             Some(Fault::AnswerLost) => Err(away()),
+            Some(Fault::Twice) => Ok(false),
             _ => Ok(created),
         }
     }
@@ -154,7 +176,11 @@ impl Bucket for Memory {
         self.write(key, std::fs::read(upload.file)?)
     }
 
-    fn list(&self, folder: &str, each: &mut dyn FnMut(Entry)) -> Result<(), BucketError> {
+    fn list(
+        &self,
+        folder: &str,
+        each: &mut dyn FnMut(Entry) -> Result<(), BucketError>,
+    ) -> Result<(), BucketError> {
         self.asked("list", folder);
         let found: Vec<Entry> = self.with(|state| {
             let names = state.names.iter();
@@ -167,14 +193,25 @@ impl Bucket for Memory {
                 })
                 .collect()
         });
-        found.into_iter().for_each(each);
-        Ok(())
+        found.into_iter().try_for_each(each)
     }
 
     fn remove(&self, keys: Vec<String>) -> Result<(), BucketError> {
         self.asked("remove", &keys.len().to_string());
-        self.with(|state| keys.iter().for_each(|key| drop(state.names.remove(key))));
-        Ok(())
+        self.with(|state| {
+            if state.denies_removing {
+                return Err(BucketError::Denied("403".to_owned()));
+            }
+            keys.iter().for_each(|key| drop(state.names.remove(key)));
+            if let Some(record) = state.back.take() {
+                let text = encode(&serde_json::to_string(&record).unwrap());
+                let name = record_key(&record.fingerprint, None);
+                state
+                    .names
+                    .insert(name, (text.into_bytes(), SystemTime::now()));
+            }
+            Ok(())
+        })
     }
 }
 
@@ -214,11 +251,11 @@ impl Machine {
     }
 
     fn fetch(&self, remote: &Remote, record: &Record) -> Result<Found, RemoteError> {
-        remote.fetch(&self.store, &record.fingerprint, &wanted(), &mut |_, _| {})
+        remote.fetch(&self.store, &record.fingerprint, &wanted(), &|_, _| {})
     }
 
     fn send(&self, remote: &Remote, record: &Record) -> Result<Sent, RemoteError> {
-        remote.send(&self.store, record, None, &mut |_, _| {})
+        remote.send(&self.store, record, None, &|_, _| {})
     }
 
     fn has(&self, record: &Record) -> bool {
@@ -238,6 +275,7 @@ fn wanted() -> Wanted {
     Wanted {
         class: "cpu/2".to_owned(),
         exact: false,
+        outputs: vec![("table".to_owned(), "table".to_owned())],
     }
 }
 
@@ -253,13 +291,16 @@ fn a_result_goes_and_comes_with_a_request_for_each_object_and_record() {
     let sent = memory.requests();
     let (last, objects) = sent.split_last().unwrap();
     assert!(last.starts_with("create records/"), "{sent:?}");
-    // Two objects, each looked for and written, before the probe of the order: two creations, a read and a removal.
-    assert_eq!(objects.len(), 4 + 4, "{sent:?}");
-    assert!(
-        objects[..4]
+    // The record and two objects are looked for, the objects written; then the order is probed for: two creations, a read
+    // and a removal.
+    let count = |what: &str| {
+        objects
             .iter()
-            .all(|request| request.contains(" objects/"))
-    );
+            .filter(|request| request.starts_with(what))
+            .count()
+    };
+    let counts = ["read records/", "size objects/", "write objects/", "probe"].map(count);
+    assert_eq!((counts, objects.len()), ([1, 2, 2, 2], 9), "{sent:?}");
 
     let remote = memory.remote();
     let Ok(Found::Result(by)) = there.fetch(&remote, &made) else {
@@ -337,6 +378,7 @@ fn of_sixteen_writers_at_once_one_is_first_and_the_others_know() {
                 Sent::First => {}
                 Sent::Same => assert_eq!(other % 4, at % 4),
                 Sent::Other(by) => assert!(other % 4 != at % 4 && by.host == made.host),
+                Sent::Instead(_) => panic!("nothing is damaged"),
             }
         }
     }
@@ -413,7 +455,10 @@ fn nothing_of_a_damaged_object_counts_and_who_has_the_bytes_heals_it() {
     let remote = memory.remote();
     there.fetch(&remote, &made).unwrap_err();
     let other = there.result(0.1, "n2", &[("a", b"other bytes")]);
-    assert_eq!(there.send(&remote, &other).unwrap(), Sent::First);
+    let Ok(Sent::Instead(by)) = there.send(&remote, &other) else {
+        panic!("the result that nobody can read stays");
+    };
+    assert_eq!(by.host, "n1");
     let third = Machine::new();
     third.fetch(&memory.remote(), &made).unwrap();
     assert!(third.has(&other));
@@ -492,10 +537,25 @@ fn a_record_that_is_forged_is_refused_whatever_its_digest() {
                 record.outputs.get_mut("table").unwrap().digest = Digest::of(b"x");
             }),
         ),
+        ("other outputs", with(&|record| record.outputs.clear())),
+        (
+            "other outputs",
+            with(&|record| {
+                let output = record.outputs.swap_remove("table").unwrap();
+                record.outputs.insert("rows".to_owned(), output);
+            }),
+        ),
+        (
+            "other outputs",
+            with(&|record| {
+                let output = record.outputs.get_mut("table").unwrap();
+                *output = Artifact::new("figure", output.files.clone());
+            }),
+        ),
         ("shorter", of(&|files| files[0].size = 1 << 20)),
         ("longer", of(&|files| files[0].size = 1)),
         // More than any disk has; the digest of an artifact does not tell of sizes.
-        ("no space left", of(&|files| files[0].size = u64::MAX)),
+        ("another size", of(&|files| files[0].size = u64::MAX)),
     ];
     for (what, record) in forged {
         let memory = Memory::default();
@@ -510,74 +570,222 @@ fn a_record_that_is_forged_is_refused_whatever_its_digest() {
     }
 }
 
+/// The digest of an artifact does not tell of sizes.
+#[test]
+fn a_false_size_shows_where_the_object_is_here_and_is_healed_by_who_knows() {
+    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+    let made = here.result(0.1, "n1", &[("a", b"one")]);
+    here.send(&memory.remote(), &made).unwrap();
+    let mut forged = made.clone();
+    forged.outputs.get_mut("table").unwrap().files[0].size = 7;
+    let text = encode(&serde_json::to_string(&forged).unwrap());
+    memory.change(&record_key(&made.fingerprint, None), |bytes| {
+        *bytes = text.into_bytes()
+    });
+    there.result(0.2, "n2", &[("a", b"one")]);
+    let error = there.fetch(&memory.remote(), &made).unwrap_err();
+    assert!(error.to_string().contains("another size"), "{error}");
+    assert_eq!(here.send(&memory.remote(), &made).unwrap(), Sent::First);
+    there.fetch(&memory.remote(), &made).unwrap();
+    assert!(there.has(&made));
+}
+
+#[test]
+fn the_order_is_probed_for_with_little_rights_and_on_poor_servers() {
+    let machine = Machine::new();
+    let first_wins = |memory: &Memory| memory.remote().first_wins(&machine.store, true);
+    let memory = Memory::default();
+    memory.with(|state| state.denies_removing = true);
+    assert_eq!(first_wins(&memory), Ok(true));
+    let memory = Memory::default();
+    memory.with(|state| state.knows_no_creation = true);
+    assert_eq!(first_wins(&memory), Ok(false));
+    // Its first request is repeated on the way, and refused for its own effect.
+    let memory = Memory::default();
+    memory.fault("probe", Fault::Twice);
+    assert_eq!(first_wins(&memory), Ok(true));
+    // What was noted of it does not outlive a probe that says otherwise.
+    let memory = Memory::default();
+    assert_eq!(first_wins(&memory), Ok(true));
+    memory.with(|state| state.overwrites = true);
+    assert_eq!(memory.remote().first_wins(&machine.store, false), Ok(true));
+    assert_eq!(first_wins(&memory), Ok(false));
+    assert_eq!(memory.remote().first_wins(&machine.store, false), Ok(false));
+    // One that knows no creation is written to all the same.
+    let memory = Memory::default();
+    memory.with(|state| state.knows_no_creation = true);
+    let made = machine.result(0.1, "n1", &[("a", b"one")]);
+    assert_eq!(machine.send(&memory.remote(), &made).unwrap(), Sent::First);
+    let there = Machine::new();
+    there.fetch(&memory.remote(), &made).unwrap();
+    assert!(there.has(&made));
+}
+
+#[test]
+fn all_that_is_there_is_read_and_what_is_damaged_named() {
+    let (memory, here) = (Memory::default(), Machine::new());
+    let one = here.result(0.1, "n1", &[("a", b"one"), ("none", b"")]);
+    let two = here.result(0.2, "n1", &[("a", b"two")]);
+    let three = here.result(0.3, "n1", &[("a", b"three")]);
+    for record in [&one, &two, &three] {
+        here.send(&memory.remote(), record).unwrap();
+    }
+    let verified = || {
+        let remote = memory.remote();
+        let listed = remote.list().unwrap();
+        let damaged = remote.verify(&listed, &|_| {}).unwrap();
+        damaged.into_keys().collect::<Vec<String>>()
+    };
+    assert_eq!(verified(), [""; 0]);
+    memory.change(&key_of(&one, 0), |bytes| bytes[0] ^= 1);
+    memory.change(&record_key(&two.fingerprint, None), Vec::clear);
+    memory.with(|state| state.names.remove(&key_of(&three, 0)));
+    let mut wrong = [
+        key_of(&one, 0),
+        record_key(&two.fingerprint, None),
+        record_key(&three.fingerprint, None),
+    ];
+    wrong.sort();
+    assert_eq!(verified(), wrong);
+    memory.remote().remove(wrong.to_vec()).unwrap();
+    let remote = memory.remote();
+    let listed = remote.list().unwrap();
+    for record in [&one, &two, &three] {
+        assert!(!listed.has(record));
+        remote
+            .send(&here.store, record, Some(&listed), &|_, _| {})
+            .unwrap();
+    }
+    assert_eq!(verified(), [""; 0]);
+}
+
 #[test]
 fn a_transfer_that_broke_off_goes_on_from_there() {
     let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
     let large: Vec<u8> = (0..40 << 20).map(|at: u32| (at >> 8) as u8).collect();
     let made = here.result(0.1, "n1", &[("a", &large)]);
     here.send(&memory.remote(), &made).unwrap();
-    // The record, the first piece; the second does not come, or only half of it.
-    for fault in [Fault::Away, Fault::Cut] {
-        let failing = memory.clone();
-        let remote = memory.remote();
-        let mut told = Vec::new();
-        let broken = remote.fetch(
-            &there.store,
-            &made.fingerprint,
-            &wanted(),
-            &mut |done, total| {
-                assert_eq!(total, large.len() as u64);
-                if told.is_empty() {
-                    failing.fault("read", fault.clone());
-                }
-                told.push(done);
-            },
-        );
-        assert!(broken.is_err());
-        if fault == Fault::Away {
-            memory.requests();
-            there.fetch(&memory.remote(), &made).unwrap();
-            // The record and the two pieces that are missing.
-            assert_eq!(memory.requests().len(), 3);
-            assert!(there.has(&made));
-            fs_err::remove_dir_all(there.store.root()).unwrap();
-            fs_err::create_dir_all(there.store.root()).unwrap();
-        } else {
-            there.has_nothing();
+    let failing = memory.clone();
+    let remote = memory.remote();
+    let told = Mutex::new(Vec::new());
+    let tell = |done, total| {
+        assert_eq!(total, large.len() as u64);
+        let mut told = told.lock().unwrap();
+        if told.len() == 1 {
+            failing.fault("read", Fault::Away);
         }
+        told.push(done);
+    };
+    let broken = remote.fetch(&there.store, &made.fingerprint, &wanted(), &tell);
+    assert!(broken.is_err(), "{:?}", told.lock().unwrap());
+    memory.requests();
+    there.fetch(&memory.remote(), &made).unwrap();
+    // The record, the size, and the two pieces that are missing.
+    assert_eq!(memory.requests().len(), 4);
+    assert!(there.has(&made));
+}
+
+/// A line that alters bytes once, and a disk that lost some of those that came before.
+#[test]
+fn what_seems_damaged_is_read_once_more_before_it_is_believed() {
+    let (memory, here) = (Memory::default(), Machine::new());
+    let large: Vec<u8> = (0..20 << 20).map(|at: u32| (at >> 8) as u8).collect();
+    let made = here.result(0.1, "n1", &[("a", b"one"), ("b", &large)]);
+    here.send(&memory.remote(), &made).unwrap();
+    for fault in [Fault::Altered, Fault::Cut, Fault::Gone] {
+        let there = Machine::new();
+        let remote = memory.remote();
+        memory.fault("read objects", fault.clone());
+        there
+            .fetch(&remote, &made)
+            .unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        assert!(there.has(&made));
+        assert!(!remote.is_damaged(&key_of(&made, 0)) && !remote.is_damaged(&key_of(&made, 1)));
     }
+    let there = Machine::new();
+    let remote = memory.remote();
+    let partial = remote.notes(&there.store).join("partial");
+    fs_err::create_dir_all(&partial).unwrap();
+    let name = made.outputs["table"].files[1].digest.to_string();
+    fs_err::write(partial.join(name), vec![0; 100]).unwrap();
+    there.fetch(&remote, &made).unwrap();
+    assert!(there.has(&made));
+    assert_eq!(std::fs::read_dir(&partial).unwrap().count(), 0);
+    // Nor does what another machine made otherwise take the place of what was twice read wrongly.
+    let small = here.result(0.2, "n1", &[("a", b"small")]);
+    here.send(&memory.remote(), &small).unwrap();
+    memory.fault("read objects", Fault::Altered);
+    memory.fault("read objects", Fault::Altered);
+    let other = Machine::new();
+    let remote = memory.remote();
+    let refused = other.fetch(&remote, &small);
+    assert!(
+        matches!(refused, Err(RemoteError::Damaged(_))),
+        "{refused:?}"
+    );
+    let record = other.result(0.2, "n2", &[("a", b"other")]);
+    assert!(matches!(other.send(&remote, &record), Ok(Sent::Other(_))));
 }
 
 #[test]
-fn another_class_stands_beside_the_first_there_as_here() {
-    let (memory, here, there) = (Memory::default(), Machine::new(), Machine::new());
+fn which_result_is_first_is_another_matter_in_each_store() {
+    let of = |class: &str, exact| Wanted {
+        class: class.to_owned(),
+        exact,
+        ..wanted()
+    };
+    let (memory, here) = (Memory::default(), Machine::new());
     let first = here.result(0.1, "n1", &[("a", b"one")]);
     let mut beside = here.result(0.1, "n2", &[("a", b"two")]);
     beside.provenance.numerics = "cuda-sm90/1".to_owned();
     beside.beside = true;
+    here.store.write_record(&first).unwrap();
+    here.store.write_record(&beside).unwrap();
+    // The one that stands beside another here is the first there.
     let remote = memory.remote();
-    here.send(&remote, &first).unwrap();
-    here.send(&remote, &beside).unwrap();
-    let of = |class: &str, exact| Wanted {
-        class: class.to_owned(),
-        exact,
+    assert_eq!(here.send(&remote, &beside).unwrap(), Sent::First);
+    assert_eq!(here.send(&remote, &first).unwrap(), Sent::First);
+    assert_eq!(here.send(&remote, &first).unwrap(), Sent::First);
+    let listed = remote.list().unwrap();
+    assert!(
+        listed
+            .records
+            .contains_key(&format!("{}.json", first.fingerprint))
+    );
+    assert!(
+        listed
+            .records
+            .contains_key(&format!("{}.cpu-2.json", first.fingerprint))
+    );
+    assert!(listed.has(&first) && listed.has(&beside));
+    let host = |machine: &Machine, wanted: &Wanted| {
+        let found = remote.fetch(&machine.store, &first.fingerprint, wanted, &|_, _| {});
+        let Ok(Found::Result(made)) = found else {
+            assert_eq!(found, Ok(Found::Nothing));
+            return None;
+        };
+        // It is what counts here from now on.
+        let counts = machine.store.find_record(&first.fingerprint, &wanted.class);
+        assert_eq!(counts.unwrap().unwrap().provenance.host, made.host);
+        Some(made.host)
     };
-    let host = |wanted: &Wanted| match remote.fetch(
-        &there.store,
-        &first.fingerprint,
-        wanted,
-        &mut |_, _| {},
-    ) {
-        Ok(Found::Result(made)) => Some(made.host),
-        other => {
-            assert_eq!(other, Ok(Found::Nothing));
-            None
-        }
-    };
-    assert_eq!(host(&of("cuda-sm90/1", true)).as_deref(), Some("n2"));
-    assert_eq!(host(&of("cuda-sm80/1", false)).as_deref(), Some("n1"));
-    assert_eq!(host(&of("cuda-sm80/1", true)), None);
-    assert_eq!(host(&of("cpu/2", true)).as_deref(), Some("n1"));
+    assert_eq!(
+        host(&Machine::new(), &of("cpu/2", false)).as_deref(),
+        Some("n1")
+    );
+    assert_eq!(
+        host(&Machine::new(), &of("cuda-sm90/1", true)).as_deref(),
+        Some("n2")
+    );
+    assert_eq!(
+        host(&Machine::new(), &of("cuda-sm80/1", false)).as_deref(),
+        Some("n2")
+    );
+    assert_eq!(host(&Machine::new(), &of("cuda-sm80/1", true)), None);
+    let both = Machine::new();
+    assert_eq!(host(&both, &of("cpu/2", true)).as_deref(), Some("n1"));
+    assert_eq!(host(&both, &of("cuda-sm90/1", true)).as_deref(), Some("n2"));
+    assert_eq!(host(&both, &of("cpu/2", true)).as_deref(), Some("n1"));
 }
 
 #[test]
@@ -607,38 +815,46 @@ fn a_collection_keeps_what_is_needed_recent_or_sent_meanwhile() {
     memory.change(&record_key(&spared.fingerprint, None), Vec::clear);
     let listed = remote.list().unwrap();
     assert_eq!((listed.records.len(), listed.objects.len()), (3, 6));
-    let read = remote.read_all(&listed).unwrap();
+    let read = || remote.summaries(&listed).unwrap();
     let wanted = [kept.fingerprint].into();
     let now = SystemTime::now() - Duration::from_secs(100);
     // Nothing is old enough.
     let long_ago = SystemTime::now() - Duration::from_secs(10_000);
-    let none = Remote::garbage(
-        &listed,
-        remote.read_all(&listed).unwrap(),
-        &wanted,
-        long_ago,
-    );
+    let none = Remote::garbage(&listed, read(), &wanted, long_ago);
     assert!(none.results.is_empty() && none.objects.is_empty() && none.damaged.is_empty());
-    let garbage = Remote::garbage(&listed, read, &wanted, now);
+    // One that is damaged and needed stays, and may need anything.
+    let needs = [kept.fingerprint, spared.fingerprint].into();
+    let careful = Remote::garbage(&listed, read(), &needs, now);
+    assert_eq!(
+        (
+            careful.results.len(),
+            careful.damaged.len(),
+            careful.objects.len()
+        ),
+        (1, 0, 0)
+    );
+    let garbage = Remote::garbage(&listed, read(), &wanted, now);
     assert_eq!(garbage.results.len(), 1);
     assert_eq!(garbage.damaged.len(), 1);
     assert_eq!(garbage.objects.len(), 3);
     // Meanwhile somebody sends a result with an object that was found to be garbage.
     let fresh = here.result(0.4, "n3", &[("a", b"spared")]);
     here.send(&remote, &fresh).unwrap();
-    assert_eq!(remote.collect(&garbage).unwrap(), 1);
+    // And somebody computes one anew that is being taken away, under the same name.
+    memory.with(|state| state.back = Some(dead.clone()));
+    assert_eq!(remote.collect(&garbage).unwrap(), 2);
     let there = Machine::new();
     for (record, stays) in [
         (&kept, true),
         (&fresh, true),
-        (&dead, false),
+        (&dead, true),
         (&spared, false),
     ] {
         let found = there.fetch(&remote, record).unwrap();
         assert_eq!(found != Found::Nothing, stays);
     }
-    // Its own two, the fresh one's, and that which is under way.
-    assert_eq!(remote.list().unwrap().objects.len(), 4);
+    // Two each, one of them of both, the fresh one's, and that which is under way.
+    assert_eq!(remote.list().unwrap().objects.len(), 5);
 }
 
 #[test]
@@ -648,7 +864,7 @@ fn a_folder_is_a_bucket_where_the_first_writer_wins() {
         address: format!("file://{}", folder.display()),
         ..RemoteSettings::default()
     };
-    let remote = Remote::open(&address(shared.path())).unwrap();
+    let remote = Remote::open(&address(shared.path()), &Arc::default()).unwrap();
     let (here, there) = (Machine::new(), Machine::new());
     let large = vec![7; 20 << 20];
     let made = here.result(
@@ -665,7 +881,7 @@ fn a_folder_is_a_bucket_where_the_first_writer_wins() {
     assert!(remote.list().unwrap().has(&made));
     assert_eq!(remote.list().unwrap().leftovers, []);
     // A disk that is not mounted is no empty store.
-    let gone = Remote::open(&address(&shared.path().join("gone"))).unwrap();
+    let gone = Remote::open(&address(&shared.path().join("gone")), &Arc::default()).unwrap();
     let error = third.fetch(&gone, &made).unwrap_err();
     assert!(
         error.is_about_reach() && error.to_string().contains("mounted"),
@@ -677,7 +893,7 @@ fn a_folder_is_a_bucket_where_the_first_writer_wins() {
             address: bad.to_owned(),
             ..RemoteSettings::default()
         };
-        assert!(Remote::open(&settings).is_err(), "{bad}");
+        assert!(Remote::open(&settings, &Arc::default()).is_err(), "{bad}");
     }
 }
 
@@ -686,7 +902,7 @@ fn many_are_asked_at_once_and_answered_in_order() {
     let things: Vec<usize> = (0..100).collect();
     let at_once = AtomicUsize::new(0);
     let most = AtomicUsize::new(0);
-    let answers = in_parallel(&things, |thing| {
+    let answers = in_parallel(&things, AT_ONCE, |thing| {
         most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(2));
         at_once.fetch_sub(1, Ordering::SeqCst);

@@ -4,16 +4,21 @@
 mod tests;
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path as FilePath;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{self, Either};
 use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::multipart::{MultipartStore, PartId};
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{
     ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme,
     PutMode, RetryConfig,
@@ -26,53 +31,134 @@ use super::settings::{RemoteSettings, VARIABLES};
 use crate::engine::stage::StageError;
 
 /// A bucket, and what is below a path of it.
+///
+/// Parts of an upload that nobody goes on with stay there and are paid for until a rule of the bucket ends them
+/// (`AbortIncompleteMultipartUpload`): nothing that is asked for here lists them.
 pub(super) struct Cloud {
+    /// For what is small, and answered soon.
     store: Arc<dyn ObjectStore>,
+    /// For pieces of what is large.
+    large: Arc<dyn ObjectStore>,
     parts: Arc<dyn MultipartStore>,
     prefix: Path,
     runtime: Runtime,
+    /// Ends every wait for an answer.
+    stop: Arc<AtomicBool>,
 }
 
-/// Tries of a request, of which each may take so long that a whole piece has time on a slow line.
+/// How often a request is repeated, and for how long at most.
 const RETRIES: usize = 4;
-const SECONDS_OF_TRIES: u64 = 60;
-const SECONDS_OF_REQUEST: u64 = 120;
-const SECONDS_TO_CONNECT: u64 = 5;
+const PATIENCE: Duration = Duration::from_secs(60);
+const TO_CONNECT: Duration = Duration::from_secs(5);
+/// How long a request may take in all: one for little, and one for a piece of 16 MiB beside others on a slow line.
+const TO_ANSWER: Duration = Duration::from_secs(60);
+const TO_TRANSFER: Duration = Duration::from_mins(10);
+/// Bytes from which on something is large.
+const LARGE: u64 = 1 << 20;
 
-/// Makes a bucket of one cloud: settings of the environment, and over them those of the file.
+/// Opens a bucket of one cloud: settings of the environment, and over them those of the file.
 macro_rules! open {
-    ($builder:ty, $settings:expr, $url:expr) => {{
+    ($builder:ty, $settings:expr, $url:expr, $time:expr) => {{
+        let client = ClientOptions::new()
+            .with_timeout($time)
+            .with_connect_timeout(TO_CONNECT);
         let mut builder = <$builder>::new()
             .with_url($url.as_str())
-            .with_client_options(client_options());
-        for (name, value) in std::env::vars() {
-            let is_meant = VARIABLES.iter().any(|start| name.starts_with(start));
-            if is_meant && let Ok(key) = name.to_ascii_lowercase().parse() {
+            .with_client_options(client);
+        for (name, value) in variables() {
+            if let Ok(key) = name.to_ascii_lowercase().parse() {
                 builder = builder.with_config(key, value);
             }
         }
         for (name, value) in &$settings.options {
-            let key = name.to_ascii_lowercase().parse().map_err(|_| {
-                StageError::new(format!("option `{name}` of the shared store: there is none of that name"))
-                    .hint("`endpoint`, `region` and `allow_http` are some; the documentation of object_store has all")
-            })?;
+            let key = name
+                .to_ascii_lowercase()
+                .parse()
+                .map_err(|_| unknown_option(name))?;
             builder = builder.with_config(key, value.clone());
         }
         let retry = RetryConfig {
             max_retries: RETRIES,
-            retry_timeout: Duration::from_secs(SECONDS_OF_TRIES),
+            retry_timeout: PATIENCE,
             ..RetryConfig::default()
         };
-        let store = Arc::new(builder.with_retry(retry).build().map_err(|error| unusable($settings, &error))?);
-        (Arc::clone(&store) as Arc<dyn ObjectStore>, store as Arc<dyn MultipartStore>)
+        let opened = builder.with_retry(retry).build();
+        Arc::new(opened.map_err(|error| unusable($settings, &error))?)
     }};
 }
 
-/// Settings that those of the environment and of the file go over.
-fn client_options() -> ClientOptions {
-    ClientOptions::new()
-        .with_timeout(Duration::from_secs(SECONDS_OF_REQUEST))
-        .with_connect_timeout(Duration::from_secs(SECONDS_TO_CONNECT))
+/// Opens a bucket of one cloud for what is small, for what is large, and for uploads in parts.
+macro_rules! open_all {
+    ($builder:ty, $settings:expr, $url:expr) => {{
+        let small = open!($builder, $settings, $url, TO_ANSWER);
+        let large = open!($builder, $settings, $url, TO_TRANSFER);
+        let parts: Arc<dyn MultipartStore> = Arc::clone(&large) as _;
+        (
+            small as Arc<dyn ObjectStore>,
+            large as Arc<dyn ObjectStore>,
+            parts,
+        )
+    }};
+}
+
+/// The variables that are meant for a cloud.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let is_meant = VARIABLES.iter().any(|start| name.starts_with(start));
+        // An empty one is none.
+        let value = value
+            .into_string()
+            .ok()
+            .filter(|value| is_meant && !value.is_empty())?;
+        Some((name, value))
+    })
+}
+
+/// Refuses settings that the crate would panic at, or fail at without a word of why.
+fn check_variables(settings: &RemoteSettings) -> Result<(), StageError> {
+    let of_file = settings.options.iter();
+    let of_file = of_file.map(|(name, value)| (name.clone(), value.clone()));
+    let all: Vec<(String, String)> = variables().chain(of_file).collect();
+    let allows_http = all.iter().any(|(name, value)| {
+        name.to_ascii_lowercase().ends_with("allow_http")
+            && ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str())
+    });
+    for (name, value) in &all {
+        if value.contains(char::is_control) {
+            return Err(StageError::new(format!(
+                "`{name}` has a line break or another control character in it"
+            )));
+        }
+        let lower = name.to_ascii_lowercase();
+        if !lower.ends_with("endpoint") && !lower.ends_with("endpoint_url") {
+            continue;
+        }
+        let scheme = url::Url::parse(value).ok().filter(url::Url::has_host);
+        match scheme.as_ref().map(url::Url::scheme) {
+            Some("https") => {}
+            Some("http") if allows_http => {}
+            Some("http") => {
+                return Err(
+                    StageError::new(format!("`{name}` is an address without encryption"))
+                        .hint("AWS_ALLOW_HTTP=true, or `allow_http: true` beside it, allows that"),
+                );
+            }
+            _ => {
+                return Err(StageError::new(format!(
+                    "`{name}` is no address of a server: expected https://host:port"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown_option(name: &str) -> StageError {
+    StageError::new(format!(
+        "option `{name}` of the shared store: there is none of that name"
+    ))
+    .hint("`endpoint`, `region` and `allow_http` are some; the documentation of the crate object_store has all")
 }
 
 fn unusable(settings: &RemoteSettings, error: &Error) -> StageError {
@@ -81,7 +167,11 @@ fn unusable(settings: &RemoteSettings, error: &Error) -> StageError {
 }
 
 impl Cloud {
-    pub(super) fn open(settings: &RemoteSettings) -> Result<Self, StageError> {
+    pub(super) fn open(
+        settings: &RemoteSettings,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, StageError> {
+        check_variables(settings)?;
         let unknown = |what: String| {
             StageError::new(format!("shared store `{}`: {what}", settings.address)).hint(
                 "expected s3://bucket/path, gs://bucket/path, az://container/path or file:///path",
@@ -90,12 +180,12 @@ impl Cloud {
         let url = url::Url::parse(&settings.address).map_err(|error| unknown(error.to_string()))?;
         let (scheme, prefix) =
             ObjectStoreScheme::parse(&url).map_err(|error| unknown(error.to_string()))?;
-        let (store, parts) = match scheme {
-            ObjectStoreScheme::AmazonS3 => open!(AmazonS3Builder, settings, url),
+        let (store, large, parts) = match scheme {
+            ObjectStoreScheme::AmazonS3 => open_all!(AmazonS3Builder, settings, url),
             ObjectStoreScheme::GoogleCloudStorage => {
-                open!(GoogleCloudStorageBuilder, settings, url)
+                open_all!(GoogleCloudStorageBuilder, settings, url)
             }
-            ObjectStoreScheme::MicrosoftAzure => open!(MicrosoftAzureBuilder, settings, url),
+            ObjectStoreScheme::MicrosoftAzure => open_all!(MicrosoftAzureBuilder, settings, url),
             _ => return Err(unknown("it is in no cloud that is known here".to_owned())),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -104,25 +194,77 @@ impl Cloud {
             .build()?;
         Ok(Self {
             store,
+            large,
             parts,
             prefix,
             runtime,
+            stop,
+        })
+    }
+
+    /// Waits for an answer, unless it is time to stop.
+    fn ask<T>(
+        &self,
+        answer: impl Future<Output = Result<T, BucketError>>,
+    ) -> Result<T, BucketError> {
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
+        let stopped = async {
+            while !self.stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Err(BucketError::Here("stopped".to_owned()))
+        };
+        // The crate and those below it expect what servers and variables need not give.
+        let answer = std::panic::AssertUnwindSafe(answer).catch_unwind();
+        let answer = answer.map(|answer| {
+            answer.unwrap_or_else(|_| Err(BucketError::Failed("its client panicked".to_owned())))
+        });
+        self.runtime.block_on(async {
+            match future::select(pin!(answer), pin!(stopped)).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right((stopped, _)) => stopped,
+            }
         })
     }
 
     fn path(&self, key: &str) -> Path {
-        let parts = self.prefix.parts().map(|part| part.as_ref().to_owned());
-        Path::from_iter(parts.chain(key.split('/').map(str::to_owned)))
+        // Those of the prefix are written as names of the bucket already.
+        let names = key.split('/').map(PathPart::from);
+        self.prefix.parts().chain(names).collect()
+    }
+
+    /// The client for so many bytes.
+    fn client(&self, bytes: u64) -> &dyn ObjectStore {
+        if bytes > LARGE {
+            &*self.large
+        } else {
+            &*self.store
+        }
     }
 }
 
+/// Answers to a name of which there is nothing, that are about more than the name.
+const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"];
+
 fn failed(error: Error, key: &str) -> BucketError {
+    let said = error.to_string();
     match error {
-        Error::NotFound { .. } => BucketError::Absent(key.to_owned()),
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-            BucketError::Denied(error.to_string())
+        Error::NotFound { .. } if NO_BUCKET.iter().any(|no| said.contains(no)) => {
+            BucketError::Failed(format!("there is no such bucket: {said}"))
         }
-        other => BucketError::Failed(other.to_string()),
+        Error::NotFound { .. } => BucketError::Absent(key.to_owned()),
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => BucketError::Denied(said),
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => BucketError::Unsupported(said),
+        _ if said.contains("501 Not Implemented") => BucketError::Unsupported(said),
+        _ => BucketError::Failed(said),
+    }
+}
+
+/// What is written needs no name that is there already.
+fn not_written(error: Error, key: &str) -> BucketError {
+    match failed(error, key) {
+        BucketError::Absent(_) => BucketError::Failed("there is no such bucket".to_owned()),
+        other => other,
     }
 }
 
@@ -133,13 +275,20 @@ impl Bucket for Cloud {
         part: Option<Range<u64>>,
         limit: u64,
     ) -> Result<Vec<u8>, BucketError> {
-        let failed = |error| failed(error, key);
-        self.runtime.block_on(async {
+        let is_part = part.is_some();
+        let failed = |error: Error| match failed(error, key) {
+            // It begins behind the end.
+            BucketError::Failed(said) if is_part && said.contains("416 ") => {
+                BucketError::TooShort(key.to_owned())
+            }
+            other => other,
+        };
+        self.ask(async {
             let options = GetOptions {
                 range: part.map(GetRange::Bounded),
                 ..GetOptions::default()
             };
-            let got = self.store.get_opts(&self.path(key), options).await;
+            let got = self.client(limit).get_opts(&self.path(key), options).await;
             let mut stream = got.map_err(failed)?.into_stream();
             let mut bytes = Vec::new();
             while let Some(more) = stream.try_next().await.map_err(failed)? {
@@ -153,56 +302,67 @@ impl Bucket for Cloud {
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
-        match self.runtime.block_on(self.store.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(failed(error, key)),
-        }
+        let path = self.path(key);
+        self.ask(async {
+            match self.store.head(&path).await {
+                Ok(meta) => Ok(Some(meta.size)),
+                Err(Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(failed(error, key)),
+            }
+        })
     }
 
     fn write(&self, key: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
         let path = self.path(key);
-        let put = self.store.put(&path, bytes.into());
-        let put = self.runtime.block_on(put);
-        put.map(|_| ()).map_err(|error| failed(error, key))
+        let put = self.client(bytes.len() as u64);
+        let put = put.put_opts(&path, bytes.into(), PutMode::Overwrite.into());
+        self.ask(async { put.await.map_err(|error| not_written(error, key)) })?;
+        Ok(())
     }
 
     fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, BucketError> {
         let (path, mode) = (self.path(key), PutMode::Create.into());
         let put = self.store.put_opts(&path, bytes.into(), mode);
-        match self.runtime.block_on(put) {
-            Ok(_) => Ok(true),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(failed(error, key)),
-        }
+        self.ask(async {
+            match put.await {
+                Ok(_) => Ok(true),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+                Err(error) => Err(not_written(error, key)),
+            }
+        })
     }
 
     fn upload(&self, key: &str, upload: &mut Upload) -> Result<(), BucketError> {
         let path = self.path(key);
-        let mut begun = Begun::read(upload);
-        loop {
-            let is_old = begun.is_some();
-            let mut this = match begun.take() {
-                Some(begun) => begun,
-                None => Begun::new(self, &path, key, upload)?,
-            };
-            match self.send_parts(&path, key, &mut this, upload) {
-                // What was begun is forgotten there after some days.
-                Err(BucketError::Absent(_) | BucketError::Failed(_)) if is_old => {
+        if let Some(mut begun) = Begun::read(upload) {
+            match self.send_parts(&path, key, &mut begun, upload) {
+                // It is not known there any more, or not as it was noted.
+                Err(NotSent::Unknown) => {
                     let _ = std::fs::remove_file(upload.notes);
+                    let abort = self.parts.abort_multipart(&path, &begun.upload);
+                    let _ = self.ask(async { abort.await.map_err(|error| failed(error, key)) });
                 }
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    let _ = std::fs::remove_file(upload.notes);
-                    return Ok(());
-                }
+                Err(NotSent::For(error)) => return Err(error),
+                Ok(()) => return Ok(()),
             }
+        }
+        let mut begun = Begun::new(self, &path, key, upload)?;
+        match self.send_parts(&path, key, &mut begun, upload) {
+            Err(NotSent::Unknown) => Err(BucketError::Failed(format!(
+                "an upload of `{key}` was begun, and is not known there"
+            ))),
+            Err(NotSent::For(error)) => Err(error),
+            Ok(()) => Ok(()),
         }
     }
 
-    fn list(&self, folder: &str, each: &mut dyn FnMut(Entry)) -> Result<(), BucketError> {
+    fn list(
+        &self,
+        folder: &str,
+        each: &mut dyn FnMut(Entry) -> Result<(), BucketError>,
+    ) -> Result<(), BucketError> {
         let folder = self.path(folder);
-        self.runtime.block_on(async {
+        self.ask(async {
             let mut entries = self.store.list(Some(&folder));
             let failed = |error| failed(error, folder.as_ref());
             while let Some(meta) = entries.try_next().await.map_err(failed)? {
@@ -213,7 +373,7 @@ impl Bucket for Cloud {
                     key: parts.join("/"),
                     size: meta.size,
                     modified: meta.last_modified.into(),
-                });
+                })?;
             }
             Ok(())
         })
@@ -221,7 +381,7 @@ impl Bucket for Cloud {
 
     fn remove(&self, keys: Vec<String>) -> Result<(), BucketError> {
         let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
-        self.runtime.block_on(async {
+        self.ask(async {
             let paths = futures_util::stream::iter(paths).boxed();
             let mut removed = self.store.delete_stream(paths);
             while let Some(one) = removed.next().await {
@@ -263,9 +423,10 @@ impl Begun {
         const MOST_PARTS: u64 = 9_000;
         const SMALLEST: u64 = 8 << 20;
         let part = SMALLEST.max(upload.size.div_ceil(MOST_PARTS));
-        let id = cloud.runtime.block_on(cloud.parts.create_multipart(path));
+        let id = cloud.parts.create_multipart(path);
+        let id = async { id.await.map_err(|error| not_written(error, key)) };
         Ok(Self {
-            upload: id.map_err(|error| failed(error, key))?,
+            upload: cloud.ask(id)?,
             part,
             parts: vec![None; usize::try_from(upload.size.div_ceil(part)).unwrap_or(usize::MAX)],
         })
@@ -279,6 +440,22 @@ impl Begun {
     }
 }
 
+/// Why an upload in parts came to nothing.
+enum NotSent {
+    /// It, or one of its parts, is not known there.
+    Unknown,
+    For(BucketError),
+}
+
+impl<E: Into<BucketError>> From<E> for NotSent {
+    fn from(error: E) -> Self {
+        match error.into() {
+            BucketError::Absent(_) => Self::Unknown,
+            error => Self::For(error),
+        }
+    }
+}
+
 impl Cloud {
     fn send_parts(
         &self,
@@ -286,7 +463,7 @@ impl Cloud {
         key: &str,
         begun: &mut Begun,
         upload: &mut Upload,
-    ) -> Result<(), BucketError> {
+    ) -> Result<(), NotSent> {
         let failed = |error| failed(error, key);
         let file = fs_err::File::open(upload.file)?;
         let mut open: Vec<usize> = (0..begun.parts.len())
@@ -294,7 +471,7 @@ impl Cloud {
             .rev()
             .collect();
         let id = begun.upload.clone();
-        self.runtime.block_on(async {
+        self.ask(async {
             let mut under_way = FuturesUnordered::new();
             loop {
                 while under_way.len() < PARTS_AT_ONCE
@@ -303,7 +480,7 @@ impl Cloud {
                     let start = at as u64 * begun.part;
                     let length = begun.part.min(upload.size - start);
                     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-                    std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, start)?;
+                    file.file().read_exact_at(&mut bytes, start)?;
                     let put = self.parts.put_part(path, &id, at, bytes.into());
                     under_way.push(async move { (at, put.await) });
                 }
@@ -315,13 +492,25 @@ impl Cloud {
                 let done = begun.parts.iter().flatten().count() as u64 * begun.part;
                 (upload.tell)(done.min(upload.size))?;
             }
-            let parts = begun.parts.iter().flatten();
-            let parts = parts.map(|content_id| PartId {
-                content_id: content_id.clone(),
-            });
-            let done = self.parts.complete_multipart(path, &id, parts.collect());
-            done.await.map_err(failed)?;
             Ok(())
-        })
+        })?;
+        let parts = begun.parts.iter().flatten();
+        let parts = parts.map(|content_id| PartId {
+            content_id: content_id.clone(),
+        });
+        let parts = parts.collect();
+        let done = self.parts.complete_multipart(path, &id, parts);
+        let done = self.ask(async { done.await.map_err(failed) });
+        // The answer may have been lost of one that was completed.
+        if let Err(error) = done
+            && self.size(key)? != Some(upload.size)
+        {
+            return Err(match error {
+                BucketError::Failed(said) if said.contains("InvalidPart") => NotSent::Unknown,
+                error => error.into(),
+            });
+        }
+        let _ = std::fs::remove_file(upload.notes);
+        Ok(())
     }
 }

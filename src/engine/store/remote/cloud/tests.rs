@@ -28,7 +28,11 @@ fn settings(address: &str, endpoint: &str) -> RemoteSettings {
 
 fn cloud(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (Cloud, TestServer) {
     let server = TestServer::start(answer);
-    let cloud = Cloud::open(&settings("s3://bucket/lab", &server.address)).unwrap();
+    let cloud = Cloud::open(
+        &settings("s3://bucket/lab", &server.address),
+        Arc::default(),
+    )
+    .unwrap();
     (cloud, server)
 }
 
@@ -199,7 +203,7 @@ fn one_of_sixteen_creations_at_once_succeeds() {
 fn names_are_listed_and_removed_by_the_thousand() {
     let cloud = real();
     let keys: Vec<String> = (0..1100).map(|at| format!("objects/{at:02}/x")).collect();
-    super::super::in_parallel(&keys, |key| cloud.write(key, b"x".to_vec()).unwrap());
+    super::super::in_parallel(&keys, 16, |key| cloud.write(key, b"x".to_vec()).unwrap());
     cloud.write("objects/empty", Vec::new()).unwrap();
     assert_eq!(cloud.read("objects/empty", None, 10).unwrap(), b"");
     assert_eq!(cloud.size("objects/empty"), Ok(Some(0)));
