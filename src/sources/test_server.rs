@@ -153,7 +153,7 @@ fn serve(
             method,
             path,
             headers,
-            body: String::from_utf8(body).ok()?,
+            body: String::from_utf8_lossy(&body).into_owned(),
             number: seen.len(),
         };
         seen.push(request.clone());

@@ -120,9 +120,9 @@ fn check_variables(settings: &RemoteSettings) -> Result<(), StageError> {
     let of_file = settings.options.iter();
     let of_file = of_file.map(|(name, value)| (name.clone(), value.clone()));
     let all: Vec<(String, String)> = variables().chain(of_file).collect();
-    let allows_http = all.iter().any(|(name, value)| {
-        name.to_ascii_lowercase().ends_with("allow_http")
-            && ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str())
+    let of_http = |(name, _): &&(String, String)| name.to_ascii_lowercase().ends_with("allow_http");
+    let allows_http = all.iter().rfind(of_http).is_some_and(|(_, value)| {
+        ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str())
     });
     for (name, value) in &all {
         if value.contains(char::is_control) {
@@ -336,13 +336,19 @@ impl Bucket for Cloud {
         let path = self.path(key);
         if let Some(mut begun) = Begun::read(upload) {
             match self.send_parts(&path, key, &mut begun, upload) {
-                // It is not known there any more, or not as it was noted.
-                Err(NotSent::Unknown) => {
+                Err(NotSent::For(error)) if begun.has_chances() => {
+                    begun.note(upload.notes);
+                    return Err(error);
+                }
+                Err(NotSent::For(error @ (BucketError::Here(_) | BucketError::Denied(_)))) => {
+                    return Err(error);
+                }
+                // It is not known there any more, or not as it was noted: not every server says so.
+                Err(_) => {
                     let _ = std::fs::remove_file(upload.notes);
                     let abort = self.parts.abort_multipart(&path, &begun.upload);
                     let _ = self.ask(async { abort.await.map_err(|error| failed(error, key)) });
                 }
-                Err(NotSent::For(error)) => return Err(error),
                 Ok(()) => return Ok(()),
             }
         }
@@ -404,6 +410,8 @@ struct Begun {
     part: u64,
     /// What the server calls the parts that are there, by position.
     parts: Vec<Option<String>>,
+    /// How often it was gone on with in vain, no part being taken.
+    in_vain: u32,
 }
 
 /// Parts at a time; each is in memory meanwhile.
@@ -429,7 +437,14 @@ impl Begun {
             upload: cloud.ask(id)?,
             part,
             parts: vec![None; usize::try_from(upload.size.div_ceil(part)).unwrap_or(usize::MAX)],
+            in_vain: 0,
         })
+    }
+
+    /// Counts a try in vain; says whether it is worth another.
+    fn has_chances(&mut self) -> bool {
+        self.in_vain += 1;
+        self.in_vain < 3
     }
 
     fn note(&self, notes: &FilePath) {
@@ -473,8 +488,10 @@ impl Cloud {
         let id = begun.upload.clone();
         self.ask(async {
             let mut under_way = FuturesUnordered::new();
+            let mut broken = None;
             loop {
-                while under_way.len() < PARTS_AT_ONCE
+                while broken.is_none()
+                    && under_way.len() < PARTS_AT_ONCE
                     && let Some(at) = open.pop()
                 {
                     let start = at as u64 * begun.part;
@@ -487,12 +504,21 @@ impl Cloud {
                 let Some((at, part)) = under_way.next().await else {
                     break;
                 };
-                begun.parts[at] = Some(part.map_err(failed)?.content_id);
+                // Those that are under way beside one that fails are noted still.
+                let part = match part {
+                    Ok(part) => part,
+                    Err(error) => {
+                        broken.get_or_insert(failed(error));
+                        continue;
+                    }
+                };
+                begun.parts[at] = Some(part.content_id);
+                begun.in_vain = 0;
                 begun.note(upload.notes);
                 let done = begun.parts.iter().flatten().count() as u64 * begun.part;
                 (upload.tell)(done.min(upload.size))?;
             }
-            Ok(())
+            broken.map_or(Ok(()), Err)
         })?;
         let parts = begun.parts.iter().flatten();
         let parts = parts.map(|content_id| PartId {

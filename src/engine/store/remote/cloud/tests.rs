@@ -143,7 +143,7 @@ fn options_that_mean_nothing_are_refused_and_places_that_nobody_knows() {
     wrong
         .options
         .insert("secret_acces_key".to_owned(), SECRET.to_owned());
-    let Err(StageError::Failed { message, .. }) = Cloud::open(&wrong) else {
+    let Err(StageError::Failed { message, .. }) = Cloud::open(&wrong, Arc::default()) else {
         panic!("it was taken");
     };
     assert!(
@@ -157,21 +157,140 @@ fn options_that_mean_nothing_are_refused_and_places_that_nobody_knows() {
         "s3:/bucket",
     ] {
         assert!(
-            Cloud::open(&settings(place, "http://127.0.0.1:1")).is_err(),
+            Cloud::open(&settings(place, "http://127.0.0.1:1"), Arc::default()).is_err(),
             "{place}"
         );
     }
+}
+
+#[test]
+fn settings_that_the_crate_would_panic_at_are_refused_by_their_name() {
+    for (name, value) in [
+        ("endpoint", "nonsense"),
+        ("endpoint", "127.0.0.1:6000"),
+        ("endpoint", "http://"),
+        ("endpoint", "http://127.0.0.1:99999"),
+        ("region", "us\n"),
+        ("secret_access_key", "averysecretkey\n"),
+        ("allow_http", "false"),
+    ] {
+        let mut wrong = settings("s3://bucket", "http://127.0.0.1:1");
+        wrong.options.insert(name.to_owned(), value.to_owned());
+        let Err(StageError::Failed { message, .. }) = Cloud::open(&wrong, Arc::default()) else {
+            panic!("{name}={value:?}");
+        };
+        assert!(!message.contains("averysecret"), "{message}");
+    }
+}
+
+#[test]
+fn what_is_said_of_the_bucket_is_not_said_of_a_name() {
+    let no_bucket = b"<Error><Code>NoSuchBucket</Code></Error>";
+    let (cloud, _) = cloud(|_| Reply::new(404, no_bucket));
+    let error = cloud.read("records/a", None, 10).unwrap_err();
+    assert!(message(&error).contains("no such bucket"), "{error}");
+    let error = cloud.create("records/a", b"x".to_vec()).unwrap_err();
+    assert!(message(&error).contains("no such bucket"), "{error}");
+    let (cloud, _) =
+        self::cloud(|_| Reply::new(501, b"<Error><Code>NotImplemented</Code></Error>"));
+    let error = cloud.create("records/a", b"x".to_vec()).unwrap_err();
+    assert!(matches!(error, BucketError::Unsupported(_)), "{error}");
+    let (cloud, _) = self::cloud(|_| Reply::new(416, b""));
+    let error = cloud.read("objects/a", Some(10..20), 10).unwrap_err();
+    assert_eq!(error, BucketError::TooShort("objects/a".to_owned()));
+}
+
+#[test]
+fn no_answer_is_waited_for_once_it_is_time_to_stop() {
+    let server = TestServer::start(|_| {
+        std::thread::sleep(Duration::from_secs(60));
+        object(b"")
+    });
+    let stop = Arc::<AtomicBool>::default();
+    let mut settings = settings("s3://bucket/lab", &server.address);
+    settings
+        .options
+        .insert("timeout".to_owned(), "50 seconds".to_owned());
+    let cloud = Cloud::open(&settings, Arc::clone(&stop)).unwrap();
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stopped = cloud.read("records/a", None, 10);
+    assert_eq!(stopped, Err(BucketError::Here("stopped".to_owned())));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// An upload in parts whose third part is refused, at first and at the next try.
+#[test]
+fn parts_that_are_there_stay_however_often_an_upload_breaks_off() {
+    let tries = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (counted, parts) = (Arc::clone(&tries), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&parts);
+    let (cloud, _server) = cloud(move |request| {
+        let query = request.path.split_once('?').map_or("", |(_, query)| query);
+        let part = query
+            .split('&')
+            .find_map(|word| word.strip_prefix("partNumber="));
+        match (request.method.as_str(), part) {
+            ("POST", _) if query.starts_with("uploads") => Reply::new(
+                200,
+                b"<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>",
+            ),
+            ("PUT", Some("3")) if counted.fetch_add(1, Ordering::SeqCst) < 2 => {
+                Reply::new(400, b"<Error><Code>Broken</Code></Error>")
+            }
+            ("PUT", Some(part)) => {
+                seen.lock().unwrap().push(part.to_owned());
+                Reply::new(200, b"").with("etag", "\"e\"")
+            }
+            ("POST", _) => Reply::new(
+                200,
+                b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+            ),
+            _ => Reply::new(404, b""),
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let (file, notes) = (folder.path().join("large"), folder.path().join("notes"));
+    fs_err::write(&file, vec![b'x'; 40 << 20]).unwrap();
+    let send = || {
+        cloud.upload(
+            "objects/large",
+            &mut Upload {
+                file: &file,
+                size: 40 << 20,
+                notes: &notes,
+                tell: &mut |_| Ok(()),
+            },
+        )
+    };
+    for _ in 0..2 {
+        let error = send().unwrap_err();
+        assert!(matches!(error, BucketError::Failed(_)), "{error}");
+        assert!(notes.exists());
+    }
+    send().unwrap();
+    assert!(!notes.exists());
+    let mut parts = parts.lock().unwrap().clone();
+    parts.sort();
+    // Those that were under way when the third was refused may have gone twice; none of the noted did.
+    assert!(parts.len() <= 5 + 6, "{parts:?}");
+    parts.dedup();
+    assert_eq!(parts, ["1", "2", "3", "4", "5"]);
 }
 
 /// A real server: `FLOWGRAPH_TEST_BUCKET` names a bucket, and `AWS_ENDPOINT_URL` and others where it is.
 fn real() -> Cloud {
     let address = std::env::var("FLOWGRAPH_TEST_BUCKET").expect("FLOWGRAPH_TEST_BUCKET");
     let unique = crate::engine::machine::unique_name();
-    Cloud::open(&RemoteSettings {
-        address: format!("{address}/{unique}"),
+    // Signs that are written otherwise in names of a bucket.
+    let settings = RemoteSettings {
+        address: format!("{address}/~{unique}/a b%20c#/d").replace('#', "+"),
         ..RemoteSettings::default()
-    })
-    .unwrap()
+    };
+    Cloud::open(&settings, Arc::default()).unwrap()
 }
 
 #[test]
@@ -210,7 +329,10 @@ fn names_are_listed_and_removed_by_the_thousand() {
     let listed = || {
         let mut listed = Vec::new();
         cloud
-            .list("objects", &mut |entry| listed.push(entry.key))
+            .list("objects", &mut |entry| {
+                listed.push(entry.key);
+                Ok(())
+            })
             .unwrap();
         listed.sort();
         listed
@@ -278,6 +400,8 @@ fn a_large_file_goes_in_parts_and_on_from_where_it_broke_off() {
         ..begun
     };
     fs_err::write(&notes, serde_json::to_vec(&forgotten).unwrap()).unwrap();
-    send(&mut |_| Ok(())).unwrap();
+    // Some servers do not say so.
+    let gone_on = (0..3).find(|_| send(&mut |_| Ok(())).is_ok());
+    assert!(gone_on.is_some());
     assert!(cloud.read("objects/large", None, 1 << 30).unwrap() == bytes);
 }
