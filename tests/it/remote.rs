@@ -343,6 +343,109 @@ fn a_stage_that_fails_and_one_for_reading_alone_send_nothing() {
 }
 
 #[test]
+fn what_is_damaged_there_is_found_by_who_has_it_and_sent_again() {
+    let group = Group::new();
+    let here = group.machine(CHAIN);
+    here.run(&[]);
+    assert!(
+        here.says(0, &["remote", "verify"])
+            .contains("3 results and 3 objects verified, 0 damaged")
+    );
+    flip(&group.files("objects")[0]);
+    flip(&group.files("records")[0]);
+    // By names and sizes nothing shows.
+    assert!(here.says(0, &["push"]).contains("sent 0 results"));
+    let found = here.says(4, &["remote", "verify"]);
+    assert_eq!(found.matches("is damaged: its").count(), 2, "{found}");
+    assert_eq!(
+        here.asks(&["remote", "verify", "--repair"])["removed"],
+        true
+    );
+    let sent = here.says(0, &["push"]);
+    assert!(
+        sent.contains("sent 1 result ") || sent.contains("sent 2 results"),
+        "{sent}"
+    );
+    here.says(0, &["remote", "verify"]);
+    assert_eq!(
+        group.machine(CHAIN).run(&[]).outcomes(),
+        "a cached, b cached, c cached"
+    );
+}
+
+#[test]
+fn an_address_is_the_same_with_a_slash_at_its_end_and_shows_no_credential() {
+    let group = Group::new();
+    let here = group.machine(CHAIN);
+    let config = format!(
+        "remote: {{ address: \"{}\", read_only: true }}\n",
+        group.address()
+    );
+    here.space.write("config/flowgraph/config.yaml", &config);
+    let mut pushed = here.command(&["push", "--remote", &format!("{}/", group.address())]);
+    pushed.env("XDG_CONFIG_HOME", here.space.path("config"));
+    let pushed = here.space.outcome(pushed.output().unwrap());
+    assert!(
+        pushed.code == 2 && pushed.stderr.contains("read_only"),
+        "{}",
+        pushed.stderr
+    );
+    let secret = "https://account.blob.core.windows.net/c?sig=verysecret";
+    for args in [
+        &["plan", "p.yaml"][..],
+        &["run", "p.yaml"],
+        &["push"],
+        &["remote", "status", "--help"],
+    ] {
+        let mut command = here.command(args);
+        let outcome = command.env("FLOWGRAPH_REMOTE", secret).output().unwrap();
+        let outcome = here.space.outcome(outcome);
+        let said = outcome.stdout + &outcome.stderr;
+        assert!(!said.contains("verysecret"), "{said}");
+    }
+    let planned = here.says(0, &["plan", "p.yaml"]);
+    assert!(
+        planned.contains("was not asked: `run` looks there first"),
+        "{planned}"
+    );
+    let refused = here.says(2, &["gc", "p.yaml", "--remote", &group.address()]);
+    assert!(refused.contains("--remote=file://"), "{refused}");
+}
+
+#[test]
+fn a_run_that_ends_early_leaves_no_stage_and_no_question_open() {
+    let failing = r#"
+name: n
+stages:
+  good: { kind: command, params: { run: "sleep 0.2; echo a > o", outputs: { o: o } } }
+  bad: { kind: command, params: { run: "exit 1", outputs: { o: o } } }
+  next: { kind: command, inputs: { x: good }, params: { run: "cat $x > o", outputs: { o: o } } }
+"#;
+    let group = Group::new();
+    let here = group.machine(failing);
+    let report = here
+        .command(&["run", "p.yaml", "--json", "--fail-fast"])
+        .output()
+        .unwrap();
+    assert_eq!(report.status.code(), Some(1));
+    // What was done by then is there.
+    let report = here.command(&["run", "p.yaml", "--json"]).output().unwrap();
+    assert_eq!(
+        here.space.report(&report).outcomes(),
+        "bad failed, good done, next done"
+    );
+    let there = group.machine(failing);
+    let report = there
+        .command(&["run", "p.yaml", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        there.space.report(&report).outcomes(),
+        "bad failed, good cached, next cached"
+    );
+}
+
+#[test]
 fn a_collection_there_is_a_dry_run_unless_told_otherwise() {
     let group = Group::new();
     let here = group.machine(CHAIN);

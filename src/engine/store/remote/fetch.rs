@@ -322,7 +322,8 @@ impl Store {
                 .path()
                 .parent()
                 .is_some_and(|folder| folder.ends_with(PARTIAL));
-            if !is_old && !(is_partial && is_here) {
+            let is_done = is_partial && is_here;
+            if !is_old && !is_done {
                 continue;
             }
             // Held until it is gone: nobody begins to write to what is taken away.

@@ -580,7 +580,7 @@ fn a_false_size_shows_where_the_object_is_here_and_is_healed_by_who_knows() {
     forged.outputs.get_mut("table").unwrap().files[0].size = 7;
     let text = encode(&serde_json::to_string(&forged).unwrap());
     memory.change(&record_key(&made.fingerprint, None), |bytes| {
-        *bytes = text.into_bytes()
+        *bytes = text.into_bytes();
     });
     there.result(0.2, "n2", &[("a", b"one")]);
     let error = there.fetch(&memory.remote(), &made).unwrap_err();

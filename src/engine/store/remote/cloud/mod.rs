@@ -48,10 +48,10 @@ pub(super) struct Cloud {
 
 /// How often a request is repeated, and for how long at most.
 const RETRIES: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const TO_CONNECT: Duration = Duration::from_secs(5);
 /// How long a request may take in all: one for little, and one for a piece of 16 MiB beside others on a slow line.
-const TO_ANSWER: Duration = Duration::from_secs(60);
+const TO_ANSWER: Duration = Duration::from_mins(1);
 const TO_TRANSFER: Duration = Duration::from_mins(10);
 /// Bytes from which on something is large.
 const LARGE: u64 = 1 << 20;

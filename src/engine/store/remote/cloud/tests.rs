@@ -112,7 +112,7 @@ fn short_long_and_unasked_bytes_are_none() {
     let (cloud, _) = self::cloud(|_| object(&[b'x'; 1000]).cut_after(10));
     let error = cloud.read("objects/a", None, 1000).unwrap_err();
     assert!(matches!(error, BucketError::Failed(_)), "{error}");
-    let (cloud, _) = self::cloud(|_| object(&[b'x'; 1 << 20]));
+    let (cloud, _) = self::cloud(|_| object(&vec![b'x'; 1 << 20]));
     let error = cloud.read("objects/a", None, 1000).unwrap_err();
     assert_eq!(error, BucketError::TooLong("objects/a".to_owned()));
     // It gives all where a part was asked for.
@@ -203,7 +203,7 @@ fn what_is_said_of_the_bucket_is_not_said_of_a_name() {
 #[test]
 fn no_answer_is_waited_for_once_it_is_time_to_stop() {
     let server = TestServer::start(|_| {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
         object(b"")
     });
     let stop = Arc::<AtomicBool>::default();
@@ -369,10 +369,10 @@ fn a_large_file_goes_in_parts_and_on_from_where_it_broke_off() {
     let told = Mutex::new(Vec::new());
     let stopped = send(&mut |done| {
         told.lock().unwrap().push(done);
-        match done >= 16 << 20 {
-            true => Err(std::io::Error::other("stopped")),
-            false => Ok(()),
+        if done >= 16 << 20 {
+            return Err(std::io::Error::other("stopped"));
         }
+        Ok(())
     });
     assert_eq!(stopped, Err(BucketError::Here("stopped".to_owned())));
     assert_eq!(cloud.size("objects/large"), Ok(None));
