@@ -48,7 +48,7 @@ pub use publish::publish;
 pub use record::{Computed, GpuUsed, Provenance, Record, RecordError, RecordHead, Wanted};
 pub(super) use remote::AT_ONCE;
 #[cfg(test)]
-pub(super) use remote::BucketError;
+pub(super) use remote::{BucketError, tests::Memory};
 pub use remote::{
     Found, Listed, Remote, RemoteError, RemoteGarbage, RemoteSettings, Sent, by_class, in_parallel,
     made_by,

@@ -4,6 +4,8 @@
 //! is sent; what they find is heard by the executor's loop like what workers say.
 
 mod reach;
+#[cfg(test)]
+mod tests;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};

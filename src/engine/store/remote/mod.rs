@@ -22,7 +22,7 @@ mod list;
 mod send;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(in crate::engine) mod tests;
 mod verify;
 
 use std::collections::BTreeSet;

@@ -38,13 +38,15 @@ struct State {
     denies_removing: bool,
     knows_no_creation: bool,
     requests: Vec<String>,
+    /// The name of which readers wait.
+    held: Option<String>,
     /// A record that comes back once something was removed.
     back: Option<Record>,
 }
 
 /// A bucket in memory.
 #[derive(Default, Clone)]
-struct Memory(Arc<Mutex<State>>);
+pub(in crate::engine) struct Memory(Arc<Mutex<State>>);
 
 impl Memory {
     fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
@@ -68,7 +70,13 @@ impl Memory {
         self.with(|state| state.faults.push((what, fault)));
     }
 
-    fn requests(&self) -> Vec<String> {
+    /// Lets whoever reads the record of a fingerprint wait, until that is taken back.
+    pub(in crate::engine) fn hold(&self, fingerprint: Option<&Digest>) {
+        let key = fingerprint.map(|fingerprint| record_key(fingerprint, None));
+        self.with(|state| state.held = key);
+    }
+
+    pub(in crate::engine) fn requests(&self) -> Vec<String> {
         self.with(|state| std::mem::take(&mut state.requests))
     }
 
@@ -76,7 +84,7 @@ impl Memory {
         self.with(|state| change(&mut state.names.get_mut(key).unwrap().0));
     }
 
-    fn remote(&self) -> Remote {
+    pub(in crate::engine) fn remote(&self) -> Remote {
         let settings = RemoteSettings {
             address: "s3://bucket/lab".to_owned(),
             ..RemoteSettings::default()
@@ -96,6 +104,9 @@ impl Bucket for Memory {
         part: Option<Range<u64>>,
         limit: u64,
     ) -> Result<Vec<u8>, BucketError> {
+        while self.with(|state| state.held.as_deref() == Some(key)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let is_object = key.starts_with("objects/");
         let of_object = is_object.then(|| self.taken("read objects")).flatten();
         let fault = of_object.or(self.asked("read", key));
