@@ -1,4 +1,0 @@
-echo "--- detached, requeue of submitter by preemption"; flowgraph run p.yaml --executor slurm --detach; until [ -e ran ]; do sleep 0.2; done; flowgraph status
-j=$(squeue -h -n flowgraph-run -o %A); scontrol requeue $j; sleep 1; squeue; flowgraph status; flowgraph attach 2>&1 | tail -3; flowgraph runs; sleep 9; squeue; flowgraph status; flowgraph runs; cat ran
-echo "--- detached and cancelled by scancel (TERM)"; rm -rf ran .flowgraph; flowgraph run p.yaml --executor slurm --detach; until [ -e ran ]; do sleep 0.2; done; scancel -n flowgraph-run; sleep 3; squeue; flowgraph status; flowgraph runs; flowgraph cancel; sleep 1; squeue
-echo "--- detached, two cancels"; rm -rf ran .flowgraph; flowgraph run p.yaml --executor slurm --detach; until [ -e ran ]; do sleep 0.2; done; flowgraph cancel; flowgraph cancel; sleep 2; flowgraph cancel; flowgraph status; squeue; ls -A .flowgraph/cluster; cat .flowgraph/cluster/*/output
