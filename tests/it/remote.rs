@@ -374,6 +374,24 @@ fn what_is_damaged_there_is_found_by_who_has_it_and_sent_again() {
 }
 
 #[test]
+fn what_is_not_whole_here_is_named_and_the_rest_is_sent() {
+    let group = Group::new();
+    let here = group.machine(CHAIN);
+    here.run(&["--remote", "none"]);
+    fs::remove_file(here.space.object("a")).unwrap();
+    let said = here.says(4, &["push"]);
+    assert!(
+        said.contains("`a`: object ") && said.contains("is missing"),
+        "{said}"
+    );
+    assert!(said.contains("sent 2 results"), "{said}");
+    here.says(0, &["verify", "--repair"]);
+    here.run(&[]);
+    assert_eq!(here.space.ran(), ["a", "a", "b", "c"]);
+    assert_eq!(here.asks(&["remote", "status"])["only_here"], 0);
+}
+
+#[test]
 fn an_address_is_the_same_with_a_slash_at_its_end_and_shows_no_credential() {
     let group = Group::new();
     let here = group.machine(CHAIN);

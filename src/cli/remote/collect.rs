@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{asked, needed, writable};
 use crate::cli::output::{Output, bytes, counted};
-use crate::cli::{Failure, exit_code, gc};
+use crate::cli::{Failure, exit_code, gc, interrupts};
 use crate::engine::plan::PlanOptions;
 use crate::engine::stage::Registry;
 use crate::engine::store::{Remote, Store, by_class, made_by};
@@ -47,6 +47,7 @@ pub(crate) fn collect(
             code: exit_code::USAGE,
         });
     }
+    interrupts::count_interrupts()?;
     let listed = asked(&remote, remote.list())?;
     // What the pipelines reach is found as if all that is there were here.
     let folder = tempfile::tempdir()?;
@@ -85,7 +86,7 @@ pub(crate) fn collect(
             .collect();
         output.json(&json!({
             "remote": remote.address(), "removed": collection.remove, "results": results, "damaged": garbage.damaged,
-            "objects": garbage.objects.len(), "leftovers": garbage.leftovers(), "bytes": garbage.bytes,
+            "unreadable": garbage.unreadable, "objects": garbage.objects.len(), "leftovers": garbage.leftovers(), "bytes": garbage.bytes,
             "spared": spared,
         }));
         return Ok(exit_code::OK);
@@ -101,6 +102,11 @@ pub(crate) fn collect(
             ));
         }
         (garbage.damaged.iter()).for_each(|damage| output.line(damage));
+    }
+    for damage in &garbage.unreadable {
+        let hint =
+            "it stays, and since it may need anything, no object goes; `run` or `push` heals it";
+        output.warning(damage, hint);
     }
     output.line(&format!(
         "{}: {}, {}, {}, {}; {}",

@@ -32,7 +32,7 @@ pub(super) fn settings(given: &str) -> Result<Option<RemoteSettings>, Failure> {
     let settings = match configured()? {
         configured if given.address.is_empty() => configured,
         // Its options are for that place.
-        Some(configured) if configured.name() == given.name() => Some(configured),
+        Some(configured) if configured.is_same_place(&given) => Some(configured),
         _ => Some(given),
     };
     if let Some(settings) = &settings {

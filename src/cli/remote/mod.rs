@@ -129,7 +129,7 @@ fn failure(remote: &Remote, error: &RemoteError, so_far: &str) -> Failure {
     let variables = variables
         .iter()
         .find(|(scheme, _)| address.starts_with(scheme));
-    let hint = variables.map(|(_, names)| {
+    let hint = variables.filter(|_| error.is_refusal()).map(|(_, names)| {
         format!(
             "credentials come from variables such as {names}; they need to read, write and list"
         )

@@ -14,7 +14,7 @@ use crate::cli::{Failure, PipelineOptions, exit_code, interrupts};
 use crate::engine::artifact::Digest;
 use crate::engine::plan::{Decision, PlanOptions, Planner};
 use crate::engine::stage::Registry;
-use crate::engine::store::{Found, RemoteError, Store, in_parallel};
+use crate::engine::store::{Found, Store, in_parallel};
 
 /// Results that are fetched at once.
 const AT_ONCE: usize = 16;
@@ -74,7 +74,7 @@ pub(crate) fn pull(
             // The next would fail for the same reason.
             if found
                 .as_ref()
-                .is_err_and(|error| !matches!(error, RemoteError::Damaged(_)))
+                .is_err_and(|error| !error.is_of_this_result())
             {
                 given_up.store(true, Ordering::Relaxed);
             }
@@ -85,7 +85,7 @@ pub(crate) fn pull(
             match found {
                 Ok(Found::Nothing) => {}
                 Ok(Found::Result(_)) => fetched += 1,
-                Err(error @ RemoteError::Damaged(_)) => damaged.push(remote.said(&error)),
+                Err(error) if error.is_of_this_result() => damaged.push(remote.said(&error)),
                 Err(error) => broken = broken.or(Some(error)),
             }
         }

@@ -12,7 +12,7 @@ use crate::cli::output::{Output, bytes, counted};
 use crate::cli::{Failure, exit_code, gc, interrupts};
 use crate::engine::plan::PlanOptions;
 use crate::engine::stage::Registry;
-use crate::engine::store::{Record, RemoteError, Sent, Store, in_parallel, made_by};
+use crate::engine::store::{Record, Sent, Store, in_parallel, made_by};
 
 /// Results that are sent at once.
 const AT_ONCE: usize = 8;
@@ -79,10 +79,7 @@ pub(crate) fn push(
         let share = Share::of(&bar);
         let sent = remote.send(store, record, Some(&listed), &|done, _| share.tell(done));
         // The next would fail for the same reason.
-        if sent
-            .as_ref()
-            .is_err_and(|error| !matches!(error, RemoteError::Damaged(_)))
-        {
+        if sent.as_ref().is_err_and(|error| !error.is_of_this_result()) {
             given_up.store(true, Ordering::Relaxed);
         }
         Some(sent)
@@ -108,7 +105,7 @@ pub(crate) fn push(
                     made_by(&made)
                 ));
             }
-            Some(Err(error @ RemoteError::Damaged(_))) => {
+            Some(Err(error)) if error.is_of_this_result() => {
                 failed.push(format!("`{stage}`: {}", remote.said(&error)));
             }
             Some(Err(error)) => broken = broken.or(Some(error)),

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use crate::cli::output::duration;
+use crate::cli::output::{bytes, counted, duration};
 use crate::cli::progress::queued_text;
 use crate::engine::context::Progress;
 use crate::engine::event::RunEvent;
@@ -43,6 +43,10 @@ pub(super) struct Screen {
     working: IndexMap<String, Working>,
     /// How many stages ended in which way.
     ended: IndexMap<&'static str, usize>,
+    /// What is on its way from or to a shared store, by stage.
+    transfers: IndexMap<String, Progress>,
+    /// What the run waits for or is at besides its stages.
+    besides: Option<String>,
     /// The last thing that went wrong.
     trouble: Option<String>,
     /// What is said at the end.
@@ -57,6 +61,8 @@ impl Screen {
             stages: 0,
             working: IndexMap::new(),
             ended: IndexMap::new(),
+            transfers: IndexMap::new(),
+            besides: None,
             trouble: None,
             end: None,
         }
@@ -70,10 +76,27 @@ impl Screen {
     pub(super) fn mark_killed(&mut self) {
         self.end = Some("killed: `flowgraph run` goes on from here".to_owned());
         self.working.clear();
+        self.transfers.clear();
+        self.besides = None;
     }
 
     pub(super) fn event(&mut self, event: &RunEvent) {
+        self.besides = match event {
+            RunEvent::RunWaiting { holder } => Some(format!("waits for {holder}")),
+            RunEvent::Sending { results, address } => Some(format!(
+                "sends {} to {address}",
+                counted(*results, "result")
+            )),
+            RunEvent::StageTransfer { .. } | RunEvent::StageSent { .. } => self.besides.take(),
+            _ => None,
+        };
         match event {
+            RunEvent::StageTransfer { stage, progress } => {
+                match progress {
+                    Some(progress) => self.transfers.insert(stage.clone(), progress.clone()),
+                    None => self.transfers.shift_remove(stage),
+                };
+            }
             RunEvent::RunStarted { stages, .. } => self.stages = *stages,
             RunEvent::StageStarted { stage, .. } => {
                 self.working.insert(stage.clone(), Working::default());
@@ -161,6 +184,11 @@ impl Screen {
             lines.push(line.trim_end().to_owned());
             lines.extend(working.curves());
         }
+        for (stage, progress) in &self.transfers {
+            let (done, total) = (bytes(progress.step), bytes(progress.total));
+            lines.push(format!("  {stage}  shared store: {done} of {total}"));
+        }
+        lines.extend(self.besides.iter().map(|what| format!("  {what}")));
         if let Some(trouble) = &self.trouble {
             let first = trouble.lines().next().unwrap_or_default();
             lines.push(format!("  {first}"));

@@ -7,6 +7,7 @@ mod reach;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -69,8 +70,10 @@ pub(super) struct Sharing {
     /// Whether it was said that the last writer wins, and how many were left to send when that was said.
     told_of_order: bool,
     told_of_sending: usize,
-    /// When something was heard last, or that nothing is was said.
+    /// When something came, went or was answered last, or when it was said that nothing does.
     heard_at: Instant,
+    pieces: Arc<AtomicUsize>,
+    pieces_before: usize,
 }
 
 impl Sharing {
@@ -82,6 +85,7 @@ impl Sharing {
             store: store.clone(),
             heard: sender,
             reach: Arc::default(),
+            pieces: Arc::default(),
         };
         Ok(Self {
             questions: hand.begin(AT_ONCE, Hand::answer)?,
@@ -94,6 +98,8 @@ impl Sharing {
             sending: 0,
             unsent: 0,
             reach: hand.reach,
+            pieces: hand.pieces,
+            pieces_before: 0,
             shown: vec![false; stages],
             told_of_order: false,
             told_of_sending: 0,
@@ -114,6 +120,8 @@ struct Hand {
     store: Store,
     heard: Sender<(usize, Heard)>,
     reach: Arc<Reach>,
+    /// Counts what comes and goes, however little.
+    pieces: Arc<AtomicUsize>,
 }
 
 impl Hand {
@@ -190,8 +198,9 @@ impl Hand {
     /// Tells of the bytes of a transfer, if they are so many that people wonder.
     fn teller(&self, stage: usize) -> impl Fn(u64, u64) + Sync {
         const MANY: u64 = 32 << 20;
-        let heard = self.heard.clone();
+        let (heard, pieces) = (self.heard.clone(), Arc::clone(&self.pieces));
         move |done, total| {
+            pieces.fetch_add(1, Ordering::Relaxed);
             if total >= MANY {
                 let progress = Progress {
                     step: done,
@@ -251,6 +260,10 @@ impl Execution<'_> {
             return;
         };
         if sharing.remote.is_read_only() {
+            return;
+        }
+        if !sharing.reach.may_send() {
+            sharing.unsent += 1;
             return;
         }
         let parcel = Parcel {
@@ -399,7 +412,9 @@ impl Execution<'_> {
         let Some(sharing) = &mut self.sharing else {
             return;
         };
-        if is_heard || !is_idle || sharing.asking + sharing.sending == 0 {
+        let pieces = sharing.pieces.load(Ordering::Relaxed);
+        let moves = std::mem::replace(&mut sharing.pieces_before, pieces) != pieces;
+        if is_heard || moves || !is_idle || sharing.asking + sharing.sending == 0 {
             sharing.heard_at = Instant::now();
         } else if sharing.heard_at.elapsed() > LONG {
             sharing.heard_at = Instant::now();

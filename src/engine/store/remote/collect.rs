@@ -22,6 +22,8 @@ pub struct RemoteGarbage {
     pub damaged: Vec<String>,
     /// Objects that no other record names, with their bytes.
     pub objects: Vec<(Digest, u64)>,
+    /// Records that cannot be read and stay: since they may need any object, none goes.
+    pub unreadable: Vec<String>,
     /// Bytes of all together.
     pub bytes: u64,
     /// Names of records.
@@ -85,12 +87,7 @@ impl Remote {
             let Some((fingerprint, class)) = fingerprint_of(name) else {
                 return Ok(None);
             };
-            let read = match self.record(&fingerprint, class) {
-                // A line that cut it short is no reason to take it away.
-                Err(RemoteError::Damaged(_)) => self.record(&fingerprint, class),
-                read => read,
-            };
-            let summary = match read {
+            let summary = match self.record(&fingerprint, class) {
                 Ok(None) => return Ok(None),
                 Ok(Some(record)) => {
                     each(&record)?;
@@ -118,7 +115,6 @@ impl Remote {
         let is_old = |entry: &Entry| entry.modified < before;
         let mut garbage = RemoteGarbage::default();
         let mut needed = BTreeSet::new();
-        let mut all_are_read = true;
         for (name, summary) in read {
             let Some(entry) = listed.records.get(&name) else {
                 continue;
@@ -128,7 +124,7 @@ impl Remote {
                 match summary {
                     Ok(summary) => needed.extend(summary.objects),
                     // It may be healed, and name any object.
-                    Err(_) => all_are_read = false,
+                    Err(what) => garbage.unreadable.push(what),
                 }
                 garbage.known.insert(name, entry.modified);
                 continue;
@@ -139,7 +135,7 @@ impl Remote {
             }
             garbage.records.push(format!("records/{name}"));
         }
-        if all_are_read {
+        if garbage.unreadable.is_empty() {
             let objects = listed.objects.iter();
             let objects =
                 objects.filter(|(digest, entry)| is_old(entry) && !needed.contains(digest));

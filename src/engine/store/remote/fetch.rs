@@ -75,14 +75,21 @@ impl Remote {
         beside: Option<&str>,
     ) -> Result<Option<Record>, RemoteError> {
         let key = record_key(fingerprint, beside);
-        let bytes = match self.bucket.read(&key, None, LONGEST_RECORD) {
-            Ok(bytes) => bytes,
-            Err(BucketError::Absent(_)) => return Ok(None),
-            Err(BucketError::TooLong(_)) => return Err(self.damage(&key, "it is too long")),
-            Err(error) => return Err(error.into()),
+        let read = || match self.bucket.read(&key, None, LONGEST_RECORD) {
+            Ok(bytes) => Ok(Some(read_record(bytes, fingerprint))),
+            Err(BucketError::Absent(_)) => Ok(None),
+            Err(BucketError::TooLong(_)) => Ok(Some(Err("it is too long".to_owned()))),
+            Err(error) => Err(error),
         };
-        let read = read_record(bytes, fingerprint);
-        let mut record = read.map_err(|what| self.damage(&key, &what))?;
+        let mut found = read()?;
+        // A line may have altered it.
+        if found.as_ref().is_some_and(Result::is_err) {
+            found = read()?;
+        }
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        let mut record = found.map_err(|what| self.damage(&key, &what))?;
         held(&self.damaged).remove(&key);
         record.beside = beside.is_some();
         if let Some(class) = beside
@@ -383,29 +390,35 @@ impl Partial {
                 (seen, since) = (length(), Instant::now());
             }
         }
-        let own = Self::opened(folder.join(format!("{digest}.{}", unique_name())))?;
-        Ok(Begun::Here(own))
+        let path = folder.join(format!("{digest}.{}", unique_name()));
+        let file = Self::file(&path)?;
+        Self::of(path, file).map(Begun::Here)
     }
 
     /// Opens a file, if nobody else has it; an error within tells that there are no locks.
     fn locked(path: PathBuf) -> std::io::Result<Result<Option<Self>, std::io::Error>> {
-        let partial = Self::opened(path)?;
-        match partial.file.file().try_lock() {
+        let file = Self::file(&path)?;
+        match file.file().try_lock() {
             Err(TryLockError::WouldBlock) => return Ok(Ok(None)),
             Err(TryLockError::Error(error)) => return Ok(Err(error)),
             Ok(()) => {}
         }
-        // Who had it may have moved it away, or gone on with it since.
-        let there = std::fs::metadata(&partial.path).map(|there| (there.ino(), there.len()));
-        let held = partial.file.metadata()?;
-        let is_same = there.ok() == Some((held.ino(), partial.length));
-        Ok(Ok(is_same.then_some(partial)))
+        // Who had it may have moved it away.
+        let there = std::fs::metadata(&path).map(|there| there.ino());
+        if there.ok() != Some(file.metadata()?.ino()) {
+            return Ok(Ok(None));
+        }
+        Self::of(path, file).map(|partial| Ok(Some(partial)))
     }
 
-    fn opened(path: PathBuf) -> std::io::Result<Self> {
+    fn file(path: &Path) -> std::io::Result<fs_err::File> {
         let mut options = fs_err::OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(&path)?;
+        options.open(path)
+    }
+
+    /// Reads what is there already.
+    fn of(path: PathBuf, mut file: fs_err::File) -> std::io::Result<Self> {
         let mut hasher = Box::new(blake3::Hasher::new());
         let length = hasher.update_reader(&mut file)?.count();
         Ok(Self {

@@ -76,9 +76,12 @@ pub enum RemoteError {
     /// It was asked in vain.
     #[error(transparent)]
     Bucket(#[from] BucketError),
-    /// What it holds is not what it says.
+    /// What it holds is not what it says, or what is here is not.
     #[error("{0}")]
     Damaged(String),
+    /// A record would be longer than one may be.
+    #[error("the result has too many files to be shared: an archive has one")]
+    TooLarge,
 }
 
 impl RemoteError {
@@ -93,6 +96,11 @@ impl RemoteError {
     /// Whether this machine could not do its part, or was told to stop.
     pub fn is_of_this_machine(&self) -> bool {
         matches!(self, Self::Bucket(BucketError::Here(_)))
+    }
+
+    /// Whether it is about this one result, and says nothing of others.
+    pub fn is_of_this_result(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::TooLarge)
     }
 
     /// Whether these credentials may not do what was asked.
@@ -217,7 +225,15 @@ impl Remote {
             Ok(_) => match self.bucket.create(&key, b"second".to_vec()) {
                 Err(BucketError::Unsupported(_)) => false,
                 Err(error) => return Err(error),
-                Ok(second) => !second && self.bucket.read(&key, None, 6)? == b"first",
+                Ok(second) => match self.bucket.read(&key, None, 6) {
+                    Ok(bytes) => !second && bytes == b"first",
+                    Err(BucketError::TooLong(_)) => false,
+                    Err(BucketError::Absent(_)) => {
+                        let what = "it says of a name that it is there, and it is not";
+                        return Err(BucketError::Failed(what.to_owned()));
+                    }
+                    Err(error) => return Err(error),
+                },
             },
         };
         // Not everybody who may write may remove; `gc --remote` takes away what is left.

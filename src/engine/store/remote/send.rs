@@ -162,10 +162,16 @@ impl Remote {
         }
         let file = store.object_path(digest);
         if size <= PIECE {
-            let bytes = fs_err::read(&file)?;
+            let damaged = |damage: Damage| RemoteError::Damaged(damage.to_string());
+            let path = file;
+            let bytes = match std::fs::read(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(damaged(Damage::Missing { path }));
+                }
+                bytes => bytes?,
+            };
             if Digest::of(&bytes) != *digest {
-                let path = file;
-                return Err(RemoteError::Damaged(Damage::Altered { path }.to_string()));
+                return Err(damaged(Damage::Altered { path }));
             }
             self.bucket.write(&key, bytes)?;
             told.more(size);
@@ -210,8 +216,7 @@ impl Remote {
             let body = serde_json::to_string(shared).map_err(std::io::Error::from)?;
             let bytes = encode(&body).into_bytes();
             if bytes.len() as u64 > LONGEST_RECORD {
-                let what = "its result has too many files to be shared: an archive has one";
-                return Err(std::io::Error::other(what).into());
+                return Err(RemoteError::TooLarge);
             }
             let created = if first_wins && !self.is_damaged(&key) {
                 self.bucket.create(&key, bytes)

@@ -40,6 +40,12 @@ fn is_secret(name: &str) -> bool {
         .any(|part| name.contains(part))
 }
 
+/// Whether a setting of a name says which server is asked.
+fn is_of_server(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains("endpoint") || name.contains("account_name")
+}
+
 /// Beginnings of the variables that the clouds' own tools read.
 pub(super) const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
@@ -54,6 +60,9 @@ impl RemoteSettings {
     /// # Errors
     /// Those; the message repeats no part of a credential.
     pub fn check(&self) -> Result<(), StageError> {
+        if self.address.trim().is_empty() {
+            return Err(StageError::new("the address of the shared store is empty"));
+        }
         let (scheme, after) = self.address.split_once("://").unwrap_or_default();
         let host = after.split('/').next().unwrap_or_default();
         let user = host.rsplit_once('@').map(|(user, _)| user);
@@ -80,7 +89,7 @@ impl RemoteSettings {
         }
     }
 
-    /// Returns its address without slashes at the end, by which it is known.
+    /// Returns its address without slashes at the end, as people read it.
     pub fn name(&self) -> &str {
         match self.address.trim_end_matches('/') {
             "" | "file:" => &self.address,
@@ -88,18 +97,42 @@ impl RemoteSettings {
         }
     }
 
+    /// Whether both are of one place, however it is spelled.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.spelled() == other.spelled()
+    }
+
+    /// Returns the one spelling of its address.
+    fn spelled(&self) -> String {
+        let (scheme, rest) = match self.address.split_once("://") {
+            Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
+            None => ("file".to_owned(), self.address.as_str()),
+        };
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (scheme, host) = match scheme.as_str() {
+            "file" => ("file", ""),
+            // No bucket has a port.
+            "s3a" | "s3" => ("s3", host.split(':').next().unwrap_or_default()),
+            other => (other, host),
+        };
+        let parts = path.split('/').filter(|part| !["", "."].contains(part));
+        let parts: Vec<&str> = std::iter::once(host).chain(parts).collect();
+        format!("{scheme}://{}", parts.join("/"))
+    }
+
     /// Tells two places of one address apart that lie on different servers.
     pub(super) fn place(&self) -> String {
-        let servers = [
-            "AWS_ENDPOINT_URL",
-            "AWS_ENDPOINT",
-            "AZURE_STORAGE_ENDPOINT",
-            "AZURE_STORAGE_ACCOUNT_NAME",
-        ];
-        let servers = servers.map(|name| std::env::var(name).unwrap_or_default());
+        let servers = std::env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            VARIABLES.iter().any(|start| name.starts_with(start)) && is_of_server(&name)
+        });
+        let mut servers: Vec<String> = servers
+            .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+            .collect();
+        servers.sort();
         let own = self.options.iter().filter(|(name, _)| !is_secret(name));
         let own: Vec<String> = own.map(|(name, value)| format!("{name}={value}")).collect();
-        let text = format!("{} {} {}", self.name(), servers.join(" "), own.join(" "));
+        let text = format!("{} {} {}", self.spelled(), servers.join(" "), own.join(" "));
         Digest::of(text.as_bytes()).short()
     }
 
@@ -149,7 +182,10 @@ pub(super) fn shown(text: &str) -> String {
         rest = further;
     }
     shown.push_str(rest);
-    let line = shown.trim().replace(char::is_control, " ");
+    let line = shown
+        .trim()
+        .trim_end_matches(':')
+        .replace(char::is_control, " ");
     excerpt(&line, LONGEST).into_owned()
 }
 
@@ -200,6 +236,26 @@ mod tests {
                 .check()
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn a_place_is_the_same_however_it_is_spelled() {
+        for (one, same) in [
+            ("file:///shared/x", "/shared/x/"),
+            ("file:///shared/x", "file://localhost/shared/./x"),
+            ("s3://lab/x", "S3://lab//x/"),
+            ("s3://lab/x", "s3a://lab:99/x"),
+        ] {
+            assert!(of(one).is_same_place(&of(same)), "{one} {same}");
+        }
+        for (one, other) in [
+            ("s3://lab/x", "gs://lab/x"),
+            ("s3://lab/x", "s3://lab2/x"),
+            ("s3://lab/x", "s3://lab/x/y"),
+            ("file:///lab/x", "s3://lab/x"),
+        ] {
+            assert!(!of(one).is_same_place(&of(other)), "{one} {other}");
+        }
     }
 
     #[test]

@@ -56,8 +56,19 @@ impl Remote {
         Ok(self.bucket.remove(names)?)
     }
 
-    /// Reads an object, and compares the digest of its bytes with its name.
+    /// Reads an object, and compares the digest of its bytes with its name; twice before it is called damaged.
     pub(super) fn check(&self, digest: &Digest, size: u64) -> Result<(), RemoteError> {
+        match self.check_once(digest, size) {
+            Err(RemoteError::Damaged(_)) => {
+                self.check_once(digest, size)?;
+                self.note_there(&object_key(digest));
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+
+    fn check_once(&self, digest: &Digest, size: u64) -> Result<(), RemoteError> {
         let _turn = (size > PIECE).then(|| self.large.take());
         let mut hasher = blake3::Hasher::new();
         let mut at = 0;

@@ -102,56 +102,71 @@ macro_rules! open_all {
 }
 
 /// The variables that are meant for a cloud.
-fn variables() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| {
+fn variables() -> Vec<(String, String)> {
+    let all = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
         let is_meant = VARIABLES.iter().any(|start| name.starts_with(start));
-        // An empty one is none.
-        let value = value
-            .into_string()
-            .ok()
-            .filter(|value| is_meant && !value.is_empty())?;
-        Some((name, value))
-    })
+        // An empty one is none. What is no text is refused with what has signs that belong in no address and no key.
+        let value = value.to_string_lossy().into_owned();
+        (is_meant && !value.is_empty()).then_some((name, value))
+    });
+    all.collect()
 }
 
 /// Refuses settings that the crate would panic at, or fail at without a word of why.
 fn check_variables(settings: &RemoteSettings) -> Result<(), StageError> {
     let of_file = settings.options.iter();
     let of_file = of_file.map(|(name, value)| (name.clone(), value.clone()));
-    let all: Vec<(String, String)> = variables().chain(of_file).collect();
+    let all: Vec<(String, String)> = variables().into_iter().chain(of_file).collect();
     let of_http = |(name, _): &&(String, String)| name.to_ascii_lowercase().ends_with("allow_http");
-    let allows_http = all.iter().rfind(of_http).is_some_and(|(_, value)| {
+    let is_true = |value: &str| {
         ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str())
-    });
+    };
+    let allows_http = all
+        .iter()
+        .rfind(of_http)
+        .is_some_and(|(_, value)| is_true(value));
     for (name, value) in &all {
-        if value.contains(char::is_control) {
+        if value.contains(|sign: char| sign.is_control() || sign == char::REPLACEMENT_CHARACTER) {
             return Err(StageError::new(format!(
-                "`{name}` has a line break or another control character in it"
+                "`{name}` has a line break or another sign in it that cannot be meant"
             )));
         }
-        let lower = name.to_ascii_lowercase();
-        if !lower.ends_with("endpoint") && !lower.ends_with("endpoint_url") {
-            continue;
-        }
-        let scheme = url::Url::parse(value).ok().filter(url::Url::has_host);
-        match scheme.as_ref().map(url::Url::scheme) {
-            Some("https") => {}
-            Some("http") if allows_http => {}
-            Some("http") => {
-                return Err(
-                    StageError::new(format!("`{name}` is an address without encryption"))
-                        .hint("AWS_ALLOW_HTTP=true, or `allow_http: true` beside it, allows that"),
-                );
-            }
-            _ => {
-                return Err(StageError::new(format!(
-                    "`{name}` is no address of a server: expected https://host:port"
-                )));
-            }
+        // Some say by yes and no which kind of server it is.
+        let is_address = name.to_ascii_lowercase().contains("endpoint")
+            && !is_true(value)
+            && !["0", "false", "off", "no", "n"].contains(&value.to_ascii_lowercase().as_str());
+        if is_address {
+            check_server(name, value, allows_http)?;
         }
     }
     Ok(())
+}
+
+/// Refuses what is no address of a server for everybody who reads it.
+fn check_server(name: &str, value: &str, allows_http: bool) -> Result<(), StageError> {
+    let is_plain = value
+        .chars()
+        .all(|sign| sign.is_ascii_alphanumeric() || "-._~:/%[]".contains(sign));
+    let parsed = url::Url::parse(value).ok().filter(url::Url::has_host);
+    let scheme = ["https", "http"].into_iter().find(|scheme| {
+        let rest = value.strip_prefix(scheme);
+        rest.is_some_and(|rest| rest.starts_with("://"))
+    });
+    match scheme {
+        Some("https") if is_plain && parsed.is_some() => Ok(()),
+        Some("http") if is_plain && parsed.is_some() => {
+            if allows_http {
+                return Ok(());
+            }
+            let what = format!("`{name}` is an address without encryption");
+            Err(StageError::new(what)
+                .hint("AWS_ALLOW_HTTP=true, or `allow_http: true` beside it, allows that"))
+        }
+        _ => Err(StageError::new(format!(
+            "`{name}` is no address of a server: expected https://host:port, without a user, blanks or a query"
+        ))),
+    }
 }
 
 fn unknown_option(name: &str) -> StageError {
