@@ -26,6 +26,9 @@ use reach::{Reach, Trouble};
 /// Results that are sent at once.
 const SENDING_AT_ONCE: usize = 8;
 
+/// What takes no longer needs no word.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// A stage whose result is looked for.
 struct Question {
     stage: usize,
@@ -70,6 +73,8 @@ pub(super) struct Sharing {
     /// Whether it was said that the last writer wins, and how many were left to send when that was said.
     told_of_order: bool,
     told_of_sending: usize,
+    /// Since when nothing else is left to do than to send results.
+    sends_since: Option<Instant>,
     /// When something came, went or was answered last, or when it was said that nothing does.
     heard_at: Instant,
     pieces: Arc<AtomicUsize>,
@@ -104,6 +109,7 @@ impl Sharing {
             told_of_order: false,
             told_of_sending: 0,
             heard_at: Instant::now(),
+            sends_since: None,
         })
     }
 
@@ -444,14 +450,24 @@ impl Execution<'_> {
 
     /// Whether there is something to wait for that has to do with the shared store.
     pub(super) fn waits_for_shared(&mut self) -> bool {
-        let Some(sharing) = &self.sharing else {
+        let is_interrupted = self.is_interrupted();
+        let Some(sharing) = &mut self.sharing else {
             return false;
         };
-        let sends = sharing.sending > 0 && !self.is_interrupted();
-        if sends && self.workers.is_empty() && self.queue.is_empty() {
+        let sends = sharing.sending > 0 && !is_interrupted;
+        let asks = self.states.contains(&State::Asked);
+        let is_all = sends && !asks && self.workers.is_empty() && self.queue.is_empty();
+        if !is_all {
+            sharing.sends_since = None;
+        } else if sharing
+            .sends_since
+            .get_or_insert_with(Instant::now)
+            .elapsed()
+            > A_MOMENT
+        {
             self.tell_of_sending();
         }
-        sends || self.states.contains(&State::Asked)
+        sends || asks
     }
 
     /// Leaves stages as they are that are being looked for: the run is to stop.
