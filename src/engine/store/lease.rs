@@ -169,7 +169,11 @@ impl Lease {
         let mut options = std::fs::OpenOptions::new();
         let mut file = match options.write(true).create_new(true).open(path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
-            file => file?,
+            Err(error) => {
+                let what = format!("cannot write {}: {error}", path.display());
+                return Err(std::io::Error::new(error.kind(), what));
+            }
+            Ok(file) => file,
         };
         file.write_all(&text)?;
         let lost = Arc::new(AtomicBool::new(false));
