@@ -120,7 +120,8 @@ impl Lines {
                 } else {
                     format!("  {}", notes.join("; "))
                 };
-                (verbose || !notes.is_empty()).then(|| {
+                let is_told = verbose || !(notes.is_empty() || self.output.quiet);
+                is_told.then(|| {
                     let counter = counter(self.settled, self.total);
                     word("CACHED", GREEN).and(&format!(" {counter} {stage}{notes}"))
                 })

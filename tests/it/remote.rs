@@ -146,6 +146,14 @@ fn what_one_machine_made_another_uses_and_says_whose_it_is() {
         there.says(0, &["verify"]).trim(),
         "3 records and 3 objects verified, 0 damaged"
     );
+    let quiet = group.machine(CHAIN);
+    assert_eq!(
+        quiet
+            .says(0, &["run", "p.yaml", "-q"])
+            .matches("CACHED")
+            .count(),
+        0
+    );
     // From now on nothing is asked, not even whether it is there.
     fs::remove_dir_all(group.shared.path()).unwrap();
     for machine in [&here, &there] {
