@@ -25,7 +25,7 @@ pub(super) fn run(args: &VerifyArgs, store: &Store, output: &Output) -> Result<u
     }
     let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
     for record in &records {
-        for file in record.outputs.values().flat_map(|artifact| &artifact.files) {
+        for file in record.files() {
             users
                 .entry(file.digest)
                 .or_default()

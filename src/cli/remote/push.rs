@@ -29,8 +29,7 @@ pub(crate) struct PushArgs {
 }
 
 fn size_of(record: &Record) -> u64 {
-    let files = record.outputs.values().flat_map(|output| &output.files);
-    files.map(|file| file.size).sum()
+    record.files().map(|file| file.size).sum()
 }
 
 pub(crate) fn push(

@@ -58,8 +58,7 @@ impl Store {
             .into_iter()
             .partition(|record| kept.contains(&record.fingerprint));
         let objects_of = |record: &Record| -> BTreeSet<Digest> {
-            let files = record.outputs.values().flat_map(|artifact| &artifact.files);
-            files.map(|file| file.digest).collect()
+            record.files().map(|file| file.digest).collect()
         };
         let needed: BTreeSet<Digest> = live.iter().flat_map(objects_of).collect();
         let mut named = needed.clone();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::object::{Damage, ObjectStats};
 use super::publish::{publish, publish_first};
-use crate::engine::artifact::{Digest, Outputs};
+use crate::engine::artifact::{ArtifactFile, Digest, Outputs};
 use crate::engine::fingerprint::Manifest;
 use crate::engine::machine::{Gpu, Work, may_stand_in};
 
@@ -29,6 +29,13 @@ pub struct Record<M = Manifest, P = Provenance> {
     pub provenance: P,
     /// What the file system said of the objects.
     pub stats: ObjectStats,
+}
+
+impl<M, P> Record<M, P> {
+    /// Returns the files of all outputs.
+    pub fn files(&self) -> impl Iterator<Item = &ArtifactFile> {
+        self.outputs.values().flat_map(|output| &output.files)
+    }
 }
 
 impl<M, P: Computed> Record<M, P> {
@@ -376,12 +383,7 @@ impl Store {
         record: &mut Record<M, P>,
         paranoid: bool,
     ) -> Result<(), Damage> {
-        let digests: Vec<Digest> = record
-            .outputs
-            .values()
-            .flat_map(|artifact| &artifact.files)
-            .map(|file| file.digest)
-            .collect();
+        let digests: Vec<Digest> = record.files().map(|file| file.digest).collect();
         let mut refreshed = false;
         for digest in digests {
             let known = record.stats.get(&digest).filter(|_| !paranoid);

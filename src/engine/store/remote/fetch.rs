@@ -117,7 +117,7 @@ impl Remote {
         let fetched = in_parallel(&objects, OBJECTS_AT_ONCE, |(digest, size)| {
             let stat = match store.check_object(digest) {
                 Ok(stat) => stat,
-                Err(_) => self.fetch_object(store, digest, *size, &told)?,
+                Err(_) => self.twice(digest, || self.fetch_object(store, digest, *size, &told))?,
             };
             if stat.size != *size {
                 return Err(self.damage(&object_key(digest), "its record says another size"));
@@ -128,26 +128,24 @@ impl Remote {
         Ok(())
     }
 
-    /// Fetches an object. What seems damaged is read once more: a line may have altered it, or a disk what came before.
-    fn fetch_object(
+    /// Reads an object, and once more if it seems damaged: a line may have altered it, or a disk what came before.
+    pub(super) fn twice<T>(
         &self,
-        store: &Store,
         digest: &Digest,
-        size: u64,
-        told: &Told,
-    ) -> Result<ObjectStat, RemoteError> {
-        match self.try_to_fetch(store, digest, size, told) {
+        read: impl Fn() -> Result<T, RemoteError>,
+    ) -> Result<T, RemoteError> {
+        match read() {
             Err(RemoteError::Damaged(_)) => {
-                let fetched = self.try_to_fetch(store, digest, size, told)?;
+                let again = read()?;
                 self.note_there(&object_key(digest));
-                Ok(fetched)
+                Ok(again)
             }
-            fetched => fetched,
+            first => first,
         }
     }
 
     /// Fetches an object, from where an earlier try ended.
-    fn try_to_fetch(
+    fn fetch_object(
         &self,
         store: &Store,
         digest: &Digest,
@@ -224,8 +222,8 @@ impl Remote {
 
 /// The objects of a result, each once, with their sizes.
 pub(super) fn objects_of(record: &Record) -> Vec<(Digest, u64)> {
-    let files = record.outputs.values().flat_map(|output| &output.files);
-    let objects: BTreeMap<Digest, u64> = files.map(|file| (file.digest, file.size)).collect();
+    let objects = record.files().map(|file| (file.digest, file.size));
+    let objects: BTreeMap<Digest, u64> = objects.collect();
     objects.into_iter().collect()
 }
 

@@ -22,13 +22,12 @@ impl Listed {
     /// Whether a record and all its objects are there.
     pub fn has(&self, record: &Record) -> bool {
         let name = |beside| record_name(&record.fingerprint, beside);
-        let mut files = record.outputs.values().flat_map(|output| &output.files);
         // Which one is first is another matter in each store.
         let class = record.provenance.numerics.as_str();
         [None, Some(class)]
             .into_iter()
             .any(|beside| self.records.contains_key(&name(beside)))
-            && files.all(|file| {
+            && record.files().all(|file| {
                 let there = self.objects.get(&file.digest);
                 there.is_some_and(|entry| entry.size == file.size)
             })

@@ -54,8 +54,6 @@ pub struct Remote {
     /// Whether results are only taken from it.
     read_only: bool,
     mask: Mask,
-    /// Whether it is a folder, and no bucket.
-    is_folder: bool,
     /// Ends all that goes on.
     stop: Arc<AtomicBool>,
     /// The name of its place, for what is noted of it.
@@ -150,7 +148,6 @@ impl Remote {
             read_only: settings.read_only,
             mask: settings.mask(),
             place: settings.place(),
-            is_folder: settings.is_folder(),
             stop: Arc::clone(stop),
             first_wins: Mutex::default(),
             large: Turns::new(LARGE_AT_ONCE),
@@ -162,11 +159,6 @@ impl Remote {
     /// Returns its address.
     pub fn address(&self) -> &str {
         &self.address
-    }
-
-    /// Whether it is a folder, and no bucket.
-    pub fn is_folder(&self) -> bool {
-        self.is_folder
     }
 
     fn go_on(&self) -> Result<(), BucketError> {

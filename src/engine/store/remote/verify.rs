@@ -58,14 +58,7 @@ impl Remote {
 
     /// Reads an object, and compares the digest of its bytes with its name; twice before it is called damaged.
     pub(super) fn check(&self, digest: &Digest, size: u64) -> Result<(), RemoteError> {
-        match self.check_once(digest, size) {
-            Err(RemoteError::Damaged(_)) => {
-                self.check_once(digest, size)?;
-                self.note_there(&object_key(digest));
-                Ok(())
-            }
-            checked => checked,
-        }
+        self.twice(digest, || self.check_once(digest, size))
     }
 
     fn check_once(&self, digest: &Digest, size: u64) -> Result<(), RemoteError> {
