@@ -7,12 +7,12 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use candle_core::Device;
 use flowgraph::ml::generate::{Contrastive, GenerateOptions, Sampling, Strategy, generate};
 use flowgraph::ml::kernels::process::prepare;
-use flowgraph::ml::models::causal::{self, CausalLm, Training};
+use flowgraph::ml::models::causal::{CausalLm, Training};
 use flowgraph::random::Stream;
 
+mod checkpoint;
 mod smollm2;
 
 const NEW_TOKENS: usize = 64;
@@ -22,7 +22,7 @@ fn main() {
     prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
-    let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
+    let weights = checkpoint::weights(&config, &stream);
     let model = CausalLm::new(&config, &weights, Training::Frozen).unwrap();
     let mut draws = Stream::new(2, "tokens").at(0);
     let prompts: Vec<Vec<u32>> = (0..16)

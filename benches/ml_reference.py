@@ -1,7 +1,11 @@
-"""The benchmarks of ml_training.rs and ml_generation.rs in PyTorch and transformers (f32, CPU).
+"""The benchmarks of ml_training.rs and ml_generation.rs in PyTorch and transformers on the CPU.
 
 usage: ml_reference.py training|generation [THREADS]
+
+Weights are bfloat16 numbers as those of the checkpoint, or others with WEIGHTS=f32, and are computed with in `float32`, or in
+what DTYPE names. `models.py` runs both in turns.
 """
+import os
 import resource
 import statistics
 import sys
@@ -17,6 +21,9 @@ model = LlamaForCausalLM(LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
     num_key_value_heads=3, rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=2048,
     tie_word_embeddings=True))
+if os.environ.get("WEIGHTS") != "f32":
+    model.to(torch.bfloat16)
+model.to(getattr(torch, os.environ.get("DTYPE", "float32")))
 
 
 class Lora(torch.nn.Module):

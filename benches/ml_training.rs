@@ -12,10 +12,11 @@ use flowgraph::ml::adapter::Adapter;
 use flowgraph::ml::kernels::process::prepare;
 use flowgraph::ml::kernels::sums::total;
 use flowgraph::ml::models::causal::LlamaConfig;
-use flowgraph::ml::models::causal::{self, CausalLm, TokenBatch, Training};
+use flowgraph::ml::models::causal::{CausalLm, TokenBatch, Training};
 use flowgraph::ml::optimizer::{AdamW, AdamWConfig, Gradients, LearningRate, ParameterGroup};
 use flowgraph::random::Stream;
 
+mod checkpoint;
 mod lora;
 mod smollm2;
 
@@ -25,7 +26,7 @@ fn main() {
     prepare();
     let config = smollm2::config();
     let stream = Stream::new(1, "benchmark");
-    let weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
+    let weights = checkpoint::weights(&config, &stream);
     let adapter = Adapter::init(&lora::config(), &weights, &stream, &Device::Cpu).unwrap();
     for (name, training) in [
         ("LoRA", Training::Adapter(&adapter)),

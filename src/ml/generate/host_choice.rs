@@ -1,13 +1,13 @@
 //! Choices by logits that lie on the processor, row by row.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::contrastive::{self, Candidate};
+use super::contrastive;
 use super::decoder::{Asking, Choosing, Decoder};
 use super::distribution::{Choice, draw, largest, log_sum_exp, penalise};
 use super::host_decoder::numbers;
 use super::options::{Contrastive, Result, Strategy};
+use crate::ml::kernels::threads;
 use crate::ml::models::causal::CausalLm;
 
 /// A decoder whose hidden states lie on the processor.
@@ -31,28 +31,25 @@ pub(super) fn choose<D: OnHost>(
 ) -> Result<Vec<Choice>> {
     let mut logits = logits(model, rows)?;
     let vocabulary = logits.len() / rows.len();
-    let choices = rows
-        .par_iter()
-        .zip(logits.par_chunks_exact_mut(vocabulary))
-        .map(|(row, logits)| {
-            let normaliser = log_sum_exp(logits);
-            if !normaliser.is_finite() {
-                return Choice::none(normaliser);
-            }
-            let raw = logits.to_vec();
-            punish(row, logits, how);
-            let (token, sampling_log_prob) = match how.strategy {
-                Strategy::Sampling(sampling) => draw(logits, sampling, row.uniform),
-                Strategy::Greedy | Strategy::Contrastive(_) => (largest(logits), 0.0),
-            };
-            Choice {
-                token,
-                log_prob: raw[token as usize] - normaliser,
-                sampling_log_prob,
-                normaliser,
-            }
-        });
-    Ok(choices.collect())
+    let each = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
+    Ok(threads::map(each, |(row, logits)| {
+        let normaliser = log_sum_exp(logits);
+        if !normaliser.is_finite() {
+            return Choice::none(normaliser);
+        }
+        let raw = logits.to_vec();
+        punish(row, logits, how);
+        let (token, sampling_log_prob) = match how.strategy {
+            Strategy::Sampling(sampling) => draw(logits, sampling, row.uniform),
+            Strategy::Greedy | Strategy::Contrastive(_) => (largest(logits), 0.0),
+        };
+        Choice {
+            token,
+            log_prob: raw[token as usize] - normaliser,
+            sampling_log_prob,
+            normaliser,
+        }
+    }))
 }
 
 /// Tries each row's candidates, then chooses by the hidden states that they lead to.
@@ -65,17 +62,14 @@ pub(super) fn search<D: OnHost>(
 ) -> Result<(Vec<(Choice, usize)>, D::Step)> {
     let mut logits = logits(model, rows)?;
     let vocabulary = logits.len() / rows.len();
-    let candidates: Vec<(f32, Vec<Candidate>)> = rows
-        .par_iter()
-        .zip(logits.par_chunks_exact_mut(vocabulary))
-        .map(|(row, logits)| {
-            let normaliser = log_sum_exp(logits);
-            let raw = logits.to_vec();
-            punish(row, logits, how);
-            let found = contrastive::candidates(logits, &raw, normaliser, search);
-            (normaliser, found)
-        })
-        .collect();
+    let each = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
+    let candidates = threads::map(each, |(row, logits)| {
+        let normaliser = log_sum_exp(logits);
+        let raw = logits.to_vec();
+        punish(row, logits, how);
+        let found = contrastive::candidates(logits, &raw, normaliser, search);
+        (normaliser, found)
+    });
     let tried: Vec<(&D::Memory, u32)> = rows
         .iter()
         .zip(&candidates)

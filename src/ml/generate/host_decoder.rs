@@ -1,7 +1,6 @@
 //! Decoding on the processor, one token at a time over stored keys and values.
 
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 
 use super::contrastive::unit_length;
 use super::decoder::{Asking, Choosing, Decoder, Read};
@@ -11,6 +10,7 @@ use super::options::{Contrastive, Result};
 use crate::ml::kernels::attend::{Store, View, attend};
 use crate::ml::kernels::attention::first_seen;
 use crate::ml::kernels::host::elements;
+use crate::ml::kernels::threads;
 use crate::ml::models::causal::architecture::LayerOptions;
 use crate::ml::models::causal::{CausalLm, TokenBatch};
 
@@ -97,11 +97,9 @@ impl<'a> HostDecoder<'a> {
                 .enumerate()
                 .for_each(one);
         } else {
-            let keys = new.keys.par_chunks_exact_mut(kv_width);
-            out.par_chunks_exact_mut(width)
-                .zip(keys)
-                .enumerate()
-                .for_each(one);
+            let keys = new.keys.chunks_exact_mut(kv_width);
+            let rows = out.chunks_exact_mut(width).zip(keys);
+            threads::each(rows.enumerate(), one);
         }
         (out, new)
     }

@@ -39,7 +39,7 @@ pub fn generate(
         });
     }
     check_prompts(model, prompts, options, strategy)?;
-    let model = model.settled()?;
+    let model = model.for_generation(options.max_new_tokens)?;
     let job = Job {
         prompts,
         options,

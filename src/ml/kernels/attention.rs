@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::form::wide;
@@ -17,6 +16,7 @@ use super::host::{dot, elements, fused, maximum, slice};
 use super::matmul::{Matrix, Threads, multiply};
 use super::product::product;
 use super::rope::Rope;
+use super::threads;
 
 /// Queries handled at once; keys after the last of them are never multiplied.
 const QUERIES: usize = 64;
@@ -421,17 +421,15 @@ impl CustomOp3 for Attention {
             width: self.kv_heads * self.head_size,
         };
         let jobs = self.jobs();
-        let parts: Vec<Vec<f32>> = jobs
-            .par_iter()
-            .map(|job| {
-                self.forward(
-                    row_of(q, job.row, wide),
-                    row_of(k, job.row, narrow),
-                    row_of(v, job.row, narrow),
-                    job,
-                )
-            })
-            .collect::<Result<_>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            self.forward(
+                row_of(q, job.row, wide),
+                row_of(k, job.row, narrow),
+                row_of(v, job.row, narrow),
+                job,
+            )
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; q.len()];
         let group = self.heads / self.kv_heads;
         for (job, part) in jobs.iter().zip(&parts) {
@@ -467,18 +465,16 @@ impl CustomOp3 for Attention {
         let (v_storage, layout) = v.storage_and_layout();
         let v_values = elements(&v_storage, layout)?;
         let jobs = self.jobs();
-        let parts: Vec<_> = jobs
-            .par_iter()
-            .map(|job| {
-                let rows = [
-                    row_of(q_values, job.row, wide),
-                    row_of(k_values, job.row, narrow),
-                    row_of(v_values, job.row, narrow),
-                    row_of(gradient, job.row, wide),
-                ];
-                self.backward(rows, job)
-            })
-            .collect::<Result<_>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            let rows = [
+                row_of(q_values, job.row, wide),
+                row_of(k_values, job.row, narrow),
+                row_of(v_values, job.row, narrow),
+                row_of(gradient, job.row, wide),
+            ];
+            self.backward(rows, job)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let mut to_q = vec![0f32; q_values.len()];
         let mut to_k = vec![0f32; k_values.len()];
         let mut to_v = vec![0f32; v_values.len()];

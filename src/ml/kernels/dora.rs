@@ -1,11 +1,11 @@
 //! What a low-rank adapter with trained lengths needs beside its product (DoRA, Liu et al. 2024, arXiv 2402.09353).
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::host::{for_rows, fused, slice};
 use super::linear::{DropoutMask, linear, lora_linear};
 use super::sums::column_sums_of_products;
+use super::threads;
 
 /// Returns `W + scale B A`: `weight` (outputs, inputs), `a` (rank, inputs), `b` (outputs, rank). It has no gradient.
 pub fn adapted_weight(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
@@ -84,7 +84,7 @@ impl CustomOp1 for RowLengths {
         let out = if x.len() < PARALLEL_ELEMENTS {
             (0..rows).map(length).collect()
         } else {
-            (0..rows).into_par_iter().map(length).collect()
+            threads::map(0..rows, length)
         };
         Ok((CpuStorage::F32(out), Shape::from(rows)))
     }

@@ -1,10 +1,10 @@
 //! Slices of contiguous CPU tensors, and loops over their rows.
 
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
-use rayon::prelude::*;
 
 use super::form::{is_composed, must_be_fused};
 use super::simd::vectorised;
+use super::threads;
 
 /// Below this many elements a loop runs on the calling thread.
 const PARALLEL_ELEMENTS: usize = 1 << 14;
@@ -49,13 +49,50 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut 
         return;
     }
     let rows = (PARALLEL_ELEMENTS / 4).div_ceil(width);
-    out.par_chunks_mut(rows * width)
-        .enumerate()
-        .for_each(|(chunk, values)| {
+    threads::each(
+        out.chunks_mut(rows * width).enumerate(),
+        |(chunk, values)| {
             for (row, values) in values.chunks_exact_mut(width).enumerate() {
                 body(chunk * rows + row, values);
             }
-        });
+        },
+    );
+}
+
+/// Returns `len` numbers: zeros in rows of `width`, the last perhaps shorter, that `body(row, out_row)` has changed.
+pub(super) fn new_rows(
+    len: usize,
+    width: usize,
+    body: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    if len < PARALLEL_ELEMENTS {
+        let mut out = vec![0f32; len];
+        for (row, values) in out.chunks_mut(width.max(1)).enumerate() {
+            body(row, values);
+        }
+        return out;
+    }
+    let mut out = Vec::with_capacity(len);
+    let rows = (PARALLEL_ELEMENTS / 4).div_ceil(width.max(1));
+    let chunks = out.spare_capacity_mut()[..len].chunks_mut(rows * width.max(1));
+    // Each thread clears what it writes next: all at once would go through the memory once more.
+    threads::each(chunks.enumerate(), |(chunk, values)| {
+        for value in values.iter_mut() {
+            value.write(0.0);
+        }
+        #[expect(unsafe_code, reason = "large results are not written twice")]
+        // SAFETY: all of them have just been written.
+        let values = unsafe { values.assume_init_mut() };
+        for (row, values) in values.chunks_mut(width.max(1)).enumerate() {
+            body(chunk * rows + row, values);
+        }
+    });
+    #[expect(unsafe_code, reason = "large results are not written twice")]
+    // SAFETY: the chunks were all of them, and each has been written.
+    unsafe {
+        out.set_len(len);
+    }
+    out
 }
 
 /// Sums products in 16 fixed lanes, so that the order is the same however the loop is vectorised.

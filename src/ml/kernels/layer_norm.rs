@@ -1,10 +1,10 @@
 //! Layer normalisation (Ba et al. 2016, arXiv 1607.06450).
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::form::wide;
-use super::host::{dot, elements, fold, for_rows, fused, slice};
+use super::host::{dot, elements, fold, for_rows, fused, new_rows, slice};
+use super::threads;
 
 /// Rows whose weight gradients are summed before they are added to those of other rows.
 const ROWS: usize = 64;
@@ -87,8 +87,7 @@ impl CustomOp3 for LayerNorm {
         let x = slice(x, x_layout)?;
         let weight = slice(weight, weight_layout)?;
         let bias = slice(bias, bias_layout)?;
-        let mut out = vec![0f32; x.len()];
-        for_rows(&mut out, width, |row, out| {
+        let out = new_rows(x.len(), width, |row, out| {
             let row = &x[row * width..][..width];
             let (mean, scale) = self.moments(row);
             for (column, out) in out.iter_mut().enumerate() {
@@ -157,22 +156,19 @@ impl LayerNorm {
         gradient: &[f32],
         width: usize,
     ) -> (Vec<f32>, Vec<f32>) {
-        let chunks: Vec<(Vec<f32>, Vec<f32>)> = x
-            .par_chunks(ROWS * width)
-            .zip(gradient.par_chunks(ROWS * width))
-            .map(|(x, gradient)| {
-                let mut to_weight = vec![0f32; width];
-                let mut to_bias = vec![0f32; width];
-                for (row, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
-                    let (mean, scale) = self.moments(row);
-                    for column in 0..width {
-                        to_weight[column] += gradient[column] * (row[column] - mean) * scale;
-                        to_bias[column] += gradient[column];
-                    }
+        let parts = x.chunks(ROWS * width).zip(gradient.chunks(ROWS * width));
+        let chunks = threads::map(parts, |(x, gradient)| {
+            let mut to_weight = vec![0f32; width];
+            let mut to_bias = vec![0f32; width];
+            for (row, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+                let (mean, scale) = self.moments(row);
+                for column in 0..width {
+                    to_weight[column] += gradient[column] * (row[column] - mean) * scale;
+                    to_bias[column] += gradient[column];
                 }
-                (to_weight, to_bias)
-            })
-            .collect();
+            }
+            (to_weight, to_bias)
+        });
         let mut total = (vec![0f32; width], vec![0f32; width]);
         for (to_weight, to_bias) in chunks {
             for column in 0..width {

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::given::with_gradient;
 use super::host::{elements, fused, slice};
-use super::matmul::{Matrix, Threads, multiply, multiply_rows};
+use super::matmul::{Matrix, Term, Threads, multiply, product_of, product_sum};
 use super::product::product;
 
 /// Multiplies `x` (.., inputs) by the transpose of `weight` (outputs, inputs).
@@ -80,9 +80,10 @@ impl CustomOp2 for Linear {
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, inputs, outputs) = extents(x_layout.shape(), weight_layout.shape())?;
-        let mut out = vec![0f32; rows * outputs];
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
-        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
+        let x = Matrix::new(x, rows, inputs, inputs);
+        let weight = Matrix::new(weight, outputs, inputs, inputs);
+        let out = product_of(x, weight.t(), Threads::All)?;
         Ok((
             CpuStorage::F32(out),
             output_shape(x_layout.shape(), outputs),
@@ -108,14 +109,14 @@ impl CustomOp2 for Linear {
         let to_x = if x.track_op() {
             let (weight_storage, layout) = weight.storage_and_layout();
             let weight = Matrix::new(elements(&weight_storage, layout)?, outputs, inputs, inputs);
-            Some(product_of(gradient, weight, rows, inputs, x)?)
+            Some(product_like(gradient, weight, x)?)
         } else {
             None
         };
         let to_weight = if weight.track_op() {
             let (x_storage, layout) = x.storage_and_layout();
             let x = Matrix::new(elements(&x_storage, layout)?, rows, inputs, inputs);
-            Some(product_of(gradient.t(), x, outputs, inputs, weight)?)
+            Some(product_like(gradient.t(), x, weight)?)
         } else {
             None
         };
@@ -123,16 +124,9 @@ impl CustomOp2 for Linear {
     }
 }
 
-/// Returns `a b` (rows x columns) as a tensor of the shape of `like`.
-fn product_of(
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    rows: usize,
-    columns: usize,
-    like: &Tensor,
-) -> Result<Tensor> {
-    let mut out = vec![0f32; rows * columns];
-    multiply(&mut out, columns, a, b, 1.0, false, Threads::All)?;
+/// Returns `a b` as a tensor of the shape of `like`.
+fn product_like(a: Matrix<'_>, b: Matrix<'_>, like: &Tensor) -> Result<Tensor> {
+    let out = product_of(a, b, Threads::All)?;
     Tensor::from_vec(out, like.shape(), like.device())
 }
 
@@ -270,14 +264,26 @@ impl CustomOp3 for LoraLinear {
         let x = slice(x, x_layout)?;
         let (weight, weight_layout) = self.weight.storage_and_layout();
         let weight = elements(&weight, weight_layout)?;
-        let mut out = vec![0f32; rows * outputs];
-        multiply_rows(&mut out, x, weight, (inputs, outputs), 1.0, false)?;
         let dropped = self.dropped(x);
-        let mut inner = vec![0f32; rows * rank];
-        let input = dropped.as_deref().unwrap_or(x);
         let (a, b) = (slice(a, a_layout)?, slice(b, b_layout)?);
-        multiply_rows(&mut inner, input, a, (inputs, rank), 1.0, false)?;
-        multiply_rows(&mut out, &inner, b, (rank, outputs), self.scale, true)?;
+        let input = Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs, inputs);
+        let a = Matrix::new(a, rank, inputs, inputs);
+        let inner = product_of(input, a.t(), Threads::All)?;
+        let out = product_sum(
+            &[
+                Term {
+                    a: Matrix::new(x, rows, inputs, inputs),
+                    b: Matrix::new(weight, outputs, inputs, inputs).t(),
+                    scale: 1.0,
+                },
+                Term {
+                    a: Matrix::new(&inner, rows, rank, rank),
+                    b: Matrix::new(b, outputs, rank, rank).t(),
+                    scale: self.scale,
+                },
+            ],
+            Threads::All,
+        )?;
         Ok((
             CpuStorage::F32(out),
             output_shape(x_layout.shape(), outputs),
@@ -307,49 +313,39 @@ impl CustomOp3 for LoraLinear {
         let input = Matrix::new(dropped.as_deref().unwrap_or(x_values), rows, inputs, inputs);
 
         // scale * g B, which A's and the input's gradients share: (rows, rank)
-        let mut inner_gradient = vec![0f32; rows * rank];
-        multiply(
-            &mut inner_gradient,
-            rank,
-            gradient,
-            b_matrix,
-            self.scale,
-            false,
-            Threads::All,
-        )?;
+        let scaled = |a, b| {
+            let scale = self.scale;
+            product_sum(&[Term { a, b, scale }], Threads::All)
+        };
+        let inner_gradient = scaled(gradient, b_matrix)?;
         let inner_gradient = Matrix::new(&inner_gradient, rows, rank, rank);
-        let to_a = product_of(inner_gradient.t(), input, rank, inputs, a)?;
+        let to_a = product_like(inner_gradient.t(), input, a)?;
 
-        let mut inner = vec![0f32; rows * rank];
-        multiply(
-            &mut inner,
-            rank,
-            input,
-            a_matrix.t(),
-            self.scale,
-            false,
-            Threads::All,
-        )?;
-        let inner = Matrix::new(&inner, rows, rank, rank);
-        let to_b = product_of(gradient.t(), inner, outputs, rank, b)?;
+        let inner = scaled(input, a_matrix.t())?;
+        let to_b = product_like(gradient.t(), Matrix::new(&inner, rows, rank, rank), b)?;
 
         let to_x = if x.track_op() {
-            let mut out = vec![0f32; rows * inputs];
-            multiply(
-                &mut out,
-                inputs,
-                inner_gradient,
-                a_matrix,
-                1.0,
-                false,
-                Threads::All,
-            )?;
-            if let Some(mask) = &self.dropout {
-                mask.apply(&mut out);
-            }
             let (weight, layout) = self.weight.storage_and_layout();
-            let weight = Matrix::new(elements(&weight, layout)?, outputs, inputs, inputs);
-            multiply(&mut out, inputs, gradient, weight, 1.0, true, Threads::All)?;
+            let by_update = Term {
+                a: inner_gradient,
+                b: a_matrix,
+                scale: 1.0,
+            };
+            let by_weight = Term {
+                a: gradient,
+                b: Matrix::new(elements(&weight, layout)?, outputs, inputs, inputs),
+                scale: 1.0,
+            };
+            let out = match &self.dropout {
+                Some(mask) => {
+                    let mut out = product_sum(&[by_update], Threads::All)?;
+                    mask.apply(&mut out);
+                    let Term { a, b, scale } = by_weight;
+                    multiply(&mut out, inputs, a, b, scale, true, Threads::All)?;
+                    out
+                }
+                None => product_sum(&[by_update, by_weight], Threads::All)?,
+            };
             Some(Tensor::from_vec(out, x.shape(), x.device())?)
         } else {
             None

@@ -1,10 +1,12 @@
 //! Strided `f32` matrix products.
 
+use std::ops::Range;
+
 use candle_core::{Error, Result};
-use rayon::prelude::*;
 
 use super::one_row::RowProduct;
 use super::simd::Path;
+use super::threads;
 use super::tiles::{Operand, Out, Product, Shape};
 
 /// Multiplications below which a product runs on the calling thread.
@@ -68,6 +70,14 @@ pub(super) enum Threads {
     All,
 }
 
+/// A product that is added to others: `scale * a b`.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a> {
+    pub(super) a: Matrix<'a>,
+    pub(super) b: Matrix<'a>,
+    pub(super) scale: f32,
+}
+
 /// Computes `out = scale * a b`, or `out += scale * a b` with `accumulate`.
 ///
 /// Rows of `out` are `out_stride` elements apart. An element's bits depend on its row of `a` and column of `b` alone:
@@ -81,29 +91,11 @@ pub(super) fn multiply(
     accumulate: bool,
     threads: Threads,
 ) -> Result<()> {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    if k != b.rows || !a.fits() || !b.fits() || span(m, n, out_stride, 1) > out.len() {
-        return Err(Error::Msg(format!(
-            "matrix product of {m} x {k} and {} x {n}: operands do not fit",
-            b.rows
-        ))
-        .bt());
+    let term = Term { a, b, scale };
+    let (rows, columns) = extents(&[term])?;
+    if span(rows, columns, out_stride, 1) > out.len() {
+        return Err(do_not_fit(term));
     }
-    if m == 0 || n == 0 {
-        return Ok(());
-    }
-    let rows = Operand {
-        at: a.data.as_ptr(),
-        count: m,
-        stride: a.row_stride,
-        step: a.column_stride,
-    };
-    let lanes = Operand {
-        at: b.data.as_ptr(),
-        count: n,
-        stride: b.column_stride,
-        step: b.row_stride,
-    };
     let out = Out {
         at: out.as_mut_ptr(),
         row: out_stride,
@@ -111,35 +103,139 @@ pub(super) fn multiply(
         scale,
         accumulate,
     };
-    if let Some((product, count)) = one_row(out, rows, lanes, k) {
-        run_one_row(&product, count, threads);
-        return Ok(());
-    }
-    let shape = Shape::of(Path::in_use());
-    let straight = Product {
-        out,
-        rows,
-        lanes,
-        k,
-        shape,
-    };
-    let turned = Product {
-        out: Out {
-            row: 1,
-            lane: out_stride,
-            ..out
-        },
-        rows: lanes,
-        lanes: rows,
-        ..straight
-    };
-    let product = if turned.cost() < straight.cost() {
-        turned
-    } else {
-        straight
-    };
-    run(&product, threads);
+    sum(out, &[term], threads);
     Ok(())
+}
+
+/// Returns the sum of products of one shape, row by row: the first, to which the others are added in order.
+pub(super) fn product_sum(terms: &[Term<'_>], threads: Threads) -> Result<Vec<f32>> {
+    let (rows, columns) = extents(terms)?;
+    let mut values = Vec::with_capacity(rows * columns);
+    let out = Out {
+        at: values.as_mut_ptr(),
+        row: columns,
+        lane: 1,
+        scale: 1.0,
+        accumulate: false,
+    };
+    sum(out, terms, threads);
+    #[expect(unsafe_code, reason = "large results are not written twice")]
+    // SAFETY: the first product has written every element.
+    unsafe {
+        values.set_len(rows * columns);
+    }
+    Ok(values)
+}
+
+/// Returns `a b`, row by row.
+pub(super) fn product_of(a: Matrix<'_>, b: Matrix<'_>, threads: Threads) -> Result<Vec<f32>> {
+    product_sum(&[Term { a, b, scale: 1.0 }], threads)
+}
+
+fn do_not_fit(Term { a, b, .. }: Term<'_>) -> Error {
+    Error::Msg(format!(
+        "matrix product of {} x {} and {} x {}: operands do not fit",
+        a.rows, a.columns, b.rows, b.columns
+    ))
+    .bt()
+}
+
+/// Returns the rows and columns of the terms, which must all have the same.
+fn extents(terms: &[Term<'_>]) -> Result<(usize, usize)> {
+    let mut extents = None;
+    for term in terms {
+        let Term { a, b, .. } = *term;
+        let own = (a.rows, b.columns);
+        if a.columns != b.rows || !a.fits() || !b.fits() || *extents.get_or_insert(own) != own {
+            return Err(do_not_fit(*term));
+        }
+    }
+    Ok(extents.unwrap_or((0, 0)))
+}
+
+/// Computes the sum of some products, whose operands and result have been checked.
+fn sum(out: Out, terms: &[Term<'_>], threads: Threads) {
+    let Some(Term { a, b, .. }) = terms.first() else {
+        return;
+    };
+    let (m, n) = (a.rows, b.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let mut products = Vec::with_capacity(terms.len());
+    for (index, Term { a, b, scale }) in terms.iter().enumerate() {
+        let rows = Operand {
+            at: a.data.as_ptr(),
+            count: m,
+            stride: a.row_stride,
+            step: a.column_stride,
+        };
+        let lanes = Operand {
+            at: b.data.as_ptr(),
+            count: n,
+            stride: b.column_stride,
+            step: b.row_stride,
+        };
+        let out = Out {
+            scale: *scale,
+            accumulate: out.accumulate || index > 0,
+            ..out
+        };
+        let k = a.columns;
+        if let Some((product, count)) = one_row(out, rows, lanes, k) {
+            // They come one after the other: such results are small.
+            run_parts(&std::mem::take(&mut products), (m, n), threads);
+            run_one_row(&product, count, threads);
+        } else {
+            products.push(Part::of(out, rows, lanes, k));
+        }
+    }
+    run_parts(&products, (m, n), threads);
+}
+
+/// A product, and which of its operands are the result's rows.
+#[derive(Clone, Copy)]
+struct Part {
+    product: Product,
+    /// Whether the lanes of the product are rows of the result.
+    is_turned: bool,
+}
+
+impl Part {
+    /// Chooses what costs less.
+    fn of(out: Out, rows: Operand, lanes: Operand, k: usize) -> Self {
+        let straight = Product {
+            out,
+            rows,
+            lanes,
+            k,
+            shape: Shape::of(Path::in_use()),
+        };
+        let turned = Product {
+            out: Out {
+                row: out.lane,
+                lane: out.row,
+                ..out
+            },
+            rows: lanes,
+            lanes: rows,
+            ..straight
+        };
+        let is_turned = turned.cost() < straight.cost();
+        Self {
+            product: if is_turned { turned } else { straight },
+            is_turned,
+        }
+    }
+
+    /// Returns the rows and lanes of rows and columns of the result, or those of rows and lanes.
+    fn turned(&self, rows: Range<usize>, columns: Range<usize>) -> (Range<usize>, Range<usize>) {
+        if self.is_turned {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        }
+    }
 }
 
 /// Returns the product with one row (or column), if it is one whose vectors need not be gathered, and how many
@@ -181,59 +277,69 @@ fn run_one_row(product: &RowProduct, count: usize, threads: Threads) {
     };
     match count.div_ceil(part) {
         1 => task(0),
-        parts => (0..parts).into_par_iter().for_each(task),
+        parts => threads::each(0..parts, task),
     }
 }
 
-/// Runs a product, in parts if it is large.
-fn run(product: &Product, threads: Threads) {
-    let (rows, lanes) = (product.rows.count, product.lanes.count);
-    let workers = rayon::current_num_threads();
-    if threads == Threads::One || workers == 1 || rows * lanes * product.k < PARALLEL_PRODUCTS {
-        #[expect(unsafe_code, reason = "the loops take raw pointers")]
-        // SAFETY: the strided operands and the result lie within their slices, as `multiply` has checked, and the
-        // result is borrowed mutably, so it overlaps neither operand.
-        unsafe {
-            product.run(0..rows, 0..lanes);
-        }
+/// Runs products one after the other, in parts if they are large: what one has written of a part is still in the cache
+/// when the next adds to it.
+fn run_parts(parts: &[Part], (m, n): (usize, usize), threads: Threads) {
+    /// Rows of a part of a sum.
+    const ROWS: usize = 512;
+    let Some(lead) = parts.iter().max_by_key(|part| part.product.k) else {
         return;
-    }
-    // Some more parts than threads, as a thread may be held up.
-    let block = lanes.div_ceil(2 * workers);
-    let block = block
-        .next_multiple_of(product.shape.lanes())
-        .min(product.block());
-    let blocks = lanes.div_ceil(block);
-    let most = rows.div_ceil(4 * product.shape.rows);
-    let parts = (4 * workers).div_ceil(blocks).clamp(1, most);
-    let part = rows.div_ceil(parts).next_multiple_of(product.shape.rows);
-    let parts = rows.div_ceil(part);
-    (0..blocks * parts).into_par_iter().for_each(|task| {
-        let (row, lane) = (task % parts * part, task / parts * block);
-        #[expect(unsafe_code, reason = "the loops take raw pointers")]
-        // SAFETY: as above, and each task has its own part of the result.
-        unsafe {
-            product.run(row..(row + part).min(rows), lane..(lane + block).min(lanes));
+    };
+    let Product {
+        rows: Operand { count: rows, .. },
+        lanes: Operand { count: lanes, .. },
+        k,
+        shape,
+        ..
+    } = lead.product;
+    let workers = if threads == Threads::One || m * n * k < PARALLEL_PRODUCTS {
+        1
+    } else {
+        rayon::current_num_threads()
+    };
+    let (row_part, lane_part) = match (workers, parts.len()) {
+        (1, 1) => (rows, lanes),
+        (1, _) => {
+            let part = ROWS.next_multiple_of(shape.rows);
+            (part.min(rows), lead.product.block().min(lanes))
         }
-    });
-}
-
-/// Computes `out = scale * x weight^T` (or adds it) for `x` (rows, inputs) and `weight` (outputs, inputs).
-pub(super) fn multiply_rows(
-    out: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
-    (inputs, outputs): (usize, usize),
-    scale: f32,
-    accumulate: bool,
-) -> Result<()> {
-    multiply(
-        out,
-        outputs,
-        Matrix::new(x, x.len() / inputs.max(1), inputs, inputs),
-        Matrix::new(weight, outputs, inputs, inputs).t(),
-        scale,
-        accumulate,
-        Threads::All,
-    )
+        // Some more parts than threads, as a thread may be held up.
+        _ => {
+            let block = lanes.div_ceil(2 * workers);
+            let block = block
+                .next_multiple_of(shape.lanes())
+                .min(lead.product.block());
+            let blocks = lanes.div_ceil(block);
+            let most = rows.div_ceil(4 * shape.rows);
+            let parts = (4 * workers).div_ceil(blocks).clamp(1, most);
+            let part = rows.div_ceil(parts).next_multiple_of(shape.rows);
+            (part, block)
+        }
+    };
+    let across = rows.div_ceil(row_part);
+    let task = |index: usize| {
+        let (row, lane) = (index % across * row_part, index / across * lane_part);
+        let rows = row..(row + row_part).min(rows);
+        let lanes = lane..(lane + lane_part).min(lanes);
+        let (rows, columns) = lead.turned(rows, lanes);
+        for part in parts {
+            let (rows, lanes) = part.turned(rows.clone(), columns.clone());
+            #[expect(unsafe_code, reason = "the loops take raw pointers")]
+            // SAFETY: the strided operands and the result lie within their memory, as has been checked, the result is
+            // borrowed mutably or new, so it overlaps neither operand, and each task has its own part of it.
+            unsafe {
+                part.product.run(rows, lanes);
+            }
+        }
+    };
+    let tasks = across * lanes.div_ceil(lane_part);
+    if workers == 1 {
+        (0..tasks).for_each(task);
+    } else {
+        threads::each(0..tasks, task);
+    }
 }

@@ -43,7 +43,9 @@ pub(super) mod given;
 pub(super) mod host;
 mod matmul;
 mod one_row;
+pub(super) mod packed_weight;
 pub mod simd;
+pub(in crate::ml) mod threads;
 mod tiles;
 mod vector;
 

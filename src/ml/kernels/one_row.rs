@@ -10,15 +10,15 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::__m256;
 use std::ops::Range;
 
 use super::simd::Path;
 use super::tiles::{Operand, Out};
-use super::vector::Vector;
+use super::vector::Eight;
 
 /// Most lanes of a vector.
-const MOST: usize = 16;
+const MOST: usize = 8;
 
 /// The product of a row, `k` numbers `step` apart, with vectors that lie one after the other.
 #[derive(Clone, Copy)]
@@ -46,20 +46,13 @@ impl RowProduct {
     pub(super) unsafe fn run(&self, path: Path, vectors: Range<usize>) {
         unsafe {
             match path {
+                // Sixteen rows cannot be turned as fast as the memory reads them.
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx512 => avx512(self, vectors),
-                #[cfg(target_arch = "x86_64")]
-                Path::Avx2 => avx2(self, vectors),
+                Path::Avx512 | Path::Avx2 => avx2(self, vectors),
                 _ => run::<[f32; 8]>(self, vectors),
             }
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512(product: &RowProduct, vectors: Range<usize>) {
-    unsafe { run::<__m512>(product, vectors) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -69,7 +62,7 @@ unsafe fn avx2(product: &RowProduct, vectors: Range<usize>) {
 }
 
 #[inline(always)]
-unsafe fn run<V: Vector>(product: &RowProduct, vectors: Range<usize>) {
+unsafe fn run<V: Eight>(product: &RowProduct, vectors: Range<usize>) {
     let RowProduct {
         out,
         row,
@@ -119,7 +112,7 @@ unsafe fn run<V: Vector>(product: &RowProduct, vectors: Range<usize>) {
 /// Asks for the lines that lie where the vectors after the next begin: many short streams are too many for the
 /// processor to foresee.
 #[inline(always)]
-unsafe fn ask_ahead<V: Vector>(from: *const f32, stride: usize) {
+unsafe fn ask_ahead<V: Eight>(from: *const f32, stride: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

@@ -7,7 +7,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use super::attention::Attention;
 use super::layer_norm::layer_norm;
 use super::linear::{linear, lora_linear};
-use super::matmul::{Matrix, Threads, multiply};
+use super::matmul::{Matrix, Term, Threads, multiply, product_sum};
+use super::packed_weight::PackedWeight;
 use super::pointwise::{exp, gelu};
 use super::rms_norm::rms_norm;
 use super::rope::Rope;
@@ -133,6 +134,163 @@ fn products_are_chains_on_every_path_and_number_of_threads() {
         }
     }
     Path::best().choose();
+}
+
+#[test]
+fn sums_of_products_are_products_added_in_order() {
+    for (m, n, wide, narrow) in [
+        (1, 700, 300, 16),
+        (7, 1, 65, 3),
+        (2, 63, 16, 700),
+        (65, 129, 17, 5),
+        (1100, 400, 40, 16),
+    ] {
+        let label = format!("{m} {n} {wide} {narrow}");
+        let numbers = |what: &str, count| hostile(&format!("{label} {what}"), count);
+        let (a, b) = (numbers("a", m * wide), numbers("b", wide * n));
+        let (c, d) = (numbers("c", m * narrow), numbers("d", narrow * n));
+        let mut expected = vec![0f32; m * n];
+        chain(&mut expected, &a, &b, (m, n, wide), false);
+        chain(&mut expected, &c, &d, (m, n, narrow), true);
+        let expected: Vec<u32> = expected.into_iter().map(bits).collect();
+        let (b_t, d_t) = (transposed(&b, wide, n), transposed(&d, narrow, n));
+        let term = |a, b| Term { a, b, scale: 0.7 };
+        for path in paths() {
+            path.choose();
+            for threads in [1, 2, 8] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                let pool = pool.build().unwrap();
+                let terms = [
+                    term(
+                        Matrix::new(&a, m, wide, wide),
+                        Matrix::new(&b_t, n, wide, wide).t(),
+                    ),
+                    term(
+                        Matrix::new(&c, m, narrow, narrow),
+                        Matrix::new(&d_t, n, narrow, narrow).t(),
+                    ),
+                ];
+                let rows = pool.install(|| product_sum(&terms, Threads::All)).unwrap();
+                let terms = [
+                    term(Matrix::new(&a, m, wide, wide), Matrix::new(&b, wide, n, n)),
+                    term(
+                        Matrix::new(&c, m, narrow, narrow),
+                        Matrix::new(&d, narrow, n, n),
+                    ),
+                ];
+                let columns = pool.install(|| product_sum(&terms, Threads::All)).unwrap();
+                for found in [rows, columns] {
+                    let same = found.into_iter().map(bits).eq(expected.iter().copied());
+                    assert!(same, "{label} {path:?} {threads}");
+                }
+            }
+        }
+    }
+    Path::best().choose();
+    let (a, b) = ([0f32; 6], [0f32; 6]);
+    let term = |rows, columns| Term {
+        a: Matrix::new(&a, rows, 1, 1),
+        b: Matrix::new(&b, 1, columns, columns),
+        scale: 1.0,
+    };
+    assert!(product_sum(&[term(2, 3), term(3, 2)], Threads::One).is_err());
+}
+
+#[test]
+fn packed_weights_give_the_bits_of_the_weights() {
+    let shorter = |values: Vec<f32>| -> Vec<f32> {
+        let short = |value: f32| f32::from_bits(value.to_bits() & 0xffff_0000);
+        values.into_iter().map(short).collect()
+    };
+    let tensor =
+        |values, shape: (usize, usize)| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    for (outputs, inputs) in [(1, 1), (7, 3), (31, 64), (33, 17), (64, 5), (1000, 130)] {
+        let label = format!("{outputs} {inputs}");
+        let weight = tensor(
+            shorter(hostile(&label, outputs * inputs)),
+            (outputs, inputs),
+        );
+        let packed = PackedWeight::of(&weight).unwrap().unwrap();
+        let (a, b) = (
+            tensor(normal("a", 4 * inputs), (4, inputs)),
+            tensor(normal("b", outputs * 4), (outputs, 4)),
+        );
+        for rows in [1, 2, 3, 5, 6, 7, 8, 9, 16, 17] {
+            let x = tensor(
+                hostile(&format!("{label} {rows}"), rows * inputs),
+                (rows, inputs),
+            );
+            let numbers = |x: Tensor| -> Vec<u32> {
+                assert_eq!(x.dims(), [rows, outputs]);
+                let values = x.flatten_all().unwrap().to_vec1().unwrap();
+                values.into_iter().map(bits).collect()
+            };
+            Path::Scalar.choose();
+            let plain = numbers(linear(&x, &weight).unwrap());
+            let updated = lora_linear(&x, &weight, &a, &b, 0.3, None).unwrap();
+            let updated = numbers(updated);
+            for path in paths() {
+                path.choose();
+                for threads in [1, 3] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                    let pool = pool.build().unwrap();
+                    let run = |update| pool.install(|| packed.multiply(&x, update)).unwrap();
+                    let what = format!("{label} {rows} {path:?} {threads}");
+                    assert!(numbers(run(None)) == plain, "{what}");
+                    assert!(numbers(run(Some((&a, &b, 0.3)))) == updated, "{what}");
+                }
+            }
+        }
+        let wrong = tensor(vec![0.0; inputs + 1], (1, inputs + 1));
+        assert!(packed.multiply(&wrong, None).is_err());
+    }
+    Path::best().choose();
+    // One number that needs more bits, wherever it lies.
+    for place in [0, 40_000, 79_999] {
+        let mut values = vec![1.5f32; 80_000];
+        values[place] = 1.0 + f32::EPSILON;
+        let weight = tensor(values, (400, 200));
+        assert!(PackedWeight::of(&weight).unwrap().is_none(), "{place}");
+    }
+}
+
+#[test]
+fn many_rows_have_the_bits_of_each_alone() {
+    // Enough for several threads, and a part that is left over.
+    let (rows, width) = (1003, 41);
+    let x = Tensor::from_vec(normal("x", rows * width), (rows, width), &Device::Cpu).unwrap();
+    let y = Tensor::from_vec(normal("y", rows * width), (rows, width), &Device::Cpu).unwrap();
+    let weight = Tensor::from_vec(normal("w", width), width, &Device::Cpu).unwrap();
+    type Operation<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let operations: [Operation<'_>; 3] = [
+        &|x, y| swiglu(x, y),
+        &|x, _| rms_norm(x, &weight, 1e-5),
+        &|x, _| layer_norm(x, &weight, &weight, 1e-5),
+    ];
+    for (index, operation) in operations.into_iter().enumerate() {
+        // The result and the gradients to both.
+        let run = |x: &Tensor, y: &Tensor| {
+            let vars = [x, y].map(|x| Var::from_tensor(x).unwrap());
+            let out = operation(&vars[0], &vars[1]).unwrap();
+            let gradients = (&out * &out)
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .backward()
+                .unwrap();
+            let gradients = vars.iter().filter_map(|var| gradients.get(var).cloned());
+            std::iter::once(out).chain(gradients).collect::<Vec<_>>()
+        };
+        let all = run(&x, &y);
+        for row in [0, 1, 399, 400, rows - 1] {
+            let part = |x: &Tensor| x.narrow(0, row, 1).unwrap().force_contiguous().unwrap();
+            let alone = run(&part(&x), &part(&y));
+            for (all, alone) in all.iter().zip(&alone) {
+                let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(values(&part(all)) == values(alone), "{index} {row}");
+            }
+        }
+    }
 }
 
 /// Runs an operation and its gradients on every path; the bits must be those of the first.

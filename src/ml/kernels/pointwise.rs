@@ -5,12 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor};
 
-use rayon::prelude::*;
-
 use super::exponential::{exp as fast_exp, sigmoid};
 use super::form::{is_composed, must_be_fused};
 use super::simd::vectorised;
 use super::sums::{row_sums, spread};
+use super::threads;
 
 /// Returns `e^x` of each element.
 pub fn exp(x: &Tensor) -> Result<Tensor> {
@@ -140,8 +139,8 @@ impl CustomOp1 for Function {
             CpuStorage::F32(values) => {
                 let values = &values[start..end];
                 let mut out = vec![0f32; values.len()];
-                let chunks = out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
-                chunks.for_each(|(out, values)| match self {
+                let chunks = out.chunks_mut(CHUNK).zip(values.chunks(CHUNK));
+                threads::each(chunks, |(out, values)| match self {
                     Self::Gelu => gelu_of(out, values),
                     Self::GeluSlope => gelu_slope_of(out, values),
                     Self::GeluTanh => gelu_tanh_of(out, values),

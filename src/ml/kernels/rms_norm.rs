@@ -1,11 +1,11 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019): `y = x / sqrt(mean(x^2) + eps) * w`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::form::wide;
-use super::host::{dot, elements, for_rows, fused, slice};
+use super::host::{dot, elements, fused, new_rows, slice};
 use super::simd::vectorised;
+use super::threads;
 
 /// Rows whose contributions to the weight's gradient are summed before they are added to others.
 const ROWS_PER_SUM: usize = 32;
@@ -95,8 +95,7 @@ impl CustomOp2 for RmsNorm {
                 x_layout.shape()
             );
         }
-        let mut out = vec![0f32; x.len()];
-        for_rows(&mut out, width, |row, out| {
+        let out = new_rows(x.len(), width, |row, out| {
             normalise_row(&x[row * width..][..width], weight, self.eps, out);
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
@@ -119,8 +118,7 @@ impl CustomOp2 for RmsNorm {
         let width = w.len();
 
         let to_x = if x.track_op() {
-            let mut out = vec![0f32; values.len()];
-            for_rows(&mut out, width, |row, out| {
+            let out = new_rows(values.len(), width, |row, out| {
                 let (x, g) = (&values[row * width..][..width], &g[row * width..][..width]);
                 row_gradient(x, w, g, self.eps, out);
             });
@@ -130,20 +128,17 @@ impl CustomOp2 for RmsNorm {
         };
 
         let to_weight = if weight.track_op() {
-            let partial: Vec<Vec<f32>> = values
-                .par_chunks(ROWS_PER_SUM * width)
-                .zip(g.par_chunks(ROWS_PER_SUM * width))
-                .map(|(x, g)| {
-                    let mut sum = vec![0f32; width];
-                    for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
-                        let factor = inverse_root(x, self.eps);
-                        for ((sum, x), g) in sum.iter_mut().zip(x).zip(g) {
-                            *sum += g * x * factor;
-                        }
+            let parts = values.chunks(ROWS_PER_SUM * width);
+            let partial = threads::map(parts.zip(g.chunks(ROWS_PER_SUM * width)), |(x, g)| {
+                let mut sum = vec![0f32; width];
+                for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
+                    let factor = inverse_root(x, self.eps);
+                    for ((sum, x), g) in sum.iter_mut().zip(x).zip(g) {
+                        *sum += g * x * factor;
                     }
-                    sum
-                })
-                .collect();
+                }
+                sum
+            });
             let mut total = vec![0f32; width];
             for sum in &partial {
                 for (total, sum) in total.iter_mut().zip(sum) {

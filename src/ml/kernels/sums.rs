@@ -6,9 +6,9 @@
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, D, Error, Layout, Result, Shape, Tensor, bail,
 };
-use rayon::prelude::*;
 
 use super::form::{is_composed, must_be_fused};
+use super::threads;
 
 /// Returns the sum of all elements, a scalar.
 #[expect(clippy::disallowed_methods, reason = "the composed form")]
@@ -217,7 +217,7 @@ fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     if values.len() < 1 << 16 {
         out.chunks_mut(COLUMNS).enumerate().for_each(sum);
     } else {
-        out.par_chunks_mut(COLUMNS).enumerate().for_each(sum);
+        threads::each(out.chunks_mut(COLUMNS).enumerate(), sum);
     }
     out
 }

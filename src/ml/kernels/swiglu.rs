@@ -1,9 +1,11 @@
 //! The gate of a SwiGLU feed-forward layer (Shazeer 2020): `silu(gate) * up`.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::exponential::sigmoid;
-use super::host::{elements, for_rows, fused, slice};
+use super::host::{elements, fused, new_rows, slice};
 use super::simd::vectorised;
 
 /// Elements handled as one row of a parallel loop.
@@ -32,31 +34,23 @@ vectorised! {
 }
 
 vectorised! {
-    /// Multiplies `out`, the gradient, by the derivative: `silu'(x) = s + x s (1 - s)` with `s = sigmoid(x)`.
-    fn gate_backward(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+    /// Multiplies the gradient by the derivative: `silu'(x) = s + x s (1 - s)` with `s = sigmoid(x)`.
+    fn gate_backward(gate: &[f32], up: &[f32], gradient: &[f32], out: &mut [f32]) {
+        for (((out, gradient), gate), up) in out.iter_mut().zip(gradient).zip(gate).zip(up) {
             let s = sigmoid(*gate);
-            *out *= up * s * (1.0 + gate * (1.0 - s));
+            *out = gradient * (up * s * (1.0 + gate * (1.0 - s)));
         }
     }
 }
 
 struct Swiglu;
 
-/// Runs `body` on blocks of the three slices.
-fn for_blocks(
-    out: &mut [f32],
-    a: &[f32],
-    b: &[f32],
-    body: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
-) {
-    let whole = out.len() / BLOCK * BLOCK;
-    let (blocks, rest) = out.split_at_mut(whole);
-    for_rows(blocks, BLOCK, |row, out| {
-        let range = row * BLOCK..(row + 1) * BLOCK;
-        body(out, &a[range.clone()], &b[range]);
-    });
-    body(rest, &a[whole..], &b[whole..]);
+/// Returns as many numbers as `like` has, which `body(range, out)` writes for each block.
+fn blocks(like: &[f32], body: impl Fn(Range<usize>, &mut [f32]) + Sync) -> Vec<f32> {
+    new_rows(like.len(), BLOCK, |block, out| {
+        let start = block * BLOCK;
+        body(start..start + out.len(), out);
+    })
 }
 
 impl CustomOp2 for Swiglu {
@@ -79,9 +73,8 @@ impl CustomOp2 for Swiglu {
             );
         }
         let (gate, up) = (slice(gate, gate_layout)?, slice(up, up_layout)?);
-        let mut out = vec![0f32; gate.len()];
-        for_blocks(&mut out, gate, up, |out, gate, up| {
-            gate_forward(gate, up, out);
+        let out = blocks(gate, |range, out| {
+            gate_forward(&gate[range.clone()], &up[range], out);
         });
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
@@ -101,13 +94,12 @@ impl CustomOp2 for Swiglu {
         let (up_storage, layout) = up.storage_and_layout();
         let up_values = elements(&up_storage, layout)?;
 
-        let mut to_gate = g.to_vec();
-        for_blocks(&mut to_gate, gate_values, up_values, |out, gate, up| {
-            gate_backward(gate, up, out);
+        let to_gate = blocks(g, |range, out| {
+            let [gate, up, g] = [gate_values, up_values, g].map(|values| &values[range.clone()]);
+            gate_backward(gate, up, g, out);
         });
-        let mut to_up = vec![0f32; g.len()];
-        for_blocks(&mut to_up, gate_values, g, |out, gate, g| {
-            gate_forward(gate, g, out);
+        let to_up = blocks(g, |range, out| {
+            gate_forward(&gate_values[range.clone()], &g[range], out);
         });
         Ok((
             Some(Tensor::from_vec(to_gate, gate.shape(), gate.device())?),

@@ -21,7 +21,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::simd::Path;
-use super::vector::Vector;
+use super::vector::{Eight, Vector};
 
 /// Vectors of an operand along the sum: number `i`, step `k` lies at `i * stride + k * step`.
 #[derive(Clone, Copy)]
@@ -132,7 +132,7 @@ impl Product {
         let padded_lanes = self.lanes.count.next_multiple_of(vector);
         let padded_rows = self.rows.count.next_multiple_of(rows);
         let sums = padded_lanes * padded_rows * self.k / (2 * vector);
-        let pack_lanes = self.lanes.count * self.k / if self.lanes.stride == 1 { 8 } else { 2 };
+        let pack_lanes = self.lanes.count * self.k / if self.lanes.stride == 1 { 16 } else { 4 };
         let pack_rows = if self.rows.step == 1 {
             0
         } else {
@@ -163,6 +163,9 @@ impl Product {
 
 /// Tiles of one path.
 trait Tiles {
+    /// What operands are copied by.
+    type Eight: Eight;
+
     /// Computes a tile of some vectors of lanes.
     ///
     /// # Safety
@@ -180,6 +183,8 @@ struct Narrow<V>(PhantomData<V>);
 
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Wide {
+    type Eight = __m256;
+
     #[inline(always)]
     unsafe fn compute(vectors: usize, t: Tile) {
         unsafe {
@@ -192,7 +197,9 @@ impl Tiles for Wide {
     }
 }
 
-impl<V: Vector> Tiles for Narrow<V> {
+impl<V: Eight> Tiles for Narrow<V> {
+    type Eight = V;
+
     #[inline(always)]
     unsafe fn compute(vectors: usize, t: Tile) {
         unsafe {
@@ -373,7 +380,8 @@ unsafe fn run<T: Tiles>(
                     let from = lanes_of
                         .at
                         .add(lane * lanes_of.stride + start * lanes_of.step);
-                    pack(at, from, lanes_of, width.min(last - lane), width, length);
+                    let count = width.min(last - lane);
+                    pack::<T::Eight>(at, from, lanes_of, count, width, length);
                     at = at.add(width * length);
                 }
                 lane += width;
@@ -396,7 +404,7 @@ unsafe fn run<T: Tiles>(
                 let far = step != 1 && (stride != 1 || vectors > 2 * most);
                 if count < tile_rows || far {
                     let copy = room(&mut buffers.rows, tile_rows * length);
-                    unsafe { pack(copy, from, rows_of, count, tile_rows, length) };
+                    unsafe { pack::<T::Eight>(copy, from, rows_of, count, tile_rows, length) };
                     (from, stride, step) = (copy, 1, tile_rows);
                 }
                 let (mut at, mut lane) = (packed, first);
@@ -470,7 +478,7 @@ unsafe fn write(
 
 /// Copies `count` vectors of an operand side by side: (length, width), the rest zeros.
 #[inline(always)]
-unsafe fn pack(
+unsafe fn pack<V: Eight>(
     to: *mut f32,
     from: *const f32,
     operand: Operand,
@@ -481,28 +489,19 @@ unsafe fn pack(
     unsafe {
         let mut done = 0;
         if operand.stride == 1 {
-            while done + 8 <= count {
-                copy::<8>(to.add(done), width, from.add(done), operand.step, length);
-                done += 8;
-            }
-            if done + 4 <= count {
-                copy::<4>(to.add(done), width, from.add(done), operand.step, length);
-                done += 4;
-            }
-            if done + 2 <= count {
-                copy::<2>(to.add(done), width, from.add(done), operand.step, length);
-                done += 2;
-            }
-        } else if operand.step == 1 {
-            while done + 8 <= count {
-                turn(
+            copy::<V>(to, width, from, operand.step, (count, length));
+            return;
+        }
+        if operand.step == 1 {
+            while done + V::LANES <= count {
+                turn::<V>(
                     to.add(done),
                     width,
                     from.add(done * operand.stride),
                     operand.stride,
                     length,
                 );
-                done += 8;
+                done += V::LANES;
             }
         }
         for vector in done..width {
@@ -517,45 +516,66 @@ unsafe fn pack(
     }
 }
 
-/// Copies `N` neighbours of each step.
+/// Steps between what is copied and what is asked for.
+const AHEAD: usize = 8;
+
+/// Asks for the lines of some numbers.
 #[inline(always)]
-unsafe fn copy<const N: usize>(
+fn ask_for(from: *const f32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..count).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // A prefetch reads nothing and is harmless at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, count);
+}
+
+/// Copies `count` neighbours of each step; the rest of the width is zeros.
+#[inline(always)]
+unsafe fn copy<V: Vector>(
     to: *mut f32,
     width: usize,
     from: *const f32,
     step: usize,
-    length: usize,
+    (count, length): (usize, usize),
 ) {
     unsafe {
+        let whole = count / V::LANES * V::LANES;
         for k in 0..length {
-            to.add(k * width)
-                .cast::<[f32; N]>()
-                .write_unaligned(from.add(k * step).cast::<[f32; N]>().read_unaligned());
+            let (to, from) = (to.add(k * width), from.add(k * step));
+            // The steps lie too far apart for the processor to foresee.
+            ask_for(from.wrapping_add(AHEAD * step), count);
+            for at in (0..whole).step_by(V::LANES) {
+                V::load(from.add(at)).store(to.add(at));
+            }
+            for at in whole..width {
+                *to.add(at) = if at < count { *from.add(at) } else { 0.0 };
+            }
         }
     }
 }
 
-/// Copies eight rows of `length` numbers as columns.
+/// Copies as many rows as a vector has lanes, `length` numbers each, as columns.
 #[inline(always)]
-unsafe fn turn(to: *mut f32, width: usize, from: *const f32, stride: usize, length: usize) {
+unsafe fn turn<V: Eight>(
+    to: *mut f32,
+    width: usize,
+    from: *const f32,
+    stride: usize,
+    length: usize,
+) {
     unsafe {
         let mut k = 0;
-        while k + 8 <= length {
-            let mut rows = [[0f32; 8]; 8];
-            for (index, row) in rows.iter_mut().enumerate() {
-                *row = *from.add(index * stride + k).cast::<[f32; 8]>();
+        while k + V::LANES <= length {
+            for (column, values) in V::turned(from.add(k), stride).into_iter().enumerate() {
+                values.store(to.add((k + column) * width));
             }
-            for column in 0..8 {
-                let mut turned = [0f32; 8];
-                for (turned, row) in turned.iter_mut().zip(&rows) {
-                    *turned = row[column];
-                }
-                *to.add((k + column) * width).cast::<[f32; 8]>() = turned;
-            }
-            k += 8;
+            k += V::LANES;
         }
         for k in k..length {
-            for row in 0..8 {
+            for row in 0..V::LANES {
                 *to.add(k * width + row) = *from.add(row * stride + k);
             }
         }

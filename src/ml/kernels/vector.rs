@@ -22,20 +22,38 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     unsafe fn mul(self, factor: Self) -> Self;
     unsafe fn add(self, addend: Self) -> Self;
-    /// As many vectors as lanes.
-    type Square: IntoIterator<Item = Self>;
-    /// Reads a square of numbers, rows `stride` apart, and returns its columns.
-    unsafe fn turned(from: *const f32, stride: usize) -> Self::Square;
+    /// Reads words, and returns the numbers whose upper bits are their lower and their upper halves.
+    unsafe fn widened(from: *const u32) -> [Self; 2];
 }
 
-unsafe impl Vector for [f32; 8] {
-    const LANES: usize = 8;
-    type Square = [Self; 8];
+/// Vectors of eight `f32`.
+///
+/// # Safety
+///
+/// As for [`Vector`].
+pub(super) unsafe trait Eight: Vector {
+    /// Reads eight rows of eight numbers, `stride` apart, and returns their columns.
+    unsafe fn turned(from: *const f32, stride: usize) -> [Self; 8];
+}
+
+unsafe impl Eight for [f32; 8] {
     #[inline(always)]
     unsafe fn turned(from: *const f32, stride: usize) -> [Self; 8] {
         std::array::from_fn(|column| {
             std::array::from_fn(|row| unsafe { *from.add(row * stride + column) })
         })
+    }
+}
+
+unsafe impl Vector for [f32; 8] {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn widened(from: *const u32) -> [Self; 2] {
+        let words = unsafe { from.cast::<[u32; 8]>().read_unaligned() };
+        [
+            words.map(|word| f32::from_bits(word << 16)),
+            words.map(|word| f32::from_bits(word & 0xffff_0000)),
+        ]
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -65,13 +83,12 @@ unsafe impl Vector for [f32; 8] {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86 {
-    ($vector:ident, $lanes:literal, $turned:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
+    ($vector:ident, $lanes:literal, $widened:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
         unsafe impl Vector for std::arch::x86_64::$vector {
             const LANES: usize = $lanes;
-            type Square = [Self; $lanes];
             #[inline(always)]
-            unsafe fn turned(from: *const f32, stride: usize) -> [Self; $lanes] {
-                unsafe { $turned(from, stride) }
+            unsafe fn widened(from: *const u32) -> [Self; 2] {
+                unsafe { $widened(from) }
             }
             #[inline(always)]
             unsafe fn splat(value: f32) -> Self {
@@ -104,7 +121,7 @@ macro_rules! x86 {
 x86!(
     __m256,
     8,
-    turned_8,
+    widened_8,
     _mm256_set1_ps,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
@@ -116,7 +133,7 @@ x86!(
 x86!(
     __m512,
     16,
-    turned_16,
+    widened_16,
     _mm512_set1_ps,
     _mm512_loadu_ps,
     _mm512_storeu_ps,
@@ -125,68 +142,65 @@ x86!(
     _mm512_add_ps
 );
 
-/// Eight rows of eight as columns: quarters of lines are read into their halves, then interleaved in three steps.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn turned_8(from: *const f32, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+unsafe fn widened_8(from: *const u32) -> [std::arch::x86_64::__m256; 2] {
     use std::arch::x86_64::{
-        _mm_loadu_ps, _mm256_castps128_ps256, _mm256_insertf128_ps, _mm256_setzero_ps,
-        _mm256_shuffle_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+        _mm256_and_si256, _mm256_castsi256_ps, _mm256_loadu_si256, _mm256_set1_epi32,
+        _mm256_slli_epi32,
     };
     unsafe {
-        // Rows i and i + 4, columns 4 h to 4 h + 3.
-        let halves = |row: usize, half: usize| {
-            let from = from.add(row * stride + 4 * half);
-            _mm256_insertf128_ps::<1>(
-                _mm256_castps128_ps256(_mm_loadu_ps(from)),
-                _mm_loadu_ps(from.add(4 * stride)),
-            )
-        };
-        let mut columns = [_mm256_setzero_ps(); 8];
-        for half in 0..2 {
-            let rows = [0, 1, 2, 3].map(|row| halves(row, half));
-            let low = _mm256_unpacklo_ps(rows[0], rows[1]);
-            let high = _mm256_unpackhi_ps(rows[0], rows[1]);
-            let next_low = _mm256_unpacklo_ps(rows[2], rows[3]);
-            let next_high = _mm256_unpackhi_ps(rows[2], rows[3]);
-            columns[4 * half] = _mm256_shuffle_ps::<0x44>(low, next_low);
-            columns[4 * half + 1] = _mm256_shuffle_ps::<0xee>(low, next_low);
-            columns[4 * half + 2] = _mm256_shuffle_ps::<0x44>(high, next_high);
-            columns[4 * half + 3] = _mm256_shuffle_ps::<0xee>(high, next_high);
-        }
-        columns
+        let words = _mm256_loadu_si256(from.cast());
+        let upper = _mm256_and_si256(words, _mm256_set1_epi32(!0xffff));
+        [_mm256_slli_epi32::<16>(words), upper].map(|bits| _mm256_castsi256_ps(bits))
     }
 }
 
-/// Sixteen rows of sixteen as columns, likewise.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn turned_16(from: *const f32, stride: usize) -> [std::arch::x86_64::__m512; 16] {
+unsafe fn widened_16(from: *const u32) -> [std::arch::x86_64::__m512; 2] {
     use std::arch::x86_64::{
-        _mm_loadu_ps, _mm512_castps128_ps512, _mm512_insertf32x4, _mm512_setzero_ps,
-        _mm512_shuffle_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
+        _mm512_and_si512, _mm512_castsi512_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm512_slli_epi32,
     };
     unsafe {
-        // Rows i, i + 4, i + 8 and i + 12, columns 4 q to 4 q + 3.
-        let quarters = |row: usize, quarter: usize| {
-            let from = from.add(row * stride + 4 * quarter);
-            let line = _mm512_castps128_ps512(_mm_loadu_ps(from));
-            let line = _mm512_insertf32x4::<1>(line, _mm_loadu_ps(from.add(4 * stride)));
-            let line = _mm512_insertf32x4::<2>(line, _mm_loadu_ps(from.add(8 * stride)));
-            _mm512_insertf32x4::<3>(line, _mm_loadu_ps(from.add(12 * stride)))
+        let words = _mm512_loadu_si512(from.cast());
+        let upper = _mm512_and_si512(words, _mm512_set1_epi32(!0xffff));
+        [_mm512_slli_epi32::<16>(words), upper].map(|bits| _mm512_castsi512_ps(bits))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe impl Eight for std::arch::x86_64::__m256 {
+    /// Quarters of lines are read into their halves, then interleaved in three steps.
+    #[inline(always)]
+    unsafe fn turned(from: *const f32, stride: usize) -> [Self; 8] {
+        use std::arch::x86_64::{
+            _mm_loadu_ps, _mm256_castps128_ps256, _mm256_insertf128_ps, _mm256_setzero_ps,
+            _mm256_shuffle_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
         };
-        let mut columns = [_mm512_setzero_ps(); 16];
-        for quarter in 0..4 {
-            let rows = [0, 1, 2, 3].map(|row| quarters(row, quarter));
-            let low = _mm512_unpacklo_ps(rows[0], rows[1]);
-            let high = _mm512_unpackhi_ps(rows[0], rows[1]);
-            let next_low = _mm512_unpacklo_ps(rows[2], rows[3]);
-            let next_high = _mm512_unpackhi_ps(rows[2], rows[3]);
-            columns[4 * quarter] = _mm512_shuffle_ps::<0x44>(low, next_low);
-            columns[4 * quarter + 1] = _mm512_shuffle_ps::<0xee>(low, next_low);
-            columns[4 * quarter + 2] = _mm512_shuffle_ps::<0x44>(high, next_high);
-            columns[4 * quarter + 3] = _mm512_shuffle_ps::<0xee>(high, next_high);
+        unsafe {
+            // Rows i and i + 4, columns 4 h to 4 h + 3.
+            let halves = |row: usize, half: usize| {
+                let from = from.add(row * stride + 4 * half);
+                _mm256_insertf128_ps::<1>(
+                    _mm256_castps128_ps256(_mm_loadu_ps(from)),
+                    _mm_loadu_ps(from.add(4 * stride)),
+                )
+            };
+            let mut columns = [_mm256_setzero_ps(); 8];
+            for half in 0..2 {
+                let rows = [0, 1, 2, 3].map(|row| halves(row, half));
+                let low = _mm256_unpacklo_ps(rows[0], rows[1]);
+                let high = _mm256_unpackhi_ps(rows[0], rows[1]);
+                let next_low = _mm256_unpacklo_ps(rows[2], rows[3]);
+                let next_high = _mm256_unpackhi_ps(rows[2], rows[3]);
+                columns[4 * half] = _mm256_shuffle_ps::<0x44>(low, next_low);
+                columns[4 * half + 1] = _mm256_shuffle_ps::<0xee>(low, next_low);
+                columns[4 * half + 2] = _mm256_shuffle_ps::<0x44>(high, next_high);
+                columns[4 * half + 3] = _mm256_shuffle_ps::<0xee>(high, next_high);
+            }
+            columns
         }
-        columns
     }
 }

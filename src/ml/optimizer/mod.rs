@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor, Var};
-use rayon::prelude::*;
 
 use super::kernels;
 use super::kernels::form::is_composed;
+use super::kernels::threads;
 use super::parameters::{ParameterError, Weights, same_dtype, same_shape};
 use super::recompute::backward;
 
@@ -373,22 +373,19 @@ fn sums_of_squares(tensors: &[&Tensor]) -> candle_core::Result<Vec<f64>> {
 fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
     let tensor = tensor.to_dtype(DType::F32)?.flatten_all()?;
     let sum = |values: &[f32]| -> f64 {
-        let parts: Vec<f64> = values
-            .par_chunks(CHUNK)
-            .map(|values| {
-                let mut lanes = [0f64; 8];
-                let (blocks, rest) = values.as_chunks::<8>();
-                for block in blocks {
-                    for lane in 0..8 {
-                        lanes[lane] += f64::from(block[lane]) * f64::from(block[lane]);
-                    }
+        let parts: Vec<f64> = threads::map(values.chunks(CHUNK), |values| {
+            let mut lanes = [0f64; 8];
+            let (blocks, rest) = values.as_chunks::<8>();
+            for block in blocks {
+                for lane in 0..8 {
+                    lanes[lane] += f64::from(block[lane]) * f64::from(block[lane]);
                 }
-                for (lane, value) in rest.iter().enumerate() {
-                    lanes[lane] += f64::from(*value) * f64::from(*value);
-                }
-                lanes.iter().sum()
-            })
-            .collect();
+            }
+            for (lane, value) in rest.iter().enumerate() {
+                lanes[lane] += f64::from(*value) * f64::from(*value);
+            }
+            lanes.iter().sum()
+        });
         parts.iter().sum()
     };
     let contiguous = tensor.contiguous()?;
@@ -493,12 +490,13 @@ impl InplaceOp2 for InPlace<'_> {
             (1.0 - constants.beta1) as f32,
             (1.0 - constants.beta2) as f32,
         );
-        values[start..end]
-            .par_chunks_mut(CHUNK)
-            .zip(gradient.par_chunks(CHUNK))
-            .zip(mean.par_chunks_mut(CHUNK))
-            .zip(square.par_chunks_mut(CHUNK))
-            .for_each(|(((values, gradient), mean), square)| {
+        let parts = values[start..end]
+            .chunks_mut(CHUNK)
+            .zip(gradient.chunks(CHUNK));
+        let moments = mean.chunks_mut(CHUNK).zip(square.chunks_mut(CHUNK));
+        threads::each(
+            parts.zip(moments),
+            |((values, gradient), (mean, square))| {
                 for (((value, gradient), mean), square) in
                     values.iter_mut().zip(gradient).zip(mean).zip(square)
                 {
@@ -507,7 +505,8 @@ impl InplaceOp2 for InPlace<'_> {
                     *square = *square * beta2 + gradient * gradient * beta2_rest;
                     *value = *value * keep - size * *mean / (square.sqrt() / root + eps);
                 }
-            });
+            },
+        );
         Ok(())
     }
 }

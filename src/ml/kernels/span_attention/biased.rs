@@ -1,9 +1,9 @@
 //! Attention with biases by distance.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::super::host::{elements, fused, slice};
+use super::super::threads;
 use super::SpanAttention;
 use super::distance_buckets::DistanceBuckets;
 use super::heads::Bias;
@@ -74,13 +74,11 @@ impl CustomOp3 for BiasedSpanAttention {
             buckets: &self.buckets,
         };
         let jobs = attention.jobs();
-        let parts = jobs
-            .par_iter()
-            .map(|job| {
-                let [k, v] = attention.views(keys_and_values, job);
-                attention.forward([attention.view(q, job), k, v], Some(bias), job)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            let [k, v] = attention.views(keys_and_values, job);
+            attention.forward([attention.view(q, job), k, v], Some(bias), job)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; q.len()];
         for (job, part) in jobs.iter().zip(&parts) {
             attention.scatter(&mut out, attention.width(), 0, part, job);
@@ -110,14 +108,12 @@ impl CustomOp3 for BiasedSpanAttention {
             buckets: &self.buckets,
         };
         let jobs = attention.jobs();
-        let parts = jobs
-            .par_iter()
-            .map(|job| {
-                let [k, v] = attention.views(pairs, job);
-                let [q, gradient] = [queries, of_result].map(|x| attention.view(x, job));
-                attention.backward([q, k, v, gradient], Some(bias), job)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            let [k, v] = attention.views(pairs, job);
+            let [q, gradient] = [queries, of_result].map(|x| attention.view(x, job));
+            attention.backward([q, k, v, gradient], Some(bias), job)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let width = attention.width();
         let mut to_q = vec![0f32; queries.len()];
         let mut to_pairs = vec![0f32; pairs.len()];

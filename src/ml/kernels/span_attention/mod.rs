@@ -14,9 +14,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::host::{elements, fused, slice};
+use super::threads;
 
 pub use distance_buckets::DistanceBuckets;
 
@@ -90,10 +90,10 @@ impl CustomOp3 for SpanAttention {
             slice(v, v_layout)?,
         ];
         let jobs = self.jobs();
-        let parts = jobs
-            .par_iter()
-            .map(|job| self.forward(inputs.map(|x| self.view(x, job)), None, job))
-            .collect::<Result<Vec<_>>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            self.forward(inputs.map(|x| self.view(x, job)), None, job)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let mut out = vec![0f32; inputs[0].len()];
         for (job, part) in jobs.iter().zip(&parts) {
             self.scatter(&mut out, self.width(), 0, part, job);
@@ -121,10 +121,10 @@ impl CustomOp3 for SpanAttention {
             elements(&gradient_storage, gradient_layout)?,
         ];
         let jobs = self.jobs();
-        let parts = jobs
-            .par_iter()
-            .map(|job| self.backward(inputs.map(|x| self.view(x, job)), None, job))
-            .collect::<Result<Vec<_>>>()?;
+        let parts = threads::map(jobs.iter(), |job| {
+            self.backward(inputs.map(|x| self.view(x, job)), None, job)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
         let mut out = [(); 3].map(|()| vec![0f32; inputs[0].len()]);
         for (job, (parts, _)) in jobs.iter().zip(&parts) {
             for (out, part) in out.iter_mut().zip(parts) {

@@ -10,17 +10,20 @@ mod composed;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::exponential::exp_shifted;
 use super::host::{elements, fused, maximum, slice};
-use super::matmul::{Matrix, Threads, multiply, multiply_rows};
+use super::matmul::{Matrix, Term, Threads, multiply, product_sum};
+use super::threads;
 
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
 pub const IGNORED: u32 = u32::MAX;
 
-/// Rows whose logits exist at the same time.
-const ROWS: usize = 128;
+/// Rows whose logits exist at the same time in the forward pass: the head is read once for as many.
+const FORWARD_ROWS: usize = 256;
+
+/// Those in the backward pass, where the gradient of a trained head is a sum over them.
+const BACKWARD_ROWS: usize = 128;
 
 /// Log-probabilities of targets and the normalisers of their distributions.
 #[derive(Debug, Clone)]
@@ -148,7 +151,7 @@ impl Head {
         }
     }
 
-    /// Writes the logits of the rows in `chunk`, and gathers their hidden states into `inputs`.
+    /// Returns the logits of the rows in `chunk`, and gathers their hidden states into `inputs`.
     fn logits(
         &self,
         hidden: &[f32],
@@ -156,15 +159,17 @@ impl Head {
         (vocabulary, width): (usize, usize),
         chunk: &[usize],
         inputs: &mut Vec<f32>,
-        out: &mut [f32],
-    ) -> Result<()> {
+    ) -> Result<Vec<f32>> {
         inputs.clear();
         for row in chunk {
             inputs.extend_from_slice(&hidden[row * width..(row + 1) * width]);
         }
-        let out = &mut out[..chunk.len() * vocabulary];
-        let scale = self.inverse_temperature as f32;
-        multiply_rows(out, inputs, weight, (width, vocabulary), scale, false)
+        let logits = Term {
+            a: Matrix::new(inputs, chunk.len(), width, width),
+            b: Matrix::new(weight, vocabulary, width, width).t(),
+            scale: self.inverse_temperature as f32,
+        };
+        product_sum(&[logits], Threads::All)
     }
 }
 
@@ -188,25 +193,20 @@ impl CustomOp2 for Head {
         let columns = self.per_row + 1;
         let mut out = vec![0f32; rows * columns];
         let mut inputs = Vec::new();
-        let mut logits = vec![0f32; ROWS.min(self.active.len()) * vocabulary];
         let mut expected = Vec::new();
-        for chunk in self.active.chunks(ROWS) {
+        for chunk in self.active.chunks(FORWARD_ROWS) {
             let shape = (vocabulary, width);
-            self.logits(hidden, weight, shape, chunk, &mut inputs, &mut logits)?;
+            let mut logits = self.logits(hidden, weight, shape, chunk, &mut inputs)?;
             for (row, logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
                 for (place, id) in self.targets_of(*row) {
                     out[row * columns + place] = logits[id];
                 }
             }
             // The logits become e^(z - max), whose sums normalise them.
-            let sums: Vec<(f32, f32)> = logits
-                .par_chunks_exact_mut(vocabulary)
-                .take(chunk.len())
-                .map(|logits| {
-                    let most = maximum(logits);
-                    (most, exp_shifted(logits, most))
-                })
-                .collect();
+            let sums = threads::map(logits.chunks_exact_mut(vocabulary), |logits| {
+                let most = maximum(logits);
+                (most, exp_shifted(logits, most))
+            });
             for (row, (most, total)) in chunk.iter().zip(&sums) {
                 let normaliser = most + libm::logf(*total);
                 let out = &mut out[row * columns..(row + 1) * columns];
@@ -276,30 +276,27 @@ impl CustomOp2 for Head {
         let mut to_hidden = hidden.track_op().then(|| vec![0f32; states.len()]);
         let mut to_weight = weight.track_op().then(|| vec![0f32; vocabulary * width]);
         let mut inputs = Vec::new();
-        let mut logits = vec![0f32; ROWS.min(self.active.len()) * vocabulary];
-        let mut part = vec![0f32; ROWS * width];
-        for chunk in self.active.chunks(ROWS) {
+        let mut part = vec![0f32; BACKWARD_ROWS * width];
+        for chunk in self.active.chunks(BACKWARD_ROWS) {
             let shape = (vocabulary, width);
-            self.logits(states, head, shape, chunk, &mut inputs, &mut logits)?;
+            let mut logits = self.logits(states, head, shape, chunk, &mut inputs)?;
             // d log softmax(z)[t] / dz = onehot(t) - p, and d logsumexp / dz = p.
-            logits
-                .par_chunks_exact_mut(vocabulary)
-                .zip(chunk)
-                .for_each(|(logits, row)| {
-                    let gradient = &gradient[row * columns..(row + 1) * columns];
-                    let total = exp_shifted(logits, maximum(logits));
-                    let mut common = gradient[self.per_row];
-                    for (place, _) in self.targets_of(*row) {
-                        common -= gradient[place];
-                    }
-                    let factor = common / total;
-                    for value in logits.iter_mut() {
-                        *value *= factor;
-                    }
-                    for (place, id) in self.targets_of(*row) {
-                        logits[id] += gradient[place];
-                    }
-                });
+            let rows = logits.chunks_exact_mut(vocabulary).zip(chunk);
+            threads::each(rows, |(logits, row)| {
+                let gradient = &gradient[row * columns..(row + 1) * columns];
+                let total = exp_shifted(logits, maximum(logits));
+                let mut common = gradient[self.per_row];
+                for (place, _) in self.targets_of(*row) {
+                    common -= gradient[place];
+                }
+                let factor = common / total;
+                for value in logits.iter_mut() {
+                    *value *= factor;
+                }
+                for (place, id) in self.targets_of(*row) {
+                    logits[id] += gradient[place];
+                }
+            });
             let to_logits = Matrix::new(&logits, chunk.len(), vocabulary, vocabulary);
             if let Some(to_hidden) = &mut to_hidden {
                 multiply(

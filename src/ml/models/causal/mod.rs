@@ -86,7 +86,7 @@ pub struct CausalLm {
     projections: Option<[Tensor; 2]>,
     blocks: Vec<Block>,
     norm: Option<NormWeights>,
-    head: Tensor,
+    head: Projection,
     rope: Option<Arc<Rope>>,
     trainable: Vec<(String, Var)>,
     /// Whether our own loops run on all weights.
@@ -141,6 +141,7 @@ impl Builder<'_> {
             weight,
             bias: bias.transpose()?,
             update,
+            packed: None,
         })
     }
 
@@ -223,14 +224,14 @@ impl CausalLm {
         let blocks = (0..architecture.num_layers).map(|layer| builder.block(layer));
         let blocks = blocks.collect::<Result<_>>()?;
         Ok(Self {
-            head: if architecture.tie_word_embeddings {
+            head: Projection::plain(if architecture.tie_word_embeddings {
                 // Not that of an adapter, which stands in place of the embedding alone.
                 parameters
                     .get(&architecture.embedding_name(), embedding.dims())?
                     .clone()
             } else {
                 weight(names.head)?
-            },
+            }),
             embedding,
             positions,
             projections: if architecture.embedding_size == architecture.hidden_size {
@@ -299,7 +300,7 @@ impl CausalLm {
             projections: self.projections.as_ref().map(both),
             blocks: self.blocks.iter().map(Block::detached).collect(),
             norm: self.norm.as_ref().map(NormWeights::detached),
-            head: self.head.detach(),
+            head: self.head.detached(),
             trainable: Vec::new(),
             ..self.clone()
         }
@@ -313,6 +314,23 @@ impl CausalLm {
             for projection in block.projections_mut() {
                 projection.settle()?;
             }
+        }
+        Ok(model)
+    }
+
+    /// Returns the same model for the generation of sequences of up to `tokens` tokens: [settled](Self::settled), and its
+    /// weights once more where steps are faster with them.
+    pub(in crate::ml) fn for_generation(&self, tokens: usize) -> Result<Self> {
+        /// Steps that cost as much as it does to pack the weights.
+        const STEPS: usize = 16;
+        let mut model = self.settled()?;
+        if model.uses_fused_form && tokens >= STEPS {
+            for block in &mut model.blocks {
+                for projection in block.projections_mut() {
+                    projection.pack()?;
+                }
+            }
+            model.head.pack()?;
         }
         Ok(model)
     }
@@ -539,7 +557,7 @@ impl CausalLm {
 
     /// Returns the logits of hidden states (.., hidden size): (.., vocabulary).
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(linear(hidden, &self.head)?)
+        self.head.forward(hidden, None)
     }
 
     /// Returns log-probabilities of `targets` at each hidden state, under `softmax(logits / temperature)`.
@@ -555,7 +573,7 @@ impl CausalLm {
     ) -> Result<TokenLogProbs> {
         let (rows, time, width) = hidden.dims3()?;
         let flat = hidden.reshape((rows * time, width))?;
-        let found = token_log_probs(&flat, &self.head, targets, temperature)?;
+        let found = token_log_probs(&flat, &self.head.weight, targets, temperature)?;
         Ok(TokenLogProbs {
             log_probs: found.log_probs.reshape((rows, time, ()))?,
             log_sum_exp: found.log_sum_exp.reshape((rows, time))?,

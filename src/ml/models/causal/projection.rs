@@ -1,13 +1,16 @@
 //! Linear layers with or without an adapter's update.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::Result;
 use crate::ml::adapter::Update;
 use crate::ml::kernels::dora::dora_linear;
 use crate::ml::kernels::linear::{DropoutMask, linear, lora_linear};
+use crate::ml::kernels::packed_weight::PackedWeight;
 use crate::ml::kernels::sums::add_bias;
+use crate::ml::kernels::threads;
 use crate::random::Stream;
 
 /// Which dropout masks a forward pass in training uses.
@@ -25,6 +28,8 @@ pub(super) struct Projection {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
     pub(super) update: Option<Updating>,
+    /// The weight once more, for inputs of few rows, in a model whose weights stay as they are.
+    pub(super) packed: Option<Arc<PackedWeight>>,
 }
 
 /// An update, and how it is applied.
@@ -38,6 +43,16 @@ pub(super) struct Updating {
 }
 
 impl Projection {
+    /// Returns a layer that is a weight alone.
+    pub(super) fn plain(weight: Tensor) -> Self {
+        Self {
+            weight,
+            bias: None,
+            update: None,
+            packed: None,
+        }
+    }
+
     pub(super) fn forward(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
         let product = self.product(x, dropout)?;
         Ok(match &self.bias {
@@ -47,8 +62,14 @@ impl Projection {
     }
 
     fn product(&self, x: &Tensor, dropout: Option<&DropoutKey>) -> Result<Tensor> {
+        let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
+        let packed = self.packed.as_ref();
+        let packed = packed.filter(|_| rows <= PackedWeight::MOST_ROWS);
         let Some(updating) = &self.update else {
-            return Ok(linear(x, &self.weight)?);
+            return Ok(match packed {
+                Some(packed) => packed.multiply(x, None)?,
+                None => linear(x, &self.weight)?,
+            });
         };
         let mask = dropout
             .filter(|_| updating.dropout > 0.0)
@@ -60,7 +81,10 @@ impl Projection {
         };
         Ok(match factors {
             Some(factors) => dora_linear(x, &self.weight, (a, b), *scale, &factors, mask)?,
-            None => lora_linear(x, &self.weight, a, b, *scale, mask)?,
+            None => match packed {
+                Some(packed) if mask.is_none() => packed.multiply(x, Some((a, b, *scale)))?,
+                _ => lora_linear(x, &self.weight, a, b, *scale, mask)?,
+            },
         })
     }
 
@@ -72,6 +96,7 @@ impl Projection {
                 update: updating.update.detached(),
                 ..updating.clone()
             }),
+            packed: None,
         }
     }
 
@@ -79,6 +104,15 @@ impl Projection {
     pub(super) fn settle(&mut self) -> Result<()> {
         if let Some(updating) = &mut self.update {
             updating.factors = updating.update.factors(&self.weight)?;
+        }
+        Ok(())
+    }
+
+    /// Packs the weight of a settled layer, if it can be and is used as it is.
+    pub(super) fn pack(&mut self) -> Result<()> {
+        let update = self.update.as_ref();
+        if update.is_none_or(|updating| updating.factors.is_none()) {
+            self.packed = PackedWeight::of(&self.weight)?.map(Arc::new);
         }
         Ok(())
     }
@@ -93,25 +127,23 @@ pub(super) fn dropout_mask(update: &Updating, key: &DropoutKey, elements: usize)
         .child(&key.counter.to_string());
     let dropped = (update.dropout * 65536.0).round() as u64;
     let mut kept = vec![0u64; elements.div_ceil(64)];
-    kept.par_chunks_mut(WORDS)
-        .enumerate()
-        .for_each(|(block, words)| {
-            let mut draws = stream.at(block as u64);
-            // One uniform draw has 53 random bits: three numbers of 16.
-            let mut left = 0;
-            let mut bits = 0u64;
-            for word in words {
-                for bit in 0..64 {
-                    if left == 0 {
-                        bits = (draws.uniform() * (1u64 << 53) as f64) as u64;
-                        left = 3;
-                    }
-                    *word |= u64::from(bits & 0xffff >= dropped) << bit;
-                    bits >>= 16;
-                    left -= 1;
+    threads::each(kept.chunks_mut(WORDS).enumerate(), |(block, words)| {
+        let mut draws = stream.at(block as u64);
+        // One uniform draw has 53 random bits: three numbers of 16.
+        let mut left = 0;
+        let mut bits = 0u64;
+        for word in words {
+            for bit in 0..64 {
+                if left == 0 {
+                    bits = (draws.uniform() * (1u64 << 53) as f64) as u64;
+                    left = 3;
                 }
+                *word |= u64::from(bits & 0xffff >= dropped) << bit;
+                bits >>= 16;
+                left -= 1;
             }
-        });
+        }
+    });
     DropoutMask {
         kept,
         scale: (1.0 / (1.0 - dropped as f64 / 65536.0)) as f32,
