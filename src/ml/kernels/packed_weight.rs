@@ -293,7 +293,7 @@ unsafe fn pass<V: Vector, const R: usize, const S: usize>(
                         let mut lanes = [0f32; WORDS];
                         sum.store(lanes.as_mut_ptr());
                         let left = outputs.saturating_sub(output);
-                        out.add(output)
+                        out.wrapping_add(output)
                             .copy_from_nonoverlapping(lanes.as_ptr(), left);
                     }
                 }
