@@ -1,4 +1,5 @@
-//! Generation at the shape of SmolLM2-135M: 16 prompts of 32 tokens, 64 new tokens each, random weights.
+//! Generation at the shape of SmolLM2-135M: 16 prompts of 32 tokens, 64 new tokens each, random
+//! weights that are bfloat16 numbers, as those of the checkpoint are (others with WEIGHTS=f32).
 //!
 //! `cargo bench --bench ml_generation` (ROWS=1 for those of one row alone); `benches/ml_reference.py generation` does the same with transformers.
 #![expect(clippy::print_stdout, reason = "a benchmark's output is for people")]

@@ -1,4 +1,5 @@
-//! A LoRA step at the shape of SmolLM2-135M: 2 rows of 256 tokens, rank 16 on all projections, random weights.
+//! A LoRA step at the shape of SmolLM2-135M: 2 rows of 256 tokens, rank 16 on all projections, random
+//! weights that are bfloat16 numbers (others with WEIGHTS=f32).
 //!
 //! `cargo bench --bench ml_training`; `benches/ml_reference.py training` does the same in PyTorch. RAYON_NUM_THREADS
 //! sets the number of threads.

@@ -31,8 +31,8 @@ pub(super) fn choose<D: OnHost>(
 ) -> Result<Vec<Choice>> {
     let mut logits = logits(model, rows)?;
     let vocabulary = logits.len() / rows.len();
-    let each = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
-    Ok(threads::map(each, |(row, logits)| {
+    let asked = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
+    Ok(threads::map(asked, |(row, logits)| {
         let normaliser = log_sum_exp(logits);
         if !normaliser.is_finite() {
             return Choice::none(normaliser);
@@ -62,8 +62,8 @@ pub(super) fn search<D: OnHost>(
 ) -> Result<(Vec<(Choice, usize)>, D::Step)> {
     let mut logits = logits(model, rows)?;
     let vocabulary = logits.len() / rows.len();
-    let each = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
-    let candidates = threads::map(each, |(row, logits)| {
+    let asked = rows.iter().zip(logits.chunks_exact_mut(vocabulary));
+    let candidates = threads::map(asked, |(row, logits)| {
         let normaliser = log_sum_exp(logits);
         let raw = logits.to_vec();
         punish(row, logits, how);

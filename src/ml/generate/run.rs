@@ -39,7 +39,15 @@ pub fn generate(
         });
     }
     check_prompts(model, prompts, options, strategy)?;
-    let model = model.for_generation(options.max_new_tokens)?;
+    let rows = prompts.len().min(options.batch_size).max(1);
+    let steps = options
+        .max_new_tokens
+        .saturating_mul(prompts.len().div_ceil(rows));
+    let tried = match strategy {
+        Strategy::Contrastive(search) => search.top_k,
+        Strategy::Greedy | Strategy::Sampling(_) => 1,
+    };
+    let model = model.for_generation(steps, rows.saturating_mul(tried))?;
     let job = Job {
         prompts,
         options,

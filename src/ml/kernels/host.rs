@@ -80,14 +80,14 @@ pub(super) fn new_rows(
         for value in values.iter_mut() {
             value.write(0.0);
         }
-        #[expect(unsafe_code, reason = "large results are not written twice")]
+        #[expect(unsafe_code, reason = "each thread clears its part")]
         // SAFETY: all of them have just been written.
         let values = unsafe { values.assume_init_mut() };
         for (row, values) in values.chunks_mut(width.max(1)).enumerate() {
             body(chunk * rows + row, values);
         }
     });
-    #[expect(unsafe_code, reason = "large results are not written twice")]
+    #[expect(unsafe_code, reason = "each thread clears its part")]
     // SAFETY: the chunks were all of them, and each has been written.
     unsafe {
         out.set_len(len);

@@ -66,7 +66,7 @@ fn span(rows: usize, columns: usize, row_stride: usize, column_stride: usize) ->
 pub(super) enum Threads {
     /// On the calling thread.
     One,
-    /// On all threads of the pool.
+    /// On all threads of the pool that help.
     All,
 }
 
@@ -110,7 +110,10 @@ pub(super) fn multiply(
 /// Returns the sum of products of one shape, row by row: the first, to which the others are added in order.
 pub(super) fn product_sum(terms: &[Term<'_>], threads: Threads) -> Result<Vec<f32>> {
     let (rows, columns) = extents(terms)?;
-    let mut values = Vec::with_capacity(rows * columns);
+    let Some(count) = rows.checked_mul(columns) else {
+        candle_core::bail!("matrix product of {rows} x {columns} numbers: too many");
+    };
+    let mut values = Vec::with_capacity(count);
     let out = Out {
         at: values.as_mut_ptr(),
         row: columns,
@@ -122,7 +125,7 @@ pub(super) fn product_sum(terms: &[Term<'_>], threads: Threads) -> Result<Vec<f3
     #[expect(unsafe_code, reason = "large results are not written twice")]
     // SAFETY: the first product has written every element.
     unsafe {
-        values.set_len(rows * columns);
+        values.set_len(count);
     }
     Ok(values)
 }
@@ -275,10 +278,7 @@ fn run_one_row(product: &RowProduct, count: usize, threads: Threads) {
             product.run(path, first..(first + part).min(count));
         }
     };
-    match count.div_ceil(part) {
-        1 => task(0),
-        parts => threads::each(0..parts, task),
-    }
+    threads::each(0..count.div_ceil(part), task);
 }
 
 /// Runs products one after the other, in parts if they are large: what one has written of a part is still in the cache

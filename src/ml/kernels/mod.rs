@@ -19,8 +19,9 @@
 //!   all others are those of the `libm` crate.
 //! - Products are fused only where the code says `mul_add`.
 //!
-//! [`simd`] says which instructions the loops are compiled for; that changes no bit. NaN has no payload that is kept:
-//! which NaN comes out of two is the processor's choice.
+//! Which thread computes what, and how many there are (`threads`), changes no bit, nor does [`simd`], which says what
+//! instructions the loops are compiled for. A weight that generation reads in 16 bits (`packed_weight`) is the same
+//! number. NaN has no payload that is kept: which NaN comes out of two is the processor's choice.
 
 pub(super) mod attend;
 pub mod attention;

@@ -1,4 +1,4 @@
-//! Products of one row, which generation is made of.
+//! Products of one row, which generation is made of where weights are not [packed](super::packed_weight).
 //!
 //! Each weight is read once and meets one number, so that the memory sets the pace: neither operand is packed. Some
 //! rows of the weight are turned in the registers, to lie across the lanes, and each lane adds its own chain, as
@@ -16,9 +16,6 @@ use std::ops::Range;
 use super::simd::Path;
 use super::tiles::{Operand, Out};
 use super::vector::Eight;
-
-/// Most lanes of a vector.
-const MOST: usize = 8;
 
 /// The product of a row, `k` numbers `step` apart, with vectors that lie one after the other.
 #[derive(Clone, Copy)]
@@ -92,13 +89,13 @@ unsafe fn run<V: Eight>(product: &RowProduct, vectors: Range<usize>) {
         }
         unsafe {
             for k in done..k {
-                let mut column = [0f32; MOST];
+                let mut column = [0f32; 8];
                 for (lane, value) in column[..count].iter_mut().enumerate() {
                     *value = *from.add(lane * stride + k);
                 }
                 sum = V::load(column.as_ptr()).fma(V::splat(*row.add(k * step)), sum);
             }
-            let mut results = [0f32; MOST];
+            let mut results = [0f32; 8];
             sum.store(results.as_mut_ptr());
             for (lane, sum) in results[..count].iter().enumerate() {
                 let to = out.at.add((first + lane) * out.lane);

@@ -26,18 +26,26 @@ const PANEL: usize = 32;
 /// Words of a step of a panel.
 const WORDS: usize = PANEL / 2;
 
-/// Words below which a product runs on the calling thread.
+/// Most lanes of a vector.
+const MOST: usize = 16;
+
+/// Words, each time that a row meets them, below which a product runs on the calling thread.
 const PARALLEL_WORDS: usize = 1 << 15;
 
 /// The weight (outputs, inputs) of a linear layer, of 16-bit numbers.
 ///
 /// Panels of 32 outputs lie one after the other, and in each its inputs; a step has 16 words, of which word `i` holds
 /// output `i` in its lower and output `i + 16` in its upper half.
-#[derive(Debug, Clone)]
 pub(in crate::ml) struct PackedWeight {
     words: Vec<u32>,
     outputs: usize,
     inputs: usize,
+}
+
+impl std::fmt::Debug for PackedWeight {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "PackedWeight({}, {})", self.outputs, self.inputs)
+    }
 }
 
 impl PackedWeight {
@@ -101,8 +109,10 @@ impl PackedWeight {
         match shape.last_mut() {
             Some(last) if *last == inputs && fused(&[x]) => *last = outputs,
             _ => bail!(
-                "a packed weight ({outputs}, {inputs}) does not take {:?}",
-                x.shape()
+                "a packed weight ({outputs}, {inputs}) does not take {:?} of {:?} on {:?}",
+                x.shape(),
+                x.dtype(),
+                x.device()
             ),
         }
         let x = x.contiguous()?;
@@ -147,7 +157,7 @@ impl PackedWeight {
         };
         let panels = self.outputs.div_ceil(PANEL);
         let workers = rayon::current_num_threads();
-        let part = if workers == 1 || self.words.len() < PARALLEL_WORDS {
+        let part = if workers == 1 || self.words.len() * rows < PARALLEL_WORDS {
             panels
         } else {
             // Some more parts than threads, as a thread may be held up.
@@ -158,10 +168,7 @@ impl PackedWeight {
             // SAFETY: the operands have the lengths that were checked, and each task has its own panels.
             unsafe { product.run(first..(first + part).min(panels)) }
         };
-        match panels.div_ceil(part) {
-            1 => task(0),
-            parts => threads::each(0..parts, task),
-        }
+        threads::each(0..panels.div_ceil(part), task);
     }
 }
 
@@ -218,7 +225,7 @@ unsafe fn avx2(product: &Product, panels: Range<usize>) {
 /// Computes some panels, of which a step has `S` vectors of words, for at most `most` rows at a time.
 #[inline(always)]
 unsafe fn run<V: Vector, const S: usize>(product: &Product, panels: Range<usize>, most: usize) {
-    let groups = product.rows.div_ceil(most).max(1);
+    let groups = product.rows.div_ceil(most);
     for panel in panels {
         for group in 0..groups {
             // Even groups: a single row left over would cost as much as several.
@@ -233,7 +240,8 @@ unsafe fn run<V: Vector, const S: usize>(product: &Product, panels: Range<usize>
                     5 => many::<V, 5, S>(product, panel, first),
                     6 => many::<V, 6, S>(product, panel, first),
                     7 => many::<V, 7, S>(product, panel, first),
-                    _ => many::<V, 8, S>(product, panel, first),
+                    8 => many::<V, 8, S>(product, panel, first),
+                    _ => unreachable!("BUG: {count} rows at a time"),
                 }
             }
         }
@@ -279,7 +287,7 @@ unsafe fn pass<V: Vector, const R: usize, const S: usize>(
                     sums[1] = factor.fma(weights[1], sums[1]);
                 }
             }
-            words = words.add(WORDS);
+            words = words.wrapping_add(WORDS);
             x = x.add(1);
         }
         for (row, sums) in sums.iter().enumerate() {
@@ -290,7 +298,7 @@ unsafe fn pass<V: Vector, const R: usize, const S: usize>(
                     if output + V::LANES <= outputs {
                         sum.store(out.add(output));
                     } else {
-                        let mut lanes = [0f32; WORDS];
+                        let mut lanes = [0f32; MOST];
                         sum.store(lanes.as_mut_ptr());
                         let left = outputs.saturating_sub(output);
                         out.wrapping_add(output)

@@ -215,7 +215,7 @@ fn packed_weights_give_the_bits_of_the_weights() {
             tensor(normal("a", 4 * inputs), (4, inputs)),
             tensor(normal("b", outputs * 4), (outputs, 4)),
         );
-        for rows in [1, 2, 3, 5, 6, 7, 8, 9, 16, 17] {
+        for rows in [0, 1, 2, 3, 5, 6, 7, 8, 9, 16, 17, 18, 63] {
             let x = tensor(
                 hostile(&format!("{label} {rows}"), rows * inputs),
                 (rows, inputs),

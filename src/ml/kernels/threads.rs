@@ -6,9 +6,14 @@
 //! for milliseconds in the midst of one, and two threads are slower than one that is left alone. So the time that each
 //! loop won or lost is added up, and after some loss loops run on the calling thread for a while.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// In how many shares each thread takes its part of the tasks.
+const SHARES: usize = 8;
 
 /// Runs `body` for each task, on all threads of the pool if they help.
 pub(in crate::ml) fn each<I>(tasks: I, body: impl Fn(I::Item) + Sync)
@@ -18,34 +23,41 @@ where
 {
     let count = tasks.len();
     let threads = rayon::current_num_threads().min(count);
-    if threads < 2 || HELP.is_away(now()) {
+    // Tests of several threads want them even where they are slow.
+    if threads < 2 || (!cfg!(test) && HELP.is_away(now())) {
         tasks.for_each(body);
         return;
     }
+    let share = (count / (SHARES * threads)).max(1);
     let tasks = Mutex::new(tasks);
     let run = || {
-        let mut done = 0;
+        let mut taken = Vec::with_capacity(share);
         loop {
-            let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(task) = task else { return done };
-            body(task);
-            done += 1;
+            let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.extend(tasks.by_ref().take(share));
+            drop(tasks);
+            if taken.is_empty() {
+                return;
+            }
+            taken.drain(..).for_each(&body);
         }
     };
     let start = now();
-    let (own, own_end) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let (own, helped) = (AtomicU64::new(0), AtomicU64::new(0));
     let caller = || {
-        own.store(run(), Ordering::Relaxed);
-        own_end.store(now(), Ordering::Relaxed);
+        run();
+        own.store(now() - start, Ordering::Relaxed);
     };
-    rayon::join(caller, || fan_out(threads - 1, &run));
+    let helper = || {
+        let start = processor_time();
+        run();
+        helped.fetch_add(processor_time() - start, Ordering::Relaxed);
+    };
+    rayon::join(caller, || fan_out(threads - 1, &helper));
     let end = now();
-    let own = own.into_inner();
-    // What the calling thread has not done it would have done at its pace.
-    let alone = (own_end.into_inner() - start) * count as u64 / own.max(1) as u64;
-    if own > 0 {
-        HELP.judge(alone as i64 - (end - start) as i64, end);
-    }
+    // The calling thread would have needed as much time for what others did as they had a processor for.
+    let alone = own.into_inner() + helped.into_inner();
+    HELP.judge(alone as i64 - (end - start) as i64, end);
 }
 
 /// Returns what `body` makes of each task, in order.
@@ -61,7 +73,7 @@ where
     results.into_iter().flatten().collect()
 }
 
-fn fan_out(threads: usize, run: &(impl Fn() -> usize + Sync)) {
+fn fan_out(threads: usize, run: &(impl Fn() + Sync)) {
     if threads < 2 {
         run();
     } else {
@@ -73,6 +85,12 @@ fn fan_out(threads: usize, run: &(impl Fn() -> usize + Sync)) {
 fn now() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed().as_nanos() as u64
+}
+
+/// Nanoseconds that this thread has had a processor for.
+fn processor_time() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 static HELP: Help = Help::new();

@@ -164,7 +164,7 @@ impl Product {
 /// Tiles of one path.
 trait Tiles {
     /// What operands are copied by.
-    type Eight: Eight;
+    type Copied: Eight;
 
     /// Computes a tile of some vectors of lanes.
     ///
@@ -183,7 +183,7 @@ struct Narrow<V>(PhantomData<V>);
 
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Wide {
-    type Eight = __m256;
+    type Copied = __m256;
 
     #[inline(always)]
     unsafe fn compute(vectors: usize, t: Tile) {
@@ -198,7 +198,7 @@ impl Tiles for Wide {
 }
 
 impl<V: Eight> Tiles for Narrow<V> {
-    type Eight = V;
+    type Copied = V;
 
     #[inline(always)]
     unsafe fn compute(vectors: usize, t: Tile) {
@@ -296,14 +296,14 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(tile: Tile) {
         while left >= UNROLLED {
             for _ in 0..UNROLLED {
                 step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
-                rows = rows.add(tile.step);
+                rows = rows.wrapping_add(tile.step);
                 lanes = lanes.add(C * V::LANES);
             }
             left -= UNROLLED;
         }
         while left > 0 {
             step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
-            rows = rows.add(tile.step);
+            rows = rows.wrapping_add(tile.step);
             lanes = lanes.add(C * V::LANES);
             left -= 1;
         }
@@ -381,7 +381,7 @@ unsafe fn run<T: Tiles>(
                         .at
                         .add(lane * lanes_of.stride + start * lanes_of.step);
                     let count = width.min(last - lane);
-                    pack::<T::Eight>(at, from, lanes_of, count, width, length);
+                    pack::<T::Copied>(at, from, lanes_of, count, width, length);
                     at = at.add(width * length);
                 }
                 lane += width;
@@ -404,7 +404,7 @@ unsafe fn run<T: Tiles>(
                 let far = step != 1 && (stride != 1 || vectors > 2 * most);
                 if count < tile_rows || far {
                     let copy = room(&mut buffers.rows, tile_rows * length);
-                    unsafe { pack::<T::Eight>(copy, from, rows_of, count, tile_rows, length) };
+                    unsafe { pack::<T::Copied>(copy, from, rows_of, count, tile_rows, length) };
                     (from, stride, step) = (copy, 1, tile_rows);
                 }
                 let (mut at, mut lane) = (packed, first);
@@ -487,11 +487,11 @@ unsafe fn pack<V: Eight>(
     length: usize,
 ) {
     unsafe {
-        let mut done = 0;
         if operand.stride == 1 {
             copy::<V>(to, width, from, operand.step, (count, length));
             return;
         }
+        let mut done = 0;
         if operand.step == 1 {
             while done + V::LANES <= count {
                 turn::<V>(

@@ -57,11 +57,28 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
+fn the_weights_of_checkpoints_are_packed_for_long_generations_in_small_batches() {
+    let packed = |model: CausalLm, steps, rows| {
+        let model = model.for_generation(steps, rows).unwrap();
+        format!("{model:?}").matches("PackedWeight(").count()
+    };
+    let expected = if bits_are_promised() { 15 } else { 0 };
+    assert_eq!(packed(stored_model(), 16, 64), expected);
+    assert_eq!(packed(stored_model(), 15, 64), 0);
+    assert_eq!(packed(stored_model(), 16, 65), 0);
+    assert_eq!(packed(wide_model(), 16, 64), 0);
+}
+
+#[test]
 fn log_probs_are_those_of_a_teacher_forced_pass_to_the_last_bit() {
-    let (model, prompts) = (wide_model(), wide_prompts());
-    let options = GenerateOptions::new(12, &[17]);
-    for strategy in STRATEGIES {
-        let found = run(&model, &prompts, &options, strategy);
+    let prompts = wide_prompts();
+    let options = GenerateOptions::new(20, &[17]);
+    let models = [wide_model(), stored_model()];
+    let both = models
+        .iter()
+        .flat_map(|model| STRATEGIES.map(|strategy| (model, strategy)));
+    for (model, strategy) in both {
+        let found = run(model, &prompts, &options, strategy);
         let rows: Vec<Vec<u32>> = prompts
             .iter()
             .zip(&found)

@@ -10,7 +10,7 @@ mod recorded;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::ml::adapter::{Adapter, LoraConfig};
@@ -61,6 +61,18 @@ fn small_model() -> CausalLm {
 
 /// A model wide enough for parallel products, with an adapter that changes something.
 fn wide_model() -> CausalLm {
+    wide_model_of(|weight| weight)
+}
+
+/// The same, of weights that are bfloat16 numbers, as those of checkpoints.
+fn stored_model() -> CausalLm {
+    wide_model_of(|weight| {
+        let short = weight.to_dtype(DType::BF16).unwrap();
+        short.to_dtype(DType::F32).unwrap()
+    })
+}
+
+fn wide_model_of(changed: impl Fn(Tensor) -> Tensor) -> CausalLm {
     let config = LlamaConfig {
         vocab_size: 300,
         hidden_size: 64,
@@ -71,7 +83,7 @@ fn wide_model() -> CausalLm {
     let mut weights = causal::init(&config, &stream, &Device::Cpu).unwrap();
     // Initial weights are so small that all tokens are about equally probable: make them count.
     for weight in weights.values_mut().filter(|weight| weight.rank() == 2) {
-        *weight = weight.affine(3.0, 0.0).unwrap();
+        *weight = changed(weight.affine(3.0, 0.0).unwrap());
     }
     let lora = LoraConfig {
         rank: 4,

@@ -9,6 +9,7 @@ use crate::ml::adapter::{Adapter, AdapterError};
 use crate::ml::kernels::attention::Attention;
 use crate::ml::kernels::form::{is_composed, wide};
 use crate::ml::kernels::linear::linear;
+use crate::ml::kernels::packed_weight::PackedWeight;
 use crate::ml::kernels::rope::Rope;
 use crate::ml::kernels::token_log_probs::{TokenLogProbs, token_log_probs};
 use crate::ml::parameters::{ParameterError, Parameters, Weights};
@@ -318,13 +319,13 @@ impl CausalLm {
         Ok(model)
     }
 
-    /// Returns the same model for the generation of sequences of up to `tokens` tokens: [settled](Self::settled), and its
-    /// weights once more where steps are faster with them.
-    pub(in crate::ml) fn for_generation(&self, tokens: usize) -> Result<Self> {
-        /// Steps that cost as much as it does to pack the weights.
+    /// Returns the same model for a generation of up to `steps` steps, each of `rows` tokens: [settled](Self::settled), and
+    /// its weights once more where steps are faster with them.
+    pub(in crate::ml) fn for_generation(&self, steps: usize, rows: usize) -> Result<Self> {
+        /// Steps that win what it costs to pack the weights.
         const STEPS: usize = 16;
         let mut model = self.settled()?;
-        if model.uses_fused_form && tokens >= STEPS {
+        if model.uses_fused_form && steps >= STEPS && rows <= PackedWeight::MOST_ROWS {
             for block in &mut model.blocks {
                 for projection in block.projections_mut() {
                     projection.pack()?;
