@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::attention::Attention;
+use super::form::bits_are_promised;
 use super::layer_norm::layer_norm;
 use super::linear::{linear, lora_linear};
 use super::matmul::{Matrix, Term, Threads, multiply, product_sum};
@@ -198,6 +199,11 @@ fn sums_of_products_are_products_added_in_order() {
 
 #[test]
 fn packed_weights_give_the_bits_of_the_weights() {
+    if !bits_are_promised() {
+        let weight = Tensor::ones((3, 2), DType::F32, &Device::Cpu).unwrap();
+        assert!(PackedWeight::of(&weight).unwrap().is_none());
+        return;
+    }
     let shorter = |values: Vec<f32>| -> Vec<f32> {
         let short = |value: f32| f32::from_bits(value.to_bits() & 0xffff_0000);
         values.into_iter().map(short).collect()
