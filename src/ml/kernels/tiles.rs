@@ -17,8 +17,10 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::simd::Path;
 use super::vector::{Eight, Vector};
@@ -91,10 +93,10 @@ impl Shape {
 }
 
 /// Numbers of packed lanes that are used together; they should stay in the second cache.
-const PACKED: usize = 96 << 10;
+const PACKED: usize = 100 << 10;
 
 /// Longest part of a sum whose lanes are packed at once.
-const DEPTH: usize = 512;
+const DEPTH: usize = 640;
 
 /// A line of the cache.
 #[repr(C, align(64))]
@@ -123,7 +125,12 @@ impl Product {
     /// Lanes that are packed together.
     pub(super) fn block(&self) -> usize {
         let panel = self.shape.lanes();
-        (PACKED / self.k.clamp(1, DEPTH) / panel * panel).clamp(panel, 10 * panel)
+        (PACKED / self.depth().max(1) / panel * panel).clamp(panel, 10 * panel)
+    }
+
+    /// Steps of the sum that are taken together: even parts, as a short one would cost as much as a longer.
+    fn depth(&self) -> usize {
+        self.k.div_ceil(self.k.div_ceil(DEPTH).max(1))
     }
 
     /// What the product costs, in cycles as far as they can be told.
@@ -228,12 +235,16 @@ unsafe fn avx2(product: &Product, rows: Range<usize>, lanes: Range<usize>, buffe
     unsafe { run::<Narrow<__m256>>(product, rows, lanes, buffers) }
 }
 
+/// Most rows of a tile.
+const MOST_ROWS: usize = 8;
+
 /// Where a tile starts and ends.
 #[derive(Clone, Copy)]
 struct Tile {
-    /// Rows: number `i`, step `k` at `i * stride + k * step`.
-    rows: *const f32,
-    stride: usize,
+    /// Where the rows start.
+    rows: [*const f32; MOST_ROWS],
+    /// Whether the rows are neighbours, each step `step` behind the last; they are whole in one piece otherwise.
+    side_by_side: bool,
     step: usize,
     /// Packed lanes, (k, lanes).
     lanes: *const f32,
@@ -257,12 +268,12 @@ enum End {
 /// Steps between two looks at the counter.
 const UNROLLED: usize = 4;
 
-/// Adds the products of one step to the sums.
+/// Adds the products of one step to the sums, with the numbers of each row `at` behind its start.
 #[inline(always)]
 unsafe fn step<V: Vector, const R: usize, const C: usize>(
     sums: &mut [[V; C]; R],
-    rows: *const f32,
-    stride: usize,
+    rows: [*const f32; R],
+    at: usize,
     lanes: *const f32,
 ) {
     unsafe {
@@ -271,10 +282,39 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
             values[column] = V::load(lanes.add(column * V::LANES));
         }
         for row in 0..R {
-            let factor = V::splat(*rows.add(row * stride));
+            let factor = V::splat(*rows[row].wrapping_add(at));
             for column in 0..C {
                 sums[row][column] = factor.fma(values[column], sums[row][column]);
             }
+        }
+    }
+}
+
+/// Adds the products of `left` steps to the sums.
+#[inline(always)]
+unsafe fn add_products<V: Vector, const R: usize, const C: usize>(
+    sums: &mut [[V; C]; R],
+    mut rows: [*const f32; R],
+    step_size: usize,
+    mut lanes: *const f32,
+    mut left: usize,
+) {
+    unsafe {
+        while left >= UNROLLED {
+            for at in 0..UNROLLED {
+                // No step's lanes are read before its turn: there are no more registers than one step needs.
+                compiler_fence(Ordering::SeqCst);
+                step(sums, rows, at * step_size, lanes);
+                lanes = lanes.add(C * V::LANES);
+            }
+            rows = rows.map(|row| row.wrapping_add(UNROLLED * step_size));
+            left -= UNROLLED;
+        }
+        while left > 0 {
+            step(sums, rows, 0, lanes);
+            lanes = lanes.add(C * V::LANES);
+            rows = rows.map(|row| row.wrapping_add(step_size));
+            left -= 1;
         }
     }
 }
@@ -291,21 +331,12 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(tile: Tile) {
                 }
             }
         }
-        let (mut rows, mut lanes) = (tile.rows, tile.lanes);
-        let mut left = tile.k;
-        while left >= UNROLLED {
-            for _ in 0..UNROLLED {
-                step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
-                rows = rows.wrapping_add(tile.step);
-                lanes = lanes.add(C * V::LANES);
-            }
-            left -= UNROLLED;
-        }
-        while left > 0 {
-            step::<V, R, C>(&mut sums, rows, tile.stride, lanes);
-            rows = rows.wrapping_add(tile.step);
-            lanes = lanes.add(C * V::LANES);
-            left -= 1;
+        if tile.side_by_side {
+            let rows = std::array::from_fn(|row| tile.rows[0].wrapping_add(row));
+            add_products(&mut sums, rows, tile.step, tile.lanes, tile.k);
+        } else {
+            let rows = std::array::from_fn(|row| tile.rows[row]);
+            add_products(&mut sums, rows, 1, tile.lanes, tile.k);
         }
         for row in 0..R {
             for column in 0..C {
@@ -324,7 +355,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(tile: Tile) {
 
 /// Cuts a number of vectors into panels of at most `most`.
 #[inline(always)]
-fn panels(mut vectors: usize, most: usize) -> impl Iterator<Item = usize> {
+fn panels(mut vectors: usize, most: usize) -> impl Iterator<Item = usize> + Clone {
     std::iter::from_fn(move || {
         let take = match vectors {
             0 => return None,
@@ -358,7 +389,7 @@ unsafe fn run<T: Tiles>(
         most,
         ..
     } = shape;
-    let block = product.block();
+    let (block, depth) = (product.block(), product.depth());
     let tile_size = tile_rows * vector * most;
     let end = if out.accumulate {
         End::Add(out.scale)
@@ -371,20 +402,13 @@ unsafe fn run<T: Tiles>(
         let vectors = (last - first).div_ceil(vector);
         let mut start = 0;
         loop {
-            let length = (k - start).min(DEPTH);
+            let length = (k - start).min(depth);
             let packed = room(&mut buffers.lanes, vectors * vector * length);
-            let (mut at, mut lane) = (packed, first);
-            for width in panels(vectors, most) {
-                let width = width * vector;
-                unsafe {
-                    let from = lanes_of
-                        .at
-                        .add(lane * lanes_of.stride + start * lanes_of.step);
-                    let count = width.min(last - lane);
-                    pack::<T::Copied>(at, from, lanes_of, count, width, length);
-                    at = at.add(width * length);
-                }
-                lane += width;
+            let widths = panels(vectors, most).map(|vectors| vectors * vector);
+            unsafe {
+                let from = lanes_of.at;
+                let from = from.add(first * lanes_of.stride + start * lanes_of.step);
+                pack::<T::Copied>(packed, widths, from, lanes_of, (last - first, length));
             }
             let ends = start + length == k;
             let in_one = ends && start == 0;
@@ -404,9 +428,14 @@ unsafe fn run<T: Tiles>(
                 let far = step != 1 && (stride != 1 || vectors > 2 * most);
                 if count < tile_rows || far {
                     let copy = room(&mut buffers.rows, tile_rows * length);
-                    unsafe { pack::<T::Copied>(copy, from, rows_of, count, tile_rows, length) };
+                    let width = std::iter::once(tile_rows);
+                    unsafe { pack::<T::Copied>(copy, width, from, rows_of, (count, length)) };
                     (from, stride, step) = (copy, 1, tile_rows);
                 }
+                let rows = std::array::from_fn(|row| from.wrapping_add(row * stride));
+                // The compiler must not know that they lie evenly apart: it would work out each address from the one before,
+                // and the sums would wait for these additions.
+                let rows = if stride == 1 { rows } else { black_box(rows) };
                 let (mut at, mut lane) = (packed, first);
                 for (panel, vectors) in panels(vectors, most).enumerate() {
                     let width = vectors * vector;
@@ -427,8 +456,8 @@ unsafe fn run<T: Tiles>(
                         T::compute(
                             vectors,
                             Tile {
-                                rows: from,
-                                stride,
+                                rows,
+                                side_by_side: stride == 1,
                                 step,
                                 lanes: at,
                                 k: length,
@@ -476,21 +505,40 @@ unsafe fn write(
     }
 }
 
-/// Copies `count` vectors of an operand side by side: (length, width), the rest zeros.
+/// Copies `count` vectors of an operand into panels of some widths, (length, width) each; what is left of the last one is
+/// zeros.
 #[inline(always)]
 unsafe fn pack<V: Eight>(
-    to: *mut f32,
-    from: *const f32,
+    mut to: *mut f32,
+    widths: impl Iterator<Item = usize> + Clone,
+    mut from: *const f32,
     operand: Operand,
-    count: usize,
-    width: usize,
-    length: usize,
+    (mut count, length): (usize, usize),
 ) {
     unsafe {
         if operand.stride == 1 {
-            copy::<V>(to, width, from, operand.step, (count, length));
+            copy::<V>(to, widths, from, operand.step, (count, length));
             return;
         }
+        for width in widths {
+            gather::<V>(to, width, from, operand, (count.min(width), length));
+            to = to.add(width * length);
+            from = from.wrapping_add(width * operand.stride);
+            count = count.saturating_sub(width);
+        }
+    }
+}
+
+/// Copies `count` vectors of an operand side by side: (length, width), the rest zeros.
+#[inline(always)]
+unsafe fn gather<V: Eight>(
+    to: *mut f32,
+    width: usize,
+    from: *const f32,
+    operand: Operand,
+    (count, length): (usize, usize),
+) {
+    unsafe {
         let mut done = 0;
         if operand.step == 1 {
             while done + V::LANES <= count {
@@ -517,7 +565,7 @@ unsafe fn pack<V: Eight>(
 }
 
 /// Steps between what is copied and what is asked for.
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 
 /// Asks for the lines of some numbers.
 #[inline(always)]
@@ -532,26 +580,33 @@ fn ask_for(from: *const f32, count: usize) {
     let _ = (from, count);
 }
 
-/// Copies `count` neighbours of each step; the rest of the width is zeros.
+/// Copies `count` neighbours of each step into panels of some widths; what is left of the last one is zeros.
 #[inline(always)]
 unsafe fn copy<V: Vector>(
     to: *mut f32,
-    width: usize,
+    widths: impl Iterator<Item = usize> + Clone,
     from: *const f32,
     step: usize,
     (count, length): (usize, usize),
 ) {
     unsafe {
-        let whole = count / V::LANES * V::LANES;
         for k in 0..length {
-            let (to, from) = (to.add(k * width), from.add(k * step));
+            let from = from.add(k * step);
             // The steps lie too far apart for the processor to foresee.
             ask_for(from.wrapping_add(AHEAD * step), count);
-            for at in (0..whole).step_by(V::LANES) {
-                V::load(from.add(at)).store(to.add(at));
-            }
-            for at in whole..width {
-                *to.add(at) = if at < count { *from.add(at) } else { 0.0 };
+            let (mut panel, mut done) = (to, 0);
+            for width in widths.clone() {
+                let (to, from) = (panel.add(k * width), from.wrapping_add(done));
+                let here = width.min(count - done);
+                let whole = here / V::LANES * V::LANES;
+                for at in (0..whole).step_by(V::LANES) {
+                    V::load(from.add(at)).store(to.add(at));
+                }
+                for at in whole..width {
+                    *to.add(at) = if at < here { *from.add(at) } else { 0.0 };
+                }
+                panel = panel.add(width * length);
+                done += here;
             }
         }
     }
