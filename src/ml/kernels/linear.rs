@@ -3,6 +3,8 @@
 //! candle's own product computes and keeps a gradient for both operands, frozen or not. Here an operand
 //! that nothing trainable feeds gets none.
 
+use std::sync::OnceLock;
+
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::given::with_gradient;
@@ -204,6 +206,7 @@ pub fn lora_linear(
         weight: weight.contiguous()?,
         scale: scale as f32,
         dropout,
+        inner: OnceLock::new(),
     };
     x.contiguous()?
         .apply_op3(&a.contiguous()?, &b.contiguous()?, operation)
@@ -232,6 +235,8 @@ struct LoraLinear {
     weight: Tensor,
     scale: f32,
     dropout: Option<DropoutMask>,
+    /// `dropout(x) A^T` of the forward pass: (rows, rank).
+    inner: OnceLock<Vec<f32>>,
 }
 
 impl LoraLinear {
@@ -284,6 +289,8 @@ impl CustomOp3 for LoraLinear {
             ],
             Threads::All,
         )?;
+        // An operation runs forward once; a second run would find the same numbers.
+        let _ = self.inner.set(inner);
         Ok((
             CpuStorage::F32(out),
             output_shape(x_layout.shape(), outputs),
@@ -313,15 +320,20 @@ impl CustomOp3 for LoraLinear {
         let input = Matrix::new(dropped.as_deref().unwrap_or(x_values), rows, inputs, inputs);
 
         // scale * g B, which A's and the input's gradients share: (rows, rank)
-        let scaled = |a, b| {
-            let scale = self.scale;
-            product_sum(&[Term { a, b, scale }], Threads::All)
+        let scale = self.scale;
+        let by_b = Term {
+            a: gradient,
+            b: b_matrix,
+            scale,
         };
-        let inner_gradient = scaled(gradient, b_matrix)?;
+        let inner_gradient = product_sum(&[by_b], Threads::All)?;
         let inner_gradient = Matrix::new(&inner_gradient, rows, rank, rank);
         let to_a = product_like(inner_gradient.t(), input, a)?;
 
-        let inner = scaled(input, a_matrix.t())?;
+        let Some(inner) = self.inner.get() else {
+            bail!("BUG: a gradient before its forward pass");
+        };
+        let inner: Vec<f32> = inner.iter().map(|value| value * scale).collect();
         let to_b = product_like(gradient.t(), Matrix::new(&inner, rows, rank, rank), b)?;
 
         let to_x = if x.track_op() {

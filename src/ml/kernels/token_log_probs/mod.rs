@@ -19,10 +19,10 @@ use super::threads;
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
 pub const IGNORED: u32 = u32::MAX;
 
-/// Rows whose logits exist at the same time in the forward pass: the head is read once for as many.
-const FORWARD_ROWS: usize = 256;
+/// Numbers of the logits that exist at the same time in the forward pass: a quarter of a gibibyte.
+const FORWARD_LOGITS: usize = 1 << 26;
 
-/// Those in the backward pass, where the gradient of a trained head is a sum over them.
+/// Rows whose logits exist at the same time in the backward pass, where the gradient of a trained head is a sum over them.
 const BACKWARD_ROWS: usize = 128;
 
 /// Log-probabilities of targets and the normalisers of their distributions.
@@ -194,7 +194,9 @@ impl CustomOp2 for Head {
         let mut out = vec![0f32; rows * columns];
         let mut inputs = Vec::new();
         let mut expected = Vec::new();
-        for chunk in self.active.chunks(FORWARD_ROWS) {
+        // The head is read once for as many rows.
+        let rows_at_once = (FORWARD_LOGITS / vocabulary.max(1)).clamp(BACKWARD_ROWS, 512);
+        for chunk in self.active.chunks(rows_at_once) {
             let shape = (vocabulary, width);
             let mut logits = self.logits(hidden, weight, shape, chunk, &mut inputs)?;
             for (row, logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
