@@ -88,46 +88,47 @@ fn products_are_chains_on_every_path_and_number_of_threads() {
         })
         .into();
     let sizes = [1, 2, 7, 17, 63, 65];
-    for (m, n) in sizes.into_iter().flat_map(|m| sizes.map(|n| (m, n))) {
-        for k in [1, 2, 7, 64, 511, 3000] {
-            let label = format!("{m} {n} {k}");
-            // Long sums with NaN in them would be NaN all over.
-            let numbers = if k < 100 { hostile } else { normal };
-            let (a, b) = (
-                numbers(&label, m * k),
-                numbers(&(label.clone() + "b"), k * n),
-            );
-            let (a_t, b_t) = (transposed(&a, m, k), transposed(&b, k, n));
-            let old = normal("old", m * n);
-            for add in [false, true] {
-                let mut expected = old.clone();
-                chain(&mut expected, &a, &b, (m, n, k), add);
-                let expected: Vec<u32> = expected.into_iter().map(bits).collect();
-                for path in paths() {
-                    path.choose();
-                    for (layout, a, b) in [
-                        ("a b", Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n)),
-                        (
-                            "a b^T",
-                            Matrix::new(&a, m, k, k),
-                            Matrix::new(&b_t, n, k, k).t(),
-                        ),
-                        (
-                            "a^T b",
-                            Matrix::new(&a_t, k, m, m).t(),
-                            Matrix::new(&b, k, n, n),
-                        ),
-                    ] {
-                        for pool in &pools {
-                            let mut out = old.clone();
-                            pool.install(|| multiply(&mut out, n, a, b, 0.7, add, Threads::All))
-                                .unwrap();
-                            let same = out.iter().map(|x| bits(*x)).eq(expected.iter().copied());
-                            let threads = pool.current_num_threads();
-                            assert!(same, "{label} {layout} {path:?} {threads} {add}");
-                            if m * n * k < 1 << 17 {
-                                break;
-                            }
+    let shapes = sizes.into_iter().flat_map(|m| sizes.map(|n| (m, n)));
+    let shapes = shapes.flat_map(|(m, n)| [1, 2, 7, 64, 511, 3001].map(|k| (m, n, k)));
+    // Several blocks of lanes in several parts of the sum, of rows and of columns, none of them whole.
+    for (m, n, k) in shapes.chain([(17, 401, 1283), (401, 17, 1283)]) {
+        let label = format!("{m} {n} {k}");
+        // Long sums with NaN in them would be NaN all over.
+        let numbers = if k < 100 { hostile } else { normal };
+        let (a, b) = (
+            numbers(&label, m * k),
+            numbers(&(label.clone() + "b"), k * n),
+        );
+        let (a_t, b_t) = (transposed(&a, m, k), transposed(&b, k, n));
+        let old = normal("old", m * n);
+        for add in [false, true] {
+            let mut expected = old.clone();
+            chain(&mut expected, &a, &b, (m, n, k), add);
+            let expected: Vec<u32> = expected.into_iter().map(bits).collect();
+            for path in paths() {
+                path.choose();
+                for (layout, a, b) in [
+                    ("a b", Matrix::new(&a, m, k, k), Matrix::new(&b, k, n, n)),
+                    (
+                        "a b^T",
+                        Matrix::new(&a, m, k, k),
+                        Matrix::new(&b_t, n, k, k).t(),
+                    ),
+                    (
+                        "a^T b",
+                        Matrix::new(&a_t, k, m, m).t(),
+                        Matrix::new(&b, k, n, n),
+                    ),
+                ] {
+                    for pool in &pools {
+                        let mut out = old.clone();
+                        pool.install(|| multiply(&mut out, n, a, b, 0.7, add, Threads::All))
+                            .unwrap();
+                        let same = out.iter().map(|x| bits(*x)).eq(expected.iter().copied());
+                        let threads = pool.current_num_threads();
+                        assert!(same, "{label} {layout} {path:?} {threads} {add}");
+                        if m * n * k < 1 << 17 {
+                            break;
                         }
                     }
                 }

@@ -128,7 +128,7 @@ impl Product {
         (PACKED / self.depth().max(1) / panel * panel).clamp(panel, 10 * panel)
     }
 
-    /// Steps of the sum that are taken together: even parts, as a short one would cost as much as a longer.
+    /// Steps of the sum that are taken together: even parts, as each loads and stores all sums, a short one for little.
     fn depth(&self) -> usize {
         self.k.div_ceil(self.k.div_ceil(DEPTH).max(1))
     }
@@ -243,7 +243,8 @@ const MOST_ROWS: usize = 8;
 struct Tile {
     /// Where the rows start.
     rows: [*const f32; MOST_ROWS],
-    /// Whether the rows are neighbours, each step `step` behind the last; they are whole in one piece otherwise.
+    /// Whether the numbers of a step are neighbours, `step` behind those of the step before; the numbers of each row are
+    /// neighbours otherwise, and `step` is not used.
     side_by_side: bool,
     step: usize,
     /// Packed lanes, (k, lanes).
@@ -302,7 +303,7 @@ unsafe fn add_products<V: Vector, const R: usize, const C: usize>(
     unsafe {
         while left >= UNROLLED {
             for at in 0..UNROLLED {
-                // No step's lanes are read before its turn: there are no more registers than one step needs.
+                // No step's lanes are read before its turn: there are hardly more registers than one step needs.
                 compiler_fence(Ordering::SeqCst);
                 step(sums, rows, at * step_size, lanes);
                 lanes = lanes.add(C * V::LANES);
@@ -407,7 +408,7 @@ unsafe fn run<T: Tiles>(
             let widths = panels(vectors, most).map(|vectors| vectors * vector);
             unsafe {
                 let from = lanes_of.at;
-                let from = from.add(first * lanes_of.stride + start * lanes_of.step);
+                let from = from.wrapping_add(first * lanes_of.stride + start * lanes_of.step);
                 pack::<T::Copied>(packed, widths, from, lanes_of, (last - first, length));
             }
             let ends = start + length == k;
@@ -421,8 +422,9 @@ unsafe fn run<T: Tiles>(
             let kept = room(&mut buffers.sums, kept);
             for (index, row) in row_range.clone().step_by(tile_rows).enumerate() {
                 let count = tile_rows.min(row_range.end - row);
-                let mut from =
-                    unsafe { rows_of.at.add(row * rows_of.stride + start * rows_of.step) };
+                let mut from = rows_of
+                    .at
+                    .wrapping_add(row * rows_of.stride + start * rows_of.step);
                 let (mut stride, mut step) = (rows_of.stride, rows_of.step);
                 // Rows whose steps lie apart are read where they are if they are read a few times only.
                 let far = step != 1 && (stride != 1 || vectors > 2 * most);
@@ -432,6 +434,7 @@ unsafe fn run<T: Tiles>(
                     unsafe { pack::<T::Copied>(copy, width, from, rows_of, (count, length)) };
                     (from, stride, step) = (copy, 1, tile_rows);
                 }
+                assert!(stride == 1 || step == 1, "BUG: rows of a tile in pieces");
                 let rows = std::array::from_fn(|row| from.wrapping_add(row * stride));
                 // The compiler must not know that they lie evenly apart: it would work out each address from the one before,
                 // and the sums would wait for these additions.
@@ -545,7 +548,7 @@ unsafe fn gather<V: Eight>(
                 turn::<V>(
                     to.add(done),
                     width,
-                    from.add(done * operand.stride),
+                    from.wrapping_add(done * operand.stride),
                     operand.stride,
                     length,
                 );

@@ -2,13 +2,10 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::{Head, IGNORED, TokenLogProbs};
+use super::{Head, IGNORED, LOGITS, TokenLogProbs};
 use crate::ml::kernels::given::with_gradient;
 use crate::ml::kernels::linear::composed_linear;
 use crate::ml::kernels::product::product;
-
-/// Numbers of the logits that exist at the same time: a quarter of a gibibyte.
-const LOGITS: usize = 1 << 26;
 
 /// Computes log-probabilities without keeping the logits; see [`token_log_probs`](super::token_log_probs).
 pub(super) fn apply(head: &Head, hidden: &Tensor, weight: &Tensor) -> Result<TokenLogProbs> {

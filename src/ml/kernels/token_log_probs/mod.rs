@@ -1,12 +1,13 @@
 //! Log-probabilities of chosen tokens under a linear head, without keeping the logits.
 //!
-//! For a vocabulary of 49,152 the logits of 512 tokens take 100 MB, and their softmax and gradient as much
-//! again. Here rows are handled in chunks. Under a frozen head the forward pass keeps `p W`, one row of `width`
+//! For a vocabulary of 49,152 the logits of 4,096 tokens take 800 MB, and their softmax and gradient as much
+//! again. Here rows are handled in chunks, in place. Under a frozen head the forward pass keeps `p W`, one row of `width`
 //! numbers for each row of logits, from which the gradient of the hidden states follows without another product;
 //! under a trained head the backward pass computes the logits once more.
 
 mod composed;
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -19,8 +20,12 @@ use super::threads;
 /// A target that asks for nothing: its log-probability is 0 and it gives no gradient.
 pub const IGNORED: u32 = u32::MAX;
 
-/// Numbers of the logits that exist at the same time in the forward pass: a quarter of a gibibyte.
-const FORWARD_LOGITS: usize = 1 << 26;
+/// Rows whose logits exist at the same time in the forward pass, for each of which the head is read once: as many as
+/// [`LOGITS`] allows, within these bounds.
+const FORWARD_ROWS: RangeInclusive<usize> = 128..=512;
+
+/// Numbers of logits that should exist at the same time: a quarter of a gibibyte.
+const LOGITS: usize = 1 << 26;
 
 /// Rows whose logits exist at the same time in the backward pass, where the gradient of a trained head is a sum over them.
 const BACKWARD_ROWS: usize = 128;
@@ -194,9 +199,13 @@ impl CustomOp2 for Head {
         let mut out = vec![0f32; rows * columns];
         let mut inputs = Vec::new();
         let mut expected = Vec::new();
-        // The head is read once for as many rows.
-        let rows_at_once = (FORWARD_LOGITS / vocabulary.max(1)).clamp(BACKWARD_ROWS, 512);
-        for chunk in self.active.chunks(rows_at_once) {
+        let most = (LOGITS / vocabulary.max(1)).clamp(*FORWARD_ROWS.start(), *FORWARD_ROWS.end());
+        // Even chunks take less memory.
+        let chunks = self.active.len().div_ceil(most).max(1);
+        for chunk in self
+            .active
+            .chunks(self.active.len().div_ceil(chunks).max(1))
+        {
             let shape = (vocabulary, width);
             let mut logits = self.logits(hidden, weight, shape, chunk, &mut inputs)?;
             for (row, logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
