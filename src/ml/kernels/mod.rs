@@ -45,6 +45,7 @@ pub(super) mod host;
 mod matmul;
 mod one_row;
 pub(super) mod packed_weight;
+mod packing;
 pub mod simd;
 pub(in crate::ml) mod threads;
 mod tiles;
